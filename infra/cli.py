@@ -1,0 +1,164 @@
+"""cloze run|plan|status|report|submit CONFIG [key=value ...]"""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.config import UserError
+
+if TYPE_CHECKING:
+    from infra.run import Run
+
+_EPILOG = """examples:
+  cloze run configs/quickstart.yaml                        every stage that is not done yet
+  cloze plan configs/quickstart.yaml vocab.size=8000       what that change would run again
+  cloze run configs/quickstart.yaml root=s3://bucket/runs  the same, on S3
+  cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0: done; 1: a bug or a fault of the machine, with a traceback; 2: one line that says what to mend."""
+    options = _parser().parse_args(arguments)
+    # A terminated driver must end as an interrupted one does: workers stopped, the last line said.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return int(options.command(options))
+    except KeyboardInterrupt:
+        print("\ncloze: stopped; the same command goes on from what is finished", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            traceback.print_exception(error)
+            return 1
+        print(f"cloze: {message}", file=sys.stderr)
+        return 2
+
+
+def explain(error: BaseException | None) -> str | None:
+    """The line for a fault that a user can mend, however deep a runner has wrapped it; None for any other."""
+    seen: list[BaseException] = []
+    pending = [error]
+    while pending:
+        current = pending.pop(0)
+        if current is None or current in seen:
+            continue
+        seen.append(current)
+        if isinstance(current, UserError):
+            return str(current)
+        if isinstance(current, OSError) and (line := _explain_os_error(current)):
+            return line
+        pending += [current.__cause__, getattr(current, "cause", None), current.__context__]
+    return None
+
+
+def _explain_os_error(error: OSError) -> str | None:
+    mends = {
+        errno.ENOSPC: "no space is left on the device; free some or set root= to another disk",
+        errno.EDQUOT: "the disk quota is used up; free some or set root= to another disk",
+        errno.EACCES: "no permission; change the folder's owner or set root= to a folder of yours",
+        errno.EPERM: "not permitted; change the folder's owner or set root= to a folder of yours",
+        errno.EROFS: "the file system is read-only; set root= to a folder that can be written",
+        errno.ENOTDIR: "a part of that path is a file, not a folder; correct the path",
+    }
+    if error.errno in mends:
+        name = error.filename2 or error.filename
+        return f"{name}: {mends[error.errno]}" if name else mends[error.errno]
+    text = str(error)
+    if "AWS Error" in text or "S3" in text:  # pyarrow gives the service's answer as text alone
+        first = " ".join(text.split())
+        return f"S3: {first[:300]}; check root=, AWS_ENDPOINT_URL, AWS_REGION and the credentials"
+    return None
+
+
+def _run(options: argparse.Namespace) -> int:
+    run = _load(options)
+    from infra.workflow import materialize
+
+    return materialize(run, options.config, options.overrides, until=options.until, force=options.force or [])
+
+
+def _plan(options: argparse.Namespace) -> int:
+    run = _load(options)
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "", "why", "output", box=None, pad_edge=False, header_style="bold")
+    for step in run.plan(options.until, options.force or []):
+        waits = next((name for label, name in step.stage.inputs.items() if label == "checkpoint"), "")
+        output = step.output.location.uri if step.output else f"after {waits or 'the stages before it'}"
+        table.add_row(step.stage.name, "run" if step.action == "wait" else step.action, step.reason, output)
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    run = _load(options)
+    from infra.status import print_status
+
+    print_status(run)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    run = _load(options)
+    from infra.report import render_run
+
+    print(render_run(run))
+    return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    _load(options)  # a wrong configuration is said here, not on the cluster
+    from infra.launch.ray_jobs import submit
+
+    return submit(options.config, options.overrides, options.cluster, until=options.until, force=options.force or [])
+
+
+def _load(options: argparse.Namespace) -> "Run":
+    # Both packages look for these at import time.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
+    from infra.run import Run, RunConfig
+    from pipeline.config import load
+
+    run = Run(load(RunConfig, options.config, options.overrides))
+    for name in [*(options.force or []), *([options.until] if options.until else [])]:
+        run.stage(name)
+    return run
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cloze",
+        description="A Wikipedia dump, books or a team's own documents in; a pretrained, fine-tuned BERT out.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, function, text in (
+        ("run", _run, "bring about every output that is not there yet"),
+        ("plan", _plan, "say what `run` would do, and why"),
+        ("status", _status, "say how far each stage is"),
+        ("report", _report, "write the page about the run, from what is finished"),
+        ("submit", _submit, "send the run to a Ray cluster, follow its log, return its exit status"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
+        command.add_argument("overrides", metavar="key=value", nargs="*", help="for example pretrain.seed=7")
+        command.add_argument("--until", metavar="STAGE", help="stop after this stage")
+        command.add_argument("--force", metavar="STAGE", action="append", help="run this stage again (repeatable)")
+        if name == "submit":
+            command.add_argument("--cluster", metavar="YAML", required=True, help="such as configs/clusters/local.yaml")
+        command.set_defaults(command=function)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

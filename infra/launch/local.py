@@ -1,0 +1,40 @@
+"""A Ray session for the stages that need one: the cluster this process belongs to, or one started on this machine."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Workers import the package from wherever the driver found it, also when it is not installed.
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+
+#: What Ray is told before it starts: no statistics sent home, no warnings that no user can mend.
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+
+
+@contextmanager
+def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+    """Inside, Ray runs: RAY_ADDRESS's cluster (a submitted job has one), or a local one that ends with us."""
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"num_cpus": num_cpus, "include_dashboard": False}
+    path = os.environ.get("PYTHONPATH", "")
+    ray.init(**options, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [_PACKAGE_ROOT, path]))}})
+    try:
+        yield
+    finally:
+        ray.shutdown()

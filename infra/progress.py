@@ -1,0 +1,82 @@
+"""What a person sees while a run works: which stage, how far, how long still."""
+
+import sys
+import time
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+_EVERY_SECONDS = 10.0  # between two lines where the output is no terminal
+
+
+class Display:
+    """A line for each stage that is done and a live bar for the one at work; plain lines where there is no terminal."""
+
+    def __init__(self, stages: list[str], stream: TextIO | None = None):
+        self._stages = stages
+        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._stage = ""
+        self._began = 0.0
+        self._first: tuple[float, float] | None = None  # when progress was first told, and how much was done then
+        self._shown = 0.0
+
+    def __call__(self, stage: str, done: float, total: float, unit: str, note: str = "") -> None:
+        """Progress inside a stage: `done` of `total` `unit`."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        line = f"{self._head(stage)}  {_bar(done, total)} {done:,.0f}/{total:,.0f} {unit}{self._left(now, done, total)}"
+        self._show(f"{line}  {note}".rstrip(), now, last=done >= total)
+
+    def start(self, stage: str, action: str, reason: str) -> None:
+        self._stage, self._began, self._first, self._shown = stage, time.monotonic(), None, 0.0
+        self._show(f"{self._head(stage)}  {action}: {reason}", self._began, last=True)
+
+    def finish(self, stage: str, summary: str) -> None:
+        self.close()
+        self._console.print(Text(f"{self._head(stage)}  {summary}", overflow="fold"))
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def _head(self, stage: str) -> str:
+        width = max(map(len, self._stages))
+        place = f"{self._stages.index(stage) + 1}/{len(self._stages)}"
+        return f"[{place:>5}] {stage:<{width}}"
+
+    def _left(self, now: float, done: float, total: float) -> str:
+        assert self._first is not None
+        since, before = self._first
+        if done <= before or done >= total:
+            return ""
+        return f", {duration((now - since) / (done - before) * (total - done))} left"
+
+    def _show(self, line: str, now: float, last: bool) -> None:
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self._console, transient=True, auto_refresh=False)
+                self._live.start()
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        elif now - self._shown >= _EVERY_SECONDS and not (last and self._shown):
+            self._shown = now
+            self._console.print(Text(line))
+
+
+def _bar(done: float, total: float, width: int = 24) -> str:
+    full = int(width * min(1.0, done / total)) if total else width
+    return "█" * full + "░" * (width - full)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

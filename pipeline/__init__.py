@@ -1,0 +1,1 @@
+"""The ground floor: a dump, books or documents become training examples."""

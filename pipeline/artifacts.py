@@ -1,0 +1,285 @@
+"""Where a stage's output lives, what its manifest says, and what of it is there already.
+
+A stage's output is the folder <root>/<stage>/<fingerprint>/. The fingerprint covers the stage's VERSION, its
+configuration without what is marked `Compute`, and its inputs' fingerprints. Parts (shards, checkpoints' records)
+are committed one by one, each with a record under parts/; manifest.json is written last. No manifest, no artifact.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.config import Config, UserError
+from pipeline.storage import Location
+
+Reporter = Callable[[float, float, str, str], None]  # done, total, unit, note
+
+_PACKAGES = ("apache-beam", "deepspeed", "numpy", "pyarrow", "ray", "tokenizers", "torch")
+_BLOCK = 1 << 20
+
+
+class FileRecord(Config):
+    """What a manifest promises of one file."""
+
+    sha256: str
+    bytes: int
+
+
+class Part(Config):
+    """The record of a finished piece of an artifact: its files, and counts that add up over the parts."""
+
+    name: str
+    files: dict[str, FileRecord]
+    counts: dict[str, int]
+    drops: dict[str, int]
+    facts: dict[str, Any]
+
+
+class Manifest(Config):
+    """What an artifact holds and where it comes from."""
+
+    stage: str
+    version: int
+    fingerprint: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    counts: dict[str, int]
+    drops: dict[str, int]
+    files: dict[str, FileRecord]
+    facts: dict[str, Any]
+    seconds: float
+    finished: str
+    versions: dict[str, str]
+    git_commit: str
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that a user brought. Its path is no part of any fingerprint: its bytes are, and what its suffix says."""
+
+    uri: str
+    sha256: str
+    bytes: int
+
+    @property
+    def location(self) -> Location:
+        return Location(self.uri)
+
+    @property
+    def identity(self) -> str:
+        return self.sha256 + self.location.suffix
+
+
+def fingerprint(stage: str, version: int, identity: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """16 hex digits that name a stage's output: equal for equal identity and inputs, whatever the machine."""
+    covered = {"stage": stage, "version": version, "config": identity, "inputs": inputs}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A stage's output folder, finished or not."""
+
+    location: Location
+    stage: str
+    fingerprint: str
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Raises UserError when the artifact is not finished or its manifest is damaged."""
+        manifest = read_manifest(self.location)
+        if manifest is None:
+            raise UserError(f"{self.location}: is not finished; run the stage {self.stage} first")
+        return manifest
+
+    def files(self, prefix: str = "") -> list[Location]:
+        """The manifest's files whose relative path starts with `prefix`, sorted."""
+        return [self.location / name for name in sorted(self.manifest.files) if name.startswith(prefix)]
+
+
+def read_manifest(location: Location) -> Manifest | None:
+    """The manifest of an artifact's folder, None where it is not finished; UserError where it is damaged."""
+    file = location / "manifest.json"
+    if not file.exists():
+        return None
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{file}: is damaged; delete that folder and run again") from error
+
+
+@dataclass
+class Output:
+    """What a stage writes to. Workers get a copy; only the driver's shows progress."""
+
+    location: Location
+    stage: str
+    version: int
+    fingerprint: str
+    reporter: Reporter | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "reporter": None}
+
+    def part(self, name: str) -> Part | None:
+        """The record of a part finished before, if its files are still there in full."""
+        record = self.location / f"parts/{name}.json"
+        if not record.exists():
+            return None
+        try:
+            part = Part.model_validate_json(record.read_bytes())
+        except ValidationError:
+            return None
+        there = all(
+            (self.location / path).is_file() and (self.location / path).size() == file.bytes
+            for path, file in part.files.items()
+        )
+        return part if there else None
+
+    def parts(self) -> list[Part]:
+        """Every part finished so far, by name."""
+        names = [file.uri.removeprefix(f"{self.location.uri}/parts/") for file in (self.location / "parts").files()]
+        return [part for name in names if (part := self.part(name.removesuffix(".json")))]
+
+    def commit(
+        self,
+        name: str,
+        files: Mapping[str, bytes],
+        counts: Mapping[str, int] | None = None,
+        drops: Mapping[str, int] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Part:
+        """Write the part's files (relative path -> bytes), then its record; each appears whole or not at all."""
+        records = {}
+        for path, data in files.items():
+            (self.location / path).write_bytes(data)
+            records[path] = FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+        part = Part(
+            name=name, files=records, counts=dict(counts or {}), drops=dict(drops or {}), facts=dict(facts or {})
+        )
+        (self.location / f"parts/{name}.json").write_text(part.model_dump_json())
+        return part
+
+    def progress(self, done: float, total: float, unit: str, note: str = "") -> None:
+        """Show how far the stage is."""
+        if self.reporter:
+            self.reporter(done, total, unit, note)
+
+    @contextmanager
+    def watch(self, total: int, unit: str) -> Iterator[None]:
+        """While inside, show as progress how many parts are committed, wherever the workers are."""
+        stop = threading.Event()
+        records = self.location / "parts"
+
+        def look() -> None:
+            while not stop.wait(2.0 if self.location.is_s3 else 0.5):
+                self.progress(min(len(records.files()), total), total, unit)
+
+        self.progress(len(records.files()), total, unit)
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        self.progress(len(records.files()), total, unit)
+
+    def finish(
+        self,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        counts: Mapping[str, int] | None = None,
+        drops: Mapping[str, int] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Add the parts' files, counts and drops to what is given and write the manifest: the artifact is there."""
+        parts = self.parts()
+        all_counts, all_drops = Counter(counts or {}), Counter(drops or {})
+        for part in parts:
+            all_counts.update(part.counts)
+            all_drops.update(part.drops)
+        manifest = Manifest(
+            stage=self.stage,
+            version=self.version,
+            fingerprint=self.fingerprint,
+            config=dict(config),
+            inputs=dict(inputs),
+            counts=dict(sorted(all_counts.items())),
+            drops=dict(sorted(all_drops.items())),
+            files={path: file for part in parts for path, file in sorted(part.files.items())},
+            facts=dict(facts or {}),
+            seconds=round(time.monotonic() - self.started, 3),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=versions(),
+            git_commit=git_commit(),
+        )
+        (self.location / "manifest.json").write_text(manifest.model_dump_json(indent=1))
+        self.location.sweep()
+        return manifest
+
+
+def source_file(location: Location, cache_folder: Location) -> SourceFile:
+    """A user's file with the SHA-256 of its bytes, remembered by (URI, size, mtime or ETag) under `cache_folder`."""
+    info = location.info()
+    stamp = _etag(location) if location.is_s3 else str(info.mtime_ns)
+    key = hashlib.sha256(f"{location.fs.type_name} {location.path} {info.size} {stamp}".encode()).hexdigest()[:32]
+    cached = cache_folder / f"{key}.json"
+    if cached.exists():
+        return SourceFile(location.uri, json.loads(cached.read_bytes())["sha256"], int(info.size))
+    digest = hashlib.sha256()
+    with location.open() as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    cached.write_text(json.dumps({"uri": location.uri, "sha256": digest.hexdigest(), "bytes": info.size}))
+    return SourceFile(location.uri, digest.hexdigest(), int(info.size))
+
+
+def _etag(location: Location) -> str:
+    import boto3
+
+    bucket, _, key = location.path.partition("/")
+    return str(boto3.client("s3").head_object(Bucket=bucket, Key=key)["ETag"])
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that make the bytes."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_commit() -> str:
+    """The commit of the code that runs, "+changes" behind it when the tree has any; empty outside a repository."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

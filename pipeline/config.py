@@ -1,0 +1,195 @@
+"""A YAML file and key=value overrides -> one strict, frozen configuration, or one line that says what is wrong."""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+Model = TypeVar("Model", bound="Config")
+Lines = dict[tuple[str | int, ...], int]
+
+
+class UserError(ValueError):
+    """What a user can mend: one line with the file, the value and the mend. The CLI prints it and exits with 2."""
+
+
+class _Compute:
+    """The type of `Compute`."""
+
+
+#: Marks a field that says how or where to run, not what comes out: `workers: Annotated[int, Compute] = 2`.
+Compute = _Compute()
+
+
+class Config(BaseModel):
+    """Strict (no silent conversions), frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The part of a configuration that decides the output: every field that is not marked `Compute`, as plain JSON."""
+    return {
+        name: _plain(getattr(config, name))
+        for name, field in type(config).model_fields.items()
+        if not any(isinstance(mark, _Compute) for mark in field.metadata)
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return identity(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def load(model: type[Model], path: str | Path, overrides: Sequence[str] = ()) -> Model:
+    """Read `path`, apply `key=value` overrides (dots reach inside: pretrain.seed=7, values are YAML), validate.
+
+    Raises UserError: the file is missing or no YAML, an override has no `=`, a key is unknown, a value impossible.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a configuration file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; give the path of a YAML configuration file") from error
+    data, lines = _parse(text, str(path))
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds no keys; a configuration is a YAML mapping such as configs/quickstart.yaml")
+    origin: dict[tuple[str | int, ...], str] = {}
+    for override in overrides:
+        keys = _override(data, override)
+        origin[keys] = override
+    try:
+        return model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise UserError(_first_error(error, model, data, str(path), lines, origin)) from None
+
+
+def _override(data: Any, override: str) -> tuple[str | int, ...]:
+    """Set one `key=value` in nested plain data; returns the key's path."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise UserError(f"{override}: is not an override; write key=value, for example pretrain.seed=7")
+    value, _ = _parse(text, override)
+    path: list[str | int] = []
+    node: Any = data
+    *parents, last = dotted.split(".")
+    for key in parents:
+        path.append(_step(node, key, override))
+        node = node.setdefault(key, {}) if isinstance(node, dict) else node[path[-1]]
+    path.append(_step(node, last, override))
+    node[path[-1]] = value
+    return tuple(path)
+
+
+def _step(node: Any, key: str, override: str) -> str | int:
+    if isinstance(node, dict):
+        return key
+    if isinstance(node, list):
+        names = [item.get("name") for item in node if isinstance(item, dict)]
+        if key in names:
+            return names.index(key)
+        if key.isdigit() and int(key) < len(node):
+            return int(key)
+        choices = ", ".join([*(str(name) for name in names if name), f"0 to {len(node) - 1}"])
+        raise UserError(f"{override}: {key} is not in that list; it has {choices}")
+    raise UserError(f"{override}: {key} stands inside a single value; give the key that holds it instead")
+
+
+def _first_error(
+    error: ValidationError, model: type[Config], data: Any, path: str, lines: Lines, origin: Mapping[Any, str]
+) -> str:
+    errors = error.errors()
+    first = min(errors, key=lambda found: found["type"] != "extra_forbidden")  # a misspelt key is missed elsewhere
+    keys: list[str | int] = []
+    node = data
+    for key in first["loc"]:  # pydantic adds the names of union members, which are no keys of the data
+        inside = key in node if isinstance(node, dict) else isinstance(node, list) and isinstance(key, int)
+        if inside:
+            node = node[key]
+            keys.append(key)
+        elif first["type"] == "missing" and key == first["loc"][-1]:
+            keys.append(key)
+    shown, message = "", first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = _unknown(str(keys[-1]), model)
+    elif first["type"] == "missing":
+        message = "is missing; add it"
+    elif not isinstance(node, dict | list):
+        shown = f" is {json.dumps(node)}"
+    overridden = (origin[tuple(keys[:n])] for n in range(len(keys), 0, -1) if tuple(keys[:n]) in origin)
+    where = next(overridden, f"{path}:{_line(lines, keys)}")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{where}: {'.'.join(map(str, keys)) or 'the configuration'}{shown}: {message}{more}"
+
+
+def _unknown(key: str, model: type[Config]) -> str:
+    schema = model.model_json_schema()
+    known = {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", {})}
+    near = difflib.get_close_matches(key, sorted(known), n=1)
+    return f"unknown key; did you mean {near[0]}?" if near else "unknown key; remove it or correct its name"
+
+
+def _line(lines: Lines, keys: Sequence[str | int]) -> int:
+    for depth in range(len(keys), 0, -1):
+        if tuple(keys[:depth]) in lines:
+            return lines[tuple(keys[:depth])]
+    return 1
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: 1e-4 is a number, `no` is Norwegian and a date stays text."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _starts in (
+    ("null", r"~|null|", ["~", "n", ""]),
+    ("bool", r"true|false", list("tf")),
+    ("int", r"[-+]?[0-9][0-9_]*", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _starts)
+
+
+def _parse(text: str, where: str) -> tuple[Any, Lines]:
+    """YAML text -> plain data and the line on which each key stands."""
+    loader = _Loader(text)
+    lines: Lines = {}
+    try:
+        node = loader.get_single_node()
+        return (None if node is None else _construct(loader, node, (), lines, where)), lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise UserError(f"{where}{line}: is not YAML: {problem}") from error
+    finally:
+        loader.dispose()
+
+
+def _construct(loader: _Loader, node: yaml.Node, path: tuple[str | int, ...], lines: Lines, where: str) -> Any:
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        loader.flatten_mapping(node)
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            line = key_node.start_mark.line + 1
+            if key in result:
+                raise UserError(f"{where}:{line}: {key} stands twice; keep one")
+            lines[(*path, key)] = line
+            result[key] = _construct(loader, value_node, (*path, key), lines, where)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(loader, item, (*path, i), lines, where) for i, item in enumerate(node.value)]
+    return loader.construct_object(node)

@@ -1,0 +1,110 @@
+"""Document, Example and their Parquet schemas: the contract between the stages."""
+
+import hashlib
+import io
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Split = Literal["train", "heldout"]
+
+_SPACE = re.compile(r"\s+")
+
+DOCUMENT = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), False, {"about": "stable: from the source's own identity"}),
+        pa.field("source", pa.string(), False, {"about": "the source's name in the configuration"}),
+        pa.field("language", pa.string(), False, {"about": "ISO 639 code, empty if not known"}),
+        pa.field("title", pa.string(), False),
+        pa.field("url", pa.string(), False),
+        pa.field("revision", pa.int64(), False, {"about": "0 where the source has none"}),
+        pa.field("timestamp", pa.string(), False, {"about": "ISO 8601, empty if not known"}),
+        pa.field("text", pa.string(), False, {"about": "paragraphs, a blank line between them, NFC"}),
+        pa.field("split", pa.string(), False, {"about": "train or heldout, by a hash of doc_id"}),
+        pa.field("num_chars", pa.int64(), False),
+        pa.field("num_words", pa.int64(), False, {"about": "runs of non-space characters"}),
+        pa.field("content_hash", pa.string(), False, {"about": "SHA-256 of the text, case and white space folded"}),
+        pa.field("licence", pa.string(), False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document, as a row of DOCUMENT."""
+
+    doc_id: str
+    source: str
+    language: str
+    title: str
+    url: str
+    revision: int
+    timestamp: str
+    text: str
+    split: str
+    num_chars: int
+    num_words: int
+    content_hash: str
+    licence: str
+
+
+def document(
+    paragraphs: Sequence[str],
+    *,
+    doc_id: str,
+    source: str,
+    heldout_fraction: float,
+    language: str = "",
+    title: str = "",
+    url: str = "",
+    revision: int = 0,
+    timestamp: str = "",
+    licence: str = "",
+) -> Document:
+    """Paragraphs and what is known of them -> a Document with its split, counts and hash filled in."""
+    text = unicodedata.normalize("NFC", "\n\n".join(paragraphs))
+    return Document(
+        doc_id=doc_id,
+        source=source,
+        language=language,
+        title=title,
+        url=url,
+        revision=revision,
+        timestamp=timestamp,
+        text=text,
+        split=split_of(doc_id, heldout_fraction),
+        num_chars=len(text),
+        num_words=len(text.split()),
+        content_hash=content_hash(text),
+        licence=licence,
+    )
+
+
+def split_of(doc_id: str, heldout_fraction: float) -> Split:
+    """Train or held-out, by the first 64 bits of the SHA-256 of doc_id: the same wherever and whenever it is asked."""
+    draw = int.from_bytes(hashlib.sha256(doc_id.encode()).digest()[:8], "big") / 2**64
+    return "heldout" if draw < heldout_fraction else "train"
+
+
+def content_hash(text: str) -> str:
+    """SHA-256 (hex) of the text with compatibility forms, case and white space folded: equal for exact duplicates."""
+    folded = _SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return hashlib.sha256(folded.encode()).hexdigest()
+
+
+def document_table(documents: Sequence[Document]) -> pa.Table:
+    columns = zip(*map(astuple, documents), strict=True) if documents else [[] for _ in DOCUMENT]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, DOCUMENT, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=DOCUMENT)
+
+
+def parquet_bytes(table: pa.Table, row_group_size: int = 1024) -> bytes:
+    """A table -> the bytes of a Parquet file: the same bytes for the same rows (zstd, no timestamps inside)."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size, write_page_index=True)
+    return sink.getvalue()

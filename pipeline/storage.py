@@ -1,0 +1,183 @@
+"""Files and folders, local or s3://, through one small type whose writes are atomic."""
+
+import fnmatch
+import functools
+import glob
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipeline.config import UserError
+
+_TEMPORARY = ".tmp"
+_STALE_SECONDS = 3600.0
+
+
+@functools.cache
+def filesystem(scheme: str) -> pafs.FileSystem:
+    """The file system of "s3" (its endpoint from AWS_ENDPOINT_URL, for servers other than Amazon's) or of "file"."""
+    if scheme == "file":
+        return pafs.LocalFileSystem()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return pafs.S3FileSystem(endpoint_override=endpoint, region=region)
+
+
+@dataclass(frozen=True, order=True)
+class Location:
+    """A file or folder: a local path, or s3://bucket/key. It says nothing of whether anything is there."""
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        scheme, mark, rest = self.uri.partition("://")
+        if mark and scheme != "s3":
+            raise UserError(f"{self.uri}: {scheme}:// is not supported; give a local path or s3://bucket/prefix")
+        if mark and not rest.strip("/"):
+            raise UserError(f"{self.uri}: names no bucket; write s3://bucket/prefix")
+        object.__setattr__(self, "uri", self.uri.rstrip("/") or "/")
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(f"{self.uri.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        return self.uri.rsplit("/", 1)[-1]
+
+    @property
+    def suffix(self) -> str:
+        """The last suffix in lower case, with its dot: ".bz2"."""
+        return Path(self.name).suffix.lower()
+
+    @property
+    def is_s3(self) -> bool:
+        return self.uri.startswith("s3://")
+
+    @property
+    def fs(self) -> pafs.FileSystem:
+        return filesystem("s3" if self.is_s3 else "file")
+
+    @property
+    def path(self) -> str:
+        """The path inside `fs`: "bucket/key" on S3, absolute on the local disk."""
+        return self.uri.removeprefix("s3://") if self.is_s3 else os.path.abspath(self.uri)  # noqa: PTH100 (no links resolved)
+
+    @property
+    def local_path(self) -> Path | None:
+        return None if self.is_s3 else Path(self.path)
+
+    def info(self) -> pafs.FileInfo:
+        return cast(pafs.FileInfo, self.fs.get_file_info(self.path))
+
+    def exists(self) -> bool:
+        """Whether there is a file or a folder here."""
+        return self.info().type != pafs.FileType.NotFound
+
+    def is_file(self) -> bool:
+        return self.info().type == pafs.FileType.File
+
+    def size(self) -> int:
+        """Bytes of the file; UserError when there is none."""
+        info = self.info()
+        if info.type != pafs.FileType.File:
+            raise UserError(f"{self.uri}: no such file")
+        return int(info.size)
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """A seekable binary reader."""
+        with self.fs.open_input_file(self.path) as file:
+            yield cast(BinaryIO, file)
+
+    def read_bytes(self) -> bytes:
+        with self.open() as file:
+            return file.read()
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode("utf-8")
+
+    def write_bytes(self, data: bytes | memoryview | pa.Buffer) -> None:
+        """Write the whole file or nothing: it has a name of its own until complete (S3 shows complete puts only)."""
+        if self.is_s3:
+            with self.fs.open_output_stream(self.path) as stream:
+                stream.write(data)
+            return
+        path = Path(self.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def write_text(self, text: str) -> None:
+        self.write_bytes(text.encode("utf-8"))
+
+    def files(self) -> list["Location"]:
+        """Every file under this folder, sorted; none when there is no such folder. Unfinished writes are left out."""
+        return [self / name for name in sorted(self._names()) if not name.endswith(_TEMPORARY)]
+
+    def _names(self) -> list[str]:
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        found = self.fs.get_file_info(selector)
+        start = len(self.path.rstrip("/")) + 1
+        return [info.path[start:] for info in found if info.type == pafs.FileType.File]
+
+    def delete(self) -> None:
+        """Remove the file, or the folder with all in it; nothing happens when there is none."""
+        kind = self.info().type
+        if kind == pafs.FileType.File:
+            self.fs.delete_file(self.path)
+        elif kind == pafs.FileType.Directory:
+            self.fs.delete_dir(self.path)
+
+    def sweep(self) -> None:
+        """Remove what writers killed over an hour ago left half-written in this local folder."""
+        if self.local_path and self.local_path.is_dir():
+            for path in self.local_path.rglob(f".*{_TEMPORARY}"):
+                if path.exists() and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink(missing_ok=True)
+
+
+def find(pattern: str) -> list[Location]:
+    """A path or a glob (`books/*.txt`, `s3://bucket/dumps/*.bz2`) -> the files it names, sorted.
+
+    Raises UserError when it names none.
+    """
+    if not glob.has_magic(pattern):
+        location = Location(pattern)
+        if not location.exists():
+            seen = "" if location.is_s3 or pattern.startswith("/") else f" in {Path.cwd()}"
+            raise UserError(f"{pattern}: no such file{seen}; correct the path in the configuration")
+        if not location.is_file():
+            raise UserError(f"{pattern}: is a folder; name its files, for example {pattern.rstrip('/')}/*")
+        return [location]
+    if pattern.startswith("s3://"):
+        folder = Location(pattern[: _first_wildcard(pattern)].rsplit("/", 1)[0])
+        found = [file for file in folder.files() if fnmatch.fnmatchcase(file.uri, pattern)]
+    else:
+        found = [Location(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
+    if not found:
+        raise UserError(f"{pattern}: no file matches; correct the pattern in the configuration")
+    return sorted(found)
+
+
+def _first_wildcard(pattern: str) -> int:
+    """Index of the first wildcard in a glob."""
+    return min(i for i in map(pattern.find, "*?[") if i >= 0)
