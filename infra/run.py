@@ -7,20 +7,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from pipeline.dedup import DedupConfig
-from pipeline.examples import ExamplesConfig, LengthConfig
-from pipeline.extract import ExtractConfig
-from pipeline.tokens import TokensConfig
-from pipeline.vocab import VocabConfig
 from pydantic import Field, model_validator
-from training.finetune import FinetuneConfig
-from training.pretrain import PretrainConfig
 
 from infra.launch.local import ray_session
 from infra.report import ReportConfig
 from pipeline.artifacts import Artifact, Manifest, Output, SourceFile, fingerprint, read_manifest, source_file
-from pipeline.config import Compute, Config, UserError, identity
+from pipeline.config import Compute, Config, MissingFile, UserError, identity
+from pipeline.dedup import DedupConfig
+from pipeline.examples import ExamplesConfig, LengthConfig
+from pipeline.extract import ExtractConfig
 from pipeline.storage import Location, find
+from pipeline.tokens import TokensConfig
+from pipeline.vocab import VocabConfig
+from training.finetune import FinetuneConfig
+from training.pretrain import PretrainConfig
 
 Action = Literal["run", "continue", "skip", "wait"]
 
@@ -167,9 +167,11 @@ class Run:
 
     def step(self, stage: Stage, force: bool = False) -> Step:
         """Whether a stage would run, continue or be skipped, and why."""
+        if missing := self._missing(stage):
+            return Step(stage, "wait", missing, None)
         output = self._output(stage)
         if output is None:
-            return Step(stage, "wait", "its input is named by the checkpoint", None)
+            return Step(stage, "wait", "its input is not there yet", None)
         if force:
             return Step(stage, "run", "forced", output)
         if manifest := read_manifest(output.location):
@@ -177,6 +179,12 @@ class Run:
         if (output.location / "parts").files() or (output.location / "checkpoints").files():
             return Step(stage, "continue", "was stopped half-way; goes on from its finished parts", output)
         return Step(stage, "run", self._difference(stage), output)
+
+    def check(self, until: str | None = None) -> None:
+        """Raises UserError when a file that one of these stages reads is missing: before hours of work, not after."""
+        for stage in self.until(until):
+            if missing := self._missing(stage):
+                raise UserError(missing)
 
     def execute(self, name: str, force: bool = False) -> tuple[Step, Manifest]:
         """Bring one stage's output about, whose inputs are there: skip it, continue it or run it."""
@@ -216,7 +224,9 @@ class Run:
         return Output(self.root / stage.name / digest, stage.name, stage.version, digest, reporter)
 
     def _identities(self, stage: Stage) -> dict[str, str | None]:
-        """Input name -> what it contributes to the fingerprint; None where only a stage yet to run will tell."""
+        """Input name -> what it contributes to the fingerprint; None where that is not known yet."""
+        if self._missing(stage):
+            return dict.fromkeys([*stage.sources, *stage.inputs])
         found: dict[str, str | None] = {name: _combined(files) for name, files in self._source_files(stage).items()}
         for name, upstream in stage.inputs.items():
             if name == "checkpoint":
@@ -251,6 +261,14 @@ class Run:
                 for name, patterns in stage.sources.items()
             }
         return self._sources[stage.name]
+
+    def _missing(self, stage: Stage) -> str:
+        """The line about the first of the stage's source files that is not there; empty when all are."""
+        try:
+            self._source_files(stage)
+        except MissingFile as missing:
+            return str(missing)
+        return ""
 
     @property
     def _record(self) -> Location:

@@ -18,6 +18,10 @@ class UserError(ValueError):
     """What a user can mend: one line with the file, the value and the mend. The CLI prints it and exits with 2."""
 
 
+class MissingFile(UserError):
+    """A file that the configuration names is not there (yet)."""
+
+
 class _Compute:
     """The type of `Compute`."""
 

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.config import UserError
+from pipeline.config import MissingFile, UserError
 
 _TEMPORARY = ".tmp"
 _STALE_SECONDS = 3600.0
@@ -158,13 +158,13 @@ class Location:
 def find(pattern: str) -> list[Location]:
     """A path or a glob (`books/*.txt`, `s3://bucket/dumps/*.bz2`) -> the files it names, sorted.
 
-    Raises UserError when it names none.
+    Raises MissingFile when it names none, UserError when it names a folder.
     """
     if not glob.has_magic(pattern):
         location = Location(pattern)
         if not location.exists():
             seen = "" if location.is_s3 or pattern.startswith("/") else f" in {Path.cwd()}"
-            raise UserError(f"{pattern}: no such file{seen}; correct the path in the configuration")
+            raise MissingFile(f"{pattern}: no such file{seen}; correct the path in the configuration")
         if not location.is_file():
             raise UserError(f"{pattern}: is a folder; name its files, for example {pattern.rstrip('/')}/*")
         return [location]
@@ -174,7 +174,7 @@ def find(pattern: str) -> list[Location]:
     else:
         found = [Location(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
     if not found:
-        raise UserError(f"{pattern}: no file matches; correct the pattern in the configuration")
+        raise MissingFile(f"{pattern}: no file matches; correct the pattern in the configuration")
     return sorted(found)
 
 

@@ -1,0 +1,39 @@
+# make demo: the quickstart, from a fresh clone to a scored model.   make test: the tests.
+# make ui: the run's history and schedule in a browser.              make bench [ONLY=name ARGS="..."]   make lint
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+CONFIG ?= configs/quickstart.yaml
+BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+demo: .venv/.installed
+	$(BIN)/cloze run $(CONFIG)
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright && $(BIN)/lint-imports
+
+ui: .venv/.installed
+	CLOZE_CONFIG="$(CONFIG)" $(BIN)/python -m infra.workflow
+
+bench: .venv/.installed-bench
+	$(BIN)/python -m tests.benchmarks $(ONLY) $(ARGS)
+
+.venv/.installed: constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is missing: install it, or name it with PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "$(PYTHON) is not Python 3.11 or 3.12: name one with PYTHON=/path/to/python3.11"; exit 2; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || \
+	  { echo "A C++ compiler is missing: install one, for example with: apt-get install g++"; exit 2; }
+	@test -x $(BIN)/python || { echo "making .venv and installing from constraints.txt (a few minutes)"; $(PYTHON) -m venv .venv; }
+	@$(INSTALL) -e .
+	@touch $@
+
+.venv/.installed-%: .venv/.installed
+	@echo "installing what 'make $*' needs"
+	@$(INSTALL) -e '.[$*]'
+	@touch $@
+
+.PHONY: demo test lint ui bench
