@@ -81,7 +81,8 @@ def _run(options: argparse.Namespace) -> int:
     run = _load(options)
     from infra.workflow import materialize
 
-    return materialize(run, options.config, options.overrides, until=options.until, force=options.force or [])
+    command = " ".join(["cloze", *sys.argv[1:]])
+    return materialize(run, command, until=options.until, force=options.force or [])
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -2,11 +2,14 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from pipeline.artifacts import Manifest
 
 _EVERY_SECONDS = 10.0  # between two lines where the output is no terminal
 
@@ -80,3 +83,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def summary(manifest: Manifest) -> str:
+    """A stage's counts and drops in words: `1,234 documents, 56,789 words; dropped 12 redirects`."""
+    drops = {reason: number for reason, number in manifest.drops.items() if number}
+    return _words(manifest.counts) + (f"; dropped {_words(drops)}" if drops else "")
+
+
+def _words(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in numbers.items())

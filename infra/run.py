@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from infra.launch.local import ray_session
 from infra.report import ReportConfig
-from pipeline.artifacts import Artifact, Manifest, Output, SourceFile, fingerprint, read_manifest, source_file
+from pipeline.artifacts import Artifact, Manifest, Output, SourceFile, fingerprint, lost, read_manifest, source_file
 from pipeline.config import Compute, Config, MissingFile, UserError, identity
 from pipeline.dedup import DedupConfig
 from pipeline.examples import ExamplesConfig, LengthConfig
@@ -175,6 +175,8 @@ class Run:
         if force:
             return Step(stage, "run", "forced", output)
         if manifest := read_manifest(output.location):
+            if gone := lost(output.location, manifest):
+                return Step(stage, "continue", f"{gone[0]} is gone or cut; goes on from its other parts", output)
             return Step(stage, "skip", f"done {manifest.finished[:16].replace('T', ' ')} UTC, nothing changed", output)
         if (output.location / "parts").files() or (output.location / "checkpoints").files():
             return Step(stage, "continue", "was stopped half-way; goes on from its finished parts", output)

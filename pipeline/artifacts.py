@@ -8,6 +8,7 @@ are committed one by one, each with a record under parts/; manifest.json is writ
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import threading
@@ -120,6 +121,12 @@ def read_manifest(location: Location) -> Manifest | None:
         return Manifest.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise UserError(f"{file}: is damaged; delete that folder and run again") from error
+
+
+def lost(location: Location, manifest: Manifest) -> list[str]:
+    """The files that the manifest promises and that are not there, or not whole."""
+    there = location.sizes()
+    return [name for name, file in manifest.files.items() if there.get(name) != file.bytes]
 
 
 @dataclass
@@ -251,10 +258,15 @@ def source_file(location: Location, cache_folder: Location) -> SourceFile:
 
 
 def _etag(location: Location) -> str:
+    bucket, _, key = location.path.partition("/")
+    return str(_s3_client().head_object(Bucket=bucket, Key=key)["ETag"])
+
+
+@cache
+def _s3_client() -> Any:
     import boto3
 
-    bucket, _, key = location.path.partition("/")
-    return str(boto3.client("s3").head_object(Bucket=bucket, Key=key)["ETag"])
+    return boto3.client("s3")
 
 
 @cache
@@ -271,7 +283,12 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_commit() -> str:
-    """The commit of the code that runs, "+changes" behind it when the tree has any; empty outside a repository."""
+    """The commit of the code that runs, "+changes" behind it when the tree has any; empty where nobody knows.
+
+    CLOZE_GIT_COMMIT says it where the code was sent without its repository.
+    """
+    if sent := os.environ.get("CLOZE_GIT_COMMIT"):
+        return sent
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:

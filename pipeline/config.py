@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -120,7 +120,7 @@ def _first_error(
     for key in first["loc"]:  # pydantic adds the names of union members, which are no keys of the data
         inside = key in node if isinstance(node, dict) else isinstance(node, list) and isinstance(key, int)
         if inside:
-            node = node[key]
+            node = cast(Any, node)[key]
             keys.append(key)
         elif first["type"] == "missing" and key == first["loc"][-1]:
             keys.append(key)
@@ -128,6 +128,9 @@ def _first_error(
     if first["type"] == "extra_forbidden":
         message = _unknown(str(keys[-1]), model)
     elif first["type"] == "missing":
+        message = "is missing; add it"
+    elif first["type"] == "union_tag_not_found":
+        keys.append(str(first.get("ctx", {}).get("discriminator")).strip("'"))
         message = "is missing; add it"
     elif not isinstance(node, dict | list):
         shown = f" is {json.dumps(node)}"
@@ -140,6 +143,8 @@ def _first_error(
 def _unknown(key: str, model: type[Config]) -> str:
     schema = model.model_json_schema()
     known = {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", {})}
+    if key in known:
+        return "is a key, but not of this part; move it to where it belongs or remove it"
     near = difflib.get_close_matches(key, sorted(known), n=1)
     return f"unknown key; did you mean {near[0]}?" if near else "unknown key; remove it or correct its name"
 
@@ -177,6 +182,8 @@ def _parse(text: str, where: str) -> tuple[Any, Lines]:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
         raise UserError(f"{where}{line}: is not YAML: {problem}") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: is nested without end; take the &anchor apart from what repeats it") from error
     finally:
         loader.dispose()
 
@@ -184,7 +191,6 @@ def _parse(text: str, where: str) -> tuple[Any, Lines]:
 def _construct(loader: _Loader, node: yaml.Node, path: tuple[str | int, ...], lines: Lines, where: str) -> Any:
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(key_node.value)
@@ -196,4 +202,21 @@ def _construct(loader: _Loader, node: yaml.Node, path: tuple[str | int, ...], li
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, item, (*path, i), lines, where) for i, item in enumerate(node.value)]
-    return loader.construct_object(node)
+    return _scalar(loader, node, where)
+
+
+def _scalar(loader: _Loader, node: yaml.Node, where: str) -> str | int | float | bool | None:
+    try:
+        value = _decimal(node.value) if node.tag.endswith(":int") else loader.construct_object(node)
+    except ValueError:
+        value = NotImplemented
+    if isinstance(value, str | int | float | None):
+        return value
+    line = node.start_mark.line + 1
+    raise UserError(
+        f"{where}:{line}: {node.value[:40]} is no text, number, true, false or null; write it without a tag"
+    )
+
+
+def _decimal(text: str) -> int:
+    return int(text.replace("_", ""))  # PyYAML would read 010 as eight

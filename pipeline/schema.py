@@ -6,8 +6,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -108,3 +109,30 @@ def parquet_bytes(table: pa.Table, row_group_size: int = 1024) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size, write_page_index=True)
     return sink.getvalue()
+
+
+def document_key(doc_id: str) -> int:
+    """64 bits for a doc_id, others than those that decide its split."""
+    return int.from_bytes(hashlib.sha256(doc_id.encode()).digest()[8:16], "big")
+
+
+def id_type(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds every id of a vocabulary."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def example_schema(vocab_size: int, masked: bool) -> pa.Schema:
+    """A row is one training example: [CLS] first [SEP] second [SEP]. `masked`: its masks are stored with it."""
+    ids = pa.list_(pa.field("element", pa.from_numpy_dtype(id_type(vocab_size)), False))
+    fields = [
+        pa.field("input_ids", ids, False, {"about": "without padding; masked where masks are stored"}),
+        pa.field("segment_b", pa.int32(), False, {"about": "where token_type_ids turn from 0 to 1"}),
+        pa.field("next_sentence_label", pa.int8(), False, {"about": "0: the second follows the first, 1: random"}),
+    ]
+    if masked:
+        positions = pa.list_(pa.field("element", pa.int16(), False))
+        fields += [
+            pa.field("masked_lm_positions", positions, False, {"about": "ascending"}),
+            pa.field("masked_lm_labels", ids, False, {"about": "what stood there"}),
+        ]
+    return pa.schema(fields)

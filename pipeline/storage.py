@@ -131,13 +131,13 @@ class Location:
 
     def files(self) -> list["Location"]:
         """Every file under this folder, sorted; none when there is no such folder. Unfinished writes are left out."""
-        return [self / name for name in sorted(self._names()) if not name.endswith(_TEMPORARY)]
+        return [self / name for name in sorted(self.sizes()) if not name.endswith(_TEMPORARY)]
 
-    def _names(self) -> list[str]:
-        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=True)
-        found = self.fs.get_file_info(selector)
+    def sizes(self) -> dict[str, int]:
+        """Relative path -> bytes of every file under this folder, in one listing."""
+        found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
         start = len(self.path.rstrip("/")) + 1
-        return [info.path[start:] for info in found if info.type == pafs.FileType.File]
+        return {info.path[start:]: int(info.size) for info in found if info.type == pafs.FileType.File}
 
     def delete(self) -> None:
         """Remove the file, or the folder with all in it; nothing happens when there is none."""
@@ -170,12 +170,23 @@ def find(pattern: str) -> list[Location]:
         return [location]
     if pattern.startswith("s3://"):
         folder = Location(pattern[: _first_wildcard(pattern)].rsplit("/", 1)[0])
-        found = [file for file in folder.files() if fnmatch.fnmatchcase(file.uri, pattern)]
+        found = [file for file in folder.files() if _matches(file.uri.split("/"), pattern.split("/"))]
     else:
         found = [Location(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
     if not found:
         raise MissingFile(f"{pattern}: no file matches; correct the pattern in the configuration")
     return sorted(found)
+
+
+def _matches(names: list[str], patterns: list[str]) -> bool:
+    """What the local `glob` does, on S3's names: a star stays within a folder, two cross any number of them."""
+    if not names or not patterns:
+        return not names and not patterns
+    first, *rest = patterns
+    if first == "**":
+        return any(_matches(names[skipped:], rest or ["*"]) for skipped in range(len(names)))
+    hidden = names[0].startswith(".") and not first.startswith(".")
+    return not hidden and fnmatch.fnmatchcase(names[0], first) and _matches(names[1:], rest)
 
 
 def _first_wildcard(pattern: str) -> int:

@@ -1,6 +1,10 @@
-"""One Ray session for every test that needs one, and a HOME of the tests' own."""
+"""What tests share: a HOME of their own, one Ray session, one S3 server."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +13,20 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Ray and Dagster write into HOME: give them one that goes away."""
+    """Ray and Dagster write into HOME: give them one that goes away. No test can reach Amazon, nor a cluster."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setenv("DAGSTER_HOME", str(home / "dagster"))
+        patch.setenv("DAGSTER_DISABLE_TELEMETRY", "yes")
+        # Set before Ray starts, whose workers inherit it; whoever asks for `s3_bucket` finds a server there.
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+        patch.setenv("AWS_REGION", "eu-central-1")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         yield home
 
 
@@ -27,3 +38,46 @@ def ray_session(own_home: Path) -> Iterator[None]:
     with start(num_cpus=2):
         yield
         assert os.environ["HOME"] == str(own_home)
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(own_home: Path) -> Iterator[str]:
+    """The s3:// address of an empty bucket on a local S3 server (moto's, over HTTP, in a process of its own)."""
+    port = os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
+    with (own_home / "moto.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+        try:
+            wait_for_port(int(port))
+            import boto3
+
+            where = {"LocationConstraint": os.environ["AWS_REGION"]}
+            boto3.client("s3").create_bucket(Bucket="cloze-tests", CreateBucketConfiguration=where)
+            yield "s3://cloze-tests"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder: on the local disk, and again on S3."""
+    if request.param == "local":
+        return str(tmp_path)
+    return f"{request.getfixturevalue('s3_bucket')}/{tmp_path.name}-{time.monotonic_ns()}"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for_port(port: int, seconds: float = 60.0) -> None:
+    """Return when something listens there; TimeoutError when nothing does in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with socket.socket() as client:
+            client.settimeout(1.0)
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"nothing listens on port {port}")

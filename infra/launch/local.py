@@ -31,7 +31,8 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         return
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):
-        options |= {"num_cpus": num_cpus, "include_dashboard": False}
+        # "local", or Ray would join whatever cluster somebody has started on this machine.
+        options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
     path = os.environ.get("PYTHONPATH", "")
     ray.init(**options, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [_PACKAGE_ROOT, path]))}})
     try:

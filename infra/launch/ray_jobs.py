@@ -1,0 +1,233 @@
+"""A run -> a Ray Job on a cluster: sent with the code it needs, its log followed, its exit status handed on.
+
+What is sent is a folder of its own: the three packages, the configuration with its overrides applied, and, for a
+cluster that does not see this machine's disk, the local files that the run reads. Sending the same while it runs
+attaches to it.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from infra.run import Run, RunConfig
+from pipeline.artifacts import git_commit
+from pipeline.config import Config, UserError, load
+from pipeline.storage import find
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+_PACKAGES = ("pipeline", "training", "infra")
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_CONFIG = "run.yaml"
+_MOST_BYTES = 95_000_000  # Ray takes working directories up to 100 MiB
+
+
+class ClusterConfig(Config):
+    """A Ray cluster: where its dashboard listens, and what differs when a run goes there."""
+
+    name: str
+    address: str = Field(pattern=r"^https?://\S+$")
+    auth: Literal["token", "disabled"] = "token"  # the token is RAY_AUTH_TOKEN's or ~/.ray/auth_token's
+    shared_disk: bool = False  # the cluster sees this machine's files under the same paths
+    overrides: tuple[str, ...] = ()  # key=value, before those of the command line
+    env_vars: dict[str, str] = Field(default={})
+    pip: tuple[str, ...] = ()  # what the cluster's machines have not installed
+
+
+def submit(
+    config_path: str, overrides: Sequence[str], cluster_path: str, until: str | None = None, force: Sequence[str] = ()
+) -> int:
+    """Send `cloze run` to a cluster, or attach to it if the same is running there; returns its exit status.
+
+    Ctrl-C leaves the job running and returns 130. Raises UserError: cluster not reachable, token refused, a root or a
+    file that the cluster cannot see.
+    """
+    cluster = load(ClusterConfig, cluster_path)
+    config = load(RunConfig, config_path, [*cluster.overrides, *overrides])
+    client = _connect(cluster, cluster_path)
+    options = [*(["--until", until] if until else []), *(word for stage in force for word in ("--force", stage))]
+    entrypoint = shlex.join(["python", "-m", "infra.cli", "run", _CONFIG, *options])
+    with tempfile.TemporaryDirectory(prefix="cloze-") as folder:
+        stage_files(Path(folder), config, cluster, until)
+        job = _send(client, config.name, entrypoint, Path(folder), _environment(cluster))
+    try:
+        details = asyncio.run(_follow(client, job))
+    except OSError as error:
+        raise UserError(
+            f"{cluster_path}: the cluster at {cluster.address} is gone ({error}); the same command attaches again"
+        ) from error
+    except KeyboardInterrupt:
+        _say(f"\ndetached; {job} goes on. The same command attaches again; this stops it:")
+        _say(f"  RAY_AUTH_MODE={cluster.auth} ray job stop --address {cluster.address} {job}")
+        return 130
+    return _exit_status(job, details)
+
+
+def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: str | None = None) -> None:
+    """Put into `folder` what the job needs: the code, the configuration as run.yaml and, unless the disk is shared,
+    the local files that the stages up to `until` read. Raises UserError for what the cluster could not see.
+    """
+    for package in _PACKAGES:
+        shutil.copytree(_PACKAGE_ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    place = _absolute if cluster.shared_disk else _Uploads(folder)
+    data = config.model_dump(mode="json")
+    data["root"] = _root(config, cluster)
+    asked = {stage.name for stage in Run(config).until(until)}
+    for source in data["extract"]["sources"]:
+        source["files"] = [file for pattern in source["files"] for file in _placed(pattern, place)]
+    for task in data["finetune"]:
+        if f"finetune-{task['name']}" in asked:
+            task["file"] = _placed(task["file"], place)[0]
+    # JSON is YAML, and quotes every text.
+    (folder / _CONFIG).write_text(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def _root(config: RunConfig, cluster: ClusterConfig) -> str:
+    if config.root.startswith("s3://"):
+        return config.root
+    if not cluster.shared_disk:
+        raise UserError(
+            f"root: {config.root} is a folder of this machine, which the cluster {cluster.name} does not see; "
+            f"set root=s3://bucket/prefix, or shared_disk: true in the cluster's file if it does"
+        )
+    return str(Path(config.root).absolute())
+
+
+def _placed(pattern: str, place: Callable[[str], list[str]]) -> list[str]:
+    return [pattern] if pattern.startswith("s3://") else place(pattern)
+
+
+def _absolute(pattern: str) -> list[str]:
+    find(pattern)  # raises MissingFile
+    return [os.path.abspath(pattern)]  # noqa: PTH100 (a pattern, no path)
+
+
+class _Uploads:
+    """Puts local files beside the code, each once, until they are too much for Ray."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._bytes = 0
+
+    def __call__(self, pattern: str) -> list[str]:
+        return [self._add(Path(file.path)) for file in find(pattern)]
+
+    def _add(self, file: Path) -> str:
+        place = Path("sources", hashlib.sha256(str(file).encode()).hexdigest()[:8], file.name)
+        if not (self._folder / place).exists():
+            self._bytes += file.stat().st_size
+            if self._bytes > _MOST_BYTES:
+                raise UserError(
+                    f"{file}: is too much to send with the job (all files together at most {_MOST_BYTES // 10**6} MB); "
+                    f"put it on S3, or set shared_disk: true in the cluster's file if the cluster sees it"
+                )
+            (self._folder / place).parent.mkdir(parents=True, exist_ok=True)
+            (self._folder / place).symlink_to(file)
+        return str(place)
+
+
+def _environment(cluster: ClusterConfig) -> dict[str, Any]:
+    """The job's runtime environment, without its working directory."""
+    env_vars = {"CLOZE_GIT_COMMIT": git_commit(), "RAY_USAGE_STATS_ENABLED": "0"}
+    if cluster.shared_disk:
+        from infra.workflow import home
+
+        env_vars["DAGSTER_HOME"] = str(home())  # so that the history is the one of this machine's runs
+    return {"env_vars": env_vars | cluster.env_vars} | ({"pip": list(cluster.pip)} if cluster.pip else {})
+
+
+def _connect(cluster: ClusterConfig, cluster_path: str) -> "JobSubmissionClient":
+    os.environ["RAY_AUTH_MODE"] = cluster.auth  # read when Ray is imported
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+    from requests import RequestException
+
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.WARNING)  # its client tells of every upload and connection
+    try:
+        return JobSubmissionClient(cluster.address)
+    except AuthenticationError as error:
+        raise UserError(
+            f"{cluster_path}: {cluster.address} refuses us with auth: {cluster.auth}; "
+            f"set auth: token and RAY_AUTH_TOKEN to the cluster's token"
+        ) from error
+    except (OSError, RuntimeError, ValueError, KeyError, RequestException) as error:
+        raise UserError(
+            f"{cluster_path}: no Ray cluster answers at {cluster.address}; correct it, or start one: ray start --head"
+        ) from error
+
+
+def _send(client: "JobSubmissionClient", name: str, entrypoint: str, folder: Path, environment: dict[str, Any]) -> str:
+    """Submit the folder's run and give its id; the id of the same run where one is going on."""
+    digest = hashlib.sha256(json.dumps([entrypoint, environment], sort_keys=True).encode())
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"\n{file.relative_to(folder)} ".encode() + hashlib.sha256(file.read_bytes()).digest())
+    # Ray refuses an id a second time, so a run that has ended gets the next number.
+    known = {job.submission_id: job for job in client.list_jobs()}
+    for attempt in itertools.count(1):
+        job = f"{name}-{digest.hexdigest()[:12]}-{attempt}"
+        if job not in known:
+            client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=job,
+                runtime_env={**environment, "working_dir": str(folder)},
+            )
+            _say(f"sent as {job}")
+            return job
+        if not known[job].status.is_terminal():
+            _say(f"{job} is running already; attached")
+            return job
+    raise AssertionError("unreachable")
+
+
+async def _follow(client: "JobSubmissionClient", job: str) -> "JobDetails":
+    """Print the job's log until it ends; a connection that breaks is made again. Raises OSError when it cannot be."""
+    from aiohttp import ClientError
+
+    shown = 0
+    while True:
+        position = 0
+        try:
+            async for text in client.tail_job_logs(job):
+                print(text[max(0, shown - position) :], end="", flush=True)
+                position += len(text)
+                shown = max(shown, position)
+        except (OSError, RuntimeError, ClientError) as error:
+            _say(f"the log's connection broke ({error}); connecting again")
+        details = client.get_job_info(job)
+        if details.status.is_terminal():
+            print(client.get_job_logs(job)[shown:], end="", flush=True)
+            return details
+        time.sleep(1)
+
+
+def _exit_status(job: str, details: "JobDetails") -> int:
+    from ray.job_submission import JobStatus
+
+    if details.status == JobStatus.SUCCEEDED:
+        return 0
+    if details.status == JobStatus.STOPPED:
+        _say(f"cloze: {job} was stopped; the same command goes on from what is finished")
+        return 130
+    if details.driver_exit_code:
+        return details.driver_exit_code if details.driver_exit_code > 0 else 1
+    _say(f"cloze: {job} did not come to run: {' '.join((details.message or '').split())}")
+    return 1
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,51 @@
+"""a run -> one HTML page that tells it from the input files to the scores."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from infra.report.page import render
+from infra.report.stages import Stages, StageView
+from pipeline.artifacts import Artifact, Manifest, Output
+from pipeline.config import Config
+from pipeline.storage import Location
+
+if TYPE_CHECKING:
+    from infra.run import Run
+
+VERSION = 1
+
+_STATES = {"run": "not started", "wait": "waiting", "continue": "half-done", "skip": "done"}
+
+
+class ReportConfig(Config):
+    """`name` is the run's: it heads the page and names its file."""
+
+    name: str
+
+
+def run(config: ReportConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
+    """inputs: every stage of the run, in order. Writes report.html, and the same page to <root>/<name>.html."""
+    root = Location(out.location.uri.rsplit("/", 2)[0])
+    stages = Stages([StageView(name, artifact.location, "done") for name, artifact in inputs.items()])
+    page = render(config.name, stages, root).encode()
+    out.commit("report", {"report.html": page})
+    (root / f"{config.name}.html").write_bytes(page)
+    fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    return out.finish(config.model_dump(mode="json"), fingerprints)
+
+
+def render_run(run: "Run") -> str:
+    """Write the page about what is finished of a run by now to <root>/<name>.html; where that is."""
+    views = [
+        StageView(
+            step.stage.name,
+            step.output.location if step.output else None,
+            _STATES[step.action],
+            tuple(dict.fromkeys(step.stage.inputs.values())),
+        )
+        for step in run.plan()
+        if step.stage.module != __name__
+    ]
+    target = run.root / f"{run.config.name}.html"
+    target.write_text(render(run.config.name, Stages(views), run.root))
+    return target.uri

@@ -1,0 +1,130 @@
+"""the data stages -> what was kept and dropped, and the vocabulary."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from infra.report.figures import Piece, bar, number
+from infra.report.stages import Stages, StageView
+from pipeline.tokenizer import SPECIAL_TOKENS
+
+_SHOWN_PIECES = 60
+
+
+@dataclass(frozen=True)
+class Level:
+    """A bar of the flow picture; `through` is the share of the picture's width that goes on to the next one."""
+
+    name: str
+    pieces: list[Piece]
+    picture: Markup
+    through: float
+
+
+def flow(stages: Stages) -> list[Level]:
+    """records -> documents -> train and held-out -> examples; the first three on one scale, examples on their own."""
+    extract, dedup = stages.get("extract"), stages.get("dedup")
+    records = extract.counts.get("records", 0)
+    levels = []
+    for stage in (extract, dedup):
+        if "documents" in stage.counts:
+            kept = Piece("documents" if stage is extract else "distinct documents", stage.counts["documents"], "kept")
+            levels.append(_level(stage.name, [kept, *_drop_pieces(stage)], records, kept.value))
+    if "heldout" in dedup.counts:
+        heldout = dedup.counts["heldout"]
+        train = dedup.counts["documents"] - heldout
+        pieces = [Piece("for training", train, "kept"), Piece("held out", heldout, "heldout")]
+        levels.append(_level("split", pieces, records, 0))
+    for stage in stages.starting("examples-"):
+        pieces = [
+            Piece(label, stage.counts[split], kind)
+            for split, label, kind in (("train", "to train on", "kept"), ("heldout", "held out", "heldout"))
+            if split in stage.counts
+        ]
+        if pieces:
+            levels.append(_level(stage.name, pieces, sum(piece.value for piece in pieces), 0))
+    return levels
+
+
+def _drop_pieces(stage: StageView) -> list[Piece]:
+    return [Piece(reason.replace("_", " "), rows, "drop") for reason, rows in stage.drops if rows]
+
+
+def _level(name: str, pieces: list[Piece], whole: float, through: float) -> Level:
+    return Level(name, pieces, bar(pieces, whole), through / (whole or 1))
+
+
+def source_table(stages: Stages) -> list[tuple[str, Mapping[str, int]]]:
+    """Source -> its counts and drops; empty where there is but one."""
+    found = stages.get("extract").facts.get("sources", {})
+    return list(found.items()) if len(found) > 1 else []
+
+
+def dropped(stages: Stages) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Reason -> some (record, how its text begins) of what was dropped for it."""
+    found = []
+    for stage in stages:
+        for reason, samples in stage.facts.get("samples", {}).items():
+            if isinstance(samples, list) and samples and all(isinstance(sample, Mapping) for sample in samples):
+                found.append((reason, [_record(sample) for sample in samples]))
+    return found
+
+
+def _record(sample: Mapping[str, Any]) -> tuple[str, str]:
+    name = next((str(sample[key]) for key in ("record", "title", "doc_id") if sample.get(key)), "without a name")
+    return name, " ".join(str(sample.get("text", "")).split())[:140]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    sentence: str
+    samples: list[tuple[str, list[str]]]
+
+
+def vocabulary(stages: Stages) -> Vocabulary | None:
+    """The vocabulary's size, how it fares on text that it was not learnt from, and some of its pieces."""
+    stage = stages.get("vocab")
+    if stage.artifact is None:
+        return None
+    pieces = [line for line in (stage.artifact.location / "vocab.txt").read_text().split("\n") if line]
+    words = [piece for piece in pieces if len(piece) > 1 and not piece.startswith("##") and piece not in SPECIAL_TOKENS]
+    endings = [piece for piece in pieces if len(piece) > 3 and piece.startswith("##")]
+    said = [
+        f"{number(len(pieces))} pieces: {number(len(words))} words and beginnings of words, {number(len(endings))} "
+        f"that go on with a word (##), the rest single characters and the special pieces.",
+        _quality(stage.facts.get("heldout", {})),
+        stage.facts.get("note", ""),
+    ]
+    samples = [("Words and beginnings", _spread(words)), ("What goes on with a word", _spread(endings))]
+    return Vocabulary(" ".join(filter(None, said)), [(title, shown) for title, shown in samples if shown])
+
+
+def _quality(heldout: Mapping[str, float]) -> str:
+    if not heldout:
+        return ""
+    return (
+        f"Held-out documents take {heldout['pieces_per_word']:.2f} pieces a word; of their {number(heldout['words'])} "
+        f"words {100 * heldout['unknown_share']:.2g} % are unknown to it."
+    )
+
+
+def _spread(pieces: Sequence[str]) -> list[str]:
+    """Some pieces at equal distances, so that frequent and rare ones are among them."""
+    return (
+        [pieces[place * len(pieces) // _SHOWN_PIECES] for place in range(_SHOWN_PIECES)]
+        if len(pieces) > _SHOWN_PIECES
+        else list(pieces)
+    )
+
+
+def documents(stages: Stages) -> int:
+    """How many documents there are, after the last stage that has counted them."""
+    return next(
+        (stages.get(name).counts.get("documents", 0) for name in ("dedup", "extract") if stages.get(name).manifest), 0
+    )
+
+
+def examples_made(stages: Stages) -> int:
+    return sum(stage.counts.get("train", 0) for stage in stages.starting("examples-"))

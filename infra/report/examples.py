@@ -1,0 +1,132 @@
+"""example shards -> some examples with their masks shown, and how long the examples are."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from infra.report.figures import histogram, number, percent
+from infra.report.stages import Stages, StageView
+from pipeline.tokenizer import CLS, MASK, SEP
+
+_KINDS = {0: "B is the next sentence", 1: "B is from elsewhere"}  # by next_sentence_label
+_EACH = 2  # shown of each
+_LOOKED_AT = 400  # examples among which the shown ones are
+_LONGEST = 160  # pieces of an example that are shown
+_COUNTED = 50_000  # examples behind a histogram
+_BINS = 16
+
+
+@dataclass(frozen=True)
+class ShownPiece:
+    """A piece as it stands in the input; where it was chosen, also what stood there and what was done with it."""
+
+    text: str
+    look: str
+    original: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    title: str
+    pieces: list[ShownPiece]
+    more: int  # pieces that are not shown
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The section: how many examples and how long, and some of them."""
+
+    sentences: list[str]
+    charts: list[Markup]
+    rows: list[Example]
+
+
+def examples(stages: Stages) -> Examples | None:
+    """Of the finished stages that make examples; None where there is none.
+
+    The shown ones are held-out ones: their masks are stored, whatever those to train on have.
+    """
+    finished = [stage for stage in stages.starting("examples-") if stage.manifest]
+    vocab = stages.get("vocab").artifact
+    if not finished or vocab is None:
+        return None
+    pieces = (vocab.location / "vocab.txt").read_text().split("\n")
+    charts = [chart for stage in finished if (chart := _lengths(stage))]
+    return Examples([_sentence(stage) for stage in finished], charts, _shown(finished[0], pieces))
+
+
+def _sentence(stage: StageView) -> str:
+    counts, length = stage.counts, stage.config["max_seq_length"]
+    text = f"Of {number(length)} pieces at most: {number(counts.get('train', 0))} examples to train on"
+    if passes := stage.config.get("dupe_factor"):
+        text += f" from {passes} passes over the documents"
+    text += f", {number(counts.get('heldout', 0))} held-out ones."
+    tokens, train = counts.get("train_tokens"), counts.get("train")
+    if tokens and train:
+        mean = tokens / train
+        text += f" {mean:.1f} pieces on average; at the full length {percent(1 - mean / length)} would be padding."
+    if train and "train_random_next" in counts:
+        text += f" In {percent(counts['train_random_next'] / train)} the second sentence is a random one."
+    return text
+
+
+def _lengths(stage: StageView) -> Markup | None:
+    """How many of the first examples to train on are of which length."""
+    longest = int(stage.config["max_seq_length"])
+    wide = -(-longest // _BINS)  # pieces in a column
+    counts = [0] * -(-longest // wide)
+    for batch in _batches(stage, "train", _COUNTED, ["input_ids"]):
+        columns = pc.divide(pc.subtract(pc.list_value_length(batch["input_ids"]), 1), wide)
+        for entry in pc.value_counts(columns).to_pylist():
+            counts[entry["values"]] += entry["counts"]
+    if not any(counts):
+        return None
+    bins = [
+        (f"{place * wide + 1}–{min(longest, (place + 1) * wide)}", float(count)) for place, count in enumerate(counts)
+    ]
+    return histogram(f"How long examples are, {longest} at most", bins, "examples, by pieces with [CLS] and [SEP]")
+
+
+def _batches(stage: StageView, split: str, rows: int, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """The first `rows` examples of a split, in record batches."""
+    read = 0
+    for file in stage.artifact.files(f"{split}/") if stage.artifact else []:
+        with file.open() as opened:
+            for batch in pq.ParquetFile(opened).iter_batches(min(rows, 4096), columns=columns):
+                yield batch
+                read += len(batch)
+                if read >= rows:
+                    return
+
+
+def _shown(stage: StageView, pieces: Sequence[str]) -> list[Example]:
+    """Of each label the first examples with two segments that are not too long to be read."""
+    batches = _batches(stage, "heldout", _LOOKED_AT)
+    rows = list(islice((row for batch in batches for row in batch.to_pylist()), _LOOKED_AT))
+    rows.sort(key=lambda row: len(row["input_ids"]) > _LONGEST)
+    return [_example(row, title, pieces) for label, title in _KINDS.items() for row in _of(rows, label)]
+
+
+def _of(rows: Iterable[Mapping[str, Any]], label: int) -> list[Mapping[str, Any]]:
+    fitting = (row for row in rows if row["next_sentence_label"] == label and row["segment_b"] < len(row["input_ids"]))
+    return list(islice(fitting, _EACH))
+
+
+def _example(row: Mapping[str, Any], title: str, pieces: Sequence[str]) -> Example:
+    originals = dict(zip(row["masked_lm_positions"], row["masked_lm_labels"], strict=True))
+    shown = []
+    for place, piece in enumerate(row["input_ids"][:_LONGEST]):
+        text, second = pieces[piece], "second" if place >= row["segment_b"] else ""
+        if place not in originals:
+            shown.append(ShownPiece(text, "special" if text in (CLS, SEP) else second))
+            continue
+        original = pieces[originals[place]]
+        done = "hidden" if text == MASK else "left as it was" if text == original else "replaced by another piece"
+        shown.append(ShownPiece(text, f"masked {second}".rstrip(), original, f"{original}: {done}"))
+    return Example(title, shown, max(0, len(row["input_ids"]) - _LONGEST))

@@ -1,0 +1,156 @@
+"""a trained model + held-out sentences with a word hidden -> what the model would fill in."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
+from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infra.report.figures import percent
+from infra.report.stages import Stages
+from pipeline.artifacts import Artifact
+from pipeline.sentences import split_sentences
+from pipeline.tokenizer import MASK, load
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from training.model import BertForPreTraining
+
+#: Where the documents are English, these are asked too.
+_ENGLISH = [
+    "The capital of France is [MASK].",
+    "She opened the [MASK] and looked out of the window.",
+    "He was born in [MASK] and died in London.",
+    "The [MASK] was built in the nineteenth century.",
+]
+_HELDOUT = 6  # sentences
+_DOCUMENTS = 200  # held-out ones looked through for each source
+_CHARACTERS = range(40, 150)  # of a sentence
+
+
+@dataclass(frozen=True)
+class Guess:
+    piece: str
+    probability: float
+    right: bool
+
+    @property
+    def share(self) -> str:
+        return percent(self.probability)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A sentence around a hidden word; `original` is empty where no text says what stood there."""
+
+    before: str
+    after: str
+    original: str = ""
+
+
+@dataclass(frozen=True)
+class FillIn:
+    hidden: Hidden
+    guesses: list[Guess]
+
+
+@dataclass(frozen=True)
+class FillIns:
+    """The section; `groups` are titles with what stands under each."""
+
+    sentence: str
+    groups: list[tuple[str, list[FillIn]]]
+
+
+def fill_ins(stages: Stages) -> FillIns | None:
+    """The guesses of the final checkpoint; None before there is one."""
+    pretrain, vocab, documents = (stages.get(name).artifact for name in ("pretrain", "vocab", "dedup"))
+    if pretrain is None or vocab is None or documents is None or "checkpoint" not in pretrain.manifest.facts:
+        return None
+    tokenizer = load(vocab.location / "tokenizer.json")
+    found, english = heldout_sentences(documents, tokenizer)
+    ours = [Hidden(*sentence.split(MASK)) for sentence in _ENGLISH] if english else []
+    model = _model(pretrain)
+    groups = [
+        (title, [FillIn(hidden, _guesses(model, tokenizer, hidden)) for hidden in asked])
+        for title, asked in (("In held-out documents", found), ("In sentences of ours", ours))
+        if asked
+    ]
+    return FillIns(_sentence([row for _, rows in groups for row in rows]), groups) if groups else None
+
+
+def _model(pretrain: Artifact) -> "BertForPreTraining":
+    from training.model import BertForPreTraining
+    from training.pretrain import final_checkpoint
+
+    ref = final_checkpoint(pretrain)
+    saved = ref.config()
+    model = BertForPreTraining(saved.model, saved.vocab_size)
+    model.load_state_dict(ref.weights())
+    return model
+
+
+def _guesses(model: "BertForPreTraining", tokenizer: "Tokenizer", hidden: Hidden) -> list[Guess]:
+    from training.features import predict_masked
+
+    [guesses] = predict_masked(model, tokenizer, f"{hidden.before}{MASK}{hidden.after}")
+    wanted = tokenizer.encode(hidden.original, add_special_tokens=False).tokens
+    return [Guess(guess.piece, guess.probability, [guess.piece] == wanted) for guess in guesses]
+
+
+def _sentence(rows: list[FillIn]) -> str:
+    known = [row.guesses for row in rows if row.hidden.original]
+    first = sum(guesses[0].right for guesses in known)
+    among = sum(any(guess.right for guess in guesses) for guesses in known)
+    return (
+        f"A word is hidden, and the model names the five likeliest pieces. Of {len(known)} sentences from held-out "
+        f"documents it puts the word of the text first in {first} and among its five in {among}."
+    )
+
+
+def heldout_sentences(documents: Artifact, tokenizer: "Tokenizer") -> tuple[list[Hidden], bool]:
+    """Some sentences of held-out documents, the sources by turns, each with a word hidden; are they English?"""
+    by_source: dict[str, list[Hidden]] = {}
+    languages: dict[str, int] = {}
+    for source, language, text in _heldout(documents):
+        languages[language] = languages.get(language, 0) + 1
+        found = by_source.setdefault(source, [])
+        if len(found) < _HELDOUT and (hidden := _hidden(text, tokenizer)):
+            found.append(hidden)
+    turns = chain.from_iterable(zip_longest(*by_source.values()))
+    english = max(languages, key=lambda language: languages[language], default="") == "en"
+    return list(islice(filter(None, turns), _HELDOUT)), english
+
+
+def _heldout(documents: Artifact) -> Iterator[tuple[str, str, str]]:
+    """Source, language and text of the first held-out documents of each shard."""
+    for file in documents.files("documents/")[:_HELDOUT]:
+        with file.open() as opened:
+            for batch in pq.ParquetFile(opened).iter_batches(columns=["source", "language", "text", "split"]):
+                rows = batch.filter(pc.equal(batch["split"], "heldout")).slice(0, _DOCUMENTS)
+                yield from zip(*(rows[name].to_pylist() for name in ("source", "language", "text")), strict=True)
+
+
+def _hidden(text: str, tokenizer: "Tokenizer") -> Hidden | None:
+    """A sentence of the text with a word hidden that is a piece of its own; the text itself draws both."""
+    sentences = [sentence for paragraph in text.split("\n\n") for sentence in split_sentences(paragraph)]
+    fitting = [sentence for sentence in sentences if len(sentence) in _CHARACTERS and MASK not in sentence]
+    if not fitting:
+        return None
+    draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    sentence = fitting[draw % len(fitting)]
+    encoding = tokenizer.encode(sentence, add_special_tokens=False)
+    goes_on = [piece.startswith("##") for piece in encoding.tokens] + [False]
+    whole = [
+        place
+        for place, piece in enumerate(encoding.tokens)
+        if piece.isalpha() and not goes_on[place + 1] and (len(piece) > 2 or not piece.isascii())
+    ]
+    if not whole:
+        return None
+    start, end = encoding.offsets[whole[draw % len(whole)]]
+    return Hidden(sentence[:start], sentence[end:], sentence[start:end])

@@ -1,0 +1,73 @@
+"""A run -> a table that says how far each stage is, what came out and where it lies."""
+
+import re
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from infra.progress import duration, summary
+from infra.run import Run, Step
+from pipeline.artifacts import read_manifest
+from pipeline.storage import Location
+
+_CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoint.py: written last
+
+
+def print_status(run: Run) -> None:
+    """One line a stage: done, half-done, not started or waiting for another; then the results there are."""
+    table = Table("stage", "state", "took", "result", "size", "output", box=None, pad_edge=False, header_style="bold")
+    for step in run.plan():
+        table.add_row(*_row(step))
+    console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
+    console.print(table)
+    for line in results(run):
+        console.print(line, soft_wrap=True)
+
+
+def results(run: Run) -> Iterator[str]:
+    """What a person wants of a run's finished stages: the scores of its tasks, where its report is."""
+    for name in run.stages:
+        if not (artifact := run.artifact(name)):
+            continue
+        if scores := artifact.manifest.facts.get("scores"):
+            low, high = scores["pretrained"]["interval"]
+            pretrained, random, majority = (scores[name]["accuracy"] for name in ("pretrained", "random", "majority"))
+            yield (
+                f"{name}: accuracy {pretrained:.3f} ({low:.3f} to {high:.3f}); "
+                f"{random:.3f} from random weights, {majority:.3f} for the majority class"
+            )
+        yield from (f"{name}: {file.local_path or file}" for file in artifact.files() if file.suffix == ".html")
+
+
+def _row(step: Step) -> tuple[str, str, str, str, str, str]:
+    name = step.stage.name
+    if step.output is None:
+        return name, "waiting", "", step.reason, "", ""
+    location = step.output.location
+    manifest = read_manifest(location)
+    if step.action == "skip" and manifest:
+        return name, "done", duration(manifest.seconds), summary(manifest), _size(location), location.uri
+    if step.action == "continue":
+        return name, "half-done", "", ", ".join(_progress(location)) or step.reason, "", location.uri
+    return name, "not started", "", step.reason, "", location.uri
+
+
+def _progress(location: Location) -> Iterator[str]:
+    """What is finished of a stage that was stopped: its parts, its newest checkpoint."""
+    if parts := len((location / "parts").files()):
+        yield f"{parts:,} part{'s' if parts > 1 else ''}"
+    saved = (_CHECKPOINT.search(file.uri) for file in (location / "checkpoints").files())
+    if steps := [int(match[1]) for match in saved if match]:
+        yield f"checkpoint of step {max(steps):,}"
+
+
+def _size(location: Location) -> str:
+    """The bytes of all that lies there, as people say them."""
+    size = float(sum(location.sizes().values()))
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

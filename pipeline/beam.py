@@ -1,0 +1,162 @@
+"""Apache Beam as the stages use it: quiet, with errors that keep their type and their one line, and no hanging.
+
+Beam's local runner with several processes waits for ever when one of them is killed, and leaves them behind when it is
+killed itself. Its workers are therefore started through this module (`python -m pipeline.beam`): they end with the run
+that started them, and the run ends when one of them is lost.
+"""
+
+import base64
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import UserError
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import PipelineRunner
+
+_ERROR = re.compile(r"<error:([A-Za-z0-9+/=]+)>")
+_ALIVE = "CLOZE_BEAM_RUN"  # process id and a file that is there while the run is
+
+
+class CarriedError(Exception):
+    """A worker's error in letters that every runner hands on, however it wraps and quotes exceptions."""
+
+
+class LostWorkerError(RuntimeError):
+    """A worker process ended before its work did."""
+
+
+@contextlib.contextmanager
+def carried() -> Iterator[None]:
+    """In a worker: what the user can mend (UserError, no space left, no permission) travels as a CarriedError."""
+    try:
+        yield
+    except UserError as error:
+        content = ["user", str(error)]
+    except OSError as error:
+        content = ["system", error.errno, error.strerror or str(error), error.filename and str(error.filename)]
+    else:
+        return
+    raise CarriedError(f"{content[1:]} <error:{base64.b64encode(json.dumps(content).encode()).decode()}>")
+
+
+@contextlib.contextmanager
+def pipeline(options: Sequence[str]) -> "Iterator[beam.Pipeline]":
+    """A Beam pipeline that runs when the block ends. Raises what its workers raised, UserError and OSError as such."""
+    with _quiet():
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+
+        parsed = PipelineOptions(list(options))
+        processes = parsed.view_as(DirectOptions).direct_running_mode == "multi_processing"
+        running = beam.Pipeline(runner=_process_runner(parsed) if processes else None, options=parsed)
+        yield running
+        try:
+            if processes:
+                _run_watched(running)
+            else:
+                running.run().wait_until_finish()
+        except LostWorkerError:
+            raise
+        except Exception as error:
+            raise _unwrapped(error) from error
+
+
+def _unwrapped(error: Exception) -> Exception:
+    match = _ERROR.search(str(error)) or _ERROR.search(str(error.__cause__))
+    if not match:
+        return error
+    kind, *content = json.loads(base64.b64decode(match[1]))
+    return UserError(*content) if kind == "user" else OSError(*(part for part in content if part is not None))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Beam's notes on optional packages and its copies of tracebacks off the console while a pipeline runs."""
+    loggers = {logging.getLogger(): logging.ERROR, logging.getLogger("apache_beam"): logging.CRITICAL}
+    before = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)
+
+
+def _process_runner(options: "PipelineOptions") -> "PipelineRunner":
+    """Beam's local runner with our worker processes in the place of its own."""
+    from apache_beam.options.pipeline_options import DirectOptions
+    from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment, python_sdk_capabilities
+
+    options.view_as(DirectOptions).direct_running_mode = "in_memory"  # else it would choose its own worker's command
+    command = f"exec {sys.executable} -m pipeline.beam"  # exec: the worker's parent is this process, not a shell
+    return FnApiRunner(default_environment=SubprocessSDKEnvironment(command, python_sdk_capabilities()))
+
+
+def _run_watched(running: "beam.Pipeline") -> None:
+    """Run to the end, or until a worker process is lost. Raises LostWorkerError."""
+    failed: list[Exception] = []
+    lost: list[str] = []
+    before = threading.excepthook
+
+    def run() -> None:
+        try:
+            running.run().wait_until_finish()
+        except Exception as error:
+            failed.append(error)
+
+    def note(told: threading.ExceptHookArgs) -> None:
+        if told.thread is not None and told.thread.name == "run_worker":  # Beam's, one for each process
+            lost.append(str(told.exc_value))
+        else:
+            before(told)
+
+    with tempfile.NamedTemporaryFile(prefix="cloze-beam-") as alive:
+        os.environ[_ALIVE] = f"{os.getpid()}:{alive.name}"
+        threading.excepthook = note
+        try:
+            thread = threading.Thread(target=run, daemon=True)
+            thread.start()
+            while thread.is_alive() and not lost:
+                thread.join(0.2)
+        finally:
+            threading.excepthook = before
+            del os.environ[_ALIVE]
+    if failed:
+        raise failed[0]
+    if lost:
+        raise LostWorkerError(f"{lost[0]}: was it killed, or out of memory? Run again: what is finished is kept")
+
+
+def _work() -> None:
+    """A worker process of Beam's, without its log, that ends within a second of the run it belongs to."""
+    process, _, file = os.environ[_ALIVE].partition(":")
+
+    def end_with_the_run() -> None:
+        while os.getppid() == int(process) and Path(file).exists():
+            time.sleep(0.5)
+        os._exit(0)
+
+    threading.Thread(target=end_with_the_run, daemon=True).start()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    from apache_beam.runners.worker import sdk_worker_main
+
+    sdk_worker_main.main(sys.argv)
+
+
+if __name__ == "__main__":
+    _work()

@@ -1,0 +1,367 @@
+"""A plain-text book -> its chapters: title, author, and for each chapter the paragraphs of prose.
+
+Made for Project Gutenberg's files of every age, whose header, licence, notes and tables of contents are dropped, and
+for files without any of these. A book is a row of blocks with blank lines between them; a block is a heading, prose, or
+neither; a chapter is a heading with the prose up to the next one.
+"""
+
+import re
+from collections.abc import Set
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import NamedTuple
+
+from pipeline.config import UserError
+
+_START = re.compile(
+    r"^\W*(?:START OF (?:THE|THIS) PROJECT GUTENBERG[^\n]*(?:\n(?!\s*\n)[^\n]*\*\*\*)?"
+    r"|END ?\*?\W?THE SMALL PRINT[^\n]*|END THE SMALL PRINT[^\n]*)\s*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_END = re.compile(
+    r"^\W*(?:END (?:OF )?(?:THE |THIS )?PROJECT GUTENBERG|END: FULL LICENSE|START: FULL LICENSE"
+    r"|START\W+THE SMALL PRINT)[^\n]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_HEADER_FIELD = re.compile(r"^(Title|Author|Language):[ \t]*(\S[^\n]*(?:\n[ \t]+\S[^\n]*)*)", re.MULTILINE)
+_CHARSET = re.compile(
+    rb"Character set encoding:\s*(?:ISO[- ]?(?:8859[-_]1|Latin-?1)|Latin-?1|Windows-1252|CP-?1252)", re.I
+)
+_BINARY = {
+    b"%PDF": "a PDF", b"PK\x03\x04": "a zip archive or an EPUB", b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xfd7zXZ": "compressed with xz",
+}  # fmt: skip
+
+_CREDITS = re.compile(
+    r"(?:\[?(?:This )?(?:e-?text|e-?book|text) (?:was )?(?:first )?(?:produced|prepared|transcribed|scanned|typed)"
+    r"|Produced by|Prepared by|Transcribed (?:from|by)|Scanned (?:and|by)|HTML version|Digitized by|Proofread"
+    r"|Note: Project Gutenberg|Project Gutenberg|The Project Gutenberg|This eBook is for the use"
+    r"|Images? (?:of|from) the original|This file was (?:first )?(?:produced|posted)|THIS EBOOK WAS ONE OF"
+    r"|\[(?:Redactor|Note|Editor)[^\n]*(?:e-?text|gutenberg)|(?:https?://|www\.)\S+$)",
+    re.IGNORECASE,
+)
+_TRANSCRIBER = re.compile(
+    r"\W*(?:Original )?Transcriber[’']?s?[’']? ?(?:end)? ?notes?\b|\W*\[Transcrib"
+    r"|Typographical errors (?:were )?corrected|\W*Transcription notes?\b",
+    re.IGNORECASE,
+)
+_FIGURE = re.compile(
+    r"\[(?:_?(?:Frontispiece|Illustrations?|Illustrated|Sidenote|Decoration|Blank|Map|Footnote|Picture|Music)\b)"
+)
+_MARKER = re.compile(
+    r"\[(?:Pg|Page|p\.)\.? ?[\dxvil]+\]|\{(?:p\. ?)?[\dxvil]+\}|\[(?:\d{1,3}|[A-Z]|\*+)\]"
+    r"|\[(?:Illustration|Transcriber)[^\]]*\]",
+    re.IGNORECASE,
+)
+_FIGURE_END = re.compile(r"^\[[^\]]*\]\s*")
+_RULE = re.compile(r"[\W_]*$")
+_CONTENTS = re.compile(
+    r"(?:TABLE OF )?CONTENTS?(?: OF\b.*)?\.?$|(?:LIST OF )?(?:THE )?ILLUSTRATIONS\.?$|INDEX\.?$|ERRATA\.?$",
+    re.IGNORECASE,
+)
+_LIST_OF_CHAPTERS = re.compile(r"(?:TABLE OF )?CONTENTS\b", re.IGNORECASE)
+_PAGE = re.compile(r"[\s.]+(?:\d{1,3}|[xvil]+)$")
+_FINISH = re.compile(r"(?:THE END|FINIS|END OF (?:VOL|BOOK|PART)\b.*)\W*$", re.IGNORECASE)
+
+_ROMAN = r"(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,4})(?:IX|IV|V?I{0,4})"
+_ORDINAL = (
+    r"(?:THE )?(?:FIRST|SECOND|THIRD|FOURTH|FIFTH|SIXTH|SEVENTH|EIGHTH|NINTH|TENTH|ELEVENTH|TWELFTH|LAST"
+    r"|(?:THIR|FOUR|FIF|SIX|SEVEN|EIGH|NINE)TEENTH|ONE|TWO|THREE|FOUR|FIVE|SIX|SEVEN|EIGHT|NINE|TEN|ELEVEN|TWELVE"
+    r"|(?:THIR|FOUR|FIF|SIX|SEVEN|EIGH|NINE)TEEN|(?:TWENTY|THIRTY|FORTY|FIFTY|SIXTY)(?:[- ]\w+)?)"
+)
+_NUMBERED = re.compile(
+    rf"(?:CHAPTER|CHAP\.?|CHAPITRE|KAPITEL|BOOK|PART|VOLUME|VOL\.?|LETTER|STAVE|ACT|SCENE|CANTO|SECTION|ADVENTURE|STORY|TALE"
+    rf"|FIT|PHASE|NIGHT|DAY)(?: THE)?[ .]+(?:{_ROMAN}|\d{{1,3}}(?:ST|ND|RD|TH)?|{_ORDINAL})(?![\w’'])",
+    re.IGNORECASE,
+)
+_COUNT = re.compile(rf"(?:(?:CHAPTER|ADVENTURE|STORY|PART) )?(?:{_ROMAN}|\d{{1,3}})[.:)\s—–-]+", re.IGNORECASE)
+_NUMERAL = re.compile(rf"(?:{_ROMAN}|\d{{1,3}})\.?$")
+_NUMERAL_TITLE = re.compile(rf"{_ROMAN}\.?[ .:—–-]+[A-Z“\"‘']")
+_NAMED = re.compile(
+    r"(?:(?:AUTHOR[’']S |EDITOR[’']S )?(?:PREFACE|INTRODUCTION|NOTE)|PROLOGUE|EPILOGUE|CONCLUSION|FOREWORD|AFTERWORD"
+    r"|POSTSCRIPT|PROEM|INTRODUCTORY|ETYMOLOGY|EXTRACTS|L[’']ENVOI|DEDICATION|APPENDIX|ADVERTISEMENT)\b[^a-z]{0,40}\.?$",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?:;,…—-][\"'”’»)\]_*]*$")
+_EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
+_PARTS = re.compile(r"(?:BOOK|PART|VOLUME|VOL)\b", re.IGNORECASE)
+_MIN_WORDS = {"numeral": 150, "title": 60}  # with fewer below them, numerals count stanzas and capitals name speakers
+
+
+class Chapter(NamedTuple):
+    title: str
+    paragraphs: list[str]
+
+
+class Book(NamedTuple):
+    """A book. `language` is the header's word for it ("English"); what is not known is empty."""
+
+    title: str
+    author: str
+    language: str
+    chapters: list[Chapter]
+
+
+@dataclass
+class _Block:
+    lines: list[str]
+    gap: int  # blank lines before it
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.lines)
+
+
+def decode(data: bytes, name: str) -> str:
+    """A text file's bytes -> text with plain newlines: UTF-8, or Windows-1252 where the file declares it (or Latin-1).
+
+    Raises UserError naming the file, the encoding or format seen, and the mend.
+    """
+    for magic, what in _BINARY.items():
+        if data.startswith(magic):
+            raise UserError(f"{name}: is {what}; give plain text in UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if not _CHARSET.search(data[:8192]):
+            raise UserError(
+                f"{name}: is not UTF-8 (byte {data[error.start]:#04x} at {error.start}); "
+                f"convert it first, for example iconv -f WINDOWS-1252 -t UTF-8"
+            ) from error
+        text = data.decode("cp1252", "replace")
+    if "\x00" in text[:65536]:
+        raise UserError(f"{name}: is no text (it holds zero bytes); give plain text in UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_book(text: str) -> Book:
+    """Chapters of a book's text, front and back matter dropped. A book without headings is one chapter."""
+    header, body = _body(text)
+    fields = {match[1]: " ".join(match[2].split()) for match in _HEADER_FIELD.finditer(header)}
+    blocks = _without_notes(_blocks(body))
+    title, author = fields.get("Title", ""), fields.get("Author", "")
+    if not title and blocks:
+        title, author = _title_page(blocks)
+    return Book(title, author, fields.get("Language", ""), _chapters(blocks))
+
+
+def _body(text: str) -> tuple[str, str]:
+    """The distributor's header and the book itself, without the distributor's footer."""
+    starts = list(_START.finditer(text, 0, min(len(text), 60_000)))
+    start = starts[-1].end() if starts else 0
+    end = _END.search(text, start)
+    return text[:start] or text[:2000], text[start : end.start() if end else len(text)]
+
+
+def _blocks(body: str) -> list[_Block]:
+    blocks: list[_Block] = []
+    lines: list[str] = []
+    gap = blank = 0
+    for raw in body.split("\n"):
+        line = raw.strip()
+        if line:
+            if not lines:
+                gap = blank
+            lines.append(line)
+            blank = 0
+        else:
+            blank += 1
+            if lines:
+                blocks.append(_Block(lines, gap))
+                lines = []
+    if lines:
+        blocks.append(_Block(lines, gap))
+    return blocks
+
+
+def _without_notes(blocks: list[_Block]) -> list[_Block]:
+    """Drop credits, transcriber's notes, illustrations' placeholders, footnotes and rules."""
+    kept: list[_Block] = []
+    note = 0  # 1: the block after a heading of notes belongs to them; 2: so does what follows closely
+    bracket = ""
+    for block in blocks:
+        text = block.text
+        if bracket:
+            bracket = "" if text.endswith("]") else bracket
+            continue
+        if note and (note == 1 or block.gap < 2):
+            note = 2
+            continue
+        note = 0
+        if _TRANSCRIBER.match(text):
+            if text.startswith("["):
+                bracket = "" if "]" in text else "["
+            else:
+                note = 1 if len(text) < 40 else 2
+        elif _FIGURE.match(text):
+            bracket = "" if text.count("]") >= text.count("[") or len(text) > 2000 else "["
+            if text.rfind("]") < len(text) - 2 and "]" in text:
+                kept.append(_Block([_FIGURE_END.sub("", text)], block.gap))
+        elif not (_CREDITS.match(text) or _RULE.match(text) or _FINISH.match(text)):
+            kept.append(block)
+    return kept
+
+
+def _title_page(blocks: list[_Block]) -> tuple[str, str]:
+    """Title and author from the first blocks of a file without a header; empty where they do not look like it."""
+    first = blocks[0]
+    if len(first.lines) > 4 or len(first.text) > 120 or _is_heading(first, set()) == "numeral" or _is_prose(first):
+        return "", ""
+    lines = [line for block in blocks[:3] for line in block.lines][:8]
+    author = next((line[3:].strip(" ._") for line in lines if line.lower().startswith("by ") and len(line) < 60), "")
+    title = re.split(r"\s+by\s+(?=[A-Z])", first.text, maxsplit=1)[0]
+    return _EMPHASIS.sub("", title).strip(" ._,"), author
+
+
+def _listed(blocks: list[_Block]) -> set[str]:
+    """The entries of the book's own table of contents, as `_entry` has them."""
+    entries: set[str] = set()
+    for start, block in enumerate(blocks[:200]):
+        if not _LIST_OF_CHAPTERS.match(block.lines[0]):
+            continue
+        lists = takewhile(lambda block: not _is_running(block), blocks[start : start + 100])
+        for line in (line for block in lists for line in block.lines):
+            if len(line) > 70 or "ILLUSTRATION" in line.upper():
+                break
+            entry = _entry(line)
+            if entry in entries and len(entries) > 2:
+                break  # the first chapter begins
+            if len(entry) > 2 and line[0] not in '"“‘':
+                entries.add(entry)
+        break
+    return entries
+
+
+def _is_running(block: _Block) -> bool:
+    """Whether a block's lines are as long as a paragraph's."""
+    return _is_prose(block) and sum(len(" ".join(line.split())) for line in block.lines) > 50 * len(block.lines)
+
+
+def _entry(line: str) -> str:
+    """A title without its number, its page, its case and its punctuation."""
+    line = _PAGE.sub("", _COUNT.sub("", line.strip("_*= ")))
+    return " ".join(re.findall(r"\w+", line.casefold().replace("_", " ")))
+
+
+def _is_heading(block: _Block, listed: Set[str]) -> str:
+    """What kind of heading a block is: contents, chapter, listed (in the contents), title (by its look), numeral."""
+    lines, text = block.lines, block.text.strip("_*= ")
+    if len(lines) > 2 and listed and sum(_entry(line) in listed for line in lines[:5]) > 2:
+        return "contents"
+    if len(lines) > 5 or len(text) > 200 or max(map(len, lines)) > 80:
+        return ""
+    first = lines[0].strip("_*= ")
+    if _CONTENTS.match(first):
+        return "contents"
+    if _NUMERAL.match(text):
+        return "numeral" if not text.isdigit() or block.gap >= 2 else ""
+    if _NUMBERED.match(first):
+        if sum(bool(_NUMBERED.match(line)) for line in lines) > 2:
+            return "contents"
+        return "chapter" if len(first) < 70 or first.isupper() else ""
+    if listed and len(lines) <= 3 and len(text) < 100 and not text.isdigit() and _entry(text) in listed:
+        return "listed"
+    if _NAMED.match(text) or (_NUMERAL_TITLE.match(first) and len(lines) <= 3 and _titled(text, block.gap)):
+        return "chapter"
+    if block.gap >= 2 and len(lines) <= 4 and text.isupper() and len(text) > 3:
+        return "title"
+    return "title" if block.gap >= 3 and len(lines) <= 2 and _in_title_case(text) else ""
+
+
+def _in_title_case(text: str) -> bool:
+    """The Nightingale and the Rose."""
+    words = re.findall(r"[^\W\d_][\w’']*", text)
+    return len(text) < 60 and bool(words) and words[0][0].isupper() and all(w[0].isupper() for w in words if len(w) > 4)
+
+
+def _titled(text: str, gap: int) -> bool:
+    return text.isupper() or (gap >= 2 and not _SENTENCE_END.search(text.rstrip(".")))
+
+
+def _is_prose(block: _Block) -> bool:
+    """Whether a block holds a sentence, or verse; a title page, a list of names or a table does not."""
+    text = block.text
+    words = text.split()
+    if len(words) < 4 or text.isupper():
+        return False
+    return bool(_SENTENCE_END.search(text)) or (len(words) > 12 and len(text) / len(block.lines) > 30)
+
+
+def _chapters(blocks: list[_Block]) -> list[Chapter]:
+    """Cut at headings; what follows a heading without prose of its own is the next one's title or front matter."""
+    listed = _listed(blocks)
+    kinds = _demoted(blocks, [_is_heading(block, listed) for block in blocks])
+    chapters: list[Chapter] = []
+    title: list[str] = []
+    body: list[_Block] = []
+    last = ""
+
+    def finish() -> None:
+        if paragraphs := _paragraphs(body):
+            chapters.append(Chapter(_EMPHASIS.sub("", ". ".join(part.strip(" .") for part in title)), paragraphs))
+        body.clear()
+
+    for block, kind in zip(blocks, kinds, strict=True):
+        if kind == "numeral":
+            continue
+        if kind:
+            if body:
+                finish()
+                title = []
+            again = kind == "chapter" or (kind == "listed" and last != "chapter")
+            if kind == "contents" or (again and not all(map(_PARTS.match, title))):
+                title = []
+            if kind != "contents":
+                title = [*title[-2:], block.text]
+            last = kind
+        elif last != "contents" or (_is_prose(block) and len(block.text) > 200):
+            last = ""
+            if title and not body and _is_subtitle(block):
+                title.append(block.text)
+            elif title or body or chapters or _is_prose(block):
+                body.append(block)
+    finish()
+    return chapters
+
+
+def _is_subtitle(block: _Block) -> bool:
+    """A line right under a heading that is the rest of it."""
+    text = block.text
+    return len(block.lines) <= 2 and len(text) < 80 and not re.search(r"[.!?,;:][\"'”’]?$", text) and text[0].isupper()
+
+
+def _demoted(blocks: list[_Block], kinds: list[str]) -> list[str]:
+    """Numerals alone and lines in capitals are headings only where they stand above a chapter's worth of words."""
+    sizes: dict[str, list[int]] = {"numeral": [], "title": []}
+    last = ""
+    for block, kind in zip(blocks, kinds, strict=True):
+        if kind:
+            last = kind
+            if kind in sizes:
+                sizes[kind].append(0)
+        elif last in sizes:
+            sizes[last][-1] += len(block.text.split())
+    new = {}
+    for kind, least in _MIN_WORDS.items():
+        filled = sorted(size for size in sizes[kind] if size)
+        if filled and filled[len(filled) // 2] >= least:
+            new[kind] = "chapter" if kind == "numeral" else kind
+        else:
+            new[kind] = kind if kind == "numeral" else ""
+    return [new.get(kind, kind) for kind in kinds]
+
+
+def _paragraphs(body: list[_Block]) -> list[str]:
+    """Blocks -> paragraphs of joined lines; none where nothing in them is prose."""
+    if not any(map(_is_prose, body)):
+        return []
+    paragraphs = []
+    for block in body:
+        text = ""
+        for line in block.lines:
+            joined = text.endswith("-") and (text[-2:-1].isalpha() or text.endswith("--"))
+            text += line if joined or not text else " " + line
+        text = " ".join(_EMPHASIS.sub("", _MARKER.sub("", text)).split()).strip()
+        if any(map(str.isalpha, text)):
+            paragraphs.append(text)
+    return paragraphs

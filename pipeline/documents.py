@@ -1,0 +1,198 @@
+"""A team's own file (Parquet, JSON lines, CSV, TSV, text) -> rows with a text and what else its columns say."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date, datetime
+from typing import Any, NamedTuple, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from pipeline.books import decode
+from pipeline.config import Config, UserError
+from pipeline.storage import Location
+
+_BATCH = 256  # rows of a Parquet file in memory at a time
+_PARAGRAPHS = re.compile(r"\n[ \t\r]*\n\s*")
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
+_FORMATS = ".parquet, .jsonl, .ndjson, .json, .csv, .tsv or .txt (all but .parquet also with .gz)"
+
+
+class Columns(Config):
+    """The names of the columns that hold each field; only `text` must be there. A .txt file is one text, no columns."""
+
+    text: str = "text"
+    doc_id: str | None = Field(default=None, description="must be unique; else the file's digest and the row's number")
+    title: str | None = None
+    url: str | None = None
+    language: str | None = None
+    timestamp: str | None = None
+    licence: str | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Field -> column, of the fields that have one."""
+        return {name: value for name, value in self if value is not None}
+
+
+class Row(NamedTuple):
+    """One document as it was brought; a field without a column, or without a value, is empty."""
+
+    text: str
+    doc_id: str = ""
+    title: str = ""
+    url: str = ""
+    language: str = ""
+    timestamp: str = ""
+    licence: str = ""
+
+
+def rows(location: Location, columns: Columns) -> Iterator[Row]:
+    """The rows of a file in their order, its format by its suffix.
+
+    Raises UserError: an unknown suffix, a file that is not what its suffix says, a column that is not there, a value
+    that is no text; with the file, the line where there are lines, and the mend.
+    """
+    name = location.name.lower().removesuffix(".gz")
+    suffix = "." + name.rpartition(".")[2]
+    if suffix == ".parquet":
+        yield from _parquet(location, columns)
+    elif suffix in (".jsonl", ".ndjson", ".json"):
+        yield from _json_lines(location, columns)
+    elif suffix in (".csv", ".tsv"):
+        yield from _csv(location, columns, "\t" if suffix == ".tsv" else ",")
+    elif suffix == ".txt":
+        yield Row(decode(_content(location), str(location)))
+    else:
+        raise UserError(f"{location}: documents are {_FORMATS}; convert it or correct its suffix")
+
+
+def paragraphs(text: str) -> list[str]:
+    """Paragraphs lie between blank lines; where there are none, every line that ends a sentence ends a paragraph."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    parts = _PARAGRAPHS.split(text)
+    if len(parts) == 1 and "\n" in text:
+        parts = [""]
+        for line in text.split("\n"):
+            parts[-1] += line + " "
+            if _SENTENCE_END.search(line.rstrip()):
+                parts.append("")
+    return [joined for part in parts if (joined := " ".join(part.split()))]
+
+
+def _row(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
+    fields = {}
+    for name, column in columns.named.items():
+        value = values[column]
+        if value is None:
+            continue
+        if name == "text" and not isinstance(value, str):
+            raise UserError(
+                f"{where}: {column} holds {type(value).__name__} {value!r:.40}, not text; name another column"
+            )
+        fields[name] = value.isoformat() if isinstance(value, date | datetime) else str(value)
+    return Row(**{"text": "", **fields})
+
+
+def _check(location: Location, columns: Columns, there: list[str]) -> None:
+    for column in columns.named.values():
+        if column not in there:
+            raise UserError(
+                f"{location}: has no column {column}; it has {', '.join(there) or 'none'}: set columns to these"
+            )
+
+
+def _parquet(location: Location, columns: Columns) -> Iterator[Row]:
+    with location.open() as file:
+        try:
+            parquet = pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{location}: is no Parquet file ({str(error).splitlines()[0]}); correct its suffix"
+            ) from error
+        _check(location, columns, parquet.schema_arrow.names)
+        wanted = list(dict.fromkeys(columns.named.values()))
+        number = 0
+        for batch in parquet.iter_batches(batch_size=_BATCH, columns=wanted):
+            for values in batch.to_pylist():
+                number += 1
+                yield _row(values, columns, f"{location}: row {number}")
+
+
+def _json_lines(location: Location, columns: Columns) -> Iterator[Row]:
+    with _lines(location) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{location}:{number}"
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}: is not JSON ({error.msg}); write one whole object a line") from error
+            if not isinstance(values, dict):
+                raise UserError(f"{where}: holds a {type(values).__name__}; write one object a line")
+            for column in columns.named.values():
+                if column not in values:
+                    raise UserError(f"{where}: has no {column}; it has {', '.join(values)}: set columns to these")
+            yield _row(values, columns, where)
+
+
+def _csv(location: Location, columns: Columns, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)
+    with _lines(location) as lines:
+        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+        try:
+            _check(location, columns, list(reader.fieldnames or []))
+            for values in reader:
+                where = f"{location}:{reader.line_num}"
+                if None in values or None in values.values():
+                    raise UserError(f"{where}: has more or fewer fields than the header; quote its text")
+                yield _row(values, columns, where)
+        except csv.Error as error:
+            raise UserError(f"{location}:{reader.line_num}: is not CSV ({error}); quote its text") from error
+
+
+def _content(location: Location) -> bytes:
+    data = location.read_bytes()
+    if not location.name.lower().endswith(".gz"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError) as error:
+        raise UserError(f"{location}: is damaged gzip ({error}); write it again") from error
+
+
+@contextmanager
+def _lines(location: Location) -> Iterator[TextIO]:
+    """The file as UTF-8 text that can be read line by line, decompressed if need be."""
+    with location.open() as file:
+        binary = gzip.GzipFile(fileobj=file) if location.name.lower().endswith(".gz") else file
+        text = io.TextIOWrapper(io.BufferedReader(_Raw(binary), 1 << 20), encoding="utf-8-sig", newline="")
+        try:
+            yield text
+        except UnicodeDecodeError as error:
+            raise UserError(f"{location}: is not UTF-8 ({error.reason}); convert it first (iconv)") from error
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise UserError(f"{location}: is damaged gzip ({error}); write it again") from error
+
+
+class _Raw(io.RawIOBase):
+    """Any object with `read` as what Python's buffered readers take."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

@@ -1,0 +1,328 @@
+"""sources -> document shards (Beam).
+
+The files are cut into units: ranges of a dump, or a handful of smaller files. Units follow from the input alone. Beam
+hands them out; a worker reads its unit, writes its own shards and commits them, so that no text travels through Beam
+and a unit that is done is never done again.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from pipeline import books, documents, dump, wikitext
+from pipeline.artifacts import Manifest, Output, Part, SourceFile
+from pipeline.beam import carried, pipeline
+from pipeline.config import Compute, Config, UserError
+from pipeline.schema import Document, document, document_table, parquet_bytes
+
+VERSION = 1
+
+_RANGE = 64 << 20  # bytes of plain XML in a unit
+_RANGE_BZ2 = 16 << 20  # compressed bytes in a unit of a multistream dump
+_FILES = 16 << 20  # bytes of books or documents in a unit
+_SHARD = 32 << 20  # characters of text in a shard
+_SAMPLES = 3  # dropped documents of each reason that a unit, and the manifest, shows
+
+_LANGUAGES = {
+    "Chinese": "zh", "Danish": "da", "Dutch": "nl", "English": "en", "Esperanto": "eo", "Finnish": "fi", "French": "fr",
+    "German": "de", "Greek": "el", "Hungarian": "hu", "Italian": "it", "Japanese": "ja", "Latin": "la", "Polish": "pl",
+    "Portuguese": "pt", "Russian": "ru", "Spanish": "es", "Swedish": "sv",
+}  # fmt: skip
+
+
+class _Source(Config):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    files: Annotated[list[str], Compute] = Field(min_length=1)  # what is in them counts, not where they lie
+    language: str = ""
+
+
+class WikipediaSource(_Source):
+    """A MediaWiki XML dump: its articles. `language` overrules the dump's own."""
+
+    kind: Literal["wikipedia"]
+    licence: str = "CC BY-SA 4.0"
+    templates: dict[str, str] = Field(default={})  # more templates that carry prose: name -> pattern: nobr: "{1}"
+    keep_headings: bool = False
+    keep_lists: bool = False
+
+
+class BooksSource(_Source):
+    """Plain-text books. A document is a chapter or a book."""
+
+    kind: Literal["books"]
+    licence: str = ""
+    unit: Literal["chapter", "book"] = "chapter"
+
+
+class DocumentsSource(_Source):
+    """A team's own Parquet, JSON lines, CSV, TSV or text files. `licence` and `language` hold where no column does."""
+
+    kind: Literal["documents"]
+    licence: str = ""
+    columns: documents.Columns = documents.Columns()
+
+
+Source = Annotated[WikipediaSource | BooksSource | DocumentsSource, Field(discriminator="kind")]
+
+
+class ExtractConfig(Config):
+    sources: list[Source] = Field(min_length=1)
+    heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
+    min_words: int = Field(default=10, ge=0)  # shorter documents are dropped
+    beam: Annotated[list[str], Compute] = Field(default=["--runner=FnApiRunner"])  # any options of Beam's
+
+
+class Piece(NamedTuple):
+    """A file, or a range of it."""
+
+    file: SourceFile
+    span: dump.Range
+    site: dump.Site
+
+
+class Unit(NamedTuple):
+    """What one worker does at once; `name` is its shards' number."""
+
+    name: str
+    source: Source
+    pieces: list[Piece]
+
+
+class Dropped(NamedTuple):
+    """A record that became no document."""
+
+    reason: str
+    record: str
+    sample: str = ""
+
+
+@dataclass
+class Notes:
+    """What a unit has to say beside its documents."""
+
+    truncated: list[dict[str, str]] = field(default_factory=list)
+    templates: Counter[str] = field(default_factory=Counter)
+
+
+def units(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]]) -> list[Unit]:
+    """The work, in the order of the sources and of the files' digests; a file that is given twice is read once."""
+    found: list[tuple[Source, list[Piece]]] = []
+    for source in config.sources:
+        by_digest = {file.sha256: file for file in sorted(inputs[source.name], key=lambda file: file.uri)}
+        files = [by_digest[digest] for digest in sorted(by_digest)]
+        if isinstance(source, WikipediaSource):
+            found += [(source, [piece]) for file in files for piece in _ranges(file)]
+        else:
+            found += [(source, group) for group in _groups(files)]
+    return [Unit(f"{number:05}", source, pieces) for number, (source, pieces) in enumerate(found)]
+
+
+def _ranges(file: SourceFile) -> list[Piece]:
+    site = dump.read_site(file.location)
+    return [Piece(file, span, site) for span in dump.ranges(file.location, _RANGE, _RANGE_BZ2)]
+
+
+def _groups(files: Sequence[SourceFile]) -> Iterator[list[Piece]]:
+    """Whole files, a few at a time."""
+    group: list[Piece] = []
+    for file in files:
+        group.append(Piece(file, dump.Range(0, file.bytes), dump.Site()))
+        if sum(piece.file.bytes for piece in group) >= _FILES:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def records(unit: Unit, config: ExtractConfig, notes: Notes) -> Iterator[Document | Dropped]:
+    """Every record of a unit, as a document or as the reason why it is none."""
+    for piece in unit.pieces:
+        if isinstance(unit.source, WikipediaSource):
+            found = _articles(unit.source, piece, config, notes)
+        elif isinstance(unit.source, BooksSource):
+            found = _chapters(unit.source, piece, config)
+        else:
+            found = _rows(unit.source, piece, config)
+        for record in found:
+            if isinstance(record, Document) and record.num_words < config.min_words:
+                yield Dropped("too short", record.title or record.doc_id, record.text)
+            else:
+                yield record
+
+
+def _articles(
+    source: WikipediaSource, piece: Piece, config: ExtractConfig, notes: Notes
+) -> Iterator[Document | Dropped]:
+    site = piece.site
+    language = source.language or site.language
+    wiki = site.dbname or (f"{language}wiki" if language else source.name)
+    rules = wikitext.Rules(
+        hidden=frozenset(site.named(6) | site.named(14)),
+        templates={name.lower().replace("_", " "): pattern for name, pattern in source.templates.items()},
+        keep_headings=source.keep_headings,
+        keep_lists=source.keep_lists,
+    )
+    truncation = dump.Truncation()
+    for page in dump.pages(piece.file.location, piece.span, site, truncation):
+        if reason := _no_article(page):
+            yield Dropped(reason, page.title if page else "")
+            continue
+        assert page
+        text = wikitext.paragraphs(page.text, rules, notes.templates)
+        if not text:
+            yield Dropped("no prose", page.title, page.text)
+            continue
+        yield document(
+            text,
+            doc_id=f"{wiki}:{page.page_id}",
+            source=source.name,
+            heldout_fraction=config.heldout_fraction,
+            language=language,
+            title=page.title,
+            url=site.url(page.title),
+            revision=page.revision,
+            timestamp=page.timestamp,
+            licence=source.licence,
+        )
+    if truncation.reason:
+        notes.truncated.append({"file": piece.file.uri, "reason": truncation.reason})
+
+
+def _no_article(page: dump.Page | None) -> str:
+    """Why a page is no article, empty where it is one."""
+    if page is None:
+        return "malformed"
+    if page.namespace != 0:
+        return "namespace"
+    if page.redirect:
+        return "redirect"
+    if page.model != "wikitext":
+        return "not wikitext"
+    return "" if page.text.strip() else "empty"
+
+
+def _chapters(source: BooksSource, piece: Piece, config: ExtractConfig) -> Iterator[Document | Dropped]:
+    file = piece.file
+    book = books.read_book(books.decode(file.location.read_bytes(), file.uri))
+    if not book.chapters:
+        yield Dropped("no prose", file.location.name)
+        return
+    chapters = book.chapters
+    if source.unit == "book":
+        chapters = [books.Chapter("", [paragraph for chapter in chapters for paragraph in chapter.paragraphs])]
+    for number, chapter in enumerate(chapters):
+        yield document(
+            chapter.paragraphs,
+            doc_id=f"{source.name}:{file.sha256[:16]}:{number}",
+            source=source.name,
+            heldout_fraction=config.heldout_fraction,
+            language=source.language or _LANGUAGES.get(book.language, ""),
+            title=": ".join(filter(None, (book.title, chapter.title))),
+            licence=source.licence,
+        )
+
+
+def _rows(source: DocumentsSource, piece: Piece, config: ExtractConfig) -> Iterator[Document | Dropped]:
+    file = piece.file
+    for number, row in enumerate(documents.rows(file.location, source.columns)):
+        text = documents.paragraphs(row.text)
+        if not text:
+            yield Dropped("empty", row.title or f"row {number + 1}")
+            continue
+        yield document(
+            text,
+            doc_id=row.doc_id or f"{source.name}:{file.sha256[:16]}:{number}",
+            source=source.name,
+            heldout_fraction=config.heldout_fraction,
+            language=row.language or source.language,
+            title=row.title,
+            url=row.url,
+            timestamp=row.timestamp,
+            licence=row.licence or source.licence,
+        )
+
+
+def extract(unit: Unit, config: ExtractConfig, out: Output) -> None:
+    """Read a unit, write its shards and commit them. Raises CarriedError for what a user can mend."""
+    with carried():
+        if out.part(unit.name):
+            return
+        notes = Notes()
+        counts: Counter[str] = Counter()
+        drops: Counter[str] = Counter()
+        samples: dict[str, list[dict[str, str]]] = {}
+        shards: dict[str, bytes] = {}
+        held: list[Document] = []
+
+        def flush() -> None:
+            if held:
+                shards[f"documents/{unit.name}-{len(shards):02}.parquet"] = parquet_bytes(document_table(held))
+                held.clear()
+
+        size = 0
+        for record in records(unit, config, notes):
+            counts["records"] += 1
+            if isinstance(record, Dropped):
+                drops[record.reason] += 1
+                if len(shown := samples.setdefault(record.reason, [])) < _SAMPLES:
+                    shown.append({"record": record.record, "text": record.sample[:300]})
+                continue
+            counts.update(documents=1, words=record.num_words, heldout=record.split == "heldout")
+            held.append(record)
+            size += record.num_chars
+            if size >= _SHARD:
+                flush()
+                size = 0
+        flush()
+        facts = {
+            "source": unit.source.name,
+            "samples": samples,
+            "truncated": notes.truncated,
+            "templates": dict(notes.templates.most_common(1000)),
+        }
+        out.commit(unit.name, shards, counts, drops, facts)
+
+
+def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: Output) -> Manifest:
+    """`inputs` maps a source's name to its files. Raises UserError: a file that is not what its source says."""
+    work = units(config, inputs)
+    missing = [unit for unit in work if not out.part(unit.name)]
+    if missing:
+        with out.watch(len(work), "ranges"), pipeline(config.beam) as running:
+            import apache_beam as beam
+
+            _ = (
+                running
+                | "Units" >> beam.Create(missing).with_output_types(Any)
+                | "Spread" >> beam.Reshuffle()
+                | "Extract" >> beam.Map(extract, config, out)
+            )
+    parts = out.parts()
+    if not sum(part.counts.get("documents", 0) for part in parts):
+        raise UserError(
+            f"{', '.join(inputs)}: hold no document; give other files or lower min_words (now {config.min_words})"
+        )
+    digests = {f"{name}/{file.location.name}": file.sha256 for name, files in inputs.items() for file in files}
+    return out.finish(config.model_dump(mode="json"), digests, facts=facts_of(parts))
+
+
+def facts_of(parts: Sequence[Part]) -> dict[str, Any]:
+    """For the report: what each source gave, samples of what was dropped, cut files, templates dropped most."""
+    sources: dict[str, Counter[str]] = {}
+    samples: dict[str, list[dict[str, str]]] = {}
+    templates: Counter[str] = Counter()
+    for part in parts:
+        sources.setdefault(part.facts["source"], Counter()).update(part.counts)
+        sources[part.facts["source"]].update({f"dropped: {reason}": n for reason, n in part.drops.items()})
+        for reason, shown in part.facts["samples"].items():
+            samples[reason] = [*samples.get(reason, []), *shown][:_SAMPLES]
+        templates.update(part.facts["templates"])
+    return {
+        "sources": {name: dict(sorted(counts.items())) for name, counts in sources.items()},
+        "samples": samples,
+        "truncated": [cut for part in parts for cut in part.facts["truncated"]],
+        "templates": dict(templates.most_common(50)),
+    }

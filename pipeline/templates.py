@@ -1,0 +1,196 @@
+"""The templates that carry prose: their arguments -> the text that stands for them.
+
+One table, from patterns to names, that a user extends in YAML for another wiki. What is not in it is dropped.
+"""
+
+import re
+from collections.abc import Mapping
+
+_PIECE = re.compile(r"\[\[[^\[\]]*\]\]|\|")
+_NAMED = re.compile(r"\s*([\w \-]{1,30}?)\s*=(?!=)\s*")
+_FIELD = re.compile(r"\{([^{}]+)\}")
+_NUMBER = re.compile(r"[-−+]?[\d.,/ ⁄½¼¾⅓⅔]*\d[\d.,/e]*$|[½¼¾⅓⅔]$")
+
+# A pattern -> the templates it stands for. {1} is the first argument, {-1} the last, {a|1} the first of them that
+#: says something, {*} all of them joined; "convert" is a quantity with its unit.
+_PROSE = {
+    "{1}": """
+        nowrap nobr nobold nobreak small smaller resize big larger midsize unicode angbr em strong bold italic italics
+        bold italic ital bolditalic underline strikethrough mono code tt kbd var samp smallcaps sc aut smcp script
+        hebrew he-nikud arabic~script cuneiform keypress key~press abbr abbrv abbreviation tooltip hover vanchor
+        visible~anchor
+        sic typo not~a~typo as~written proper~name text nts formatnum: formatnum fmtn num number gaps sub sup chem2
+        flag flagcountry flagu nihongo2 tlit~text lj linktext lc: uc: ucfirst: lcfirst: nbsp~text em~text first~word
+        poem~text verse~translation title~case unité~texte 1er lang-text w w~link ref~label~text begrip
+        overline popdf kursiv fett nocaps noitalic normal nowrap~text zitat citaat citation~texte
+        читать nobr~text num~text s~text понятно nq citata""",
+    "\n\n{text|quote|texte|citat|1}\n\n": """
+        quote blockquote cquote quotation quote~box~inline bquote poemquote poem~quote verse~quotation citation~bloc
+        citace cita citação citazione citation~longue cytat цитата 引用 quotation~block début~citation centered~quote
+        bloc~citation trích~dẫn khối~trích~dẫn zitat-fr""",
+    "{2}": """
+        lang langue langx font~color color colored~text fontcolor highlight langwithname script/text lang-xx
+        angle~bracket~lang lengua idioma lingua""",
+    "{-1}": "transl transliteration tlit translit translittération fn~text tsl link-lang",
+    "{2|1}": "url link~text plain~link plainlink wl le wikilink l ship~label lien internal~link",
+    "{lt|1}": "ill interlanguage~link illm interlanguage~link~multi link-interwiki 仮リンク 内部リンク",
+    "{trad|1}": "lien lien~interlangue",
+    "{text|alt|3|1}": "не~переведено не~переведено~3 не~переведено~5 нп3 нп5",
+    "{1} ({2}, {3})": "nihongo nihongo~krt",
+    "{1}（{2}）": "読み仮名 ふりがな",
+    "{c|t|s|tc|sc|p}": "zh zh-c zh-cn lang-zh",
+    "{1} {2}": "hms uss ss ms mv rms sms hmas hmcs sortname",
+    "{1} {2} {3}": "date ship date~de~naissance fecha dts data",
+    "{1}/{2}": "sfrac",
+    "{1} {2|u|ul}": "unité unidad unit val",
+    "{1}–{2}": "range date~range",
+    "c. {1}": "circa c. ca. c",
+    "fl. {1}": "fl. floruit fl",
+    "r. {1}–{2}": "reign r.",
+    "As of {1}": "as~of",
+    "lit. '{1}'": "lit literal literal~translation",
+    "'{1}'": "gloss",
+    "US${1}": "us$ usd",
+    "£{1}": "gbp £",
+    "€{1}": "€ eur euro",
+    "₹{1}": "inr indian~rupee",
+    "A${1}": "aud a$",
+    "{1}e": "e~ordinal",
+    "×10{1}": "e ×10^ esp",
+    "{1}e siècle": "s siècle siècles~simple",
+    "{*}": "chem linktext~join",
+    "–": "ndash endash en~dash –",
+    " – ": "snd spnd sndash spaced~ndash spaced~en~dash spaced~en~dash~space -~ snds",
+    "—": "mdash emdash em~dash —",
+    " — ": "spaced~mdash spaced~em~dash smd",
+    " ": "nbsp spaces space thinsp thin~space hair~space hairsp sp nnbsp zwsp~space wj~space pad",
+    " · ": "· dot middot •  bull bullet",
+    "'": "' apostrophe",
+    "'s": "'s",
+    '"': '" "\'',
+    "=": "= equals",
+    "|": "pipe",
+    "convert": """
+        convert cvt convertir unitconv conv converti chuyển~đổi đổi lonlat~convert конвертировать
+        maß omzetten převod преврати przelicz""",
+}
+
+BUILTIN = {name.replace("~", " "): pattern for pattern, names in _PROSE.items() for name in names.split()}
+
+# Between the numbers of {{convert}}.
+_SEPARATORS = {
+    "to": " to ",
+    "-": "–",
+    "–": "–",
+    "and": " and ",
+    "&": " and ",
+    "or": " or ",
+    "x": " × ",
+    "*": " × ",
+    "×": " × ",
+    "by": " by ",
+    "+/-": " ± ",
+    "±": " ± ",
+    "to(-)": " to ",
+}
+
+# {{convert}}'s codes of units that are not written as they are named.
+_UNITS = {
+    "km2": "km²",
+    "m2": "m²",
+    "cm2": "cm²",
+    "mm2": "mm²",
+    "mi2": "sq mi",
+    "sqmi": "sq mi",
+    "sqft": "sq ft",
+    "sqkm": "km²",
+    "sqm": "m²",
+    "ft2": "sq ft",
+    "m3": "m³",
+    "km3": "km³",
+    "cm3": "cm³",
+    "ft3": "cu ft",
+    "cuft": "cu ft",
+    "cumi": "cu mi",
+    "cuin": "cu in",
+    "cuyd": "cu yd",
+    "C": "°C",
+    "F": "°F",
+    "K": "K",
+    "C-change": "°C",
+    "F-change": "°F",
+    "PD/sqkm": "/km²",
+    "PD/sqmi": "/sq mi",
+    "/sqkm": "/km²",
+    "/sqmi": "/sq mi",
+    "kph": "km/h",
+    "km/h": "km/h",
+    "USgal": "US gal",
+    "impgal": "imp gal",
+    "floz": "fl oz",
+    "lbf": "lbf",
+    "kg/m3": "kg/m³",
+    "g/cm3": "g/cm³",
+    "m3/s": "m³/s",
+    "cuft/s": "cu ft/s",
+    "nmi": "nmi",
+    "ST": "short tons",
+    "LT": "long tons",
+    "t": "t",
+}
+
+
+def render(pattern: str, body: str, mark: str) -> str:
+    """A template's text, from what stands behind its name; `mark` where it says nothing."""
+    given = arguments(body)
+    return _convert(given, mark) if pattern == "convert" else _fill(pattern, given, mark)
+
+
+def arguments(body: str) -> dict[str, str]:
+    """Arguments by name, or by number from 1 and, from the end, from -1. Pipes inside links do not separate."""
+    values, start = [], 0
+    for match in _PIECE.finditer(body):
+        if match[0] == "|":
+            values.append(body[start : match.start()])
+            start = match.end()
+    values.append(body[start:])
+    arguments: dict[str, str] = {}
+    positional = []
+    for value in values:
+        if match := _NAMED.match(value):
+            arguments[match[1].lower()] = value[match.end() :].strip()
+        else:
+            positional.append(value.strip())
+    for number, value in enumerate(positional, 1):
+        arguments.setdefault(str(number), value)
+        arguments[str(number - 1 - len(positional))] = value
+    arguments["*"] = "".join(positional)
+    return arguments
+
+
+def _fill(pattern: str, given: Mapping[str, str], mark: str) -> str:
+    """{2|text} in a pattern is the first of these arguments that says something; a mark where none does."""
+
+    def value(match: re.Match[str]) -> str:
+        return next((found for key in match[1].split("|") if (found := given.get(key, "").strip(mark))), mark)
+
+    return _FIELD.sub(value, pattern)
+
+
+def _convert(given: Mapping[str, str], mark: str) -> str:
+    """{{convert|5|to|10|km|mi}} -> "5 to 10 km": the quantity as it was given, not converted."""
+    words: list[str] = []
+    number = 1
+    while (value := given.get(str(number))) is not None:
+        number += 1
+        if _NUMBER.match(value):
+            words.append(value)
+        elif value in _SEPARATORS:
+            words.append(_SEPARATORS[value])
+        else:
+            words.append(" " + _UNITS.get(value, value))
+            following = given.get(str(number), "")
+            if not _NUMBER.match(following) or str(number + 1) not in given:
+                break
+            words.append(" ")  # 6 ft 2 in
+    return "".join(words) or mark

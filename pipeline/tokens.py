@@ -1,0 +1,104 @@
+"""documents + vocab -> token shards: each document cut into sentences and pieces once, whatever is made of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from pipeline.artifacts import Artifact, Manifest, Output
+from pipeline.config import Compute, Config
+from pipeline.corpus import DOCUMENT_RUN, shard_files
+from pipeline.parallel import for_each
+from pipeline.ragged import offsets_of
+from pipeline.schema import document_key
+from pipeline.sentences import split_sentences
+from pipeline.storage import Location
+from pipeline.tokenizer import UNK, BulkTokenizer, load
+
+VERSION = 1
+_CHARACTERS_AT_ONCE = 1 << 20
+_COLUMNS = ["doc_id", "text", "split"]
+
+
+class TokensConfig(Config):
+    """Nothing but how many workers: the vocabulary decides the rest."""
+
+    workers: Annotated[int, Compute] = Field(default=2, gt=0)
+
+
+class Tokenized(NamedTuple):
+    """The documents of a shard in pieces."""
+
+    ids: np.ndarray
+    sentences: npt.NDArray[np.uint32]  # [sentences + 1]: offsets in ids
+    documents: npt.NDArray[np.uint32]  # [documents + 1]: offsets in sentences
+
+
+def tokenized(texts: Sequence[str], tokenizer: BulkTokenizer) -> Tokenized:
+    """Texts (paragraphs, a blank line between them) -> pieces; sentences of which nothing is left are left out."""
+    ids, lengths, counts = [], [], []
+    for batch in _batches(texts):
+        documents = [[s for paragraph in text.split("\n\n") for s in split_sentences(paragraph)] for text in batch]
+        batch_ids, offsets = tokenizer.encode([sentence for document in documents for sentence in document])
+        owner = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
+        batch_lengths = np.diff(offsets)
+        counts.append(np.bincount(owner[batch_lengths > 0], minlength=len(documents)))
+        ids.append(batch_ids)
+        lengths.append(batch_lengths[batch_lengths > 0])
+    sentences, runs = (offsets_of(np.concatenate([[], *some])).astype(np.uint32) for some in (lengths, counts))
+    return Tokenized(np.concatenate(ids) if ids else tokenizer.encode([])[0], sentences, runs)
+
+
+def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    start = size = 0
+    for index, text in enumerate(texts):
+        size += len(text)
+        if size >= _CHARACTERS_AT_ONCE:
+            yield texts[start : index + 1]
+            start, size = index + 1, 0
+    if start < len(texts):
+        yield texts[start:]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(location: Location) -> BulkTokenizer:
+    """A worker's own; its cache of words serves one shard after the other."""
+    return BulkTokenizer(load(location))
+
+
+def tokenize_shard(name: str, documents: Mapping[str, Location], vocab: Location, out: Output) -> None:
+    """One shard of documents -> one token shard, committed."""
+    bulk = _tokenizer(vocab / "tokenizer.json")
+    with documents[name].open() as file:
+        table: pa.Table = pq.read_table(file, columns=_COLUMNS)
+    found = tokenized(table["text"].to_pylist(), bulk)
+    runs = np.zeros(len(table), DOCUMENT_RUN)
+    runs["key"] = [document_key(doc_id) for doc_id in table["doc_id"].to_pylist()]
+    runs["first"], runs["last"] = found.documents[:-1], found.documents[1:]
+    runs["heldout"] = [split == "heldout" for split in table["split"].to_pylist()]
+    kept = runs[runs["last"] > runs["first"]]
+    counts = {
+        "documents": len(kept),
+        "heldout": int(kept["heldout"].sum()),
+        "sentences": len(found.sentences) - 1,
+        "tokens": len(found.ids),
+        "unknown": int((found.ids == bulk.id_of(UNK)).sum()),
+    }
+    drops = {"without pieces": len(runs) - len(kept)} if len(kept) < len(runs) else {}
+    files = shard_files(name, found.ids, found.sentences, kept) if len(kept) else {}
+    out.commit(name, files, counts, drops)
+
+
+def run(config: TokensConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
+    """`inputs`: "documents" (dedup's) and "vocab". Wants a Ray session. Raises UserError."""
+    shards = {file.name.removesuffix(".parquet"): file for file in inputs["documents"].files("documents/")}
+    missing = [name for name in shards if out.part(name) is None]
+    with out.watch(len(shards), "shards"):
+        work = partial(tokenize_shard, documents=shards, vocab=inputs["vocab"].location, out=out)
+        for_each(work, missing, config.workers)
+    return out.finish(config.model_dump(mode="json"), {name: artifact.fingerprint for name, artifact in inputs.items()})

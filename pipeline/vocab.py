@@ -1,0 +1,154 @@
+"""documents -> vocab.txt and tokenizer.json: Ray Data counts the words of each shard, one machine merges them."""
+
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+from tokenizers import Tokenizer
+
+from pipeline.artifacts import Artifact, Manifest, Output
+from pipeline.config import Compute, Config, UserError
+from pipeline.parallel import for_each
+from pipeline.schema import parquet_bytes
+from pipeline.storage import Location
+from pipeline.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, UNK, build, chunks_of, words_of
+from pipeline.wordpiece import alphabet, learn
+
+VERSION = 1
+_SHOWN = 24  # sample pieces in the facts
+_ROWS = 1 << 16
+
+Counts = Counter[str]
+
+
+class VocabConfig(Config):
+    """What the vocabulary is learnt from is the train split; `size` counts everything in it."""
+
+    size: int = Field(default=30522, gt=len(SPECIAL_TOKENS))
+    lowercase: bool = True
+    strip_accents: bool | None = None  # None: as `lowercase`
+    min_frequency: int = Field(default=2, gt=0)  # of a pair of pieces that is to become one
+    limit_alphabet: int = Field(default=1000, gt=0)  # characters
+    workers: Annotated[int, Compute] = Field(default=2, gt=0)
+
+
+def count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counts:
+    """Texts -> how often each normalised word stands in them.
+
+    Each distinct chunk is normalised once, in one call with all chunks that occur as often.
+    """
+    chunks: Counts = Counter()
+    for text in texts:
+        chunks.update(chunks_of(text))
+    by_count: defaultdict[int, list[str]] = defaultdict(list)
+    for chunk, count in chunks.items():
+        by_count[count].append(chunk)
+    words: Counts = Counter()
+    for count, some in by_count.items():
+        for word in words_of(tokenizer, " ".join(some)):
+            words[word] += count
+    return words
+
+
+def make_pieces(words: Mapping[str, int], config: VocabConfig) -> list[str]:
+    """Counted words -> the vocabulary in file order: special tokens, alphabet, merges as they were found.
+
+    Raises UserError when there are no words, or more characters than `size` has room for.
+    """
+    short = {word: count for word, count in words.items() if len(word) <= MAX_CHARS_PER_WORD}
+    if not short:
+        raise UserError("vocab: the documents hold no text to train on; lower extract.heldout_fraction or add sources")
+    first = [*SPECIAL_TOKENS, *alphabet(short, config.limit_alphabet)]
+    if len(first) > config.size:
+        raise UserError(
+            f"vocab.size: {config.size} has no room for {len(SPECIAL_TOKENS)} special tokens and the alphabet's "
+            f"{len(first) - len(SPECIAL_TOKENS)} pieces; set it to {len(first)} at least, or lower vocab.limit_alphabet"
+        )
+    return first + learn(short, first, config.size - len(first), config.min_frequency)
+
+
+def quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> dict[str, float]:
+    """How a vocabulary fares on counted words: the share of unknown ones, and pieces per word."""
+    unknown = tokenizer.token_to_id(UNK)
+    total = pieces = missed = 0
+    encoded = tokenizer.encode_batch_fast([[word] for word in words], is_pretokenized=True, add_special_tokens=False)
+    for encoding, count in zip(encoded, words.values(), strict=True):
+        total += count
+        pieces += count * len(encoding.ids)
+        missed += count * (encoding.ids == [unknown])
+    if not total:
+        return {}
+    return {"words": total, "unknown_share": missed / total, "pieces_per_word": pieces / total}
+
+
+def count_shard(name: str, documents: Mapping[str, Location], config: VocabConfig, out: Output) -> None:
+    """One shard of documents -> its words with their counts in train and held-out text, committed."""
+    tokenizer = build(SPECIAL_TOKENS, config.lowercase, config.strip_accents)
+    with documents[name].open() as file:
+        table = pq.read_table(file, columns=["text", "split"])
+    train, heldout = (
+        count_words(table.filter(pa.compute.equal(table["split"], split))["text"].to_pylist(), tokenizer)
+        for split in ("train", "heldout")
+    )
+    words = sorted(train.keys() | heldout.keys())
+    rows = {"word": words, "train": [train[word] for word in words], "heldout": [heldout[word] for word in words]}
+    schema = pa.schema({"word": pa.string(), "train": pa.int64(), "heldout": pa.int64()})
+    data = parquet_bytes(pa.table(rows, schema=schema), row_group_size=_ROWS)
+    counts = {"documents": len(table), "train_words": train.total(), "heldout_words": heldout.total()}
+    out.commit(f"words-{name}", {f"words/{name}.parquet": data}, counts)
+
+
+def _sum(files: Iterable[Location]) -> tuple[Counts, Counts]:
+    """The shards' words -> those of the train split and those of the held-out one."""
+    train, heldout = Counter[str](), Counter[str]()
+    for file in files:
+        table = pq.read_table(io.BytesIO(file.read_bytes()))
+        words = table["word"].to_pylist()
+        for total, column in ((train, "train"), (heldout, "heldout")):
+            for word, count in zip(words, table[column].to_pylist(), strict=True):
+                if count:
+                    total[word] += count
+    return train, heldout
+
+
+def facts(pieces: list[str], tokenizer: Tokenizer, config: VocabConfig, heldout: Mapping[str, int]) -> dict[str, Any]:
+    """What the report says of a vocabulary."""
+    step = max(1, len(pieces) // _SHOWN)
+    said: dict[str, Any] = {
+        "size": len(pieces),
+        "asked": config.size,
+        "longest": sorted(pieces, key=lambda piece: (-len(piece.removeprefix("##")), piece))[:_SHOWN],
+        "sample": pieces[len(SPECIAL_TOKENS) :: step][:_SHOWN],
+        "heldout": quality(tokenizer, heldout),
+    }
+    if len(pieces) < config.size:
+        said["note"] = (
+            f"The text gives {len(pieces):,} pieces of the {config.size:,} asked for: no other pair of pieces stands "
+            f"in it {config.min_frequency} times."
+        )
+    return said
+
+
+def run(config: VocabConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
+    """`inputs["documents"]` is dedup's artifact. Wants a Ray session. Raises UserError."""
+    documents = inputs["documents"]
+    shards = {file.name.removesuffix(".parquet"): file for file in documents.files("documents/")}
+    with out.watch(len(shards) + 1, "shards"):
+        missing = [name for name in shards if out.part(f"words-{name}") is None]
+        for_each(partial(count_shard, documents=shards, config=config, out=out), missing, config.workers)
+        train, heldout = _sum(out.location / f"words/{name}.parquet" for name in shards)
+        pieces = make_pieces(train, config)
+        tokenizer = build(pieces, config.lowercase, config.strip_accents)
+        lines = "".join(f"{piece}\n" for piece in pieces)
+        out.commit("vocab", {"vocab.txt": lines.encode(), "tokenizer.json": tokenizer.to_str(pretty=True).encode()})
+    return out.finish(
+        config.model_dump(mode="json"),
+        {"documents": documents.fingerprint},
+        counts={"pieces": len(pieces), "distinct_words": len(train)},
+        facts=facts(pieces, tokenizer, config, heldout),
+    )

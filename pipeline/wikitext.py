@@ -1,0 +1,379 @@
+"""Wikitext -> paragraphs of running text.
+
+Four linear passes, none of them recursive: `_structure` resolves what nests (templates, tables, tags, comments) with
+one tokenizer and one stack; `_links` resolves links; `_blocks` sorts lines into paragraphs and what is no paragraph;
+`_clean` finishes characters. An opening without its end loses its own mark only, never the text behind it.
+
+Where something was dropped the text carries the mark U+0000 (which XML cannot hold) up to `_clean`, so that the empty
+brackets and loose commas which dropping leaves are mended there and nowhere else. Text inside <nowiki> is carried in
+control characters until the end.
+"""
+
+import html.entities
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from pipeline import templates
+from pipeline.wikitables import BLOCK_TAGS, DROPPED_SECTIONS, DROPPED_TAGS, INLINE_TAGS, LANGUAGE_CODES, RAW_TAGS
+
+_MARK = "\x00"  # here something was dropped
+_OPEN_TABLE = "\x02"  # here a table begins that may have no end
+_SPECIAL = "[]{}|'<>&*#:;=_!"
+_CARRIERS = "\x03\x04\x05\x06\x07\x08\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17"
+_PROTECT = str.maketrans(_SPECIAL, _CARRIERS)
+_UNPROTECT = str.maketrans(_CARRIERS, _SPECIAL)
+_CONTROL = "".join(map(chr, (*range(9), *range(14, 32))))
+_MAX_DEPTH = 40  # templates inside templates whose text is kept; deeper ones are dropped, to bound the copying
+
+_TOKEN = re.compile(
+    r"\{\{+|\}\}+"
+    r"|<!--"
+    r"|</?[A-Za-z][A-Za-z0-9]*[^<>]*>"
+    r"|\n[ \t:*#]*\{\|"
+    r"|\n[ \t]*\|\}(?!\}(?!\}))"  # "|}" ends a table, "|}}" a template whose last argument is empty
+)
+_TAG = re.compile(r"</?([A-Za-z][A-Za-z0-9]*)")
+_LINK = re.compile(r"\[\[([^\[\]]*)\]\]")
+_BRACKETS = re.compile(r"\[\[|\]\]")
+_EXTERNAL = re.compile(
+    r"\[(?:(?:https?:|ftps?:|ircs?:)?//|mailto:|news:)[^\s\[\]<>]*"
+    r"([^\[\]\n]*+(?:\[\[[^\[\]\n]*+\]\][^\[\]\n]*+)*+)\]"
+)
+_HEADING = re.compile(r"(=+)\s*(.+?)\s*(=+)$")
+_QUOTES = re.compile(r"''(?:''''+|'''|'?(?!'))")  # of four in a row the first is an apostrophe
+_MAGIC = re.compile(r"__(?=[^\W\da-z_])[^\Wa-z]+__")
+_VARIANT = re.compile(r"-\{(?:[^{}|\n]*\|)?([^{}\n]*)\}-")
+_ENTITY = re.compile(r"&(?:#(\d{1,7})|#[xX]([0-9a-fA-F]{1,6})|([A-Za-z][A-Za-z0-9]{1,31}));")
+_LETTER = re.compile(r"[^\W_]")
+_LOOSE = " ,;:/–"  # goes between a bracket and what was dropped
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What one wiki and one user want: namespaces in lower case, template names -> patterns, section titles."""
+
+    hidden: frozenset[str] = frozenset({"file", "image", "category"})
+    templates: Mapping[str, str] = field(default_factory=dict)
+    sections: frozenset[str] = DROPPED_SECTIONS
+    keep_headings: bool = False
+    keep_lists: bool = False
+
+
+def paragraphs(text: str, rules: Rules = Rules(), dropped: Counter[str] | None = None) -> list[str]:
+    """The running text of a page, a string a paragraph. `dropped` counts the names of templates that were dropped."""
+    if any(char in text for char in _CONTROL):
+        text = text.translate(dict.fromkeys(map(ord, _CONTROL)))
+    text = _links(_structure(text, rules, Counter() if dropped is None else dropped), rules.hidden)
+    return _clean(_blocks(text, rules))
+
+
+class _Structure:
+    """The output so far and a stack of what is open: (kind, index into the output, length of a run of braces)."""
+
+    def __init__(self, text: str, rules: Rules, dropped: Counter[str]) -> None:
+        self.text = text
+        self.rules = rules
+        self.dropped = dropped
+        self.out: list[str] = []
+        self.stack: list[tuple[str, int, int]] = []
+        self.open: Counter[str] = Counter()
+        self.endless: set[str] = set()  # tags that have no end from here on: looked for once
+
+    def push(self, kind: str, run: int = 0) -> None:
+        self.stack.append((kind, len(self.out), run))
+        self.open[kind] += 1
+
+    def pop(self, kind: str) -> tuple[int, int]:
+        """The nearest open `kind`; what was opened inside it and never closed is forgotten, its text stays."""
+        while True:
+            found, index, run = self.stack.pop()
+            self.open[found] -= 1
+            if found == kind:
+                return index, run
+
+    def drop(self, kind: str) -> None:
+        """Close `kind` and drop what it holds; a closing mark without an opening one is dropped alone."""
+        if self.open[kind]:
+            index, _ = self.pop(kind)
+            del self.out[index:]
+        self.out.append(_MARK)
+
+    def close_braces(self, run: int) -> None:
+        while run >= 2 and self.open["{"]:
+            index, opened = self.pop("{")
+            width = 3 if run >= 3 and opened >= 3 else 2
+            content = self.out[index:]
+            del self.out[index:]
+            self.out.append(_MARK if width == 3 else self.template(content))
+            run -= width
+            if opened - width >= 2:
+                self.stack.append(("{", index, opened - width))
+                self.open["{"] += 1
+
+    def template(self, content: list[str]) -> str:
+        """What stands for a template in the text: its prose, or a mark."""
+        head = content[0] if content else ""
+        name = head.partition("|")[0].replace("_", " ").replace(_MARK, "").strip().lower()
+        pattern = self.rules.templates.get(name) or templates.BUILTIN.get(name)
+        if pattern is None:
+            function, colon, _ = name.partition(":")
+            if colon:
+                name = function + colon
+                pattern = templates.BUILTIN.get(name)
+            elif name.startswith("lang-"):
+                pattern = "{1}"
+        if pattern is None or self.open["{"] > _MAX_DEPTH:
+            self.dropped[name[:60]] += 1
+            return _MARK
+        body = "".join(content)
+        separator = ":" if name.endswith(":") else "|"
+        return templates.render(pattern, body.partition(separator)[2], _MARK)
+
+    def tag(self, token: str, end: int) -> int:
+        """Handle one HTML or extension tag; returns where to read on."""
+        match = _TAG.match(token)
+        assert match
+        name = match[1].lower()
+        closing, alone = token[1] == "/", token[-2] == "/"
+        if name in RAW_TAGS:
+            if not closing and not alone and name not in self.endless:
+                stop = _raw_end(self.text, end, name)
+                if stop is None:
+                    self.endless.add(name)
+                elif stop[1] > end:
+                    kept = name == "nowiki" or (name in ("syntaxhighlight", "source") and " inline" in token)
+                    content = _ENTITY.sub(_entity, self.text[end : stop[0]]) if kept else ""
+                    self.out.append(content.translate(_PROTECT) if kept else _MARK)
+                    return stop[1]
+            if name != "nowiki":
+                self.out.append(_MARK)
+        elif name in DROPPED_TAGS:
+            if closing:
+                self.drop(name)
+            elif not alone:
+                self.push(name)
+                self.out.append("\n" if name != "rt" else "")
+        elif name in BLOCK_TAGS:
+            self.out.append(BLOCK_TAGS[name])
+        elif name not in INLINE_TAGS:
+            self.out.append(token)
+        return end
+
+    def comment(self, start: int) -> int:
+        """Drop a comment and, as MediaWiki does, the whole line when nothing else stands on it."""
+        text = self.text
+        stop = text.find("-->", start + 4) if "-->" not in self.endless else -1
+        if stop < 0:
+            self.endless.add("-->")
+            return start + 4
+        stop += 3
+        if self.out and self.out[-1].endswith("\n") and text.startswith("\n", stop):
+            self.out[-1] = self.out[-1][:-1]
+        return stop
+
+    def run(self) -> str:
+        text, out, search = self.text, self.out, _TOKEN.search
+        position = 0
+        while match := search(text, position):
+            start, end = match.span()
+            if start > position:
+                out.append(text[position:start])
+            token = match[0]
+            position = end
+            first = token[0]
+            if first == "{" and token[-1] == "{":
+                self.push("{", len(token))
+            elif first == "}":
+                self.close_braces(len(token))
+            elif first == "<":
+                position = self.comment(start) if token == "<!--" else self.tag(token, end)
+            elif token[-1] == "|":
+                self.push("{|")
+                out.append("\n" + _OPEN_TABLE)
+            else:
+                self.drop("{|")
+                out.append("\n")
+        out.append(text[position:])
+        return "".join(out)
+
+
+def _structure(text: str, rules: Rules, dropped: Counter[str]) -> str:
+    """Resolve templates, tables, tags and comments; links, quotes and lines are left as they stand."""
+    return _Structure("\n" + text, rules, dropped).run()  # a table is looked for at the beginning of a line
+
+
+@lru_cache(maxsize=64)
+def _raw_tag(name: str) -> re.Pattern[str]:
+    return re.compile(rf"<(/?){name}(?:[\s/][^<>]*)?(?<!/)>", re.IGNORECASE)
+
+
+def _raw_end(text: str, position: int, name: str) -> tuple[int, int] | None:
+    """The span of the closing tag; an empty one at `position` if another opening comes before; None if none comes."""
+    match = _raw_tag(name).search(text, position)
+    if match is None:
+        return None
+    return match.span() if match[1] else (position, position)
+
+
+def _links(text: str, hidden: frozenset[str]) -> str:
+    """Links -> their labels; files, categories and links to other languages -> marks."""
+    if "[" not in text:
+        return text
+
+    def external(match: re.Match[str]) -> str:
+        return match[1].strip() or _MARK
+
+    def label(content: str) -> str | None:
+        """None for what does not show."""
+        target, _, label = content.partition("|")
+        prefix, colon, rest = target.partition(":")
+        if colon:
+            prefix = prefix.replace("_", " ").strip(" \x00")
+            if not prefix:
+                target = rest
+            elif prefix.lower() in hidden or (prefix in LANGUAGE_CODES and rest):
+                return None
+        return label if label.strip() else target
+
+    def leaf(match: re.Match[str]) -> str:
+        found = label(match[1])
+        return _MARK if found is None else found
+
+    if "[http" in text or "[//" in text or "[mailto" in text or "[ftp" in text:
+        text = _EXTERNAL.sub(external, text)
+    text = _LINK.sub(leaf, text)
+    return _nested(text, label) if "[[" in text else text.replace("]]", "")
+
+
+def _nested(text: str, label: Callable[[str], str | None]) -> str:
+    """Links that hold brackets, such as files whose captions hold links, with a stack of where each began."""
+    out: list[str] = []
+    stack: list[int] = []
+    position = 0
+    for match in _BRACKETS.finditer(text):
+        out.append(text[position : match.start()])
+        position = match.end()
+        if match[0] == "[[":
+            stack.append(len(out))
+        elif stack:
+            index = stack.pop()
+            found = label(out[index])
+            if found is None:
+                del out[index:]
+                out.append(_MARK)
+            else:
+                out[index] = found
+    out.append(text[position:])
+    return "".join(out)
+
+
+def _blocks(text: str, rules: Rules) -> list[str]:
+    """Lines -> paragraphs: lines that follow one another are one; headings, lists and rows of tables go."""
+    blocks: list[str] = []
+    lines: list[str] = []
+    hidden = 0  # the level of the heading that hides what follows
+
+    def flush() -> None:
+        if lines:
+            blocks.append(" ".join(lines))
+            lines.clear()
+
+    for raw in text.split("\n"):
+        line = raw.strip(" \t\r\x00")
+        if not line:
+            flush()
+            continue
+        first = line[0]
+        if first == "=" and (match := _HEADING.match(line)):
+            flush()
+            level = min(len(match[1]), len(match[3]))
+            if not hidden or level <= hidden:
+                title = match[2].replace("'''", "").replace("''", "").strip(" :\x00").lower()
+                hidden = level if title in rules.sections else 0
+            if rules.keep_headings and not hidden:
+                blocks.append(match[2])
+        elif hidden:
+            continue
+        elif first in "*#:;":
+            flush()
+            if rules.keep_lists:
+                blocks.append(line.lstrip("*#:; "))
+        elif first == "|" or line.startswith("----") or (first == "!" and ("!!" in line or "|" in line)):
+            flush()
+        elif first == _OPEN_TABLE:
+            flush()
+            if "=" not in line:
+                lines.append(line[1:])
+        else:
+            lines.append(line if raw[0] != _MARK else _MARK + line)
+    flush()
+    return blocks
+
+
+def _clean(blocks: list[str]) -> list[str]:
+    """Quotes, magic words, entities, white space, and what dropping left; blocks without a letter or digit go."""
+    text = "\n".join(blocks)
+    if "''" in text:
+        text = _QUOTES.sub("", text)
+    if "__" in text:
+        text = _MAGIC.sub(_MARK, text)
+    if "-{" in text:
+        text = _VARIANT.sub(_variant, text)
+    if "&" in text:
+        text = _ENTITY.sub(_entity, text)
+    blocks = [" ".join(block.split()) for block in text.split("\n")]
+    blocks = [_mend(block) if _MARK in block else block for block in blocks]
+    if any(char in text for char in _CARRIERS):
+        blocks = [block.translate(_UNPROTECT) for block in blocks]
+    return [block for block in blocks if _LETTER.search(block)]
+
+
+def _mend(block: str) -> str:
+    """Join what stands around each mark: "(; )" and "( , born" and "word , next" lose what dropping left loose."""
+    left, *rest = block.split(_MARK)
+    out: list[str] = []
+    spaced = False
+    for right in rest:
+        after = right.lstrip(" ")
+        spaced = spaced or len(after) < len(right)
+        if not after:
+            continue
+        before = left.rstrip(" ")
+        spaced = spaced or len(before) < len(left)
+        tail, head = before.rstrip(_LOOSE), after.lstrip(_LOOSE)
+        if tail.endswith(("(", "（", "[")):
+            if head.startswith((")", "）", "]")):
+                left = tail[:-1]
+                before, after, spaced = left.rstrip(" "), head[1:].lstrip(" "), len(head) > 1
+            else:
+                before, after, spaced = tail, head, False
+        elif head.startswith((")", "）", "]")):
+            before, after, spaced = tail, head, False
+        if before.endswith((",", ";", ":")) and after.startswith((",", ";", ".")):
+            before = before[:-1]
+        if after.startswith((",", ".", ")")) or (after.startswith((";", ":", "!", "?")) and not right.startswith(" ")):
+            spaced = False
+        if not after:
+            left = before
+            continue
+        out.append(before + " " if spaced and before else before)
+        left, spaced = after, False
+    return ("".join(out) + left).strip()
+
+
+def _variant(match: re.Match[str]) -> str:
+    """Chinese: -{zh-hans:a; zh-hant:b}- -> a."""
+    first = match[1].partition(";")[0]
+    code, colon, text = first.partition(":")
+    return text.strip() if colon and code.strip().startswith("zh") else match[1]
+
+
+def _entity(match: re.Match[str]) -> str:
+    decimal, hexadecimal, name = match.groups()
+    if name:
+        return html.entities.html5.get(name + ";", match[0])
+    code = int(decimal) if decimal else int(hexadecimal, 16)
+    return chr(code) if 0x20 <= code < 0xD800 or 0xE000 <= code <= 0x10FFFF else " "

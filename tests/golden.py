@@ -1,0 +1,66 @@
+"""What BERT's original code made of known text (tests/data/golden), and that text as artifacts of the first stages."""
+
+import lzma
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.artifacts import Artifact, Output
+from pipeline.schema import Document, document, document_table, parquet_bytes
+from pipeline.storage import Location
+from pipeline.tokenizer import build
+
+_FOLDER = Path(__file__).parent / "data" / "golden"
+
+
+@cache
+def unpack(name: str) -> str:
+    return lzma.decompress((_FOLDER / f"{name}.xz").read_bytes()).decode()
+
+
+@cache
+def published_vocabulary() -> list[str]:
+    """bert-base-uncased's."""
+    return unpack("bert-base-uncased-vocab.txt").split("\n")[:-1]
+
+
+def golden_documents(heldout_fraction: float = 0.2) -> list[Document]:
+    """45 documents, a paragraph of each ten sentences."""
+    return [
+        document(
+            [" ".join(lines[i : i + 10]) for i in range(0, len(lines), 10)],
+            doc_id=f"golden:{number}",
+            source="golden",
+            heldout_fraction=heldout_fraction,
+        )
+        for number, lines in enumerate(text.strip().split("\n") for text in unpack("sentences.txt").split("\n\n"))
+    ]
+
+
+def output(root: Path, stage: str) -> Output:
+    return Output(Location(str(root / stage)), stage, 1, "0")
+
+
+def finished(out: Output) -> Artifact:
+    return Artifact(out.location, out.stage, out.fingerprint)
+
+
+def documents_artifact(root: Path, documents: Sequence[Document], shards: int = 3) -> Artifact:
+    out = output(root, "documents")
+    for number, some in enumerate(np.array_split(np.arange(len(documents)), shards)):
+        data = parquet_bytes(document_table([documents[index] for index in some]))
+        out.commit(f"{number:05}", {f"documents/{number:05}.parquet": data})
+    out.finish({}, {})
+    return finished(out)
+
+
+def vocab_artifact(root: Path) -> Artifact:
+    """The published vocabulary."""
+    out = output(root, "vocab")
+    pieces = published_vocabulary()
+    lines = "".join(f"{piece}\n" for piece in pieces)
+    out.commit("vocab", {"vocab.txt": lines.encode(), "tokenizer.json": build(pieces).to_str().encode()})
+    out.finish({}, {})
+    return finished(out)

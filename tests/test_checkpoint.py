@@ -1,0 +1,142 @@
+"""Checkpoints: what is read is what was written, or it is set aside; on a disk and on S3."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import storage
+from pipeline.config import UserError
+from pipeline.storage import Location
+from training.checkpoint import FOLDER, CheckpointRef, SavedConfig, newest, prune, save, verified
+from training.model import BertConfig
+
+CONFIG = SavedConfig(
+    model=BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8), vocab_size=9
+)
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def artifact(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Location]:
+    if request.param == "disk":
+        yield Location(str(tmp_path))
+        return
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_server"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    storage.filesystem.cache_clear()
+    boto3.client("s3").create_bucket(Bucket=tmp_path.name.replace("_", "-"))
+    yield Location(f"s3://{tmp_path.name.replace('_', '-')}/run/pretrain/0")
+    storage.filesystem.cache_clear()
+
+
+def tensors(seed: int) -> dict[str, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    names = {"bert.pooler.weight": (4, 4), "mlm.bias": (9,)}
+    return {
+        kind: {name: torch.randn(shape, generator=generator) for name, shape in names.items()}
+        for kind in ("model", "exp_avg", "exp_avg_sq")
+    }
+
+
+def write(artifact: Location, step: int, **state: Any) -> CheckpointRef:
+    return save(artifact, step, tensors(step), CONFIG, {"step": step, **state})
+
+
+def test_what_is_read_is_what_was_written(artifact: Location) -> None:
+    write(artifact, 2)
+    written = write(artifact, 10, loss=0.1)
+    found = newest(artifact)
+    assert found == written
+    assert (found.state(), found.config()) == ({"step": 10, "loss": 0.1}, CONFIG)
+    for kind, named in tensors(10).items():
+        assert all(torch.equal(value, found.tensors()[kind][name]) for name, value in named.items())
+    assert found.weights().keys() == tensors(10)["model"].keys()
+
+
+def test_there_is_none_before_the_first(artifact: Location) -> None:
+    assert newest(artifact) is None
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "exp_avg.safetensors", "state.json", "config.json"])
+def test_a_damaged_checkpoint_is_set_aside_by_name_and_the_one_before_used(artifact: Location, file: str) -> None:
+    before, damaged = write(artifact, 2), write(artifact, 10)
+    data = bytearray((damaged.location / file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (damaged.location / file).write_bytes(bytes(data))
+    assert newest(artifact) == before
+    assert file in json.loads((damaged.location / "damaged.json").read_bytes())["damaged"]
+    assert newest(artifact) == before  # and it stays aside
+    with pytest.raises(UserError, match=r"manifest.json: is missing"):
+        verified(damaged.location)
+
+
+def test_a_missing_file_and_a_truncated_manifest_are_damage(artifact: Location) -> None:
+    before, missing, truncated = write(artifact, 2), write(artifact, 4), write(artifact, 6)
+    (missing.location / "exp_avg_sq.safetensors").delete()
+    manifest = truncated.location / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    assert newest(artifact) == before
+
+
+@pytest.mark.parametrize("written", range(6))  # of six files, the manifest last
+def test_killed_in_the_middle_of_saving_the_one_before_is_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    artifact = Location(str(tmp_path))
+    before = write(artifact, 2)
+    real, left = Location.write_bytes, [written]
+
+    def fail(file: Location, data: bytes) -> None:
+        if not left[0]:
+            raise OSError("No space left on device")
+        left[0] -= 1
+        real(file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "write_bytes", fail)
+        with pytest.raises(OSError, match="No space left"):
+            write(artifact, 10)
+    assert newest(artifact) == before
+    after = write(artifact, 10)
+    assert newest(artifact) == after
+
+
+def test_the_digest_covers_weights_and_configuration_and_nothing_else(tmp_path: Path) -> None:
+    first = write(Location(str(tmp_path / "a")), 2, seconds=1.0)
+    timed = write(Location(str(tmp_path / "b")), 2, seconds=2.0)
+    other = write(Location(str(tmp_path / "c")), 3, seconds=1.0)
+    wider = save(Location(str(tmp_path / "d")), 2, tensors(2), CONFIG.model_copy(update={"vocab_size": 10}), {})
+    assert first.digest == timed.digest
+    assert len({first.digest, other.digest, wider.digest}) == 3
+
+
+def test_two_runs_that_save_one_step_at_once_do_not_spoil_one_another(artifact: Location) -> None:
+    first, second = write(artifact, 2, seconds=1.0), write(artifact, 2, seconds=2.0)
+    assert verified(first.location).digest == verified(second.location).digest
+
+
+def test_pruning_keeps_the_newest_and_removes_what_was_half_written_before_them(artifact: Location) -> None:
+    refs = [write(artifact, step) for step in (2, 4, 6, 8)]
+    (refs[1].location / "manifest.json").delete()  # as a kill leaves it
+    prune(artifact, keep=2)
+    names = {file.uri.removeprefix(f"{artifact.uri}/{FOLDER}/").split("/")[0] for file in artifact.files()}
+    assert names == {refs[2].location.name, refs[3].location.name}
+    assert newest(artifact) == refs[3]

@@ -1,0 +1,167 @@
+"""DeepSpeed behind Engine: a step over workers and micro-batches is the step of one process, at any ZeRO stage."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from small_examples import alone  # noqa: F401 (a fixture)
+from torch.nn import functional
+
+from training import engine
+from training.data import Batch
+from training.engine import Engine, has_bf16
+from training.model import BertConfig, BertForPreTraining
+from training.optim import OptimizerConfig, adamw, parameter_groups
+
+VOCAB_SIZE, STEPS, RATE = 97, 6, 1e-3
+OPTIMIZER = OptimizerConfig(learning_rate=RATE, max_grad_norm=0.5)
+
+
+def model(dropout: float = 0.0) -> BertForPreTraining:
+    config = BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    return BertForPreTraining(config, VOCAB_SIZE, seed=1)
+
+
+def batches(step: int) -> list[Batch]:
+    """Four micro-batches of a global batch, of unequal sizes, lengths and numbers of masked positions."""
+    draw = torch.Generator().manual_seed(step)
+    made = []
+    for rows, length, masked in ((2, 16, 9), (3, 9, 1), (1, 12, 0), (4, 8, 5)):
+        ids = torch.randint(5, VOCAB_SIZE, (rows, length), generator=draw)
+        mask = torch.ones(rows, length, dtype=torch.int64)
+        mask[0, length - 3 :] = 0
+        positions = torch.randperm(rows * length, generator=draw)[:masked]
+        labels = torch.randint(5, VOCAB_SIZE, (masked,), generator=draw)
+        nsp = torch.randint(0, 2, (rows,), generator=draw)
+        made.append(Batch(ids, torch.zeros_like(ids), mask, positions, labels, nsp))
+    return made
+
+
+def reference() -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """The same training in plain torch: one process, the losses of all rows at once."""
+    plain = model()
+    optimizer = adamw(parameter_groups(plain, OPTIMIZER.weight_decay), OPTIMIZER)
+    found = []
+    for step in range(STEPS):
+        whole = batches(step)
+        outputs = [plain(b.input_ids, b.token_type_ids, b.attention_mask, b.masked_lm_positions) for b in whole]
+        mlm = functional.cross_entropy(
+            torch.cat([o[0] for o in outputs]), torch.cat([b.masked_lm_labels for b in whole])
+        )
+        nsp_labels = torch.cat([b.next_sentence_label for b in whole])
+        nsp = functional.cross_entropy(torch.cat([o[1] for o in outputs]), nsp_labels)
+        optimizer.zero_grad()
+        (mlm + nsp).backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), OPTIMIZER.max_grad_norm)
+        optimizer.step()
+        found.append({"mlm_loss": mlm.item(), "nsp_loss": nsp.item(), "grad_norm": norm.item()})
+    return found, dict(plain.named_parameters())
+
+
+def steps(trained: Engine, numbers: range) -> list[dict[str, float]]:
+    found = []
+    for step in numbers:
+        mine = batches(step)[trained.rank :: trained.workers]
+        totals, grad_norm = trained.step(mine, RATE, noise=2 * step + trained.rank)
+        means = totals.means()
+        found.append({"mlm_loss": means["mlm_loss"], "nsp_loss": means["nsp_loss"], "grad_norm": grad_norm})
+    return found
+
+
+def in_worker(rank: int, folder: str) -> None:
+    """All stages one after the other; worker 0 writes down what came out."""
+    warnings.simplefilter("ignore")
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found: dict[str, Any] = {}
+    for stage in range(4):
+        exact = Engine(model(), OPTIMIZER, zero_stage=stage)
+        found[f"losses-{stage}"], found[f"weights-{stage}"] = steps(exact, range(STEPS)), exact.tensors()
+        noisy = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=stage)
+        steps(noisy, range(3))
+        box = [noisy.tensors()]
+        dist.broadcast_object_list(box)
+        found[f"through-{stage}"] = outcome(noisy)
+        for name, target in (("resumed", stage), ("elsewhere", 3 - stage)):
+            again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target)
+            again.load(box[0], updates=3)
+            found[f"{name}-{stage}"] = outcome(again)
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+    dist.destroy_process_group()
+
+
+def outcome(trained: Engine) -> tuple[list[dict[str, float]], dict[str, float], Any]:
+    """Three steps on: their losses, the held-out ones, the weights and moments."""
+    losses = steps(trained, range(3, STEPS))
+    return losses, trained.evaluate([batches(9)[trained.rank :: trained.workers]]).means(), trained.tensors()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = str(tmp_path_factory.mktemp("workers"))
+    torch.multiprocessing.spawn(in_worker, (folder,), nprocs=2)
+    return torch.load(Path(folder) / "found.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_two_workers_and_two_micro_batches_make_the_step_of_one_process(found: dict[str, Any], stage: int) -> None:
+    losses, weights = reference()
+    for mine, plain in zip(found[f"losses-{stage}"], losses, strict=True):
+        assert mine == pytest.approx(plain, abs=1e-5)
+    for name, weight in weights.items():
+        torch.testing.assert_close(found[f"weights-{stage}"]["model"][name], weight.detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_what_is_saved_goes_on_to_the_same_bits(found: dict[str, Any], stage: int) -> None:
+    losses, heldout, tensors = found[f"through-{stage}"]
+    again = found[f"resumed-{stage}"]
+    assert (losses, heldout) == again[:2]
+    for kind, named in tensors.items():
+        assert all(torch.equal(value, again[2][kind][name]) for name, value in named.items())
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_what_one_stage_saved_another_goes_on_from(found: dict[str, Any], stage: int) -> None:
+    losses, heldout, _ = found[f"through-{stage}"]
+    elsewhere = found[f"elsewhere-{stage}"]
+    for mine, theirs in zip(elsewhere[0], losses, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+    assert elsewhere[1] == pytest.approx(heldout, abs=1e-5)
+
+
+def test_dropout_depends_on_the_noise_alone(found: dict[str, Any]) -> None:
+    """The control of the test above: the losses of another dropout are others."""
+    assert found["through-1"][0][0] != pytest.approx(found["losses-1"][3], abs=1e-4)
+
+
+def test_bf16_is_found_by_the_processors_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for flags, fast in (("fpu avx512_bf16 sse", True), ("amx_bf16", True), ("fpu avx512f avx512_bf16x", False)):
+        monkeypatch.setattr(engine, "_cpuinfo", lambda key, flags=flags: flags)
+        assert has_bf16(cpu) is fast
+
+
+@pytest.mark.usefixtures("alone")
+def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_loss() -> None:
+    full, half = (Engine(model(), OPTIMIZER, precision=precision) for precision in ("fp32", "bf16"))
+    for exact, rounded in zip(steps(full, range(2)), steps(half, range(2)), strict=True):
+        assert rounded == pytest.approx(exact, rel=0.02)
+        assert rounded != exact
+    tensors = half.tensors()
+    assert tensors is not None
+    assert {value.dtype for named in tensors.values() for value in named.values()} == {torch.float32}

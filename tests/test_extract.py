@@ -1,0 +1,242 @@
+import gzip
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from pipeline import extract
+from pipeline.artifacts import Manifest, Output, SourceFile
+from pipeline.config import UserError, identity
+from pipeline.dump import Truncation, pages, ranges, read_site
+from pipeline.extract import VERSION, ExtractConfig, run, units
+from pipeline.schema import DOCUMENT, split_of
+from pipeline.storage import Location
+
+DATA = Path(__file__).parent / "data/extract"
+DUMPS = ["enwiki.xml.bz2", "nlwiki.xml", "viwiki-cut.xml.xz", "pear-0.3.xml"]
+#: Of the documents below: raise VERSION when the bytes are meant to change, then set this anew.
+DIGEST = "2de96434388feb29"
+
+PROSE = "It was a long day at sea, and nobody on board the ship had anything at all to say about it."
+BOOK = f"A TALE\n\nBy JANE DOE\n\n\n\nCHAPTER I\n\n{PROSE}\n\n{PROSE}\n\n\n\nCHAPTER II\n\n{PROSE} Then it ended.\n"
+
+
+def config(**sources: dict) -> ExtractConfig:
+    listed = [{"name": name, "files": ["given by the test"], **source} for name, source in sources.items()]
+    return ExtractConfig.model_validate({"sources": listed, "heldout_fraction": 0.3})
+
+
+WIKI = {"kind": "wikipedia"}
+BOOKS = {"kind": "books", "language": "en", "licence": "public domain"}
+DOCUMENTS = {"kind": "documents", "columns": {"text": "body", "doc_id": "key"}}
+
+
+def files(*paths: Path) -> list[SourceFile]:
+    return [SourceFile(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size) for path in paths]
+
+
+def output(folder: Path) -> Output:
+    return Output(Location(str(folder)), "extract", VERSION, "0123456789abcdef")
+
+
+def rows(folder: Path, manifest: Manifest) -> list[dict]:
+    return [row for name in manifest.files for row in pq.read_table(folder / name, schema=DOCUMENT).to_pylist()]
+
+
+def digests(manifest: Manifest) -> dict[str, str]:
+    return {name: file.sha256 for name, file in manifest.files.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    """Every kind of source, run once."""
+    given, out = tmp_path_factory.mktemp("given"), tmp_path_factory.mktemp("out")
+    (given / "tale.txt").write_text(BOOK)
+    lines = [{"key": "mine-1", "body": PROSE}, {"key": "mine-2", "body": " "}, {"key": "mine-3", "body": "Too short."}]
+    (given / "own.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode(), mtime=0))
+    inputs = {
+        "wiki": files(*(DATA / name for name in DUMPS)),
+        "shelf": files(given / "tale.txt"),
+        "own": files(given / "own.jsonl.gz"),
+    }
+    return out, run(config(wiki=WIKI, shelf=BOOKS, own=DOCUMENTS), inputs, output(out))
+
+
+def test_pages_in_are_documents_out_and_drops(whole: tuple[Path, Manifest]):
+    folder, manifest = whole
+    pages_in = 0
+    for name in DUMPS:
+        location = Location(str(DATA / name))
+        for span in ranges(location, 10**9, 10**9):
+            pages_in += sum(1 for _ in pages(location, span, read_site(location), Truncation()))
+    wiki = manifest.facts["sources"]["wiki"]
+    dropped = sum(count for name, count in wiki.items() if name.startswith("dropped: "))
+    assert wiki["records"] == pages_in == wiki["documents"] + dropped == 26
+    assert manifest.counts["records"] == pages_in + 2 + 3
+    assert manifest.counts["records"] == manifest.counts["documents"] + sum(manifest.drops.values())
+    assert manifest.counts["documents"] == len(rows(folder, manifest))
+    assert {"namespace", "redirect", "too short", "empty"} <= set(manifest.drops)
+
+
+def test_an_article_carries_its_pages_identity(whole: tuple[Path, Manifest]):
+    row = next(row for row in rows(*whole) if row["title"] == "Ampere")
+    text = row.pop("text")
+    assert text.startswith("The ampere (SI unit symbol") and "\n\n" in text and "[[" not in text
+    assert row == {
+        "doc_id": "enwiki:772",
+        "source": "wiki",
+        "language": "en",
+        "title": "Ampere",
+        "url": "http://en.wikipedia.org/wiki/Ampere",
+        "revision": 628133102,
+        "timestamp": "2014-10-03T21:21:36Z",
+        "split": split_of("enwiki:772", 0.3),
+        "num_chars": len(text),
+        "num_words": len(text.split()),
+        "content_hash": row["content_hash"],
+        "licence": "CC BY-SA 4.0",
+    }
+
+
+def test_chapters_and_rows_carry_theirs(whole: tuple[Path, Manifest]):
+    found = [row for row in rows(*whole) if row["source"] in ("shelf", "own")]
+    sha = hashlib.sha256(BOOK.encode()).hexdigest()[:16]
+    assert [(row["doc_id"], row["title"], row["language"], row["licence"]) for row in found] == [
+        (f"shelf:{sha}:0", "A TALE: CHAPTER I", "en", "public domain"),
+        (f"shelf:{sha}:1", "A TALE: CHAPTER II", "en", "public domain"),
+        ("mine-1", "", "", ""),
+    ]
+    assert found[0]["text"] == f"{PROSE}\n\n{PROSE}"
+
+
+def test_both_splits_are_there_and_counted(whole: tuple[Path, Manifest]):
+    folder, manifest = whole
+    held = [row["split"] for row in rows(folder, manifest)].count("heldout")
+    assert 0 < held == manifest.counts["heldout"] < manifest.counts["documents"]
+
+
+def test_the_manifest_names_cut_files_and_shows_what_was_dropped(whole: tuple[Path, Manifest]):
+    facts = whole[1].facts
+    assert [(Path(cut["file"]).name, cut["reason"]) for cut in facts["truncated"]] == [
+        ("viwiki-cut.xml.xz", "it ends in the middle of a page")
+    ]
+    assert {"record": "Too short.", "text": "Too short."} in [
+        {**shown, "record": shown["text"]} for shown in facts["samples"]["too short"]
+    ]
+    assert "Alexandre De Rhodes" in [shown["record"] for shown in facts["samples"]["redirect"]]
+    assert facts["templates"]["reflist"] > 0
+
+
+def test_the_bytes_are_those_of_this_version(whole: tuple[Path, Manifest]):
+    found = hashlib.sha256("".join(digests(whole[1]).values()).encode()).hexdigest()[:16]
+    assert (VERSION, found) == (1, DIGEST), "the same input gives other bytes: raise VERSION in pipeline/extract.py"
+
+
+def test_neither_paths_nor_their_order_nor_repeats_change_the_bytes(tmp_path: Path):
+    first = [DATA / "nlwiki.xml", DATA / "pear-0.3.xml"]
+    moved = [tmp_path / "b.anything", tmp_path / "a"]
+    for old, new in zip(first, moved, strict=True):
+        new.write_bytes(old.read_bytes())
+    here = run(config(w=WIKI), {"w": files(*first)}, output(tmp_path / "1"))
+    there = run(config(w=WIKI), {"w": files(*reversed(moved), *first)}, output(tmp_path / "2"))
+    assert digests(here) == digests(there)
+
+
+def test_a_run_goes_on_from_finished_units_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(extract, "_RANGE", 8000)
+    settings, inputs = config(w=WIKI), {"w": files(DATA / "nlwiki.xml")}
+    work = units(settings, inputs)
+    assert len(work) == 6
+    full = run(settings, inputs, output(tmp_path / "full"))
+    half = output(tmp_path / "half")
+    for unit in work[::2]:
+        extract.extract(unit, settings, half)
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "half").rglob("*.parquet")}
+    (tmp_path / "half/documents/.00001-00.parquet.x.tmp").write_bytes(b"half")
+    resumed = run(settings, inputs, half)
+    assert digests(resumed) == digests(full) and resumed.counts == full.counts and resumed.drops == full.drops
+    assert stamps and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+def test_ranges_give_the_documents_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings, inputs = config(w=WIKI), {"w": files(DATA / "nlwiki.xml")}
+    one = run(settings, inputs, output(tmp_path / "one"))
+    monkeypatch.setattr(extract, "_RANGE", 5000)
+    monkeypatch.setattr(extract, "_SHARD", 4000)
+    many = run(settings, inputs, output(tmp_path / "many"))
+    assert rows(tmp_path / "one", one) == rows(tmp_path / "many", many)
+    assert len(many.files) > len(one.files) == 1
+
+
+def test_a_book_can_be_one_document(tmp_path: Path):
+    (tmp_path / "tale.txt").write_text(BOOK)
+    manifest = run(config(b={**BOOKS, "unit": "book"}), {"b": files(tmp_path / "tale.txt")}, output(tmp_path / "out"))
+    (row,) = rows(tmp_path / "out", manifest)
+    assert row["title"] == "A TALE" and row["text"].count(PROSE) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "data", "said"),
+    [
+        (WIKI, "a.xml", b"<html>", "a.xml: begins with '<html>'"),
+        (
+            WIKI,
+            "a.xml",
+            b"<mediawiki xml:lang='x'>\n<page><title>\xff</title></page></mediawiki>",
+            "a.xml: is not UTF-8",
+        ),
+        (BOOKS, "a.txt", b"caf\xe9", "a.txt: is not UTF-8"),
+        (DOCUMENTS, "a.jsonl", b'{"body": "x", "key": "1"}\n{"body', "a.jsonl:2: is not JSON"),
+        (DOCUMENTS, "a.csv", b"x,y\n", "a.csv: has no column body; it has x, y"),
+        (BOOKS, "a.txt", b"Hm.", "hold no document"),
+    ],
+)
+def test_a_workers_error_arrives_as_one_line(tmp_path: Path, source: dict, name: str, data: bytes, said: str, capfd):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as error:
+        run(config(s=source), {"s": files(tmp_path / name)}, output(tmp_path / "out"))
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert "Traceback" not in capfd.readouterr().err
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_stays_an_os_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(self: Location, data: bytes) -> None:
+        with Path("/dev/full").open("wb") as file:
+            file.write(data)
+
+    monkeypatch.setattr(Location, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        run(config(w=WIKI), {"w": files(DATA / "nlwiki.xml")}, output(tmp_path / "out"))
+    assert error.value.errno == 28
+
+
+def test_identity_leaves_out_where_files_lie_and_how_it_runs():
+    one, two = config(w=WIKI), config(w=WIKI)
+    two = ExtractConfig.model_validate(
+        {"sources": [{"name": "w", "files": ["elsewhere"], **WIKI}], "heldout_fraction": 0.3, "beam": ["--runner=X"]}
+    )
+    assert identity(one) == identity(two)
+    assert identity(config(w={**WIKI, "keep_lists": True})) != identity(one)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "wiki"}, {**BOOKS, "unit": "page"}, {**WIKI, "unit": "book"}, {**BOOKS, "files": []}]
+)
+def test_impossible_sources_are_refused(wrong: dict):
+    with pytest.raises(ValidationError):
+        config(x=wrong)
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings, inputs = config(w=WIKI), {"w": files(*(DATA / name for name in DUMPS))}
+    alone = run(settings, inputs, output(tmp_path / "1"))
+    options = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    shared = run(settings.model_copy(update={"beam": options}), inputs, output(tmp_path / "2"))
+    assert digests(alone) == digests(shared) and alone.counts == shared.counts

@@ -1,0 +1,180 @@
+"""The main job, end to end: the quickstart's real texts with fewer steps, on a folder, on S3, and killed on the way."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.artifacts import Manifest, read_manifest
+from pipeline.storage import Location
+
+REPOSITORY = Path(__file__).parents[1]
+QUICKSTART = "configs/quickstart.yaml"
+SHORTER = [
+    "pretrain.phases.0.steps=24",
+    "pretrain.checkpoint_every=6",
+    "pretrain.eval_every=12",
+    "pretrain.optimizer.warmup_steps=4",
+    "finetune.authors.epochs=1",
+]
+STAGES = ["extract", "dedup", "vocab", "tokens", "examples-128", "pretrain", "finetune-authors", "report"]
+DATA_STAGES = STAGES[:5]
+
+
+def cloze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "infra.cli", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False)
+
+
+def run(root: str) -> subprocess.CompletedProcess[str]:
+    return cloze("run", QUICKSTART, f"root={root}", *SHORTER)
+
+
+def manifests(root: str) -> dict[str, Manifest]:
+    """Each stage's only finished artifact under a root."""
+    found = {}
+    for stage in STAGES:
+        folder = Location(root) / stage
+        files = [file for file in folder.files() if file.name == "manifest.json"]
+        assert len(files) == 1, (stage, files)
+        manifest = read_manifest(Location(files[0].uri.rpartition("/")[0]))
+        assert manifest
+        found[stage] = manifest
+    return found
+
+
+def digests(manifest: Manifest) -> dict[str, str]:
+    return {name: file.sha256 for name, file in manifest.files.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Mapping[str, Manifest]]]:
+    root = str(tmp_path_factory.mktemp("runs"))
+    done = run(root)
+    assert done.returncode == 0, done.stderr
+    yield root, manifests(root)
+
+
+@pytest.fixture(scope="module")
+def labels() -> ModuleType:
+    file = REPOSITORY / "configs/quickstart/label_authors.py"
+    spec = importlib.util.spec_from_file_location("label_authors", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def documents(root: str, stage: str = "dedup") -> list[dict[str, str]]:
+    files = sorted(Path(root, stage).glob("*/documents/*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def test_every_page_and_chapter_is_kept_or_counted_with_its_reason(finished):
+    _, made = finished
+    for stage in ("extract", "dedup"):
+        assert made[stage].counts["records"] == made[stage].counts["documents"] + sum(made[stage].drops.values())
+    assert made["dedup"].counts["records"] == made["extract"].counts["documents"]
+
+
+def test_the_scores_stand_beside_random_weights_and_the_majority(finished):
+    _, made = finished
+    scores = made["finetune-authors"].facts["scores"]
+    for variant in ("pretrained", "random", "majority"):
+        low, high = scores[variant]["interval"]
+        assert 0 <= low <= scores[variant]["accuracy"] <= high <= 1
+
+
+def test_finetuning_hangs_on_the_checkpoint_digest(finished):
+    _, made = finished
+    assert made["finetune-authors"].inputs["checkpoint"] == made["pretrain"].facts["checkpoint"]["digest"]
+
+
+def test_the_report_is_where_the_run_says(finished):
+    root, _ = finished
+    page = Path(root, "quickstart.html").read_text()
+    assert "enwiki-excerpt.xml.bz2" in page
+
+
+def test_a_second_run_skips_every_stage_and_says_why(finished):
+    root, made = finished
+    again = run(root)
+    assert again.returncode == 0, again.stderr
+    for stage in STAGES:
+        assert re.search(rf"\] {stage} +skip: done .* nothing changed", again.stderr), (stage, again.stderr)
+    assert manifests(root) == made
+
+
+def test_a_changed_key_runs_only_what_depends_on_it(finished):
+    root, _ = finished
+    plan = cloze("plan", QUICKSTART, f"root={root}", *SHORTER, "vocab.size=5000")
+    assert plan.returncode == 0, plan.stderr
+    lines = {line.split()[0]: line for line in plan.stdout.splitlines() if line.split()}
+    assert " skip " in lines["extract"] and " skip " in lines["dedup"]
+    assert "vocab.size: 6000 -> 5000" in lines["vocab"]
+    assert "input vocab changed" in lines["tokens"]
+    assert lines["finetune-authors"].rstrip().endswith("after pretrain")
+
+
+def test_the_labelled_set_is_what_its_script_makes_of_the_books(finished, labels):
+    root, _ = finished
+    assert labels.labelled(documents(root)) == labels.read()
+
+
+def test_no_paragraph_of_the_test_part_was_pretrained_on(finished, labels):
+    root, _ = finished
+    test = {row["text"] for row in labels.read() if row["split"] == "test"}
+    assert test
+    seen = [row["text"] for row in documents(root) if row["split"] == "train"]
+    assert not [paragraph for paragraph in test if any(paragraph in text for text in seen)]
+
+
+def test_the_whole_quickstart_passes_on_s3_with_the_same_bytes(finished, s3_bucket):
+    _, made = finished
+    done = run(f"{s3_bucket}/runs")
+    assert done.returncode == 0, done.stderr
+    on_s3 = manifests(f"{s3_bucket}/runs")
+    for stage in DATA_STAGES:
+        assert digests(on_s3[stage]) == digests(made[stage]), stage
+    assert on_s3["pretrain"].facts["checkpoint"]["digest"] == made["pretrain"].facts["checkpoint"]["digest"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_stage_ends_with_the_same_bytes(finished, tmp_path):
+    _, made = finished
+    root = str(tmp_path)
+    for stage in STAGES[:-1]:
+        kill_in(stage, root)
+    done = run(root)
+    assert done.returncode == 0, done.stderr
+    again = manifests(root)
+    for stage in DATA_STAGES:
+        assert digests(again[stage]) == digests(made[stage]), stage
+    assert again["pretrain"].facts["checkpoint"]["digest"] == made["pretrain"].facts["checkpoint"]["digest"]
+    ours, theirs = (m["finetune-authors"].facts["scores"] for m in (again, made))
+    assert json.dumps(ours) == json.dumps(theirs)
+
+
+def kill_in(stage: str, root: str) -> None:
+    """Start the run and end all of its processes with SIGKILL once `stage` has begun to write."""
+    command = [sys.executable, "-m", "infra.cli", "run", QUICKSTART, f"root={root}", *SHORTER]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if list(Path(root, stage).glob("*/*/*")):
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,143 @@
+"""Masked-LM corruption. That it equals the reference draw for draw is tested with the pairs, in test_pairs.py."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.masking import KeyedMaskDraws, Masked, MaskRules, mask_batch, mask_rules
+from pipeline.randomness import mixed
+
+CLS, SEP, MASK, VOCAB = 2, 3, 4, 1000
+CONTINUES = 500  # ids from here on go on with a word
+
+
+def rules(whole_word: bool = False, **changed: Any) -> MaskRules:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"p{i}" for i in range(5, CONTINUES))]
+    pieces += [f"##p{i}" for i in range(CONTINUES, VOCAB)]
+    return mask_rules(
+        pieces, **{"masked_lm_prob": 0.15, "max_predictions_per_seq": 20, **changed}, whole_word_mask=whole_word
+    )
+
+
+def batch(rows: int, width: int = 128, seed: int = 0, shortest: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """[CLS] a [SEP] b [SEP] of random pieces and lengths, zeros behind."""
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(shortest, width + 1, rows)
+    ids = draw.integers(5, VOCAB, (rows, width)).astype(np.uint16)
+    ids[:, 0], ids[:, 5], ids[np.arange(rows), lengths - 1] = CLS, SEP, SEP
+    ids[np.arange(width) >= lengths[:, None]] = 0
+    return ids, lengths
+
+
+def masked(ids: np.ndarray, lengths: np.ndarray, some: MaskRules, epoch: int = 0) -> Masked:
+    keys = mixed(1, epoch, np.arange(len(ids)))
+    return mask_batch(ids, lengths, KeyedMaskDraws(keys, VOCAB), some)
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_special_tokens_and_padding_are_never_masked(whole_word):
+    ids, lengths = batch(500)
+    result = masked(ids, lengths, rules(whole_word))
+    special = (ids == CLS) | (ids == SEP) | (np.arange(128) >= lengths[:, None])
+    assert (result.input_ids[special] == ids[special]).all()
+    used = np.arange(20) < result.counts[:, None]
+    assert not special[np.nonzero(used)[0], result.positions[used]].any()
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "count"), [(5, 20, 1), (10, 20, 2), (30, 20, 4), (50, 20, 8), (128, 19, 19), (128, 20, 19)]
+)
+def test_the_number_of_masked_pieces_is_that_of_the_reference(length, limit, count):
+    """min(limit, max(1, round(0.15 * length))), halves to even as Python rounds: 1.5 -> 2, 4.5 -> 4, 7.5 -> 8."""
+    ids, _ = batch(1, width=length, shortest=length)
+    result = masked(ids, np.array([length]), rules(max_predictions_per_seq=limit))
+    assert result.counts.tolist() == [count]
+
+
+def test_labels_are_what_stood_at_the_positions_and_all_else_is_untouched():
+    ids, lengths = batch(500)
+    before = ids.copy()
+    result = masked(ids, lengths, rules())
+    assert (ids == before).all()
+    restored = result.input_ids.copy()
+    for row, count in enumerate(result.counts):
+        positions = result.positions[row, :count]
+        assert (np.diff(positions) > 0).all()
+        assert (result.labels[row, :count] == ids[row, positions]).all()
+        assert not result.positions[row, count:].any()
+        restored[row, positions] = result.labels[row, :count]
+    assert (restored == ids).all()
+    assert result.input_ids.dtype == ids.dtype
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_chosen_pieces_are_masked_kept_and_replaced_80_10_10(whole_word):
+    """About 38,000 pieces: three standard deviations of the shares are 0.006 and 0.005."""
+    ids, lengths = batch(4000)
+    result = masked(ids, lengths, rules(whole_word))
+    used = np.arange(20) < result.counts[:, None]
+    now = result.input_ids[np.nonzero(used)[0], result.positions[used]]
+    labels = result.labels[used]
+    assert len(labels) > 35_000
+    assert np.mean(now == MASK) == pytest.approx(0.8 + 0.1 / VOCAB, abs=0.007)
+    assert np.mean(now == labels) == pytest.approx(0.1 + 0.1 / VOCAB, abs=0.005)
+    replaced = now[(now != MASK) & (now != labels)]
+    assert np.mean(replaced) == pytest.approx(VOCAB / 2, rel=0.03)  # uniform over all ids, special ones included
+    assert replaced.min() < 5 or len(np.unique(replaced)) > VOCAB * 0.95
+
+
+def test_every_piece_is_chosen_equally_often():
+    """Each of 60 positions 3,000 times in expectation, give or take 51: five deviations."""
+    ids, lengths = np.full((20_000, 63), 7), np.full(20_000, 63)
+    ids[:, 0], ids[:, 30], ids[:, 62] = CLS, SEP, SEP
+    result = masked(ids, lengths, rules())
+    chosen = np.bincount(result.positions.reshape(-1), minlength=63)
+    ordinary = np.delete(chosen, [0, 30, 62])
+    assert result.counts.sum() == 9 * 20_000
+    assert ordinary == pytest.approx(3000, abs=255)
+
+
+def test_whole_words_are_chosen_whole():
+    ids, lengths = batch(500)
+    result = masked(ids, lengths, rules(whole_word=True))
+    for row in range(len(ids)):
+        chosen = set(result.positions[row, : result.counts[row]].tolist())
+        for position in range(2, lengths[row]):
+            if ids[row, position] >= CONTINUES and ids[row, position - 1] not in (CLS, SEP):
+                assert (position in chosen) == (position - 1 in chosen)
+
+
+def test_a_word_too_long_for_what_is_left_is_passed_over():
+    ids = np.array([[CLS, 7, 600, 601, 602, SEP, 8, SEP]])
+    for epoch in range(30):
+        result = masked(ids, np.array([8]), rules(whole_word=True), epoch)
+        assert result.positions[0, : result.counts[0]].tolist() == [6]  # of two words of four and one piece, one piece
+
+
+def test_pieces_without_a_word_that_fits_are_not_masked():
+    ids = np.array([[CLS, 7, 600, SEP, 601, SEP]])  # one word of three pieces: that behind [SEP] goes on with it
+    assert masked(ids, np.array([6]), rules(whole_word=True)).counts.tolist() == [0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.booleans())
+def test_a_row_is_masked_the_same_in_any_batch_and_at_any_width(seed, whole_word):
+    ids, lengths = batch(12, width=64, seed=seed)
+    keys = mixed(seed, np.arange(12))
+    whole = mask_batch(ids, lengths, KeyedMaskDraws(keys, VOCAB), rules(whole_word))
+    some = np.random.default_rng(seed).permutation(12)[:5]
+    wider = np.pad(ids[some], ((0, 0), (0, 40)))
+    part = mask_batch(wider, lengths[some], KeyedMaskDraws(keys[some], VOCAB), rules(whole_word))
+    assert (part.input_ids[:, :64] == whole.input_ids[some]).all()
+    assert (part.positions == whole.positions[some]).all()
+    assert (part.labels == whole.labels[some]).all()
+
+
+def test_another_epoch_has_other_masks_and_the_same_one_the_same():
+    ids, lengths = batch(50)
+    first, again, other = (masked(ids, lengths, rules(), epoch) for epoch in (0, 0, 1))
+    assert (first.input_ids == again.input_ids).all()
+    assert (first.positions != other.positions).any(axis=1).all()

@@ -1,0 +1,222 @@
+"""Our BERT beside transformers': the same weights and input give the same numbers, forwards and backwards."""
+
+import re
+from collections.abc import Mapping
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional
+from transformers import BertConfig as TheirConfig
+from transformers import BertForPreTraining as TheirBert
+from transformers import BertForSequenceClassification as TheirClassifier
+
+from training.model import BertConfig, BertForPreTraining, BertForSequenceClassification, load_encoder
+
+VOCAB = 211
+CONFIG = BertConfig(
+    hidden_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=96,
+    max_position_embeddings=40,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
+RENAMED = (  # theirs -> ours, applied in this order
+    (r"^bert\.encoder\.layer\.", "bert.layers."),
+    (r"^bert\.pooler\.dense\.", "bert.pooler."),
+    (r"attention\.output\.LayerNorm", "attention_norm"),
+    (r"attention\.output\.dense", "attention.output"),
+    (r"intermediate\.dense", "intermediate"),
+    (r"output\.LayerNorm", "output_norm"),
+    (r"output\.dense", "output"),
+    (r"embeddings\.LayerNorm", "embeddings.norm"),
+    (r"^cls\.predictions\.transform\.dense", "mlm.transform"),
+    (r"^cls\.predictions\.transform\.LayerNorm", "mlm.norm"),
+    (r"^cls\.predictions\.bias", "mlm.bias"),
+    (r"^cls\.seq_relationship", "nsp"),
+)
+
+
+def ours(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors (weights or gradients) under our names, query, key and value in one."""
+    renamed = {}
+    for name, tensor in theirs.items():
+        for pattern, replacement in RENAMED:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    for name in [name for name in renamed if ".attention.self.query." in name]:
+        parts = [renamed.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        renamed[name.replace("self.query", "qkv")] = torch.cat(parts)
+    for extra in ("bert.embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"):
+        renamed.pop(extra, None)
+    return renamed
+
+
+def their_config(**settings: object) -> TheirConfig:
+    return TheirConfig(vocab_size=VOCAB, attn_implementation="eager", **CONFIG.model_dump(), **settings)
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, Tensor]:
+    """Four rows of 33, 33, 20 and 7 pieces padded to 33, two segments in each, one masked piece in five."""
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.tensor([33, 33, 20, 7])[:, None]
+    places = torch.arange(33)[None, :]
+    real = (places < lengths).long()
+    masked = (torch.rand(4, 33, generator=generator) < 0.2) & real.bool()
+    return {
+        "input_ids": torch.randint(5, VOCAB, (4, 33), generator=generator) * real,
+        "token_type_ids": (places >= lengths // 2).long() * real,
+        "attention_mask": real,
+        "positions": masked.flatten().nonzero().flatten(),
+        "labels": torch.randint(5, VOCAB, (int(masked.sum()),), generator=generator),
+        "next_sentence_label": torch.tensor([0, 1, 1, 0]),
+    }
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[BertForPreTraining, TheirBert]:
+    """Both models with the same weights, none of them at the value it starts from."""
+    torch.manual_seed(3)
+    theirs = TheirBert(their_config())
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model = BertForPreTraining(CONFIG, VOCAB)
+    model.load_state_dict(ours(theirs.state_dict()))
+    return model, theirs
+
+
+def encoder_input(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
+
+
+def close(left: Tensor, right: Tensor) -> None:
+    torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+
+
+def test_hidden_states_equal_those_of_transformers(pair, batch):
+    model, theirs = pair
+    hidden, pooled = model.bert(**encoder_input(batch))
+    expected = theirs.bert(**encoder_input(batch))
+    real = batch["attention_mask"].bool()
+    close(hidden[real], expected.last_hidden_state[real])
+    close(pooled, expected.pooler_output)
+    # the comparison sees padding: without the mask the same weights give other states
+    unmasked, _ = model.bert(batch["input_ids"], batch["token_type_ids"], torch.ones_like(batch["attention_mask"]))
+    assert (unmasked[real] - expected.last_hidden_state[real]).abs().max() > 1e-2
+
+
+def test_logits_losses_and_every_gradient_equal_those_of_transformers(pair, batch):
+    model, theirs = pair
+    mlm, nsp = model(**encoder_input(batch), masked_lm_positions=batch["positions"])
+    mlm_loss = functional.cross_entropy(mlm, batch["labels"])
+    nsp_loss = functional.cross_entropy(nsp, batch["next_sentence_label"])
+    (mlm_loss + nsp_loss).backward()
+
+    expected = theirs(**encoder_input(batch))
+    their_mlm = expected.prediction_logits.flatten(0, 1)[batch["positions"]]
+    close(mlm, their_mlm)
+    close(nsp, expected.seq_relationship_logits)
+    close(mlm_loss, functional.cross_entropy(their_mlm, batch["labels"]))
+    close(nsp_loss, functional.cross_entropy(expected.seq_relationship_logits, batch["next_sentence_label"]))
+
+    labels = torch.full((batch["input_ids"].numel(),), -100).index_copy(0, batch["positions"], batch["labels"])
+    whole = theirs(
+        **encoder_input(batch),
+        labels=labels.view_as(batch["input_ids"]),
+        next_sentence_label=batch["next_sentence_label"],
+    )
+    close(mlm_loss + nsp_loss, whole.loss)
+    whole.loss.backward()
+    gradients = ours({name: parameter.grad for name, parameter in theirs.named_parameters()})
+    mine = dict(model.named_parameters())
+    assert gradients.keys() == mine.keys()
+    for name, parameter in mine.items():
+        close(parameter.grad, gradients[name])
+
+
+def test_classifier_equals_that_of_transformers(batch):
+    torch.manual_seed(4)
+    theirs = TheirClassifier(their_config(num_labels=5)).eval()
+    model = BertForSequenceClassification(CONFIG, VOCAB, num_labels=5).eval()
+    model.load_state_dict(ours(theirs.state_dict()))
+    close(model(**encoder_input(batch)), theirs(**encoder_input(batch)).logits)
+
+
+def test_padding_changes_nothing_at_the_real_positions(pair, batch):
+    model, _ = pair
+    padded, _ = model.bert(**encoder_input(batch))
+    alone, _ = model.bert(**{name: tensor[3:, :7] for name, tensor in encoder_input(batch).items()})
+    close(padded[3:, :7], alone)
+
+
+def test_weights_start_from_the_truncated_normal_of_bert():
+    model = BertForPreTraining(CONFIG, VOCAB, seed=1)
+    words = model.bert.embeddings.word_embeddings.weight
+    assert words.abs().max() <= 0.04
+    assert words.std().item() == pytest.approx(0.02 * 0.8796, rel=0.02)  # the deviation that is left after the cut
+    assert not model.bert.layers[0].attention.qkv.bias.any()
+    assert (model.bert.layers[0].output_norm.weight == 1).all()
+
+
+def test_weights_depend_on_the_seed_alone():
+    torch.manual_seed(1)
+    first = BertForPreTraining(CONFIG, VOCAB, seed=1).state_dict()
+    torch.manual_seed(2)
+    again = BertForPreTraining(CONFIG, VOCAB, seed=1).state_dict()
+    classifier = BertForSequenceClassification(CONFIG, VOCAB, 3, seed=1).state_dict()
+    other = BertForPreTraining(CONFIG, VOCAB, seed=2).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(first[name], classifier[name]) for name in first if name.startswith("bert."))
+    assert not torch.equal(first["nsp.weight"], other["nsp.weight"])
+    assert not torch.equal(first["bert.layers.0.output.weight"], first["bert.layers.1.output.weight"])
+
+
+def test_dropout_acts_in_training_only():
+    config = CONFIG.model_copy(update={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
+    model = BertForSequenceClassification(config, VOCAB, 3)
+    ids = torch.arange(20)[None, :]
+    arguments = (ids, torch.zeros_like(ids), torch.ones_like(ids))
+    assert not torch.equal(model.bert(*arguments)[0], model.bert(*arguments)[0])
+    model.eval()
+    assert torch.equal(model.bert(*arguments)[0], model.bert(*arguments)[0])
+
+
+def test_a_pretraining_checkpoint_loads_into_the_classifier(pair):
+    model, _ = pair
+    classifier = BertForSequenceClassification(CONFIG, VOCAB, 3)
+    head = classifier.classifier.weight.clone()
+    load_encoder(classifier, model.state_dict())
+    assert torch.equal(classifier.bert.pooler.weight, model.bert.pooler.weight)
+    assert torch.equal(classifier.classifier.weight, head)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(pair):
+    model, _ = pair
+    with pytest.raises(RuntimeError, match="word_embeddings"):
+        load_encoder(BertForSequenceClassification(CONFIG, VOCAB + 1, 3), model.state_dict())
+    with pytest.raises(RuntimeError, match=r"layers\.2"):
+        deeper = {name: tensor for name, tensor in model.state_dict().items() if ".layers.2." not in name}
+        load_encoder(BertForSequenceClassification(CONFIG, VOCAB, 3), deeper)
+
+
+def test_heads_must_divide_the_hidden_size():
+    with pytest.raises(ValidationError, match="hidden_size 10 is not a multiple of num_attention_heads 3"):
+        BertConfig(hidden_size=10, num_hidden_layers=1, num_attention_heads=3, intermediate_size=8)
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "heads", "intermediate", "parameters"),
+    [(12, 768, 12, 3072, 110_106_428), (24, 1024, 16, 4096, 336_226_108)],
+)
+def test_base_and_large_have_the_published_number_of_parameters(layers, hidden, heads, intermediate, parameters):
+    config = BertConfig(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=intermediate
+    )
+    with torch.device("meta"):
+        model = BertForPreTraining(config, 30522)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters

@@ -1,0 +1,70 @@
+"""Paragraph -> sentences."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.sentences import split_sentences
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["He came.", "She went!", "Did they?", "Yes."],
+        ["Mr. Smith met Dr. Jones and Mrs. Hall of St. Albans.", "They spoke."],
+        ["J. R. R. Tolkien knew C. S. Lewis.", "He wrote it."],
+        ["It is I.", "The door opened."],
+        ["Pi is 3.14159 and e is 2.71828.", "Both are irrational."],
+        ["See example.org or Fig. 3 of vol. IV of No. 12.", "No.", "Never."],
+        ["The U.S. Army left the U.S.", "The war ended."],
+        ["He came at 5 p.m. and left at 6 p.m.", "It rained."],
+        ["Wait... what is this?", "I thought...", "Never mind."],
+        ["“I am happy,” said Emma.", "“So am I!” cried he.", "(They smiled.)", "‘Indeed.’", "[Exit.]"],
+        ['"Why?" he asked.', '"Because."', "He left."],
+        ["Fruit, e.g. Apples, i.e. Pomes, vs. Pears.", "Others too."],
+        ["He lived c. 1850 in Washington, D.C. and in Apple Inc. Headquarters.", "She did not."],
+        ["1. Introduction and scope.", "2. Methods."],
+        ["He sat.", "Sun rose.", "They went in.", "Nobody saw."],
+        ["What?!", "No!!", "Well."],
+        ["Er kam nach St. Gallen.", "Élan vital.", "Ägypten ist weit."],
+    ],
+)
+def test_stops_end_sentences_and_abbreviations_do_not(sentences):
+    assert split_sentences(" ".join(sentences)) == sentences
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["他来了。", "她走了！", "他说：“是的。”", "你呢？"],
+        ["「行こう。」", "彼は言った。", "本当？"],
+        ["यह एक वाक्य है।", "यह दूसरा है।", "अंत॥"],
+    ],
+)
+def test_wide_and_indic_stops_need_no_space_behind_them(sentences):
+    assert split_sentences("".join(sentences)) == sentences
+    assert split_sentences(" ".join(sentences)) == sentences
+
+
+def test_an_empty_paragraph_has_no_sentences():
+    assert split_sentences("") == split_sentences(" \n ") == []
+
+
+def test_text_without_a_stop_is_one_sentence():
+    assert split_sentences("  no stop at the end ") == ["no stop at the end"]
+
+
+@given(st.text(alphabet="aB1.!?…\"'”)( \n。।ÉU.S"))
+def test_nothing_but_white_space_is_lost_and_nothing_is_added(paragraph):
+    sentences = split_sentences(paragraph)
+    assert "".join("".join(sentences).split()) == "".join(paragraph.split())
+    assert all(sentence == sentence.strip() != "" for sentence in sentences)
+
+
+@pytest.mark.parametrize("pattern", [". ", ".", "(.)", "Mr. ", "a/b.", '" ', "?) ", "A. B", "a.\n", "((", "。"])
+def test_the_time_is_linear_in_the_text(pattern):
+    start = time.process_time()
+    split_sentences(pattern * (200_000 // len(pattern)))
+    assert time.process_time() - start < 2  # a quadratic scan takes minutes

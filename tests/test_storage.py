@@ -1,0 +1,135 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import UserError
+from pipeline.storage import Location, find
+
+
+def test_what_is_written_is_read(folder: str) -> None:
+    file = Location(folder) / "a/b/c.txt"
+    assert not file.exists()
+    file.write_text("first")
+    file.write_bytes("zweite Zeile, größer".encode())
+    assert file.exists() and file.is_file()
+    assert file.read_text() == "zweite Zeile, größer"
+    assert file.size() == len("zweite Zeile, größer".encode())
+    with file.open() as reader:
+        reader.seek(7)
+        assert reader.read(5) == b"Zeile"
+
+
+def test_an_empty_file_is_a_file(folder: str) -> None:
+    file = Location(folder) / "empty"
+    file.write_bytes(b"")
+    assert file.is_file() and file.size() == 0 and file.read_bytes() == b""
+
+
+def test_files_are_sorted_and_found_at_any_depth(folder: str) -> None:
+    root = Location(folder)
+    for name in ("b.txt", "a/z.txt", "a/c/d.txt"):
+        (root / name).write_text(name)
+    assert root.files() == [root / "a/c/d.txt", root / "a/z.txt", root / "b.txt"]
+    assert (root / "a").files() == [root / "a/c/d.txt", root / "a/z.txt"]
+    assert (root / "nowhere").files() == []
+
+
+def test_deleting_takes_a_file_or_a_folder_or_nothing(folder: str) -> None:
+    root = Location(folder)
+    for name in ("kept/a.txt", "gone/a.txt", "gone/b/c.txt", "file.txt"):
+        (root / name).write_text(name)
+    (root / "gone").delete()
+    (root / "file.txt").delete()
+    (root / "never").delete()
+    assert root.files() == [root / "kept/a.txt"]
+
+
+def test_the_size_of_what_is_missing_is_a_user_error(folder: str) -> None:
+    with pytest.raises(UserError, match=r"gone\.txt: no such file"):
+        (Location(folder) / "gone.txt").size()
+
+
+def test_a_glob_finds_its_files_in_order(folder: str) -> None:
+    root = Location(folder)
+    for name in ("b.xml.bz2", "a.xml.bz2", "a.xml", "deeper/c.xml.bz2"):
+        (root / name).write_text(name)
+    assert find(f"{folder}/*.bz2")[:2] == [root / "a.xml.bz2", root / "b.xml.bz2"]
+    assert find(f"{folder}/a.xml") == [root / "a.xml"]
+    assert find(f"{folder}/?.xml") == [root / "a.xml"]
+
+
+def test_a_star_stays_in_its_folder_and_two_stars_do_not(folder: str) -> None:
+    root = Location(folder)
+    for name in ("top.txt", "one/a.txt", "one/two/b.txt"):
+        (root / name).write_text(name)
+    assert find(f"{folder}/*.txt") == [root / "top.txt"]
+    assert find(f"{folder}/*/*.txt") == [root / "one/a.txt"]
+    assert find(f"{folder}/**/*.txt") == [root / "one/a.txt", root / "one/two/b.txt", root / "top.txt"]
+
+
+def test_what_is_not_there_is_named(folder: str) -> None:
+    (Location(folder) / "there/a.txt").write_text("a")
+    for pattern, problem in (
+        (f"{folder}/a.txt", "no such file"),
+        (f"{folder}/*.txt", "no file matches"),
+        (f"{folder}/there", "is a folder"),
+    ):
+        with pytest.raises(UserError, match=problem) as caught:
+            find(pattern)
+        assert str(caught.value).startswith(f"{pattern}: ")
+
+
+def test_a_missing_relative_path_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^books/a\.txt: no such file in {tmp_path};"):
+        find("books/a.txt")
+
+
+def test_a_failing_write_leaves_the_old_content_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Location(str(tmp_path)) / "a.txt"
+    file.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        file.write_text("new")
+    with pytest.raises(OSError, match="No space left"):
+        (Location(str(tmp_path)) / "b.txt").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert file.read_text() == "old"
+
+
+def test_unfinished_writes_are_not_listed_and_swept_when_old(tmp_path: Path) -> None:
+    root = Location(str(tmp_path))
+    (root / "a.txt").write_text("a")
+    fresh, stale = tmp_path / ".b.txt.1234.tmp", tmp_path / ".c.txt.5678.tmp"
+    for path in (fresh, stale):
+        path.write_text("half")
+    os.utime(stale, (time.time() - 7200, time.time() - 7200))
+    assert root.files() == [root / "a.txt"]
+    root.sweep()
+    assert fresh.exists() and not stale.exists()
+
+
+def test_a_location_is_a_value() -> None:
+    assert Location("runs/") == Location("runs")
+    assert Location("runs") / "a" / "b.XML.BZ2" == Location("runs/a/b.XML.BZ2")
+    assert (Location("s3://bucket/runs/") / "a.Gz").suffix == ".gz"
+    assert Location("s3://bucket/runs").path == "bucket/runs"
+    assert Location("s3://bucket/runs").local_path is None
+    assert Location("runs").local_path == Path.cwd() / "runs"
+    assert Location("/").uri == "/" and (Location("/") / "tmp").uri == "/tmp"
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"), [("gs://bucket/runs", "gs:// is not supported"), ("s3://", "names no bucket")]
+)
+def test_other_stores_are_refused(uri: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        Location(uri)

@@ -1,0 +1,163 @@
+"""Counted words -> a vocabulary; documents -> a vocab artifact."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from golden import documents_artifact, finished, golden_documents, output
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import UserError
+from pipeline.schema import document
+from pipeline.storage import Location
+from pipeline.tokenizer import SPECIAL_TOKENS, build, load
+from pipeline.vocab import VocabConfig, count_words, make_pieces, quality, run
+from pipeline.wordpiece import alphabet, learn
+
+
+def pieces(words: dict[str, int], size: int, min_frequency: int = 1, limit: int = 1000) -> list[str]:
+    known = alphabet(words, limit)
+    return learn(words, known, size, min_frequency)
+
+
+def naive(words: dict[str, int], size: int, min_frequency: int) -> list[str]:
+    """The same by its definition: all pairs counted anew for each merge."""
+    spelt = {word: [word[0], *("##" + c for c in word[1:])] for word in words}
+    known = {piece for spelling in spelt.values() for piece in spelling}
+    found: list[str] = []
+    while len(found) < size:
+        counts: Counter[tuple[str, str]] = Counter()
+        for word, spelling in spelt.items():
+            for pair in zip(spelling, spelling[1:], strict=False):
+                counts[pair] += words[word]
+        if not counts:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        if counts[best] < min_frequency:
+            break
+        merged = best[0] + best[1].removeprefix("##")
+        for spelling in spelt.values():
+            for place in range(len(spelling) - 1):
+                if tuple(spelling[place : place + 2]) == best:
+                    spelling[place : place + 2] = [merged]
+        if merged not in known:
+            known.add(merged)
+            found.append(merged)
+    return found
+
+
+@given(
+    st.dictionaries(st.text(alphabet="abc", min_size=1, max_size=9), st.integers(1, 5), max_size=12),
+    st.integers(0, 30),
+    st.integers(1, 4),
+)
+def test_incremental_merging_finds_what_counting_anew_finds(words, size, min_frequency):
+    assert pieces(words, size, min_frequency) == naive(words, size, min_frequency)
+
+
+def test_the_most_frequent_pair_comes_first_and_ties_go_by_text():
+    assert pieces({"ab": 3, "cd": 3, "ef": 4}, 3) == ["ef", "ab", "cd"]
+    assert pieces({"hugs": 5, "hug": 10, "pug": 3}, 3) == ["##ug", "hug", "hugs"]
+
+
+def test_a_pair_below_min_frequency_is_not_merged():
+    assert pieces({"ab": 2, "cd": 1}, 10, min_frequency=2) == ["ab"]
+
+
+def test_counts_beyond_32_bits_do_not_overflow():
+    assert pieces({"ab": 2**40, "cd": 2**40 + 1, "ef": 2**31}, 2) == ["cd", "ab"]
+
+
+def test_the_alphabet_is_the_most_frequent_characters_and_words_alone_do_not_go_on():
+    assert alphabet({"ab": 2, "ba": 1, "!": 9, "c": 1}, 3) == ["!", "a", "b", "##a", "##b"]
+
+
+def test_a_character_outside_the_alphabet_is_unknown_and_never_vanishes_from_a_word():
+    words = {"ab": 9, "a☃b": 5, "cab": 3}
+    config = VocabConfig(size=12, limit_alphabet=3, min_frequency=1)
+    vocabulary = make_pieces(words, config)
+    tokenizer = build(vocabulary)
+    assert "☃" not in "".join(vocabulary)
+    assert tokenizer.encode("ab a☃b cab", add_special_tokens=False).tokens == ["ab", "[UNK]", "c", "##a", "##b"]
+
+
+def test_the_special_tokens_come_first_and_the_size_is_met():
+    vocabulary = make_pieces({"hugs": 5, "hug": 10, "pug": 3}, VocabConfig(size=15, min_frequency=1))
+    assert tuple(vocabulary[:5]) == SPECIAL_TOKENS
+    assert len(vocabulary) == len(set(vocabulary)) == 15
+
+
+def test_no_room_for_the_alphabet_is_an_error_that_says_how_much_there_must_be():
+    with pytest.raises(UserError, match=r"vocab\.size: 8 has no room .* set it to 11 at least"):
+        make_pieces({"abc": 1}, VocabConfig(size=8))
+    assert len(make_pieces({"abc": 1}, VocabConfig(size=11))) == 11
+
+
+def test_documents_without_text_are_an_error():
+    with pytest.raises(UserError, match="vocab: the documents hold no text to train on"):
+        make_pieces({}, VocabConfig(size=100))
+
+
+def test_words_are_counted_as_the_tokenizer_sees_them():
+    tokenizer = build(SPECIAL_TOKENS, True, None)
+    counted = count_words(["Été, été! [MASK]\n\na\x0bb", "ÉTÉ"], tokenizer)
+    assert counted == {"ete": 3, ",": 1, "!": 1, "[": 1, "mask": 1, "]": 1, "ab": 1}
+
+
+def test_quality_is_the_share_of_unknown_words_and_pieces_per_word():
+    tokenizer = build([*SPECIAL_TOKENS, "a", "##b"])
+    assert quality(tokenizer, {"a": 2, "ab": 1, "x": 1}) == {"words": 4, "unknown_share": 0.25, "pieces_per_word": 1.25}
+    assert quality(tokenizer, {}) == {}
+
+
+CONFIG = VocabConfig(size=1500)
+
+
+def made(root: Path, shuffle: int | None, shards: int, workers: int) -> Location:
+    documents = golden_documents()
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(documents)
+    out = output(root, "vocab")
+    run(CONFIG.model_copy(update={"workers": workers}), {"documents": documents_artifact(root, documents, shards)}, out)
+    return out.location
+
+
+@pytest.mark.parametrize(("shuffle", "shards", "workers"), [(1, 1, 1), (2, 5, 2)])
+def test_the_same_documents_give_the_same_bytes_in_any_order_with_any_workers(
+    ray_session, tmp_path, shuffle, shards, workers
+):
+    first = made(tmp_path / "a", None, 3, 2)
+    second = made(tmp_path / "b", shuffle, shards, workers)
+    for name in ("vocab.txt", "tokenizer.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_the_artifact_holds_the_vocabulary_and_says_how_it_fares(ray_session, tmp_path):
+    location = made(tmp_path, None, 3, 2)
+    manifest = finished(output(tmp_path, "vocab")).manifest
+    lines = (location / "vocab.txt").read_text().split("\n")[:-1]
+    assert len(lines) == 1500 == manifest.facts["size"]
+    assert load(location / "tokenizer.json").get_vocab_size() == 1500
+    assert json.loads((location / "tokenizer.json").read_text())["model"]["vocab"]["[MASK]"] == 4
+    heldout = manifest.facts["heldout"]
+    assert heldout["words"] == manifest.counts["heldout_words"] > 1000
+    assert 0 <= heldout["unknown_share"] < 0.01
+    assert 1 < heldout["pieces_per_word"] < 2
+
+
+def test_more_pieces_than_the_text_gives_are_no_error_but_are_said(ray_session, tmp_path):
+    text = document(["the cat saw the cat"], doc_id="a", source="s", heldout_fraction=0)
+    out = output(tmp_path, "vocab")
+    manifest = run(VocabConfig(size=500), {"documents": documents_artifact(tmp_path, [text], 1)}, out)
+    assert manifest.counts["pieces"] == manifest.facts["size"] < 500
+    assert manifest.facts["note"].startswith(f"The text gives {manifest.facts['size']} pieces of the 500 asked for")
+
+
+def test_what_a_user_can_mend_in_a_worker_comes_out_as_it_was_raised(ray_session, tmp_path):
+    documents = documents_artifact(tmp_path, golden_documents(), 1)
+    (documents.location / "documents/00000.parquet").delete()
+    with pytest.raises(FileNotFoundError):
+        run(CONFIG, {"documents": documents}, output(tmp_path, "vocab"))

@@ -1,0 +1,1 @@
+"""The first floor: example shards -> a pretrained, fine-tuned and scored BERT."""

@@ -1,0 +1,161 @@
+"""weights, moments and a state <-> a verified folder; any ZeRO stage and number of workers can read it.
+
+A checkpoint is the folder checkpoints/step-000100-1f0c9a2b/ of an artifact: safetensors files keyed by the names of the
+parameters, config.json (what is needed to build the model), state.json (where training stands) and, written last,
+manifest.json with the SHA-256 of each. No manifest, no checkpoint. The end of its name comes from those digests, so two
+runs that write the same step at once write either the same bytes or two folders.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipeline.artifacts import FileRecord
+from pipeline.config import Config, UserError
+from pipeline.storage import Location
+from training.model import BertConfig
+
+Tensors = dict[str, dict[str, Tensor]]  # "model", "exp_avg", "exp_avg_sq" -> name of a parameter -> fp32, on the CPU
+
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step-(\d+)-[0-9a-f]{8}")
+_MANIFEST, _DAMAGED = "manifest.json", "damaged.json"
+_NAMED_BY = ("config.json", "model.safetensors")  # the files whose bytes make the digest
+_BLOCK = 1 << 20
+
+
+class SavedConfig(Config):
+    """config.json: what is needed to build the model."""
+
+    model: BertConfig
+    vocab_size: int
+
+
+class CheckpointManifest(Config):
+    """manifest.json: what a checkpoint promises."""
+
+    step: int
+    digest: str
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """A checkpoint by its digest, which covers weights and configuration: what fine-tuning hangs on."""
+
+    location: Location
+    digest: str
+    step: int
+
+    def config(self) -> SavedConfig:
+        return SavedConfig.model_validate_json((self.location / "config.json").read_bytes())
+
+    def state(self) -> dict[str, Any]:
+        return json.loads((self.location / "state.json").read_bytes())
+
+    def weights(self) -> dict[str, Tensor]:
+        """Name of a parameter -> fp32."""
+        return _read_tensors(self.location / "model.safetensors")
+
+    def tensors(self) -> Tensors:
+        """Weights and moments."""
+        names = [file.name for file in self.location.files() if file.suffix == ".safetensors"]
+        return {name.removesuffix(".safetensors"): _read_tensors(self.location / name) for name in names}
+
+
+def save(
+    artifact: Location, step: int, tensors: Tensors, config: SavedConfig, state: Mapping[str, Any]
+) -> CheckpointRef:
+    """Write a checkpoint under the artifact's folder; it is one once its manifest, the last file, is there.
+
+    Raises OSError when the disk or S3 does.
+    """
+    from safetensors.torch import save as serialize
+
+    files = {f"{kind}.safetensors": serialize(named) for kind, named in tensors.items()}
+    files["config.json"] = config.model_dump_json(indent=1).encode()
+    files["state.json"] = json.dumps(state).encode()
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    records = {name: FileRecord(sha256=digests[name], bytes=len(data)) for name, data in files.items()}
+    manifest = CheckpointManifest(step=step, digest=_digest(records, _NAMED_BY), files=records)
+    folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, sorted(records))[:8]}"
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    return CheckpointRef(folder, manifest.digest, step)
+
+
+def newest(artifact: Location) -> CheckpointRef | None:
+    """The checkpoint of the highest step whose bytes are those of its manifest.
+
+    A damaged one is set aside on the way: its manifest becomes damaged.json with what is wrong, so that it counts no
+    more and can still be looked at.
+    """
+    for folder in reversed(_folders(artifact)):
+        try:
+            return verified(folder)
+        except UserError as error:
+            (folder / _DAMAGED).write_text(json.dumps({"damaged": str(error)}))
+            (folder / _MANIFEST).delete()
+    return None
+
+
+def verified(folder: Location) -> CheckpointRef:
+    """A checkpoint's folder -> its reference. Raises UserError naming the file that is missing or not as written."""
+    try:
+        manifest = CheckpointManifest.model_validate_json((folder / _MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{folder / _MANIFEST}: is missing or damaged; use another checkpoint") from error
+    for name, record in manifest.files.items():
+        if not (folder / name).is_file() or _sha256(folder / name) != record.sha256:
+            raise UserError(f"{folder / name}: is missing or damaged; use another checkpoint")
+    return CheckpointRef(folder, manifest.digest, manifest.step)
+
+
+def prune(artifact: Location, keep: int) -> None:
+    """Delete all checkpoints but the `keep` of the highest steps, and what was left half-written before them."""
+    folders = _folders(artifact)
+    kept = folders[-keep:]
+    for folder in _folders(artifact, finished=False):
+        if kept and folder not in kept and _order(folder) < _order(kept[0]) and not (folder / _DAMAGED).exists():
+            (folder / _MANIFEST).delete()
+            folder.delete()
+
+
+def _folders(artifact: Location, finished: bool = True) -> list[Location]:
+    """The checkpoints' folders by step; also those without a manifest if not `finished`."""
+    root = artifact / FOLDER
+    files = [file.uri.removeprefix(f"{root.uri}/").split("/") for file in root.files()]
+    names = {path[0] for path in files if _NAME.fullmatch(path[0]) and (not finished or path[-1] == _MANIFEST)}
+    return sorted((root / name for name in names), key=_order)
+
+
+def _order(folder: Location) -> tuple[int, str]:
+    match = _NAME.fullmatch(folder.name)
+    assert match
+    return int(match[1]), folder.name
+
+
+def _digest(records: Mapping[str, FileRecord], names: tuple[str, ...] | list[str]) -> str:
+    lines = "".join(f"{records[name].sha256}  {name}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _sha256(file: Location) -> str:
+    digest = hashlib.sha256()
+    with file.open() as source:
+        while block := source.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_tensors(file: Location) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    return load(file.read_bytes())

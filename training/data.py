@@ -1,0 +1,308 @@
+"""example shards -> batches, in an order that (seed, epoch, position) alone decides.
+
+The row groups of all shards are permuted anew for each epoch and read in windows of about 65,536 examples; within a
+window every example is shuffled. The state is one number: how many examples came before. A global batch is the same
+for any number of workers and any micro-batch size: sorted by length, so that little is padded, it is cut into as many
+micro-batches as there are turns, and the workers take them by turns.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.artifacts import Artifact
+from pipeline.config import UserError
+from pipeline.masking import KeyedMaskDraws, Masked, MaskRules, mask_batch
+from pipeline.ragged import offsets_of, padded, ragged_ranges
+from pipeline.randomness import mixed
+from pipeline.storage import Location
+
+Item = TypeVar("Item")
+Ints = NDArray[np.integer]
+
+IGNORED = -100  # a next-sentence label that counts for nothing
+_WINDOW = 65_536  # examples shuffled together: about 20 MB at length 128
+_READERS = 8  # threads that read files: on S3 reading is waiting
+_ORDER, _WITHIN = 1, 2  # what a random draw is for
+
+
+class Ragged(NamedTuple):
+    """Lists of different lengths: row i is values[offsets[i] : offsets[i + 1]]."""
+
+    values: Ints
+    offsets: Ints
+
+    @property
+    def lengths(self) -> Ints:
+        return np.diff(self.offsets)
+
+    def take(self, rows: Ints) -> "Ragged":
+        lengths = self.lengths[rows]
+        return Ragged(self.values[ragged_ranges(self.offsets[:-1][rows], lengths)], offsets_of(lengths))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples as flat arrays; `masked_lm_positions` and `masked_lm_labels` are there once masks are drawn."""
+
+    index: Ints  # which example of the split
+    epoch: Ints
+    input_ids: Ragged
+    segment_b: Ints
+    next_sentence_label: Ints
+    masked_lm_positions: Ragged | None = None
+    masked_lm_labels: Ragged | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, rows: Ints) -> "Rows":
+        columns = (getattr(self, field.name) for field in fields(self))
+        return Rows(*(_take(column, rows) for column in columns))
+
+    @staticmethod
+    def join(parts: Sequence["Rows"]) -> "Rows":
+        return parts[0] if len(parts) == 1 else Rows(*map(_join, zip(*map(_columns, parts), strict=True)))
+
+
+def _columns(rows: Rows) -> list[Ints | Ragged | None]:
+    return [getattr(rows, field.name) for field in fields(rows)]
+
+
+def _take(column: Ints | Ragged | None, rows: Ints) -> Ints | Ragged | None:
+    return None if column is None else column.take(rows) if isinstance(column, Ragged) else column[rows]
+
+
+def _join(columns: Sequence[Ints | Ragged | None]) -> Ints | Ragged | None:
+    ragged = [column for column in columns if isinstance(column, Ragged)]
+    if ragged:
+        lengths = np.concatenate([column.lengths for column in ragged])
+        return Ragged(np.concatenate([column.values for column in ragged]), offsets_of(lengths))
+    arrays = [column for column in columns if column is not None and not isinstance(column, Ragged)]
+    return np.concatenate(arrays) if arrays else None
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Draws the masks of examples that are stored without: by (seed, epoch, example), so each epoch has others."""
+
+    seed: int
+    rules: MaskRules
+
+    def __call__(self, ids: Ints, rows: Rows) -> Masked:
+        draws = KeyedMaskDraws(mixed(self.seed, rows.epoch, rows.index), self.rules.vocab_size)
+        return mask_batch(ids, rows.input_ids.lengths, draws, self.rules)
+
+
+class Batch(NamedTuple):
+    """What the model and its losses take; b rows, s columns, n masked positions."""
+
+    input_ids: Tensor  # [b, s] int64
+    token_type_ids: Tensor  # [b, s] int64
+    attention_mask: Tensor  # [b, s] int64, 1 real, 0 padding
+    masked_lm_positions: Tensor  # [n] int64, flat indices into b * s
+    masked_lm_labels: Tensor  # [n] int64
+    next_sentence_label: Tensor  # [b] int64, IGNORED for a row that counts for nothing
+
+    def to(self, device: torch.device) -> "Batch":
+        return self if device.type == "cpu" else Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+def batch(rows: Rows, masking: Masking | None = None) -> Batch:
+    """Examples -> tensors no wider than the longest of them; `masking` for those that are stored without masks."""
+    lengths, width = rows.input_ids.lengths, int(rows.input_ids.lengths.max())
+    ids = padded(*rows.input_ids, width)  # [b, s]
+    real = np.arange(width) < lengths[:, None]
+    second = (np.arange(width) >= rows.segment_b[:, None]) & real
+    starts = np.arange(len(rows)) * width
+    if rows.masked_lm_positions is not None and rows.masked_lm_labels is not None:
+        flat = np.repeat(starts, rows.masked_lm_positions.lengths) + rows.masked_lm_positions.values
+        labels = rows.masked_lm_labels.values
+    else:
+        assert masking is not None, "these examples are stored without masks"
+        ids, positions, targets, counts = masking(ids, rows)
+        used = np.arange(positions.shape[1]) < counts[:, None]
+        flat, labels = (positions + starts[:, None])[used], targets[used]
+    arrays = (ids, second, real, flat, labels, rows.next_sentence_label)
+    return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
+
+
+def share(rows: Rows, rank: int, workers: int, micro_batch_size: int) -> list[Rows]:
+    """A worker's micro-batches of a global batch: as many for each worker, none larger than `micro_batch_size`.
+
+    The sizes differ by one at most, so any number of workers will do. Where there are fewer rows than workers, those
+    without get a row that counts for nothing: every worker has to take part in every turn.
+    """
+    turns = -(-len(rows) // (workers * micro_batch_size))
+    by_length = np.argsort(rows.input_ids.lengths, kind="stable")
+    pieces = np.array_split(by_length, turns * workers)[rank::workers]
+    return [rows.take(piece) if len(piece) else _idle(rows.take(by_length[:1])) for piece in pieces]
+
+
+def _idle(row: Rows) -> Rows:
+    nothing = Ragged(np.zeros(0, np.int64), np.zeros(2, np.int64))
+    ignored = np.full(1, IGNORED)
+    return replace(row, next_sentence_label=ignored, masked_lm_positions=nothing, masked_lm_labels=nothing)
+
+
+class Examples:
+    """The examples of one split of an artifact, by index: shard after shard in the order of their names."""
+
+    def __init__(self, artifact: Artifact, split: str) -> None:
+        """Reads the shards' footers. Raises UserError when there are no examples."""
+        self.files: list[Location] = artifact.files(f"{split}/")
+        with ThreadPoolExecutor(_READERS) as readers:
+            self._footers = list(readers.map(_footer, self.files))
+        counts = [footer.num_row_groups for footer in self._footers]
+        self._groups = [(file, group) for file, count in enumerate(counts) for group in range(count)]
+        sizes = [self._footers[file].row_group(group).num_rows for file, group in self._groups]
+        self._starts = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+        if not len(self):
+            raise UserError(f"{artifact.location}: holds no {split} examples; give more documents or another split")
+        self.masked = "masked_lm_positions" in self._footers[0].schema.to_arrow_schema().names  # masks are stored
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def windows(self, seed: int, epoch: int) -> list[Ints]:
+        """The row groups of an epoch in their order, cut where a window's examples reach _WINDOW."""
+        order = np.random.default_rng([seed, epoch, _ORDER]).permutation(len(self._groups))
+        filled = np.cumsum(np.diff(self._starts)[order])
+        cuts = np.flatnonzero(np.diff(filled // _WINDOW, prepend=0)) + 1
+        return [window for window in np.split(order, cuts) if len(window)]
+
+    def read(self, groups: Ints, epoch: int = 0) -> Rows:
+        """Row groups -> their examples, by index; only the files that hold them are opened."""
+        wanted: dict[int, list[int]] = {}
+        for file, group in (self._groups[number] for number in sorted(groups)):
+            wanted.setdefault(file, []).append(group)
+        with ThreadPoolExecutor(min(_READERS, len(wanted))) as readers:
+            tables = list(readers.map(self._table, wanted, wanted.values()))
+        index = np.concatenate([np.arange(*self._starts[number : number + 2]) for number in sorted(groups)])
+        return _rows(pa.concat_tables(tables).combine_chunks(), index, epoch)
+
+    def _table(self, file: int, groups: list[int]) -> pa.Table:
+        with self.files[file].open() as source:
+            return pq.ParquetFile(source, metadata=self._footers[file]).read_row_groups(groups, use_threads=False)
+
+    def batches(self, seed: int, position: int, size: int) -> Iterator[Rows]:
+        """Global batches of `size` without end, the first `position` examples left out; epochs follow on each other.
+
+        Raises UserError when there are fewer examples than a batch holds.
+        """
+        if len(self) < size:
+            folder = self.files[0].uri.rpartition("/")[0]
+            raise UserError(
+                f"{folder}: holds {len(self)} examples, fewer than global_batch_size {size}; "
+                "lower it or give more documents"
+            )
+        return self._batches(seed, position, size)
+
+    def _batches(self, seed: int, position: int, size: int) -> Iterator[Rows]:
+        rest: list[Rows] = []
+        for rows in self._shuffled(seed, position):
+            joined = Rows.join([*rest, rows])
+            whole = len(joined) - len(joined) % size
+            for start in range(0, whole, size):
+                yield joined.take(np.arange(start, start + size))
+            rest = [joined.take(np.arange(whole, len(joined)))]
+
+    def _shuffled(self, seed: int, position: int) -> Iterator[Rows]:
+        epoch, skipped = divmod(position, len(self))
+        sizes = np.diff(self._starts)
+        while True:
+            for number, window in enumerate(self.windows(seed, epoch)):
+                total = int(sizes[window].sum())
+                if skipped < total:
+                    order = np.random.default_rng([seed, epoch, _WITHIN, number]).permutation(total)
+                    yield self.read(window, epoch).take(order[skipped:])
+                skipped = max(0, skipped - total)
+            epoch += 1
+
+    def sample(self, seed: int, count: int, size: int) -> list[Rows]:
+        """The same `count` examples each time (all, if there are fewer), in batches of at most `size`."""
+        first = next(self.batches(seed, 0, min(count, len(self))))
+        return [first.take(part) for part in np.array_split(np.arange(len(first)), -(-len(first) // size))]
+
+
+def _footer(file: Location) -> pq.FileMetaData:
+    with file.open() as source:
+        return pq.read_metadata(source)
+
+
+def _rows(table: pa.Table, index: Ints, epoch: int) -> Rows:
+    def ragged(name: str) -> Ragged | None:
+        if name not in table.column_names:
+            return None
+        lists = table.column(name).combine_chunks()
+        lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        return Ragged(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    input_ids = ragged("input_ids")
+    assert input_ids is not None
+    return Rows(
+        index=index,
+        epoch=np.full(len(index), epoch),
+        input_ids=input_ids,
+        segment_b=table.column("segment_b").to_numpy(),
+        next_sentence_label=table.column("next_sentence_label").to_numpy(),
+        masked_lm_positions=ragged("masked_lm_positions"),
+        masked_lm_labels=ragged("masked_lm_labels"),
+    )
+
+
+class Prefetched(Generic[Item]):
+    """An iterator whose next items a thread makes ready while the last is used; `waited` counts seconds of waiting."""
+
+    def __init__(self, items: Iterator[Item], ahead: int = 2) -> None:
+        self.waited = 0.0
+        self._queue: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._fill, args=(items,), daemon=True)
+        self._thread.start()
+
+    def _fill(self, items: Iterator[Item]) -> None:
+        try:
+            for item in items:
+                if not self._put(item, None):
+                    return
+            self._put(None, StopIteration())
+        except BaseException as error:  # it belongs to whoever asks for the next item
+            self._put(None, error)
+
+    def _put(self, item: Item | None, error: BaseException | None) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put((item, error), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        start = time.monotonic()
+        item, error = self._queue.get()
+        self.waited += time.monotonic() - start
+        if error is not None:
+            raise error
+        assert item is not None
+        return item
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()

@@ -1,0 +1,48 @@
+"""checkpoint + text -> what the model says of it."""
+
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+
+from pipeline.tokenizer import CLS, MASK, SEP
+from training.model import BertForPreTraining
+
+
+class Guess(NamedTuple):
+    """A piece that may stand behind a mask, and how likely the model thinks it."""
+
+    piece: str
+    probability: float
+
+
+@torch.inference_mode()
+def predict_masked(model: BertForPreTraining, tokenizer: Tokenizer, text: str, k: int = 5) -> list[list[Guess]]:
+    """The `k` likeliest pieces for each [MASK] in `text`, the likeliest first.
+
+    Raises ValueError when there is no [MASK], or more pieces than the model has positions.
+    """
+    cls, sep, mask = (tokenizer.token_to_id(token) for token in (CLS, SEP, MASK))
+    first, *others = [tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(MASK)]
+    ids = [cls, *first]
+    masks = []
+    for part in others:  # each stands behind a [MASK], which the tokenizer itself would read as text
+        masks.append(len(ids))
+        ids += [mask, *part]
+    ids.append(sep)
+    positions = model.bert.embeddings.position_embeddings.num_embeddings
+    if not masks:
+        raise ValueError(f"{text!r} has no {MASK}; put one where a piece is to be guessed")
+    if len(ids) > positions:
+        raise ValueError(f"{text[:40]!r}... has {len(ids)} pieces, the model {positions} positions; shorten it")
+    model.eval()
+    device = model.nsp.weight.device
+    input_ids = torch.tensor([ids], device=device)
+    logits, _ = model(
+        input_ids, torch.zeros_like(input_ids), torch.ones_like(input_ids), torch.tensor(masks, device=device)
+    )  # [masks, vocab]
+    best = logits.softmax(-1).topk(k)
+    return [
+        [Guess(str(tokenizer.id_to_token(piece)), value) for piece, value in zip(pieces, values, strict=True)]
+        for pieces, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

@@ -1,0 +1,397 @@
+"""checkpoint + labelled file -> a fine-tuned model and its scores, beside what the same model learns from nothing.
+
+Two variants are trained alike (data order, dropout, settings, head): the pretrained encoder and one of random weights.
+Each keeps the epoch that is best on dev, and of several trials the best; the test part is looked at once, by that one.
+A finished trial and a finished variant are parts: a killed run goes on after them.
+"""
+
+import copy
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.artifacts import Artifact, Manifest, Output, SourceFile
+from pipeline.config import Compute, UserError, identity
+from pipeline.tokenizer import load
+from training import metrics
+from training.checkpoint import CheckpointRef, SavedConfig
+from training.optim import OptimizerConfig, adamw, learning_rate_at, parameter_groups
+from training.tasks import classification
+from training.tasks.classification import ClassificationTask, Encoded, Example, Prepared, Trial
+from training.workers import Group, Tell, fit
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+    from training.model import BertForSequenceClassification
+
+VERSION = 1
+VARIANTS = ("pretrained", "random")
+
+_WARMUP = 0.1  # of the steps, as in BERT's run_classifier.py
+_EVAL_BATCH = 128
+_CURVE_POINTS = 200
+_SHOWN = 4  # test examples of each kind for the report
+_SHOWN_CHARS = 400
+
+
+class FinetuneConfig(ClassificationTask):
+    """The task, and how and where to train."""
+
+    gpus: Annotated[int | Literal["auto"], Compute] = "auto"
+    workers: Annotated[int | None, Compute, Field(gt=0)] = None  # one for each GPU, one without any
+    threads: Annotated[int, Compute, Field(gt=0)] = 2  # of a worker's processor cores
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every worker is given."""
+
+    config: FinetuneConfig
+    prepared: Prepared
+    examples: list[Example]
+    checkpoint: CheckpointRef
+    vocab: Artifact
+    out: Output
+
+    def steps(self, trial: Trial) -> int:
+        return trial.epochs * math.ceil(len(self.prepared.splits["train"].targets) / trial.batch_size)
+
+
+@dataclass
+class Outcome:
+    """What a trial gives: curves, its best epoch (of equal accuracies the one of lower loss) and that one's weights."""
+
+    losses: list[float] = field(default_factory=list)  # a step
+    dev_accuracy: list[float] = field(default_factory=list)  # an epoch
+    dev_loss: list[float] = field(default_factory=list)
+    best_epoch: int = 0  # from 1
+    weights: "dict[str, torch.Tensor]" = field(default_factory=dict)
+
+    def add_epoch(self, accuracy: float, loss: float, model: "torch.nn.Module") -> None:
+        self.dev_accuracy.append(accuracy)
+        self.dev_loss.append(loss)
+        if not self.best_epoch or (accuracy, -loss) > self.merit:
+            self.best_epoch = len(self.dev_accuracy)
+            self.weights = copy.deepcopy(model.state_dict())
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """What trials and epochs are compared by."""
+        return self.dev_accuracy[self.best_epoch - 1], -self.dev_loss[self.best_epoch - 1]
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "loss": thinned(self.losses),
+            "dev_accuracy": self.dev_accuracy,
+            "dev_loss": self.dev_loss,
+            "best_epoch": self.best_epoch,
+            "merit": list(self.merit),
+        }
+
+
+def thinned(losses: Sequence[float]) -> list[tuple[int, float]]:
+    """A loss for every step -> at most 200 points (last step of a stretch, mean loss over it)."""
+    stretch = math.ceil(len(losses) / _CURVE_POINTS)
+    parts = [losses[start : start + stretch] for start in range(0, len(losses), stretch)]
+    return [(min((i + 1) * stretch, len(losses)), sum(part) / len(part)) for i, part in enumerate(parts)]
+
+
+# In a worker
+
+
+class Worker:
+    """One worker's part of the training: it differs from the others' by `rank` alone."""
+
+    def __init__(self, setup: Setup, tell: Tell) -> None:
+        import torch
+        import torch.distributed as dist
+
+        from training.engine import has_bf16, worker_device
+
+        self.setup, self.tell = setup, tell
+        self.rank, self.workers = dist.get_rank(), dist.get_world_size()
+        self.device = worker_device()
+        self.saved = setup.checkpoint.config()
+        self.done = 0  # steps, of all trials
+        torch.use_deterministic_algorithms(True, warn_only=self.device.type == "cuda")  # attention has none there
+        wanted = setup.config.precision
+        self.bf16 = wanted == "bf16" or (wanted == "auto" and has_bf16(self.device))
+        self.autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def train_all(self) -> None:
+        """Each variant that is not there yet: its trials, then the best of them on the test part."""
+        out, trials = self.setup.out, self.setup.config.trials
+        for variant in VARIANTS:
+            if out.part(variant):
+                self.done += sum(map(self.setup.steps, trials))
+                continue
+            merits: dict[Trial, tuple[float, float]] = {}
+            kept: tuple[Trial, Outcome] | None = None  # the best of this attempt
+            for trial in trials:
+                name = f"{variant}-{trial.name}"
+                if part := out.part(name):
+                    accuracy, negative_loss = part.facts["merit"]
+                    merits[trial] = (accuracy, negative_loss)
+                    self.done += self.setup.steps(trial)
+                    continue
+                outcome = self.train(variant, trial)
+                merits[trial] = outcome.merit
+                if self.rank == 0:
+                    out.commit(name, {}, facts={"trial": trial._asdict(), **outcome.facts()})
+                if trial == _best(merits):
+                    kept = (trial, outcome)
+            best = _best(merits)
+            if kept is None or kept[0] != best:  # its weights went with an earlier attempt
+                self.done -= self.setup.steps(best)
+                kept = (best, self.train(variant, best))
+            self._finish(variant, *kept)
+
+    def train(self, variant: str, trial: Trial) -> Outcome:
+        """One trial from its first step to its last."""
+        import torch
+
+        data, seed = self.setup.prepared.splits["train"], self.setup.config.seed
+        steps = self.setup.steps(trial)
+        # with the correction of Adam's bias, without which some seeds fail on small sets (arXiv:2006.05987)
+        settings = OptimizerConfig(
+            learning_rate=trial.learning_rate, warmup_steps=round(_WARMUP * steps), bias_correction=True
+        )
+        model = self._model(variant)
+        optimizer = adamw(parameter_groups(model, settings.weight_decay), settings)
+        outcome = Outcome()
+        torch.manual_seed(seed * self.workers + self.rank)  # dropout
+        for epoch in range(trial.epochs):
+            for rows in classification.batches(data.ids.lengths, trial.batch_size, seed, epoch):
+                for parameters in optimizer.param_groups:
+                    parameters["lr"] = learning_rate_at(len(outcome.losses), settings, steps)
+                loss = self._step(model, optimizer, rows, settings)
+                outcome.losses.append(loss)
+                self.done += 1
+                self.tell(self.done, f"{variant}, epoch {epoch + 1} of {trial.epochs}, loss {loss:.3f}")
+            dev = self.setup.prepared.splits["dev"]
+            outcome.add_epoch(*classification.accuracy_and_loss(self.predict(model, dev), dev.targets), model)
+        return outcome
+
+    def _model(self, variant: str) -> "BertForSequenceClassification":
+        from training.model import BertForSequenceClassification, load_encoder
+
+        labels = len(self.setup.prepared.labels)
+        model = BertForSequenceClassification(
+            self.saved.model, self.saved.vocab_size, labels, seed=self.setup.config.seed
+        )
+        if variant == "pretrained":
+            load_encoder(model, self.setup.checkpoint.weights())
+        return model.to(self.device)
+
+    def _step(
+        self,
+        model: "BertForSequenceClassification",
+        optimizer: "torch.optim.Optimizer",
+        rows: "NDArray[np.int64]",
+        settings: OptimizerConfig,
+    ) -> float:
+        """An update from the mean loss over `rows`, of which each worker takes its share; that loss."""
+        import torch
+        from torch import nn
+        from torch.nn import functional
+
+        data, mine = self.setup.prepared.splits["train"], rows[self.rank :: self.workers]
+        model.train()
+        optimizer.zero_grad()
+        loss = torch.zeros((), device=self.device)
+        if len(mine):
+            with self.autocast():
+                logits = model(*classification.batch(data, mine, self.device))
+            targets = torch.from_numpy(data.targets[mine]).to(self.device)
+            loss = functional.cross_entropy(logits, targets, reduction="sum") / len(rows)
+            loss.backward()
+        loss = self._summed(model, loss.detach())
+        if not math.isfinite(loss):
+            raise UserError(f"finetune-{self.setup.config.name}: the loss is {loss}; lower learning_rate")
+        nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        return loss
+
+    def _summed(self, model: "torch.nn.Module", loss: "torch.Tensor") -> float:
+        """Add up the gradients and the loss of all workers, each of which has divided by the whole batch's size."""
+        import torch
+        import torch.distributed as dist
+
+        if self.workers == 1:
+            return loss.item()
+        for parameter in model.parameters():
+            if parameter.grad is None:  # a worker without a row in this batch
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        flat = torch.cat([loss.flatten(), *(gradient.flatten() for gradient in gradients)])
+        dist.all_reduce(flat)
+        total, *summed = flat.split([1, *(gradient.numel() for gradient in gradients)])
+        for gradient, values in zip(gradients, summed, strict=True):
+            gradient.copy_(values.view_as(gradient))
+        return total.item()
+
+    def predict(self, model: "BertForSequenceClassification", data: Encoded) -> "NDArray[np.float32]":
+        """The probability of each label for each example [n, labels]; the workers share the examples."""
+        import torch
+        import torch.distributed as dist
+
+        order = np.argsort(data.ids.lengths, kind="stable")  # rows of like length together: little padding
+        mine = order[self.rank :: self.workers]
+        found = np.zeros((len(mine), len(self.setup.prepared.labels)), dtype=np.float32)
+        model.eval()
+        with torch.inference_mode(), self.autocast():
+            for start in range(0, len(mine), _EVAL_BATCH):
+                logits = model(*classification.batch(data, mine[start : start + _EVAL_BATCH], self.device))
+                found[start : start + _EVAL_BATCH] = logits.softmax(-1).cpu().numpy()
+        shares: list[Any] = [None] * self.workers
+        dist.all_gather_object(shares, found)
+        probabilities = np.empty((len(order), found.shape[1]), dtype=np.float32)
+        for rank, share in enumerate(shares):
+            probabilities[order[rank :: self.workers]] = share
+        return probabilities
+
+    def _finish(self, variant: str, trial: Trial, outcome: Outcome) -> None:
+        """Test the best epoch of the best trial, and commit the variant: predictions, and the model if pretrained."""
+        model = self._model(variant)
+        model.load_state_dict(outcome.weights)
+        probabilities = self.predict(model, self.setup.prepared.splits["test"])
+        if self.rank:
+            return
+        prepared = self.setup.prepared
+        predictions = classification.predictions(_test(self.setup.examples), prepared.labels, probabilities)
+        files = {f"predictions/{variant}.jsonl": _lines(predictions)}
+        if variant == "pretrained":
+            files |= _model_files(self.setup, outcome.weights)
+        facts = {
+            "trial": trial._asdict(),
+            "precision": "bf16" if self.bf16 else "fp32",
+            **outcome.facts(),
+            "predicted": [row["predicted"] for row in predictions],
+        }
+        self.setup.out.commit(variant, files, facts=facts)
+
+
+def _best(merits: Mapping[Trial, tuple[float, float]]) -> Trial:
+    """The trial with the best epoch on dev, of equals the first."""
+    return max(merits, key=lambda trial: merits[trial])
+
+
+def _work(setup: Setup, tell: Tell) -> None:
+    Worker(setup, tell).train_all()
+
+
+def _test(examples: Sequence[Example]) -> list[Example]:
+    return [example for example in examples if example.split == "test"]
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _model_files(setup: Setup, weights: "dict[str, torch.Tensor]") -> dict[str, bytes]:
+    """The fine-tuned model and all that is needed to use it."""
+    from safetensors.torch import save
+
+    vocab = {name: (setup.vocab.location / name).read_bytes() for name in ("vocab.txt", "tokenizer.json")}
+    return {
+        "model/model.safetensors": save({name: weight.cpu().contiguous() for name, weight in weights.items()}),
+        "model/config.json": setup.checkpoint.config().model_dump_json(indent=1).encode(),
+        "model/labels.json": json.dumps(setup.prepared.labels, ensure_ascii=False).encode(),
+        **{f"model/{name}": data for name, data in vocab.items()},
+    }
+
+
+# In the driver
+
+
+def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
+    """inputs: "checkpoint" (CheckpointRef), "vocab" (Artifact), "data" (SourceFile). Wants a Ray session.
+
+    facts: "labels" (split -> label -> count), "scores" (pretrained, random, majority -> accuracy, interval, macro_f1,
+    matthews), "variants" (pretrained, random -> trial, loss, dev_accuracy, dev_loss, best_epoch), "trials" (the same
+    for each), "examples" (some of the test part, right and wrong). Raises UserError.
+    """
+    import ray
+
+    checkpoint: CheckpointRef = inputs["checkpoint"]
+    vocab: Artifact = inputs["vocab"]
+    data: SourceFile = inputs["data"]
+    examples = classification.read(data.location, config.columns)
+    labels = classification.check(examples, data.location)
+    tokenizer = load(vocab.location / "tokenizer.json")
+    _check_model(checkpoint.config(), tokenizer, config)
+    prepared = classification.prepare(examples, labels, tokenizer, config.max_seq_length)
+    setup = Setup(config, prepared, examples, checkpoint, vocab, out)
+    if not all(map(out.part, VARIANTS)):
+        group = Group.fitting(
+            ray.cluster_resources(),
+            stage=f"finetune-{config.name}",
+            gpus=config.gpus,
+            workers=config.workers,
+            threads=config.threads,
+            without_gpus=1,
+        )
+        total = len(VARIANTS) * sum(map(setup.steps, config.trials))
+        fit(_work, setup, group, out, total, "steps")
+    facts = _facts(setup)
+    out.commit("scores", {"scores.json": json.dumps(facts["scores"], indent=1, ensure_ascii=False).encode()})
+    return out.finish(
+        identity(config),
+        {"checkpoint": checkpoint.digest, "vocab": vocab.fingerprint, "data": data.identity},
+        counts={split: len(prepared.splits[split].targets) for split in classification.SPLITS}
+        | {"truncated": prepared.truncated},
+        facts=facts,
+    )
+
+
+def _check_model(saved: SavedConfig, tokenizer: "Tokenizer", config: FinetuneConfig) -> None:
+    """Raises UserError when the checkpoint fits neither the vocabulary nor the length."""
+    if saved.vocab_size != tokenizer.get_vocab_size():
+        raise UserError(
+            f"finetune-{config.name}: the checkpoint has {saved.vocab_size} pieces, the vocabulary "
+            f"{tokenizer.get_vocab_size()}; give the vocabulary it was trained with"
+        )
+    if config.max_seq_length > saved.model.max_position_embeddings:
+        raise UserError(
+            f"finetune-{config.name}: max_seq_length {config.max_seq_length} is more than the model's "
+            f"{saved.model.max_position_embeddings} positions; lower it"
+        )
+
+
+def _facts(setup: Setup) -> dict[str, Any]:
+    """What the report shows, from the finished parts."""
+    parts = {part.name: part.facts for part in setup.out.parts()}
+    test = _test(setup.examples)
+    truth = [example.label for example in test]
+    train = [example.label for example in setup.examples if example.split == "train"]
+    predicted = {variant: parts[variant]["predicted"] for variant in VARIANTS}
+    predicted["majority"] = metrics.majority(train, truth)
+    return {
+        "labels": classification.label_counts(setup.examples),
+        "scores": {name: classification.scores(truth, labels) for name, labels in predicted.items()},
+        "variants": {
+            variant: {key: value for key, value in parts[variant].items() if key != "predicted"} for variant in VARIANTS
+        },
+        "trials": {name: facts for name, facts in parts.items() if "merit" in facts and name not in VARIANTS},
+        "examples": _shown(test, predicted["pretrained"], setup.config.seed),
+    }
+
+
+def _shown(test: Sequence[Example], predicted: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """Some test examples that were classified rightly and some that were not, drawn by lot, in the file's order."""
+    order = np.random.default_rng(seed).permutation(len(test))
+    right = [i for i in order if test[i].label == predicted[i]][:_SHOWN]
+    wrong = [i for i in order if test[i].label != predicted[i]][:_SHOWN]
+    return [
+        {"text": test[i].text[:_SHOWN_CHARS], "label": test[i].label, "predicted": predicted[i]}
+        for i in [*sorted(right), *sorted(wrong)]
+    ]

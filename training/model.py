@@ -1,0 +1,192 @@
+"""input ids -> hidden states -> logits: BERT's encoder and its heads.
+
+Devlin et al. 2019 (arXiv:1810.04805): post-LayerNorm, learned positions, exact GELU, tied decoder. Two things are done
+for speed and leave the arithmetic as published: one matrix makes query, key and value, and the masked-LM head sees the
+masked positions alone (15 % of the rows of the costliest product).
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.config import Config
+
+
+class BertConfig(Config):
+    """The encoder's shape. The size of the vocabulary is not here: the vocabulary itself says it."""
+
+    hidden_size: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    max_position_embeddings: int = Field(default=512, gt=0)
+    type_vocab_size: int = Field(default=2, gt=0)
+    hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
+    attention_probs_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
+    initializer_range: float = Field(default=0.02, gt=0)
+    layer_norm_eps: float = Field(default=1e-12, gt=0)
+    hidden_act: Literal["gelu"] = "gelu"
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden_size(self) -> "BertConfig":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+
+class Embeddings(nn.Module):
+    """ids [b, s] -> the sum of word, position and segment vectors, normalised: [b, s, hidden]."""
+
+    def __init__(self, config: BertConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        words = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.norm(words + self.position_embeddings(positions)))
+
+
+class SelfAttention(nn.Module):
+    """[b, s, hidden] -> [b, s, hidden]; keys at padding are invisible to every query."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout_prob = config.attention_probs_dropout_prob
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, visible: Tensor) -> Tensor:
+        batch, length, size = hidden.shape
+        qkv = self.qkv(hidden).view(batch, length, 3, self.heads, size // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [b, heads, s, head_size]
+        context = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, dropout_p=self.dropout_prob if self.training else 0.0
+        )
+        return self.output(context.transpose(1, 2).reshape(batch, length, size))
+
+
+class Layer(nn.Module):
+    """Attention, then the feed-forward network, each added to its input and normalised after."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.output_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, visible: Tensor) -> Tensor:
+        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, visible)))
+        expanded = functional.gelu(self.intermediate(hidden))  # [b, s, intermediate]
+        return self.output_norm(hidden + self.dropout(self.output(expanded)))
+
+
+class BertModel(nn.Module):
+    """The encoder. All of its parameters are called `bert.` in the models below and in every checkpoint."""
+
+    def __init__(self, config: BertConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config, vocab_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Three [b, s] (mask: 1 real, 0 padding) -> hidden states [b, s, hidden] and the pooled [CLS] [b, hidden]."""
+        visible = attention_mask.bool()[:, None, None, :]  # [b, 1, 1, s]: the same for each head and query
+        hidden = self.embeddings(input_ids, token_type_ids)
+        for layer in self.layers:
+            hidden = layer(hidden, visible)
+        return hidden, torch.tanh(self.pooler(hidden[:, 0]))
+
+
+class MaskedLMHead(nn.Module):
+    """Hidden states of masked positions [n, hidden] and the word embeddings -> logits [n, vocab] in fp32."""
+
+    def __init__(self, config: BertConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
+        hidden = self.norm(functional.gelu(self.transform(hidden)))
+        # fp32 before the softmax: a loss over bf16 logits is quantised to 1/128
+        return functional.linear(hidden, word_embeddings, self.bias).float()
+
+
+class BertForPreTraining(nn.Module):
+    """Masked-LM and next-sentence prediction on one encoder."""
+
+    def __init__(self, config: BertConfig, vocab_size: int, seed: int = 0) -> None:
+        super().__init__()
+        self.bert = BertModel(config, vocab_size)
+        self.mlm = MaskedLMHead(config, vocab_size)
+        self.nsp = nn.Linear(config.hidden_size, 2)
+        initialize(self, config.initializer_range, seed)
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, masked_lm_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Three [b, s] and flat indices into b * s [n] -> masked-LM logits [n, vocab], NSP logits [b, 2], in fp32."""
+        hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
+        masked = hidden.flatten(0, 1).index_select(0, masked_lm_positions)  # [n, hidden]
+        return self.mlm(masked, self.bert.embeddings.word_embeddings.weight), self.nsp(pooled).float()
+
+
+class BertForSequenceClassification(nn.Module):
+    """One label for one text (or a pair of texts), read off the pooled [CLS]."""
+
+    def __init__(self, config: BertConfig, vocab_size: int, num_labels: int, seed: int = 0) -> None:
+        super().__init__()
+        self.bert = BertModel(config, vocab_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        initialize(self, config.initializer_range, seed)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> logits [b, num_labels] in fp32."""
+        _, pooled = self.bert(input_ids, token_type_ids, attention_mask)
+        return self.classifier(self.dropout(pooled)).float()
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, deviation: float, seed: int) -> None:
+    """Fill every weight: matrices from a normal cut at two deviations, gains 1, biases 0, as BERT has it.
+
+    Each matrix has a generator of its own, keyed by (seed, its name): neither the heads beside it, nor the number of
+    workers, nor what was drawn before changes its first value.
+    """
+    gains = {id(module.weight) for module in model.modules() if isinstance(module, nn.LayerNorm)}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.fill_(1.0 if id(parameter) in gains else 0.0)
+            continue
+        key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:4], "big"))
+        nn.init.trunc_normal_(parameter, 0.0, deviation, -2 * deviation, 2 * deviation, generator)
+
+
+def load_encoder(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy the `bert.` entries of a checkpoint into `model.bert`; other entries (the heads of another task) are left.
+
+    Raises:
+        RuntimeError: a weight of the encoder is missing, unknown or of another shape.
+    """
+    prefix = "bert."
+    encoder = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+    model.get_submodule("bert").load_state_dict(encoder)

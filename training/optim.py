@@ -1,0 +1,91 @@
+"""parameters + settings -> parameter groups, the optimizer, the learning rate of a step."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.config import Config
+
+
+class OptimizerConfig(Config):
+    """Adam as BERT has it (arXiv:1810.04805, appendix A.2; the eps and the clipping are those of its code)."""
+
+    learning_rate: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-6, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    bias_correction: bool = False
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups, as BERT has it: matrices with weight decay; biases and LayerNorm's gains without."""
+    decayed: list[Tensor] = []
+    free: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        (free if name.endswith("bias") or "norm." in name else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+class UncorrectedAdamW(torch.optim.Optimizer):
+    """AdamW without the correction of the moments' bias towards zero: the optimizer of BERT's own code.
+
+    Its first update is (1 - beta1) / sqrt(1 - beta2) of Adam's, 3.2 times as large with the usual betas: it wants a
+    warmup. The state of a parameter is called as in torch.optim.AdamW: step, exp_avg, exp_avg_sq.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update each parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, rate, (beta1, beta2) = self.state[parameter], group["lr"], group["betas"]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        first = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        second = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        parameter.mul_(1 - rate * group["weight_decay"])
+        parameter.addcdiv_(first, second.sqrt().add_(group["eps"]), value=-rate)
+
+
+def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of these settings; the engine sets `lr` before every step (see learning_rate_at)."""
+    if config.bias_correction:
+        return torch.optim.AdamW(groups, config.learning_rate, config.betas, config.eps)
+    return UncorrectedAdamW(groups, config.learning_rate, config.betas, config.eps)
+
+
+def learning_rate_at(step: int, config: OptimizerConfig, total_steps: int) -> float:
+    """The rate of update number `step` (from 0): a line from 0 up to the peak over warmup_steps, then a line down to 0.
+
+    No update is spent at rate 0: the first has peak / warmup_steps, the last one step's share of the way down.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    return config.learning_rate * max(0, total_steps - step) / max(1, total_steps - config.warmup_steps)

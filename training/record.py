@@ -1,0 +1,88 @@
+"""sums over examples -> rows of metrics, each step once however often a run is resumed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over examples, from which means are made; they add up over micro-batches, workers and steps."""
+
+    mlm_loss: float = 0.0
+    mlm_correct: float = 0.0
+    masked: float = 0.0
+    nsp_loss: float = 0.0
+    nsp_correct: float = 0.0
+    examples: float = 0.0
+    tokens: float = 0.0  # real ones
+    slots: float = 0.0  # with the padding
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def means(self) -> dict[str, float]:
+        """Both losses and their sum, both accuracies, the share of padding."""
+        masked, examples = max(1.0, self.masked), max(1.0, self.examples)
+        mlm_loss, nsp_loss = self.mlm_loss / masked, self.nsp_loss / examples
+        return {
+            "loss": mlm_loss + nsp_loss,
+            "mlm_loss": mlm_loss,
+            "nsp_loss": nsp_loss,
+            "mlm_accuracy": self.mlm_correct / masked,
+            "nsp_accuracy": self.nsp_correct / examples,
+            "padding": 1 - self.tokens / max(1.0, self.slots),
+        }
+
+
+class Recorder:
+    """The rows of metrics so far and the sums since the last of them: all of it is saved with each checkpoint."""
+
+    def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
+        saved = saved or {}
+        self.rows: list[Row] = list(saved.get("rows", []))
+        self._totals = Totals(*saved.get("totals", []))
+        self._seconds: float = saved.get("seconds", 0.0)
+        self._waited: float = saved.get("waited", 0.0)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "totals": list(astuple(self._totals)),
+            "seconds": self._seconds,
+            "waited": self._waited,
+        }
+
+    def add(self, totals: Totals, seconds: float, waited: float) -> None:
+        self._totals += totals
+        self._seconds += seconds
+        self._waited += waited
+
+    def train_row(self, step: int, learning_rate: float, grad_norm: float) -> None:
+        """The means of the steps since the last row; the seconds are those of steps alone."""
+        totals, seconds = self._totals, max(self._seconds, 1e-9)
+        self.rows.append(
+            {"split": "train", "step": step, **totals.means(), "learning_rate": learning_rate, "grad_norm": grad_norm}
+            | {"sequences_per_second": totals.examples / seconds, "tokens_per_second": totals.tokens / seconds}
+            | {"wait": self._waited / seconds, "seconds": self._seconds}
+        )
+        self._totals, self._seconds, self._waited = type(totals)(), 0.0, 0.0
+
+    def heldout_row(self, step: int, totals: Totals) -> None:
+        self.rows.append({"split": "heldout", "step": step, **totals.means(), "examples": int(totals.examples)})
+
+
+def lines(rows: Sequence[Row]) -> bytes:
+    """Rows as JSON lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """The last rows of both splits, and the training as a whole."""
+    train, heldout = ([row for row in rows if row["split"] == split] for split in ("train", "heldout"))
+    seconds = sum(row["seconds"] for row in train)
+    sequences = sum(row["sequences_per_second"] * row["seconds"] for row in train)
+    return {"train": train[-1], "heldout": heldout[-1], "seconds": seconds, "sequences_per_second": sequences / seconds}

@@ -1,0 +1,1 @@
+"""Fine-tuning tasks, a file for each family."""
