@@ -4,10 +4,11 @@ import argparse
 import errno
 import os
 import signal
+import sqlite3
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.config import UserError
 
@@ -24,7 +25,12 @@ _EPILOG = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0: done; 1: a bug or a fault of the machine, with a traceback; 2: one line that says what to mend."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes overrides in one place only; people write them behind options, too.
+    if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    options.overrides += rest
     # A terminated driver must end as an interrupted one does: workers stopped, the last line said.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -54,6 +60,8 @@ def explain(error: BaseException | None) -> str | None:
             return str(current)
         if isinstance(current, OSError) and (line := _explain_os_error(current)):
             return line
+        if isinstance(current, sqlite3.OperationalError):
+            return f"Dagster's history: {current}; set DAGSTER_HOME to a folder with space that can be written"
         pending += [current.__cause__, getattr(current, "cause", None), current.__context__]
     return None
 
@@ -90,10 +98,14 @@ def _plan(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from infra.progress import shown
+
     table = Table("stage", "", "why", "output", box=None, pad_edge=False, header_style="bold")
     for step in run.plan(options.until, options.force or []):
-        waits = next((name for label, name in step.stage.inputs.items() if label == "checkpoint"), "")
-        output = step.output.location.uri if step.output else f"after {waits or 'the stages before it'}"
+        before = (
+            step.stage.inputs.get("checkpoint", "the stages before it") if step.stage.inputs else "its file is there"
+        )
+        output = shown(step.output.location) if step.output else f"after {before}"
         table.add_row(step.stage.name, "run" if step.action == "wait" else step.action, step.reason, output)
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     return 0
@@ -135,8 +147,15 @@ def _load(options: argparse.Namespace) -> "Run":
     return run
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"cloze: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cloze",
         description="A Wikipedia dump, books or a team's own documents in; a pretrained, fine-tuned BERT out.",
         epilog=_EPILOG,

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -10,8 +11,10 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.artifacts import Manifest
+from pipeline.storage import Location
 
-_EVERY_SECONDS = 10.0  # between two lines where the output is no terminal
+# Between two lines where the output is no terminal; the second when nothing has moved.
+_EVERY_SECONDS, _STILL_SECONDS = 10.0, 60.0
 
 
 class Display:
@@ -24,7 +27,7 @@ class Display:
         self._stage = ""
         self._began = 0.0
         self._first: tuple[float, float] | None = None  # when progress was first told, and how much was done then
-        self._shown = 0.0
+        self._shown, self._line = 0.0, ""
 
     def __call__(self, stage: str, done: float, total: float, unit: str, note: str = "") -> None:
         """Progress inside a stage: `done` of `total` `unit`."""
@@ -60,13 +63,14 @@ class Display:
         return f", {duration((now - since) / (done - before) * (total - done))} left"
 
     def _show(self, line: str, now: float, last: bool) -> None:
+        pause = _EVERY_SECONDS if line != self._line else _STILL_SECONDS
         if self._console.is_terminal:
             if self._live is None:
                 self._live = Live(console=self._console, transient=True, auto_refresh=False)
                 self._live.start()
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif now - self._shown >= _EVERY_SECONDS and not (last and self._shown):
-            self._shown = now
+        elif now - self._shown >= pause and not (last and self._shown):
+            self._shown, self._line = now, line
             self._console.print(Text(line))
 
 
@@ -83,6 +87,12 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def shown(location: Location) -> str:
+    """A place as a person in the current folder would write it."""
+    here = f"{Path.cwd()}/"
+    return location.uri.removeprefix(here)
 
 
 def summary(manifest: Manifest) -> str:

@@ -136,7 +136,7 @@ class Run:
 
     def __init__(self, config: RunConfig, progress: "Callable[[str, float, float, str, str], None] | None" = None):
         self.config = config
-        self.root = Location(config.root)
+        self.root = Location(config.root).absolute()  # Ray's workers run in folders of their own
         self.stages = {stage.name: stage for stage in stages(config)}
         self._progress = progress
         self._resources = ExitStack()
@@ -217,8 +217,9 @@ class Run:
 
     def _output(self, stage: Stage) -> Output | None:
         """Where a stage's output goes; None while its inputs' identities are not known."""
-        inputs = self._identities(stage)
-        if None in inputs.values():
+        identities = self._identities(stage)
+        inputs = {name: value for name, value in identities.items() if value is not None}
+        if len(inputs) < len(identities):
             return None
         digest = fingerprint(stage.name, stage.version, identity(stage.config), inputs)
         progress = self._progress
@@ -259,7 +260,11 @@ class Run:
     def _source_files(self, stage: Stage) -> dict[str, list[SourceFile]]:
         if stage.name not in self._sources:
             self._sources[stage.name] = {
-                name: [source_file(file, self.root / "sources") for pattern in patterns for file in find(pattern)]
+                name: [
+                    source_file(file.absolute(), self.root / "sources")
+                    for pattern in patterns
+                    for file in find(pattern)
+                ]
                 for name, patterns in stage.sources.items()
             }
         return self._sources[stage.name]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from infra.progress import duration, summary
+from infra.progress import duration, shown, summary
 from infra.run import Run, Step
 from pipeline.artifacts import read_manifest
 from pipeline.storage import Location
@@ -48,10 +48,10 @@ def _row(step: Step) -> tuple[str, str, str, str, str, str]:
     location = step.output.location
     manifest = read_manifest(location)
     if step.action == "skip" and manifest:
-        return name, "done", duration(manifest.seconds), summary(manifest), _size(location), location.uri
+        return name, "done", duration(manifest.seconds), summary(manifest), _size(location), shown(location)
     if step.action == "continue":
-        return name, "half-done", "", ", ".join(_progress(location)) or step.reason, "", location.uri
-    return name, "not started", "", step.reason, "", location.uri
+        return name, "half-done", "", ", ".join(_progress(location)) or step.reason, "", shown(location)
+    return name, "not started", "", step.reason, "", shown(location)
 
 
 def _progress(location: Location) -> Iterator[str]:

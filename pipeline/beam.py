@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _ERROR = re.compile(r"<error:([A-Za-z0-9+/=]+)>")
 _ALIVE = "CLOZE_BEAM_RUN"  # process id and a file that is there while the run is
+_LEFT_BEHIND = {"beam_control_read", "read_grpc_client_inputs"}  # Beam's threads that complain of a lost worker
 
 
 class CarriedError(Exception):
@@ -104,7 +105,9 @@ def _process_runner(options: "PipelineOptions") -> "PipelineRunner":
 
     options.view_as(DirectOptions).direct_running_mode = "in_memory"  # else it would choose its own worker's command
     command = f"exec {sys.executable} -m pipeline.beam"  # exec: the worker's parent is this process, not a shell
-    return FnApiRunner(default_environment=SubprocessSDKEnvironment(command, python_sdk_capabilities()))
+    # Beam's decorator hides the type of what it decorates.
+    environment = SubprocessSDKEnvironment(command, python_sdk_capabilities())  # pyright: ignore[reportCallIssue]
+    return FnApiRunner(default_environment=environment)
 
 
 def _run_watched(running: "beam.Pipeline") -> None:
@@ -120,9 +123,10 @@ def _run_watched(running: "beam.Pipeline") -> None:
             failed.append(error)
 
     def note(told: threading.ExceptHookArgs) -> None:
-        if told.thread is not None and told.thread.name == "run_worker":  # Beam's, one for each process
+        name = told.thread.name if told.thread else ""
+        if name == "run_worker":  # Beam's, one for each process
             lost.append(str(told.exc_value))
-        else:
+        elif name not in _LEFT_BEHIND:
             before(told)
 
     with tempfile.NamedTemporaryFile(prefix="cloze-beam-") as alive:
@@ -134,7 +138,8 @@ def _run_watched(running: "beam.Pipeline") -> None:
             while thread.is_alive() and not lost:
                 thread.join(0.2)
         finally:
-            threading.excepthook = before
+            if not lost:
+                threading.excepthook = before
             del os.environ[_ALIVE]
     if failed:
         raise failed[0]

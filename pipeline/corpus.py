@@ -51,7 +51,7 @@ class TokenShard:
     @cached_property
     def sentences(self) -> Sequence[int]:
         """The offsets of the sentences, [sentences + 1]; gives plain integers."""
-        return memoryview(_load(self._artifact / f"sentences/{self.name}.npy"))
+        return _load(self._artifact / f"sentences/{self.name}.npy").data
 
     def ids(self) -> np.ndarray:
         """All ids of the shard."""
@@ -84,7 +84,7 @@ class Corpus(Sequence[Sentences]):
         order = np.argsort(found["key"], kind="stable")
         counts = [len(rows) for rows in runs]
         self._shard, self._first, self._last = (
-            memoryview(np.ascontiguousarray(column[order]))
+            np.ascontiguousarray(column[order]).data
             for column in (np.repeat(np.arange(len(shards)), counts), found["first"], found["last"])
         )
         self.keys: npt.NDArray[np.uint64] = found["key"][order]

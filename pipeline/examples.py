@@ -132,7 +132,7 @@ def _second_segments(
 def example_table(
     plan: Plan, shard: int, maker: Maker, config: LengthConfig, masked: bool
 ) -> tuple[pa.Table, dict[str, int]]:
-    """A shard's examples as a table, with how many pieces they hold and how many of those are masked."""
+    """A shard's examples as a table, with how many pieces they hold and, where masks are stored, how many masks."""
     schema = example_schema(len(maker.pieces), masked)
     batches, tokens, hidden, start = [], 0, 0, 0
     for ids, lengths in example_ids(plan, shard, maker):
@@ -158,7 +158,8 @@ def example_table(
         batches.append(pa.RecordBatch.from_arrays([input_ids, segment_b, label, *columns], schema=schema))
         tokens += len(ids)
         start += len(lengths)
-    return pa.Table.from_batches(batches, schema=schema), {"tokens": tokens, "masked": hidden}
+    sums = {"tokens": tokens, "masked": hidden} if masked else {"tokens": tokens}
+    return pa.Table.from_batches(batches, schema=schema), sums
 
 
 def _lists(field: pa.Field, values: np.ndarray, offsets: npt.NDArray[np.int64]) -> pa.Array:
@@ -187,9 +188,8 @@ def make_shard(name: str, tokens: Artifact, vocab: Artifact, config: LengthConfi
             continue
         table, sums = example_table(plan, shard, maker, config, masked)
         files[f"{split}/{name}.parquet"] = parquet_bytes(table, row_group_size=_ROWS)
-        counts |= {
-            f"{split}_{what}": count for what, count in {"random_next": int(plan.pairs[:, 5].sum()), **sums}.items()
-        }
+        sums["random_next"] = int(plan.pairs[:, 5].sum())
+        counts |= {f"{split}_{what}": count for what, count in sums.items()}
     out.commit(name, files, counts)
 
 

@@ -77,6 +77,7 @@ def _reaches(offsets: Sequence[int], start: int, last: int, target: int) -> int:
 
 def _random_segment(corpus: Sequence[Sentences], index: int, target: int, draws: Draws) -> tuple[int, tuple[int, int]]:
     """At least `target` ids, where there are so many, from a random sentence on in a random other document."""
+    other = index
     for _ in range(_TRIES):
         other = draws.between(0, len(corpus) - 1)
         if other != index:

@@ -1,18 +1,19 @@
 """Ray Data as the stages use it: names of shards go out to the workers, which read and write the shards themselves."""
 
 import logging
-from collections.abc import Callable, Iterable
+import pickle
+import traceback
+from collections.abc import Callable, Sequence
 
 from pipeline.config import UserError
 
 
-def for_each(function: Callable[[str], None], names: Iterable[str], workers: int) -> None:
-    """Call function(name) for every name, on as many Ray tasks at a time as there are workers.
+def for_each(function: Callable[[str], None], names: Sequence[str], workers: int) -> None:
+    """Call function(name) for every name, as many at a time as there are workers. Wants a Ray session.
 
-    Raises UserError where a worker raised it; Ray's own error otherwise.
+    Raises what a worker raised: UserError and OSError as such, anything else as RuntimeError with the worker's trace.
     """
-    rows = [{"name": name} for name in names]
-    if not rows:
+    if not names:
         return
     import ray
 
@@ -21,21 +22,16 @@ def for_each(function: Callable[[str], None], names: Iterable[str], workers: int
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
-    def call(row: dict[str, str]) -> dict[str, str]:
-        function(row["name"])
-        return row
+    def call(row: dict[str, str]) -> dict[str, bytes]:
+        try:
+            function(row["name"])
+        except (UserError, OSError) as error:
+            return {"error": pickle.dumps(error)}
+        except Exception:
+            return {"error": pickle.dumps(RuntimeError(f"{row['name']}: {traceback.format_exc()}"))}
+        return {"error": b""}
 
-    try:
-        ray.data.from_items(rows, override_num_blocks=len(rows)).map(call, concurrency=workers).materialize()
-    except ray.exceptions.RayError as error:
-        raise _users(error) or error from None
-
-
-def _users(error: BaseException) -> UserError | None:
-    """The UserError at the bottom of what Ray raises."""
-    seen: list[BaseException | None] = [error]
-    while seen and (one := seen.pop()):
-        if isinstance(one, UserError):
-            return UserError(*one.args)
-        seen += [one.__cause__, getattr(one, "cause", None)]
-    return None
+    rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
+    for row in rows.map(call, concurrency=min(workers, len(names))).iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])

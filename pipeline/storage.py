@@ -77,6 +77,10 @@ class Location:
     def local_path(self) -> Path | None:
         return None if self.is_s3 else Path(self.path)
 
+    def absolute(self) -> "Location":
+        """The same place for a process with another current folder."""
+        return self if self.is_s3 else Location(self.path)
+
     def info(self) -> pafs.FileInfo:
         return cast(pafs.FileInfo, self.fs.get_file_info(self.path))
 

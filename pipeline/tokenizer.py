@@ -5,12 +5,12 @@ from it on some 7,200 code points (private use, one CJK extension, final sigma, 
 out here with the regular expressions which the library runs itself: tokenizer.json means the same wherever it is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import WordPiece
+from tokenizers.models import Model, WordPiece
 
 from pipeline.config import UserError
 from pipeline.ragged import ragged_ranges
@@ -91,11 +91,34 @@ def pieces_of(tokenizer: Tokenizer) -> list[str]:
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
-    """Text -> the normalised words which are cut into pieces."""
-    normalizer, pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-    assert normalizer and pre_tokenizer
-    return [word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))]
+class WordSplitter:
+    """Chunks, as chunks_of gives them -> the normalised words of each, which are what is cut into pieces."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        assert tokenizer.normalizer and tokenizer.pre_tokenizer
+        self._normalizer, self._spaced = tokenizer.normalizer, _Spaced(tokenizer.pre_tokenizer)
+
+    def __call__(self, chunks: Iterable[str]) -> Iterator[list[str]]:
+        normalized = self._normalizer.normalize_str("\n".join(chunks))  # all in one call
+        return map(str.split, normalized.translate(self._spaced).split("\n"))
+
+
+class _Spaced(dict[int, str]):
+    """A character -> itself, with spaces around it when it is a word alone. The library says so, once a character.
+
+    Its pre-tokenizer splits at white space and at single characters, so that this is all there is to ask; to have it
+    split texts costs ten times as much, for it keeps account of every offset.
+    """
+
+    def __init__(self, pre_tokenizer: pre_tokenizers.PreTokenizer) -> None:
+        super().__init__()
+        self._pre_tokenizer = pre_tokenizer
+
+    def __missing__(self, ordinal: int) -> str:
+        character = chr(ordinal)
+        alone = len(self._pre_tokenizer.pre_tokenize_str(f"a{character}a")) == len("aca")
+        spaced = self[ordinal] = f" {character} " if alone else character
+        return spaced
 
 
 class BulkTokenizer:
@@ -107,6 +130,7 @@ class BulkTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._split = WordSplitter(tokenizer)
         self._dtype = id_type(tokenizer.get_vocab_size())
         self._clear()
 
@@ -116,6 +140,7 @@ class BulkTokenizer:
         return index
 
     def _clear(self) -> None:
+        self._words = _Words(self._tokenizer.model)
         self._chunks = _Chunks({_BORDER: 0})
         self._ids = np.empty(0, self._dtype)  # the pieces of all chunks, one chunk behind the other
         self._offsets = np.zeros(2, np.int64)  # chunk i holds ids[offsets[i]:offsets[i + 1]]; the border holds none
@@ -134,14 +159,29 @@ class BulkTokenizer:
         return ids, np.concatenate([[0], borders, [len(ids)]])[: len(texts) + 1]
 
     def _fill(self) -> None:
-        """Let the library cut the chunks that were met for the first time."""
-        new, ids, ends = self._chunks.new, list[int](), list[int]()
-        for encoding in self._tokenizer.encode_batch_fast(new, add_special_tokens=False):
-            ids += encoding.ids
+        """Let the library cut the chunks that were met for the first time: each word once."""
+        if not self._chunks.new:
+            return
+        ids, ends = list[int](), list[int]()
+        for words in self._split(self._chunks.new):
+            for word in words:
+                ids += self._words[word]
             ends.append(len(ids))
         self._offsets = np.concatenate([self._offsets, np.asarray(ends, np.int64) + self._offsets[-1]])
         self._ids = np.concatenate([self._ids, np.asarray(ids, self._dtype)])
-        new.clear()
+        self._chunks.new.clear()
+
+
+class _Words(dict[str, list[int]]):
+    """Normalised words and their ids, each cut when it is met for the first time."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self._model = model
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self[word] = [piece.id for piece in self._model.tokenize(word)]
+        return ids
 
 
 class _Chunks(dict[str, int]):

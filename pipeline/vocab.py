@@ -1,7 +1,7 @@
 """documents -> vocab.txt and tokenizer.json: Ray Data counts the words of each shard, one machine merges them."""
 
 import io
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from pipeline.config import Compute, Config, UserError
 from pipeline.parallel import for_each
 from pipeline.schema import parquet_bytes
 from pipeline.storage import Location
-from pipeline.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, UNK, build, chunks_of, words_of
+from pipeline.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, UNK, WordSplitter, build, chunks_of
 from pipeline.wordpiece import alphabet, learn
 
 VERSION = 1
@@ -38,19 +38,13 @@ class VocabConfig(Config):
 
 
 def count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counts:
-    """Texts -> how often each normalised word stands in them.
-
-    Each distinct chunk is normalised once, in one call with all chunks that occur as often.
-    """
+    """Texts -> how often each normalised word stands in them. Each distinct chunk is normalised once."""
     chunks: Counts = Counter()
     for text in texts:
         chunks.update(chunks_of(text))
-    by_count: defaultdict[int, list[str]] = defaultdict(list)
-    for chunk, count in chunks.items():
-        by_count[count].append(chunk)
     words: Counts = Counter()
-    for count, some in by_count.items():
-        for word in words_of(tokenizer, " ".join(some)):
+    for some, count in zip(WordSplitter(tokenizer)(chunks), chunks.values(), strict=False):  # [""] for no chunks
+        for word in some:
             words[word] += count
     return words
 
@@ -91,10 +85,10 @@ def count_shard(name: str, documents: Mapping[str, Location], config: VocabConfi
     tokenizer = build(SPECIAL_TOKENS, config.lowercase, config.strip_accents)
     with documents[name].open() as file:
         table = pq.read_table(file, columns=["text", "split"])
-    train, heldout = (
-        count_words(table.filter(pa.compute.equal(table["split"], split))["text"].to_pylist(), tokenizer)
-        for split in ("train", "heldout")
-    )
+    texts: dict[str, list[str]] = {"train": [], "heldout": []}
+    for text, split in zip(table["text"].to_pylist(), table["split"].to_pylist(), strict=True):
+        texts[split].append(text)
+    train, heldout = (count_words(some, tokenizer) for some in texts.values())
     words = sorted(train.keys() | heldout.keys())
     rows = {"word": words, "train": [train[word] for word in words], "heldout": [heldout[word] for word in words]}
     schema = pa.schema({"word": pa.string(), "train": pa.int64(), "heldout": pa.int64()})

@@ -1,5 +1,6 @@
 """What BERT's original code made of known text (tests/data/golden), and that text as artifacts of the first stages."""
 
+import hashlib
 import lzma
 from collections.abc import Sequence
 from functools import cache
@@ -64,3 +65,9 @@ def vocab_artifact(root: Path) -> Artifact:
     out.commit("vocab", {"vocab.txt": lines.encode(), "tokenizer.json": build(pieces).to_str().encode()})
     out.finish({}, {})
     return finished(out)
+
+
+def digest(artifact: Artifact) -> str:
+    """12 hex digits over the names and bytes of all files: when they change, the stage's VERSION has to."""
+    records = sorted((name, record.sha256) for name, record in artifact.manifest.files.items())
+    return hashlib.sha256(repr(records).encode()).hexdigest()[:12]

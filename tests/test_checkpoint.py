@@ -1,14 +1,12 @@
 """Checkpoints: what is read is what was written, or it is set aside; on a disk and on S3."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pipeline import storage
 from pipeline.config import UserError
 from pipeline.storage import Location
 from training.checkpoint import FOLDER, CheckpointRef, SavedConfig, newest, prune, save, verified
@@ -19,32 +17,9 @@ CONFIG = SavedConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(params=["disk", "s3"])
-def artifact(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Location]:
-    if request.param == "disk":
-        yield Location(str(tmp_path))
-        return
-    import boto3
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_server"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    storage.filesystem.cache_clear()
-    boto3.client("s3").create_bucket(Bucket=tmp_path.name.replace("_", "-"))
-    yield Location(f"s3://{tmp_path.name.replace('_', '-')}/run/pretrain/0")
-    storage.filesystem.cache_clear()
+@pytest.fixture
+def artifact(folder: str) -> Location:
+    return Location(folder)
 
 
 def tensors(seed: int) -> dict[str, dict[str, torch.Tensor]]:

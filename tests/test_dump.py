@@ -96,13 +96,15 @@ def test_a_dump_cut_in_a_page_keeps_the_whole_ones_and_says_so(tmp_path: Path):
     assert len(found) == 1 and "</mediawiki>" in reason
 
 
-@pytest.mark.parametrize("packer", [bz2.compress, gzip.compress, lzma.compress])
+@pytest.mark.parametrize(
+    "packer", [lambda data: bz2.compress(data, 1), gzip.compress, lambda data: lzma.compress(data, preset=0)]
+)
 def test_a_cut_compressed_stream_keeps_the_whole_pages_and_says_so(tmp_path: Path, packer):
     noise = random.Random(1)
-    data = xml(*(page(i, noise.randbytes(3000).hex()) for i in range(500)))
+    data = xml(*(page(i, noise.randbytes(3000).hex()) for i in range(200)))
     packed = packer(data)
     found, reason = read(write(tmp_path, packed[: len(packed) * 3 // 4]))
-    assert 100 < len(found) < 500 and found[-1] and found[-1].page_id == len(found) - 1
+    assert 50 < len(found) < 200 and found[-1] and found[-1].page_id == len(found) - 1
     assert "cut off" in reason
 
 

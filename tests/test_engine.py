@@ -49,6 +49,7 @@ def batches(step: int) -> list[Batch]:
     return made
 
 
+@pytest.fixture(scope="module")
 def reference() -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """The same training in plain torch: one process, the losses of all rows at once."""
     plain = model()
@@ -118,8 +119,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_two_workers_and_two_micro_batches_make_the_step_of_one_process(found: dict[str, Any], stage: int) -> None:
-    losses, weights = reference()
+def test_two_workers_and_two_micro_batches_make_the_step_of_one_process(
+    found: dict[str, Any], reference: Any, stage: int
+) -> None:
+    losses, weights = reference
     for mine, plain in zip(found[f"losses-{stage}"], losses, strict=True):
         assert mine == pytest.approx(plain, abs=1e-5)
     for name, weight in weights.items():

@@ -145,9 +145,10 @@ def test_a_killed_worker_goes_on_after_the_variant_that_was_finished(finished):
 
 def test_progress_counts_the_steps_of_both_variants(finished):
     assert {(total, unit) for _, total, unit, _ in finished.shown} == {(2 * 6 * 8, "steps")}
-    done = [done for done, *_ in finished.shown]
-    assert done == sorted(done)
-    assert "random, epoch" in finished.shown[-1][3]
+    assert all(0 <= done <= 96 for done, *_ in finished.shown)
+    done, _, _, note = finished.shown[-1]
+    assert done > 48  # it goes on where the finished variant ended
+    assert note.startswith("random, epoch")
 
 
 def test_nothing_of_rays_own_is_left(finished):

@@ -1,24 +1,39 @@
 """The page about a run: made from artifacts that go through the real Output, looked at as text."""
 
+import io
 import json
+import math
+import platform
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from infra import report
 from infra.report import figures
+from infra.report.fillins import heldout_sentences
+from infra.report.finetuning import verdict
+from infra.report.page import render
+from infra.report.pretraining import weights
 from infra.report.stages import Stages, StageView
+from infra.run import Run, RunConfig
 from pipeline.artifacts import Artifact, Output
+from pipeline.config import load as load_config
 from pipeline.schema import document, document_table, parquet_bytes
 from pipeline.storage import Location
-from pipeline.tokenizer import SPECIAL_TOKENS
+from pipeline.tokenizer import SPECIAL_TOKENS, load
 
-WORDS = "the sea was calm and old captain looked at his ship once more before night fell over quiet town".split()
-PIECES = [*SPECIAL_TOKENS, *sorted(set(WORDS)), "##s", "##ing", ".", ",", "<", ">"]
+Made = dict[str, Artifact]
+
+CONFIG = Path(__file__).parents[1] / "configs/quickstart.yaml"
+TEXT = "The captain looked at his old ship once more. The sea was calm and the town was quiet before the night fell."
+PIECES = [*SPECIAL_TOKENS, *sorted(set(re.findall(r"\w+", TEXT.lower()))), "##s", "##ing", ".", ",", "<", ">"]
 DIGEST = "ab" * 32
 
 
@@ -33,7 +48,7 @@ def finished(out: Output) -> Artifact:
 def documents(count: int) -> bytes:
     made = [
         document(
-            [f"The captain looked at his ship number {i}. The sea was calm and the old town was quiet before the night fell."],
+            [f"{TEXT} That was page {i}."],
             doc_id=f"enwiki:{i}",
             source="wiki",
             heldout_fraction=0.3,
@@ -85,7 +100,7 @@ def tokens(root: Path) -> Artifact:
 
 def example(label: int) -> dict[str, Any]:
     """Sea is hidden, was left as it is, fell replaced by night."""
-    ids = [PIECES.index(piece) for piece in "[CLS] the [MASK] was calm [SEP] night town [SEP]".split()]
+    ids = [PIECES.index(piece) for piece in re.findall(r"\S+", "[CLS] the [MASK] was calm [SEP] night town [SEP]")]
     labels = [PIECES.index(piece) for piece in ("sea", "was", "fell")]
     masks = {"masked_lm_positions": [2, 3, 6], "masked_lm_labels": labels}
     return {"input_ids": ids, "segment_b": 6, "next_sentence_label": label, **masks}
@@ -96,15 +111,28 @@ def examples(root: Path) -> Artifact:
     shard = parquet_bytes(pa.Table.from_pylist([example(0), example(1)]))
     counts = {"train": 517, "heldout": 83, "train_tokens": 12408, "train_random_next": 260}
     out.commit("00000", {"train/00000.parquet": shard, "heldout/00000.parquet": shard}, counts)
-    out.finish({"max_seq_length": 32, "dupe_factor": 5}, {"tokens": "b" * 16, "vocab": "a" * 16})
+    out.finish(
+        {"max_seq_length": 32, "dupe_factor": 5, "masked_lm_prob": 0.15}, {"tokens": "b" * 16, "vocab": "a" * 16}
+    )
     return finished(out)
 
 
 def metric_rows() -> list[dict[str, Any]]:
     rows = []
     for step in range(10, 101, 10):
-        means = {"loss": 4 - step / 100, "mlm_loss": 3.3 - step / 100, "nsp_loss": 0.7, "mlm_accuracy": step / 1000, "nsp_accuracy": 0.52}
-        rates = {"learning_rate": 1e-4 * (1 - step / 110), "grad_norm": 1.0, "sequences_per_second": 200.0, "tokens_per_second": 5e3}
+        means = {
+            "loss": 4 - step / 100,
+            "mlm_loss": 3.3 - step / 100,
+            "nsp_loss": 0.7,
+            "mlm_accuracy": step / 1000,
+            "nsp_accuracy": 0.52,
+        }
+        rates = {
+            "learning_rate": 1e-4 * (1 - step / 110),
+            "grad_norm": 1.0,
+            "sequences_per_second": 200.0,
+            "tokens_per_second": 5e3,
+        }
         rows.append({"split": "train", "step": step, **means, **rates, "seconds": 3.0})
         if step % 50 == 0:
             rows.append({"split": "heldout", "step": step, **means, "examples": 64})
@@ -125,7 +153,12 @@ def pretrain(root: Path, complete: bool = True) -> Artifact:
     ref = save(out.location, 100, {"model": model.state_dict()}, SavedConfig(model=shape, vocab_size=len(PIECES)), {})
     out.commit("checkpoint", {"metrics.jsonl": lines})
     path = ref.location.uri.removeprefix(out.location.uri + "/")
-    facts = {"checkpoint": {"path": path, "digest": ref.digest, "step": 100}, "workers": 2, "precision": "fp32", "processor": "a test's"}
+    facts = {
+        "checkpoint": {"path": path, "digest": ref.digest, "step": 100},
+        "workers": 2,
+        "precision": "fp32",
+        "processor": "a test's",
+    }
     inputs = {"vocab": "a" * 16, "examples-32": "c" * 16}
     out.finish({"model": shape.model_dump(), "global_batch_size": 32}, inputs, counts={"steps": 100}, facts=facts)
     return finished(out)
@@ -154,8 +187,250 @@ def finetune(root: Path, checkpoint: str, pretrained: tuple[int, int], random: t
     return finished(out)
 
 
-def whole_run(root: Path, pretrained: tuple[int, int] = (60, 100), random: tuple[int, int] = (55, 100)) -> dict[str, Artifact]:
+def whole_run(root: Path, pretrained: tuple[int, int] = (60, 100), random: tuple[int, int] = (55, 100)) -> Made:
     made = [extract(root), dedup(root), vocab(root), tokens(root), examples(root), pretrain(root)]
     digest = made[-1].manifest.facts["checkpoint"]["digest"]
     made.append(finetune(root, digest, pretrained, random))
     return {artifact.stage: artifact for artifact in made}
+
+
+def page_of(root: Path, made: Made, name: str = "voyage") -> str:
+    report.run(report.ReportConfig(name=name), made, output(root, "report", "7" * 16))
+    return (root / f"{name}.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def made(root: Path) -> Made:
+    return whole_run(root)
+
+
+@pytest.fixture(scope="module")
+def page(root: Path, made: Made) -> str:
+    return page_of(root, made)
+
+
+class Reader(HTMLParser):
+    """The page as a browser sees it: its words, its attributes, and whether every element is closed."""
+
+    VOID = ("meta", "br", "link", "img", "hr", "input")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []  # element, name, value
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, key, value in self.attributes if key == name]
+
+
+def test_every_number_of_kept_and_dropped_stands_on_the_page(page: str, made: Made) -> None:
+    text = Reader(page).text
+    for artifact in made.values():
+        manifest = artifact.manifest
+        for key, value in {**manifest.counts, **manifest.drops}.items():
+            words = key.replace("_", " ").replace("heldout", "held-out")
+            assert f"{words} {value:,}" in text, (artifact.stage, key)
+
+
+def test_dropped_records_are_shown_under_their_reason(page: str) -> None:
+    assert re.search(r"redirect <script>alert\(1\)</script> #REDIRECT \[\[Sea\]\]", Reader(page).text)
+    assert "duplicate Sea & ship" in Reader(page).text
+
+
+def test_what_users_wrote_is_escaped(page: str) -> None:
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "It is a truth &lt;b&gt;" in page
+
+
+def test_every_element_is_closed_and_every_link_leads_somewhere(page: str) -> None:
+    reader = Reader(page)
+    assert not reader.open
+    ids = reader.values("id")
+    assert len(ids) == len(set(ids))
+    links = [value.removeprefix("#") for tag, key, value in reader.attributes if tag == "a" and key == "href"]
+    assert links and set(links) <= set(ids)
+
+
+def test_the_page_loads_nothing(page: str) -> None:
+    reader = Reader(page)
+    assert not reader.values("src")
+    assert not [value for tag, key, value in reader.attributes if key == "href" and not value.startswith("#")]
+    assert not re.search(r"https?://|@import|url\((?!#)|fetch\(|XMLHttpRequest", page)
+
+
+def test_masked_pieces_are_shown_with_what_stood_there(page: str) -> None:
+    spans = re.findall(r'<span class="masked([^"]*)" title="([^"]*)">([^<]*)<small>([^<]*)</small>', page)
+    assert spans[:3] == [
+        ("", "sea: hidden", "[MASK]", "sea"),
+        ("", "was: left as it was", "was", "was"),
+        (" second", "fell: replaced by another piece", "night", "fell"),
+    ]
+    assert (
+        Reader(page).text.count("Is next: B follows A") == Reader(page).text.count("Random: B is from elsewhere") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "random", "little"),
+    [((60, 100), (55, 100), True), ((75, 100), (60, 100), True), ((80, 100), (60, 100), False)],
+)
+def test_little_gain_is_said_exactly_when_the_intervals_overlap(
+    tmp_path: Path, pretrained: tuple[int, int], random: tuple[int, int], little: bool
+) -> None:
+    artifact = finetune(tmp_path, DIGEST, pretrained, random)
+    text = Reader(page_of(tmp_path, {artifact.stage: artifact})).text
+    assert ("brings little over random weights" in text) == little
+    assert ("helps:" in text) == (not little)
+    assert f"{pretrained[0]}.0 % (" in text and f"against {random[0]}.0 % (" in text
+
+
+def test_a_pretraining_that_hurts_is_called_so() -> None:
+    low, high, majority = (figures.Estimate("", value, value - 0.05, value + 0.05) for value in (0.4, 0.6, 0.5))
+    said = " ".join(verdict(low, high, majority, "Pretraining").split())
+    assert said.startswith("Pretraining hurts: 40.0 % (35.0 to 45.0) against 60.0 % (55.0 to 65.0)")
+    assert said.endswith(
+        "The pretrained model's interval does not lie above the majority class, 50.0 % (45.0 to 55.0)."
+    )
+
+
+def test_the_lineage_names_every_fingerprint_the_files_and_the_checkpoint(page: str, made: Made) -> None:
+    picture = page[page.index('class="lineage"') : page.index("</svg>", page.index('class="lineage"'))]
+    for artifact in made.values():
+        assert artifact.fingerprint in picture
+    assert f"enwiki.xml.bz2 · {DIGEST[:10]} · 905.6 kB" in picture
+    assert made["pretrain"].manifest.facts["checkpoint"]["digest"][:10] in picture
+    assert "authors 60.0\N{NO-BREAK SPACE}%" in picture
+
+
+def test_each_stage_shows_its_configuration_versions_and_files(page: str, made: Made) -> None:
+    text = Reader(page).text
+    for artifact in made.values():
+        assert artifact.location.uri in text
+        for path, file in artifact.manifest.files.items():
+            assert path in text and file.sha256 in text
+    assert "heldout_fraction: 0.25" in text and f"python {platform.python_version()}" in text
+
+
+def test_curves_hold_every_value_for_the_pointer(page: str) -> None:
+    charts = [json.loads(value) for value in Reader(page).values("data-series")]
+    loss = next(chart for chart in charts if chart["lines"][0]["points"][0][1] == "3.9")
+    assert loss["across"] == "step"
+    assert [line["label"] for line in loss["lines"]] == ["training", "held-out"]
+    assert [point[:2] for point in loss["lines"][1]["points"]] == [[50, "3.5"], [100, "3"]]
+
+
+def test_fill_ins_hide_words_of_held_out_documents_alone(made: Made) -> None:
+    tokenizer = load(made["vocab"].location / "tokenizer.json")
+    hidden, english = heldout_sentences(made["dedup"], tokenizer)
+    table = pq.read_table(io.BytesIO(made["dedup"].files("documents/")[0].read_bytes())).to_pylist()
+    heldout = [row["text"] for row in table if row["split"] == "heldout"]
+    assert english and hidden
+    for each in hidden:
+        assert each.original.lower() in PIECES
+        assert any(f"{each.before}{each.original}{each.after}" in text for text in heldout)
+
+
+def test_the_model_guesses_five_pieces_for_each_hidden_word(page: str) -> None:
+    assert len(re.findall(r'class="blank"', page)) * 5 == len(re.findall(r'class="guess[ "]', page)) > 0
+
+
+def test_weights_are_counted_without_loading_them(made: Made) -> None:
+    from training.pretrain import final_checkpoint
+
+    tensors = final_checkpoint(made["pretrain"]).weights().values()
+    assert weights(StageView("pretrain", made["pretrain"].location, "done")) == sum(map(torch.numel, tensors))
+
+
+def test_a_half_finished_run_has_its_curves_and_says_what_is_open(tmp_path: Path) -> None:
+    done = [extract(tmp_path), dedup(tmp_path)]
+    views = [StageView(artifact.stage, artifact.location, "done") for artifact in done]
+    views.append(StageView("vocab", None, "not started", ("dedup",)))
+    views.append(StageView("pretrain", pretrain(tmp_path, complete=False).location, "half-done", ("vocab",)))
+    views.append(StageView("finetune-authors", None, "waiting", ("pretrain", "vocab")))
+    page = render("voyage", Stages(views), Location(str(tmp_path)))
+    text = Reader(page).text
+    assert "This run is not finished: vocab (not started), pretrain (half-done), finetune-authors (waiting)." in text
+    assert "Masked-LM loss" in text and 'id="scores"' not in page and 'id="fill-ins"' not in page
+
+
+def test_a_run_of_which_nothing_is_finished_has_a_page(tmp_path: Path) -> None:
+    config = load_config(RunConfig, CONFIG, [f"root={tmp_path}"])
+    uri = report.render_run(Run(config))
+    assert uri == str(tmp_path / "quickstart.html")
+    text = Reader((tmp_path / "quickstart.html").read_text()).text
+    assert "Nothing is finished yet." in text and "finetune-authors (waiting)" in text
+
+
+def test_a_fact_that_is_missing_leaves_its_section_out(tmp_path: Path) -> None:
+    made = {}
+    for stage in ("extract", "dedup", "tokens", "examples-32", "pretrain", "finetune-authors"):
+        out = output(tmp_path, stage, stage[0] * 16)
+        out.finish({"max_seq_length": 32}, {})
+        made[stage] = finished(out)
+    page = page_of(tmp_path, made)
+    assert not Reader(page).open
+    assert 'id="pretraining"' not in page and 'id="scores"' not in page and 'id="lineage"' in page
+
+
+def test_the_page_lies_in_the_artifact_and_under_the_runs_name(page: str, root: Path) -> None:
+    assert (root / "report" / ("7" * 16) / "report.html").read_text() == page
+    assert "<title>voyage · Cloze</title>" in page
+
+
+def test_a_loss_that_is_no_number_leaves_a_gap_and_the_others_their_scale() -> None:
+    lines = [
+        figures.Series("bad", [(1, 2.0), (2, math.nan), (3, 4.0)]),
+        figures.Series("good", [(1, 3.0), (3, 2.5)], "b"),
+    ]
+    chart = figures.line_chart("Loss", lines, figures.Axis("nats"))
+    assert "nan" not in chart and "inf" not in chart.replace("info", "")
+    assert chart.count("<path") == 2 and re.findall(r'class="end">([^<]*)<', chart) == ["2", "2.5", "3", "3.5", "4"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (2.31, 9.02), (0.6931, 0.7), (-3, 40_000), (5, 5), (0, 1e-4)])
+def test_ticks_are_few_round_and_enclose_the_values(low: float, high: float) -> None:
+    found = figures.ticks(low, high)
+    assert found[0] <= low + 1e-9 and found[-1] >= high - 1e-9 * abs(high)
+    assert 2 <= len(found) <= 8
+    steps = {f"{b - a:.6g}" for a, b in pairwise(found)}
+    assert len(steps) == 1 and steps.pop().strip("0.").split("e")[0][0] in "125"
+
+
+def test_thinned_curves_keep_their_mean_and_their_end() -> None:
+    points = [(step, math.sin(step / 50)) for step in range(9000)]
+    thinned = figures.thin(points, 300)
+    assert len(thinned) == 300 and thinned[-1][0] == 8999
+    assert sum(y for _, y in thinned) / 300 == pytest.approx(sum(y for _, y in points) / 9000)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (1234567, "1,234,567"), (0.0000213, "2.13e-5"), (6.5231, "6.523"), (1e-4, "1e-4"), (0.5, "0.5")],
+)
+def test_numbers_read_at_a_glance(value: float, said: str) -> None:
+    assert figures.number(value) == said

@@ -11,7 +11,7 @@ from golden import published_vocabulary, unpack
 
 from pipeline.config import UserError
 from pipeline.storage import Location
-from pipeline.tokenizer import SPECIAL_TOKENS, BulkTokenizer, build, load, pieces_of, words_of
+from pipeline.tokenizer import SPECIAL_TOKENS, BulkTokenizer, Tokenizer, WordSplitter, build, chunks_of, load, pieces_of
 
 _IDEOGRAPHS = (
     (0x4E00, 0x9FFF),
@@ -34,6 +34,13 @@ def reference_words(text: str, lowercase: bool, strip_accents: bool) -> list[str
             word = "".join(c for c in unicodedata.normalize("NFD", word) if unicodedata.category(c) != "Mn")
         words += "".join(map(_apart, word)).split(" ")
     return [word for word in words if word]
+
+
+def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
+    """The library's words, which have to be those of our faster splitter."""
+    words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]
+    assert [word for chunk in WordSplitter(tokenizer)(chunks_of(text)) for word in chunk] == words
+    return words
 
 
 @cache

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,58 +223,63 @@ def test_the_pages_show_every_run_of_cloze_config(monkeypatch: pytest.MonkeyPatc
         workflow.defs()
 
 
-@pytest.mark.slow
-def test_the_pages_open_and_a_stage_can_be_launched_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`make ui` for real: assets, schedule and history over GraphQL, and a stage run by Dagster's own processes."""
-    repository = Path(__file__).parents[1]
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+_ASSETS = "{ assetNodes { assetKey { path } } }"
+_SCHEDULES = """
+{ repositoriesOrError { ... on RepositoryConnection { nodes { schedules { cronSchedule scheduleState { status } }}}}}
+"""
+_LAUNCH = """
+mutation($p: ExecutionParams!) {
+  launchPipelineExecution(executionParams: $p) { ... on LaunchRunSuccess { run { runId } } }
+}
+"""
+_STATUS = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ask]:
+    """What `make ui` starts, over the quickstart with tmp_path as its root: asks it over GraphQL."""
+    repository, port = Path(__file__).parents[1], free_port()
     config = tmp_path / "quickstart.yaml"
     config.write_text((repository / "configs/quickstart.yaml").read_text().replace("root: runs ", f"root: {tmp_path} "))
     monkeypatch.setenv("CLOZE_CONFIG", str(config))
-    port = free_port()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
 
-    def ask(query: str, **variables: object) -> dict[str, Any]:
+    def ask(query: str, **variables: object) -> Any:
+        """The value of the query's one field."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request) as answer:
-            return json.load(answer)["data"]
+            (value,) = json.load(answer)["data"].values()
+        return value
 
     command = [sys.executable, "-m", "infra.workflow", "-p", str(port)]
-    with subprocess.Popen(command, cwd=repository, start_new_session=True) as pages:
+    with subprocess.Popen(command, cwd=repository, start_new_session=True) as server:
         try:
             wait_for_port(port, seconds=120)
-            assert {"quickstart", "pretrain"} <= {
-                name for node in ask("{assetNodes{assetKey{path}}}")["assetNodes"] for name in node["assetKey"]["path"]
-            }
-            repositories = ask(
-                "{repositoriesOrError{... on RepositoryConnection{nodes{schedules{cronSchedule scheduleState{status}}}}}}"
-            )
-            assert repositories["repositoriesOrError"]["nodes"][0]["schedules"] == [
-                {"cronSchedule": "0 3 * * 0", "scheduleState": {"status": "STOPPED"}}
-            ]
-            selector = {
-                "repositoryLocationName": "infra.workflow",
-                "repositoryName": "__repository__",
-                "pipelineName": "quickstart",
-                "assetSelection": [{"path": ["quickstart", "extract"]}],
-            }
-            launched = ask(
-                "mutation($p: ExecutionParams!){launchPipelineExecution(executionParams: $p){... on LaunchRunSuccess{run{runId}}}}",
-                p={"selector": selector, "runConfigData": {}, "mode": "default"},
-            )
-            run_id = launched["launchPipelineExecution"]["run"]["runId"]
-            status = ""
-            deadline = time.monotonic() + 120
-            while status not in ("SUCCESS", "FAILURE") and time.monotonic() < deadline:
-                time.sleep(1)
-                status = ask("query($i: ID!){runOrError(runId: $i){... on Run{status}}}", i=run_id)["runOrError"][
-                    "status"
-                ]
-            assert status == "SUCCESS"
-            assert list(tmp_path.glob("extract/*/manifest.json"))
+            yield ask
         finally:
-            os.killpg(pages.pid, signal.SIGTERM)
-            try:
-                pages.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(pages.pid, signal.SIGKILL)
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_the_pages_open_and_a_stage_can_be_launched_there(pages: Ask, tmp_path: Path) -> None:
+    names = {tuple(node["assetKey"]["path"]) for node in pages(_ASSETS)}
+    assert {("quickstart", "extract"), ("quickstart", "pretrain"), ("quickstart", "finetune-authors")} <= names
+    schedules = pages(_SCHEDULES)["nodes"][0]["schedules"]
+    assert schedules == [{"cronSchedule": "0 3 * * 0", "scheduleState": {"status": "STOPPED"}}]
+
+    selector = {
+        "repositoryLocationName": "infra.workflow",
+        "repositoryName": "__repository__",
+        "pipelineName": "quickstart",
+        "assetSelection": [{"path": ["quickstart", "extract"]}],
+    }
+    launched = pages(_LAUNCH, p={"selector": selector, "runConfigData": {}, "mode": "default"})["run"]["runId"]
+    deadline = time.monotonic() + 120
+    while (status := pages(_STATUS, id=launched)["status"]) not in ("SUCCESS", "FAILURE"):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert status == "SUCCESS"
+    assert list(tmp_path.glob("extract/*/manifest.json"))

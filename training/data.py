@@ -9,9 +9,9 @@ micro-batches as there are turns, and the workers take them by turns.
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -41,56 +41,67 @@ class Ragged(NamedTuple):
     """Lists of different lengths: row i is values[offsets[i] : offsets[i + 1]]."""
 
     values: Ints
-    offsets: Ints
+    offsets: NDArray[np.int64]
 
     @property
-    def lengths(self) -> Ints:
+    def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
 
     def take(self, rows: Ints) -> "Ragged":
         lengths = self.lengths[rows]
         return Ragged(self.values[ragged_ranges(self.offsets[:-1][rows], lengths)], offsets_of(lengths))
 
+    @staticmethod
+    def join(parts: Iterable["Ragged"]) -> "Ragged":
+        values, lengths = zip(*((part.values, part.lengths) for part in parts), strict=True)
+        return Ragged(np.concatenate(values), offsets_of(np.concatenate(lengths)))
+
+
+class Masks(NamedTuple):
+    """Masks that are stored with their examples: where they are and what stood there."""
+
+    positions: Ragged
+    labels: Ragged
+
+    def take(self, rows: Ints) -> "Masks":
+        return Masks(self.positions.take(rows), self.labels.take(rows))
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Examples as flat arrays; `masked_lm_positions` and `masked_lm_labels` are there once masks are drawn."""
+    """Examples as flat arrays."""
 
     index: Ints  # which example of the split
     epoch: Ints
     input_ids: Ragged
     segment_b: Ints
     next_sentence_label: Ints
-    masked_lm_positions: Ragged | None = None
-    masked_lm_labels: Ragged | None = None
+    masks: Masks | None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def take(self, rows: Ints) -> "Rows":
-        columns = (getattr(self, field.name) for field in fields(self))
-        return Rows(*(_take(column, rows) for column in columns))
+        return Rows(
+            self.index[rows],
+            self.epoch[rows],
+            self.input_ids.take(rows),
+            self.segment_b[rows],
+            self.next_sentence_label[rows],
+            self.masks and self.masks.take(rows),
+        )
 
     @staticmethod
     def join(parts: Sequence["Rows"]) -> "Rows":
-        return parts[0] if len(parts) == 1 else Rows(*map(_join, zip(*map(_columns, parts), strict=True)))
-
-
-def _columns(rows: Rows) -> list[Ints | Ragged | None]:
-    return [getattr(rows, field.name) for field in fields(rows)]
-
-
-def _take(column: Ints | Ragged | None, rows: Ints) -> Ints | Ragged | None:
-    return None if column is None else column.take(rows) if isinstance(column, Ragged) else column[rows]
-
-
-def _join(columns: Sequence[Ints | Ragged | None]) -> Ints | Ragged | None:
-    ragged = [column for column in columns if isinstance(column, Ragged)]
-    if ragged:
-        lengths = np.concatenate([column.lengths for column in ragged])
-        return Ragged(np.concatenate([column.values for column in ragged]), offsets_of(lengths))
-    arrays = [column for column in columns if column is not None and not isinstance(column, Ragged)]
-    return np.concatenate(arrays) if arrays else None
+        masks = [part.masks for part in parts if part.masks]
+        return Rows(
+            np.concatenate([part.index for part in parts]),
+            np.concatenate([part.epoch for part in parts]),
+            Ragged.join(part.input_ids for part in parts),
+            np.concatenate([part.segment_b for part in parts]),
+            np.concatenate([part.next_sentence_label for part in parts]),
+            Masks(*map(Ragged.join, zip(*masks, strict=True))) if masks else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -126,9 +137,9 @@ def batch(rows: Rows, masking: Masking | None = None) -> Batch:
     real = np.arange(width) < lengths[:, None]
     second = (np.arange(width) >= rows.segment_b[:, None]) & real
     starts = np.arange(len(rows)) * width
-    if rows.masked_lm_positions is not None and rows.masked_lm_labels is not None:
-        flat = np.repeat(starts, rows.masked_lm_positions.lengths) + rows.masked_lm_positions.values
-        labels = rows.masked_lm_labels.values
+    if rows.masks:
+        flat = np.repeat(starts, rows.masks.positions.lengths) + rows.masks.positions.values
+        labels = rows.masks.labels.values
     else:
         assert masking is not None, "these examples are stored without masks"
         ids, positions, targets, counts = masking(ids, rows)
@@ -152,8 +163,7 @@ def share(rows: Rows, rank: int, workers: int, micro_batch_size: int) -> list[Ro
 
 def _idle(row: Rows) -> Rows:
     nothing = Ragged(np.zeros(0, np.int64), np.zeros(2, np.int64))
-    ignored = np.full(1, IGNORED)
-    return replace(row, next_sentence_label=ignored, masked_lm_positions=nothing, masked_lm_labels=nothing)
+    return replace(row, next_sentence_label=np.full(1, IGNORED), masks=Masks(nothing, nothing))
 
 
 class Examples:
@@ -190,7 +200,7 @@ class Examples:
         with ThreadPoolExecutor(min(_READERS, len(wanted))) as readers:
             tables = list(readers.map(self._table, wanted, wanted.values()))
         index = np.concatenate([np.arange(*self._starts[number : number + 2]) for number in sorted(groups)])
-        return _rows(pa.concat_tables(tables).combine_chunks(), index, epoch)
+        return _rows(pa.concat_tables(tables), index, epoch)
 
     def _table(self, file: int, groups: list[int]) -> pa.Table:
         with self.files[file].open() as source:
@@ -242,25 +252,21 @@ def _footer(file: Location) -> pq.FileMetaData:
 
 
 def _rows(table: pa.Table, index: Ints, epoch: int) -> Rows:
-    def ragged(name: str) -> Ragged | None:
-        if name not in table.column_names:
-            return None
-        lists = table.column(name).combine_chunks()
-        lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
-        offsets = lists.offsets.to_numpy().astype(np.int64)
-        return Ragged(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
-
-    input_ids = ragged("input_ids")
-    assert input_ids is not None
+    masked = "masked_lm_positions" in table.column_names
     return Rows(
         index=index,
         epoch=np.full(len(index), epoch),
-        input_ids=input_ids,
+        input_ids=_ragged(table, "input_ids"),
         segment_b=table.column("segment_b").to_numpy(),
         next_sentence_label=table.column("next_sentence_label").to_numpy(),
-        masked_lm_positions=ragged("masked_lm_positions"),
-        masked_lm_labels=ragged("masked_lm_labels"),
+        masks=Masks(_ragged(table, "masked_lm_positions"), _ragged(table, "masked_lm_labels")) if masked else None,
     )
+
+
+def _ragged(table: pa.Table, name: str) -> Ragged:
+    lists = pa.concat_arrays(table.column(name).chunks)
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    return Ragged(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 class Prefetched(Generic[Item]):

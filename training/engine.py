@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -191,27 +191,33 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if not self._zero_stage:
-            return parameter if kind == "model" else self._inner.state[parameter][kind]
-        return (
-            safe_get_full_fp32_param(parameter) if kind == "model" else safe_get_full_optimizer_state(parameter, kind)
-        )
+            return self._plain(parameter, kind)
+        model = kind == "model"
+        found = safe_get_full_fp32_param(parameter) if model else safe_get_full_optimizer_state(parameter, kind)
+        assert found is not None, "not a parameter of DeepSpeed's"
+        return found
 
     def _write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
+        if not self._zero_stage:
+            self._plain(parameter, kind).copy_(value)
+            return
         if kind == "model":
             self._write_module(parameter, value)
         if self._zero_stage == 3:
             self._write_partition(parameter, kind, value)
-        elif kind != "model" and not self._zero_stage:
-            self._inner.state[parameter][kind].copy_(value)
-        elif kind != "model":
-            safe_set_full_optimizer_state(parameter, value, kind)
-        elif self._zero_stage:
+        elif kind == "model":
             safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+
+    def _plain(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        """At stage 0 there is nothing but the model and its optimizer."""
+        return parameter.data if kind == "model" else self._inner.state[parameter][kind]
 
     def _write_module(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """The weights of the forward pass are a copy of the optimizer's own, except at stage 0."""
+        """The weights of the forward pass are a copy of those which the optimizer updates."""
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._zero_stage == 3):
@@ -222,7 +228,7 @@ class Engine:
         """Write this worker's part: ZeRO-3's setters of whole tensors want sizes that are multiples of the workers."""
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-        size = parameter.ds_tensor.numel()
+        size = cast(Any, parameter).ds_tensor.numel()
         padded = functional.pad(value.flatten(), (0, size * self.workers - value.numel()))
         part = padded.narrow(0, size * self.rank, size)
         if kind == "model":

@@ -28,7 +28,7 @@ def run(config: ReportConfig, inputs: Mapping[str, Artifact], out: Output) -> Ma
     root = Location(out.location.uri.rsplit("/", 2)[0])
     stages = Stages([StageView(name, artifact.location, "done") for name, artifact in inputs.items()])
     page = render(config.name, stages, root).encode()
-    out.commit("report", {"report.html": page})
+    out.commit("report", {"report.html": page}, {"bytes": len(page)})
     (root / f"{config.name}.html").write_bytes(page)
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     return out.finish(config.model_dump(mode="json"), fingerprints)

@@ -117,14 +117,3 @@ def _spread(pieces: Sequence[str]) -> list[str]:
         if len(pieces) > _SHOWN_PIECES
         else list(pieces)
     )
-
-
-def documents(stages: Stages) -> int:
-    """How many documents there are, after the last stage that has counted them."""
-    return next(
-        (stages.get(name).counts.get("documents", 0) for name in ("dedup", "extract") if stages.get(name).manifest), 0
-    )
-
-
-def examples_made(stages: Stages) -> int:
-    return sum(stage.counts.get("train", 0) for stage in stages.starting("examples-"))

@@ -1,11 +1,11 @@
 """example shards -> some examples with their masks shown, and how long the examples are."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import pyarrow.compute as pc
+import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
@@ -13,7 +13,7 @@ from infra.report.figures import histogram, number, percent
 from infra.report.stages import Stages, StageView
 from pipeline.tokenizer import CLS, MASK, SEP
 
-_KINDS = {0: "B is the next sentence", 1: "B is from elsewhere"}  # by next_sentence_label
+_KINDS = {0: "Is next: B follows A", 1: "Random: B is from elsewhere"}  # by next_sentence_label
 _EACH = 2  # shown of each
 _LOOKED_AT = 400  # examples among which the shown ones are
 _LONGEST = 160  # pieces of an example that are shown
@@ -43,6 +43,7 @@ class Examples:
     """The section: how many examples and how long, and some of them."""
 
     sentences: list[str]
+    chosen: str  # the share of pieces that the model has to name
     charts: list[Markup]
     rows: list[Example]
 
@@ -58,7 +59,8 @@ def examples(stages: Stages) -> Examples | None:
         return None
     pieces = (vocab.location / "vocab.txt").read_text().split("\n")
     charts = [chart for stage in finished if (chart := _lengths(stage))]
-    return Examples([_sentence(stage) for stage in finished], charts, _shown(finished[0], pieces))
+    chosen = percent(finished[0].config.get("masked_lm_prob", 0.0))
+    return Examples([_sentence(stage) for stage in finished], chosen, charts, _shown(finished[0], pieces))
 
 
 def _sentence(stage: StageView) -> str:
@@ -80,12 +82,11 @@ def _lengths(stage: StageView) -> Markup | None:
     """How many of the first examples to train on are of which length."""
     longest = int(stage.config["max_seq_length"])
     wide = -(-longest // _BINS)  # pieces in a column
-    counts = [0] * -(-longest // wide)
+    counts = np.zeros(-(-longest // wide), np.int64)
     for batch in _batches(stage, "train", _COUNTED, ["input_ids"]):
-        columns = pc.divide(pc.subtract(pc.list_value_length(batch["input_ids"]), 1), wide)
-        for entry in pc.value_counts(columns).to_pylist():
-            counts[entry["values"]] += entry["counts"]
-    if not any(counts):
+        lengths = batch["input_ids"].value_lengths().to_numpy()
+        counts += np.bincount((lengths - 1) // wide, minlength=len(counts))
+    if not counts.any():
         return None
     bins = [
         (f"{place * wide + 1}–{min(longest, (place + 1) * wide)}", float(count)) for place, count in enumerate(counts)
@@ -93,7 +94,7 @@ def _lengths(stage: StageView) -> Markup | None:
     return histogram(f"How long examples are, {longest} at most", bins, "examples, by pieces with [CLS] and [SEP]")
 
 
-def _batches(stage: StageView, split: str, rows: int, columns: Sequence[str] | None = None) -> Iterator[Any]:
+def _batches(stage: StageView, split: str, rows: int, columns: list[str] | None = None) -> Iterator[Any]:
     """The first `rows` examples of a split, in record batches."""
     read = 0
     for file in stage.artifact.files(f"{split}/") if stage.artifact else []:
@@ -105,7 +106,7 @@ def _batches(stage: StageView, split: str, rows: int, columns: Sequence[str] | N
                     return
 
 
-def _shown(stage: StageView, pieces: Sequence[str]) -> list[Example]:
+def _shown(stage: StageView, pieces: list[str]) -> list[Example]:
     """Of each label the first examples with two segments that are not too long to be read."""
     batches = _batches(stage, "heldout", _LOOKED_AT)
     rows = list(islice((row for batch in batches for row in batch.to_pylist()), _LOOKED_AT))
@@ -118,15 +119,16 @@ def _of(rows: Iterable[Mapping[str, Any]], label: int) -> list[Mapping[str, Any]
     return list(islice(fitting, _EACH))
 
 
-def _example(row: Mapping[str, Any], title: str, pieces: Sequence[str]) -> Example:
+def _example(row: Mapping[str, Any], title: str, pieces: list[str]) -> Example:
     originals = dict(zip(row["masked_lm_positions"], row["masked_lm_labels"], strict=True))
     shown = []
     for place, piece in enumerate(row["input_ids"][:_LONGEST]):
-        text, second = pieces[piece], "second" if place >= row["segment_b"] else ""
+        text: str = pieces[piece]
+        look = [name for name, is_so in (("second", place >= row["segment_b"]), ("on", text.startswith("##"))) if is_so]
         if place not in originals:
-            shown.append(ShownPiece(text, "special" if text in (CLS, SEP) else second))
+            shown.append(ShownPiece(text, "special" if text in (CLS, SEP) else " ".join(look)))
             continue
         original = pieces[originals[place]]
         done = "hidden" if text == MASK else "left as it was" if text == original else "replaced by another piece"
-        shown.append(ShownPiece(text, f"masked {second}".rstrip(), original, f"{original}: {done}"))
+        shown.append(ShownPiece(text, " ".join(["masked", *look]), original, f"{original}: {done}"))
     return Example(title, shown, max(0, len(row["input_ids"]) - _LONGEST))

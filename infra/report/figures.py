@@ -59,13 +59,14 @@ def number(value: float) -> str:
 def short(value: float) -> str:
     """A tick's label: 20000 -> 20k."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size * (10 if letter == "k" else 1):
+        if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
     return number(round(value, 12))
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    """0.6 -> 60.0 %, never broken over two lines."""
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 class Series(NamedTuple):
@@ -110,42 +111,41 @@ def line_chart(
     xs = [x for line in series for x, _ in line.points]
     ys = [y for line in series for _, y in line.points if math.isfinite(y)]
     ys += [*axis.include, *([reference[0]] if reference else [])]
-    x_ticks, y_ticks = ticks(0, max(xs, default=1), least=1), ticks(min(ys, default=0), max(ys, default=1))
+    end = max(xs, default=1)
+    x_ticks = [tick for tick in ticks(0, end, least=1) if tick <= end]
+    y_ticks = ticks(min(ys, default=0), max(ys, default=1))
 
     def at(x: float, y: float) -> Point:
         right, bottom = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-        across = x / x_ticks[-1]
+        across = x / end
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return _LEFT + across * right, _TOP + (1 - up) * bottom
 
     drawing: list[object] = _axes(x_ticks, y_ticks, axis, across, at)
-    if reference:
-        y = at(0, reference[0])[1]
-        drawing.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="reference"))
-        drawing.append(tag("text", reference[1], x=_WIDTH - _RIGHT, y=y - 5, class_="end quiet"))
     for line in series:
         drawn = [at(x, y) for x, y in line.points if math.isfinite(y)]
         drawing.append(tag("path", d=_path(drawn), class_=f"line {line.kind}"))
         if line.dots or len(drawn) == 1:
             drawing += [tag("circle", cx=x, cy=y, r=2.8, class_=f"dot {line.kind}") for x, y in drawn]
+    if reference:  # over the lines, so that it can be read
+        level, name = at(0, reference[0])[1], reference[1]
+        drawing.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=level, y2=level, class_="reference"))
+        drawing.append(tag("text", name, x=_WIDTH - _RIGHT, y=level - 5, class_="end quiet over-lines"))
     drawing.append(tag("line", x1=0, x2=0, y1=_TOP, y2=_HEIGHT - _BOTTOM, class_="cursor"))
     hover = [
         {"label": line.label, "points": [[x, axis.value(y), *map(round, at(x, y))] for x, y in line.points]}
         for line in series
         if all(math.isfinite(y) for _, y in line.points)
     ]
-    picture = svg(
-        _WIDTH, _HEIGHT, title, *drawing, data_series=json.dumps({"across": across, "lines": hover}, ensure_ascii=False)
-    )
-    keys = [
-        tag(
-            "span", tag("i", " ", class_=f"key {line.kind}{' dotted' if line.dots else ''}"), line.label, class_="label"
-        )
-        for line in series
-        if len(series) > 1
-    ]
-    caption = tag("figcaption", tag("b", title), *keys, tag("output", ""))
-    return tag("figure", caption, picture, class_="chart")
+    values = json.dumps({"across": across, "lines": hover}, ensure_ascii=False)
+    picture = svg(_WIDTH, _HEIGHT, title, *drawing, data_series=values)
+    keys = map(_key, series) if len(series) > 1 else []
+    return tag("figure", tag("figcaption", tag("b", title), *keys, tag("output")), picture, class_="chart")
+
+
+def _key(line: Series) -> Markup:
+    look = f"key {line.kind} dotted" if line.dots else f"key {line.kind}"
+    return tag("span", tag("i", class_=look), line.label, class_="label")
 
 
 def _axes(
@@ -239,7 +239,7 @@ def histogram(title: str, bins: Sequence[tuple[str, float]], x_title: str) -> Ma
         y = floor - (floor - _TOP) * value / y_ticks[-1]
         drawing.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid"))
         drawing.append(tag("text", short(value), x=_LEFT - 7, y=y + 4, class_="end"))
-    every = -(-len(bins) // 8)
+    every = -(-len(bins) // 6)
     for place, (label, count) in enumerate(bins):
         x, height = _LEFT + place * width, (floor - _TOP) * count / y_ticks[-1]
         words = tag("title", f"{label}: {count:,.0f}")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.report.figures import percent
@@ -28,7 +27,8 @@ _ENGLISH = [
     "The [MASK] was built in the nineteenth century.",
 ]
 _HELDOUT = 6  # sentences
-_DOCUMENTS = 200  # held-out ones looked through for each source
+_DOCUMENTS = 100  # held-out ones looked at in a shard
+_SHARDS = 40
 _CHARACTERS = range(40, 150)  # of a sentence
 
 
@@ -103,12 +103,14 @@ def _guesses(model: "BertForPreTraining", tokenizer: "Tokenizer", hidden: Hidden
 
 
 def _sentence(rows: list[FillIn]) -> str:
+    alike = len({row.guesses[0].piece for row in rows}) == 1 < len(rows)
     known = [row.guesses for row in rows if row.hidden.original]
     first = sum(guesses[0].right for guesses in known)
     among = sum(any(guess.right for guess in guesses) for guesses in known)
     return (
         f"A word is hidden, and the model names the five likeliest pieces. Of {len(known)} sentences from held-out "
         f"documents it puts the word of the text first in {first} and among its five in {among}."
+        + (" It says the same of all: all it has learnt is which pieces are frequent." if alike else "")
     )
 
 
@@ -127,12 +129,13 @@ def heldout_sentences(documents: Artifact, tokenizer: "Tokenizer") -> tuple[list
 
 
 def _heldout(documents: Artifact) -> Iterator[tuple[str, str, str]]:
-    """Source, language and text of the first held-out documents of each shard."""
-    for file in documents.files("documents/")[:_HELDOUT]:
+    """Source, language and text of the first held-out documents of some shards, spread over all of them."""
+    files = documents.files("documents/")
+    for file in files[:: -(-len(files) // _SHARDS)]:
         with file.open() as opened:
-            for batch in pq.ParquetFile(opened).iter_batches(columns=["source", "language", "text", "split"]):
-                rows = batch.filter(pc.equal(batch["split"], "heldout")).slice(0, _DOCUMENTS)
-                yield from zip(*(rows[name].to_pylist() for name in ("source", "language", "text")), strict=True)
+            batches = pq.ParquetFile(opened).iter_batches(64, columns=["source", "language", "text", "split"])
+            rows = (row for batch in batches for row in batch.to_pylist() if row["split"] == "heldout")
+            yield from ((row["source"], row["language"], row["text"]) for row in islice(rows, _DOCUMENTS))
 
 
 def _hidden(text: str, tokenizer: "Tokenizer") -> Hidden | None:

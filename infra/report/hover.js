@@ -13,7 +13,8 @@ for (const picture of document.querySelectorAll("svg[data-series]")) {
     cursor.setAttribute("x1", at[2]);
     cursor.setAttribute("x2", at[2]);
     cursor.style.visibility = "visible";
-    output.textContent = [`${across} ${at[0].toLocaleString("en")}`, ...found.map(([label, p]) => `${label} ${p[1]}`)].join("  ·  ");
+    const value = ([label, point]) => `${label} ${point[1]}` + (point[0] === at[0] ? "" : ` (at ${point[0]})`);
+    output.textContent = [`${across} ${at[0].toLocaleString("en")}`, ...found.map(value)].join("  ·  ");
   });
   picture.addEventListener("pointerleave", () => {
     cursor.style.visibility = "hidden";

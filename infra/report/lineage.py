@@ -121,7 +121,7 @@ def _drawn(nodes: Sequence[Node]) -> Markup:
             drawing.append(tag("path", d=way, class_="arrow", marker_end="url(#head)"))
     drawing += [_box(node, boxes[node.key]) for node in nodes]
     height = max(box.y + box.height for box in boxes.values()) + 6
-    style = f"width:{1.15 * width:.0f}px"
+    style = f"width:{1.15 * width:.0f}px;min-width:{0.75 * width:.0f}px"  # narrower screens scroll
     return svg(width, height, "From the input files to the scores", *drawing, class_="lineage", style=style)
 
 

@@ -37,6 +37,14 @@ class StageView:
             return None
         return Artifact(self.location, self.name, self.manifest.fingerprint)
 
+    @cached_property
+    def metrics(self) -> list[Mapping[str, Any]]:
+        """What training has measured so far, a row for each split and step; also while it runs."""
+        file = self.location / "metrics.jsonl" if self.location else None
+        if file is None or not file.exists():
+            return []
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
     @property
     def counts(self) -> Mapping[str, int]:
         return self.manifest.counts if self.manifest else {}

@@ -1,0 +1,117 @@
+"""pretraining's metrics and its checkpoint -> curves, and a paragraph that says what they come to."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log, prod
+from typing import Any
+
+from markupsafe import Markup
+
+from infra.progress import duration
+from infra.report.figures import Axis, Series, line_chart, number, percent
+from infra.report.stages import Stages, StageView
+
+Row = Mapping[str, Any]
+
+_CHANCE_LOSS, _CHANCE = log(2), 0.5  # of the next-sentence coin
+SHARE: dict[str, Any] = {"tick": lambda value: f"{100 * value:g} %", "value": percent}
+
+
+@dataclass(frozen=True)
+class Section:
+    sentence: str
+    charts: list[Markup]
+
+
+def curves(stage: StageView) -> Section | None:
+    """From the metrics that there are by now; None before the first."""
+    if not stage.metrics:
+        return None
+    return Section(_sentence(stage, stage.metrics), _charts(stage.metrics))
+
+
+def _charts(rows: Sequence[Row]) -> list[Markup]:
+    def both(key: str) -> list[Series]:
+        return [
+            Series("training", _points(rows, "train", key)),
+            Series("held-out", _points(rows, "heldout", key), "b", dots=True),
+        ]
+
+    def training(key: str) -> list[Series]:
+        return [Series("training", _points(rows, "train", key))]
+
+    charts = [
+        ("Loss, both objectives together", both("loss"), Axis("nats"), None),
+        ("Learning rate", training("learning_rate"), Axis("per step", include=(0,)), None),
+        ("Masked-LM loss", both("mlm_loss"), Axis("nats per masked piece"), None),
+        ("Masked-LM accuracy", both("mlm_accuracy"), Axis("of masked pieces", **SHARE, include=(0,)), None),
+        ("Next-sentence loss", both("nsp_loss"), Axis("nats per pair"), (_CHANCE_LOSS, "a coin")),
+        ("Next-sentence accuracy", both("nsp_accuracy"), Axis("of pairs", **SHARE), (_CHANCE, "a coin")),
+        ("Sequences", training("sequences_per_second"), Axis("per second", include=(0,)), None),
+        ("Real pieces, without padding", training("tokens_per_second"), Axis("per second", include=(0,)), None),
+    ]
+    return [
+        line_chart(title, series, axis, reference)
+        for title, series, axis, reference in charts
+        if any(line.points for line in series)
+    ]
+
+
+def _points(rows: Sequence[Row], split: str, key: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[key]) for row in rows if row.get("split") == split and row.get(key) is not None]
+
+
+def _last(rows: Sequence[Row], split: str) -> Row:
+    return next((row for row in reversed(rows) if row.get("split") == split), {})
+
+
+def _sentence(stage: StageView, rows: Sequence[Row]) -> str:
+    train = [row for row in rows if row.get("split") == "train"]
+    newest = _last(rows, "heldout")
+    parts = [f"{number(rows[-1]['step'])} steps"]
+    if size := stage.config.get("global_batch_size"):
+        parts[0] += f" of {number(size)} sequences"
+    if phases := stage.config.get("phases"):
+        lengths = [f"{number(phase['steps'])} at length {phase['max_seq_length']}" for phase in phases]
+        parts[0] += ", " + ", then ".join(lengths) if len(phases) > 1 else f" of {phases[0]['max_seq_length']} pieces"
+    if workers := stage.facts.get("workers"):
+        parts.append(f"{workers} worker{'s' if workers > 1 else ''}, {stage.facts.get('precision', '')}".rstrip(", "))
+    seconds = sum(row.get("seconds", 0.0) for row in train)
+    if seconds:
+        sequences = sum(row["sequences_per_second"] * row["seconds"] for row in train) / seconds
+        pieces = sum(row["tokens_per_second"] * row["seconds"] for row in train) / seconds
+        parts.append(
+            f"{duration(seconds)} of computing at {number(round(sequences, 1))} sequences "
+            f"or {number(round(pieces))} real pieces a second"
+        )
+    text = "; ".join(parts) + "."
+    if newest:
+        text += (
+            f" Of documents it was never trained on the model names {percent(newest['mlm_accuracy'])} of the masked "
+            f"pieces (loss {newest['mlm_loss']:.3f}) and tells the next sentence from a random one in "
+            f"{percent(newest['nsp_accuracy'])} of pairs, where a coin has 50 % (loss {newest['nsp_loss']:.3f})."
+        )
+    return text
+
+
+def newest_heldout(stages: Stages) -> Row:
+    """The newest held-out row of pretraining; empty when there is none."""
+    return _last(stages.get("pretrain").metrics, "heldout")
+
+
+def weights(stage: StageView) -> int:
+    """How many weights the final checkpoint holds, from the header of its file; 0 when there is none."""
+    fact = stage.facts.get("checkpoint")
+    if stage.location is None or not fact:
+        return 0
+    with (stage.location / fact["path"] / "model.safetensors").open() as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def shape(stage: StageView) -> str:
+    """The model in words."""
+    model = stage.config.get("model", {})
+    words = [("num_hidden_layers", "layers"), ("hidden_size", "hidden"), ("num_attention_heads", "heads")]
+    return ", ".join(f"{model[key]} {word}" for key, word in words if key in model)

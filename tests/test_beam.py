@@ -1,0 +1,59 @@
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from pipeline.beam import CarriedError, LostWorkerError, carried, pipeline
+from pipeline.config import UserError
+
+PROCESSES = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+
+
+def raising(error: Exception) -> Any:
+    """A function that another process can be sent: it names nothing of this module."""
+
+    def work(_: Any) -> None:
+        from pipeline.beam import carried
+
+        with carried():
+            raise error
+
+    return work
+
+
+def over(options: list[str], work: Any, *elements: Any) -> None:
+    with pipeline(options) as running:
+        import apache_beam as beam
+
+        _ = running | "Given" >> beam.Create(elements).with_output_types(Any) | "Work" >> beam.Map(work)
+
+
+def test_what_a_user_can_mend_keeps_its_type_and_its_words(capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError) as error:
+        over(["--runner=FnApiRunner"], raising(UserError('a.xml: is "no" dump \\ mend it — so')), 1)
+    assert str(error.value) == 'a.xml: is "no" dump \\ mend it — so'
+    with pytest.raises(PermissionError) as denied:
+        over(["--runner=FnApiRunner"], raising(PermissionError(13, "Permission denied", "/there")), 1)
+    assert (denied.value.errno, denied.value.filename) == (13, "/there")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_our_own_bugs_are_not_dressed_up():
+    with pytest.raises(ZeroDivisionError), carried():
+        _ = 1 / 0
+    with pytest.raises(CarriedError, match="words"), carried():
+        raise UserError("words")
+
+
+@pytest.mark.slow
+def test_an_error_comes_out_of_another_process_as_it_was(capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError, match=r"^a\.xml: is no dump$"):
+        over(PROCESSES, raising(UserError("a.xml: is no dump")), 1)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run():
+    with pytest.raises(LostWorkerError, match=r"exited with return code -?\d+"):
+        over(PROCESSES, lambda _: os.kill(os.getpid(), signal.SIGKILL), 1)

@@ -1,0 +1,187 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import free_port, wait_for_port
+
+from infra.launch import ray_jobs
+from infra.launch.ray_jobs import ClusterConfig, stage_files
+from infra.run import RunConfig
+from pipeline.config import UserError, load
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIG = str(REPOSITORY / "configs/quickstart.yaml")
+REMOTE = ClusterConfig(name="remote", address="http://10.0.0.1:8265")
+SHARED = ClusterConfig(name="shared", address="http://10.0.0.1:8265", shared_disk=True)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test in a folder of its own, which holds the quickstart's sources."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+
+
+def staged(cluster: ClusterConfig, *overrides: str, until: str | None = None) -> tuple[Path, RunConfig]:
+    """What is sent, and the configuration in it."""
+    folder = Path("sent")
+    stage_files(folder, load(RunConfig, CONFIG, overrides), cluster, until)
+    return folder, load(RunConfig, folder / "run.yaml")
+
+
+def test_the_job_gets_the_code_and_nothing_else() -> None:
+    folder, _ = staged(SHARED)
+    assert sorted(path.name for path in folder.iterdir()) == ["infra", "pipeline", "run.yaml", "training"]
+    sent = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"infra/cli.py", "pipeline/storage.py", "training/pretrain.py", "infra/launch/ray_jobs.py"} <= sent
+    assert not [name for name in sent if "__pycache__" in name]
+
+
+def test_overrides_travel_inside_the_configuration() -> None:
+    _, config = staged(SHARED, "pretrain.seed=7", "vocab.size=1234")
+    assert (config.pretrain.seed, config.vocab.size) == (7, 1234)
+    assert config.pretrain == load(RunConfig, CONFIG, ["pretrain.seed=7"]).pretrain
+
+
+def test_on_a_shared_disk_paths_become_absolute() -> None:
+    folder, config = staged(SHARED)
+    assert config.root == f"{Path.cwd()}/runs"
+    assert config.extract.sources[1].files == [f"{Path.cwd()}/configs/quickstart/books/*.txt"]
+    assert config.finetune[0].file == f"{Path.cwd()}/configs/quickstart/authors.jsonl.gz"
+    assert not (folder / "sources").exists()
+
+
+def test_without_a_shared_disk_local_files_are_sent_along() -> None:
+    folder, config = staged(REMOTE, "root=s3://bucket/runs")
+    files = [file for source in config.extract.sources for file in source.files] + [config.finetune[0].file]
+    assert len(files) == 5 and all(file.startswith("sources/") for file in files)
+    books = {(folder / file).read_bytes() for file in config.extract.sources[1].files}
+    assert books == {book.read_bytes() for book in Path("configs/quickstart/books").iterdir()}
+
+
+def test_what_lies_on_s3_stays_there() -> None:
+    _, config = staged(REMOTE, "root=s3://bucket/runs", "extract.sources.enwiki.files=[s3://dumps/*.bz2]")
+    assert config.root == "s3://bucket/runs"
+    assert config.extract.sources[0].files == ["s3://dumps/*.bz2"]
+
+
+def test_a_local_root_is_refused_where_the_disk_is_not_shared() -> None:
+    with pytest.raises(UserError, match="root: runs is a folder of this machine, which the cluster remote does not"):
+        staged(REMOTE)
+
+
+def test_too_much_to_send_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_jobs, "_MOST_BYTES", 1_000_000)
+    with pytest.raises(UserError, match=r"is too much to send with the job .* put it on S3, or set shared_disk: true"):
+        staged(REMOTE, "root=s3://bucket/runs")
+
+
+@pytest.mark.parametrize("cluster", [REMOTE, SHARED])
+def test_a_missing_file_is_said_before_anything_is_sent(cluster: ClusterConfig) -> None:
+    missing = ["root=s3://bucket/runs", "finetune.authors.file=gone.jsonl"]
+    with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):
+        staged(cluster, *missing)
+
+
+def test_a_file_that_only_a_later_stage_reads_may_be_missing() -> None:
+    _, config = staged(SHARED, "finetune.authors.file=gone.jsonl", until="pretrain")
+    assert config.finetune[0].file == "gone.jsonl"
+
+
+def test_the_cluster_of_this_machine_is_configured() -> None:
+    cluster = load(ClusterConfig, REPOSITORY / "configs/clusters/local.yaml")
+    assert (cluster.address, cluster.auth, cluster.shared_disk) == ("http://127.0.0.1:8265", "disabled", True)
+
+
+def test_an_address_is_an_http_address() -> None:
+    Path("cluster.yaml").write_text("name: a\naddress: ray://head:10001\n")
+    with pytest.raises(UserError, match=r'^cluster\.yaml:2: address is "ray://head:10001": '):
+        load(ClusterConfig, "cluster.yaml")
+
+
+def submit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`cloze submit` as a user runs it, in the current folder."""
+    command = [sys.executable, "-m", "infra.cli", "submit", CONFIG, "--cluster", "cluster.yaml", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_a_cluster_that_is_not_there_is_said_in_one_line() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    Path("cluster.yaml").write_text(f"name: none\naddress: {address}\nshared_disk: true\nauth: disabled\n")
+    done = submit()
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"cloze: cluster.yaml: no Ray cluster answers at {address}; correct it, or start one: ray start --head\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The dashboard's address of a real `ray start --head` that wants the token `secret`."""
+    home = tmp_path_factory.mktemp("ray")
+    dashboard = free_port()
+    scripts = str(Path(sys.executable).parent)
+    env = {
+        **os.environ,
+        "HOME": str(home),
+        "PATH": f"{scripts}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "secret",
+    }
+    command = [f"{scripts}/ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}"]
+    command += [f"--dashboard-port={dashboard}", f"--temp-dir={home}/r", "--disable-usage-stats"]
+    with (home / "log").open("wb") as log:
+        head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for_port(dashboard)
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+
+
+@pytest.mark.slow
+def test_a_real_cluster_runs_what_is_sent_and_hands_back_its_exit_status(ray_head: str) -> None:
+    Path("cluster.yaml").write_text(f"name: head\naddress: {ray_head}\nshared_disk: true\nauth: token\n")
+    refused = submit(RAY_AUTH_TOKEN="wrong")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"cloze: cluster.yaml: {ray_head} refuses us with auth: token; ")
+
+    done = submit("--until", "vocab", "vocab.size=500", RAY_AUTH_TOKEN="secret")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.startswith("sent as quickstart-")
+    assert "vocab             done in" in done.stdout
+    assert list(Path("runs").glob("vocab/*/vocab.txt"))
+
+    Path("no.xml").write_text("hello")
+    wrong = submit("extract.sources.enwiki.files=[no.xml]", RAY_AUTH_TOKEN="secret")
+    assert wrong.returncode == 2
+    assert wrong.stdout.splitlines()[-1].startswith(f"cloze: {Path.cwd()}/no.xml: ")
+
+
+@pytest.mark.slow
+def test_leaving_a_job_and_sending_it_again_attaches(ray_head: str) -> None:
+    Path("cluster.yaml").write_text(f"name: head\naddress: {ray_head}\nshared_disk: true\nauth: token\n")
+    command = [sys.executable, "-m", "infra.cli", "submit", CONFIG, "--cluster", "cluster.yaml", "--until", "vocab"]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_AUTH_TOKEN": "secret"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr
+        sent = first.stderr.readline()
+        assert sent.startswith("sent as ")
+        time.sleep(1)
+        first.send_signal(signal.SIGINT)
+        left = first.stderr.read()
+        assert first.wait(60) == 130
+    job = sent.split()[-1]
+    assert f"detached; {job} goes on" in left and f"ray job stop --address {ray_head} {job}" in left
+
+    again = submit("--until", "vocab", RAY_AUTH_TOKEN="secret")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stderr == f"{job} is running already; attached\n"
+    assert again.stdout.count("vocab             done in") == 1

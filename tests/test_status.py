@@ -1,0 +1,81 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import toy_run as toy
+from toy_run import ToyConfig
+
+from infra.run import Run
+from infra.status import print_status, results
+from pipeline.artifacts import Output
+from pipeline.config import UserError
+
+Make = Callable[..., Run]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    monkeypatch.chdir(tmp_path)
+    Path("source.txt").write_text("what letters reads")
+    return lambda **configs: toy.toy_run(monkeypatch, "root", "source.txt", **configs)
+
+
+def status(run: Run, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """Stage -> its line, the spaces between columns made one."""
+    capsys.readouterr()
+    print_status(run)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in lines[1:]}
+
+
+def test_nothing_is_started_at_first(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = status(make(), capsys)
+    assert list(lines) == ["letters", "words", "pages"]
+    assert lines["letters"].startswith("not started no output yet root/letters/")
+    assert lines["pages"] == "waiting its input is not there yet"
+
+
+def test_a_finished_stage_tells_counts_size_and_place(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    _, manifest = make(letters=ToyConfig(size=5000)).execute("letters")
+    line = status(make(letters=ToyConfig(size=5000)), capsys)["letters"]
+    assert line.startswith("done 0 s 2 letters; dropped 1 vowels 1")
+    assert " kB root/letters/" in line  # two files of 5 kB and their records
+    assert line.endswith(manifest.fingerprint)
+
+
+def test_a_stopped_stage_tells_its_parts(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_at_c(_: str, letter: str) -> None:
+        if letter == "c":
+            raise UserError("stopped")
+
+    monkeypatch.setattr(toy, "before_part", stop_at_c)
+    with pytest.raises(UserError):
+        make().execute("letters")
+    assert status(make(), capsys)["letters"].startswith("half-done 2 parts root/letters/")
+
+
+def test_a_stopped_training_tells_its_newest_checkpoint(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    output = make().plan()[0].output
+    assert output
+    for step, last_file in ((900_000, "manifest.json"), (1_000_000, "manifest.json"), (1_100_000, "model.safetensors")):
+        (output.location / f"checkpoints/step-{step:06d}-0123abcd/{last_file}").write_text("{}")
+    assert status(make(), capsys)["letters"].startswith("half-done checkpoint of step 1,000,000 root/letters/")
+
+
+def test_the_results_are_scores_and_the_reports_place(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    output = make().plan()[0].output
+    assert isinstance(output, Output)
+    output.commit("report", {"report.html": b"<html>"})
+    scores = {
+        "pretrained": {"accuracy": 0.75, "interval": [0.7, 0.8]},
+        "random": {"accuracy": 0.5, "interval": [0.4, 0.6]},
+        "majority": {"accuracy": 0.4, "interval": [0.3, 0.5]},
+    }
+    output.finish({}, {}, facts={"scores": scores})
+    assert list(results(make())) == [
+        "letters: accuracy 0.750 (0.700 to 0.800); 0.500 from random weights, 0.400 for the majority class",
+        f"letters: {output.location}/report.html",
+    ]
+    assert "letters:" in status(make(), capsys)
