@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -13,8 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 Split = Literal["train", "heldout"]
-
-_SPACE = re.compile(r"\s+")
 
 DOCUMENT = pa.schema(
     [
@@ -94,7 +91,7 @@ def split_of(doc_id: str, heldout_fraction: float) -> Split:
 
 def content_hash(text: str) -> str:
     """SHA-256 (hex) of the text with compatibility forms, case and white space folded: equal for exact duplicates."""
-    folded = _SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return hashlib.sha256(folded.encode()).hexdigest()
 
 
