@@ -40,6 +40,18 @@ class RunConfig(Config):
     finetune: tuple[FinetuneConfig, ...] = ()
 
     @model_validator(mode="after")
+    def _a_length_has_one_number_of_predictions(self) -> Self:
+        predictions: dict[int, int] = {}
+        for phase in self.pretrain.phases:
+            known = predictions.setdefault(phase.max_seq_length, phase.max_predictions_per_seq)
+            if known != phase.max_predictions_per_seq:
+                raise ValueError(
+                    f"pretrain.phases: length {phase.max_seq_length} has max_predictions_per_seq {known} and "
+                    f"{phase.max_predictions_per_seq}; phases of one length share their examples, give them one number"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _names_are_used_once(self) -> Self:
         for what, names in (
             ("extract.sources", [source.name for source in self.extract.sources]),

@@ -28,7 +28,8 @@ def filesystem(scheme: str) -> pafs.FileSystem:
         return pafs.LocalFileSystem()
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return pafs.S3FileSystem(endpoint_override=endpoint, region=region)
+    # Delayed, so that a small file is one request and not the three of a multipart upload.
+    return pafs.S3FileSystem(endpoint_override=endpoint, region=region, allow_delayed_open=True)
 
 
 @dataclass(frozen=True, order=True)

@@ -21,14 +21,16 @@ from pipeline.storage import Location
 REPOSITORY = Path(__file__).parents[1]
 QUICKSTART = "configs/quickstart.yaml"
 SHORTER = [
-    "pretrain.phases.0.steps=24",
-    "pretrain.checkpoint_every=6",
-    "pretrain.eval_every=12",
+    "pretrain.phases.0.steps=20",
+    "pretrain.phases.1.steps=6",
+    "pretrain.checkpoint_every=5",
+    "pretrain.eval_every=10",
+    "pretrain.eval_batches=2",
     "pretrain.optimizer.warmup_steps=4",
     "finetune.authors.epochs=1",
 ]
-STAGES = ["extract", "dedup", "vocab", "tokens", "examples-128", "pretrain", "finetune-authors", "report"]
-DATA_STAGES = STAGES[:5]
+DATA_STAGES = ["extract", "dedup", "vocab", "tokens", "examples-64", "examples-128"]
+STAGES = [*DATA_STAGES, "pretrain", "finetune-authors", "report"]
 
 
 def cloze(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -84,7 +84,7 @@ def fit(work: Work, argument: Any, group: Group, out: Output, total: float, unit
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    folder = out.location / "ray"
+    folder, name = out.location / "ray", uuid.uuid4().hex
     resources = {"CPU": float(group.threads)} | ({"GPU": 1.0} if group.gpus else {})
     board = ray.remote(num_cpus=0)(_Board).remote()
     trainer = TorchTrainer(
@@ -92,7 +92,7 @@ def fit(work: Work, argument: Any, group: Group, out: Output, total: float, unit
         train_loop_config={"work": work, "argument": argument, "board": board, "threads": group.threads},
         scaling_config=ScalingConfig(num_workers=group.workers, use_gpu=group.gpus, resources_per_worker=resources),
         run_config=RunConfig(
-            name=uuid.uuid4().hex,
+            name=name,
             storage_path=folder.path,
             storage_filesystem=folder.fs,
             failure_config=FailureConfig(max_failures=max_failures),
@@ -107,7 +107,7 @@ def fit(work: Work, argument: Any, group: Group, out: Output, total: float, unit
             raise
     if failure := _failure(board):
         raise failure
-    folder.delete()
+    (folder / name).delete()
 
 
 def _failure(board: Any) -> UserError | None:
