@@ -47,9 +47,9 @@ def manifests(root: str) -> dict[str, Manifest]:
     found = {}
     for stage in STAGES:
         folder = Location(root) / stage
-        files = [file for file in folder.files() if file.name == "manifest.json"]
-        assert len(files) == 1, (stage, files)
-        manifest = read_manifest(Location(files[0].uri.rpartition("/")[0]))
+        artifacts = {file.uri.removeprefix(f"{folder.uri}/").partition("/")[0] for file in folder.files()}
+        assert len(artifacts) == 1, (stage, artifacts)
+        manifest = read_manifest(folder / artifacts.pop())
         assert manifest
         found[stage] = manifest
     return found

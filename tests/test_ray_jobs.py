@@ -95,7 +95,7 @@ def test_a_file_that_only_a_later_stage_reads_may_be_missing() -> None:
 
 def test_the_cluster_of_this_machine_is_configured() -> None:
     cluster = load(ClusterConfig, REPOSITORY / "configs/clusters/local.yaml")
-    assert (cluster.address, cluster.auth, cluster.shared_disk) == ("http://127.0.0.1:8265", "disabled", True)
+    assert (cluster.address, cluster.auth, cluster.shared_disk) == ("http://127.0.0.1:8265", "token", True)
 
 
 def test_an_address_is_an_http_address() -> None:
@@ -135,7 +135,8 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "RAY_AUTH_TOKEN": "secret",
     }
     command = [f"{scripts}/ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}"]
-    command += [f"--dashboard-port={dashboard}", f"--temp-dir={home}/r", "--disable-usage-stats"]
+    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    command += [f"--temp-dir={home}/r", "--disable-usage-stats"]
     with (home / "log").open("wb") as log:
         head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -151,7 +152,7 @@ def test_a_real_cluster_runs_what_is_sent_and_hands_back_its_exit_status(ray_hea
     Path("cluster.yaml").write_text(f"name: head\naddress: {ray_head}\nshared_disk: true\nauth: token\n")
     refused = submit(RAY_AUTH_TOKEN="wrong")
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"cloze: cluster.yaml: {ray_head} refuses us with auth: token; ")
+    assert refused.stderr.startswith(f"cloze: cluster.yaml: auth: token does not open {ray_head}; ")
 
     done = submit("--until", "vocab", "vocab.size=500", RAY_AUTH_TOKEN="secret")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -108,6 +108,8 @@ def fit(work: Work, argument: Any, group: Group, out: Output, total: float, unit
     if failure := _failure(board):
         raise failure
     (folder / name).delete()
+    if not folder.files():  # another run of the same fingerprint may be at work
+        folder.delete()
 
 
 def _failure(board: Any) -> UserError | None:

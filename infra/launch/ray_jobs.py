@@ -34,6 +34,7 @@ _PACKAGES = ("pipeline", "training", "infra")
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _CONFIG = "run.yaml"
 _MOST_BYTES = 95_000_000  # Ray takes working directories up to 100 MiB
+_STARTING_SECONDS = 60.0
 
 
 class ClusterConfig(Config):
@@ -162,8 +163,8 @@ def _connect(cluster: ClusterConfig, cluster_path: str) -> "JobSubmissionClient"
         return JobSubmissionClient(cluster.address)
     except AuthenticationError as error:
         raise UserError(
-            f"{cluster_path}: {cluster.address} refuses us with auth: {cluster.auth}; "
-            f"set auth: token and RAY_AUTH_TOKEN to the cluster's token"
+            f"{cluster_path}: auth: {cluster.auth} does not open {cluster.address}; give the cluster's token in "
+            f"RAY_AUTH_TOKEN or ~/.ray/auth_token and auth: token, or auth: disabled if it wants none"
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError, RequestException) as error:
         raise UserError(
@@ -181,17 +182,27 @@ def _send(client: "JobSubmissionClient", name: str, entrypoint: str, folder: Pat
     for attempt in itertools.count(1):
         job = f"{name}-{digest.hexdigest()[:12]}-{attempt}"
         if job not in known:
-            client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=job,
-                runtime_env={**environment, "working_dir": str(folder)},
-            )
+            _submit(client, job, entrypoint, {**environment, "working_dir": str(folder)})
             _say(f"sent as {job}")
             return job
         if not known[job].status.is_terminal():
             _say(f"{job} is running already; attached")
             return job
     raise AssertionError("unreachable")
+
+
+def _submit(client: "JobSubmissionClient", job: str, entrypoint: str, environment: dict[str, Any]) -> None:
+    """A cluster that has just started answers before it can run jobs: wait for it. Raises UserError when it refuses."""
+    deadline = time.monotonic() + _STARTING_SECONDS
+    while True:
+        try:
+            client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
+            return
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                said = " ".join(str(error).split())[:300]
+                raise UserError(f"{client.get_address()}: the cluster did not take the job: {said}") from error
+        time.sleep(2)
 
 
 async def _follow(client: "JobSubmissionClient", job: str) -> "JobDetails":
