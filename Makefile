@@ -27,7 +27,9 @@ bench: .venv/.installed-bench
 	  { echo "$(PYTHON) is not Python 3.11 or 3.12: name one with PYTHON=/path/to/python3.11"; exit 2; }
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || \
 	  { echo "A C++ compiler is missing: install one, for example with: apt-get install g++"; exit 2; }
-	@test -x $(BIN)/python || { echo "making .venv and installing from constraints.txt (a few minutes)"; $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
+	  { echo "making .venv and installing from constraints.txt (a few minutes)"; rm -rf .venv; $(PYTHON) -m venv .venv; } || \
+	  { rm -rf .venv; echo "Python's venv module is missing: install it, for example with: apt-get install python3-venv"; exit 2; }
 	@$(INSTALL) -e .
 	@touch $@
 

@@ -99,6 +99,7 @@ def _plan(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from infra.progress import shown
+    from infra.run import NOT_YET
 
     table = Table("stage", "", "why", "output", box=None, pad_edge=False, header_style="bold")
     for step in run.plan(options.until, options.force or []):
@@ -106,7 +107,7 @@ def _plan(options: argparse.Namespace) -> int:
             step.stage.inputs.get("checkpoint", "the stages before it") if step.stage.inputs else "its file is there"
         )
         output = shown(step.output.location) if step.output else f"after {before}"
-        table.add_row(step.stage.name, "run" if step.action == "wait" else step.action, step.reason, output)
+        table.add_row(step.stage.name, "run" if step.reason == NOT_YET else step.action, step.reason, output)
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     return 0
 
@@ -172,8 +173,10 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
         command.add_argument("overrides", metavar="key=value", nargs="*", help="for example pretrain.seed=7")
-        command.add_argument("--until", metavar="STAGE", help="stop after this stage")
-        command.add_argument("--force", metavar="STAGE", action="append", help="run this stage again (repeatable)")
+        command.set_defaults(until=None, force=None)
+        if name in ("run", "plan", "submit"):
+            command.add_argument("--until", metavar="STAGE", help="stop after this stage")
+            command.add_argument("--force", metavar="STAGE", action="append", help="run this stage again (repeatable)")
         if name == "submit":
             command.add_argument("--cluster", metavar="YAML", required=True, help="such as configs/clusters/local.yaml")
         command.set_defaults(command=function)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from infra.launch.local import ray_session
-from infra.report import ReportConfig
+from infra.report import ReportConfig, publish
 from pipeline.artifacts import Artifact, Manifest, Output, SourceFile, fingerprint, lost, read_manifest, source_file
 from pipeline.config import Compute, Config, MissingFile, UserError, identity
 from pipeline.dedup import DedupConfig
@@ -21,8 +21,10 @@ from pipeline.tokens import TokensConfig
 from pipeline.vocab import VocabConfig
 from training.finetune import FinetuneConfig
 from training.pretrain import PretrainConfig
+from training.tasks import classification
 
 Action = Literal["run", "continue", "skip", "wait"]
+NOT_YET = "its input is not there yet"  # why a stage waits that a run would come to
 
 
 class RunConfig(Config):
@@ -48,6 +50,17 @@ class RunConfig(Config):
                 raise ValueError(
                     f"pretrain.phases: length {phase.max_seq_length} has max_predictions_per_seq {known} and "
                     f"{phase.max_predictions_per_seq}; phases of one length share their examples, give them one number"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_fit_the_positions(self) -> Self:
+        positions = self.pretrain.model.max_position_embeddings
+        for task in self.finetune:
+            if task.max_seq_length > positions:
+                raise ValueError(
+                    f"finetune.{task.name}.max_seq_length {task.max_seq_length} is more than the model's {positions} "
+                    "positions; lower it or raise pretrain.model.max_position_embeddings"
                 )
         return self
 
@@ -175,7 +188,15 @@ class Run:
 
     def plan(self, until: str | None = None, force: Sequence[str] = ()) -> list[Step]:
         """What a run would do now, stage by stage, without doing it."""
+        self.check_forced(until, force)
         return [self.step(stage, force=stage.name in force) for stage in self.until(until)]
+
+    def check_forced(self, until: str | None, force: Sequence[str]) -> None:
+        """Raises UserError for a stage that is forced and comes after the last one asked for."""
+        asked = [stage.name for stage in self.until(until)]
+        for name in force:
+            if self.stage(name).name not in asked:
+                raise UserError(f"--force {name}: comes after --until {until}; leave one of them out")
 
     def step(self, stage: Stage, force: bool = False) -> Step:
         """Whether a stage would run, continue or be skipped, and why."""
@@ -183,7 +204,7 @@ class Run:
             return Step(stage, "wait", missing, None)
         output = self._output(stage)
         if output is None:
-            return Step(stage, "wait", "its input is not there yet", None)
+            return Step(stage, "wait", NOT_YET, None)
         if force:
             return Step(stage, "run", "forced", output)
         if manifest := read_manifest(output.location):
@@ -199,6 +220,9 @@ class Run:
         for stage in self.until(until):
             if missing := self._missing(stage):
                 raise UserError(missing)
+            if isinstance(stage.config, FinetuneConfig) and self.artifact(stage.name) is None:
+                location = self._source_files(stage)["data"][0].location
+                classification.check(classification.read(location, stage.config.columns), location)
 
     def execute(self, name: str, force: bool = False) -> tuple[Step, Manifest]:
         """Bring one stage's output about, whose inputs are there: skip it, continue it or run it."""
@@ -215,10 +239,17 @@ class Run:
                 self._ray = True
             module = importlib.import_module(stage.module)
             module.run(stage.config, self._inputs(stage), step.output)
+        if isinstance(stage.config, ReportConfig):
+            publish(step.output.location, self.page)
         manifest = read_manifest(step.output.location)
         assert manifest, f"{stage.module}.run must write a manifest"
         self._remember(stage, step.output.fingerprint)
         return step, manifest
+
+    @property
+    def page(self) -> Location:
+        """Where the page about the run is to be found."""
+        return self.root / f"{self.config.name}.html"
 
     def artifact(self, name: str) -> Artifact | None:
         """A stage's finished output, None when there is none for this configuration."""
@@ -247,6 +278,9 @@ class Run:
             if name == "checkpoint":
                 artifact = self.artifact(upstream)
                 found[name] = artifact and str(artifact.manifest.facts["checkpoint"]["digest"])
+            elif isinstance(stage.config, ReportConfig):  # it shows times and curves, which a forced stage changes
+                artifact = self.artifact(upstream)
+                found[name] = artifact and f"{artifact.fingerprint} {artifact.manifest.finished}"
             else:
                 output = self._output(self.stages[upstream])
                 found[name] = output and output.fingerprint

@@ -2,13 +2,13 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 from rich.table import Table
 
 from infra.progress import duration, shown, summary
-from infra.run import Run, Step
+from infra.run import Run, Stage, Step
 from pipeline.artifacts import read_manifest
 from pipeline.storage import Location
 
@@ -26,9 +26,10 @@ def print_status(run: Run) -> None:
         console.print(line, soft_wrap=True)
 
 
-def results(run: Run) -> Iterator[str]:
-    """What a person wants of a run's finished stages: the scores of its tasks, where its report is."""
-    for name in run.stages:
+def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
+    """What a person wants of finished stages (all by default): the scores of tasks, where the report is."""
+    for stage in stages or run.stages.values():
+        name = stage.name
         if not (artifact := run.artifact(name)):
             continue
         if scores := artifact.manifest.facts.get("scores"):
@@ -38,7 +39,8 @@ def results(run: Run) -> Iterator[str]:
                 f"{name}: accuracy {pretrained:.3f} ({low:.3f} to {high:.3f}); "
                 f"{random:.3f} from random weights, {majority:.3f} for the majority class"
             )
-        yield from (f"{name}: {file.local_path or file}" for file in artifact.files() if file.suffix == ".html")
+        if artifact.files("report.html"):
+            yield f"{name}: {run.page.local_path or run.page}"
 
 
 def _row(step: Step) -> tuple[str, str, str, str, str, str]:

@@ -100,6 +100,7 @@ def materialize(run: Run, command: str, until: str | None = None, force: Sequenc
     Returns 0; raises what the stage raised that failed.
     """
     stages = run.until(until)
+    run.check_forced(until, force)
     run.check(until)
     job = definitions(run.config).resolve_job_def(_identifier(run.config.name))
     tags = {_COMMAND: command, _FORCE: " ".join(force), _PROCESS: _process(os.getpid())}
@@ -111,7 +112,7 @@ def materialize(run: Run, command: str, until: str | None = None, force: Sequenc
             asset_selection=[_key(run.config.name, stage.name) for stage in stages],
             tags={name: value for name, value in tags.items() if value},
         )
-    for line in results(run):
+    for line in results(run, stages):
         print(line)
     return 0
 

@@ -68,8 +68,9 @@ def extract(root: Path) -> Artifact:
     counts = {"records": 61, "documents": 41, "words": 9017, "heldout": 11}
     drops = {"redirect": 13, "no prose": 7}
     out.commit("00000", {"documents/00000-00.parquet": documents(41)}, counts, drops)
-    facts = {"sources": {"wiki": counts, "books": {"records": 0}}, "samples": samples}
-    out.finish({"heldout_fraction": 0.25}, {"wiki/enwiki.xml.bz2": DIGEST}, facts=facts)
+    truncated = [{"file": "dumps/enwiki.xml.bz2", "reason": "it ends in the middle of a page"}]
+    facts = {"sources": {"wiki": counts, "books": {"records": 0}}, "samples": samples, "truncated": truncated}
+    out.finish({"heldout_fraction": 0.25}, {f"wiki/{DIGEST[:12]}/enwiki.xml.bz2": DIGEST}, facts=facts)
     return finished(out)
 
 
@@ -195,8 +196,9 @@ def whole_run(root: Path, pretrained: tuple[int, int] = (60, 100), random: tuple
 
 
 def page_of(root: Path, made: Made, name: str = "voyage") -> str:
-    report.run(report.ReportConfig(name=name), made, output(root, "report", "7" * 16))
-    return (root / f"{name}.html").read_text()
+    out = output(root, "report", "7" * 16)
+    report.run(report.ReportConfig(name=name), made, out)
+    return (out.location / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -397,8 +399,11 @@ def test_a_fact_that_is_missing_leaves_its_section_out(tmp_path: Path) -> None:
     assert 'id="pretraining"' not in page and 'id="scores"' not in page and 'id="lineage"' in page
 
 
-def test_the_page_lies_in_the_artifact_and_under_the_runs_name(page: str, root: Path) -> None:
-    assert (root / "report" / ("7" * 16) / "report.html").read_text() == page
+def test_the_page_is_published_over_another_configurations(page: str, root: Path) -> None:
+    target = Location(str(root)) / "voyage.html"
+    target.write_text("the page of another configuration")
+    report.publish(Location(str(root)) / "report" / ("7" * 16), target)
+    assert target.read_text() == page
     assert "<title>voyage · Cloze</title>" in page
 
 

@@ -76,6 +76,6 @@ def test_the_results_are_scores_and_the_reports_place(make: Make, capsys: pytest
     output.finish({}, {}, facts={"scores": scores})
     assert list(results(make())) == [
         "letters: accuracy 0.750 (0.700 to 0.800); 0.500 from random weights, 0.400 for the majority class",
-        f"letters: {output.location}/report.html",
+        f"letters: {make().page}",
     ]
     assert "letters:" in status(make(), capsys)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,10 @@ class CheckpointRef:
     def state(self) -> dict[str, Any]:
         return json.loads((self.location / "state.json").read_bytes())
 
+    def files(self) -> dict[str, FileRecord]:
+        """Its files without the manifest, as the manifest has them."""
+        return CheckpointManifest.model_validate_json((self.location / _MANIFEST).read_bytes()).files
+
     def weights(self) -> dict[str, Tensor]:
         """Name of a parameter -> fp32."""
         return _read_tensors(self.location / "model.safetensors")
@@ -85,9 +90,14 @@ def save(
     records = {name: FileRecord(sha256=digests[name], bytes=len(data)) for name, data in files.items()}
     manifest = CheckpointManifest(step=step, digest=_digest(records, _NAMED_BY), files=records)
     folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, sorted(records))[:8]}"
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    try:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    except OSError:
+        with suppress(OSError):  # a full disk wants the room back
+            folder.delete()
+        raise
     return CheckpointRef(folder, manifest.digest, step)
 
 
@@ -101,16 +111,21 @@ def newest(artifact: Location) -> CheckpointRef | None:
         try:
             return verified(folder)
         except UserError as error:
+            if not (folder / _MANIFEST).exists():  # another run of the same fingerprint has just pruned it
+                continue
             (folder / _DAMAGED).write_text(json.dumps({"damaged": str(error)}))
             (folder / _MANIFEST).delete()
     return None
 
 
 def verified(folder: Location) -> CheckpointRef:
-    """A checkpoint's folder -> its reference. Raises UserError naming the file that is missing or not as written."""
+    """A checkpoint's folder -> its reference. Raises UserError naming the file that is missing or not as written.
+
+    A disk or an S3 that fails to answer is no damage: its OSError is left as it is.
+    """
     try:
         manifest = CheckpointManifest.model_validate_json((folder / _MANIFEST).read_bytes())
-    except (OSError, ValidationError) as error:
+    except (FileNotFoundError, ValidationError) as error:
         raise UserError(f"{folder / _MANIFEST}: is missing or damaged; use another checkpoint") from error
     for name, record in manifest.files.items():
         if not (folder / name).is_file() or _sha256(folder / name) != record.sha256:

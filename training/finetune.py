@@ -46,7 +46,7 @@ _SHOWN_CHARS = 400
 class FinetuneConfig(ClassificationTask):
     """The task, and how and where to train."""
 
-    gpus: Annotated[int | Literal["auto"], Compute] = "auto"
+    gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
     workers: Annotated[int | None, Compute, Field(gt=0)] = None  # one for each GPU, one without any
     threads: Annotated[int, Compute, Field(gt=0)] = 2  # of a worker's processor cores
 

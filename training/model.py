@@ -25,7 +25,7 @@ class BertConfig(Config):
     num_attention_heads: int = Field(gt=0)
     intermediate_size: int = Field(gt=0)
     max_position_embeddings: int = Field(default=512, gt=0)
-    type_vocab_size: int = Field(default=2, gt=0)
+    type_vocab_size: int = Field(default=2, ge=2)
     hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
     attention_probs_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
     initializer_range: float = Field(default=0.02, gt=0)

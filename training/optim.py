@@ -1,7 +1,7 @@
 """parameters + settings -> parameter groups, the optimizer, the learning rate of a step."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from pipeline.config import Config
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Config):
     """Adam as BERT has it (arXiv:1810.04805, appendix A.2; the eps and the clipping are those of its code)."""
 
     learning_rate: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_steps: int = Field(default=0, ge=0)

@@ -6,6 +6,7 @@ number, by which data, masks and dropout are keyed: the same machine with the sa
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,16 +46,19 @@ class Phase(Config):
 
 
 class PretrainConfig(Config):
-    """What is trained, on what, for how long; what is marked Compute changes nothing of it but rounding."""
+    """What is trained, on what, for how long.
+
+    What is marked Compute changes rounding alone, but that workers and micro_batch_size also change dropout's draws.
+    """
 
     model: BertConfig
     phases: list[Phase] = Field(min_length=1)
     optimizer: OptimizerConfig
     global_batch_size: int = Field(gt=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     micro_batch_size: Annotated[int, Compute, Field(gt=0)] = 32
-    gpus: Annotated[int | Literal["auto"], Compute] = "auto"
+    gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
     workers: Annotated[int | None, Compute, Field(gt=0)] = None  # one for each GPU, two without any
     threads: Annotated[int, Compute, Field(gt=0)] = 1  # of a worker's processor cores
     zero_stage: Annotated[Literal[0, 1, 2, 3], Compute] = 1
@@ -68,6 +72,13 @@ class PretrainConfig(Config):
     @property
     def total_steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "PretrainConfig":
+        warmup = self.optimizer.warmup_steps
+        if warmup > self.total_steps:
+            raise ValueError(f"optimizer.warmup_steps {warmup} is more than all {self.total_steps} steps; lower it")
+        return self
 
     @model_validator(mode="after")
     def _positions_suffice(self) -> "PretrainConfig":
@@ -110,6 +121,7 @@ class Worker:
         self.setup, self.config = setup, setup.config
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.tell, self.on_step = tell, on_step
+        self.unsaved = ""  # what is shown while the newest checkpoint could not be written
         start = _agreed(newest(setup.location) if self.rank == 0 else None)
         state = start.state() if start else {}
         self.step: int = state.get("step", 0)
@@ -159,11 +171,17 @@ class Worker:
         rate = learning_rate_at(self.step, self.config.optimizer, self.config.total_steps)
         totals, grad_norm = self.engine.step(next(steps), rate, _noise(self.config.seed, self.step, self.rank))
         self.step += 1
+        loss = totals.means()["loss"]
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):  # the same in every worker, and before it is saved
+            raise UserError(
+                f"pretrain: loss {loss} and gradient norm {grad_norm} at step {self.step}; "
+                "lower pretrain.optimizer.learning_rate or raise its warmup_steps"
+            )
         self.recorder.add(totals, time.monotonic() - began, steps.waited - waited)
         if self.step % self.config.log_every == 0 or self.step == self.config.total_steps:
             self.recorder.train_row(self.step, rate, grad_norm)
         resumed = f", went on from step {self.started_at}" if self.started_at else ""
-        self.tell(self.step, f"loss {totals.means()['loss']:.3f}{resumed}")
+        self.tell(self.step, f"loss {loss:.3f}{resumed}{self.unsaved}")
 
     def _save(self, last: bool) -> None:
         """Worker 0 writes what all gather. A disk or an S3 that fails does not end training, but for the last step."""
@@ -187,9 +205,11 @@ class Worker:
                 save(self.setup.location, self.step, tensors, saved, state)
                 (self.setup.location / "metrics.jsonl").write_bytes(lines(self.recorder.rows))
                 prune(self.setup.location, self.config.keep_checkpoints)
+                self.unsaved = ""
                 return
             except OSError as error:
-                self.tell(self.step, f"checkpoint at step {self.step} not written ({error}), attempt {attempt}")
+                self.unsaved = f", checkpoint at step {self.step} not written ({error}), attempt {attempt}"
+                self.tell(self.step, self.unsaved)
                 if last and attempt == _SAVE_ATTEMPTS:
                     raise UserError(
                         f"{self.setup.location}: the last checkpoint cannot be written ({error}); "
@@ -276,7 +296,8 @@ def run(config: PretrainConfig, inputs: Mapping[str, Artifact], out: Output, on_
     rows = last.state()["metrics"]["rows"]
     path = last.location.uri.removeprefix(f"{out.location.uri}/")
     manifest = (last.location / "manifest.json").read_bytes()
-    out.commit("checkpoint", {"metrics.jsonl": lines(rows), f"{path}/manifest.json": manifest})
+    weights = {f"{path}/{name}": record for name, record in last.files().items()}
+    out.commit("checkpoint", {"metrics.jsonl": lines(rows), f"{path}/manifest.json": manifest}, written=weights)
     prune(out.location, config.keep_checkpoints)
     facts = {
         "checkpoint": {"path": path, "digest": last.digest, "step": last.step},

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +36,12 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     if not os.environ.get("RAY_ADDRESS"):
         # "local", or Ray would join whatever cluster somebody has started on this machine.
         options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+        # A token of its own: without one Ray leaves a file in HOME, which later clusters would ask for.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     path = os.environ.get("PYTHONPATH", "")
     ray.init(**options, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [_PACKAGE_ROOT, path]))}})
+    if threading.current_thread() is threading.main_thread():  # Ray's own would dump its stack
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
         yield
     finally:

@@ -24,14 +24,20 @@ class ReportConfig(Config):
 
 
 def run(config: ReportConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
-    """inputs: every stage of the run, in order. Writes report.html, and the same page to <root>/<name>.html."""
+    """inputs: every stage of the run, in order. Writes report.html."""
     root = Location(out.location.uri.rsplit("/", 2)[0])
     stages = Stages([StageView(name, artifact.location, "done") for name, artifact in inputs.items()])
     page = render(config.name, stages, root).encode()
     out.commit("report", {"report.html": page}, {"bytes": len(page)})
-    (root / f"{config.name}.html").write_bytes(page)
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     return out.finish(config.model_dump(mode="json"), fingerprints)
+
+
+def publish(artifact: Location, target: Location) -> None:
+    """Put an artifact's page where a person looks for it, unless it is there."""
+    page = (artifact / "report.html").read_bytes()
+    if not target.exists() or target.read_bytes() != page:
+        target.write_bytes(page)
 
 
 def render_run(run: "Run") -> str:
@@ -46,6 +52,5 @@ def render_run(run: "Run") -> str:
         for step in run.plan()
         if step.stage.module != __name__
     ]
-    target = run.root / f"{run.config.name}.html"
-    target.write_text(render(run.config.name, Stages(views), run.root))
-    return target.uri
+    run.page.write_text(render(run.config.name, Stages(views), run.root))
+    return run.page.uri

@@ -62,6 +62,12 @@ def source_table(stages: Stages) -> list[tuple[str, Mapping[str, int]]]:
     return list(found.items()) if len(found) > 1 else []
 
 
+def truncated(stages: Stages) -> list[tuple[str, str]]:
+    """(file, reason) of the source files that are cut, of which all whole pages were kept."""
+    cuts = stages.get("extract").facts.get("truncated", [])
+    return [(Location(cut["file"]).name, cut["reason"]) for cut in cuts]
+
+
 def dropped(stages: Stages) -> list[tuple[str, list[tuple[str, str]]]]:
     """Reason -> some (record, how its text begins) of what was dropped for it."""
     found = []

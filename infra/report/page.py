@@ -83,6 +83,10 @@ class Page:
         return data.source_table(self.stages)
 
     @cached_property
+    def truncated(self) -> list[tuple[str, str]]:
+        return data.truncated(self.stages)
+
+    @cached_property
     def dropped(self) -> list[tuple[str, list[tuple[str, str]]]]:
         return data.dropped(self.stages)
 

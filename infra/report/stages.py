@@ -120,7 +120,8 @@ def sources(stage: StageView, root: Location) -> dict[str, list[Source]]:
         known[entry["sha256"]] = (Location(entry["uri"]).name, int(entry["bytes"]))
     found: dict[str, list[Source]] = {}
     for key, value in stage.manifest.inputs.items():
-        source, _, name = key.partition("/")
+        source, _, path = key.partition("/")
+        name = path.rpartition("/")[2]
         if len(value) >= _SHA256 and key != "checkpoint":
             digest = value[:_SHA256]
             called, size = known.get(digest, (name or digest, None))

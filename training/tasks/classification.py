@@ -78,7 +78,7 @@ class ClassificationTask(Config):
     learning_rate: Annotated[tuple[_PositiveFloat, ...], _Tried, Field(min_length=1)]
     batch_size: Annotated[tuple[_Positive, ...], _Tried, Field(min_length=1)] = (32,)
     epochs: Annotated[tuple[_Positive, ...], _Tried, Field(min_length=1)] = (3,)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     @property
