@@ -82,7 +82,9 @@ class SourceFile:
 
     @property
     def identity(self) -> str:
-        return self.sha256 + self.location.suffix
+        name = self.location.name.lower()
+        inner = Path(name.removesuffix(".gz")).suffix if name.endswith(".gz") else ""
+        return self.sha256 + inner + self.location.suffix
 
 
 def fingerprint(stage: str, version: int, identity: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -170,9 +172,13 @@ class Output:
         counts: Mapping[str, int] | None = None,
         drops: Mapping[str, int] | None = None,
         facts: Mapping[str, Any] | None = None,
+        written: Mapping[str, FileRecord] | None = None,
     ) -> Part:
-        """Write the part's files (relative path -> bytes), then its record; each appears whole or not at all."""
-        records = {}
+        """Write the part's files (relative path -> bytes), then its record; each appears whole or not at all.
+
+        `written` are files of the part that lie there already.
+        """
+        records = dict(written or {})
         for path, data in files.items():
             (self.location / path).write_bytes(data)
             records[path] = FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))

@@ -7,6 +7,7 @@ that started them, and the run ends when one of them is lost.
 
 import base64
 import contextlib
+import io
 import json
 import logging
 import os
@@ -58,11 +59,14 @@ def pipeline(options: Sequence[str]) -> "Iterator[beam.Pipeline]":
     """A Beam pipeline that runs when the block ends. Raises what its workers raised, UserError and OSError as such."""
     with _quiet():
         import apache_beam as beam
-        from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+        from apache_beam.options.pipeline_options import DirectOptions
 
-        parsed = PipelineOptions(list(options))
+        parsed, runner = _chosen(options)
         processes = parsed.view_as(DirectOptions).direct_running_mode == "multi_processing"
-        running = beam.Pipeline(runner=_process_runner(parsed) if processes else None, options=parsed)
+        try:
+            running = beam.Pipeline(runner=_process_runner(parsed) if processes else runner, options=parsed)
+        except ValueError as error:  # what this runner wants and was not given
+            raise UserError(f"beam: {' '.join(str(error).split())}") from error
         yield running
         try:
             if processes:
@@ -73,6 +77,32 @@ def pipeline(options: Sequence[str]) -> "Iterator[beam.Pipeline]":
             raise
         except Exception as error:
             raise _unwrapped(error) from error
+
+
+def _chosen(options: Sequence[str]) -> "tuple[PipelineOptions, PipelineRunner]":
+    """Beam's options and runner. Raises UserError for an option that Beam does not know or a value it does not take."""
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.runners.runner import create_runner
+
+    for option in options:
+        if not option.startswith("--"):
+            raise UserError(f"beam: {option} is no option; write --name=value")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            parsed = PipelineOptions(list(options))
+            unknown = parsed.get_all_options(retain_unknown_options=True).keys() - parsed.get_all_options().keys()
+    except SystemExit as error:  # Beam reads them as a program's arguments
+        why = said.getvalue().rpartition("error: ")[2] if error.code else f"{options} asks for help"
+        raise UserError(f"beam: {why.strip()}; correct it") from error
+    if unknown:
+        names = ", ".join(f"--{name}" for name in sorted(unknown))
+        raise UserError(f"beam: Beam has no option {names}; correct its name or leave it out")
+    name = parsed.view_as(StandardOptions).runner or StandardOptions.DEFAULT_RUNNER
+    try:
+        return parsed, create_runner(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"beam: --runner={name}: {error}") from error
 
 
 def _unwrapped(error: Exception) -> Exception:

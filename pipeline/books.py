@@ -82,7 +82,7 @@ _NAMED = re.compile(
     r"|POSTSCRIPT|PROEM|INTRODUCTORY|ETYMOLOGY|EXTRACTS|L[’']ENVOI|DEDICATION|APPENDIX|ADVERTISEMENT)\b[^a-z]{0,40}\.?$",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"[.!?:;,…—-][\"'”’»)\]_*]*$")
+_LINE_END = re.compile(r"[.!?:;,…—-][\"'”’»)\]_*]*$")
 _EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
 _PARTS = re.compile(r"(?:BOOK|PART|VOLUME|VOL)\b", re.IGNORECASE)
 _MIN_WORDS = {"numeral": 150, "title": 60}  # with fewer below them, numerals count stanzas and capitals name speakers
@@ -275,7 +275,7 @@ def _in_title_case(text: str) -> bool:
 
 
 def _titled(text: str, gap: int) -> bool:
-    return text.isupper() or (gap >= 2 and not _SENTENCE_END.search(text.rstrip(".")))
+    return text.isupper() or (gap >= 2 and not _LINE_END.search(text.rstrip(".")))
 
 
 def _is_prose(block: _Block) -> bool:
@@ -284,7 +284,7 @@ def _is_prose(block: _Block) -> bool:
     words = text.split()
     if len(words) < 4 or text.isupper():
         return False
-    return bool(_SENTENCE_END.search(text)) or (len(words) > 12 and len(text) / len(block.lines) > 30)
+    return bool(_LINE_END.search(text)) or (len(words) > 12 and len(text) / len(block.lines) > 30)
 
 
 def _chapters(blocks: list[_Block]) -> list[Chapter]:

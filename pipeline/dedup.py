@@ -8,17 +8,16 @@ document of each content. Last, every shard is written again with what stays of 
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline.artifacts import Artifact, Manifest, Output
 from pipeline.beam import carried, pipeline
 from pipeline.config import Compute, Config
-from pipeline.schema import DOCUMENT, parquet_bytes
+from pipeline.schema import parquet_bytes, read_table
 from pipeline.storage import Location
 
 VERSION = 1
@@ -38,14 +37,20 @@ _NARROW = pa.schema(
 )
 
 
+class Rows(NamedTuple):
+    """Rows of a shard: those that are the newest of their doc_id, and those of them that stay."""
+
+    newest: list[int]
+    staying: list[int]
+
+
 class DedupConfig(Config):
     beam: Annotated[list[str], Compute] = Field(default=["--runner=FnApiRunner"])
 
 
 def narrow(shard: int, location: Location) -> pa.Table:
     """What decides about a shard's documents."""
-    with location.open() as file:
-        table = pq.read_table(file, columns=["doc_id", "content_hash", "revision"])
+    table = read_table(location, ["doc_id", "content_hash", "revision"])
     content = [bytes.fromhex(digest[:32]) for digest in table["content_hash"].to_pylist()]
     return pa.table(
         {
@@ -114,27 +119,35 @@ def _newest(bucket: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
     yield from buckets(kept(_unpacked(bucket[1]), "doc_id"), "content")
 
 
-def _distinct(bucket: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, list[int]]]:
-    table = kept(_unpacked(bucket[1]), "content")
-    staying: defaultdict[int, list[int]] = defaultdict(list)
-    for shard, row in zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True):
-        staying[shard].append(row)
-    yield from staying.items()
+def _distinct(bucket: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, Rows]]:
+    newest = _unpacked(bucket[1])
+    found: defaultdict[int, Rows] = defaultdict(lambda: Rows([], []))
+    for shard, row in _places(newest):
+        found[shard].newest.append(row)
+    for shard, row in _places(kept(newest, "content")):
+        found[shard].staying.append(row)
+    yield from found.items()
 
 
-def write(staying: tuple[int, Iterable[list[int]]], shards: Mapping[int, Location], out: Output) -> None:
+def _places(table: pa.Table) -> Iterator[tuple[int, int]]:
+    return zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True)
+
+
+def write(found: tuple[int, Iterable[Rows]], shards: Mapping[int, Location], out: Output) -> None:
     """Write what stays of one shard and commit it; a shard of which nothing stays has a record without a file."""
     with carried():
-        number, lists = staying
+        number, parts = found
         name = f"{number:05}"
         if out.part(name):
             return
-        with shards[number].open() as file:
-            table = pq.read_table(file, schema=DOCUMENT)
-        rows = sorted(row for part in lists for row in part)
-        result = table.take(pa.array(rows, pa.int64()))
-        gone = sorted(set(range(len(table))) - set(rows))
-        shown = table.take(pa.array(gone[:_SAMPLES], pa.int64())).select(["doc_id", "title", "source"]).to_pylist()
+        table = read_table(shards[number])
+        lists = list(parts)
+        staying = {row for part in lists for row in part.staying}
+        newest = {row for part in lists for row in part.newest}
+        result = _rows(table, staying)
+        gone = {"same doc_id": set(range(len(table))) - newest, "duplicate": newest - staying}
+        gone = {reason: rows for reason, rows in gone.items() if rows}
+        shown = {reason: _shown(table, rows) for reason, rows in gone.items()}
         counts = Counter(
             records=len(table),
             documents=len(result),
@@ -142,7 +155,15 @@ def write(staying: tuple[int, Iterable[list[int]]], shards: Mapping[int, Locatio
             heldout=result["split"].to_pylist().count("heldout"),
         )
         files = {f"documents/{name}.parquet": parquet_bytes(result)} if len(result) else {}
-        out.commit(name, files, counts, {"duplicate": len(gone)} if gone else {}, {"duplicates": shown})
+        out.commit(name, files, counts, {reason: len(rows) for reason, rows in gone.items()}, {"samples": shown})
+
+
+def _rows(table: pa.Table, rows: Iterable[int]) -> pa.Table:
+    return table.take(pa.array(sorted(rows), pa.int64()))
+
+
+def _shown(table: pa.Table, rows: Iterable[int]) -> list[dict[str, str]]:
+    return _rows(table, sorted(rows)[:_SAMPLES]).select(["doc_id", "title", "source"]).to_pylist()
 
 
 def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
@@ -163,14 +184,15 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
                 | "ByContent" >> beam.GroupByKey()
                 | "Distinct" >> beam.FlatMap(_distinct)
             )
-            everywhere = running | "Every" >> beam.Create([(number, []) for number in shards])
+            everywhere = running | "Every" >> beam.Create([(number, Rows([], [])) for number in shards])
             _ = (
                 (staying, everywhere)
                 | "Together" >> beam.Flatten()
                 | "ByShard" >> beam.GroupByKey()
                 | "Write" >> beam.Map(write, shards, out)
             )
-    samples = [shown for part in out.parts() for shown in part.facts["duplicates"]][:_SAMPLES]
-    return out.finish(
-        config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts={"samples": {"duplicate": samples}}
-    )
+    samples: dict[str, list[dict[str, str]]] = {}
+    for part in out.parts():
+        for reason, shown in part.facts["samples"].items():
+            samples[reason] = [*samples.get(reason, []), *shown][:_SAMPLES]
+    return out.finish(config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts={"samples": samples})

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -22,6 +23,7 @@ from pipeline.storage import Location
 _BATCH = 256  # rows of a Parquet file in memory at a time
 _PARAGRAPHS = re.compile(r"\n[ \t\r]*\n\s*")
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, as "\\ud83d" alone in JSON: no UTF-8 holds it
 _FORMATS = ".parquet, .jsonl, .ndjson, .json, .csv, .tsv or .txt (all but .parquet also with .gz)"
 
 
@@ -29,7 +31,9 @@ class Columns(Config):
     """The names of the columns that hold each field; only `text` must be there. A .txt file is one text, no columns."""
 
     text: str = "text"
-    doc_id: str | None = Field(default=None, description="must be unique; else the file's digest and the row's number")
+    doc_id: str | None = Field(
+        default=None, description="unique in its source; else the file's digest and the row's number"
+    )
     title: str | None = None
     url: str | None = None
     language: str | None = None
@@ -97,7 +101,8 @@ def _row(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
             raise UserError(
                 f"{where}: {column} holds {type(value).__name__} {value!r:.40}, not text; name another column"
             )
-        fields[name] = value.isoformat() if isinstance(value, date | datetime) else str(value)
+        said = value.isoformat() if isinstance(value, date | datetime) else str(value)
+        fields[name] = _SURROGATE.sub("\ufffd", said)
     return Row(**{"text": "", **fields})
 
 
@@ -111,19 +116,27 @@ def _check(location: Location, columns: Columns, there: list[str]) -> None:
 
 def _parquet(location: Location, columns: Columns) -> Iterator[Row]:
     with location.open() as file:
-        try:
+        with _damage(location, "is no Parquet file ({}); correct its suffix"):
             parquet = pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
-            raise UserError(
-                f"{location}: is no Parquet file ({str(error).splitlines()[0]}); correct its suffix"
-            ) from error
         _check(location, columns, parquet.schema_arrow.names)
         wanted = list(dict.fromkeys(columns.named.values()))
         number = 0
-        for batch in parquet.iter_batches(batch_size=_BATCH, columns=wanted):
-            for values in batch.to_pylist():
-                number += 1
-                yield _row(values, columns, f"{location}: row {number}")
+        with _damage(location, "is damaged Parquet ({}); write it again"):
+            for batch in parquet.iter_batches(batch_size=_BATCH, columns=wanted):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield _row(values, columns, f"{location}: row {number}")
+
+
+@contextmanager
+def _damage(location: Location, said: str) -> Iterator[None]:
+    """Arrow's errors of what a file holds become UserErrors in one line."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"{location}: {said.format(str(error).partition(chr(10))[0])}") from error
 
 
 def _json_lines(location: Location, columns: Columns) -> Iterator[Row]:
@@ -136,6 +149,8 @@ def _json_lines(location: Location, columns: Columns) -> Iterator[Row]:
                 values = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{where}: is not JSON ({error.msg}); write one whole object a line") from error
+            except (RecursionError, ValueError) as error:
+                raise UserError(f"{where}: is JSON too deep or too long to read ({error}); write it flat") from error
             if not isinstance(values, dict):
                 raise UserError(f"{where}: holds a {type(values).__name__}; write one object a line")
             for column in columns.named.values():
@@ -165,7 +180,7 @@ def _content(location: Location) -> bytes:
         return data
     try:
         return gzip.decompress(data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{location}: is damaged gzip ({error}); write it again") from error
 
 
@@ -179,7 +194,7 @@ def _lines(location: Location) -> Iterator[TextIO]:
             yield text
         except UnicodeDecodeError as error:
             raise UserError(f"{location}: is not UTF-8 ({error.reason}); convert it first (iconv)") from error
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{location}: is damaged gzip ({error}); write it again") from error
 
 

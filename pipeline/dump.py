@@ -19,7 +19,9 @@ from pipeline.storage import Location
 _READ = 1 << 20  # bytes of the file at a time
 _BLOCK = 4 << 20  # decompressed bytes at a time, however well they compress
 _HEADER = 1 << 18  # no <siteinfo> is longer than this
+_END = 1 << 10  # bytes at the end of plain XML that are never a range of their own
 _MAX_PAGE = 256 << 20  # a page longer than this is no article
+_MAX_DIGITS = 18  # of an id: what 64 bits hold for certain
 
 _MAGIC = {b"BZh": "bz2", b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"]\x00\x00": "xz"}
 _FOREIGN = {
@@ -36,9 +38,9 @@ _PROLOGUE = re.compile(r"(?:\s+|<\?xml[^>]*\?>|<!--.*?-->)*", re.DOTALL)
 _ENCODING = re.compile(r"""<\?xml[^>]*encoding=["']([^"']+)["']""")
 _ROOT = re.compile(r"<mediawiki\b([^>]*)>|<page>")
 _LANGUAGE = re.compile(r'xml:lang="([^"]*)"')
-_NAMESPACE = re.compile(r'<namespace key="(-?\d+)"[^>]*?(?:/>|>([^<]*)</namespace>)')
+_NAMESPACE = re.compile(r'<namespace key="(-?\d{1,9})"[^>]*?(?:/>|>([^<]*)</namespace>)')
 _TITLE = re.compile(r"<title>([^<]*)</title>")
-_NS = re.compile(r"<ns>\s*(-?\d+)\s*</ns>")
+_NS = re.compile(r"<ns>\s*(-?\d{1,9})\s*</ns>")
 _ID = re.compile(r"<id>\s*(\d+)\s*</id>")
 _TIMESTAMP = re.compile(r"<timestamp>\s*([^<\s]*)\s*</timestamp>")
 _MODEL = re.compile(r"<model>\s*([^<\s]*)\s*</model>")
@@ -127,7 +129,8 @@ def _refuse_foreign(location: Location, head: bytes) -> None:
 def read_site(location: Location) -> Site:
     """A dump's header. Raises UserError for what is no MediaWiki XML in UTF-8, and for one with a DTD."""
     head = b""
-    for block, _ in _blocks(location, Range(0, 1), Truncation()):
+    truncation = Truncation()
+    for block, _ in _blocks(location, Range(0, 1), truncation):
         head += block
         if len(head) >= _HEADER or b"<page>" in head or b"</mediawiki>" in head:
             break
@@ -135,6 +138,8 @@ def read_site(location: Location) -> Site:
     _refuse_foreign(location, head)
     text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
     mend = "give a MediaWiki XML export, such as <wiki>-latest-pages-articles.xml.bz2"
+    if truncation.reason and "<page>" not in text:
+        raise UserError(f"{location}: is cut off: it ends before its first page; fetch it again")
     if not text.strip():
         raise UserError(f"{location}: holds nothing; {mend}")
     if (encoding := _ENCODING.match(text)) and encoding[1].lower() not in ("utf-8", "utf8", "us-ascii"):
@@ -161,9 +166,9 @@ def ranges(location: Location, bytes_plain: int, bytes_bz2: int) -> list[Range]:
     A file that is one compressed stream is one range.
     """
     size, kind = location.size(), compression(location)
-    if kind == "xml":
-        return [Range(start, min(start + bytes_plain, size)) for start in range(0, size, bytes_plain)] or [Range(0, 0)]
     starts = [0]
+    if kind == "xml":
+        starts += range(bytes_plain, size - _END, bytes_plain)
     if kind == "bz2" and size > bytes_bz2:
         starts += [start for start in _stream_starts(location, bytes_bz2) if start]
     return [Range(start, end) for start, end in zip(starts, [*starts[1:], size], strict=True)]
@@ -211,6 +216,7 @@ def pages(location: Location, span: Range, site: Site, truncation: Truncation) -
 def _page_bytes(location: Location, span: Range, truncation: Truncation) -> Iterator[bytes]:
     """From each <page> that begins in `span` to its </page>."""
     buffer, owned = b"", 0  # the first `owned` bytes of the buffer lie in the span
+    ended = False
     for block, inside in _blocks(location, span, truncation):
         if inside:
             owned = len(buffer) + len(block)
@@ -223,7 +229,9 @@ def _page_bytes(location: Location, span: Range, truncation: Truncation) -> Iter
             if stop < 0:
                 break
             position = stop + 7
+            ended = False
             yield buffer[start:position]
+        ended = ended or (start < 0 and buffer.find(b"</mediawiki>", position) >= 0)
         keep = start if start >= 0 else max(position, len(buffer) - 16)  # a tag may go on in the next block
         if len(buffer) - keep > _MAX_PAGE:
             raise UserError(f"{location}: has a page of more than {_MAX_PAGE >> 20} MB; is it a pages-articles dump?")
@@ -232,7 +240,7 @@ def _page_bytes(location: Location, span: Range, truncation: Truncation) -> Iter
             return
     if b"<page>" in buffer:
         truncation.reason = truncation.reason or "it ends in the middle of a page"
-    elif b"</mediawiki>" not in buffer and span.start < span.end:
+    elif not ended and span.start < span.end:
         truncation.reason = truncation.reason or "it ends without </mediawiki>"
 
 
@@ -316,24 +324,30 @@ def _page(text: str, site: Site) -> Page | None:
     """The fields of one <page>, in its last revision; None where it has no title or id."""
     last = text.rfind("<revision>")
     head, revision = (text[:last], text[last:]) if last >= 0 else (text, "")
-    title, page_id = _TITLE.search(head), _ID.search(head)
-    if not title or not page_id:
+    title, page_id = _TITLE.search(head), _id(head)
+    if not title or page_id is None:
         return None
     name = _unescape(title[1])
     start = revision.find("<text")
     about, body = (revision[:start], _text(revision, start)) if start >= 0 else (revision, "")
     namespace = _NS.search(head)
-    revision_id, timestamp, model = _ID.search(about), _TIMESTAMP.search(about), _MODEL.search(about)
+    timestamp, model = _TIMESTAMP.search(about), _MODEL.search(about)
     return Page(
-        page_id=int(page_id[1]),
+        page_id=page_id,
         title=name,
         namespace=int(namespace[1]) if namespace else site.namespace(name),
         redirect="<redirect" in head or bool(_REDIRECT.match(body)),
-        revision=int(revision_id[1]) if revision_id else 0,
+        revision=_id(about) or 0,
         timestamp=timestamp[1] if timestamp else "",
         model=model[1] if model else "wikitext",
         text=body,
     )
+
+
+def _id(text: str) -> int | None:
+    """The first <id>; None where there is none, or none that 64 bits hold."""
+    match = _ID.search(text)
+    return int(match[1]) if match and len(match[1]) <= _MAX_DIGITS else None
 
 
 def _text(revision: str, start: int) -> str:

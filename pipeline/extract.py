@@ -111,13 +111,18 @@ def units(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]]) -> 
     """The work, in the order of the sources and of the files' digests; a file that is given twice is read once."""
     found: list[tuple[Source, list[Piece]]] = []
     for source in config.sources:
-        by_digest = {file.sha256: file for file in sorted(inputs[source.name], key=lambda file: file.uri)}
-        files = [by_digest[digest] for digest in sorted(by_digest)]
+        by_key = {_key(source, file): file for file in sorted(inputs[source.name], key=lambda file: file.uri)}
+        files = [by_key[key] for key in sorted(by_key)]
         if isinstance(source, WikipediaSource):
             found += [(source, [piece]) for file in files for piece in _ranges(file)]
         else:
             found += [(source, group) for group in _groups(files)]
     return [Unit(f"{number:05}", source, pieces) for number, (source, pieces) in enumerate(found)]
+
+
+def _key(source: Source, file: SourceFile) -> str:
+    """What makes two files one; a dump and a book are read alike whatever their suffix."""
+    return file.identity if isinstance(source, DocumentsSource) else file.sha256
 
 
 def _ranges(file: SourceFile) -> list[Piece]:
@@ -234,7 +239,7 @@ def _rows(source: DocumentsSource, piece: Piece, config: ExtractConfig) -> Itera
             continue
         yield document(
             text,
-            doc_id=row.doc_id or f"{source.name}:{file.sha256[:16]}:{number}",
+            doc_id=f"{source.name}:{row.doc_id or f'{file.sha256[:16]}:{number}'}",
             source=source.name,
             heldout_fraction=config.heldout_fraction,
             language=row.language or source.language,
@@ -288,6 +293,10 @@ def extract(unit: Unit, config: ExtractConfig, out: Output) -> None:
 
 def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: Output) -> Manifest:
     """`inputs` maps a source's name to its files. Raises UserError: a file that is not what its source says."""
+    given = [(name, file) for name, files in inputs.items() for file in files]
+    for _, file in given:
+        if not file.bytes:
+            raise UserError(f"{file.uri}: is empty; fetch it again or leave it out")
     work = units(config, inputs)
     missing = [unit for unit in work if not out.part(unit.name)]
     if missing:
@@ -305,8 +314,10 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
         raise UserError(
             f"{', '.join(inputs)}: hold no document; give other files or lower min_words (now {config.min_words})"
         )
-    digests = {f"{name}/{file.location.name}": file.sha256 for name, files in inputs.items() for file in files}
-    return out.finish(config.model_dump(mode="json"), digests, facts=facts_of(parts))
+    digests = {f"{name}/{file.sha256[:12]}/{file.location.name}": file.sha256 for name, file in given}
+    facts = facts_of(parts)
+    counts = {"truncated_files": len(facts["truncated"])} if facts["truncated"] else {}
+    return out.finish(config.model_dump(mode="json"), digests, counts, facts=facts)
 
 
 def facts_of(parts: Sequence[Part]) -> dict[str, Any]:
@@ -314,15 +325,18 @@ def facts_of(parts: Sequence[Part]) -> dict[str, Any]:
     sources: dict[str, Counter[str]] = {}
     samples: dict[str, list[dict[str, str]]] = {}
     templates: Counter[str] = Counter()
+    truncated: dict[str, dict[str, str]] = {}  # by file: several ranges may meet the end of one
     for part in parts:
         sources.setdefault(part.facts["source"], Counter()).update(part.counts)
         sources[part.facts["source"]].update({f"dropped: {reason}": n for reason, n in part.drops.items()})
         for reason, shown in part.facts["samples"].items():
             samples[reason] = [*samples.get(reason, []), *shown][:_SAMPLES]
         templates.update(part.facts["templates"])
+        for cut in part.facts["truncated"]:
+            truncated.setdefault(cut["file"], cut)
     return {
         "sources": {name: dict(sorted(counts.items())) for name, counts in sources.items()},
         "samples": samples,
-        "truncated": [cut for part in parts for cut in part.facts["truncated"]],
+        "truncated": list(truncated.values()),
         "templates": dict(templates.most_common(50)),
     }

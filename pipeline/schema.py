@@ -11,6 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config import UserError
+from pipeline.storage import Location
+
 Split = Literal["train", "heldout"]
 
 DOCUMENT = pa.schema(
@@ -106,6 +109,17 @@ def parquet_bytes(table: pa.Table, row_group_size: int = 1024) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size, write_page_index=True)
     return sink.getvalue()
+
+
+def read_table(location: Location, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file of an artifact's, or some of its columns. Raises UserError where it is damaged."""
+    try:
+        with location.open() as file:
+            return pq.read_table(file, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"{location}: is damaged; run its stage again with --force") from error
 
 
 def document_key(doc_id: str) -> int:

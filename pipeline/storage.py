@@ -39,12 +39,15 @@ class Location:
     uri: str
 
     def __post_init__(self) -> None:
+        if not self.uri:
+            raise UserError("an empty path names nothing; give a local path or s3://bucket/prefix")
         scheme, mark, rest = self.uri.partition("://")
         if mark and scheme != "s3":
             raise UserError(f"{self.uri}: {scheme}:// is not supported; give a local path or s3://bucket/prefix")
         if mark and not rest.strip("/"):
             raise UserError(f"{self.uri}: names no bucket; write s3://bucket/prefix")
-        object.__setattr__(self, "uri", self.uri.rstrip("/") or "/")
+        uri = self.uri if mark else os.path.expanduser(self.uri)  # noqa: PTH111 (a name that is not known stays)
+        object.__setattr__(self, "uri", uri.rstrip("/") or "/")
 
     def __truediv__(self, name: str) -> "Location":
         return Location(f"{self.uri.rstrip('/')}/{name}")
@@ -119,7 +122,12 @@ class Location:
                 stream.write(data)
             return
         path = Path(self.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+            raise UserError(
+                f"{path.parent}: cannot be made ({error.strerror}); set root= to a folder that can be written"
+            ) from error
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
         try:
             with temporary.open("wb") as file:
@@ -163,8 +171,11 @@ class Location:
 def find(pattern: str) -> list[Location]:
     """A path or a glob (`books/*.txt`, `s3://bucket/dumps/*.bz2`) -> the files it names, sorted.
 
-    Raises MissingFile when it names none, UserError when it names a folder.
+    A file whose own name holds brackets is that file. Raises MissingFile when it names none, UserError when it names a
+    folder.
     """
+    if "[" in pattern and (location := Location(pattern)).is_file():
+        return [location]
     if not glob.has_magic(pattern):
         location = Location(pattern)
         if not location.exists():
@@ -177,7 +188,8 @@ def find(pattern: str) -> list[Location]:
         folder = Location(pattern[: _first_wildcard(pattern)].rsplit("/", 1)[0])
         found = [file for file in folder.files() if _matches(file.uri.split("/"), pattern.split("/"))]
     else:
-        found = [Location(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
+        names = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH111, PTH207
+        found = [Location(name) for name in names if Path(name).is_file()]
     if not found:
         raise MissingFile(f"{pattern}: no file matches; correct the pattern in the configuration")
     return sorted(found)

@@ -6,8 +6,6 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline.artifacts import Artifact, Manifest, Output
@@ -15,7 +13,7 @@ from pipeline.config import Compute, Config
 from pipeline.corpus import DOCUMENT_RUN, shard_files
 from pipeline.parallel import for_each
 from pipeline.ragged import offsets_of
-from pipeline.schema import document_key
+from pipeline.schema import document_key, read_table
 from pipeline.sentences import split_sentences
 from pipeline.storage import Location
 from pipeline.tokenizer import UNK, BulkTokenizer, load
@@ -74,8 +72,7 @@ def _tokenizer(location: Location) -> BulkTokenizer:
 def tokenize_shard(name: str, documents: Mapping[str, Location], vocab: Location, out: Output) -> None:
     """One shard of documents -> one token shard, committed."""
     bulk = _tokenizer(vocab / "tokenizer.json")
-    with documents[name].open() as file:
-        table: pa.Table = pq.read_table(file, columns=_COLUMNS)
+    table = read_table(documents[name], _COLUMNS)
     found = tokenized(table["text"].to_pylist(), bulk)
     runs = np.zeros(len(table), DOCUMENT_RUN)
     runs["key"] = [document_key(doc_id) for doc_id in table["doc_id"].to_pylist()]

@@ -1,20 +1,18 @@
 """documents -> vocab.txt and tokenizer.json: Ray Data counts the words of each shard, one machine merges them."""
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 from tokenizers import Tokenizer
 
 from pipeline.artifacts import Artifact, Manifest, Output
 from pipeline.config import Compute, Config, UserError
 from pipeline.parallel import for_each
-from pipeline.schema import parquet_bytes
+from pipeline.schema import parquet_bytes, read_table
 from pipeline.storage import Location
 from pipeline.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, UNK, WordSplitter, build, chunks_of
 from pipeline.wordpiece import alphabet, learn
@@ -83,8 +81,7 @@ def quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> dict[str, float]:
 def count_shard(name: str, documents: Mapping[str, Location], config: VocabConfig, out: Output) -> None:
     """One shard of documents -> its words with their counts in train and held-out text, committed."""
     tokenizer = build(SPECIAL_TOKENS, config.lowercase, config.strip_accents)
-    with documents[name].open() as file:
-        table = pq.read_table(file, columns=["text", "split"])
+    table = read_table(documents[name], ["text", "split"])
     texts: dict[str, list[str]] = {"train": [], "heldout": []}
     for text, split in zip(table["text"].to_pylist(), table["split"].to_pylist(), strict=True):
         texts[split].append(text)
@@ -101,7 +98,7 @@ def _sum(files: Iterable[Location]) -> tuple[Counts, Counts]:
     """The shards' words -> those of the train split and those of the held-out one."""
     train, heldout = Counter[str](), Counter[str]()
     for file in files:
-        table = pq.read_table(io.BytesIO(file.read_bytes()))
+        table = read_table(file)
         words = table["word"].to_pylist()
         for total, column in ((train, "train"), (heldout, "heldout")):
             for word, count in zip(words, table[column].to_pylist(), strict=True):

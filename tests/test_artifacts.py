@@ -234,3 +234,4 @@ def test_two_writers_of_one_artifact_leave_it_whole(folder: str) -> None:
 
 def test_a_source_files_path_is_no_part_of_its_identity() -> None:
     assert SourceFile("a/b.txt", "00", 1).identity == SourceFile("s3://c/d.TXT", "00", 1).identity == "00.txt"
+    assert SourceFile("a/x.jsonl.gz", "00", 1).identity == "00.jsonl.gz" != SourceFile("x.txt.gz", "00", 1).identity

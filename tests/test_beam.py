@@ -39,6 +39,22 @@ def test_what_a_user_can_mend_keeps_its_type_and_its_words(capfd: pytest.Capture
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--runner=Nobody"], r"--runner=Nobody: "),
+        (["--runner=no.module.Runner"], r"--runner=no\.module\.Runner: "),
+        (["--direct_num_workers=two"], r"argument --direct_num_workers: invalid int value: 'two'"),
+        (["--runner=FnApiRunner", "--direct_num_workrs=2"], r"no option --direct_num_workrs"),
+        (["two"], r"two is no option"),
+    ],
+)
+def test_a_wrong_option_is_named_in_one_line(options: list[str], said: str, capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError, match=f"^beam: .*{said}") as error:
+        over(options, print, 1)
+    assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+
+
 def test_our_own_bugs_are_not_dressed_up():
     with pytest.raises(ZeroDivisionError), carried():
         _ = 1 / 0

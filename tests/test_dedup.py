@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifacts import Artifact, Manifest, Output
+from pipeline.config import UserError
 from pipeline.dedup import VERSION, DedupConfig, kept, run
 from pipeline.schema import DOCUMENT, document, document_table, parquet_bytes
 from pipeline.storage import Location
@@ -46,12 +47,30 @@ def test_one_document_of_each_content_stays_and_the_rest_are_counted(tmp_path: P
 
 
 def test_the_newest_revision_of_a_document_stays(tmp_path: Path):
-    _, found = dedup(
+    manifest, found = dedup(
         tmp_path,
         [doc("wiki:1", "Old words.", 5), doc("wiki:2", "Kept words.", 9)],
         [doc("wiki:1", "New words.", 7), doc("wiki:2", "Stale words.", 8)],
     )
     assert {row["text"] for row in found} == {"New words.", "Kept words."}
+    assert manifest.drops == {"same doc_id": 2}
+    assert {shown["doc_id"] for shown in manifest.facts["samples"]["same doc_id"]} == {"wiki:1", "wiki:2"}
+
+
+def test_what_goes_for_its_id_and_for_its_content_is_counted_apart(tmp_path: Path):
+    shards = [doc("a", "Same.", 1), doc("a", "Other.", 2)], [doc("b", "other.", 1), doc("b", "Same.", 0)]
+    manifest, found = dedup(tmp_path, *shards)
+    assert [row["text"] for row in found] == ["Other."]
+    assert manifest.drops == {"same doc_id": 2, "duplicate": 1}
+
+
+def test_a_damaged_shard_is_named_with_the_mend(tmp_path: Path):
+    artifact(tmp_path / "out-in", [doc("a", "Some words.")])
+    shard = tmp_path / "out-in/documents/00000-00.parquet"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    documents = Artifact(Location(str(tmp_path / "out-in")), "extract", "f" * 16)
+    with pytest.raises(UserError, match=r"00000-00\.parquet: is damaged; run its stage again with --force$"):
+        run(DedupConfig(), {"documents": documents}, Output(Location(str(tmp_path / "out")), "dedup", 1, "e" * 16))
 
 
 def test_what_an_old_revision_says_does_not_drop_another_document(tmp_path: Path):

@@ -71,6 +71,8 @@ def test_null_is_empty(tmp_path: Path):
         ("x.jsonl", b'{"text": "a"}\n{"text": ', ":2: is not JSON"),
         ("x.jsonl", b'[{"text": "a"}]', ":1: holds a list"),
         ("x.jsonl", b'{"text": "a"}\n{"other": 1, "more": 2}', ":2: has no text; it has other, more"),
+        ("x.jsonl", b'{"text": ' + b"[" * 100_000, ":1: is JSON too deep"),
+        ("x.jsonl", b'{"text": ' + b"1" * 5000 + b"}", ":1: is JSON too deep or too long"),
         ("x.jsonl", b'{"text": 5}', ":1: text holds int 5, not text"),
         ("x.jsonl", b'{"text": "caf\xe9"}', "is not UTF-8"),
         ("x.csv", b"a,b\n1,2", "has no column text; it has a, b"),
@@ -92,6 +94,31 @@ def test_a_parquet_file_without_the_column_names_those_it_has(tmp_path: Path):
     pq.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="has no column text; it has a, b"):
         list(rows(Location(str(tmp_path / "x.parquet")), Columns()))
+
+
+def test_damaged_parquet_is_named(tmp_path: Path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": [f"Words {n}." for n in range(1000)]}), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"x\.parquet: is damaged Parquet .*; write it again") as error:
+        list(rows(Location(str(path)), Columns()))
+    assert "\n" not in str(error.value)
+
+
+def test_half_a_character_is_replaced(tmp_path: Path):
+    data = b'{"text": "half \\ud83d, whole \\ud83d\\ude00"}'
+    assert list(rows(write(tmp_path / "x.jsonl", data), Columns())) == [Row("half \ufffd, whole \U0001f600")]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.txt.gz"])
+def test_gzip_damaged_in_its_middle_is_named(tmp_path: Path, name: str):
+    data = bytearray(gzip.compress(json_lines(RECORDS)))
+    data[10] = 0xFF  # no kind of block
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match="is damaged gzip"):
+        list(rows(Location(str(tmp_path / name)), COLUMNS))
 
 
 def test_damaged_gzip_is_named(tmp_path: Path):

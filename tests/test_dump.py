@@ -108,6 +108,29 @@ def test_a_cut_compressed_stream_keeps_the_whole_pages_and_says_so(tmp_path: Pat
     assert "cut off" in reason
 
 
+@pytest.mark.parametrize("packer", [bz2.compress, gzip.compress, lzma.compress])
+def test_a_stream_cut_before_its_first_page_is_said_to_be_cut(tmp_path: Path, packer):
+    packed = packer(xml(page(1)))
+    for size in (20, len(packed) // 4):
+        with pytest.raises(UserError, match=r"dump: is cut off: .*fetch it again"):
+            read(write(tmp_path, packed[:size]))
+
+
+def test_what_follows_the_end_is_not_taken_for_a_cut(tmp_path: Path):
+    whole = xml(page(1), end="</mediawiki>" + "\n" * 40)
+    assert read(write(tmp_path, whole))[1] == ""
+    assert read(write(tmp_path, bz2.compress(whole)))[1] == ""
+    location = write(tmp_path, whole)
+    for size in range(len(whole) - 60, len(whole)):
+        assert {read(location, span)[1] for span in ranges(location, size, size)} == {""}
+
+
+def test_an_id_that_no_64_bits_hold_is_none(tmp_path: Path):
+    revision = page(2).replace("<id>1002</id>", f"<id>{'9' * 20}</id>")
+    found, _ = read(write(tmp_path, xml(page(10**19), revision)))
+    assert found[0] is None and found[1] and (found[1].page_id, found[1].revision) == (2, 0)
+
+
 def test_a_damaged_stream_is_an_error_that_names_the_file(tmp_path: Path):
     packed = bytearray(bz2.compress(xml(*map(page, range(2000)))))
     packed[len(packed) // 2] ^= 255

@@ -19,7 +19,7 @@ from pipeline.storage import Location
 DATA = Path(__file__).parent / "data/extract"
 DUMPS = ["enwiki.xml.bz2", "nlwiki.xml", "viwiki-cut.xml.xz", "pear-0.3.xml"]
 #: Of the documents below: raise VERSION when the bytes are meant to change, then set this anew.
-DIGEST = "2de96434388feb29"
+DIGEST = "8ce477276c850f68"
 
 PROSE = "It was a long day at sea, and nobody on board the ship had anything at all to say about it."
 BOOK = f"A TALE\n\nBy JANE DOE\n\n\n\nCHAPTER I\n\n{PROSE}\n\n{PROSE}\n\n\n\nCHAPTER II\n\n{PROSE} Then it ended.\n"
@@ -108,9 +108,36 @@ def test_chapters_and_rows_carry_theirs(whole: tuple[Path, Manifest]):
     assert [(row["doc_id"], row["title"], row["language"], row["licence"]) for row in found] == [
         (f"shelf:{sha}:0", "A TALE: CHAPTER I", "en", "public domain"),
         (f"shelf:{sha}:1", "A TALE: CHAPTER II", "en", "public domain"),
-        ("mine-1", "", "", ""),
+        ("own:mine-1", "", "", ""),
     ]
     assert found[0]["text"] == f"{PROSE}\n\n{PROSE}"
+
+
+def test_two_sources_with_the_same_ids_share_no_document(tmp_path: Path):
+    for name, text in (("a", PROSE), ("b", PROSE.upper())):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"key": "1", "body": text}))
+    inputs = {name: files(tmp_path / f"{name}.jsonl") for name in "ab"}
+    manifest = run(config(a=DOCUMENTS, b=DOCUMENTS), inputs, output(tmp_path / "out"))
+    assert [row["doc_id"] for row in rows(tmp_path / "out", manifest)] == ["a:1", "b:1"]
+
+
+def test_files_of_one_name_are_both_inputs_and_a_suffix_before_gz_counts(tmp_path: Path):
+    same = gzip.compress(json.dumps({"key": "1", "body": PROSE}).encode(), mtime=0)
+    other = gzip.compress(json.dumps({"key": "2", "body": PROSE}).encode(), mtime=0)
+    for name, data in (("one/x.jsonl.gz", same), ("two/x.jsonl.gz", other), ("three/x.txt.gz", same)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(data)
+    given = files(*(tmp_path / f"{name}" for name in ("one/x.jsonl.gz", "two/x.jsonl.gz", "three/x.txt.gz")))
+    manifest = run(config(own={**DOCUMENTS, "name": "own"}), {"own": given}, output(tmp_path / "out"))
+    assert manifest.counts["documents"] == 3
+    assert manifest.inputs == {f"own/{file.sha256[:12]}/{file.location.name}": file.sha256 for file in given}
+
+
+def test_an_empty_file_is_named(tmp_path: Path):
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "tale.txt").write_text(BOOK)
+    with pytest.raises(UserError, match=r"empty\.txt: is empty"):
+        run(config(b=BOOKS), {"b": files(tmp_path / "tale.txt", tmp_path / "empty.txt")}, output(tmp_path / "out"))
 
 
 def test_both_splits_are_there_and_counted(whole: tuple[Path, Manifest]):
@@ -121,6 +148,7 @@ def test_both_splits_are_there_and_counted(whole: tuple[Path, Manifest]):
 
 def test_the_manifest_names_cut_files_and_shows_what_was_dropped(whole: tuple[Path, Manifest]):
     facts = whole[1].facts
+    assert whole[1].counts["truncated_files"] == 1
     assert [(Path(cut["file"]).name, cut["reason"]) for cut in facts["truncated"]] == [
         ("viwiki-cut.xml.xz", "it ends in the middle of a page")
     ]

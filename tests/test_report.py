@@ -263,6 +263,11 @@ def test_dropped_records_are_shown_under_their_reason(page: str) -> None:
     assert "duplicate Sea & ship" in Reader(page).text
 
 
+def test_a_cut_file_is_named_with_the_reason(page: str) -> None:
+    said = "<b>enwiki.xml.bz2 is cut off</b>: it ends in the middle of a page."
+    assert page.count(said) == 1
+
+
 def test_what_users_wrote_is_escaped(page: str) -> None:
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page

@@ -69,6 +69,28 @@ def test_a_star_stays_in_its_folder_and_two_stars_do_not(folder: str) -> None:
     assert find(f"{folder}/**/*.txt") == [root / "one/a.txt", root / "one/two/b.txt", root / "top.txt"]
 
 
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(folder: str) -> None:
+    root = Location(folder)
+    for name in ("Book [1].txt", "Book 1.txt", "Book 2.txt"):
+        (root / name).write_text(name)
+    assert find(f"{folder}/Book [1].txt") == [root / "Book [1].txt"]
+    assert find(f"{folder}/Book [12].txt") == [root / "Book 1.txt", root / "Book 2.txt"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Location("~/runs/a.txt").write_text("a")
+    assert find("~/runs/*.txt") == find("~/runs/a.txt") == [Location(f"{tmp_path}/runs/a.txt")]
+    assert Location("runs/~").uri == "runs/~"
+
+
+@pytest.mark.parametrize("place", ["file/x.txt", "file/deeper/x.txt"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"/file.*: cannot be made \(.+\); set root= to a folder"):
+        (Location(str(tmp_path)) / place).write_text("x")
+
+
 def test_what_is_not_there_is_named(folder: str) -> None:
     (Location(folder) / "there/a.txt").write_text("a")
     for pattern, problem in (
@@ -128,7 +150,8 @@ def test_a_location_is_a_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "problem"), [("gs://bucket/runs", "gs:// is not supported"), ("s3://", "names no bucket")]
+    ("uri", "problem"),
+    [("gs://bucket/runs", "gs:// is not supported"), ("s3://", "names no bucket"), ("", "names nothing")],
 )
 def test_other_stores_are_refused(uri: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from infra.report.figures import Piece, bar, number
 from infra.report.stages import Stages, StageView
+from pipeline.storage import Location
 from pipeline.tokenizer import SPECIAL_TOKENS
 
 _SHOWN_PIECES = 60
