@@ -132,7 +132,28 @@ def test_a_full_disk_does_not_end_training(inputs: dict[str, Artifact], tmp_path
         "step-000006",
         "step-000008",
     }
-    assert "checkpoint at step 4 not written (No space left on device), attempt 3" in notes
+    failed = "checkpoint at step 4 not written (No space left on device), attempt 3"
+    assert failed in notes
+    assert [failed in note for note in notes if note.startswith("loss")] == [step in (5, 6) for step in range(1, 9)]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_loss_that_is_no_number_ends_training_before_it_is_saved(
+    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.engine import Engine, Step, Totals
+
+    worker = Worker(Setup(config(), inputs, Location(str(tmp_path / "out")), PIECES), lambda done, note: None, None)
+    real = Engine.step
+
+    def step(engine: Engine, *given: Any) -> Step:
+        done = real(engine, *given)
+        return done if engine.updates < 4 else Step(done.totals + Totals(mlm_loss=float("nan")), done.grad_norm)
+
+    monkeypatch.setattr(Engine, "step", step)
+    with pytest.raises(UserError, match=r"^pretrain: loss nan .* at step 4; lower pretrain\.optimizer\.learning_rate"):
+        worker.train()
+    assert [folder.name[:11] for folder in (tmp_path / "out/checkpoints").iterdir()] == ["step-000002"]
 
 
 @pytest.mark.usefixtures("alone")

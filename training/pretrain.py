@@ -180,8 +180,8 @@ class Worker:
         self.recorder.add(totals, time.monotonic() - began, steps.waited - waited)
         if self.step % self.config.log_every == 0 or self.step == self.config.total_steps:
             self.recorder.train_row(self.step, rate, grad_norm)
-        resumed = f", went on from step {self.started_at}" if self.started_at else ""
-        self.tell(self.step, f"loss {loss:.3f}{resumed}{self.unsaved}")
+        resumed = f"went on from step {self.started_at}" if self.started_at else ""
+        self.tell(self.step, ", ".join(filter(None, (f"loss {loss:.3f}", resumed, self.unsaved))))
 
     def _save(self, last: bool) -> None:
         """Worker 0 writes what all gather. A disk or an S3 that fails does not end training, but for the last step."""
@@ -208,7 +208,7 @@ class Worker:
                 self.unsaved = ""
                 return
             except OSError as error:
-                self.unsaved = f", checkpoint at step {self.step} not written ({error}), attempt {attempt}"
+                self.unsaved = f"checkpoint at step {self.step} not written ({error}), attempt {attempt}"
                 self.tell(self.step, self.unsaved)
                 if last and attempt == _SAVE_ATTEMPTS:
                     raise UserError(
