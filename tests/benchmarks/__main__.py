@@ -8,11 +8,11 @@ from pathlib import Path
 
 def main(arguments: list[str]) -> int:
     names = sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_"))
-    chosen = [arguments[0]] if arguments and not arguments[0].startswith("-") else names
+    named = bool(arguments) and not arguments[0].startswith("-")
+    chosen, rest = (arguments[:1], arguments[1:]) if named else (names, arguments)
     if unknown := set(chosen) - set(names):
         print(f"{', '.join(unknown)}: is no benchmark; there are {', '.join(names)}", file=sys.stderr)
         return 2
-    rest = arguments[1:] if chosen != names else arguments
     for name in chosen:
         importlib.import_module(f"tests.benchmarks.{name}").main(rest)
     return 0
