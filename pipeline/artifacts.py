@@ -196,21 +196,15 @@ class Output:
     @contextmanager
     def watch(self, total: int, unit: str) -> Iterator[None]:
         """While inside, show as progress how many parts are committed, wherever the workers are."""
-        stop = threading.Event()
         records = self.location / "parts"
 
-        def look() -> None:
-            while not stop.wait(2.0 if self.location.is_s3 else 0.5):
-                self.progress(min(len(records.files()), total), total, unit)
+        def look() -> bool:
+            self.progress(min(len(records.files()), total), total, unit)
+            return True
 
         self.progress(len(records.files()), total, unit)
-        thread = threading.Thread(target=look, daemon=True)
-        thread.start()
-        try:
+        with repeated(look, 2.0 if self.location.is_s3 else 0.5):
             yield
-        finally:
-            stop.set()
-            thread.join()
         self.progress(len(records.files()), total, unit)
 
     def finish(
@@ -245,6 +239,24 @@ class Output:
         (self.location / "manifest.json").write_text(manifest.model_dump_json(indent=1))
         self.location.sweep()
         return manifest
+
+
+@contextmanager
+def repeated(look: Callable[[], bool], seconds: float) -> Iterator[None]:
+    """While inside, call `look` so often in a thread, until it gives False."""
+    stop = threading.Event()
+
+    def keep_looking() -> None:
+        while not stop.wait(seconds) and look():
+            pass
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def source_file(location: Location, cache_folder: Location) -> SourceFile:

@@ -293,7 +293,8 @@ def run(config: PretrainConfig, inputs: Mapping[str, Artifact], out: Output, on_
         fit(_work, (setup, on_step), group, out, config.total_steps, "steps", config.max_failures)
         last = newest(out.location)
     assert last and last.step == config.total_steps, "training ended without its last checkpoint"
-    rows = last.state()["metrics"]["rows"]
+    state = last.state()
+    rows = state["metrics"]["rows"]
     path = last.location.uri.removeprefix(f"{out.location.uri}/")
     manifest = (last.location / "manifest.json").read_bytes()
     weights = {f"{path}/{name}": record for name, record in last.files().items()}
@@ -301,7 +302,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Artifact], out: Output, on_
     prune(out.location, config.keep_checkpoints)
     facts = {
         "checkpoint": {"path": path, "digest": last.digest, "step": last.step},
-        **{key: last.state()[key] for key in ("precision", "processor", "workers")},
+        **{key: state[key] for key in ("precision", "processor", "workers")},
         "metrics": summary(rows),
     }
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}

@@ -1,13 +1,12 @@
 """one function -> the same function in every worker of a Ray Train group, its progress shown in the driver."""
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
-from pipeline.artifacts import Output
+from pipeline.artifacts import Output, repeated
 from pipeline.config import UserError
 
 Tell = Callable[[float, str], None]  # how much is done, and a note
@@ -149,20 +148,13 @@ def _shown(board: Any, out: Output, total: float, unit: str) -> Iterator[None]:
     import ray
     from ray.exceptions import RayError
 
-    stop = threading.Event()
+    def look() -> bool:
+        try:
+            done, note = ray.get(board.told.remote())
+        except RayError:  # the cluster is going away, which fit() itself will tell
+            return False
+        out.progress(done, total, unit, note)
+        return True
 
-    def look() -> None:
-        while not stop.wait(_TELL_SECONDS):
-            try:
-                done, note = ray.get(board.told.remote())
-            except RayError:  # the cluster is going away, which fit() itself will tell
-                return
-            out.progress(done, total, unit, note)
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with repeated(look, _TELL_SECONDS):
         yield
-    finally:
-        stop.set()
-        thread.join()
