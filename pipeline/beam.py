@@ -1,8 +1,9 @@
 """Apache Beam as the stages use it: quiet, with errors that keep their type and their one line, and no hanging.
 
-Beam's local runner with several processes waits for ever when one of them is killed, and leaves them behind when it is
-killed itself. Its workers are therefore started through this module (`python -m pipeline.beam`): they end with the run
-that started them, and the run ends when one of them is lost.
+Beam's local runner with several processes waits for ever when one of them is killed, or when one has not yet connected
+as the run fails, and leaves them behind when it is killed itself. Its workers are therefore started through this module
+(`python -m pipeline.beam`): they end with the run that started them, and the run ends when one of them is lost, with
+the name of what that one was working on.
 """
 
 import base64
@@ -12,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
     from apache_beam.runners.runner import PipelineRunner
 
 _ERROR = re.compile(r"<error:([A-Za-z0-9+/=]+)>")
-_ALIVE = "CLOZE_BEAM_RUN"  # process id and a file that is there while the run is
+_ALIVE = (
+    "CLOZE_BEAM_RUN"  # process id and a folder that is there while the run is, with a file for what each worker does
+)
+_GRACE = 5.0  # seconds in which a worker ends by itself when the run is over
 _LEFT_BEHIND = {"beam_control_read", "read_grpc_client_inputs"}  # Beam's threads that complain of a lost worker
 
 
@@ -41,10 +46,14 @@ class LostWorkerError(RuntimeError):
 
 
 @contextlib.contextmanager
-def carried() -> Iterator[None]:
-    """In a worker: what the user can mend (UserError, no space left, no permission) travels as a CarriedError."""
+def carried(work: str = "") -> Iterator[None]:
+    """In a worker: what the user can mend (UserError, no space left, no permission) travels as a CarriedError.
+
+    `work` says what is done in the block: it is named should the process be killed there.
+    """
     try:
-        yield
+        with _noted(work):
+            yield
     except UserError as error:
         content = ["user", str(error)]
     except OSError as error:
@@ -52,6 +61,20 @@ def carried() -> Iterator[None]:
     else:
         return
     raise CarriedError(f"{content[1:]} <error:{base64.b64encode(json.dumps(content).encode()).decode()}>")
+
+
+@contextlib.contextmanager
+def _noted(work: str) -> Iterator[None]:
+    """A note that only a killed process leaves behind."""
+    run = os.environ.get(_ALIVE, "").partition(":")[2]
+    if not (work and run):
+        yield
+        return
+    note = Path(run, f"{os.getpid()}-{threading.get_ident()}")
+    with contextlib.suppress(OSError):  # a note is not worth failing for
+        note.write_text(work)
+    yield
+    note.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -130,9 +153,21 @@ def _quiet() -> Iterator[None]:
 def _process_runner(options: "PipelineOptions") -> "PipelineRunner":
     """Beam's local runner with our worker processes in the place of its own."""
     from apache_beam.options.pipeline_options import DirectOptions
+    from apache_beam.portability import python_urns
+    from apache_beam.runners.portability.fn_api_runner import worker_handlers
     from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
     from apache_beam.transforms.environments import SubprocessSDKEnvironment, python_sdk_capabilities
 
+    # Beam's decorator hides this type as well.
+    class Processes(worker_handlers.SubprocessSdkWorkerHandler):  # pyright: ignore[reportGeneralTypeIssues]
+        """Beam waits without end for a worker that connects after the run has failed, or that is still at work."""
+
+        def close(self) -> None:
+            run = Path(os.environ[_ALIVE].partition(":")[2])
+            threading.Timer(_GRACE, _end, [run]).start()
+            super().close()
+
+    worker_handlers.WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(Processes)
     options.view_as(DirectOptions).direct_running_mode = "in_memory"  # else it would choose its own worker's command
     command = f"exec {sys.executable} -m pipeline.beam"  # exec: the worker's parent is this process, not a shell
     # Beam's decorator hides the type of what it decorates.
@@ -159,30 +194,52 @@ def _run_watched(running: "beam.Pipeline") -> None:
         elif name not in _LEFT_BEHIND:
             before(told)
 
-    with tempfile.NamedTemporaryFile(prefix="cloze-beam-") as alive:
-        os.environ[_ALIVE] = f"{os.getpid()}:{alive.name}"
-        threading.excepthook = note
-        try:
-            thread = threading.Thread(target=run, daemon=True)
-            thread.start()
-            while thread.is_alive() and not lost:
-                thread.join(0.2)
-        finally:
-            if not lost:
-                threading.excepthook = before
-            del os.environ[_ALIVE]
+    alive = Path(tempfile.mkdtemp(prefix="cloze-beam-"))
+    os.environ[_ALIVE] = f"{os.getpid()}:{alive}"
+    threading.excepthook = note
+    try:
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive() and not lost:
+            thread.join(0.2)
+    finally:
+        if not lost:
+            threading.excepthook = before
+        works = _works_of_the_dead(alive)
+        _end(alive)
+        del os.environ[_ALIVE]
     if failed:
         raise failed[0]
     if lost:
-        raise LostWorkerError(f"{lost[0]}: was it killed, or out of memory? Run again: what is finished is kept")
+        work = f" while it worked on {', '.join(works)}" if works else ""
+        raise LostWorkerError(f"{lost[0]}{work}: was it killed, or out of memory? Run again: what is finished is kept")
+
+
+def _works_of_the_dead(alive: Path) -> list[str]:
+    """What the processes were at that are no more."""
+    notes = [(int(note.name.partition("-")[0]), note) for note in sorted(alive.glob("*-*"))]
+    return [note.read_text() for process, note in notes if not _lives(process)]
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _end(alive: Path) -> None:
+    """Tell the workers that the run is over."""
+    shutil.rmtree(alive, ignore_errors=True)
 
 
 def _work() -> None:
     """A worker process of Beam's, without its log, that ends within a second of the run it belongs to."""
-    process, _, file = os.environ[_ALIVE].partition(":")
+    process, _, alive = os.environ[_ALIVE].partition(":")
 
     def end_with_the_run() -> None:
-        while os.getppid() == int(process) and Path(file).exists():
+        while os.getppid() == int(process) and Path(alive).exists():
             time.sleep(0.5)
         os._exit(0)
 

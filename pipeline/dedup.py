@@ -135,7 +135,7 @@ def _places(table: pa.Table) -> Iterator[tuple[int, int]]:
 
 def write(found: tuple[int, Iterable[Rows]], shards: Mapping[int, Location], out: Output) -> None:
     """Write what stays of one shard and commit it; a shard of which nothing stays has a record without a file."""
-    with carried():
+    with carried(f"shard {found[0]:05}"):
         number, parts = found
         name = f"{number:05}"
         if out.part(name):

@@ -90,6 +90,11 @@ class Unit(NamedTuple):
     source: Source
     pieces: list[Piece]
 
+    def __str__(self) -> str:
+        first, rest = self.pieces[0], len(self.pieces) - 1
+        more = f" and {rest} more" if rest else ""
+        return f"range {self.name} (bytes {first.span.start}-{first.span.end} of {first.file.uri}{more})"
+
 
 class Dropped(NamedTuple):
     """A record that became no document."""
@@ -252,7 +257,7 @@ def _rows(source: DocumentsSource, piece: Piece, config: ExtractConfig) -> Itera
 
 def extract(unit: Unit, config: ExtractConfig, out: Output) -> None:
     """Read a unit, write its shards and commit them. Raises CarriedError for what a user can mend."""
-    with carried():
+    with carried(str(unit)):
         if out.part(unit.name):
             return
         notes = Notes()

@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -70,6 +71,28 @@ def test_an_error_comes_out_of_another_process_as_it_was(capfd: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_the_run():
-    with pytest.raises(LostWorkerError, match=r"exited with return code -?\d+"):
-        over(PROCESSES, lambda _: os.kill(os.getpid(), signal.SIGKILL), 1)
+@pytest.mark.parametrize("parity", [0, 1])  # one of the two is at work, the other one late
+def test_a_run_that_fails_ends_while_another_process_is_still_starting(parity: int, monkeypatch: pytest.MonkeyPatch):
+    from apache_beam.runners.portability import local_job_service
+
+    run = local_job_service.SubprocessSdkWorker.run
+
+    def late(worker: Any) -> None:
+        time.sleep(4 if int(worker._worker_id.rpartition("_")[2]) % 2 == parity else 0)
+        run(worker)
+
+    monkeypatch.setattr(local_job_service.SubprocessSdkWorker, "run", late)
+    with pytest.raises(UserError, match=r"^a\.xml: is no dump$"):
+        over(PROCESSES, raising(UserError("a.xml: is no dump")), 1)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_and_what_it_did_is_named():
+    def killing(_: Any) -> None:
+        from pipeline.beam import carried
+
+        with carried("range 7 of a.xml"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(LostWorkerError, match=r"return code -?\d+ while it worked on range 7 of a\.xml: was it killed"):
+        over(PROCESSES, killing, 1)
