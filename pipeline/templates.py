@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 
 _PIECE = re.compile(r"\[\[[^\[\]]*\]\]|\|")
-_NAMED = re.compile(r"\s*([\w \-]{1,30}?)\s*=(?!=)\s*")
+_NAMED = re.compile(r"\s*+([\w \-]{1,30}?)\s*+=(?!=)\s*")
 _FIELD = re.compile(r"\{([^{}]+)\}")
-_NUMBER = re.compile(r"[-−+]?[\d.,/ ⁄½¼¾⅓⅔]*\d[\d.,/e]*$|[½¼¾⅓⅔]$")
+_NUMBER = re.compile(r"(?=.{1,40}$)(?:[-−+]?[\d.,/ ⁄½¼¾⅓⅔]*\d[\d.,/e]*|[½¼¾⅓⅔])$")
 
 # A pattern -> the templates it stands for. {1} is the first argument, {-1} the last, {a|1} the first of them that
 #: says something, {*} all of them joined; "convert" is a quantity with its unit.

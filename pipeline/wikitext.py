@@ -31,7 +31,7 @@ _MAX_DEPTH = 40  # templates inside templates whose text is kept; deeper ones ar
 _TOKEN = re.compile(
     r"\{\{+|\}\}+"
     r"|<!--"
-    r"|</?[A-Za-z][A-Za-z0-9]*[^<>]*>"
+    r"|</?[A-Za-z][A-Za-z0-9]*+[^<>]*+>"
     r"|\n[ \t:*#]*\{\|"
     r"|\n[ \t]*\|\}(?!\}(?!\}))"  # "|}" ends a table, "|}}" a template whose last argument is empty
 )
@@ -39,13 +39,12 @@ _TAG = re.compile(r"</?([A-Za-z][A-Za-z0-9]*)")
 _LINK = re.compile(r"\[\[([^\[\]]*)\]\]")
 _BRACKETS = re.compile(r"\[\[|\]\]")
 _EXTERNAL = re.compile(
-    r"\[(?:(?:https?:|ftps?:|ircs?:)?//|mailto:|news:)[^\s\[\]<>]*"
+    r"\[(?:(?:https?:|ftps?:|ircs?:)?//|mailto:|news:)[^\s\[\]<>]*+"
     r"([^\[\]\n]*+(?:\[\[[^\[\]\n]*+\]\][^\[\]\n]*+)*+)\]"
 )
-_HEADING = re.compile(r"(=+)\s*(.+?)\s*(=+)$")
 _QUOTES = re.compile(r"''(?:''''+|'''|'?(?!'))")  # of four in a row the first is an apostrophe
 _MAGIC = re.compile(r"__(?=[^\W\da-z_])[^\Wa-z]+__")
-_VARIANT = re.compile(r"-\{(?:[^{}|\n]*\|)?([^{}\n]*)\}-")
+_VARIANT = re.compile(r"-\{(?:[^{}|\n]*+\|)?([^{}\n]*+)\}-")
 _ENTITY = re.compile(r"&(?:#(\d{1,7})|#[xX]([0-9a-fA-F]{1,6})|([A-Za-z][A-Za-z0-9]{1,31}));")
 _LETTER = re.compile(r"[^\W_]")
 _LOOSE = " ,;:/–"  # goes between a bracket and what was dropped
@@ -287,14 +286,16 @@ def _blocks(text: str, rules: Rules) -> list[str]:
             flush()
             continue
         first = line[0]
-        if first == "=" and (match := _HEADING.match(line)):
+        if first == "=" and (heading := _heading(line)):
             flush()
-            level = min(len(match[1]), len(match[3]))
+            level, title, rest = heading
             if not hidden or level <= hidden:
-                title = match[2].replace("'''", "").replace("''", "").strip(" :\x00").lower()
-                hidden = level if title in rules.sections else 0
+                name = title.replace("'''", "").replace("''", "").strip(" :\x00").lower()
+                hidden = level if name in rules.sections else 0
             if rules.keep_headings and not hidden:
-                blocks.append(match[2])
+                blocks.append(title)
+            if rest and not hidden:
+                lines.append(rest)
         elif hidden:
             continue
         elif first in "*#:;":
@@ -311,6 +312,19 @@ def _blocks(text: str, rules: Rules) -> list[str]:
             lines.append(line if raw[0] != _MARK else _MARK + line)
     flush()
     return blocks
+
+
+def _heading(line: str) -> tuple[int, str, str] | None:
+    """A heading's level and title, and the text that begins on its line; None for a line that is none."""
+    opened = line.lstrip("=")
+    title = opened.rstrip("=")
+    opening, closing = len(line) - len(opened), len(opened) - len(title)
+    if title and closing:
+        return min(opening, closing), title.strip(), ""
+    title, closed, rest = opened.partition("=" * opening)
+    if title and closed and opening > 1 and "=" not in title and rest[0] != "=":
+        return opening, title.strip(), rest.strip()
+    return None
 
 
 def _clean(blocks: list[str]) -> list[str]:

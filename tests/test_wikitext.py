@@ -91,6 +91,13 @@ def test_a_dropped_section_ends_at_the_next_heading_of_its_level():
     assert paragraphs(text) == ["A.", "D."]
 
 
+def test_a_heading_takes_no_text_of_its_line_with_it():
+    text = (
+        "== Life ==He was born.\n== Work == \nHe wrote.\n== Weblinks ==He links.\nMore.\n==Death==\nHe died.\n=a= b = c"
+    )
+    assert paragraphs(text) == ["He was born.", "He wrote.", "He died. =a= b = c"]
+
+
 def test_headings_and_lists_can_be_kept():
     text = "A.\n== History ==\n* ''B''\n* C"
     assert paragraphs(text, Rules(keep_headings=True, keep_lists=True)) == ["A.", "History", "B", "C"]
@@ -209,6 +216,28 @@ def test_a_megabyte_of_any_mark_is_read_in_linear_time(token: str):
     found = paragraphs(text)
     assert time.process_time() - start < 8
     assert found[0] == "Kept before."
+
+
+@pytest.mark.parametrize(
+    ("before", "run", "after"),
+    [
+        ("=", " ", "x"),
+        ("[//", "a", ""),
+        ("[[", "/", ""),
+        ("<", "a", ""),
+        ("<ref", "1", ""),
+        ("{{convert|", " ", "}}"),
+        ("{{convert|", "1", "x}}"),
+        ("{{lang|fr|", " ", "}}"),
+        ("-{a|", "b", ""),
+    ],
+)
+def test_a_long_run_of_one_character_is_read_in_linear_time(before: str, run: str, after: str):
+    """What a regular expression that tries every way of dividing the run would need hours for."""
+    start = time.process_time()
+    found = paragraphs(f"Kept before.\n\n{before}{run * 300_000}{after}\n\nKept after.")
+    assert time.process_time() - start < 8
+    assert found[0] == "Kept before." and found[-1] == "Kept after."
 
 
 def test_real_articles_leave_no_markup():
