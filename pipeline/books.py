@@ -6,31 +6,24 @@ neither; a chapter is a heading with the prose up to the next one.
 """
 
 import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple
 
-from pipeline.config import UserError
+from pipeline.sentences import split_sentences
 
 _START = re.compile(
-    r"^\W*(?:START OF (?:THE|THIS) PROJECT GUTENBERG[^\n]*(?:\n(?!\s*\n)[^\n]*\*\*\*)?"
+    r"^[^\w\n]*+(?:START OF (?:THE|THIS) PROJECT GUTENBERG[^\n]*(?:\n(?!\s*\n)[^\n]*\*\*\*)?"
     r"|END ?\*?\W?THE SMALL PRINT[^\n]*|END THE SMALL PRINT[^\n]*)\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _END = re.compile(
-    r"^\W*(?:END (?:OF )?(?:THE |THIS )?PROJECT GUTENBERG|END: FULL LICENSE|START: FULL LICENSE"
+    r"^[^\w\n]*+(?:END (?:OF )?(?:THE |THIS )?PROJECT GUTENBERG|END: FULL LICENSE|START: FULL LICENSE"
     r"|START\W+THE SMALL PRINT)[^\n]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _HEADER_FIELD = re.compile(r"^(Title|Author|Language):[ \t]*(\S[^\n]*(?:\n[ \t]+\S[^\n]*)*)", re.MULTILINE)
-_CHARSET = re.compile(
-    rb"Character set encoding:\s*(?:ISO[- ]?(?:8859[-_]1|Latin-?1)|Latin-?1|Windows-1252|CP-?1252)", re.I
-)
-_BINARY = {
-    b"%PDF": "a PDF", b"PK\x03\x04": "a zip archive or an EPUB", b"\x1f\x8b": "compressed with gzip",
-    b"BZh": "compressed with bzip2", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xfd7zXZ": "compressed with xz",
-}  # fmt: skip
 
 _CREDITS = re.compile(
     r"(?:\[?(?:This )?(?:e-?text|e-?book|text) (?:was )?(?:first )?(?:produced|prepared|transcribed|scanned|typed)"
@@ -50,7 +43,7 @@ _FIGURE = re.compile(
 )
 _MARKER = re.compile(
     r"\[(?:Pg|Page|p\.)\.? ?[\dxvil]+\]|\{(?:p\. ?)?[\dxvil]+\}|\[(?:\d{1,3}|[A-Z]|\*+)\]"
-    r"|\[(?:Illustration|Transcriber)[^\]]*\]",
+    r"|\[(?:Illustration|Transcriber)[^\[\]]*+(?:\[[^\[\]]*+\][^\[\]]*+)*+\]",
     re.IGNORECASE,
 )
 _FIGURE_END = re.compile(r"^\[[^\]]*\]\s*")
@@ -60,7 +53,7 @@ _CONTENTS = re.compile(
     re.IGNORECASE,
 )
 _LIST_OF_CHAPTERS = re.compile(r"(?:TABLE OF )?CONTENTS\b", re.IGNORECASE)
-_PAGE = re.compile(r"[\s.]+(?:\d{1,3}|[xvil]+)$")
+_PAGE = re.compile(r"(?<![\s.])[\s.]++(?:\d{1,3}|[xvil]+)$")
 _FINISH = re.compile(r"(?:THE END|FINIS|END OF (?:VOL|BOOK|PART)\b.*)\W*$", re.IGNORECASE)
 
 _ROMAN = r"(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,4})(?:IX|IV|V?I{0,4})"
@@ -112,26 +105,24 @@ class _Block:
         return " ".join(self.lines)
 
 
-def decode(data: bytes, name: str) -> str:
-    """A text file's bytes -> text with plain newlines: UTF-8, or Windows-1252 where the file declares it (or Latin-1).
-
-    Raises UserError naming the file, the encoding or format seen, and the mend.
-    """
-    for magic, what in _BINARY.items():
-        if data.startswith(magic):
-            raise UserError(f"{name}: is {what}; give plain text in UTF-8")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        if not _CHARSET.search(data[:8192]):
-            raise UserError(
-                f"{name}: is not UTF-8 (byte {data[error.start]:#04x} at {error.start}); "
-                f"convert it first, for example iconv -f WINDOWS-1252 -t UTF-8"
-            ) from error
-        text = data.decode("cp1252", "replace")
-    if "\x00" in text[:65536]:
-        raise UserError(f"{name}: is no text (it holds zero bytes); give plain text in UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def cut(chapters: Sequence[Chapter], every: int) -> list[Chapter]:
+    """A book in pieces of so many sentences, the last of fewer; paragraphs keep their boundaries."""
+    pieces: list[Chapter] = []
+    room = 0
+    for paragraph in (paragraph for chapter in chapters for paragraph in chapter.paragraphs):
+        sentences = split_sentences(paragraph)
+        while sentences:
+            if not room:
+                pieces.append(Chapter("", []))
+                room = every
+            taken, sentences = sentences[:room], sentences[room:]
+            room -= len(taken)
+            end = 0
+            for sentence in taken:
+                end = paragraph.index(sentence, end) + len(sentence)
+            pieces[-1].paragraphs.append(paragraph[:end])
+            paragraph = paragraph[end:].lstrip()
+    return pieces
 
 
 def read_book(text: str) -> Book:

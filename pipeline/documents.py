@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipeline.books import decode
+from pipeline import lines
 from pipeline.config import Config, UserError
+from pipeline.encodings import decode, of_stream, wrong_byte
 from pipeline.storage import Location
 
+_TEXT = 32 << 20  # bytes of a text file that is one document
 _BATCH = 256  # rows of a Parquet file in memory at a time
 _PARAGRAPHS = re.compile(r"\n[ \t\r]*\n\s*")
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
@@ -58,7 +60,7 @@ class Row(NamedTuple):
     licence: str = ""
 
 
-def rows(location: Location, columns: Columns) -> Iterator[Row]:
+def rows(location: Location, columns: Columns, encoding: str = "") -> Iterator[Row]:
     """The rows of a file in their order, its format by its suffix.
 
     Raises UserError: an unknown suffix, a file that is not what its suffix says, a column that is not there, a value
@@ -69,11 +71,11 @@ def rows(location: Location, columns: Columns) -> Iterator[Row]:
     if suffix == ".parquet":
         yield from _parquet(location, columns)
     elif suffix in (".jsonl", ".ndjson", ".json"):
-        yield from _json_lines(location, columns)
+        yield from _json_lines(location, columns, encoding)
     elif suffix in (".csv", ".tsv"):
-        yield from _csv(location, columns, "\t" if suffix == ".tsv" else ",")
+        yield from _csv(location, columns, "\t" if suffix == ".tsv" else ",", encoding)
     elif suffix == ".txt":
-        yield Row(decode(_content(location), str(location)))
+        yield Row(_text(location, encoding))
     else:
         raise UserError(f"{location}: documents are {_FORMATS}; convert it or correct its suffix")
 
@@ -139,9 +141,9 @@ def _damage(location: Location, said: str) -> Iterator[None]:
         raise UserError(f"{location}: {said.format(str(error).partition(chr(10))[0])}") from error
 
 
-def _json_lines(location: Location, columns: Columns) -> Iterator[Row]:
-    with _lines(location) as lines:
-        for number, line in enumerate(lines, 1):
+def _json_lines(location: Location, columns: Columns, encoding: str) -> Iterator[Row]:
+    with _lines(location, encoding) as file:
+        for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             where = f"{location}:{number}"
@@ -159,10 +161,10 @@ def _json_lines(location: Location, columns: Columns) -> Iterator[Row]:
             yield _row(values, columns, where)
 
 
-def _csv(location: Location, columns: Columns, delimiter: str) -> Iterator[Row]:
+def _csv(location: Location, columns: Columns, delimiter: str, encoding: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
-    with _lines(location) as lines:
-        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+    with _lines(location, encoding) as file:
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
             _check(location, columns, list(reader.fieldnames or []))
             for values in reader:
@@ -174,28 +176,38 @@ def _csv(location: Location, columns: Columns, delimiter: str) -> Iterator[Row]:
             raise UserError(f"{location}:{reader.line_num}: is not CSV ({error}); quote its text") from error
 
 
-def _content(location: Location) -> bytes:
-    data = location.read_bytes()
-    if not location.name.lower().endswith(".gz"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{location}: is damaged gzip ({error}); write it again") from error
+def _text(location: Location, encoding: str) -> str:
+    """All of a text file. Raises UserError for one that is too large to be a document, or a sentence a line."""
+    with _decompressed(location) as file:
+        data = file.read(_TEXT + 1)
+    lines.refuse(location, data[: 1 << 20].decode("utf-8", "replace"))
+    if len(data) > _TEXT:
+        raise UserError(f"{location}: has more than {_TEXT:,} bytes, too many for a document; give a file for each")
+    return decode(data, str(location), encoding)
 
 
 @contextmanager
-def _lines(location: Location) -> Iterator[TextIO]:
-    """The file as UTF-8 text that can be read line by line, decompressed if need be."""
+def _decompressed(location: Location) -> Iterator[io.BufferedReader]:
     with location.open() as file:
         binary = gzip.GzipFile(fileobj=file) if location.name.lower().endswith(".gz") else file
-        text = io.TextIOWrapper(io.BufferedReader(_Raw(binary), 1 << 20), encoding="utf-8-sig", newline="")
         try:
-            yield text
-        except UnicodeDecodeError as error:
-            raise UserError(f"{location}: is not UTF-8 ({error.reason}); convert it first (iconv)") from error
+            yield io.BufferedReader(_Raw(binary), 1 << 20)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{location}: is damaged gzip ({error}); write it again") from error
+
+
+@contextmanager
+def _lines(location: Location, encoding: str) -> Iterator[TextIO]:
+    """The file as text that can be read line by line: in the encoding set, or that of its mark, or UTF-8."""
+    with _decompressed(location) as file:
+        found = of_stream(file.peek(4)[:4], encoding)
+        try:
+            yield io.TextIOWrapper(file, encoding=found, newline="")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{location}: is not {found.upper().removesuffix('-SIG')} ({wrong_byte(error)} of what was read); set "
+                f"the source's encoding, for example cp1252, or convert it (iconv)"
+            ) from error
 
 
 class _Raw(io.RawIOBase):

@@ -6,23 +6,26 @@ and a unit that is done is never done again.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline import books, documents, dump, wikitext
+from pipeline import books, documents, dump, lines, wikitext
 from pipeline.artifacts import Manifest, Output, Part, SourceFile
 from pipeline.beam import carried, pipeline
 from pipeline.config import Compute, Config, UserError
+from pipeline.encodings import Encoding, decode
 from pipeline.schema import Document, document, document_table, parquet_bytes
+from pipeline.sentences import as_given
 
-VERSION = 1
+VERSION = 2
 
-_RANGE = 64 << 20  # bytes of plain XML in a unit
-_RANGE_BZ2 = 16 << 20  # compressed bytes in a unit of a multistream dump
+_RANGE = 16 << 20  # bytes of plain XML in a unit
+_RANGE_BZ2 = 4 << 20  # compressed bytes in a unit of a multistream dump
 _FILES = 16 << 20  # bytes of books or documents in a unit
+_BOOK = 32 << 20  # bytes: ten times the longest novels
 _SHARD = 32 << 20  # characters of text in a shard
 _SAMPLES = 3  # dropped documents of each reason that a unit, and the manifest, shows
 
@@ -50,11 +53,17 @@ class WikipediaSource(_Source):
 
 
 class BooksSource(_Source):
-    """Plain-text books. A document is a chapter or a book."""
+    """Plain-text books. A document is a chapter, a book, or so many sentences of one: "sentences:200"."""
 
     kind: Literal["books"]
     licence: str = ""
-    unit: Literal["chapter", "book"] = "chapter"
+    encoding: Encoding = ""
+    unit: str = Field(default="chapter", pattern=r"^(chapter|book|sentences:[1-9]\d{0,6})$")
+
+    @property
+    def every(self) -> int:
+        """Sentences in a document; 0 where they are not counted."""
+        return int(self.unit.partition(":")[2] or 0)
 
 
 class DocumentsSource(_Source):
@@ -62,10 +71,37 @@ class DocumentsSource(_Source):
 
     kind: Literal["documents"]
     licence: str = ""
+    encoding: Encoding = ""
     columns: documents.Columns = documents.Columns()
 
 
-Source = Annotated[WikipediaSource | BooksSource | DocumentsSource, Field(discriminator="kind")]
+class SentencesSource(_Source):
+    """Text with a sentence a line, which stays as it is, and a blank line between documents: BERT's original input.
+
+    Where blank lines are missing, `marker` is what the line between two documents begins with, or `every` says how
+    many sentences make one.
+    """
+
+    kind: Literal["sentences"]
+    licence: str = ""
+    encoding: Encoding = ""
+    marker: str = ""
+    every: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "SentencesSource":
+        if self.marker and self.every:
+            raise ValueError("marker and every are two rules for where a document ends; keep one")
+        if self.encoding and "\n".encode(self.encoding) != b"\n":
+            raise ValueError(f"encoding {self.encoding} cannot be read line by line; convert the files to UTF-8")
+        return self
+
+    @property
+    def rule(self) -> lines.Rule:
+        return lines.Rule(self.marker, self.every)
+
+
+Source = Annotated[WikipediaSource | BooksSource | DocumentsSource | SentencesSource, Field(discriminator="kind")]
 
 
 class ExtractConfig(Config):
@@ -121,13 +157,13 @@ def units(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]]) -> 
         if isinstance(source, WikipediaSource):
             found += [(source, [piece]) for file in files for piece in _ranges(file)]
         else:
-            found += [(source, group) for group in _groups(files)]
+            found += [(source, group) for group in _groups(source, files)]
     return [Unit(f"{number:05}", source, pieces) for number, (source, pieces) in enumerate(found)]
 
 
 def _key(source: Source, file: SourceFile) -> str:
     """What makes two files one; a dump and a book are read alike whatever their suffix."""
-    return file.identity if isinstance(source, DocumentsSource) else file.sha256
+    return file.identity if isinstance(source, DocumentsSource | SentencesSource) else file.sha256
 
 
 def _ranges(file: SourceFile) -> list[Piece]:
@@ -135,14 +171,18 @@ def _ranges(file: SourceFile) -> list[Piece]:
     return [Piece(file, span, site) for span in dump.ranges(file.location, _RANGE, _RANGE_BZ2)]
 
 
-def _groups(files: Sequence[SourceFile]) -> Iterator[list[Piece]]:
-    """Whole files, a few at a time."""
+def _groups(source: Source, files: Sequence[SourceFile]) -> Iterator[list[Piece]]:
+    """Whole files, a few at a time; those of a sentence a line in ranges where they are large."""
     group: list[Piece] = []
     for file in files:
-        group.append(Piece(file, dump.Range(0, file.bytes), dump.Site()))
-        if sum(piece.file.bytes for piece in group) >= _FILES:
-            yield group
-            group = []
+        spans: Iterable[dump.Range] = [dump.Range(0, file.bytes)]
+        if isinstance(source, SentencesSource):
+            spans = lines.ranges(file.location, source.rule, _FILES)
+        for span in spans:
+            group.append(Piece(file, span, dump.Site()))
+            if sum(piece.span.end - piece.span.start for piece in group) >= _FILES:
+                yield group
+                group = []
     if group:
         yield group
 
@@ -154,6 +194,8 @@ def records(unit: Unit, config: ExtractConfig, notes: Notes) -> Iterator[Documen
             found = _articles(unit.source, piece, config, notes)
         elif isinstance(unit.source, BooksSource):
             found = _chapters(unit.source, piece, config)
+        elif isinstance(unit.source, SentencesSource):
+            found = _given(unit.source, piece, config)
         else:
             found = _rows(unit.source, piece, config)
         for record in found:
@@ -216,13 +258,21 @@ def _no_article(page: dump.Page | None) -> str:
 
 def _chapters(source: BooksSource, piece: Piece, config: ExtractConfig) -> Iterator[Document | Dropped]:
     file = piece.file
-    book = books.read_book(books.decode(file.location.read_bytes(), file.uri))
+    with file.location.open() as opened:
+        lines.refuse(file.location, opened.read(1 << 20).decode("utf-8", "replace"))
+    if file.bytes > _BOOK:
+        raise UserError(
+            f"{file.uri}: has {file.bytes:,} bytes, more than a book of at most {_BOOK:,}; give a file for each book"
+        )
+    book = books.read_book(decode(file.location.read_bytes(), file.uri, source.encoding))
     if not book.chapters:
         yield Dropped("no prose", file.location.name)
         return
     chapters = book.chapters
     if source.unit == "book":
         chapters = [books.Chapter("", [paragraph for chapter in chapters for paragraph in chapter.paragraphs])]
+    elif source.every:
+        chapters = books.cut(chapters, source.every)
     for number, chapter in enumerate(chapters):
         yield document(
             chapter.paragraphs,
@@ -237,7 +287,7 @@ def _chapters(source: BooksSource, piece: Piece, config: ExtractConfig) -> Itera
 
 def _rows(source: DocumentsSource, piece: Piece, config: ExtractConfig) -> Iterator[Document | Dropped]:
     file = piece.file
-    for number, row in enumerate(documents.rows(file.location, source.columns)):
+    for number, row in enumerate(documents.rows(file.location, source.columns, source.encoding)):
         text = documents.paragraphs(row.text)
         if not text:
             yield Dropped("empty", row.title or f"row {number + 1}")
@@ -252,6 +302,19 @@ def _rows(source: DocumentsSource, piece: Piece, config: ExtractConfig) -> Itera
             url=row.url,
             timestamp=row.timestamp,
             licence=row.licence or source.licence,
+        )
+
+
+def _given(source: SentencesSource, piece: Piece, config: ExtractConfig) -> Iterator[Document | Dropped]:
+    file = piece.file
+    for offset, sentences in lines.documents(file.location, piece.span, source.rule, source.encoding):
+        yield document(
+            as_given(sentences),
+            doc_id=f"{source.name}:{file.sha256[:16]}:{offset}",
+            source=source.name,
+            heldout_fraction=config.heldout_fraction,
+            language=source.language,
+            licence=source.licence,
         )
 
 

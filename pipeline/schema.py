@@ -25,7 +25,12 @@ DOCUMENT = pa.schema(
         pa.field("url", pa.string(), False),
         pa.field("revision", pa.int64(), False, {"about": "0 where the source has none"}),
         pa.field("timestamp", pa.string(), False, {"about": "ISO 8601, empty if not known"}),
-        pa.field("text", pa.string(), False, {"about": "paragraphs, a blank line between them, NFC"}),
+        pa.field(
+            "text",
+            pa.string(),
+            False,
+            {"about": "paragraphs, a blank line between them; or sentences, each with a line break behind it; NFC"},
+        ),
         pa.field("split", pa.string(), False, {"about": "train or heldout, by a hash of doc_id"}),
         pa.field("num_chars", pa.int64(), False),
         pa.field("num_words", pa.int64(), False, {"about": "runs of non-space characters"}),
@@ -69,6 +74,7 @@ def document(
 ) -> Document:
     """Paragraphs and what is known of them -> a Document with its split, counts and hash filled in."""
     text = unicodedata.normalize("NFC", "\n\n".join(paragraphs))
+    words = _folded(text)
     return Document(
         doc_id=doc_id,
         source=source,
@@ -80,8 +86,8 @@ def document(
         text=text,
         split=split_of(doc_id, heldout_fraction),
         num_chars=len(text),
-        num_words=len(text.split()),
-        content_hash=content_hash(text),
+        num_words=len(words),
+        content_hash=_hash(words),
         licence=licence,
     )
 
@@ -94,8 +100,15 @@ def split_of(doc_id: str, heldout_fraction: float) -> Split:
 
 def content_hash(text: str) -> str:
     """SHA-256 (hex) of the text with compatibility forms, case and white space folded: equal for exact duplicates."""
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.sha256(folded.encode()).hexdigest()
+    return _hash(_folded(text))
+
+
+def _folded(text: str) -> list[str]:
+    return unicodedata.normalize("NFKC", text).casefold().split()
+
+
+def _hash(words: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
 
 def document_table(documents: Sequence[Document]) -> pa.Table:

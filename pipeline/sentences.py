@@ -6,6 +6,7 @@ stops need nothing. Every character is looked at a bounded number of times: the 
 """
 
 import re
+from collections.abc import Sequence
 
 _WIDE_STOPS = "。！？｡．।॥။"
 # A run of stops, what closes behind it, white space, and a look at the next word. Possessive: no run is scanned twice.
@@ -90,3 +91,15 @@ def _full_stop_ends(text: str, closers: str, after: str, whole: bool) -> bool:
     if initials or (word in _TAILS and not ordinary):
         return after.lower() in _STARTERS
     return True
+
+
+def as_given(sentences: Sequence[str]) -> list[str]:
+    """Sentences that are to stay as they are -> the paragraphs that say so: one, with a line break behind each."""
+    return ["".join(f"{sentence}\n" for sentence in sentences)]
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a document's text: those of its paragraphs, or as they were given."""
+    if text.endswith("\n"):
+        return text[:-1].split("\n")
+    return [sentence for paragraph in text.split("\n\n") for sentence in split_sentences(paragraph)]

@@ -14,7 +14,7 @@ from pipeline.corpus import DOCUMENT_RUN, shard_files
 from pipeline.parallel import for_each
 from pipeline.ragged import offsets_of
 from pipeline.schema import document_key, read_table
-from pipeline.sentences import split_sentences
+from pipeline.sentences import sentences_of
 from pipeline.storage import Location
 from pipeline.tokenizer import UNK, BulkTokenizer, load
 
@@ -38,10 +38,10 @@ class Tokenized(NamedTuple):
 
 
 def tokenized(texts: Sequence[str], tokenizer: BulkTokenizer) -> Tokenized:
-    """Texts (paragraphs, a blank line between them) -> pieces; sentences of which nothing is left are left out."""
+    """Documents' texts -> pieces; sentences of which nothing is left are left out."""
     ids, lengths, counts = [], [], []
     for batch in _batches(texts):
-        documents = [[s for paragraph in text.split("\n\n") for s in split_sentences(paragraph)] for text in batch]
+        documents = [sentences_of(text) for text in batch]
         batch_ids, offsets = tokenizer.encode([sentence for document in documents for sentence in document])
         owner = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
         batch_lengths = np.diff(offsets)

@@ -1,7 +1,11 @@
-import pytest
+import time
 
-from pipeline.books import decode, read_book
-from pipeline.config import UserError
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.books import Chapter, cut, read_book
+from pipeline.sentences import split_sentences
 
 PARAGRAPH = (
     "It was a bright cold day, and the clocks were striking\nthirteen; she looked up, as one does, and said that it\n"
@@ -134,11 +138,27 @@ def test_a_file_without_prose_has_no_chapters():
     assert read_book("CONTENTS\n\nI. One\nII. Two").chapters == []
 
 
-def test_text_is_decoded_or_refused_by_name():
-    assert decode("\ufeffÀ\r\nb".encode(), "x") == "À\nb"
-    declared = b"Character set encoding: ISO-8859-1\n\ncaf\xe9"
-    assert decode(declared, "x").endswith("café")
-    for data, said in ((b"caf\xe9 au lait", "byte 0xe9 at 3"), (b"%PDF-1.4", "a PDF"), (b"a\x00b", "zero bytes")):
-        with pytest.raises(UserError, match=r"shelf/x\.txt: ") as error:
-            decode(data, "shelf/x.txt")
-        assert said in str(error.value)
+@given(st.lists(st.lists(st.integers(1, 9), max_size=4), max_size=4), st.integers(1, 7))
+def test_a_book_is_cut_every_so_many_sentences_within_its_paragraphs(sizes: list[list[int]], every: int):
+    chapters = [Chapter("", [" ".join(f"Sentence {n}." for n in range(size)) for size in row]) for row in sizes]
+    paragraphs = [paragraph for chapter in chapters for paragraph in chapter.paragraphs]
+    pieces = cut(chapters, every)
+    counts = [sum(len(split_sentences(paragraph)) for paragraph in piece.paragraphs) for piece in pieces]
+    assert counts[:-1] == [every] * (len(counts) - 1) and all(0 < count <= every for count in counts)
+    found = [sentence for piece in pieces for paragraph in piece.paragraphs for sentence in split_sentences(paragraph)]
+    assert found == [sentence for paragraph in paragraphs for sentence in split_sentences(paragraph)]
+    assert all(any(part in whole for whole in paragraphs) for piece in pieces for part in piece.paragraphs)
+    assert sum(len(piece.paragraphs) for piece in pieces) < len(paragraphs) + len(pieces) + 1
+
+
+def test_cut_sentences_of_a_script_without_spaces_stay_together():
+    (first, second) = cut([Chapter("", ["一。二。三。"])], 2)
+    assert (first.paragraphs, second.paragraphs) == (["一。二。"], ["三。"])
+
+
+@pytest.mark.parametrize("run", ["\n", "*\n", ".", "[Illustration ", "_", " . "])
+def test_a_long_run_of_anything_is_read_in_linear_time(run: str):
+    start = time.process_time()
+    book = read_book(f"CHAPTER I\n\n{PARAGRAPH}\n\n{run * (300_000 // len(run))}x\n\n{PARAGRAPH}")
+    assert time.process_time() - start < 8
+    assert book.chapters[0].paragraphs[0].startswith("It was a bright cold day")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from infra.report.figures import percent
 from infra.report.stages import Stages
 from pipeline.artifacts import Artifact
-from pipeline.sentences import split_sentences
+from pipeline.sentences import sentences_of
 from pipeline.tokenizer import MASK, load
 
 if TYPE_CHECKING:
@@ -140,8 +140,7 @@ def _heldout(documents: Artifact) -> Iterator[tuple[str, str, str]]:
 
 def _hidden(text: str, tokenizer: "Tokenizer") -> Hidden | None:
     """A sentence of the text with a word hidden that is a piece of its own; the text itself draws both."""
-    sentences = [sentence for paragraph in text.split("\n\n") for sentence in split_sentences(paragraph)]
-    fitting = [sentence for sentence in sentences if len(sentence) in _CHARACTERS and MASK not in sentence]
+    fitting = [sentence for sentence in sentences_of(text) if len(sentence) in _CHARACTERS and MASK not in sentence]
     if not fitting:
         return None
     draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -1,0 +1,11 @@
+"""One extraction in a process of its own: a dump's path, then Beam's options."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.benchmarks.extract import extract_into
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        extract_into(Path(sys.argv[1]), Path(folder), sys.argv[2:])
