@@ -29,7 +29,9 @@ _CONTROL = "".join(map(chr, (*range(9), *range(14, 32))))
 _MAX_DEPTH = 40  # templates inside templates whose text is kept; deeper ones are dropped, to bound the copying
 
 _TOKEN = re.compile(
-    r"\{\{+|\}\}+"
+    r"\{\{(?!\{)[^{}<\n]*+\}\}(?!\})"  # a template that holds no other, nor a tag
+    r"|\{\{+|\}\}+"
+    r"|<ref(?:\s[^<>]*+(?<!/))?>[^<]*+</ref>"  # most of them hold no tag: what they hold is not looked at
     r"|<!--"
     r"|</?[A-Za-z][A-Za-z0-9]*+[^<>]*+>"
     r"|\n[ \t:*#]*\{\|"
@@ -106,30 +108,21 @@ class _Structure:
             width = 3 if run >= 3 and opened >= 3 else 2
             content = self.out[index:]
             del self.out[index:]
-            self.out.append(_MARK if width == 3 else self.template(content))
+            self.out.append(_MARK if width == 3 else self.template("".join(content)))
             run -= width
             if opened - width >= 2:
                 self.stack.append(("{", index, opened - width))
                 self.open["{"] += 1
 
-    def template(self, content: list[str]) -> str:
+    def template(self, content: str) -> str:
         """What stands for a template in the text: its prose, or a mark."""
-        head = content[0] if content else ""
-        name = head.partition("|")[0].replace("_", " ").replace(_MARK, "").strip().lower()
-        pattern = self.rules.templates.get(name) or templates.BUILTIN.get(name)
-        if pattern is None:
-            function, colon, _ = name.partition(":")
-            if colon:
-                name = function + colon
-                pattern = templates.BUILTIN.get(name)
-            elif name.startswith("lang-"):
-                pattern = "{1}"
+        head, _, body = content.partition("|")
+        name, pattern = _named(head)
+        pattern = self.rules.templates.get(name, pattern)
         if pattern is None or self.open["{"] > _MAX_DEPTH:
             self.dropped[name[:60]] += 1
             return _MARK
-        body = "".join(content)
-        separator = ":" if name.endswith(":") else "|"
-        return templates.render(pattern, body.partition(separator)[2], _MARK)
+        return templates.render(pattern, content.partition(":")[2] if name.endswith(":") else body, _MARK)
 
     def tag(self, token: str, end: int) -> int:
         """Handle one HTML or extension tag; returns where to read on."""
@@ -183,11 +176,17 @@ class _Structure:
             token = match[0]
             position = end
             first = token[0]
-            if first == "{" and token[-1] == "{":
-                self.push("{", len(token))
+            if first == "{":
+                if token[-1] == "{":
+                    self.push("{", len(token))
+                else:
+                    out.append(self.template(token[2:-2]))
             elif first == "}":
                 self.close_braces(len(token))
             elif first == "<":
+                if token[1] == "r" and token[-6:] == "</ref>":
+                    out.append(_MARK)
+                    continue
                 position = self.comment(start) if token == "<!--" else self.tag(token, end)
             elif token[-1] == "|":
                 self.push("{|")
@@ -197,6 +196,18 @@ class _Structure:
                 out.append("\n")
         out.append(text[position:])
         return "".join(out)
+
+
+@lru_cache(maxsize=1 << 14)
+def _named(head: str) -> tuple[str, str | None]:
+    """A template's name as it is compared, and the pattern that it has in every wiki."""
+    name = head.replace("_", " ").replace(_MARK, "").strip().lower()
+    if (pattern := templates.BUILTIN.get(name)) is not None:
+        return name, pattern
+    function, colon, _ = name.partition(":")
+    if colon:
+        return function + colon, templates.BUILTIN.get(function + colon)
+    return name, "{1}" if name.startswith("lang-") else None
 
 
 def _structure(text: str, rules: Rules, dropped: Counter[str]) -> str:
@@ -228,8 +239,8 @@ def _links(text: str, hidden: frozenset[str]) -> str:
     def label(content: str) -> str | None:
         """None for what does not show."""
         target, _, label = content.partition("|")
-        prefix, colon, rest = target.partition(":")
-        if colon:
+        if ":" in target:
+            prefix, _, rest = target.partition(":")
             prefix = prefix.replace("_", " ").strip(" \x00")
             if not prefix:
                 target = rest
@@ -237,13 +248,13 @@ def _links(text: str, hidden: frozenset[str]) -> str:
                 return None
         return label if label.strip() else target
 
-    def leaf(match: re.Match[str]) -> str:
-        found = label(match[1])
-        return _MARK if found is None else found
-
-    if "[http" in text or "[//" in text or "[mailto" in text or "[ftp" in text:
-        text = _EXTERNAL.sub(external, text)
-    text = _LINK.sub(leaf, text)
+    parts = _LINK.split(_EXTERNAL.sub(external, text))
+    for index in range(1, len(parts), 2):
+        content = parts[index]
+        if "|" in content or ":" in content:
+            found = label(content)
+            parts[index] = _MARK if found is None else found
+    text = "".join(parts)
     return _nested(text, label) if "[[" in text else text.replace("]]", "")
 
 
@@ -338,11 +349,16 @@ def _clean(blocks: list[str]) -> list[str]:
         text = _VARIANT.sub(_variant, text)
     if "&" in text:
         text = _ENTITY.sub(_entity, text)
-    blocks = [" ".join(block.split()) for block in text.split("\n")]
+    blocks = [block if _is_tidy(block) else " ".join(block.split()) for block in text.split("\n")]
     blocks = [_mend(block) if _MARK in block else block for block in blocks]
     if any(char in text for char in _CARRIERS):
         blocks = [block.translate(_UNPROTECT) for block in blocks]
     return [block for block in blocks if _LETTER.search(block)]
+
+
+def _is_tidy(block: str) -> bool:
+    """Whether white space is known at a glance to be single blanks between words."""
+    return block.isascii() and "  " not in block and "\t" not in block and "\r" not in block and block == block.strip()
 
 
 def _mend(block: str) -> str:

@@ -44,6 +44,7 @@ def one(text: str, **rules) -> str:
         ("Foo ({{IPA|x}}; born {{birth date|1900|1|2}} in Rome, {{x}}) was.", "Foo (born in Rome) was."),
         ("Foo ({{IPA|x}}) was {{x}}, {{y}}, and ( ) f().", "Foo was, and ( ) f()."),
         ("A{{dead}} b {{unknown|c}} d {{unknown}}.", "A b d."),
+        ("A{{x|<ref>b}}{{y</ref>c}} d.<ref name='e'>[[f|{{g}}</ref>", "A d."),
         ("{{{1|x}}} a {{b|{{{1}}}}} c {{{{d}}}} e", "a c e"),
         ("Line one\nline two.", "Line one line two."),
         ("One.\n<!-- note -->\nStill one.", "One. Still one."),
