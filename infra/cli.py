@@ -172,7 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
-        command.add_argument("overrides", metavar="key=value", nargs="*", help="for example pretrain.seed=7")
+        command.add_argument(
+            "overrides", metavar="key=value", nargs="*", help="for example pretrain.seed=7; or a YAML file of such keys"
+        )
         command.set_defaults(until=None, force=None)
         if name in ("run", "plan", "submit"):
             command.add_argument("--until", metavar="STAGE", help="stop after this stage")

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -56,10 +56,26 @@ def _plain(value: Any) -> Any:
 
 
 def load(model: type[Model], path: str | Path, overrides: Sequence[str] = ()) -> Model:
-    """Read `path`, apply `key=value` overrides (dots reach inside: pretrain.seed=7, values are YAML), validate.
+    """Read `path`, apply overrides, validate. An override is key=value (dots reach inside: pretrain.seed=7; values are
+    YAML), or another YAML file, whose keys take the place of those in `path`.
 
-    Raises UserError: the file is missing or no YAML, an override has no `=`, a key is unknown, a value impossible.
+    Raises UserError: a file is missing or no YAML, an override is neither, a key is unknown, a value impossible.
     """
+    data, lines = _read(path)
+    origin: dict[tuple[str | int, ...], str] = {}
+    for override in overrides:
+        if "=" not in override and override.endswith((".yaml", ".yml")):
+            more, more_lines = _read(override)
+            origin |= {keys: f"{override}:{more_lines[keys]}" for keys in _merge(data, more)}
+        else:
+            origin[_override(data, override)] = override
+    try:
+        return model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise UserError(_first_error(error, model, data, str(path), lines, origin)) from None
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], Lines]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -69,21 +85,24 @@ def load(model: type[Model], path: str | Path, overrides: Sequence[str] = ()) ->
     data, lines = _parse(text, str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds no keys; a configuration is a YAML mapping such as configs/quickstart.yaml")
-    origin: dict[tuple[str | int, ...], str] = {}
-    for override in overrides:
-        keys = _override(data, override)
-        origin[keys] = override
-    try:
-        return model.model_validate_json(json.dumps(data))
-    except ValidationError as error:
-        raise UserError(_first_error(error, model, data, str(path), lines, origin)) from None
+    return data, lines
+
+
+def _merge(data: dict[str, Any], more: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Set the values of `more` in nested plain data; yields the path of each."""
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(data.get(key), dict):
+            yield from _merge(data[key], value, (*path, key))
+        else:
+            data[key] = value
+            yield (*path, key)
 
 
 def _override(data: Any, override: str) -> tuple[str | int, ...]:
     """Set one `key=value` in nested plain data; returns the key's path."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise UserError(f"{override}: is not an override; write key=value, for example pretrain.seed=7")
+        raise UserError(f"{override}: is not an override; write key=value, for example pretrain.seed=7, or a YAML file")
     value, _ = _parse(text, override)
     path: list[str | int] = []
     node: Any = data

@@ -221,6 +221,21 @@ def test_an_override_makes_the_keys_on_its_way(file: Path) -> None:
     assert load(Toy, file, ["note=a=b"]).note == "a=b"
 
 
+def test_the_keys_of_a_file_take_the_place_of_those_before(file: Path) -> None:
+    Path("more.yaml").write_text("workers: 9\ntuning:\n  kind: grid\nsources: []\n")
+    toy = load(Toy, file, ["workers=3", "more.yaml", "tuning.phases.1.steps=99"])
+    assert (toy.workers, toy.tuning.kind, toy.sources) == (9, "grid", ())
+    assert [phase.steps for phase in toy.tuning.phases] == [10, 99]
+
+
+def test_a_wrong_key_of_such_a_file_is_named_with_its_file_and_line(file: Path) -> None:
+    Path("more.yml").write_text("tuning:\n  kind: gird\n")
+    assert error(None, "more.yml").startswith('more.yml:2: tuning.kind is "gird": ')
+    assert error(None, "none.yaml").startswith("none.yaml: cannot be read (No such file")
+    Path("more.yml").write_text("tuning:\n  kind: grid\n")
+    assert ":1: wrokers: unknown key" in error("wrokers: 1", "more.yml")
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
