@@ -12,7 +12,7 @@ control characters until the end.
 import html.entities
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -38,8 +38,6 @@ _TOKEN = re.compile(
     r"|\n[ \t]*\|\}(?!\}(?!\}))"  # "|}" ends a table, "|}}" a template whose last argument is empty
 )
 _TAG = re.compile(r"</?([A-Za-z][A-Za-z0-9]*)")
-_LINK = re.compile(r"\[\[([^\[\]]*)\]\]")
-_BRACKETS = re.compile(r"\[\[|\]\]")
 _EXTERNAL = re.compile(
     r"\[(?:(?:https?:|ftps?:|ircs?:)?//|mailto:|news:)[^\s\[\]<>]*+"
     r"([^\[\]\n]*+(?:\[\[[^\[\]\n]*+\]\][^\[\]\n]*+)*+)\]"
@@ -49,6 +47,7 @@ _MAGIC = re.compile(r"__(?=[^\W\da-z_])[^\Wa-z]+__")
 _VARIANT = re.compile(r"-\{(?:[^{}|\n]*+\|)?([^{}\n]*+)\}-")
 _ENTITY = re.compile(r"&(?:#(\d{1,7})|#[xX]([0-9a-fA-F]{1,6})|([A-Za-z][A-Za-z0-9]{1,31}));")
 _LETTER = re.compile(r"[^\W_]")
+_ODD_SPACES = "\t\x0b\x0c\r\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 _LOOSE = " ,;:/–"  # goes between a bracket and what was dropped
 
 
@@ -248,35 +247,29 @@ def _links(text: str, hidden: frozenset[str]) -> str:
                 return None
         return label if label.strip() else target
 
-    parts = _LINK.split(_EXTERNAL.sub(external, text))
-    for index in range(1, len(parts), 2):
-        content = parts[index]
+    before, *rest = _EXTERNAL.sub(external, text).split("[[")
+    out = [before.replace("]]", "")]
+    stack: list[int] = []  # where links began that hold others, such as files with captions
+    for part in rest:
+        pieces = part.split("]]")
+        content = pieces[0]
+        if len(pieces) == 1:
+            stack.append(len(out))
+            out.append(content)
+            continue
         if "|" in content or ":" in content:
             found = label(content)
-            parts[index] = _MARK if found is None else found
-    text = "".join(parts)
-    return _nested(text, label) if "[[" in text else text.replace("]]", "")
-
-
-def _nested(text: str, label: Callable[[str], str | None]) -> str:
-    """Links that hold brackets, such as files whose captions hold links, with a stack of where each began."""
-    out: list[str] = []
-    stack: list[int] = []
-    position = 0
-    for match in _BRACKETS.finditer(text):
-        out.append(text[position : match.start()])
-        position = match.end()
-        if match[0] == "[[":
-            stack.append(len(out))
-        elif stack:
-            index = stack.pop()
-            found = label(out[index])
-            if found is None:
-                del out[index:]
-                out.append(_MARK)
-            else:
-                out[index] = found
-    out.append(text[position:])
+            content = _MARK if found is None else found
+        out.append(content)
+        for piece in pieces[1:-1]:
+            out.append(piece)
+            if stack:
+                index = stack.pop()
+                found = label(out[index])
+                if found is None:
+                    del out[index + 1 :]
+                out[index] = _MARK if found is None else found
+        out.append(pieces[-1])
     return "".join(out)
 
 
@@ -343,22 +336,20 @@ def _clean(blocks: list[str]) -> list[str]:
     text = "\n".join(blocks)
     if "''" in text:
         text = _QUOTES.sub("", text)
-    if "__" in text:
+    if "_" in text:
         text = _MAGIC.sub(_MARK, text)
-    if "-{" in text:
+    if "{" in text:
         text = _VARIANT.sub(_variant, text)
     if "&" in text:
         text = _ENTITY.sub(_entity, text)
-    blocks = [block if _is_tidy(block) else " ".join(block.split()) for block in text.split("\n")]
+    for space in _ODD_SPACES:
+        if space in text:
+            text = text.replace(space, " ")
+    blocks = [" ".join(block.split()) if "  " in block else block.strip() for block in text.split("\n")]
     blocks = [_mend(block) if _MARK in block else block for block in blocks]
     if any(char in text for char in _CARRIERS):
         blocks = [block.translate(_UNPROTECT) for block in blocks]
     return [block for block in blocks if _LETTER.search(block)]
-
-
-def _is_tidy(block: str) -> bool:
-    """Whether white space is known at a glance to be single blanks between words."""
-    return block.isascii() and "  " not in block and "\t" not in block and "\r" not in block and block == block.strip()
 
 
 def _mend(block: str) -> str:
