@@ -1,198 +1,347 @@
 """documents -> documents without duplicates (Beam).
 
-What the documents say stays on disk. Each shard sends a narrow table (id, content, revision, where) through Beam, cut
-into buckets; a bucket decides alone which of its documents stay: first the newest revision of each doc_id, then one
-document of each content. Last, every shard is written again with what stays of it.
+Only numbers travel through Beam. What decides lies in files of its own under scratch/, whose rows are cut into buckets:
+a step reads its bucket of every file of the step before.
+
+    describe  a shard   -> a row of 64 bytes and a MinHash signature for each document
+    newest    a bucket  -> of each doc_id the newest revision
+    distinct  a bucket  -> of each content one document
+    judge     a shard   -> which of its documents are gone so far; the bands of the others
+    compare   a bucket  -> of those that share a band, which are near duplicates
+    join      once      -> of each chain of near duplicates one document
+    write     a shard   -> its documents that stay
+
+Every rule orders by what the documents hold, never by where they lie: first the newest revision of a doc_id (then the
+longest); of equal contents, and of near duplicates, the longest (then the newest revision); a draw by the digest of
+doc_id where that is equal.
+
+Memory: a bucket holds 32 MB of rows, or 8 MB of bands with at most 64 MB of signatures; a shard its own text. `join`
+alone grows with the input: by 100 bytes for each document that has a near duplicate, and nothing for the others.
 """
 
-import zlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, NamedTuple
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator
 
-from pipeline.artifacts import Artifact, Manifest, Output
+from pipeline import minhash
+from pipeline.artifacts import Artifact, Manifest, Output, repeated
 from pipeline.beam import carried, pipeline
-from pipeline.config import Compute, Config
-from pipeline.schema import parquet_bytes, read_table
+from pipeline.config import Compute, Config, UserError
+from pipeline.duplicates import GONE, PAIR, REASONS, ROW, TIES, by_content, by_group, by_id, described, forest, tied
+from pipeline.ragged import offsets_of
+from pipeline.schema import DOCUMENT
 from pipeline.storage import Location
 
-VERSION = 1
+VERSION = 2
 
-_BUCKETS = 64  # what one worker holds at once is this part of the narrow table
+_ROWS = 1 << 19  # in a bucket: documents, or bands
+_AT_ONCE = 1 << 16  # documents whose bands are written at once
 _SAMPLES = 5
-
-#: What travels: one row a document. `row` counts from 0 in the shard.
-_NARROW = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("content", pa.binary(16)),
-        ("revision", pa.int64()),
-        ("shard", pa.int32()),
-        ("row", pa.int32()),
-    ]
-)
-
-
-class Rows(NamedTuple):
-    """Rows of a shard: those that are the newest of their doc_id, and those of them that stay."""
-
-    newest: list[int]
-    staying: list[int]
+_READ = 4 << 20  # bytes of documents read at once
+_GROUP, _GROUP_BYTES = 1024, 8 << 20  # documents in a row group at most, and bytes but for the last one's
+_COLUMNS = ["doc_id", "content_hash", "revision", "num_chars", *TIES]
+_BAND = np.dtype([("key", "<u8"), ("place", "<i8")])
 
 
 class DedupConfig(Config):
+    """`near_threshold`: documents that resemble one another as much are near duplicates; 0 keeps them all."""
+
+    near_threshold: float = Field(default=0.8, ge=0, le=1)
     beam: Annotated[list[str], Compute] = Field(default=["--runner=FnApiRunner"])
 
-
-def narrow(shard: int, location: Location) -> pa.Table:
-    """What decides about a shard's documents."""
-    table = read_table(location, ["doc_id", "content_hash", "revision"])
-    content = [bytes.fromhex(digest[:32]) for digest in table["content_hash"].to_pylist()]
-    return pa.table(
-        {
-            "doc_id": table["doc_id"],
-            "content": pa.array(content, pa.binary(16)),
-            "revision": table["revision"],
-            "shard": pa.repeat(pa.scalar(shard, pa.int32()), len(table)),
-            "row": pa.array(range(len(table)), pa.int32()),
-        },
-        schema=_NARROW,
-    )
+    @field_validator("near_threshold")
+    @classmethod
+    def _within_reach(cls, threshold: float) -> float:
+        if 0 < threshold < 0.7:
+            raise ValueError("the bands find too few pairs below 0.7; give 0.7 to 1, or 0 to keep near duplicates")
+        return threshold
 
 
-def buckets(table: pa.Table, key: str) -> Iterator[tuple[int, bytes]]:
-    """Cut a narrow table by a column's value: equal values meet in one bucket, wherever they come from."""
-    if key == "content":
-        numbers = [content[0] % _BUCKETS for content in table["content"].to_pylist()]
-    else:
-        numbers = [_bucket(doc_id) for doc_id in table["doc_id"].to_pylist()]
-    column = np.array(numbers)
-    for number in sorted(set(numbers)):
-        yield number, _packed(table.filter(pa.array(column == number)))
+def write_cut(file: Location, rows: npt.NDArray[Any], bucket: npt.NDArray[Any], buckets: int) -> None:
+    """Write rows so that those of a bucket can be read alone: offsets, and the rows in the order of their buckets."""
+    order = np.argsort(bucket, kind="stable")
+    offsets = offsets_of(np.bincount(bucket.astype(np.int64), minlength=buckets))
+    file.write_bytes(offsets.tobytes() + rows[order].tobytes())
 
 
-def _bucket(doc_id: str) -> int:
-    return zlib.crc32(doc_id.encode()) % _BUCKETS
+def read_cut(file: Location, dtype: np.dtype[Any], buckets: int, bucket: int | None = None) -> npt.NDArray[Any]:
+    """The rows of a bucket, or all."""
+    with file.open() as opened:
+        chosen = slice(0, buckets) if bucket is None else slice(bucket, bucket + 1)
+        opened.seek(8 * chosen.start)
+        offsets = np.frombuffer(opened.read(8 * (chosen.stop - chosen.start + 1)), np.int64)
+        opened.seek(8 * (buckets + 1) + int(offsets[0]) * dtype.itemsize)
+        return np.frombuffer(opened.read(int(offsets[-1] - offsets[0]) * dtype.itemsize), dtype)
 
 
-def _packed(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+@dataclass(frozen=True)
+class Steps:
+    """The stage's steps. Each is known by a number, writes its files whole and does nothing where they are there."""
 
+    shards: list[Location]
+    out: Output
+    threshold: float
+    buckets: int
+    band_buckets: int
 
-def _unpacked(packed: Iterable[bytes]) -> pa.Table:
-    return pa.concat_tables([pa.ipc.open_stream(data).read_all() for data in packed])
+    @cached_property
+    def scratch(self) -> Location:
+        return self.out.location / "scratch"
 
+    def plan(self) -> dict[str, int]:
+        """The steps in their order, and how many pieces each has."""
+        near = {"compare": self.band_buckets, "join": 1} if self.threshold else {}
+        pieces = {"describe": len(self.shards), "newest": self.buckets, "distinct": self.buckets}
+        return {**pieces, "judge": len(self.shards), **near, "write": len(self.shards)}
 
-def kept(table: pa.Table, key: str) -> pa.Table:
-    """Of the rows with one value of `key` the best, in an order that depends on nothing but the rows.
+    def do(self, piece: tuple[str, int]) -> None:
+        """Do a piece of a step."""
+        step, number = piece
+        with carried(f"{'shard' if step in ('describe', 'judge', 'write') else 'bucket'} {number:05} ({step})"):
+            done = self.scratch / f"{step}/{number:05}.done"
+            if step == "write":
+                self.write(number)
+            elif not done.exists():
+                getattr(self, step)(number)
+                done.write_bytes(b"")
+        pa.default_memory_pool().release_unused()
 
-    The newest revision is best; then the smallest doc_id and content; then the first place.
-    """
-    table = table.sort_by(
-        [
-            (key, "ascending"),
-            ("revision", "descending"),
-            ("doc_id", "ascending"),
-            ("content", "ascending"),
-            ("shard", "ascending"),
-            ("row", "ascending"),
-        ]
-    )
-    values = table[key].to_pylist()
-    first = [number == 0 or values[number - 1] != value for number, value in enumerate(values)]
-    return table.filter(pa.array(first, pa.bool_()))
+    def _files(self, folder: str) -> list[Location]:
+        return (self.scratch / folder).files()
 
+    def _all(self, folder: str, dtype: np.dtype[Any], buckets: int, bucket: int) -> npt.NDArray[Any]:
+        found = [read_cut(file, dtype, buckets, bucket) for file in self._files(folder)]
+        return np.concatenate([np.zeros(0, dtype), *found])
 
-def _read(numbered: tuple[int, Location]) -> Iterator[tuple[int, bytes]]:
-    with carried():
-        yield from buckets(narrow(*numbered), "doc_id")
+    def describe(self, shard: int) -> None:
+        rows, signed = [], [np.zeros((0, minhash.VALUES), np.uint8)]
+        for table in _tables(self.shards[shard], _COLUMNS):
+            rows.append(described(table, (shard << 32) + sum(map(len, rows))))
+            if self.threshold:
+                signed.append(minhash.signatures(table["text"].to_pylist()))
+        if self.threshold:
+            (self.scratch / f"signatures/{shard:05}").write_bytes(np.concatenate(signed).tobytes())
+        every = np.concatenate([np.zeros(0, ROW), *rows])
+        write_cut(self.scratch / f"rows/{shard:05}", every, every["id"] % self.buckets, self.buckets)
 
+    def newest(self, bucket: int) -> None:
+        rows, older = by_id(self._all("rows", ROW, self.buckets, bucket))
+        rows, equal = by_content(rows)  # so that no bucket of contents holds one more often than there are buckets
+        self._write_gone(f"gone/id-{bucket:05}", np.concatenate([older, equal]))
+        write_cut(self.scratch / f"contents/{bucket:05}", rows, rows["content"] % self.buckets, self.buckets)
 
-def _newest(bucket: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
-    yield from buckets(kept(_unpacked(bucket[1]), "doc_id"), "content")
+    def distinct(self, bucket: int) -> None:
+        _, gone = by_content(self._all("contents", ROW, self.buckets, bucket))
+        self._write_gone(f"gone/content-{bucket:05}", gone)
 
+    def _write_gone(self, name: str, gone: npt.NDArray[Any]) -> None:
+        write_cut(self.scratch / name, gone, gone["place"] >> 32, len(self.shards))
 
-def _distinct(bucket: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, Rows]]:
-    newest = _unpacked(bucket[1])
-    found: defaultdict[int, Rows] = defaultdict(lambda: Rows([], []))
-    for shard, row in _places(newest):
-        found[shard].newest.append(row)
-    for shard, row in _places(kept(newest, "content")):
-        found[shard].staying.append(row)
-    yield from found.items()
-
-
-def _places(table: pa.Table) -> Iterator[tuple[int, int]]:
-    return zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True)
-
-
-def write(found: tuple[int, Iterable[Rows]], shards: Mapping[int, Location], out: Output) -> None:
-    """Write what stays of one shard and commit it; a shard of which nothing stays has a record without a file."""
-    with carried(f"shard {found[0]:05}"):
-        number, parts = found
-        name = f"{number:05}"
-        if out.part(name):
+    def judge(self, shard: int) -> None:
+        gone = self._all("gone", GONE, len(self.shards), shard)
+        (self.scratch / f"judged/{shard:05}").write_bytes(gone.tobytes())
+        if not self.threshold:
             return
-        table = read_table(shards[number])
-        lists = list(parts)
-        staying = {row for part in lists for row in part.staying}
-        newest = {row for part in lists for row in part.newest}
-        result = _rows(table, staying)
-        gone = {"same doc_id": set(range(len(table))) - newest, "duplicate": newest - staying}
-        gone = {reason: rows for reason, rows in gone.items() if rows}
-        shown = {reason: _shown(table, rows) for reason, rows in gone.items()}
-        counts = Counter(
-            records=len(table),
-            documents=len(result),
-            words=sum(result["num_words"].to_pylist()),
-            heldout=result["split"].to_pylist().count("heldout"),
-        )
-        files = {f"documents/{name}.parquet": parquet_bytes(result)} if len(result) else {}
-        out.commit(name, files, counts, {reason: len(rows) for reason, rows in gone.items()}, {"samples": shown})
+        signed = self._signatures(shard)
+        stays = np.asarray(signed.any(axis=1))
+        stays[_row(gone["place"])] = False
+        staying = np.flatnonzero(stays)
+        for start in range(0, len(staying), _AT_ONCE):
+            some = staying[start : start + _AT_ONCE]
+            bands = np.zeros((len(some), minhash.BANDS), _BAND)
+            bands["key"] = minhash.bands(signed[some])
+            bands["place"] = ((shard << 32) + some)[:, None]
+            file = self.scratch / f"bands/{shard:05}-{start // _AT_ONCE:05}"
+            write_cut(file, bands.ravel(), bands["key"].ravel() % self.band_buckets, self.band_buckets)
+
+    def _signatures(self, shard: int) -> npt.NDArray[np.uint8]:
+        file = self.scratch / f"signatures/{shard:05}"
+        if file.local_path and file.size():
+            return np.memmap(file.local_path, np.uint8, "r").reshape(-1, minhash.VALUES)
+        return np.frombuffer(file.read_bytes(), np.uint8).reshape(-1, minhash.VALUES)
+
+    def compare(self, bucket: int) -> None:
+        bands = self._all("bands", _BAND, self.band_buckets, bucket)
+        _, number, count = np.unique(bands["key"], return_inverse=True, return_counts=True)
+        bands = bands[count[number] > 1]
+        places, owners = np.unique(bands["place"], return_inverse=True)
+        signed = np.zeros((len(places), minhash.VALUES), np.uint8)
+        for shard, own in _by_shard(places):
+            signed[own] = self._signatures(shard)[_row(places[own])]
+        root = minhash.groups(bands["key"], owners, signed, self.threshold)
+        (self.scratch / f"pairs/{bucket:05}").write_bytes(tied(places, root).tobytes())
+
+    def join(self, number: int) -> None:
+        pairs = np.zeros(0, PAIR)
+        for file in self._files("pairs"):
+            pairs = forest(np.concatenate([pairs, np.frombuffer(file.read_bytes(), PAIR)]))
+        places = np.unique(np.concatenate([pairs["place"], pairs["other"]]))
+        group = places.copy()
+        group[np.searchsorted(places, pairs["place"])] = pairs["other"]
+        parts = 1 + len(places) // _ROWS
+        gone = [np.zeros(0, GONE)]
+        for part in range(parts):
+            some = group % parts == part
+            gone.append(by_group(self._rows(places[some]), group[some]))
+        found = np.concatenate(gone)
+        write_cut(self.scratch / f"near/{number:05}", found, found["place"] >> 32, len(self.shards))
+
+    def _rows(self, places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        rows = np.zeros(len(places), ROW)
+        for shard, own in _by_shard(places):
+            every = read_cut(self.scratch / f"rows/{shard:05}", ROW, self.buckets)
+            rows[own] = every[np.argsort(every["place"])[_row(places[own])]]
+        return rows
+
+    def gone(self, shard: int) -> npt.NDArray[Any]:
+        """What a shard loses, in the order of its rows."""
+        judged = np.frombuffer((self.scratch / f"judged/{shard:05}").read_bytes(), GONE)
+        gone = np.concatenate([judged, self._all("near", GONE, len(self.shards), shard)])
+        return gone[np.argsort(gone["place"])]
+
+    def write(self, shard: int) -> None:
+        """Write what stays of one shard and commit it; a shard of which nothing stays has a record without a file."""
+        name = f"{shard:05}"
+        if self.out.part(name):
+            return
+        gone = self.gone(shard)
+        counts = Counter(records=0)
+        data = _parquet(_staying(self.shards[shard], _row(gone["place"]), counts))
+        files = {f"documents/{name}.parquet": data} if counts["documents"] else {}
+        drops = {reason: int((gone["reason"] == number).sum()) for number, reason in enumerate(REASONS)}
+        shown = [gone[gone["reason"] == number][:_SAMPLES] for number in range(len(REASONS))]
+        facts = {"gone": [row for some in shown for row in some.tolist()]}
+        self.out.commit(name, files, counts, {reason: count for reason, count in drops.items() if count}, facts)
+
+    def samples(self) -> dict[str, list[dict[str, Any]]]:
+        """Of every reason the first documents that went for it, each with the one that stays."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for part in self.out.parts():
+            for place, kept, reason in part.facts.get("gone", []):
+                if len(shown := found.setdefault(REASONS[reason], [])) < _SAMPLES:
+                    shown.append({**self._shown(place), "kept": self._shown(self._final(kept))})
+        return {reason: found[reason] for reason in REASONS if reason in found}
+
+    def _final(self, place: int) -> int:
+        gone = self.gone(place >> 32)
+        while len(next_one := gone[gone["place"] == place]):
+            place = int(next_one["kept"][0])
+            gone = self.gone(place >> 32)
+        return place
+
+    def _shown(self, place: int) -> dict[str, str]:
+        row = int(_row(place))
+        for table in _tables(self.shards[place >> 32], ["doc_id", "title", "source", "text"]):
+            if row < len(table):
+                shown = table.slice(row, 1).to_pylist()[0]
+                return {**shown, "text": shown["text"][:300]}
+            row -= len(table)
+        raise AssertionError(f"no document at {place}")
 
 
-def _rows(table: pa.Table, rows: Iterable[int]) -> pa.Table:
-    return table.take(pa.array(sorted(rows), pa.int64()))
+def _row(place: Any) -> Any:
+    return place & 0xFFFFFFFF
 
 
-def _shown(table: pa.Table, rows: Iterable[int]) -> list[dict[str, str]]:
-    return _rows(table, sorted(rows)[:_SAMPLES]).select(["doc_id", "title", "source"]).to_pylist()
+def _staying(shard: Location, gone: npt.NDArray[np.int64], counts: Counter[str]) -> Iterator[pa.Table]:
+    """A shard's documents without some rows, a few at a time; counts them."""
+    for table in _tables(shard):
+        stays = ~np.isin(np.arange(counts["records"], counts["records"] + len(table)), gone)
+        staying = table.filter(pa.array(stays))
+        heldout = staying["split"].to_pylist().count("heldout")
+        words = int(staying["num_words"].to_numpy().sum())
+        counts.update(records=len(table), documents=len(staying), words=words, heldout=heldout)
+        yield staying
+
+
+def _parquet(tables: Iterator[pa.Table]) -> bytes:
+    """The bytes of a Parquet file in row groups of a thousand documents, or fewer where they are long."""
+    sink, waiting = io.BytesIO(), []
+    with pq.ParquetWriter(sink, DOCUMENT, compression="zstd", write_page_index=True, write_batch_size=16) as writer:
+        for table in tables:
+            waiting.append(table)
+            if sum(map(len, waiting)) >= _GROUP or sum(some.nbytes for some in waiting) >= _GROUP_BYTES:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting.clear()
+        if any(map(len, waiting)):
+            writer.write_table(pa.concat_tables(waiting))
+    return sink.getvalue()
+
+
+def _by_shard(places: npt.NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
+    """Sorted places -> each shard's number and which of them lie there."""
+    shards, starts = np.unique(places >> 32, return_index=True)
+    ends = [*starts.tolist(), len(places)][1:]
+    for shard, start, end in zip(shards.tolist(), starts, ends, strict=True):
+        yield shard, slice(start, end)
+
+
+def _tables(shard: Location, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """A shard's documents, a few at a time. Raises UserError where it is damaged."""
+    try:
+        with shard.open() as file, pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
+            bytes_each = 1 + _size(parquet.metadata) // max(parquet.metadata.num_rows, 1)
+            for batch in parquet.iter_batches(min(max(_READ // bytes_each, 1), _GROUP), columns=columns):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(parquet.schema_arrow.metadata)
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"{shard}: is damaged; run its stage again with --force") from error
+
+
+def _size(metadata: pq.FileMetaData) -> int:
+    return sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+
+
+@contextmanager
+def _watch(steps: Steps) -> Iterator[None]:
+    """While inside, show as progress how many pieces of all steps are done, wherever the workers are."""
+    total = sum(steps.plan().values())
+    records = steps.out.location / "parts"
+
+    def look() -> bool:
+        done = sum(name.endswith(".done") for name in steps.scratch.sizes())
+        steps.out.progress(min(done + len(records.files()), total), total, "pieces")
+        return True
+
+    look()
+    with repeated(look, 2.0 if records.is_s3 else 0.5):
+        yield
+    look()
 
 
 def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
     """`inputs["documents"]` is extract's artifact."""
     documents = inputs["documents"]
-    shards = dict(enumerate(documents.files("documents/")))
-    if any(out.part(f"{number:05}") is None for number in shards):
-        with out.watch(len(shards), "shards"), pipeline(config.beam) as running:
+    shards = documents.files("documents/")
+    count = documents.manifest.counts.get("documents", 0)
+    steps = Steps(shards, out, config.near_threshold, 1 + count // _ROWS, 1 + count * minhash.BANDS // _ROWS)
+    if any(out.part(f"{number:05}") is None for number in range(len(shards))):
+        with _watch(steps), pipeline(config.beam) as running:
             import apache_beam as beam
 
-            staying = (
-                running
-                | "Shards" >> beam.Create(list(shards.items())).with_output_types(Any)
-                | "Spread" >> beam.Reshuffle()
-                | "Read" >> beam.FlatMap(_read)
-                | "ById" >> beam.GroupByKey()
-                | "Newest" >> beam.FlatMap(_newest)
-                | "ByContent" >> beam.GroupByKey()
-                | "Distinct" >> beam.FlatMap(_distinct)
-            )
-            everywhere = running | "Every" >> beam.Create([(number, Rows([], [])) for number in shards])
-            _ = (
-                (staying, everywhere)
-                | "Together" >> beam.Flatten()
-                | "ByShard" >> beam.GroupByKey()
-                | "Write" >> beam.Map(write, shards, out)
-            )
-    samples: dict[str, list[dict[str, str]]] = {}
-    for part in out.parts():
-        for reason, shown in part.facts["samples"].items():
-            samples[reason] = [*samples.get(reason, []), *shown][:_SAMPLES]
+            done: Any = running | "Start" >> beam.Create([0])
+            for step, pieces in steps.plan().items():
+                work = [(step, number) for number in range(pieces)]
+                done = (
+                    done
+                    | f"After all, {step}" >> beam.GroupBy(lambda _: 0)
+                    | f"Pieces to {step}" >> beam.FlatMap(lambda _, pieces: pieces, work)
+                    | f"Spread to {step}" >> beam.Reshuffle()
+                    | step.capitalize() >> beam.Map(steps.do)
+                )
+    if out.part("samples") is None:
+        out.commit("samples", {}, facts={"samples": steps.samples()})
+    samples = next(part.facts["samples"] for part in out.parts() if part.name == "samples")
+    steps.scratch.delete()
     return out.finish(config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts={"samples": samples})
