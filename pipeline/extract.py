@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from pipeline import books, documents, dump, lines, wikitext
+from pipeline import books, documents, dump, filters, lines, multistream, spool, wikitext
 from pipeline.artifacts import Manifest, Output, Part, SourceFile
 from pipeline.beam import carried, pipeline
 from pipeline.config import Compute, Config, UserError
@@ -24,6 +24,7 @@ VERSION = 2
 
 _RANGE = 16 << 20  # bytes of plain XML in a unit
 _RANGE_BZ2 = 4 << 20  # compressed bytes in a unit of a multistream dump
+_LONG = 6 << 20  # compressed bytes that one reader cuts into pieces; ranges of a multistream dump have less
 _FILES = 16 << 20  # bytes of books or documents in a unit
 _BOOK = 32 << 20  # bytes: ten times the longest novels
 _SHARD = 32 << 20  # characters of text in a shard
@@ -40,6 +41,7 @@ class _Source(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     files: Annotated[list[str], Compute] = Field(min_length=1)  # what is in them counts, not where they lie
     language: str = ""
+    only_languages: list[str] = Field(default=[])  # what is certainly in another one is dropped
 
 
 class WikipediaSource(_Source):
@@ -48,6 +50,7 @@ class WikipediaSource(_Source):
     kind: Literal["wikipedia"]
     licence: str = "CC BY-SA 4.0"
     templates: dict[str, str] = Field(default={})  # more templates that carry prose: name -> pattern: nobr: "{1}"
+    disambiguation: list[str] = Field(default=[])  # more templates whose pages only tell names apart
     keep_headings: bool = False
     keep_lists: bool = False
 
@@ -108,15 +111,18 @@ class ExtractConfig(Config):
     sources: list[Source] = Field(min_length=1)
     heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
     min_words: int = Field(default=10, ge=0)  # shorter documents are dropped
+    min_letters: float = Field(default=0.6, ge=0, le=1)  # of all but white space; below it are tables and numbers
     beam: Annotated[list[str], Compute] = Field(default=["--runner=FnApiRunner"])  # any options of Beam's
 
 
 class Piece(NamedTuple):
-    """A file, or a range of it."""
+    """A file, or a range of it; a `long` one has but one reader and is spooled, and then `stored` in pieces."""
 
     file: SourceFile
     span: dump.Range
     site: dump.Site
+    long: bool = False
+    stored: spool.Stored | None = None
 
 
 class Unit(NamedTuple):
@@ -155,7 +161,8 @@ def units(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]]) -> 
         by_key = {_key(source, file): file for file in sorted(inputs[source.name], key=lambda file: file.uri)}
         files = [by_key[key] for key in sorted(by_key)]
         if isinstance(source, WikipediaSource):
-            found += [(source, [piece]) for file in files for piece in _ranges(file)]
+            dumps = multistream.dumps([file.location for file in files])
+            found += [(source, [piece]) for file in files if file.location in dumps for piece in _ranges(file)]
         else:
             found += [(source, group) for group in _groups(source, files)]
     return [Unit(f"{number:05}", source, pieces) for number, (source, pieces) in enumerate(found)]
@@ -168,7 +175,29 @@ def _key(source: Source, file: SourceFile) -> str:
 
 def _ranges(file: SourceFile) -> list[Piece]:
     site = dump.read_site(file.location)
-    return [Piece(file, span, site) for span in dump.ranges(file.location, _RANGE, _RANGE_BZ2)]
+    packed = dump.compression(file.location) != "xml"
+    spans = dump.ranges(file.location, _RANGE, _RANGE_BZ2)
+    return [Piece(file, span, site, packed and span.end - span.start > _LONG) for span in spans]
+
+
+def _spooled(work: Sequence[Unit], config: ExtractConfig, out: Output) -> list[Unit]:
+    """The units with the pieces of every long stream in its place, cut now where they are not there."""
+    streams = {
+        unit.name: spool.Stream(unit.name, piece.file.location, piece.span, piece.site.dbname)
+        for unit in work
+        for piece in unit.pieces
+        if piece.long
+    }
+    spool.spool_all(list(streams.values()), config.beam, out, _RANGE)
+    found: list[Unit] = []
+    for unit in work:
+        if stream := streams.get(unit.name):
+            (piece,) = unit.pieces
+            stored = spool.stored(stream, out)
+            found += [Unit(one.name, unit.source, [piece._replace(span=one.span, stored=one)]) for one in stored]
+        else:
+            found.append(unit)
+    return found
 
 
 def _groups(source: Source, files: Sequence[SourceFile]) -> Iterator[list[Piece]]:
@@ -199,10 +228,20 @@ def records(unit: Unit, config: ExtractConfig, notes: Notes) -> Iterator[Documen
         else:
             found = _rows(unit.source, piece, config)
         for record in found:
-            if isinstance(record, Document) and record.num_words < config.min_words:
-                yield Dropped("too short", record.title or record.doc_id, record.text)
+            if isinstance(record, Document) and (reason := _unwanted(record, unit.source, config)):
+                yield Dropped(reason, record.title or record.doc_id, record.text)
             else:
                 yield record
+
+
+def _unwanted(record: Document, source: Source, config: ExtractConfig) -> str:
+    """Why a document is dropped, empty where it stays."""
+    if record.num_words < config.min_words:
+        return "too short"
+    if filters.letters(record.text) < config.min_letters:
+        return "not enough letters"
+    found = filters.language(record.text) if source.only_languages else ""
+    return "wrong language" if found and found not in source.only_languages else ""
 
 
 def _articles(
@@ -217,13 +256,23 @@ def _articles(
         keep_headings=source.keep_headings,
         keep_lists=source.keep_lists,
     )
+    disambiguation = frozenset(name.lower().replace("_", " ") for name in source.disambiguation)
     truncation = dump.Truncation()
-    for page in dump.pages(piece.file.location, piece.span, site, truncation):
+    if piece.stored:
+        pages = dump.parsed(piece.file.location, spool.stored_bytes(piece.stored, truncation), site)
+    else:
+        pages = dump.pages(piece.file.location, piece.span, site, truncation)
+    for page in pages:
         if reason := _no_article(page):
             yield Dropped(reason, page.title if page else "")
             continue
         assert page
-        text = wikitext.paragraphs(page.text, rules, notes.templates)
+        dropped: Counter[str] = Counter()
+        text = wikitext.paragraphs(page.text, rules, dropped)
+        notes.templates.update(dropped)
+        if filters.is_disambiguation(page.title, page.text, dropped, disambiguation):
+            yield Dropped("disambiguation", page.title, page.text)
+            continue
         if not text:
             yield Dropped("no prose", page.title, page.text)
             continue
@@ -365,7 +414,10 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
     for _, file in given:
         if not file.bytes:
             raise UserError(f"{file.uri}: is empty; fetch it again or leave it out")
-    work = units(config, inputs)
+    for source in config.sources:
+        if source.only_languages:
+            filters.check_languages(source.only_languages)
+    work = _spooled(units(config, inputs), config, out)
     missing = [unit for unit in work if not out.part(unit.name)]
     if missing:
         with out.watch(len(work), "ranges"), pipeline(config.beam) as running:
@@ -377,6 +429,7 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
                 | "Spread" >> beam.Reshuffle()
                 | "Extract" >> beam.Map(extract, config, out)
             )
+    spool.clear(out)
     parts = out.parts()
     if not sum(part.counts.get("documents", 0) for part in parts):
         raise UserError(

@@ -118,7 +118,7 @@ class Location:
     def write_bytes(self, data: bytes | memoryview | pa.Buffer) -> None:
         """Write the whole file or nothing: it has a name of its own until complete (S3 shows complete puts only)."""
         if self.is_s3:
-            with self.fs.open_output_stream(self.path) as stream:
+            with self.fs.open_output_stream(self.path, compression=None) as stream:
                 stream.write(data)
             return
         path = Path(self.path)

@@ -208,7 +208,7 @@ def test_the_site_is_read_from_the_header():
     ("content", "said"),
     [
         (b"", "holds nothing"),
-        (b"<!DOCTYPE html><html><body>Not found</body></html>", "document type"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "HTML"),
         (b"<html><body>Not found</body></html>", "begins with '<html>"),
         (b"just text", "begins with 'just text'"),
         (b"7z\xbc\xaf\x27\x1c\x00\x03\x97k", "7z"),

@@ -268,3 +268,42 @@ def test_two_processes_write_the_same_bytes_as_one(tmp_path: Path, monkeypatch: 
     options = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     shared = run(settings.model_copy(update={"beam": options}), inputs, output(tmp_path / "2"))
     assert digests(alone) == digests(shared) and alone.counts == shared.counts
+
+
+def test_what_is_unwanted_is_dropped_with_its_reason(tmp_path: Path):
+    lines = [
+        {"key": "numbers", "body": "1990 12.5 (3) 7 | 1991 13.0 (4) 8 | 1992 14.1"},
+        {
+            "key": "french",
+            "body": "La poire est un fruit qui pousse sur des arbres et que l'on mange fraîche ou cuite.",
+        },
+        {"key": "prose", "body": PROSE},
+        {"key": "short", "body": "Too short."},
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = {**DOCUMENTS, "only_languages": ["en", "de"]}
+    manifest = run(config(own=source), {"own": files(tmp_path / "own.jsonl")}, output(tmp_path / "out"))
+    assert [row["doc_id"] for row in rows(tmp_path / "out", manifest)] == ["own:prose"]
+    assert manifest.drops == {"not enough letters": 1, "too short": 1, "wrong language": 1}
+    assert manifest.facts["samples"]["wrong language"][0]["text"].startswith("La poire")
+
+
+def test_pages_that_tell_names_apart_are_dropped(tmp_path: Path):
+    page = "<page><title>{}</title><ns>0</ns><id>{}</id><revision><id>1</id><text>{}</text></revision></page>\n"
+    pages = [page.format("A", 1, PROSE + " {{Own mark}}"), page.format("B", 2, PROSE + "{{disambig}}")]
+    (tmp_path / "a.xml").write_text(f"<mediawiki>\n{''.join(pages)}{page.format('C', 3, PROSE)}</mediawiki>")
+    for more, left in (([], ["A", "C"]), (["Own_mark"], ["C"])):
+        out = tmp_path / f"out-{len(more)}"
+        manifest = run(config(w={**WIKI, "disambiguation": more}), {"w": files(tmp_path / "a.xml")}, output(out))
+        assert [row["title"] for row in rows(out, manifest)] == left
+        assert manifest.drops == {"disambiguation": 3 - len(left)}
+
+
+def test_a_language_that_cannot_be_told_is_refused_before_any_work(tmp_path: Path):
+    (tmp_path / "tale.txt").write_text(BOOK)
+    with pytest.raises(UserError, match="only_languages: klingon: cannot be told"):
+        run(
+            config(b={**BOOKS, "only_languages": ["klingon"]}),
+            {"b": files(tmp_path / "tale.txt")},
+            output(tmp_path / "o"),
+        )

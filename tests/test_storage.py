@@ -156,3 +156,10 @@ def test_a_location_is_a_value() -> None:
 def test_other_stores_are_refused(uri: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         Location(uri)
+
+
+@pytest.mark.parametrize("name", ["x.gz", "x.zst", "x.bz2"])
+def test_no_suffix_changes_what_is_written(folder: str, name: str):
+    location = Location(folder) / name
+    location.write_bytes(b"as given")
+    assert location.read_bytes() == b"as given" and location.size() == 8

@@ -1,0 +1,165 @@
+"""A compressed stream that only one reader can read -> pieces of whole pages, which many can (Beam).
+
+Pieces lie in scratch under the unfinished artifact, zstd-compressed, each in a file whose name says how far in the
+stream it reaches. A record of all of them is written last: without it the stream is not spooled yet.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.artifacts import Output, repeated
+from pipeline.beam import carried, pipeline
+from pipeline.cutting import page_bytes
+from pipeline.storage import Location
+from pipeline.streams import Range, Truncation
+
+_SCRATCH = "spool"
+_NO_PAGE = b"<page></page>"  # in the place of one that is no whole page, so that it is counted
+
+
+class Stream(NamedTuple):
+    """A file, or a range of it, that has one reader; `dbname` is its wiki's."""
+
+    name: str
+    location: Location
+    span: Range
+    dbname: str
+
+    def __str__(self) -> str:
+        return f"stream {self.name} (bytes {self.span.start}-{self.span.end} of {self.location})"
+
+
+class Stored(NamedTuple):
+    """A piece: the name of its part, its file, the bytes of the stream it was read from, why the stream ends there."""
+
+    name: str
+    location: Location
+    span: Range
+    truncated: str
+
+
+def spool_all(streams: Sequence[Stream], options: Sequence[str], out: Output, size: int) -> None:
+    """Cut every stream that is not cut yet into pieces of about `size` bytes, several streams at a time."""
+    missing = [stream for stream in streams if not stored(stream, out)]
+    if not missing:
+        return
+    total = sum(stream.span.end - stream.span.start for stream in missing)
+
+    def look() -> bool:
+        done = sum(max(0, _reach(_folder(stream, out)) - stream.span.start) for stream in missing)
+        out.progress(done / 1e6, total / 1e6, "MB", "cutting compressed files into pieces")
+        return True
+
+    look()
+    with repeated(look, 2.0), pipeline(options) as running:
+        import apache_beam as beam
+
+        _ = (
+            running
+            | "Streams" >> beam.Create(missing).with_output_types(Any)
+            | "SpreadStreams" >> beam.Reshuffle()
+            | "Spool" >> beam.Map(spool, out, size)
+        )
+
+
+def spool(stream: Stream, out: Output, size: int) -> None:
+    """Write the pieces of a stream, then their record. Pieces that lie there or are done with are not written again.
+
+    Raises CarriedError for what a user can mend.
+    """
+    with carried(str(stream)):
+        folder, truncation = _folder(stream, out), Truncation()
+        there = folder.sizes()
+        ends: list[int] = []
+
+        def close(piece: _Piece) -> None:
+            file = _file(folder, len(ends), truncation.read)
+            if file.name not in there and not out.part(_part(stream, len(ends))):
+                file.write_bytes(piece.data())
+            ends.append(truncation.read)
+
+        piece = _Piece()
+        for page in page_bytes(stream.location, stream.span, stream.dbname, truncation):
+            piece.add(page or _NO_PAGE)
+            if piece.size >= size:
+                close(piece)
+                piece = _Piece()
+        if piece.size or not ends:
+            close(piece)
+        _record(folder).write_text(json.dumps({"ends": ends, "truncated": truncation.reason}))
+
+
+def stored(stream: Stream, out: Output) -> list[Stored]:
+    """The pieces of a stream; none where it is not cut yet, or a piece is gone that is not done with."""
+    folder = _folder(stream, out)
+    if not _record(folder).exists():
+        return []
+    record = json.loads(_record(folder).read_bytes())
+    pieces = [
+        Stored(_part(stream, number), _file(folder, number, end), Range(start, end), "")
+        for number, (start, end) in enumerate(
+            zip([stream.span.start, *record["ends"][:-1]], record["ends"], strict=True)
+        )
+    ]
+    there = folder.sizes()
+    if not all(piece.location.name in there or out.part(piece.name) for piece in pieces):
+        return []
+    return [*pieces[:-1], pieces[-1]._replace(truncated=record["truncated"])]
+
+
+def stored_bytes(piece: Stored, truncation: Truncation) -> Iterator[bytes]:
+    """The pages of a piece, as `page_bytes` gave them."""
+    with piece.location.open() as file, pa.input_stream(file, compression="zstd") as stream:
+        data = stream.read()
+    start = 0
+    while stop := data.find(b"</page>", start) + 1:
+        yield data[start : stop + 6]
+        start = stop + 6
+    assert start == len(data), f"{piece.location} does not end with a page"
+    truncation.reason = piece.truncated
+
+
+def clear(out: Output) -> None:
+    """Remove all pieces and records."""
+    (out.location / _SCRATCH).delete()
+
+
+def _folder(stream: Stream, out: Output) -> Location:
+    return out.location / _SCRATCH / stream.name
+
+
+def _record(folder: Location) -> Location:
+    return Location(f"{folder}.json")
+
+
+def _file(folder: Location, number: int, end: int) -> Location:
+    return folder / f"{number:05}-{end}.pages"  # pyarrow compresses on S3 what ends in .zst
+
+
+def _part(stream: Stream, number: int) -> str:
+    return f"{stream.name}.{number:05}"
+
+
+def _reach(folder: Location) -> int:
+    """How far in its stream the pieces reach that lie in a folder."""
+    return max((int(file.name.partition("-")[2].removesuffix(".pages")) for file in folder.files()), default=0)
+
+
+class _Piece:
+    """Pages on their way into a file."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._sink = pa.BufferOutputStream()
+        self._stream = pa.CompressedOutputStream(self._sink, "zstd")
+
+    def add(self, page: bytes) -> None:
+        self._stream.write(page)
+        self.size += len(page)
+
+    def data(self) -> pa.Buffer:
+        self._stream.close()
+        return self._sink.getvalue()
