@@ -248,9 +248,10 @@ def test_a_run_goes_on_from_finished_pieces_of_every_step_and_leaves_no_scratch(
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_bytes_as_one(tmp_path: Path):
+@pytest.mark.parametrize("workers", [2, 4])
+def test_many_processes_write_the_same_bytes_as_one(tmp_path: Path, workers: int):
     shards = [[doc(f"{s}-{n}", prose(n * s % 50, 30 + s), n) for n in range(100)] for s in range(5)]
-    options = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-    alone, _ = dedup(tmp_path, *shards, name="one")
-    shared, _ = dedup(tmp_path, *shards, name="two", beam=options)
+    options = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+    alone, _ = dedup(tmp_path, *shards, name="alone")
+    shared, _ = dedup(tmp_path, *shards, name="shared", beam=options)
     assert {n: f.sha256 for n, f in alone.files.items()} == {n: f.sha256 for n, f in shared.files.items()}

@@ -262,12 +262,14 @@ def test_impossible_sources_are_refused(wrong: dict):
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_bytes_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("workers", [2, 4])
+def test_many_processes_write_the_same_bytes_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int):
+    monkeypatch.setattr(extract, "_RANGE", 8000)
     settings, inputs = config(w=WIKI), {"w": files(*(DATA / name for name in DUMPS))}
-    alone = run(settings, inputs, output(tmp_path / "1"))
-    options = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-    shared = run(settings.model_copy(update={"beam": options}), inputs, output(tmp_path / "2"))
-    assert digests(alone) == digests(shared) and alone.counts == shared.counts
+    alone = run(settings, inputs, output(tmp_path / "alone"))
+    options = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+    shared = run(settings.model_copy(update={"beam": options}), inputs, output(tmp_path / "shared"))
+    assert digests(alone) == digests(shared) and alone.counts == shared.counts and len(alone.files) >= 8
 
 
 def test_what_is_unwanted_is_dropped_with_its_reason(tmp_path: Path):
