@@ -143,7 +143,11 @@ def test_a_run_that_is_stopped_ends_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr("infra.run.Run.plan", lambda *_: os.kill(os.getpid(), number))
-    assert main(["plan", CONFIG]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert main(["plan", CONFIG]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "\ncloze: stopped; the same command goes on from what is finished\n"
 
 

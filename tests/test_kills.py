@@ -36,11 +36,11 @@ except LostWorkerError as error:
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty times the articles of a small one: about 90 ranges."""
+    """Six hundred times the articles of a small one: enough ranges for seconds of work."""
     header, start, rest = (DATA / "nlwiki.xml").read_text().partition("<page>")
     pages = (start + rest).removesuffix("\n").removesuffix("</mediawiki>")
     file = tmp_path_factory.mktemp("dump") / "dump.xml"
-    file.write_text(f"{header}{pages * 40}</mediawiki>\n")
+    file.write_text(f"{header}{pages * 600}</mediawiki>\n")
     return file
 
 
