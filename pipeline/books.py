@@ -78,6 +78,7 @@ _NAMED = re.compile(
 _LINE_END = re.compile(r"[.!?:;,…—-][\"'”’»)\]_*]*$")
 _EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
 _PARTS = re.compile(r"(?:BOOK|PART|VOLUME|VOL)\b", re.IGNORECASE)
+_LONGEST_NOTE = 10  # blocks
 _MIN_WORDS = {"numeral": 150, "title": 60}  # with fewer below them, numerals count stanzas and capitals name speakers
 
 
@@ -168,29 +169,39 @@ def _blocks(body: str) -> list[_Block]:
 def _without_notes(blocks: list[_Block]) -> list[_Block]:
     """Drop credits, transcriber's notes, illustrations' placeholders, footnotes and rules."""
     kept: list[_Block] = []
-    note = 0  # 1: the block after a heading of notes belongs to them; 2: so does what follows closely
+    note = 0  # 1: the block after a heading of notes belongs to them; more: so does what follows closely
     bracket = ""
-    for block in blocks:
+    for number, block in enumerate(blocks):
         text = block.text
         if bracket:
             bracket = "" if text.endswith("]") else bracket
             continue
-        if note and (note == 1 or block.gap < 2):
-            note = 2
+        if 0 < note < _LONGEST_NOTE and (note == 1 or block.gap < 2) and not _NUMBERED.match(text):
+            note += 1
             continue
         note = 0
         if _TRANSCRIBER.match(text):
             if text.startswith("["):
-                bracket = "" if "]" in text else "["
+                bracket = "" if "]" in text or not _closes(blocks, number) else "["
             else:
                 note = 1 if len(text) < 40 else 2
         elif _FIGURE.match(text):
-            bracket = "" if text.count("]") >= text.count("[") or len(text) > 2000 else "["
+            bracket = "" if text.count("]") >= text.count("[") or not _closes(blocks, number) else "["
             if text.rfind("]") < len(text) - 2 and "]" in text:
                 kept.append(_Block([_FIGURE_END.sub("", text)], block.gap))
         elif not (_CREDITS.match(text) or _RULE.match(text) or _FINISH.match(text)):
             kept.append(block)
     return kept
+
+
+def _closes(blocks: list[_Block], start: int) -> bool:
+    """Whether the bracket that a block opens is closed soon, before another opens."""
+    for block in blocks[start + 1 : start + 20]:
+        if block.text.startswith("["):
+            return False
+        if block.text.endswith("]"):
+            return True
+    return False
 
 
 def _title_page(blocks: list[_Block]) -> tuple[str, str]:

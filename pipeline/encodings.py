@@ -40,8 +40,12 @@ _ENOUGH = 5  # letters beyond ASCII
 def _known(name: str) -> str:
     try:
         "a".encode(name or "utf-8")  # refuses what encodes no text, as "hex"
-    except LookupError:
-        raise ValueError(f"{name!r} is no encoding; write one such as utf-8, cp1252, utf-16 or shift_jis") from None
+    except (LookupError, UnicodeError):
+        usable = False
+    else:
+        usable = codecs.lookup(name or "utf-8").name not in ("punycode", "idna")  # of host names
+    if not usable:
+        raise ValueError(f"{name!r} is no encoding; write one such as utf-8, cp1252, utf-16 or shift_jis")
     return name
 
 
@@ -112,8 +116,8 @@ def _declared(head: bytes) -> str:
             said = name.format(*match.groups())
             break
     try:
-        return codecs.lookup(said).name
-    except LookupError:
+        return codecs.lookup(_known(said)).name
+    except (LookupError, ValueError):
         return ""
 
 

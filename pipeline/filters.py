@@ -39,8 +39,8 @@ DISAMBIGUATION_TEMPLATES = _names("""
     homonymie~de~toponyme homonymie~d'établissements~scolaires homonymie~de~monument homonymie~de~bateaux
     arrondissements~homonymes cantons~homonymes batailles~homonymes saints~homonymes villes~homonymes titres~homonymes
     édifices~religieux~homonymes îles~homonymes paronymie
-    desambiguación desambig desamb des disambigua desambiguação desambiguació pàgina~de~desambiguació homónimos
-    homonimia argipen discretiva dezambiguizare dez
+    desambiguación desambig desamb disambigua desambiguação desambiguació pàgina~de~desambiguació homónimos
+    homonimia argipen discretiva dezambiguizare
     dp doorverwijspagina dubbelsinnig neibetsjuttings gren grensida förgrening förgreningssida namngrensida
     trebokstavsförgrening flertydig flertydigside peker pekerside fleirtyding aðgreining täsmennyssivu
     täpsustuslehekülg

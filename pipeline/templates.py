@@ -8,22 +8,25 @@ from collections.abc import Mapping
 
 _PIECE = re.compile(r"\[\[[^\[\]]*\]\]|\|")
 _NAMED = re.compile(r"\s*+([\w \-]{1,30}?)\s*+=(?!=)\s*")
+_ROMAN = re.compile(r"[IVXL]+$")
 _FIELD = re.compile(r"\{([^{}]+)\}")
-_NUMBER = re.compile(r"(?=.{1,40}$)(?:[-−+]?[\d.,/ ⁄½¼¾⅓⅔]*\d[\d.,/e]*|[½¼¾⅓⅔])$")
+_NUMBER = re.compile(r"(?=.{1,40}$)(?:[-−+]?[\d.,/+ ⁄½¼¾⅓⅔]*\d[\d.,/e]*|[½¼¾⅓⅔])$")
 
-# A pattern -> the templates it stands for. {1} is the first argument, {-1} the last, {a|1} the first of them that
-#: says something, {*} all of them joined; "convert" is a quantity with its unit.
+#: A pattern -> the templates it stands for. {1} is the first argument, {-1} the last, {a|1} the first of them that
+#: says something, {*} all of them joined; a word alone is a
+#: function of this file.
 _PROSE = {
     "{1}": """
-        nowrap nobr nobold nobreak small smaller resize big larger midsize unicode angbr em strong bold italic italics
-        bold italic ital bolditalic underline strikethrough mono code tt kbd var samp smallcaps sc aut smcp script
+        nowrap nobr nobold nobreak small smaller big larger midsize unicode angbr em strong bold italic italics
+        ital bolditalic underline strikethrough mono code tt kbd var samp smallcaps sc aut smcp script
         hebrew he-nikud arabic~script cuneiform keypress key~press abbr abbrv abbreviation tooltip hover vanchor
         visible~anchor
         sic typo not~a~typo as~written proper~name text nts formatnum: formatnum fmtn num number gaps sub sup chem2
         flag flagcountry flagu nihongo2 tlit~text lj linktext lc: uc: ucfirst: lcfirst: nbsp~text em~text first~word
-        poem~text verse~translation title~case unité~texte 1er lang-text w w~link ref~label~text begrip
+        poem~text verse~translation title~case unité~texte lang-text w w~link ref~label~text begrip
         overline popdf kursiv fett nocaps noitalic normal nowrap~text zitat citaat citation~texte
-        читать nobr~text num~text s~text понятно nq citata""",
+        читать nobr~text num~text s~text понятно nq citata
+        esd versalita citation date- angle~bracket ruby er re citation~needed~span cn~span""",
     "\n\n{text|quote|texte|citat|1}\n\n": """
         quote blockquote cquote quotation quote~box~inline bquote poemquote poem~quote verse~quotation citation~bloc
         citace cita citação citazione citation~longue cytat цитата 引用 quotation~block début~citation centered~quote
@@ -32,17 +35,31 @@ _PROSE = {
         lang langue langx font~color color colored~text fontcolor highlight langwithname script/text lang-xx
         angle~bracket~lang lengua idioma lingua""",
     "{-1}": "transl transliteration tlit translit translittération fn~text tsl link-lang",
-    "{2|1}": "url link~text plain~link plainlink wl le wikilink l ship~label lien internal~link",
+    "{2|1}": "resize url link~text plain~link plainlink wl wikilink l ship~label internal~link",
+    "{3|1}": "le",
     "{lt|1}": "ill interlanguage~link illm interlanguage~link~multi link-interwiki 仮リンク 内部リンク",
-    "{trad|1}": "lien lien~interlangue",
-    "{text|alt|3|1}": "не~переведено не~переведено~3 не~переведено~5 нп3 нп5",
+    "{texte|fr|1|trad}": "lien lien~interlangue",
+    "{текст|text|2|надо|1}": "не~переведено не~переведено~3 не~переведено~5 нп3 нп5",
     "{1} ({2}, {3})": "nihongo nihongo~krt",
     "{1}（{2}）": "読み仮名 ふりがな",
     "{c|t|s|tc|sc|p}": "zh zh-c zh-cn lang-zh",
-    "{1} {2}": "hms uss ss ms mv rms sms hmas hmcs sortname",
-    "{1} {2} {3}": "date ship date~de~naissance fecha dts data",
+    "HMS {1}": "hms",
+    "USS {1}": "uss",
+    "SS {1}": "ss",
+    "MS {1}": "ms",
+    "MV {1}": "mv",
+    "RMS {1}": "rms",
+    "SMS {1}": "sms",
+    "HMAS {1}": "hmas",
+    "HMCS {1}": "hmcs",
+    "{1} {2}": "sortname ship",
+    "{1} {2} {3}": "date date~de~naissance fecha dts data",
     "{1}/{2}": "sfrac",
-    "{1} {2|u|ul}": "unité unidad unit val",
+    "{1} {2|u|ul}": "unité unidad unit",
+    "value": "val",
+    "fraction": "frac fraction",
+    "1er {1}": "1er",
+    "siglo {1}": "siglo",
     "{1}–{2}": "range date~range",
     "c. {1}": "circa c. ca. c",
     "fl. {1}": "fl. floruit fl",
@@ -56,8 +73,8 @@ _PROSE = {
     "₹{1}": "inr indian~rupee",
     "A${1}": "aud a$",
     "{1}e": "e~ordinal",
-    "×10{1}": "e ×10^ esp",
-    "{1}e siècle": "s siècle siècles~simple",
+    "power": "e ×10^ esp",
+    "century": "s s- siècle siècles~simple",
     "{*}": "chem linktext~join",
     "–": "ndash endash en~dash –",
     " – ": "snd spnd sndash spaced~ndash spaced~en~dash spaced~en~dash~space -~ snds",
@@ -67,7 +84,8 @@ _PROSE = {
     " · ": "· dot middot •  bull bullet",
     "'": "' apostrophe",
     "'s": "'s",
-    '"': '" "\'',
+    '"': "\"'",
+    '"{text|1}"': '"',
     "=": "= equals",
     "|": "pipe",
     "convert": """
@@ -143,7 +161,8 @@ _UNITS = {
 def render(pattern: str, body: str, mark: str) -> str:
     """A template's text, from what stands behind its name; `mark` where it says nothing."""
     given = arguments(body)
-    return _convert(given, mark) if pattern == "convert" else _fill(pattern, given, mark)
+    function = _FUNCTIONS.get(pattern)
+    return function(given, mark) if function else _fill(pattern, given, mark)
 
 
 def arguments(body: str) -> dict[str, str]:
@@ -194,3 +213,33 @@ def _convert(given: Mapping[str, str], mark: str) -> str:
                 break
             words.append(" ")  # 6 ft 2 in
     return "".join(words) or mark
+
+
+def _century(given: Mapping[str, str], mark: str) -> str:
+    """French {{s|XIX|e}}; in Russian {{s|...}} only keeps words together."""
+    number = given.get("1", "")
+    return f"{number}{given.get('2') or 'e'} siècle" if _ROMAN.match(number) else number or mark
+
+
+def _fraction(given: Mapping[str, str], mark: str) -> str:
+    """{{frac|8|1|2}} -> 8 1/2; {{frac|2}} -> 1/2."""
+    numbers = [given[key] for key in "123" if key in given]
+    if len(numbers) < 2:
+        return f"1/{numbers[0]}" if numbers else mark
+    return " ".join([*numbers[:-2], "/".join(numbers[-2:])])
+
+
+def _power(given: Mapping[str, str], mark: str) -> str:
+    """English {{e|6}} is a power of ten, French {{e}} ends an ordinal."""
+    exponent = given.get("1", "").strip(mark)
+    return f"×10{exponent}" if _NUMBER.match(exponent) else exponent or "e"
+
+
+def _value(given: Mapping[str, str], mark: str) -> str:
+    """{{val|1.2|0.1|e=6|u=W}}, without its uncertainty."""
+    power = f"×10{given['e']}" if "e" in given else ""
+    unit = given.get("u") or given.get("ul", "")
+    return f"{given.get('1', mark)}{power} {unit}".strip()
+
+
+_FUNCTIONS = {"century": _century, "convert": _convert, "fraction": _fraction, "power": _power, "value": _value}

@@ -29,7 +29,7 @@ INLINE_TAGS = _words(
 
 #: Sections whose paragraphs, too, are no prose of the article.
 DROPPED_SECTIONS = frozenset(
-    title.strip()
+    " ".join(title.split())
     for title in """
     references; external links; external link; see also; further reading; notes; footnotes; citations; sources;
     bibliography; notes and references; references and notes; works cited; reference; general references;
@@ -67,6 +67,9 @@ DROPPED_SECTIONS = frozenset(
     referencoj; eksteraj ligiloj; vidu ankaŭ; notoj; referensi dan catatan kaki
     """.replace("\n", " ").split(";")
 )
+
+#: Titles of such sections that, below the second level, may as well be what an article is about.
+SUBJECTS_ALSO = _words("literatur литература література litteratur kirjallisuus quellen извори links sources")
 
 #: Prefixes of links to the same page in other languages.
 LANGUAGE_CODES = _words(

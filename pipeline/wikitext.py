@@ -17,7 +17,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from pipeline import templates
-from pipeline.wikitables import BLOCK_TAGS, DROPPED_SECTIONS, DROPPED_TAGS, INLINE_TAGS, LANGUAGE_CODES, RAW_TAGS
+from pipeline.wikitables import (
+    BLOCK_TAGS,
+    DROPPED_SECTIONS,
+    DROPPED_TAGS,
+    INLINE_TAGS,
+    LANGUAGE_CODES,
+    RAW_TAGS,
+    SUBJECTS_ALSO,
+)
 
 _MARK = "\x00"  # here something was dropped
 _OPEN_TABLE = "\x02"  # here a table begins that may have no end
@@ -44,11 +52,12 @@ _EXTERNAL = re.compile(
 )
 _QUOTES = re.compile(r"''(?:''''+|'''|'?(?!'))")  # of four in a row the first is an apostrophe
 _MAGIC = re.compile(r"__(?=[^\W\da-z_])[^\Wa-z]+__")
-_VARIANT = re.compile(r"-\{(?:[^{}|\n]*+\|)?([^{}\n]*+)\}-")
+_VARIANT = re.compile(r"-\{(?:([^{}|\n]*+)\|)?([^{}\n]*+)\}-")
 _ENTITY = re.compile(r"&(?:#(\d{1,7})|#[xX]([0-9a-fA-F]{1,6})|([A-Za-z][A-Za-z0-9]{1,31}));")
+_MEDIA = re.compile(r"\.(?:jpe?g|png|svg|gif|tiff?|webp|xcf|pdf|djvu|og[agv]|webm|midi?|wav|flac)\s*$", re.IGNORECASE)
 _LETTER = re.compile(r"[^\W_]")
 _ODD_SPACES = "\t\x0b\x0c\r\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
-_LOOSE = " ,;:/–"  # goes between a bracket and what was dropped
+_LOOSE = " ,;:/–、，；：،؛"  # goes between a bracket and what was dropped
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,9 @@ def _named(head: str) -> tuple[str, str | None]:
     function, colon, _ = name.partition(":")
     if colon:
         return function + colon, templates.BUILTIN.get(function + colon)
-    return name, "{1}" if name.startswith("lang-") else None
+    if name.startswith("link-"):
+        return name, "{3|1}"
+    return name, "{1|text}" if name.startswith("lang-") else None
 
 
 def _structure(text: str, rules: Rules, dropped: Counter[str]) -> str:
@@ -243,7 +254,7 @@ def _links(text: str, hidden: frozenset[str]) -> str:
             prefix = prefix.replace("_", " ").strip(" \x00")
             if not prefix:
                 target = rest
-            elif prefix.lower() in hidden or (prefix in LANGUAGE_CODES and rest):
+            elif prefix.lower() in hidden or (prefix in LANGUAGE_CODES and rest) or _MEDIA.search(rest):
                 return None
         return label if label.strip() else target
 
@@ -295,7 +306,8 @@ def _blocks(text: str, rules: Rules) -> list[str]:
             level, title, rest = heading
             if not hidden or level <= hidden:
                 name = title.replace("'''", "").replace("''", "").strip(" :\x00").lower()
-                hidden = level if name in rules.sections else 0
+                subject = level > 2 and name in SUBJECTS_ALSO
+                hidden = level if name in rules.sections and not subject else 0
             if rules.keep_headings and not hidden:
                 blocks.append(title)
             if rest and not hidden:
@@ -373,7 +385,7 @@ def _mend(block: str) -> str:
                 before, after, spaced = tail, head, False
         elif head.startswith((")", "）", "]")):
             before, after, spaced = tail, head, False
-        if before.endswith((",", ";", ":")) and after.startswith((",", ";", ".")):
+        if before.endswith(tuple(",;:、，；：،؛")) and after.startswith(tuple(",;.、，；。،؛")):
             before = before[:-1]
         if after.startswith((",", ".", ")")) or (after.startswith((";", ":", "!", "?")) and not right.startswith(" ")):
             spaced = False
@@ -387,9 +399,11 @@ def _mend(block: str) -> str:
 
 def _variant(match: re.Match[str]) -> str:
     """Chinese: -{zh-hans:a; zh-hant:b}- -> a."""
-    first = match[1].partition(";")[0]
+    if match[1] and match[1].strip() in ("H", "T", "-"):  # rules, which do not show
+        return ""
+    first = match[2].partition(";")[0]
     code, colon, text = first.partition(":")
-    return text.strip() if colon and code.strip().startswith("zh") else match[1]
+    return text.strip() if colon and code.strip().startswith("zh") else match[2]
 
 
 def _entity(match: re.Match[str]) -> str:

@@ -162,3 +162,15 @@ def test_a_long_run_of_anything_is_read_in_linear_time(run: str):
     book = read_book(f"CHAPTER I\n\n{PARAGRAPH}\n\n{run * (300_000 // len(run))}x\n\n{PARAGRAPH}")
     assert time.process_time() - start < 8
     assert book.chapters[0].paragraphs[0].startswith("It was a bright cold day")
+
+
+@pytest.mark.parametrize("note", ["[Illustration: The house", "[Transcriber's Note: kept", "[Footnote 1: See page 3.)"])
+def test_a_bracket_that_nobody_closes_takes_nothing_with_it(note: str):
+    chapter = f"{PARAGRAPH}\n\n" * 20
+    book = read_book(f"CHAPTER I\n\n{chapter}{note}\n\n{chapter}\n\nCHAPTER II\n\n{chapter}")
+    assert [len(found.paragraphs) for found in book.chapters] == [40, 20]
+
+
+def test_a_note_ends_at_the_next_chapter():
+    text = f"Transcriber's Note: Spelling was kept.\n\nCHAPTER I\n\n{PARAGRAPH}\n\nCHAPTER II\n\n{PARAGRAPH}\n"
+    assert [chapter.title for chapter in read_book(text).chapters] == ["CHAPTER I", "CHAPTER II"]

@@ -66,6 +66,7 @@ def test_utf_8_that_declares_another_encoding_is_utf_8():
     ("data", "encoding", "said"),
     [
         (b"caf\xe9 au lait", "", "is not UTF-8 (byte 0xe9 at 3)"),
+        (b"Character set encoding: base64\n\xe9", "", "is not UTF-8 (byte 0xe9 at 31)"),
         (b"caf\xe9", "utf-8", "is not utf-8 (byte 0xe9 at 3)"),
         (b"caf\xe9", "ascii", "is not ascii (byte 0xe9 at 3)"),
         (codecs.BOM_UTF16_LE + b"a\x00b", "", "is not utf-16"),
@@ -88,7 +89,7 @@ def test_known_encodings_can_be_set(name: str):
     assert TypeAdapter(Encoding).validate_python(name) == name
 
 
-@pytest.mark.parametrize("name", ["klingon", "hex", "zlib"])
+@pytest.mark.parametrize("name", ["klingon", "hex", "zlib", "punycode", "undefined"])
 def test_what_is_no_encoding_cannot_be_set(name: str):
     with pytest.raises(ValidationError, match="is no encoding"):
         TypeAdapter(Encoding).validate_python(name)

@@ -61,6 +61,7 @@ def test_pages_that_tell_names_apart(title: str, markup: str):
         ("Disambiguation", "In writing, '''disambiguation''' tells senses apart. {{reflist}}"),
         ("Word-sense disambiguation", "{{for|the page|Pear (disambiguation)}} It is a task."),
         ("Pear", "{{about|the fruit|others|Pear (disambiguation)}} A pear is a fruit.{{our own mark 2}}"),
+        ("Wien", "'''Wien''' ({{deS|Wien}}, {{EnS|Vienna}}) ist eine Stadt."),
         ("Pear (fruit)", "See [[Pear (disambiguation)]].<ref>{{disambiguation}}</ref>"),
     ],
 )

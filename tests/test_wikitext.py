@@ -43,6 +43,27 @@ def one(text: str, **rules) -> str:
         ("{{nowrap|5 {{nowrap|[[a|b]] c}}}} d{{snd}}e {{formatnum:1234}}", "5 b c d – e 1234"),
         ("Foo ({{IPA|x}}; born {{birth date|1900|1|2}} in Rome, {{x}}) was.", "Foo (born in Rome) was."),
         ("Foo ({{IPA|x}}) was {{x}}, {{y}}, and ( ) f().", "Foo was, and ( ) f()."),
+        (
+            "Le 5{{e}} régiment, le {{1er|janvier}}, au {{s|XIX|e}} et {{s|XX}}.",
+            "Le 5e régiment, le 1er janvier, au XIXe siècle et XXe siècle.",
+        ),
+        ("Всего {{s|12 655}} в {{нп5|Институт|Институте|en|Institute}}.", "Всего 12 655 в Институте."),
+        ('Er sagte: {{"|Das ist gut.}} Dann.', 'Er sagte: "Das ist gut." Dann.'),
+        (
+            "{{USS|Enterprise|CV-6}} met {{HMS|Victory}} and {{ship|HMS|Foo|2}}.",
+            "USS Enterprise met HMS Victory and HMS Foo.",
+        ),
+        (
+            "{{val|1.2|0.1|e=6|u=W}}, {{val|5|u=km}}, {{frac|8|1|2}} in, {{convert|3+1/2|in|mm}}",
+            "1.2×106 W, 5 km, 8 1/2 in, 3+1/2 in",
+        ),
+        (
+            "{{lien|langue=en|trad=John (footballer)|fr=John|texte=Smith}} {{lang-de|text=Wort}} {{le|布|Britton}}",
+            "Smith Wort 布",
+        ),
+        ("東京（{{IPA|x}}、1850年）は東京<ref>x</ref>、{{b}}、大阪。", "東京（1850年）は東京、大阪。"),
+        ("Text [[Bild:a b.jpg|thumb|Ein [[Turm]] hier]] und [[:Bild:x.png]].", "Text und Bild:x.png."),
+        ("字-{H|zh-cn:甲;zh-tw:乙}-字。", "字字。"),
         ("A{{dead}} b {{unknown|c}} d {{unknown}}.", "A b d."),
         ("A{{x|<ref>b}}{{y</ref>c}} d.<ref name='e'>[[f|{{g}}</ref>", "A d."),
         ("{{{1|x}}} a {{b|{{{1}}}}} c {{{{d}}}} e", "a c e"),
@@ -97,6 +118,11 @@ def test_a_heading_takes_no_text_of_its_line_with_it():
         "== Life ==He was born.\n== Work == \nHe wrote.\n== Weblinks ==He links.\nMore.\n==Death==\nHe died.\n=a= b = c"
     )
     assert paragraphs(text) == ["He was born.", "He wrote.", "He died. =a= b = c"]
+
+
+def test_a_title_that_may_be_a_subject_hides_its_section_only_at_the_top():
+    text = "A.\n== Kultur ==\n=== Literatur ===\nFrüh.\n== Literatur ==\nSmith schrieb.\n== Pranala luar ==\nSitus."
+    assert paragraphs(text) == ["A.", "Früh."]
 
 
 def test_headings_and_lists_can_be_kept():
