@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.ragged import offsets_of, ragged_ranges
 from pipeline.randomness import mixed
+from pipeline.schema import case_folded
 
 VALUES = 128
 BANDS = 16
@@ -81,7 +82,7 @@ def _batches(texts: Sequence[str]) -> Iterator[tuple[npt.NDArray[np.int64], list
 
 def shingles(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
     """Texts -> the hashes of their shingles in the order of the text, and offsets [texts + 1]."""
-    folded = [_folded(text) for text in texts]
+    folded = [case_folded(text) for text in texts]
     codes = np.frombuffer("".join(f"{text}\n" for text in folded).encode("utf-32-le"), "<u4")
     kinds = _kinds()[np.minimum(codes, _LAST)]
     inside = kinds > 0
@@ -98,10 +99,6 @@ def shingles(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[
         combined += words[place : place + total] * factor
     found = (mixed(combined) >> np.uint64(32)).astype(np.uint32)
     return found[ragged_ranges(words_offsets[:-1], counts)], offsets_of(counts)
-
-
-def _folded(text: str) -> str:
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
 def _words(letters: npt.NDArray[np.uint32], first: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:

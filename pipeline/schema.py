@@ -106,6 +106,11 @@ def content_hash(text: str) -> str:
     return _measured(text)[1]
 
 
+def case_folded(text: str) -> str:
+    """Text without case and compatibility forms; lower case is all that ASCII needs."""
+    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+
+
 def _measured(text: str) -> tuple[int, str]:
     """The number of words and the content hash. Lines of ASCII, the most by far in English, are taken at once."""
     words = 0
@@ -113,10 +118,10 @@ def _measured(text: str) -> tuple[int, str]:
     for line in text.split("\n"):
         if line.isascii():
             plain.append(line)
-            folded.append(line.lower())
+            folded.append(case_folded(line))
         else:
             words += len(line.split())
-            folded.append("".join(unicodedata.normalize("NFKC", line).casefold().split()))
+            folded.append("".join(case_folded(line).split()))
     space = np.frombuffer("\n".join([*plain, ""]).encode().translate(_IS_SPACE), bool)
     words += int(np.count_nonzero(space[1:] > space[:-1]))
     return words, hashlib.sha256("".join(folded).encode().translate(None, _SPACES)).hexdigest()

@@ -136,7 +136,7 @@ def _record(folder: Location) -> Location:
 
 
 def _file(folder: Location, number: int, end: int) -> Location:
-    return folder / f"{number:05}-{end}.pages"  # pyarrow compresses on S3 what ends in .zst
+    return folder / f"{number:05}-{end}.pages"
 
 
 def _part(stream: Stream, number: int) -> str:
