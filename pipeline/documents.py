@@ -1,12 +1,10 @@
 """A team's own file (Parquet, JSON lines, CSV, TSV, text) -> rows with a text and what else its columns say."""
 
 import csv
-import gzip
 import io
 import json
 import re
 import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -178,7 +176,7 @@ def _csv(location: Location, columns: Columns, delimiter: str, encoding: str) ->
 
 def _text(location: Location, encoding: str) -> str:
     """All of a text file. Raises UserError for one that is too large to be a document, or a sentence a line."""
-    with _decompressed(location) as file:
+    with lines.decompressed(location) as file:
         data = file.read(_TEXT + 1)
     lines.refuse(location, data[: 1 << 20].decode("utf-8", "replace"))
     if len(data) > _TEXT:
@@ -187,19 +185,9 @@ def _text(location: Location, encoding: str) -> str:
 
 
 @contextmanager
-def _decompressed(location: Location) -> Iterator[io.BufferedReader]:
-    with location.open() as file:
-        binary = gzip.GzipFile(fileobj=file) if location.name.lower().endswith(".gz") else file
-        try:
-            yield io.BufferedReader(_Raw(binary), 1 << 20)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{location}: is damaged gzip ({error}); write it again") from error
-
-
-@contextmanager
 def _lines(location: Location, encoding: str) -> Iterator[TextIO]:
     """The file as text that can be read line by line: in the encoding set, or that of its mark, or UTF-8."""
-    with _decompressed(location) as file:
+    with lines.decompressed(location) as file:
         found = of_stream(file.peek(4)[:4], encoding)
         try:
             yield io.TextIOWrapper(file, encoding=found, newline="")
@@ -208,18 +196,3 @@ def _lines(location: Location, encoding: str) -> Iterator[TextIO]:
                 f"{location}: is not {found.upper().removesuffix('-SIG')} ({wrong_byte(error)} of what was read); set "
                 f"the source's encoding, for example cp1252, or convert it (iconv)"
             ) from error
-
-
-class _Raw(io.RawIOBase):
-    """Any object with `read` as what Python's buffered readers take."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)

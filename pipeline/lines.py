@@ -46,7 +46,7 @@ class Given(NamedTuple):
 
 def ranges(location: Location, rule: Rule, size: int) -> Iterator[Range]:
     """Cut a file into ranges of about `size` bytes. Raises UserError for one that cannot be read by this rule."""
-    with _opened(location) as file:
+    with decompressed(location) as file:
         head = file.read(_SAMPLE)
         if of_stream(head).startswith(("utf-16", "utf-32")):
             raise UserError(f"{location}: is {marked(head)}; convert it to UTF-8 first (iconv)")
@@ -82,7 +82,7 @@ def documents(location: Location, span: Range, rule: Rule, encoding: str = "") -
     """
     name, codec = str(location), encoding or "utf-8"
     end = float("inf") if _is_gzip(location) else span.end
-    with _opened(location) as file:
+    with decompressed(location) as file:
         offset, here = span.start, not span.start or bool(rule.every)
         file.seek(offset if here else offset - 1)
         if not here:  # a line belongs to the range that it begins in
@@ -158,7 +158,8 @@ def _is_gzip(location: Location) -> bool:
 
 
 @contextmanager
-def _opened(location: Location) -> Iterator[io.BufferedReader]:
+def decompressed(location: Location) -> Iterator[io.BufferedReader]:
+    """A file that can be read by lines; what ends in .gz is decompressed. Raises UserError where that is damaged."""
     with location.open() as file:
         try:
             yield io.BufferedReader(gzip.GzipFile(fileobj=file) if _is_gzip(location) else file, 1 << 20)  # type: ignore[arg-type]

@@ -136,3 +136,12 @@ def test_paragraphs_lie_between_blank_lines_or_else_at_the_ends_of_sentences():
         "rest",
     ]
     assert paragraphs(" \n ") == []
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.txt", "x.txt.gz"])
+def test_files_are_read_alike_wherever_they_lie(folder: str, name: str):
+    content = "".join(f'{{"text": "Line {n} of many."}}\n' for n in range(20_000))
+    location = Location(folder) / name
+    location.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    found = [row.text for row in rows(location, Columns())]
+    assert found == ([content] if ".txt" in name else [f"Line {n} of many." for n in range(20_000)])
