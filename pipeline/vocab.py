@@ -1,23 +1,38 @@
-"""documents -> vocab.txt and tokenizer.json: Ray Data counts the words of each shard, one machine merges them."""
+"""documents -> vocab.txt, tokenizer.json and what transformers reads beside it, tokenizer_config.json.
+
+Ray Data counts the words of each shard, one machine merges them. Or the pieces are those of a file that somebody
+brought, and the words only say how they fare.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from pipeline.artifacts import Artifact, Manifest, Output
+from pipeline import vocab_file
+from pipeline.artifacts import Artifact, Manifest, Output, SourceFile
 from pipeline.config import Compute, Config, UserError
 from pipeline.parallel import for_each
 from pipeline.schema import parquet_bytes, read_table
 from pipeline.storage import Location
-from pipeline.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, UNK, WordSplitter, build, chunks_of
+from pipeline.tokenizer import (
+    LAYOUTS,
+    MAX_CHARS_PER_WORD,
+    RESERVED,
+    SPECIAL_TOKENS,
+    UNK,
+    WordSplitter,
+    build,
+    chunks_of,
+    transformers_config,
+)
 from pipeline.wordpiece import alphabet, learn
 
-VERSION = 1
+VERSION = 2
 _SHOWN = 24  # sample pieces in the facts
 _ROWS = 1 << 16
 
@@ -25,9 +40,17 @@ Counts = Counter[str]
 
 
 class VocabConfig(Config):
-    """What the vocabulary is learnt from is the train split; `size` counts everything in it."""
+    """What the vocabulary is learnt from is the train split; `size` counts everything in it.
+
+    Where there is a `file`, nothing is learnt: size, layout, min_frequency and limit_alphabet say nothing then.
+    """
 
     size: int = Field(default=30522, gt=len(SPECIAL_TOKENS))
+    layout: Literal["compact", "google"] = "compact"  # special tokens first; or as published, with 994 [unused]
+    #: A vocab.txt or tokenizer.json to use instead; its bytes are an input.
+    file: Annotated[str | None, Compute] = None
+    #: Another of these, to be measured on the same held-out text.
+    compare: Annotated[str | None, Compute] = None
     lowercase: bool = True
     strip_accents: bool | None = None  # None: as `lowercase`
     min_frequency: int = Field(default=2, gt=0)  # of a pair of pieces that is to become one
@@ -55,11 +78,13 @@ def make_pieces(words: Mapping[str, int], config: VocabConfig) -> list[str]:
     short = {word: count for word, count in words.items() if len(word) <= MAX_CHARS_PER_WORD}
     if not short:
         raise UserError("vocab: the documents hold no text to train on; lower extract.heldout_fraction or add sources")
-    first = [*SPECIAL_TOKENS, *alphabet(short, config.limit_alphabet)]
+    reserved = LAYOUTS[config.layout]
+    first = [*reserved, *alphabet(short, config.limit_alphabet)]
     if len(first) > config.size:
         raise UserError(
-            f"vocab.size: {config.size} has no room for {len(SPECIAL_TOKENS)} special tokens and the alphabet's "
-            f"{len(first) - len(SPECIAL_TOKENS)} pieces; set it to {len(first)} at least, or lower vocab.limit_alphabet"
+            f"vocab.size: {config.size} has no room for {len(reserved)} special tokens (vocab.layout: {config.layout}) "
+            f"and the alphabet's {len(first) - len(reserved)} pieces; set it to {len(first)} at least, or lower "
+            "vocab.limit_alphabet"
         )
     return first + learn(short, first, config.size - len(first), config.min_frequency)
 
@@ -109,14 +134,18 @@ def _sum(files: Iterable[Location]) -> tuple[Counts, Counts]:
 
 def facts(pieces: list[str], tokenizer: Tokenizer, config: VocabConfig, heldout: Mapping[str, int]) -> dict[str, Any]:
     """What the report says of a vocabulary."""
+    of_text = [piece for piece in pieces if piece not in RESERVED]
     step = max(1, len(pieces) // _SHOWN)
     said: dict[str, Any] = {
         "size": len(pieces),
-        "asked": config.size,
-        "longest": sorted(pieces, key=lambda piece: (-len(piece.removeprefix("##")), piece))[:_SHOWN],
-        "sample": pieces[len(SPECIAL_TOKENS) :: step][:_SHOWN],
+        "longest": sorted(of_text, key=lambda piece: (-len(piece.removeprefix("##")), piece))[:_SHOWN],
+        "sample": of_text[::step][:_SHOWN],
         "heldout": quality(tokenizer, heldout),
     }
+    if config.file:
+        said["note"] = f"The pieces are those of {Location(config.file).name}; none is learnt from this text."
+        return said
+    said["asked"] = config.size
     if len(pieces) < config.size:
         said["note"] = (
             f"The text gives {len(pieces):,} pieces of the {config.size:,} asked for: no other pair of pieces stands "
@@ -125,21 +154,43 @@ def facts(pieces: list[str], tokenizer: Tokenizer, config: VocabConfig, heldout:
     return said
 
 
-def run(config: VocabConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
-    """`inputs["documents"]` is dedup's artifact. Wants a Ray session. Raises UserError."""
-    documents = inputs["documents"]
+def check(config: VocabConfig, sources: Mapping[str, SourceFile]) -> dict[str, vocab_file.VocabFile]:
+    """What the vocabularies that are given hold. Raises UserError for one that cannot be used."""
+    given = {name: vocab_file.read(source.location.read_bytes(), source.uri) for name, source in sources.items()}
+    if "file" in given:
+        vocab_file.check(given["file"], sources["file"].uri, config.lowercase, config.strip_accents)
+    return given
+
+
+def run(config: VocabConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
+    """`inputs`: dedup's artifact "documents", and the SourceFiles "file" and "compare" where they are given.
+
+    Wants a Ray session. Raises UserError.
+    """
+    documents: Artifact = inputs["documents"]
+    sources: dict[str, SourceFile] = {name: source for name, source in inputs.items() if name != "documents"}
+    given = check(config, sources)
     shards = {file.name.removesuffix(".parquet"): file for file in documents.files("documents/")}
     with out.watch(len(shards) + 1, "shards"):
         missing = [name for name in shards if out.part(f"words-{name}") is None]
         for_each(partial(count_shard, documents=shards, config=config, out=out), missing, config.workers)
         train, heldout = _sum(out.location / f"words/{name}.parquet" for name in shards)
-        pieces = make_pieces(train, config)
+        pieces = given["file"].pieces if "file" in given else make_pieces(train, config)
         tokenizer = build(pieces, config.lowercase, config.strip_accents)
-        lines = "".join(f"{piece}\n" for piece in pieces)
-        out.commit("vocab", {"vocab.txt": lines.encode(), "tokenizer.json": tokenizer.to_str(pretty=True).encode()})
+        files = {
+            "vocab.txt": "".join(f"{piece}\n" for piece in pieces),
+            "tokenizer.json": tokenizer.to_str(pretty=True),
+            "tokenizer_config.json": transformers_config(),
+        }
+        out.commit("vocab", {name: text.encode() for name, text in files.items()})
+    said = facts(pieces, tokenizer, config, heldout)
+    if "compare" in given:
+        theirs = given["compare"].pieces
+        fares = quality(build(theirs, config.lowercase, config.strip_accents), heldout)
+        said["compared"] = {"name": sources["compare"].location.name, "size": len(theirs), **fares}
     return out.finish(
         config.model_dump(mode="json"),
-        {"documents": documents.fingerprint},
+        {"documents": documents.fingerprint, **{name: source.identity for name, source in sources.items()}},
         counts={"pieces": len(pieces), "distinct_words": len(train)},
-        facts=facts(pieces, tokenizer, config, heldout),
+        facts=said,
     )

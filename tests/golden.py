@@ -14,6 +14,7 @@ from pipeline.storage import Location
 from pipeline.tokenizer import build
 
 _FOLDER = Path(__file__).parent / "data" / "golden"
+_VOCABULARY = Path(__file__).parents[1] / "configs/vocab/bert-base-uncased.txt"
 
 
 @cache
@@ -24,7 +25,7 @@ def unpack(name: str) -> str:
 @cache
 def published_vocabulary() -> list[str]:
     """bert-base-uncased's."""
-    return unpack("bert-base-uncased-vocab.txt").split("\n")[:-1]
+    return _VOCABULARY.read_text().split("\n")[:-1]
 
 
 def golden_documents(heldout_fraction: float = 0.2) -> list[Document]:

@@ -4,6 +4,8 @@ import json
 import unicodedata
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,17 @@ from golden import published_vocabulary, unpack
 
 from pipeline.config import UserError
 from pipeline.storage import Location
-from pipeline.tokenizer import SPECIAL_TOKENS, BulkTokenizer, Tokenizer, WordSplitter, build, chunks_of, load, pieces_of
+from pipeline.tokenizer import (
+    SPECIAL_TOKENS,
+    BulkTokenizer,
+    Tokenizer,
+    WordSplitter,
+    build,
+    chunks_of,
+    load,
+    pieces_of,
+    transformers_config,
+)
 
 _IDEOGRAPHS = (
     (0x4E00, 0x9FFF),
@@ -117,13 +129,42 @@ def test_a_saved_tokenizer_reads_back_the_same_and_frames_pairs(tmp_path):
     assert pair.type_ids == [0, 0, 0, 0, 0, 1, 1, 1]
 
 
-def test_transformers_reads_tokenizer_json_to_the_same_pieces(tmp_path):
+def auto_tokenizer(folder: Path, ours: Tokenizer) -> Any:
+    """What transformers makes of the files of a vocab artifact."""
     transformers = pytest.importorskip("transformers")
-    (tmp_path / "tokenizer.json").write_text(build(published_vocabulary()).to_str())
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
-    for line in unpack("wordpiece_uncased.jsonl").split("\n")[:100]:
-        expected = json.loads(line)
-        assert theirs.tokenize(expected["text"]) == expected["lower"]
+    (folder / "tokenizer.json").write_text(ours.to_str(pretty=True))
+    (folder / "tokenizer_config.json").write_text(transformers_config())
+    return transformers.AutoTokenizer.from_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("beside", [[], ["config.json"]])  # a model's, which says that its tokenizer is BertTokenizer
+@pytest.mark.parametrize(("case", "lowercase"), [("lower", True), ("cased", False)])
+def test_transformers_gives_our_ids_on_every_golden_line_and_reads_markers_as_text(tmp_path, case, lowercase, beside):
+    for name in beside:
+        (tmp_path / name).write_text('{"model_type": "bert"}')
+    ours = build(published_vocabulary(), lowercase)
+    theirs = auto_tokenizer(tmp_path, ours)
+    lines = [json.loads(line) for line in unpack("wordpiece_uncased.jsonl").split("\n") if line]
+    assert len(lines) == 375
+    for line in lines:
+        assert theirs.tokenize(line["text"]) == line[case]
+    for text in [*(line["text"] for line in lines), "", "[MASK] [SEP]", "a [MASK]b[CLS]. [PAD] [UNK] [unused5]"]:
+        assert theirs(text)["input_ids"] == ours.encode(text).ids
+    markers = {theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id}
+    assert not markers & set(theirs("[MASK] [SEP] [CLS]", add_special_tokens=False)["input_ids"])
+
+
+def test_transformers_pads_frames_and_cuts_as_bert_does(tmp_path):
+    theirs = auto_tokenizer(tmp_path, build(published_vocabulary()))
+    batch = theirs([("One two.", "Three!"), ("One", "Three")], padding=True)
+    assert batch["token_type_ids"] == [[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0, 0]]
+    assert batch["input_ids"][1][-3:] == [theirs.pad_token_id] * 3 == [0] * 3
+    assert batch["attention_mask"][1] == [1] * 5 + [0] * 3
+    assert len(theirs("a " * 600, truncation=True)["input_ids"]) == theirs.model_max_length == 512
+    special = [theirs.pad_token, theirs.unk_token, theirs.cls_token, theirs.sep_token, theirs.mask_token]
+    assert special == list(SPECIAL_TOKENS)
+    assert theirs.convert_ids_to_tokens([0, 100, 101, 102, 103]) == special
+    assert theirs.decode(theirs("One two.")["input_ids"], skip_special_tokens=True) == "one two."
 
 
 def test_words_longer_than_200_characters_are_unknown():

@@ -1,5 +1,6 @@
 """Counted words -> a vocabulary; documents -> a vocab artifact."""
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -7,16 +8,21 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from golden import digest, documents_artifact, finished, golden_documents, output
+from golden import digest, documents_artifact, finished, golden_documents, output, published_vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.run import Run, RunConfig
+from pipeline.artifacts import SourceFile
 from pipeline.config import UserError
+from pipeline.config import load as load_config
 from pipeline.schema import document
 from pipeline.storage import Location
-from pipeline.tokenizer import SPECIAL_TOKENS, build, load
+from pipeline.tokenizer import SPECIAL_TOKENS, build, load, transformers_config
 from pipeline.vocab import VERSION, VocabConfig, count_words, make_pieces, quality, run
 from pipeline.wordpiece import alphabet, learn
+
+QUICKSTART = Path(__file__).parents[1] / "configs/quickstart.yaml"
 
 
 def pieces(words: dict[str, int], size: int, min_frequency: int = 1, limit: int = 1000) -> list[str]:
@@ -97,6 +103,35 @@ def test_no_room_for_the_alphabet_is_an_error_that_says_how_much_there_must_be()
     assert len(make_pieces({"abc": 1}, VocabConfig(size=11))) == 11
 
 
+def test_the_google_layout_is_that_of_the_published_vocabulary():
+    words = {"hugs": 5, "hug": 10, "pug": 3}
+    compact = make_pieces(words, VocabConfig(size=18, min_frequency=1))
+    google = make_pieces(words, VocabConfig(size=1012, min_frequency=1, layout="google"))
+    assert google[:999] == published_vocabulary()[:999]
+    assert google[999:] == compact[5:]
+    tokenizer = build(google)
+    assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 100, 101, 102, 103]
+    assert json.loads(tokenizer.to_str())["model"]["vocab"] == {piece: index for index, piece in enumerate(google)}
+    assert tokenizer.encode("hugs ☃").ids == [101, google.index("hugs"), 100, 102]
+
+
+def test_the_google_layout_needs_room_for_all_that_it_reserves():
+    with pytest.raises(UserError, match=r"vocab\.size: 1000 has no room for 999 .* 6 pieces; set it to 1005 at least"):
+        make_pieces({"abc": 1}, VocabConfig(size=1000, layout="google"))
+    assert len(make_pieces({"abc": 1}, VocabConfig(size=1005, layout="google"))) == 1005
+
+
+@given(
+    st.dictionaries(st.text(alphabet="abcé!", min_size=1, max_size=9), st.integers(1, 5), min_size=1, max_size=12),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_of_the_words_does_not_matter(words, random):
+    shuffled = list(words.items())
+    random.shuffle(shuffled)
+    config = VocabConfig(size=40, min_frequency=1, limit_alphabet=3)
+    assert make_pieces(dict(shuffled), config) == make_pieces(words, config)
+
+
 def test_documents_without_text_are_an_error():
     with pytest.raises(UserError, match="vocab: the documents hold no text to train on"):
         make_pieces({}, VocabConfig(size=100))
@@ -117,12 +152,13 @@ def test_quality_is_the_share_of_unknown_words_and_pieces_per_word():
 CONFIG = VocabConfig(size=1500)
 
 
-def made(root: Path, shuffle: int | None, shards: int, workers: int) -> Location:
+def made(root: Path, shuffle: int | None, shards: int, workers: int, layout: str = "compact") -> Location:
     documents = golden_documents()
     if shuffle is not None:
         random.Random(shuffle).shuffle(documents)
     out = output(root, "vocab")
-    run(CONFIG.model_copy(update={"workers": workers}), {"documents": documents_artifact(root, documents, shards)}, out)
+    config = CONFIG.model_copy(update={"workers": workers, "layout": layout})
+    run(config, {"documents": documents_artifact(root, documents, shards)}, out)
     return out.location
 
 
@@ -132,27 +168,29 @@ def test_the_same_documents_give_the_same_bytes_in_any_order_with_any_workers(
 ):
     first = made(tmp_path / "a", None, 3, 2)
     second = made(tmp_path / "b", shuffle, shards, workers)
-    for name in ("vocab.txt", "tokenizer.json"):
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_the_artifact_holds_the_vocabulary_and_says_how_it_fares(ray_session, tmp_path):
-    location = made(tmp_path, None, 3, 2)
+@pytest.mark.parametrize(("layout", "special"), [("compact", [0, 1, 2, 3, 4]), ("google", [0, 100, 101, 102, 103])])
+def test_the_artifact_holds_the_vocabulary_and_says_how_it_fares(ray_session, tmp_path, layout, special):
+    location = made(tmp_path, None, 3, 2, layout)
     manifest = finished(output(tmp_path, "vocab")).manifest
     lines = (location / "vocab.txt").read_text().split("\n")[:-1]
     assert len(lines) == 1500 == manifest.facts["size"]
-    assert load(location / "tokenizer.json").get_vocab_size() == 1500
-    assert json.loads((location / "tokenizer.json").read_text())["model"]["vocab"]["[MASK]"] == 4
+    assert [lines.index(token) for token in SPECIAL_TOKENS] == special
+    assert load(location / "tokenizer.json").get_vocab() == {line: index for index, line in enumerate(lines)}
+    assert (location / "tokenizer_config.json").read_text() == transformers_config()
     heldout = manifest.facts["heldout"]
     assert heldout["words"] == manifest.counts["heldout_words"] > 1000
     assert 0 <= heldout["unknown_share"] < 0.01
-    assert 1 < heldout["pieces_per_word"] < 2
+    assert 1 < heldout["pieces_per_word"] < 2.5
 
 
 def test_the_bytes_are_those_of_this_version(ray_session, tmp_path):
     made(tmp_path, None, 3, 2)
     found = digest(finished(output(tmp_path, "vocab")))
-    assert (VERSION, found) == (1, "e4f8501a3b18"), (
+    assert (VERSION, found) == (2, "6802e669abc8"), (
         "the same input gives other bytes: raise VERSION in pipeline/vocab.py"
     )
 
@@ -163,6 +201,68 @@ def test_more_pieces_than_the_text_gives_are_no_error_but_are_said(ray_session, 
     manifest = run(VocabConfig(size=500), {"documents": documents_artifact(tmp_path, [text], 1)}, out)
     assert manifest.counts["pieces"] == manifest.facts["size"] < 500
     assert manifest.facts["note"].startswith(f"The text gives {manifest.facts['size']} pieces of the 500 asked for")
+
+
+def brought(path: Path) -> SourceFile:
+    data = path.read_bytes()
+    return SourceFile(str(path), hashlib.sha256(data).hexdigest(), len(data))
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json"])
+def test_a_file_takes_the_place_of_training_and_the_words_say_how_it_fares(ray_session, tmp_path, name):
+    (tmp_path / "vocab.txt").write_text("\n".join(published_vocabulary()))
+    (tmp_path / "tokenizer.json").write_text(build(published_vocabulary()).to_str())
+    documents = documents_artifact(tmp_path, golden_documents(), 3)
+    out = output(tmp_path, "vocab")
+    source = brought(tmp_path / name)
+    manifest = run(VocabConfig(file=source.uri), {"documents": documents, "file": source}, out)
+    assert (out.location / "vocab.txt").read_text().split("\n")[:-1] == published_vocabulary()
+    assert (out.location / "tokenizer.json").read_text() == build(published_vocabulary()).to_str(pretty=True)
+    assert manifest.inputs["file"] == source.identity
+    assert manifest.facts["note"] == f"The pieces are those of {name}; none is learnt from this text."
+    assert not set(manifest.facts["sample"]) & set(published_vocabulary()[:999])
+    assert manifest.facts["heldout"]["words"] == manifest.counts["heldout_words"] > 1000
+    assert manifest.facts["heldout"]["unknown_share"] < 0.01
+
+
+def test_a_file_of_another_case_is_refused_before_any_work(tmp_path):
+    (tmp_path / "cased.json").write_text(build(published_vocabulary(), lowercase=False).to_str())
+    source = brought(tmp_path / "cased.json")
+    out = output(tmp_path, "vocab")
+    inputs = {"documents": documents_artifact(tmp_path, golden_documents(), 3), "file": source}
+    with pytest.raises(UserError, match=r"cased\.json: .* set vocab\.lowercase: false"):
+        run(VocabConfig(file=source.uri), inputs, out)
+    assert not out.location.exists()
+
+
+def test_another_vocabulary_is_measured_on_the_same_words(ray_session, tmp_path):
+    documents = documents_artifact(tmp_path, golden_documents(), 3)
+    (tmp_path / "small.txt").write_text("\n".join([*SPECIAL_TOKENS, "the", "a"]))
+    out = output(tmp_path, "vocab")
+    inputs = {"documents": documents, "compare": brought(tmp_path / "small.txt")}
+    facts = run(CONFIG, inputs, out).facts
+    assert (facts["compared"]["name"], facts["compared"]["size"]) == ("small.txt", 7)
+    assert facts["compared"]["words"] == facts["heldout"]["words"]
+    assert facts["compared"]["unknown_share"] > 0.5 > facts["heldout"]["unknown_share"]
+    alone = made(tmp_path / "alone", None, 3, 2)
+    assert (alone / "vocab.txt").read_bytes() == (out.location / "vocab.txt").read_bytes()
+
+
+def test_the_bytes_of_the_files_count_and_their_paths_do_not(tmp_path):
+    for name, pieces in (("a.txt", SPECIAL_TOKENS), ("b.txt", SPECIAL_TOKENS), ("c.txt", [*SPECIAL_TOKENS, "c"])):
+        (tmp_path / name).write_text("\n".join(pieces))
+
+    def place(*overrides: str) -> str:
+        config = load_config(RunConfig, QUICKSTART, [f"root={tmp_path}/runs", *overrides])
+        (*_, step) = Run(config).plan("vocab")
+        assert step.output
+        return step.output.fingerprint
+
+    for key in ("file", "compare"):
+        a, b, c = (place(f"vocab.{key}={tmp_path}/{name}.txt") for name in "abc")
+        assert a == b
+        assert len({a, c, place()}) == 3
+    assert place(f"vocab.file={tmp_path}/a.txt") != place(f"vocab.compare={tmp_path}/a.txt")
 
 
 def test_a_stopped_run_goes_on_from_the_shards_it_has_counted(ray_session, tmp_path):

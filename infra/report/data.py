@@ -9,7 +9,7 @@ from markupsafe import Markup
 from infra.report.figures import Piece, bar, number
 from infra.report.stages import Stages, StageView
 from pipeline.storage import Location
-from pipeline.tokenizer import SPECIAL_TOKENS
+from pipeline.tokenizer import RESERVED
 
 _SHOWN_PIECES = 60
 
@@ -96,25 +96,36 @@ def vocabulary(stages: Stages) -> Vocabulary | None:
     if stage.artifact is None:
         return None
     pieces = [line for line in (stage.artifact.location / "vocab.txt").read_text().split("\n") if line]
-    words = [piece for piece in pieces if len(piece) > 1 and not piece.startswith("##") and piece not in SPECIAL_TOKENS]
+    words = [piece for piece in pieces if len(piece) > 1 and not piece.startswith("##") and piece not in RESERVED]
     endings = [piece for piece in pieces if len(piece) > 3 and piece.startswith("##")]
     said = [
         f"{number(len(pieces))} pieces: {number(len(words))} words and beginnings of words, {number(len(endings))} "
         f"that go on with a word (##), the rest single characters and the special pieces.",
-        _quality(stage.facts.get("heldout", {})),
+        _quality(stage.facts.get("heldout", {}), stage.facts.get("compared", {})),
         stage.facts.get("note", ""),
     ]
     samples = [("Words and beginnings", _spread(words)), ("What goes on with a word", _spread(endings))]
     return Vocabulary(" ".join(filter(None, said)), [(title, shown) for title, shown in samples if shown])
 
 
-def _quality(heldout: Mapping[str, float]) -> str:
+def _quality(heldout: Mapping[str, float], compared: Mapping[str, Any]) -> str:
+    """How it fares on held-out text and, where there is another vocabulary, that one beside it."""
     if not heldout:
         return ""
+    beside = (
+        f", where {compared['name']} of {number(compared['size'])} pieces takes {compared['pieces_per_word']:.2f} and "
+        f"leaves {_percent(compared['unknown_share'])} unknown"
+        if compared
+        else ""
+    )
     return (
         f"Held-out documents take {heldout['pieces_per_word']:.2f} pieces a word; of their {number(heldout['words'])} "
-        f"words {100 * heldout['unknown_share']:.2g} % are unknown to it."
+        f"words {_percent(heldout['unknown_share'])} are unknown to it{beside}."
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def _spread(pieces: Sequence[str]) -> list[str]:
