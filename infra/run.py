@@ -65,6 +65,14 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _passes_are_of_sources(self) -> Self:
+        names = [source.name for source in self.extract.sources]
+        for name in self.examples.passes:
+            if name not in names:
+                raise ValueError(f"examples.passes: {name} is no source; there are {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
     def _names_are_used_once(self) -> Self:
         for what, names in (
             ("extract.sources", [source.name for source in self.extract.sources]),
@@ -133,9 +141,21 @@ def stages(config: RunConfig) -> list[Stage]:
     before_report = [
         Stage("extract", "pipeline.extract", config.extract, sources=sources),
         Stage("dedup", "pipeline.dedup", config.dedup, inputs={"documents": "extract"}),
-        Stage("vocab", "pipeline.vocab", config.vocab, inputs={"documents": "dedup"}, needs_ray=True),
         Stage(
-            "tokens", "pipeline.tokens", config.tokens, inputs={"documents": "dedup", "vocab": "vocab"}, needs_ray=True
+            "vocab",
+            "pipeline.vocab",
+            config.vocab,
+            inputs={"documents": "dedup"},
+            sources=_given(file=config.vocab.file, compare=config.vocab.compare),
+            needs_ray=True,
+        ),
+        Stage(
+            "tokens",
+            "pipeline.tokens",
+            config.tokens,
+            inputs={"documents": "dedup", "vocab": "vocab"},
+            sources=_given(splitter=config.tokens.splitter),
+            needs_ray=True,
         ),
         *examples,
         Stage(
@@ -154,6 +174,11 @@ def stages(config: RunConfig) -> list[Stage]:
         inputs={stage.name: stage.name for stage in before_report},
     )
     return [*before_report, report]
+
+
+def _given(**paths: str | None) -> dict[str, list[str]]:
+    """Those of a stage's files that the configuration names, as sources."""
+    return {name: [path] for name, path in paths.items() if path}
 
 
 class Run:
@@ -216,10 +241,12 @@ class Run:
         return Step(stage, "run", self._difference(stage), output)
 
     def check(self, until: str | None = None) -> None:
-        """Raises UserError when a file that one of these stages reads is missing: before hours of work, not after."""
+        """Raises UserError for a file that is missing or cannot work: before hours of work, not after."""
         for stage in self.until(until):
             if missing := self._missing(stage):
                 raise UserError(missing)
+            if stage.name in ("vocab", "tokens"):
+                importlib.import_module(stage.module).check(stage.config, self._source_file(stage))
             if isinstance(stage.config, FinetuneConfig) and self.artifact(stage.name) is None:
                 location = self._source_files(stage)["data"][0].location
                 classification.check(classification.read(location, stage.config.columns), location)
@@ -287,10 +314,9 @@ class Run:
         return found
 
     def _inputs(self, stage: Stage) -> dict[str, Any]:
-        sources = self._source_files(stage)
         if stage.name == "extract":
-            return dict(sources)
-        found: dict[str, Any] = {name: files[0] for name, files in sources.items()}
+            return dict(self._source_files(stage))
+        found: dict[str, Any] = self._source_file(stage)
         for name, upstream in stage.inputs.items():
             artifact = self.artifact(upstream)
             if artifact is None:
@@ -314,6 +340,10 @@ class Run:
                 for name, patterns in stage.sources.items()
             }
         return self._sources[stage.name]
+
+    def _source_file(self, stage: Stage) -> dict[str, SourceFile]:
+        """Name -> file, of a stage each of whose sources is one."""
+        return {name: files[0] for name, files in self._source_files(stage).items()}
 
     def _missing(self, stage: Stage) -> str:
         """The line about the first of the stage's source files that is not there; empty when all are."""

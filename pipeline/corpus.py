@@ -5,7 +5,7 @@ and its documents as runs of sentences. The local disk is mapped; from S3 only r
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
@@ -15,10 +15,11 @@ import numpy.typing as npt
 from pipeline.artifacts import Artifact
 from pipeline.pairs import Sentences
 from pipeline.ragged import offsets_of, ragged_ranges
+from pipeline.schema import text_key
 from pipeline.storage import Location
 
-#: A document: its key, its first sentence in its shard and the one behind its last.
-DOCUMENT_RUN = np.dtype([("key", "<u8"), ("first", "<u4"), ("last", "<u4"), ("heldout", "?")])
+#: A document: its key and its source's, its first sentence in its shard and the one behind its last.
+DOCUMENT_RUN = np.dtype([("key", "<u8"), ("source", "<u8"), ("first", "<u4"), ("last", "<u4"), ("heldout", "?")])
 _GAP = 1 << 20  # bytes between two slices up to which one request for both is faster than two
 _REQUESTS = 16  # at once
 
@@ -83,11 +84,11 @@ class Corpus(Sequence[Sentences]):
         found = np.concatenate([shard.documents[rows] for shard, rows in zip(shards, runs, strict=True)])
         order = np.argsort(found["key"], kind="stable")
         counts = [len(rows) for rows in runs]
-        self._shard, self._first, self._last = (
-            np.ascontiguousarray(column[order]).data
-            for column in (np.repeat(np.arange(len(shards)), counts), found["first"], found["last"])
-        )
+        self._shard_of = np.repeat(np.arange(len(shards), dtype=np.uint32), counts)[order]
+        self._shard = self._shard_of.data
+        self._first, self._last = (np.ascontiguousarray(found[name][order]).data for name in ("first", "last"))
         self.keys: npt.NDArray[np.uint64] = found["key"][order]
+        self._sources: npt.NDArray[np.uint64] = found["source"][order]
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         self._places = np.split(place, np.cumsum(counts)[:-1])
@@ -102,6 +103,17 @@ class Corpus(Sequence[Sentences]):
     def of_shard(self, shard: int) -> npt.NDArray[np.int64]:
         """The indices of a shard's documents, in the shard's order."""
         return self._places[shard]
+
+    def shards_of(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+        """In which shard each of these documents lies."""
+        return self._shard_of[indices]
+
+    def passes(self, default: int, of_sources: Mapping[str, int]) -> npt.NDArray[np.int64]:
+        """[documents]: how many passes are made over each, given what its source has instead of the default."""
+        found = np.full(len(self), default, np.int64)
+        for source, passes in of_sources.items():
+            found[self._sources == text_key(source)] = passes
+        return found
 
 
 def _load(file: Location) -> np.ndarray:

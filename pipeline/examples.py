@@ -14,29 +14,34 @@ from pydantic import Field
 from pipeline.artifacts import Artifact, Manifest, Output
 from pipeline.config import Compute, Config
 from pipeline.corpus import Corpus, TokenShard, token_shards
-from pipeline.masking import KeyedMaskDraws, MaskRules, mask_batch, mask_rules
-from pipeline.pairs import Pair, make_pairs
+from pipeline.masking import KeyedMaskDraws, MaskRules, MaskUnit, mask_batch, mask_rules
+from pipeline.pairs import Pair, Segment, full_sentences, make_pairs
 from pipeline.parallel import for_each
 from pipeline.ragged import offsets_of, padded, ragged_ranges
 from pipeline.randomness import KeyedDraws, mixed
-from pipeline.schema import example_schema, parquet_bytes
+from pipeline.schema import IGNORED, example_schema, parquet_bytes
 from pipeline.tokenizer import CLS, SEP, load, pieces_of
 
-VERSION = 1
-_ROWS = 1024  # in a row group, which is what a reader fetches
-_ROWS_AT_ONCE = 16 * _ROWS
-_SPECIALS = 3  # [CLS] first [SEP] second [SEP]
+VERSION = 2
+ROW_GROUP = 1024  # examples: what a reader fetches at a time
+_ROWS_AT_ONCE = 16 * ROW_GROUP
+_RUN = 32  # documents that are packed one behind the other when examples are full sentences
 _PAIRS, _ORDER, _MASKS = 1, 2, 3  # what a random draw is for
+_LABELLED = {"mlm+nsp": "random_next", "mlm+sop": "swapped"}  # what label 1 says, by objective
 
 
 class ExamplesConfig(Config):
     """What the examples of every length have in common."""
 
-    dupe_factor: int = Field(default=5, gt=0)  # passes over the documents, each with other draws
-    short_seq_prob: float = Field(default=0.1, ge=0, le=1)
+    #: What is to be learnt beside the masks: whether the second segment follows, nothing, or the order of the two.
+    objective: Literal["mlm+nsp", "mlm", "mlm+sop"] = "mlm+nsp"
+    dupe_factor: int = Field(default=5, gt=0)  # passes over the documents, each with other pairs and stored masks
+    #: Of the documents of a source, by its name, in place of dupe_factor.
+    passes: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    short_seq_prob: float = Field(default=0.1, ge=0, le=1)  # of pairs; objective mlm has none
     masked_lm_prob: float = Field(default=0.15, gt=0, lt=1)
     masking: Literal["dynamic", "static"] = "dynamic"  # drawn when a batch is made, or stored; held-out: always stored
-    whole_word_mask: bool = False
+    mask_unit: MaskUnit = "token"
     seed: int = Field(default=1, ge=0)
     workers: Annotated[int, Compute] = Field(default=2, gt=0)
 
@@ -63,66 +68,124 @@ class Maker:
         return cls(pieces_of(load(vocab.location / "tokenizer.json")), shards, corpora)
 
     def rules(self, config: LengthConfig) -> MaskRules:
-        return mask_rules(self.pieces, config.masked_lm_prob, config.max_predictions_per_seq, config.whole_word_mask)
+        return mask_rules(self.pieces, config.masked_lm_prob, config.max_predictions_per_seq, config.mask_unit)
 
 
 class Plan(NamedTuple):
-    """Examples before their ids are looked up: ranges of ids [n, 6] as in Pair, and a key [n] for their randomness."""
+    """n examples before their ids are looked up: example i is the segments first[i] to first[i + 1]."""
 
-    pairs: npt.NDArray[np.int64]
-    keys: npt.NDArray[np.uint64]
+    segments: npt.NDArray[np.int64]  # [m, 3], as in Segment
+    first: npt.NDArray[np.int64]  # [n + 1]
+    labels: npt.NDArray[np.int8]  # [n]
+    keys: npt.NDArray[np.uint64]  # [n], for their randomness
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Plan":
+        counts = np.diff(self.first)[rows]
+        segments = self.segments[ragged_ranges(self.first[rows], counts)]
+        return Plan(segments, offsets_of(counts), self.labels[rows], self.keys[rows])
 
 
-def plan_shard(corpus: Corpus, shard: int, passes: int, config: LengthConfig) -> Plan:
-    """All passes over a shard's documents, in an order of examples that only their own keys decide.
+def plan_shard(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> Plan:
+    """A shard's examples, in an order that only their own keys decide. `passes`: of every document of the corpus.
 
     What becomes of a document depends on (seed, its doc_id, pass) and on the documents of its split.
     """
-    indices = corpus.of_shard(shard)
-    keys = mixed(config.seed, config.max_seq_length, _PAIRS, corpus.keys[indices][:, None], np.arange(passes))
-    found: list[npt.NDArray[np.int64]] = []
-    for index, document_keys in zip(indices.tolist(), keys.tolist(), strict=True):
-        for key in document_keys:
-            draws = KeyedDraws(key)
-            pairs = make_pairs(corpus, index, config.max_seq_length - _SPECIALS, config.short_seq_prob, draws)
-            found.append(np.fromiter(chain.from_iterable(pairs), np.int64).reshape(-1, len(Pair._fields)))
-    counts = [len(pairs) for pairs in found]
-    within = ragged_ranges(np.zeros(len(counts)), counts)
-    example_keys = mixed(np.repeat(keys.reshape(-1), counts), within)
-    order = np.argsort(mixed(example_keys, _ORDER), kind="stable")
-    return Plan(np.concatenate([np.empty((0, len(Pair._fields)), np.int64), *found])[order], example_keys[order])
+    plan = (_plan_full_sentences if config.objective == "mlm" else _plan_pairs)(corpus, shard, passes, config)
+    return plan.take(np.argsort(mixed(plan.keys, _ORDER), kind="stable"))
 
 
-def example_ids(plan: Plan, shard: int, maker: Maker) -> Iterator[tuple[np.ndarray, npt.NDArray[np.int64]]]:
-    """A shard's examples, some thousands at a time: their ids, one example behind the other, and the lengths [n, 5] of
-    their parts [CLS], first segment, [SEP], second segment, [SEP]."""
+def _plan_pairs(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> Plan:
+    own = corpus.of_shard(shard)
+    indices, numbers = np.repeat(own, passes[own]), ragged_ranges(np.zeros(len(own)), passes[own])
+    keys = mixed(config.seed, config.max_seq_length, _PAIRS, corpus.keys[indices], numbers)
+    max_tokens, swap = config.max_seq_length - len([CLS, SEP, SEP]), config.objective == "mlm+sop"
+    found = [np.empty((0, len(Pair._fields)), np.int64)]
+    for index, key in zip(indices.tolist(), keys.tolist(), strict=True):
+        pairs = make_pairs(corpus, index, max_tokens, config.short_seq_prob, KeyedDraws(key), swap)
+        found.append(np.fromiter(chain.from_iterable(pairs), np.int64).reshape(-1, len(Pair._fields)))
+    pairs = np.concatenate(found)
+    segments = np.empty((len(pairs), 2, len(Segment._fields)), np.int64)
+    segments[:, 0, 0], segments[:, 0, 1:], segments[:, 1] = shard, pairs[:, :2], pairs[:, 2:5]
+    return Plan(
+        segments.reshape(-1, len(Segment._fields)),
+        2 * np.arange(len(pairs) + 1),
+        pairs[:, 5].astype(np.int8),
+        _example_keys(keys, list(map(len, found[1:]))),
+    )
+
+
+def _plan_full_sentences(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> Plan:
+    """Documents are packed in runs of 32, in the order of their keys; a run is its first document's shard's.
+
+    Every pass has the same packs: what differs are their masks, where these are stored.
+    """
+    found: list[list[Segment]] = []
+    keys, counts = list[npt.NDArray[np.uint64]](), list[int]()
+    for number in range(int(passes.max(initial=0))):
+        indices = np.flatnonzero(passes > number)
+        starts = np.arange(0, len(indices), _RUN)
+        for start in starts[corpus.shards_of(indices[starts]) == shard].tolist():
+            run_of = indices[start : start + _RUN].tolist()
+            packs = list(full_sentences(corpus, run_of, config.max_seq_length - len([CLS])))
+            found += packs
+            keys.append(mixed(config.seed, config.max_seq_length, _PAIRS, corpus.keys[run_of[0]], number))
+            counts.append(len(packs))
+    return Plan(
+        np.array(list(chain.from_iterable(found)), np.int64).reshape(-1, len(Segment._fields)),
+        offsets_of(list(map(len, found))),
+        np.full(len(found), IGNORED, np.int8),
+        _example_keys(np.concatenate([np.empty(0, np.uint64), *keys]), counts),
+    )
+
+
+def _example_keys(keys: npt.NDArray[np.uint64], counts: Sequence[int]) -> npt.NDArray[np.uint64]:
+    """Of so many examples each that were made with one key."""
+    return mixed(np.repeat(keys, counts), ragged_ranges(np.zeros(len(counts)), counts))
+
+
+class Laid(NamedTuple):
+    """Some examples with their ids: example i is ids[offsets[i]:offsets[i + 1]]."""
+
+    plan: Plan
+    ids: np.ndarray
+    offsets: npt.NDArray[np.int64]  # [n + 1]
+    segment_b: npt.NDArray[np.int64]  # [n]: where the second segment begins; the length where there is none
+
+
+def laid_out(plan: Plan, shard: int, maker: Maker, pairs: bool) -> Iterator[Laid]:
+    """A shard's examples, some thousands at a time, as [CLS] segment [SEP] segment [SEP] ..."""
     specials = [maker.pieces.index(CLS), maker.pieces.index(SEP)]
     own = maker.shards[shard].ids()
-    elsewhere, second = _second_segments(plan.pairs, shard, len(own) + len(specials), maker.shards)
+    elsewhere, starts = _gathered(plan.segments, shard, len(own) + len(specials), maker.shards)
     source = np.concatenate([own, np.array(specials, own.dtype), *elsewhere])
-    cls, sep = len(own), len(own) + 1
-    for start in range(0, len(plan.pairs), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        pairs = plan.pairs[rows]
-        starts, lengths = np.ones((2, len(pairs), 5), np.int64)
-        starts[:, 0], starts[:, 2], starts[:, 4] = cls, sep, sep
-        starts[:, 1], lengths[:, 1] = pairs[:, 0], pairs[:, 1] - pairs[:, 0]
-        starts[:, 3], lengths[:, 3] = second[rows], pairs[:, 4] - pairs[:, 3]
-        yield source[ragged_ranges(starts.reshape(-1), lengths.reshape(-1))], lengths
+    lengths = plan.segments[:, 2] - plan.segments[:, 1]
+    for begin in range(0, len(plan.keys), _ROWS_AT_ONCE):
+        some = plan.take(np.arange(begin, min(begin + _ROWS_AT_ONCE, len(plan.keys))))
+        here = slice(plan.first[begin], plan.first[begin] + len(some.segments))
+        examples = np.repeat(np.arange(len(some.keys)), np.diff(some.first))
+        places = 1 + examples + 2 * np.arange(len(some.segments))  # a [CLS] for each example, a [SEP] for each segment
+        part_starts = np.full(len(some.keys) + 2 * len(some.segments), len(own) + 1)
+        part_lengths = np.ones_like(part_starts)
+        part_starts[some.first[:-1] * 2 + np.arange(len(some.keys))] = len(own)
+        part_starts[places], part_lengths[places] = starts[here], lengths[here]
+        ids = source[ragged_ranges(part_starts, part_lengths)]
+        offsets = offsets_of(lengths[here] + 1)[some.first] + np.arange(len(some.keys) + 1)
+        segment_b = lengths[here][some.first[:-1]] + 2 if pairs else np.diff(offsets)
+        yield Laid(some, ids, offsets, segment_b)
 
 
-def _second_segments(
-    pairs: npt.NDArray[np.int64], shard: int, base: int, shards: Sequence[TokenShard]
+def _gathered(
+    segments: npt.NDArray[np.int64], shard: int, base: int, shards: Sequence[TokenShard]
 ) -> tuple[list[np.ndarray], npt.NDArray[np.int64]]:
-    """Fetch the second segments that lie in other shards: (their ids, to be laid from `base` on; where each starts)."""
-    starts = pairs[:, 3].copy()
+    """Fetch the segments that lie in other shards: (their ids, to be laid from `base` on; where each one starts)."""
+    starts = segments[:, 1].copy()
     fetched = []
-    for other in np.unique(pairs[:, 2]).tolist():
+    for other in np.unique(segments[:, 0]).tolist():
         if other == shard:
             continue
-        rows = np.flatnonzero(pairs[:, 2] == other)
-        lengths = pairs[rows, 4] - pairs[rows, 3]
-        fetched.append(shards[other].slices(pairs[rows, 3], lengths))
+        rows = np.flatnonzero(segments[:, 0] == other)
+        lengths = segments[rows, 2] - segments[rows, 1]
+        fetched.append(shards[other].slices(segments[rows, 1], lengths))
         offsets = offsets_of(lengths)
         starts[rows] = base + offsets[:-1]
         base += int(offsets[-1])
@@ -134,13 +197,12 @@ def example_table(
 ) -> tuple[pa.Table, dict[str, int]]:
     """A shard's examples as a table, with how many pieces they hold and, where masks are stored, how many masks."""
     schema = example_schema(len(maker.pieces), masked)
-    batches, tokens, hidden, start = [], 0, 0, 0
-    for ids, lengths in example_ids(plan, shard, maker):
-        offsets = offsets_of(lengths.sum(axis=1))
-        rows = slice(start, start + len(lengths))
+    batches, tokens, hidden = [], 0, 0
+    for laid in laid_out(plan, shard, maker, pairs=config.objective != "mlm"):
+        ids, offsets = laid.ids, laid.offsets
         columns: list[pa.Array] = []
         if masked:
-            draws = KeyedMaskDraws(mixed(plan.keys[rows], _MASKS), len(maker.pieces))
+            draws = KeyedMaskDraws(mixed(laid.plan.keys, _MASKS), len(maker.pieces))
             batch = mask_batch(
                 padded(ids, offsets, config.max_seq_length), np.diff(offsets), draws, maker.rules(config)
             )
@@ -152,12 +214,11 @@ def example_table(
                 _lists(schema.field("masked_lm_labels"), batch.labels[used], places),
             ]
             hidden += int(places[-1])
-        segment_b = pa.array((lengths[:, 0] + lengths[:, 1] + lengths[:, 2]).astype(np.int32))
-        label = pa.array(plan.pairs[rows, 5].astype(np.int8))
+        segment_b = pa.array(laid.segment_b.astype(np.int32))
         input_ids = _lists(schema.field("input_ids"), ids, offsets)
-        batches.append(pa.RecordBatch.from_arrays([input_ids, segment_b, label, *columns], schema=schema))
+        columns = [input_ids, segment_b, pa.array(laid.plan.labels), *columns]
+        batches.append(pa.RecordBatch.from_arrays(columns, schema=schema))
         tokens += len(ids)
-        start += len(lengths)
     sums = {"tokens": tokens, "masked": hidden} if masked else {"tokens": tokens}
     return pa.Table.from_batches(batches, schema=schema), sums
 
@@ -179,25 +240,33 @@ def make_shard(name: str, tokens: Artifact, vocab: Artifact, config: LengthConfi
     shard = [shard.name for shard in maker.shards].index(name)
     counts: dict[str, int] = {"documents": len(maker.shards[shard].documents)}
     files: dict[str, bytes] = {}
+    rows: dict[str, int] = {}
     for split, corpus in maker.corpora.items():
         train = split == "train"
-        masked = config.masking == "static" or not train
-        plan = plan_shard(corpus, shard, config.dupe_factor if train else 1, config)
+        passes = corpus.passes(config.dupe_factor, config.passes) if train else np.ones(len(corpus), np.int64)
+        plan = plan_shard(corpus, shard, passes, config)
         counts[split] = len(plan.keys)
         if not len(plan.keys):
             continue
-        table, sums = example_table(plan, shard, maker, config, masked)
-        files[f"{split}/{name}.parquet"] = parquet_bytes(table, row_group_size=_ROWS)
-        sums["random_next"] = int(plan.pairs[:, 5].sum())
+        table, sums = example_table(plan, shard, maker, config, masked=config.masking == "static" or not train)
+        path = f"{split}/{name}.parquet"
+        files[path], rows[path] = parquet_bytes(table, ROW_GROUP, numbers=True), len(table)
+        if labelled := _LABELLED.get(config.objective):
+            sums[labelled] = int(plan.labels.sum())
         counts |= {f"{split}_{what}": count for what, count in sums.items()}
-    out.commit(name, files, counts)
+    out.commit(name, files, counts, facts={"rows": rows})
 
 
 def run(config: LengthConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
-    """`inputs`: "tokens" and "vocab". Wants a Ray session. Raises UserError."""
+    """`inputs`: "tokens" and "vocab". Wants a Ray session. Raises UserError.
+
+    The manifest's facts say how many rows each file holds, in row groups of how many: a reader need not ask the files.
+    """
     tokens, vocab = inputs["tokens"], inputs["vocab"]
     names = [shard.name for shard in token_shards(tokens)]
     missing = [name for name in names if out.part(name) is None]
     with out.watch(len(names), "shards"):
         for_each(partial(make_shard, tokens=tokens, vocab=vocab, config=config, out=out), missing, config.workers)
-    return out.finish(config.model_dump(mode="json"), {name: artifact.fingerprint for name, artifact in inputs.items()})
+    rows = {path: count for part in out.parts() for path, count in part.facts["rows"].items()}
+    fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    return out.finish(config.model_dump(mode="json"), fingerprints, facts={"rows": rows, "row_group_size": ROW_GROUP})

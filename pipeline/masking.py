@@ -1,12 +1,13 @@
 """Ids -> ids with some hidden behind [MASK], and what stood there: BERT's masked language model, a batch at a time.
 
 Of an example's pieces 15 % are chosen, one at least. Of those 80 % become [MASK], 10 % a random piece and 10 % stay as
-they are (Devlin et al. 2019, section 3.1), whether pieces or whole words are chosen. The randomness is passed in.
+they are (Devlin et al. 2019, section 3.1), whether pieces, whole words or runs of words are chosen. The randomness is
+passed in.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,10 @@ from pipeline.tokenizer import CLS, MASK, SEP
 
 _MASKED, _KEPT = 0.8, 0.9  # below 0.8 a chosen piece is masked, from there up to 0.9 kept, above replaced
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
+_LONGEST_NGRAM = 3  # words (Lan et al. 2020, ALBERT, section 4.1)
+
+#: What is chosen at a time: a piece, a whole word, or up to three words in a row.
+MaskUnit = Literal["token", "word", "ngram"]
 
 
 class MaskDraws(Protocol):
@@ -27,6 +32,10 @@ class MaskDraws(Protocol):
 
     def fates(self, picks: npt.NDArray[np.int64], /) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """picks [b, s] (which pick chose a piece; -1: none) -> numbers in [0, 1) and replacing ids, both [b, s]."""
+        ...
+
+    def spans(self, width: int, longest: int, /) -> npt.NDArray[np.int64]:
+        """[b, width]: how many words, up to `longest`, each pick is to take; n of them as often as 1 / n says."""
         ...
 
 
@@ -41,6 +50,7 @@ class MaskRules:
     vocab_size: int
     #: [vocab] whether a piece goes on with a word; None: every piece stands for itself
     continuation: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
+    longest_ngram: int = 1  # words in a row that are chosen together
 
 
 class Masked(NamedTuple):
@@ -53,10 +63,10 @@ class Masked(NamedTuple):
 
 
 def mask_rules(
-    pieces: Sequence[str], masked_lm_prob: float, max_predictions_per_seq: int, whole_word_mask: bool = False
+    pieces: Sequence[str], masked_lm_prob: float, max_predictions_per_seq: int, unit: MaskUnit = "token"
 ) -> MaskRules:
     """The rules for a vocabulary, given in the order of its ids."""
-    continuation = np.array([piece.startswith("##") for piece in pieces]) if whole_word_mask else None
+    continuation = None if unit == "token" else np.array([piece.startswith("##") for piece in pieces])
     return MaskRules(
         masked_lm_prob=masked_lm_prob,
         max_predictions_per_seq=max_predictions_per_seq,
@@ -64,6 +74,7 @@ def mask_rules(
         never_masked=(pieces.index(CLS), pieces.index(SEP)),
         vocab_size=len(pieces),
         continuation=continuation,
+        longest_ngram=_LONGEST_NGRAM if unit == "ngram" else 1,
     )
 
 
@@ -73,7 +84,7 @@ def mask_batch(input_ids: np.ndarray, lengths: npt.NDArray[np.int64], draws: Mas
     for special in rules.never_masked:
         maskable &= input_ids != special
     word = np.cumsum(_begins(input_ids, maskable, rules), axis=1) - 1  # [b, s]: the number of each piece's word
-    picks = _picks(word, maskable, _budget(lengths, rules), draws)
+    picks = _picks(word, maskable, _budget(lengths, rules), draws, rules.longest_ngram)
     chosen = picks >= 0
     unit, replacement = draws.fates(picks)
     masked = np.where(chosen & (unit < _MASKED), rules.mask_id, input_ids)
@@ -104,25 +115,49 @@ def _begins(input_ids: np.ndarray, maskable: npt.NDArray[np.bool_], rules: MaskR
 
 
 def _picks(
-    word: npt.NDArray[np.int64], maskable: npt.NDArray[np.bool_], budget: npt.NDArray[np.int64], draws: MaskDraws
+    word: npt.NDArray[np.int64],
+    maskable: npt.NDArray[np.bool_],
+    budget: npt.NDArray[np.int64],
+    draws: MaskDraws,
+    longest: int,
 ) -> npt.NDArray[np.int64]:
-    """[b, s]: which pick chose a piece, or -1. Words come in random order; one that is too long is passed over."""
+    """[b, s]: which pick chose a piece, or -1. Words come in random order; one that is too long is passed over.
+
+    A pick of several words takes the one that came and those behind it, up to the first that is not free, does not fit
+    or stands behind a [SEP].
+    """
     rows, width = np.arange(len(word)), word.shape[1]
     words = word[:, -1] + 1  # [b]
     numbered = (word + rows[:, None] * width)[maskable]
     sizes = np.bincount(numbered, minlength=word.size).reshape(word.shape)  # [b, s]: pieces of each word
     order = draws.order(words, width)
+    spans = draws.spans(width, longest) if longest > 1 else np.ones_like(order)
+    follows = _follows(word, maskable) if longest > 1 else maskable
     pick = np.full(word.shape, -1)  # [b, s]: by word
     taken = np.zeros_like(budget)
     for turn in range(int(words.max(initial=0))):
-        candidate = order[:, turn]
-        size = sizes[rows, candidate]
-        fits = (turn < words) & (taken + size <= budget)
-        pick[rows[fits], candidate[fits]] = turn
-        taken += size * fits
+        first = order[:, turn]
+        fits = turn < words
+        for place in range(longest):
+            candidate = np.minimum(first + place, width - 1)
+            size = sizes[rows, candidate]
+            fits = fits & (first + place < words) & (place < spans[:, turn]) & (taken + size <= budget)
+            if longest > 1:
+                fits &= (pick[rows, candidate] < 0) & (follows[rows, candidate] | (place == 0))
+            pick[rows[fits], candidate[fits]] = turn
+            taken += size * fits
         if (taken == budget).all():
             break
     return np.where(maskable, np.take_along_axis(pick, np.maximum(word, 0), axis=1), -1)
+
+
+def _follows(word: npt.NDArray[np.int64], maskable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """[b, s]: by word, whether it stands right behind the one before it."""
+    found = np.zeros_like(maskable)
+    begins = maskable[:, 1:] & maskable[:, :-1] & (word[:, 1:] > word[:, :-1])
+    rows, columns = np.nonzero(begins)
+    found[rows, word[rows, columns + 1]] = True
+    return found
 
 
 class KeyedMaskDraws:
@@ -141,3 +176,8 @@ class KeyedMaskDraws:
         unit = (bits >> np.uint64(32)) / 2**32
         replacement = ((bits & np.uint64(0xFFFFFFFF)) * self._vocab_size) >> np.uint64(32)
         return unit, replacement.astype(np.int64)
+
+    def spans(self, width: int, longest: int) -> npt.NDArray[np.int64]:
+        shares = np.cumsum(1 / np.arange(1, longest + 1))  # p(n) is proportional to 1 / n
+        unit = (mixed(self._keys, 3, np.arange(width)) >> np.uint64(11)) / 2**53
+        return 1 + np.searchsorted(shares / shares[-1], unit, side="right")

@@ -1,11 +1,14 @@
-"""The sentences of a document -> pairs of segments: half of them neighbours, half with a segment from elsewhere.
+"""The sentences of documents -> pairs of segments, or runs of full sentences.
 
-These are the rules of BERT's own data (Devlin et al. 2019, section 3.1 and appendix A.2), on lengths alone: in go
-offsets of sentences in a flat array of ids, out come ranges of it. The source of randomness is passed in.
+The pairs follow the rules of BERT's own data (Devlin et al. 2019, section 3.1 and appendix A.2): half are neighbours,
+half have a second segment from elsewhere; or, as ALBERT has it (Lan et al. 2020, section 3.1), all are neighbours and
+half of them change places. Runs without pairs are RoBERTa's FULL-SENTENCES (Liu et al. 2019, section 4.2). All of it
+works on lengths alone: in go offsets of sentences in a flat array of ids, out come ranges of it. The source of
+randomness is passed in.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 _TRIES = 10  # to draw a document that is another one
@@ -34,40 +37,77 @@ class Sentences(NamedTuple):
     last: int
 
 
+class Segment(NamedTuple):
+    """The ids from start to end of a shard."""
+
+    shard: int
+    start: int
+    end: int
+
+
 class Pair(NamedTuple):
-    """Two segments as ranges of ids; the first is in the document's own shard, the second in `shard`."""
+    """Two segments as ranges of ids; the first is in the document's own shard, the second in `shard`.
+
+    `label` is 0 where the second follows the first, and 1 where it is a random one or the two have changed places.
+    """
 
     first_start: int
     first_end: int
     shard: int
     second_start: int
     second_end: int
-    is_random: bool
+    label: bool
 
 
 def make_pairs(
-    corpus: Sequence[Sentences], index: int, max_tokens: int, short_seq_prob: float, draws: Draws
+    corpus: Sequence[Sentences], index: int, max_tokens: int, short_seq_prob: float, draws: Draws, swap: bool = False
 ) -> Iterator[Pair]:
     """One pass over document `index` of `corpus`: pairs of at most `max_tokens` ids, at least one in each segment.
 
     Sentences are packed up to a target length, drawn once a pass. The pack is cut in two at a random sentence. On a
     coin, and always when it is a single sentence, the second segment comes from a random document and the sentences
-    it displaces are used again.
+    it displaces are used again. With `swap` the coin has the two segments change places instead.
     """
     shard, offsets, start, last = corpus[index]
     target = draws.between(2, max_tokens) if draws.chance(short_seq_prob) else max_tokens
     while start < last:
         end = _reaches(offsets, start, last, target)
         cut = start + draws.between(1, end - start - 1) if end - start > 1 else end
-        first = (offsets[start], offsets[cut])
-        if is_random := end - start == 1 or draws.chance(0.5):
+        first, second, other_shard = (offsets[start], offsets[cut]), (offsets[cut], offsets[end]), shard
+        label = cut == end or draws.chance(0.5)
+        if not label:
+            start = end
+        elif swap and cut < end:
+            first, second, start = second, first, end
+        else:
             other_shard, second = _random_segment(corpus, index, target - (first[1] - first[0]), draws)
             start = cut
-        else:
-            other_shard, second = shard, (offsets[cut], offsets[end])
-            start = end
         first, second = _truncated(first, second, max_tokens, draws)
-        yield Pair(*first, other_shard, *second, is_random)
+        yield Pair(*first, other_shard, *second, label)
+
+
+def full_sentences(corpus: Sequence[Sentences], indices: Iterable[int], max_tokens: int) -> Iterator[list[Segment]]:
+    """Documents, one after the other -> packs of whole sentences, a segment for each document that a pack reaches into.
+
+    A pack holds at most `max_tokens` ids, one for the [SEP] behind each segment counted in. A sentence that is longer
+    than a pack is cut.
+    """
+    pack, room = list[Segment](), max_tokens
+    for index in indices:
+        shard, offsets, sentence, last = corpus[index]
+        start = offsets[sentence]
+        while sentence < last:
+            fits = bisect_right(offsets, start + room - 1, sentence, last + 1) - 1
+            end = offsets[fits] if fits > sentence else start + max_tokens - 1
+            if fits > sentence or not pack:
+                pack.append(Segment(shard, start, end))
+                room -= end - start + 1
+                sentence, start = fits, end
+            else:
+                yield pack
+                pack, room = [], max_tokens
+    if pack:
+        yield pack
 
 
 def _reaches(offsets: Sequence[int], start: int, last: int, target: int) -> int:

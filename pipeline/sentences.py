@@ -6,12 +6,17 @@ stops need nothing. Every character is looked at a bounded number of times: the 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.config import UserError
+
+Splitter = Callable[[str], list[str]]
 
 _WIDE_STOPS = "。！？｡．।॥။"
 # A run of stops, what closes behind it, white space, and a look at the next word. Possessive: no run is scanned twice.
 _CANDIDATE = re.compile(
-    r"([.!?…؟۔։።‼⁇⁈⁉" + _WIDE_STOPS + r"]++)([\"'”’»›)\]}」』）》〉】〕]*+)(\s*+)(?=[^\w\s]{0,8}+\s?(\w*))"
+    r"([.!?…؟۔։።‼⁇⁈⁉" + _WIDE_STOPS + r"]++)([\"'”’»›)\]}」』）》〉】〕]*+)(\s*+)(?=[^\w\s]{0,8}+\s?(\w*\.?))"
 )
 _NO_PART_OF_A_WORD = re.compile(r"[^\w.'’&-]+|--+")
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
@@ -69,7 +74,7 @@ def split_sentences(paragraph: str) -> list[str]:
 
 
 def _full_stop_ends(text: str, closers: str, after: str, whole: bool) -> bool:
-    """Whether a full stop between `text` and the word `after` (not in lower case) ends a sentence.
+    """Whether a full stop between `text` and the word `after` (not in lower case; with its full stop) ends a sentence.
 
     `text` reaches back to the last candidate; `whole`: the sentence begins with it. `closers` stand behind the stop.
     """
@@ -82,7 +87,7 @@ def _full_stop_ends(text: str, closers: str, after: str, whole: bool) -> bool:
         return word not in _TITLES
     if whole and before == text and _NUMBER.fullmatch(before):
         return False  # the number in front of a heading or of a list's item: "1. Introduction", "IV. The storm"
-    if word in _COUNTERS and _NUMBER.fullmatch(after):
+    if word in _COUNTERS and _NUMBER.fullmatch(after.rstrip(".")):
         return False
     ordinary = before.islower() and word in _ALSO_WORDS
     if word in _TITLES and not ordinary:
@@ -98,8 +103,36 @@ def as_given(sentences: Sequence[str]) -> list[str]:
     return ["".join(f"{sentence}\n" for sentence in sentences)]
 
 
-def sentences_of(text: str) -> list[str]:
+def sentences_of(text: str, split: Splitter = split_sentences) -> list[str]:
     """The sentences of a document's text: those of its paragraphs, or as they were given."""
     if text.endswith("\n"):
         return text[:-1].split("\n")
-    return [sentence for paragraph in text.split("\n\n") for sentence in split_sentences(paragraph)]
+    return [sentence for paragraph in text.split("\n\n") for sentence in split(paragraph)]
+
+
+def splitter_from(code: str, file: str) -> Splitter:
+    """The `split_sentences(paragraph) -> list[str]` that a user's Python file defines, held to lose and add nothing.
+
+    Raises UserError, here where the file does not define it, and when it is called where it fails.
+    """
+    names: dict[str, Any] = {"__name__": "splitter", "__file__": file}
+    try:
+        exec(compile(code, file, "exec"), names)
+    except Exception as error:
+        raise UserError(f"{file}: cannot be run ({type(error).__name__}: {error}); mend it") from error
+    if not callable(names.get("split_sentences")):
+        raise UserError(f"{file}: defines no split_sentences(paragraph); add it: it returns the paragraph's sentences")
+
+    def checked(paragraph: str) -> list[str]:
+        about = f"{file}: split_sentences({paragraph[:40]!r}...)"
+        try:
+            sentences = list[Any](names["split_sentences"](paragraph))
+        except Exception as error:
+            raise UserError(f"{about} fails ({type(error).__name__}: {error}); mend it") from error
+        if not all(isinstance(sentence, str) for sentence in sentences):
+            raise UserError(f"{about} gives something else than strings; make it return a list of them")
+        if "".join("".join(sentences).split()) != "".join(paragraph.split()):
+            raise UserError(f"{about} loses or adds text; it may drop white space alone")
+        return sentences
+
+    return checked

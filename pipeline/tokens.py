@@ -2,30 +2,32 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline.artifacts import Artifact, Manifest, Output
+from pipeline.artifacts import Manifest, Output, SourceFile
 from pipeline.config import Compute, Config
 from pipeline.corpus import DOCUMENT_RUN, shard_files
 from pipeline.parallel import for_each
 from pipeline.ragged import offsets_of
-from pipeline.schema import document_key, read_table
-from pipeline.sentences import sentences_of
+from pipeline.schema import read_table, text_key
+from pipeline.sentences import Splitter, sentences_of, split_sentences, splitter_from
 from pipeline.storage import Location
 from pipeline.tokenizer import UNK, BulkTokenizer, load
 
-VERSION = 1
+VERSION = 2
 _CHARACTERS_AT_ONCE = 1 << 20
-_COLUMNS = ["doc_id", "text", "split"]
+_COLUMNS = ["doc_id", "source", "text", "split"]
 
 
 class TokensConfig(Config):
-    """Nothing but how many workers: the vocabulary decides the rest."""
+    """How text is cut into sentences; the vocabulary decides the rest."""
 
+    #: A Python file that defines split_sentences(paragraph) -> list[str], in place of our rules; its bytes count.
+    splitter: Annotated[str | None, Compute] = None
     workers: Annotated[int, Compute] = Field(default=2, gt=0)
 
 
@@ -37,11 +39,11 @@ class Tokenized(NamedTuple):
     documents: npt.NDArray[np.uint32]  # [documents + 1]: offsets in sentences
 
 
-def tokenized(texts: Sequence[str], tokenizer: BulkTokenizer) -> Tokenized:
+def tokenized(texts: Sequence[str], tokenizer: BulkTokenizer, split: Splitter = split_sentences) -> Tokenized:
     """Documents' texts -> pieces; sentences of which nothing is left are left out."""
     ids, lengths, counts = [], [], []
     for batch in _batches(texts):
-        documents = [sentences_of(text) for text in batch]
+        documents = [sentences_of(text, split) for text in batch]
         batch_ids, offsets = tokenizer.encode([sentence for document in documents for sentence in document])
         owner = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
         batch_lengths = np.diff(offsets)
@@ -69,13 +71,23 @@ def _tokenizer(location: Location) -> BulkTokenizer:
     return BulkTokenizer(load(location))
 
 
-def tokenize_shard(name: str, documents: Mapping[str, Location], vocab: Location, out: Output) -> None:
+@lru_cache(maxsize=1)
+def _splitter(file: SourceFile | None) -> Splitter:
+    return splitter_from(file.location.read_text(), file.uri) if file else split_sentences
+
+
+def tokenize_shard(
+    name: str, documents: Mapping[str, Location], vocab: Location, splitter: SourceFile | None, out: Output
+) -> None:
     """One shard of documents -> one token shard, committed."""
     bulk = _tokenizer(vocab / "tokenizer.json")
     table = read_table(documents[name], _COLUMNS)
-    found = tokenized(table["text"].to_pylist(), bulk)
+    found = tokenized(table["text"].to_pylist(), bulk, _splitter(splitter))
     runs = np.zeros(len(table), DOCUMENT_RUN)
-    runs["key"] = [document_key(doc_id) for doc_id in table["doc_id"].to_pylist()]
+    runs["key"] = [text_key(doc_id) for doc_id in table["doc_id"].to_pylist()]
+    sources = table["source"].to_pylist()
+    keys = {source: text_key(source) for source in set(sources)}
+    runs["source"] = [keys[source] for source in sources]
     runs["first"], runs["last"] = found.documents[:-1], found.documents[1:]
     runs["heldout"] = [split == "heldout" for split in table["split"].to_pylist()]
     kept = runs[runs["last"] > runs["first"]]
@@ -91,11 +103,24 @@ def tokenize_shard(name: str, documents: Mapping[str, Location], vocab: Location
     out.commit(name, files, counts, drops)
 
 
-def run(config: TokensConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
-    """`inputs`: "documents" (dedup's) and "vocab". Wants a Ray session. Raises UserError."""
+def check(config: TokensConfig, sources: Mapping[str, SourceFile]) -> None:
+    """Raises UserError for a splitter that cannot be used."""
+    _splitter(sources.get("splitter"))
+
+
+def run(config: TokensConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
+    """`inputs`: the artifacts "documents" (dedup's) and "vocab", and a SourceFile "splitter" where there is one.
+
+    Wants a Ray session. Raises UserError.
+    """
+    splitter = inputs.get("splitter")
     shards = {file.name.removesuffix(".parquet"): file for file in inputs["documents"].files("documents/")}
     missing = [name for name in shards if out.part(name) is None]
     with out.watch(len(shards), "shards"):
-        work = partial(tokenize_shard, documents=shards, vocab=inputs["vocab"].location, out=out)
+        vocab = inputs["vocab"].location
+        work = partial(tokenize_shard, documents=shards, vocab=vocab, splitter=splitter, out=out)
         for_each(work, missing, config.workers)
-    return out.finish(config.model_dump(mode="json"), {name: artifact.fingerprint for name, artifact in inputs.items()})
+    fingerprints = {
+        name: source.sha256 if source is splitter else source.fingerprint for name, source in inputs.items()
+    }
+    return out.finish(config.model_dump(mode="json"), fingerprints)

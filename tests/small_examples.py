@@ -14,6 +14,7 @@ from pipeline.storage import Location
 
 VOCAB_SIZE = 97  # a prime: it divides by no number of workers
 CLS, SEP, MASK = 2, 3, 4
+_ROW_GROUP = 4
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +49,7 @@ def examples_artifact(
     Unless `masked`, those to train on are stored without masks.
     """
     files = {}
+    counts = {}
     for split, count in (("train", train), ("heldout", heldout)):
         for shard, numbers in enumerate(np.array_split(np.arange(count), shards)):
             rows = [_example(split, int(number), length) for number in numbers]
@@ -55,9 +57,11 @@ def examples_artifact(
             table = pa.Table.from_pylist(
                 rows if stored else [_unmasked(row) for row in rows], schema=example_schema(VOCAB_SIZE, stored)
             )
-            files[f"{split}/{shard:05d}.parquet"] = parquet_bytes(table, row_group_size=4)
-    rules = {"masked_lm_prob": 0.15, "max_predictions_per_seq": 3, "whole_word_mask": False}
-    return _artifact(root, f"examples-{length}", files, rules)
+            path = f"{split}/{shard:05d}.parquet"
+            files[path], counts[path] = parquet_bytes(table, row_group_size=_ROW_GROUP), len(rows)
+    rules = {"masked_lm_prob": 0.15, "max_predictions_per_seq": 3, "mask_unit": "token"}
+    config = {**rules, "masking": "static" if masked else "dynamic"}
+    return _artifact(root, f"examples-{length}", files, config, {"rows": counts, "row_group_size": _ROW_GROUP})
 
 
 def _example(split: str, number: int, length: int) -> dict[str, Any]:
@@ -85,8 +89,14 @@ def _unmasked(row: dict[str, Any]) -> dict[str, Any]:
     return {"input_ids": ids, "segment_b": row["segment_b"], "next_sentence_label": row["next_sentence_label"]}
 
 
-def _artifact(root: Path, stage: str, files: dict[str, bytes], config: dict[str, object] | None = None) -> Artifact:
+def _artifact(
+    root: Path,
+    stage: str,
+    files: dict[str, bytes],
+    config: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
+) -> Artifact:
     out = Output(Location(str(root / stage / "0")), stage, 1, "0")
     out.commit("all", files)
-    out.finish(config or {}, {})
+    out.finish(config or {}, {}, facts=facts)
     return Artifact(out.location, stage, "0")

@@ -48,13 +48,18 @@ def test_resuming_at_a_position_gives_the_batches_that_were_to_come(examples: Ex
     assert resumed == whole[position : position + 28]
 
 
-def test_resuming_reads_only_the_files_of_its_window(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_reads_only_the_files_of_its_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_WINDOW", 4)
+    artifact = examples_artifact(tmp_path, shards=10)
+    assert artifact.manifest
     opened: list[str] = []
     real = Location.open
     monkeypatch.setattr(Location, "open", lambda file: opened.append(file.uri) or real(file))
+    examples = Examples(artifact, "train")
+    assert opened == []
     next(examples.batches(1, 39, 1))
     window = examples.windows(1, 0)[-1]
-    assert len(opened) == len({examples._groups[group][0] for group in window})
+    assert len(opened) == len({examples._groups[group][0] for group in window}) < 3
 
 
 def test_the_rows_of_an_index_are_those_of_the_file(examples: Examples) -> None:
@@ -71,7 +76,7 @@ def test_any_workers_and_micro_batches_share_one_global_batch(
     shares = [share(rows, rank, workers, micro_batch_size) for rank in range(workers)]
     assert len({len(pieces) for pieces in shares}) == 1
     assert all(len(piece) <= micro_batch_size for pieces in shares for piece in pieces)
-    counted = [piece for pieces in shares for piece in pieces if piece.next_sentence_label[0] != IGNORED]
+    counted = [piece for pieces in shares for piece in pieces if piece.counted]
     assert Counter(np.concatenate([piece.index for piece in counted]).tolist()) == Counter(rows.index.tolist())
 
 
@@ -80,6 +85,7 @@ def test_a_worker_without_rows_gets_one_that_counts_for_nothing(examples: Exampl
     (idle,) = share(rows, 2, 3, 4)
     made = batch(idle)
     assert made.next_sentence_label.tolist() == [IGNORED]
+    assert made.counted.tolist() == [0]
     assert made.masked_lm_positions.numel() == 0
 
 
@@ -127,6 +133,34 @@ def test_micro_batches_of_like_length_are_padded_less(examples: Examples) -> Non
 
     in_order = [rows.take(part) for part in np.array_split(np.arange(40), 10)]
     assert padding(share(rows, 0, 1, 4)) < 0.3 * padding(in_order)
+
+
+@pytest.mark.parametrize("position", [0, 5, 12, 39, 41])
+def test_in_groups_of_like_length_an_epoch_still_holds_every_example_once(examples: Examples, position: int) -> None:
+    epoch, other = islice(examples.batches(1, 0, 40, group=4), 2)
+    assert sorted(epoch.index) == sorted(other.index) == list(range(40))
+    whole = [*epoch.index.tolist(), *other.index.tolist()]
+    resumed = np.concatenate([rows.index for rows in islice(examples.batches(1, position, 5, group=4), 3)])
+    assert resumed.tolist() == whole[position : position + 15]
+    assert resumed.tolist() != np.concatenate(indices(examples, 1, position, 5, 3)).tolist()
+
+
+def test_groups_hold_rows_of_like_length_and_come_in_random_order() -> None:
+    lengths = np.random.default_rng(1).integers(5, 129, 1000)
+    order = data._order(lengths, np.random.default_rng(2), 8)
+    assert sorted(order) == list(range(1000))
+    groups = lengths[order].reshape(-1, 8)
+    assert np.ptp(groups, axis=1).max() <= 6  # of 124 lengths, a group covers about one
+    assert abs(np.corrcoef(np.arange(125), groups.mean(axis=1))[0, 1]) < 0.3
+    assert (np.argsort(lengths[order], kind="stable") != np.arange(1000)).any()
+
+
+def test_a_damaged_file_is_an_error_of_one_line(tmp_path: Path) -> None:
+    artifact = examples_artifact(tmp_path)
+    file = artifact.files("train/")[1]
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"train/00001\.parquet: is damaged; run its stage again with --force"):
+        next(Examples(artifact, "train").batches(1, 0, 40))
 
 
 def test_fewer_examples_than_a_batch_is_an_error_of_one_line(examples: Examples) -> None:

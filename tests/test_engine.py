@@ -12,7 +12,7 @@ from small_examples import alone  # noqa: F401 (a fixture)
 from torch.nn import functional
 
 from training import engine
-from training.data import Batch
+from training.data import IGNORED, Batch
 from training.engine import Engine, has_bf16
 from training.model import BertConfig, BertForPreTraining
 from training.optim import OptimizerConfig, adamw, parameter_groups
@@ -45,7 +45,7 @@ def batches(step: int) -> list[Batch]:
         positions = torch.randperm(rows * length, generator=draw)[:masked]
         labels = torch.randint(5, VOCAB_SIZE, (masked,), generator=draw)
         nsp = torch.randint(0, 2, (rows,), generator=draw)
-        made.append(Batch(ids, torch.zeros_like(ids), mask, positions, labels, nsp))
+        made.append(Batch(ids, torch.zeros_like(ids), mask, positions, labels, nsp, torch.ones_like(nsp)))
     return made
 
 
@@ -168,3 +168,16 @@ def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_loss() -> None:
     tensors = half.tensors()
     assert tensors is not None
     assert {value.dtype for named in tensors.values() for value in named.values()} == {torch.float32}
+
+
+@pytest.mark.usefixtures("alone")
+def test_without_pairs_the_loss_is_that_of_the_masks_alone() -> None:
+    unpaired = [
+        batch._replace(next_sentence_label=torch.full_like(batch.next_sentence_label, IGNORED)) for batch in batches(0)
+    ]
+    trained = Engine(model(), OPTIMIZER)
+    totals, grad_norm = trained.step(unpaired, RATE, noise=0)
+    paired = Engine(model(), OPTIMIZER).step(batches(0), RATE, noise=0).totals
+    assert totals.means()["loss"] == totals.means()["mlm_loss"] == paired.means()["mlm_loss"]
+    assert (totals.labels, totals.examples) == (0, 10)
+    assert 0 < grad_norm < float("inf")

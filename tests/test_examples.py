@@ -1,6 +1,7 @@
 """Token shards + vocab -> example shards."""
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -147,7 +148,7 @@ def text_of(ids: list[int]) -> str:
 
 def test_the_bytes_are_those_of_this_version(dynamic, static):
     found = (digest(dynamic), digest(static))
-    assert (VERSION, *found) == (1, "c4cfa15cebf1", "72a80c22f6fd"), (
+    assert (VERSION, *found) == (2, "1f303dc66b3e", "11b37828b02b"), (
         "the same input gives other bytes: raise VERSION in pipeline/examples.py"
     )
 
@@ -207,9 +208,113 @@ def test_very_short_and_long_examples_work(made_from, tmp_path, length, predicti
         max_seq_length=length,
         max_predictions_per_seq=predictions,
         masking="static",
-        whole_word_mask=True,
+        mask_unit="word",
         dupe_factor=1,
     )
     lengths = [len(ids) for ids in table(artifact, "train")["input_ids"].to_pylist()]
     assert min(lengths) >= 5
     assert max(lengths) == length
+
+
+def documents_of(rows: list[dict]) -> list[list[int]]:
+    """The segments of examples without pairs."""
+    vocabulary = published_vocabulary()
+    sep = vocabulary.index("[SEP]")
+    found = []
+    for row in rows:
+        segment: list[int] = []
+        for piece in unmasked(row)[1:]:
+            if piece == sep:
+                found.append(segment)
+                segment = []
+            else:
+                segment.append(piece)
+        assert not segment
+    return found
+
+
+@pytest.fixture(scope="module")
+def sentences_alone(made_from, tmp_path_factory) -> Artifact:
+    return made(tmp_path_factory.mktemp("mlm"), made_from, objective="mlm", dupe_factor=2)
+
+
+def test_without_pairs_every_pass_holds_every_piece_once_and_a_segment_is_of_one_document(sentences_alone):
+    documents = [text for text, one in zip(documents_as_ids(), golden_documents(), strict=True) if one.split == "train"]
+    rows = table(sentences_alone, "train").to_pylist()
+    segments = documents_of(rows)
+    assert sum(map(len, segments)) == 2 * sum(len(text.split()) for text in documents)
+    assert all(any(text_of(segment) in text for text in documents) for segment in segments)
+    assert len(segments) > len(rows)
+    assert max(len(row["input_ids"]) for row in rows) == 64
+    assert {row["next_sentence_label"] for row in rows} == {-100}
+    assert all(row["segment_b"] == len(row["input_ids"]) for row in rows)
+    assert len({tuple(row["input_ids"]) for row in rows}) == len(rows) / 2  # both passes alike, for other stored masks
+    assert "train_random_next" not in sentences_alone.manifest.counts
+
+
+def test_examples_without_pairs_do_not_depend_on_how_documents_are_sharded(sentences_alone, tmp_path):
+    documents = golden_documents()
+    random.Random(3).shuffle(documents)
+    other = made(tmp_path, inputs(tmp_path, documents, shards=5), objective="mlm", dupe_factor=2, workers=1)
+    for split in ("train", "heldout"):
+        ours, theirs = (sorted(map(str, table(one, split).to_pylist())) for one in (sentences_alone, other))
+        assert ours == theirs
+
+
+def test_sentence_order_examples_are_two_neighbours_half_of_which_changed_places(made_from, tmp_path):
+    artifact = made(tmp_path, made_from, objective="mlm+sop")
+    documents = documents_as_ids()
+    swapped = []
+    for row in table(artifact, "train").to_pylist():
+        first, second = row["input_ids"][1 : row["segment_b"] - 1], row["input_ids"][row["segment_b"] : -1]
+        both = [one for one in documents if text_of(first) in one and text_of(second) in one]
+        if min(len(first), len(second)) >= 8 and len(both) == 1:
+            in_order = both[0].index(text_of(first)) < both[0].index(text_of(second))
+            assert in_order == (row["next_sentence_label"] == 0)
+            swapped.append(not in_order)
+    assert len(swapped) > 500
+    assert 0.4 < sum(swapped) / len(swapped) < 0.6
+    counts = artifact.manifest.counts
+    assert 0.45 < counts["train_swapped"] / counts["train"] < 0.7  # lone sentences among them have a random second
+
+
+def test_a_source_has_its_own_number_of_passes_and_the_examples_of_the_others_stay(made_from, dynamic, tmp_path):
+    documents = [
+        Document(**{**vars_of(one), "source": "rare" if n < 9 else "other"}) for n, one in enumerate(golden_documents())
+    ]
+    given = inputs(tmp_path, documents)
+
+    def rows(name: str, **changed: object) -> Counter[str]:
+        return Counter(map(str, table(made(tmp_path / name, given, **changed), "train").to_pylist()))
+
+    once, rare, other, all_of_them = (
+        rows("once"),
+        rows("rare", passes={"rare": 5}),
+        rows("other", passes={"other": 5}),
+        rows("all", dupe_factor=5),
+    )
+    assert once == Counter(map(str, table(dynamic, "train").to_pylist()))
+    assert not once - rare
+    assert (rare - once) + (other - once) == all_of_them - once
+    assert min((rare - once).total(), (other - once).total()) > 100
+
+
+def test_the_manifest_says_how_many_rows_each_file_has(dynamic):
+    facts = dynamic.manifest.facts
+    assert facts["row_group_size"] == 1024
+    files = {name: dynamic.location / name for name in dynamic.manifest.files}
+    assert facts["rows"] == {name: pq.read_metadata(file.local_path).num_rows for name, file in files.items()}
+
+
+@pytest.mark.parametrize("unit", ["word", "ngram"])
+def test_stored_masks_hide_whole_words(made_from, tmp_path, unit):
+    artifact = made(tmp_path, made_from, masking="static", mask_unit=unit, dupe_factor=1)
+    vocabulary = published_vocabulary()
+    on = 0
+    for row in table(artifact, "train").to_pylist():
+        ids, chosen = unmasked(row), set(row["masked_lm_positions"])
+        for place in range(2, len(ids)):
+            if vocabulary[ids[place]].startswith("##") and vocabulary[ids[place - 1]] not in ("[CLS]", "[SEP]"):
+                assert (place in chosen) == (place - 1 in chosen)
+                on += place in chosen
+    assert on > 50

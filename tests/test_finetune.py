@@ -17,7 +17,7 @@ from small_examples import alone  # noqa: F401 (a fixture)
 from pipeline.artifacts import Artifact, Manifest, Output, SourceFile, source_file
 from pipeline.config import UserError
 from pipeline.storage import Location
-from pipeline.tokenizer import SPECIAL_TOKENS, build, load
+from pipeline.tokenizer import SPECIAL_TOKENS, build, load, transformers_config
 from training import checkpoint
 from training.checkpoint import SavedConfig
 from training.finetune import VARIANTS, FinetuneConfig, Setup, Worker, run, thinned
@@ -67,6 +67,7 @@ def write_vocab(root: Path) -> Artifact:
     (root / "vocab").mkdir(parents=True)
     (root / "vocab/vocab.txt").write_text("".join(f"{piece}\n" for piece in PIECES))
     build(PIECES).save(str(root / "vocab/tokenizer.json"))
+    (root / "vocab/tokenizer_config.json").write_text(transformers_config())
     return Artifact(Location(str(root / "vocab")), "vocab", "v")
 
 

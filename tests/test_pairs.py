@@ -13,7 +13,7 @@ import pytest
 from golden import published_vocabulary, unpack
 
 from pipeline.masking import mask_batch, mask_rules
-from pipeline.pairs import Pair, Sentences, make_pairs
+from pipeline.pairs import Pair, Sentences, full_sentences, make_pairs
 from pipeline.ragged import offsets_of
 from pipeline.randomness import KeyedDraws, mixed
 from pipeline.tokenizer import CLS, SEP, BulkTokenizer, build
@@ -83,9 +83,8 @@ def reference_instances(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     documents = list(golden_documents())
     source.shuffle(documents)
     flat, corpus = laid_flat(documents)
-    rules = mask_rules(
-        pieces, settings["masked_lm_prob"], settings["max_predictions_per_seq"], settings["whole_word_mask"]
-    )
+    unit = "word" if settings["whole_word_mask"] else "token"
+    rules = mask_rules(pieces, settings["masked_lm_prob"], settings["max_predictions_per_seq"], unit)
     instances = []
     for index in list(range(len(corpus))) * settings["dupe_factor"]:
         for pair in make_pairs(corpus, index, settings["max_seq_length"] - 3, settings["short_seq_prob"], draws):
@@ -97,7 +96,7 @@ def reference_instances(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 {
                     "tokens": [pieces[i] for i in masked.input_ids[0]],
                     "segment_ids": "0" * (len(first) + 2) + "1" * (len(second) + 1),
-                    "is_random_next": pair.is_random,
+                    "is_random_next": pair.label,
                     "masked_lm_positions": masked.positions[0, :count].tolist(),
                     "masked_lm_labels": [pieces[i] for i in masked.labels[0, :count]],
                 }
@@ -132,7 +131,7 @@ def keyed_pairs(corpus: list[Sentences], max_tokens: int, short_seq_prob: float,
 def statistics(pairs: list[Pair], passes: int) -> tuple[float, float, float]:
     """Pairs a pass, the share of random ones, the mean length with the three special tokens."""
     lengths = [pair.first_end - pair.first_start + pair.second_end - pair.second_start + 3 for pair in pairs]
-    return len(pairs) / passes, float(np.mean([pair.is_random for pair in pairs])), float(np.mean(lengths))
+    return len(pairs) / passes, float(np.mean([pair.label for pair in pairs])), float(np.mean(lengths))
 
 
 @pytest.mark.parametrize("name", ["instances_L128.jsonl", "instances_L64_wwm.jsonl"])
@@ -170,7 +169,7 @@ def test_without_truncation_each_piece_of_a_document_is_in_exactly_one_pair_as_i
         own: list[tuple[int, int]] = []
         for pair in make_pairs(corpus, index, 1_000_000, 0.0, Untruncated(index)):
             own.append((pair.first_start, pair.first_end))
-            if not pair.is_random:
+            if not pair.label:
                 own.append((pair.second_start, pair.second_end))
         assert [start for start, _ in own[1:]] == [end for _, end in own[:-1]]
         assert (own[0][0], own[-1][1]) == (document.offsets[document.first], document.offsets[document.last])
@@ -187,7 +186,7 @@ def test_a_lone_sentence_is_paired_with_a_random_document():
     corpus = [Sentences(0, [0, 5, 9, 14], 0, 1), Sentences(0, [0, 5, 9, 14], 1, 3)]
     for key in range(50):
         (pair,) = make_pairs(corpus, 0, 61, 0.0, KeyedDraws(key))
-        assert pair.is_random
+        assert pair.label
         assert (pair.first_start, pair.first_end) == (0, 5)
         assert pair.second_start in (5, 9)
 
@@ -196,7 +195,7 @@ def test_a_random_document_is_another_one_whenever_there_is_one():
     corpus = [Sentences(shard, [0, 3, 6, 9, 12], 0, 4) for shard in range(20)]
     for key in range(50):
         for pair in make_pairs(corpus, 7, 10, 0.1, KeyedDraws(key)):
-            assert (pair.shard != 7) == pair.is_random
+            assert (pair.shard != 7) == pair.label
 
 
 def test_the_only_document_stands_in_for_the_random_one():
@@ -232,5 +231,65 @@ class Heads:
 def test_the_longer_segment_loses_pieces_until_both_fit(lengths, first, second):
     corpus = [Sentences(0, offsets_of(lengths).tolist(), 0, 2)]
     (pair,) = make_pairs(corpus, 0, 10, 0.0, Heads())
-    assert not pair.is_random
+    assert not pair.label
     assert (pair.first_start, pair.first_end, pair.second_start, pair.second_end) == (*first, *second)
+
+
+def swapped_pairs(corpus: list[Sentences]) -> list[tuple[Sentences, Pair]]:
+    return [
+        (document, pair)
+        for number in range(4)
+        for index, document in enumerate(corpus)
+        for pair in make_pairs(corpus, index, 61, 0.1, KeyedDraws(int(mixed(index, number)[0])), swap=True)
+    ]
+
+
+def test_half_of_the_pairs_change_places_and_only_a_lone_sentence_gets_a_random_second(corpus):
+    """About 4,500 pairs with two segments of a document: three deviations of their share are 0.023."""
+    swapped, kept, random_ones = 0, 0, 0
+    for document, pair in swapped_pairs(corpus):
+        own = range(document.offsets[document.first], document.offsets[document.last])
+        if pair.label and pair.second_start not in own:
+            random_ones += 1
+            sentences = [(document.offsets[i], document.offsets[i + 1]) for i in range(document.first, document.last)]
+            assert any(a <= pair.first_start < pair.first_end <= b for a, b in sentences)
+        elif pair.label:
+            swapped += pair.second_end <= pair.first_start
+        else:
+            kept += 1
+            assert pair.first_end <= pair.second_start
+    assert swapped / (swapped + kept) == pytest.approx(0.5, abs=0.03)
+    assert 0 < random_ones < swapped / 2
+
+
+@pytest.mark.parametrize("max_tokens", [2, 3, 17, 63, 511])
+def test_full_sentences_hold_every_piece_once_in_order_and_cut_only_what_is_longer_than_a_pack(corpus, max_tokens):
+    order = [7, 3, 30, 12]
+    packs = list(full_sentences(corpus, order, max_tokens))
+    assert all(sum(end - start + 1 for _, start, end in pack) <= max_tokens for pack in packs)
+    found = [piece for pack in packs for _, start, end in pack for piece in range(start, end)]
+    documents = [corpus[index] for index in order]
+    assert found == [piece for one in documents for piece in range(one.offsets[one.first], one.offsets[one.last])]
+    borders = set(corpus[0].offsets)
+    for pack in packs:
+        for _, start, end in pack:
+            whole = start in borders and end in borders
+            longer = max(b - a for a, b in pairwise(corpus[0].offsets) if a < end and b > start) > max_tokens - 1
+            assert whole or longer
+
+
+def test_a_pack_of_full_sentences_is_as_full_as_it_can_be(corpus):
+    packs = list(full_sentences(corpus, range(len(corpus)), 128))
+    for pack, following in pairwise(packs):
+        room = 128 - sum(end - start + 1 for _, start, end in pack)
+        start = following[0].start
+        next_border = min(border for border in corpus[0].offsets if border > start)
+        assert next_border - start + 1 > room
+    assert any(len(pack) > 1 for pack in packs)
+
+
+def test_a_segment_never_reaches_over_two_documents(corpus):
+    firsts = [document.offsets[document.first] for document in corpus]
+    for pack in full_sentences(corpus, range(len(corpus)), 128):
+        for _, start, end in pack:
+            assert not any(start < first < end for first in firsts)

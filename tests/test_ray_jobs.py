@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,23 @@ def test_without_a_shared_disk_local_files_are_sent_along() -> None:
     assert len(files) == 5 and all(file.startswith("sources/") for file in files)
     books = {(folder / file).read_bytes() for file in config.extract.sources[1].files}
     assert books == {book.read_bytes() for book in Path("configs/quickstart/books").iterdir()}
+
+
+def test_vocabularies_and_a_splitter_are_sent_when_their_stages_are() -> None:
+    given = {"vocab.file": "vocab.txt", "vocab.compare": "other.txt", "tokens.splitter": "rules.py"}
+    for name in given.values():
+        Path(name).write_text(name)
+    overrides = ["root=s3://bucket/runs", *(f"{key}={name}" for key, name in given.items())]
+    folder, config = staged(REMOTE, *overrides)
+    for sent, name in zip(
+        (config.vocab.file, config.vocab.compare, config.tokens.splitter), given.values(), strict=True
+    ):
+        assert sent and sent.startswith("sources/")
+        assert (folder / sent).read_text() == name
+    Path("rules.py").unlink()
+    shutil.rmtree(folder)
+    _, config = staged(REMOTE, *overrides, until="vocab")
+    assert config.tokens.splitter == "rules.py"
 
 
 def test_what_lies_on_s3_stays_there() -> None:

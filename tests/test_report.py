@@ -89,7 +89,11 @@ def vocab(root: Path) -> Artifact:
     out = output(root, "vocab", "a" * 16)
     files = {"vocab.txt": "".join(piece + "\n" for piece in PIECES), "tokenizer.json": build(PIECES).to_str()}
     out.commit("vocab", {name: text.encode() for name, text in files.items()})
-    out.finish({"size": len(PIECES)}, {"documents": "d" * 16}, counts={"pieces": len(PIECES)})
+    facts = {
+        "heldout": {"words": 2140, "unknown_share": 0.0125, "pieces_per_word": 1.284},
+        "compared": {"name": "vocab.txt", "size": 30522, "words": 2140, "unknown_share": 0, "pieces_per_word": 1.416},
+    }
+    out.finish({"size": len(PIECES)}, {"documents": "d" * 16}, counts={"pieces": len(PIECES)}, facts=facts)
     return finished(out)
 
 
@@ -266,6 +270,13 @@ def test_dropped_records_are_shown_under_their_reason(page: str) -> None:
 def test_a_cut_file_is_named_with_the_reason(page: str) -> None:
     said = "<b>enwiki.xml.bz2 is cut off</b>: it ends in the middle of a page."
     assert page.count(said) == 1
+
+
+def test_the_vocabulary_stands_beside_the_one_that_it_was_compared_with(page: str) -> None:
+    assert (
+        "Held-out documents take 1.28 pieces a word; of their 2,140 words 1.2 % are unknown to it, where vocab.txt of "
+        "30,522 pieces takes 1.42 and leaves 0 % unknown."
+    ) in Reader(page).text
 
 
 def test_what_users_wrote_is_escaped(page: str) -> None:

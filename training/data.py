@@ -1,9 +1,10 @@
 """example shards -> batches, in an order that (seed, epoch, position) alone decides.
 
-The row groups of all shards are permuted anew for each epoch and read in windows of about 65,536 examples; within a
-window every example is shuffled. The state is one number: how many examples came before. A global batch is the same
-for any number of workers and any micro-batch size: sorted by length, so that little is padded, it is cut into as many
-micro-batches as there are turns, and the workers take them by turns.
+The row groups of all shards are permuted anew for each epoch and read in windows of about 65,536 examples. Within a
+window every example is shuffled, and rows of like length are put together in small groups whose order is again random,
+so that little is padded. The state is one number: how many examples came before. A global batch is the same for any
+number of workers and any micro-batch size: sorted by length, it is cut into as many micro-batches as there are turns,
+and the workers take them by turns.
 """
 
 import queue
@@ -26,12 +27,12 @@ from pipeline.config import UserError
 from pipeline.masking import KeyedMaskDraws, Masked, MaskRules, mask_batch
 from pipeline.ragged import offsets_of, padded, ragged_ranges
 from pipeline.randomness import mixed
+from pipeline.schema import IGNORED, parquet_file
 from pipeline.storage import Location
 
 Item = TypeVar("Item")
 Ints = NDArray[np.integer]
 
-IGNORED = -100  # a next-sentence label that counts for nothing
 _WINDOW = 65_536  # examples shuffled together: about 20 MB at length 128
 _READERS = 8  # threads that read files: on S3 reading is waiting
 _ORDER, _WITHIN = 1, 2  # what a random draw is for
@@ -77,6 +78,7 @@ class Rows:
     segment_b: Ints
     next_sentence_label: Ints
     masks: Masks | None
+    counted: bool = True  # False: there only because every worker has to take part in every turn
 
     def __len__(self) -> int:
         return len(self.index)
@@ -124,7 +126,8 @@ class Batch(NamedTuple):
     attention_mask: Tensor  # [b, s] int64, 1 real, 0 padding
     masked_lm_positions: Tensor  # [n] int64, flat indices into b * s
     masked_lm_labels: Tensor  # [n] int64
-    next_sentence_label: Tensor  # [b] int64, IGNORED for a row that counts for nothing
+    next_sentence_label: Tensor  # [b] int64, IGNORED where there is no pair, or the row counts for nothing
+    counted: Tensor  # [b] int64, 0 for a row that counts for nothing
 
     def to(self, device: torch.device) -> "Batch":
         return self if device.type == "cpu" else Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
@@ -145,7 +148,8 @@ def batch(rows: Rows, masking: Masking | None = None) -> Batch:
         ids, positions, targets, counts = masking(ids, rows)
         used = np.arange(positions.shape[1]) < counts[:, None]
         flat, labels = (positions + starts[:, None])[used], targets[used]
-    arrays = (ids, second, real, flat, labels, rows.next_sentence_label)
+    counted = np.full(len(rows), rows.counted)
+    arrays = (ids, second, real, flat, labels, rows.next_sentence_label, counted)
     return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
 
 
@@ -163,24 +167,27 @@ def share(rows: Rows, rank: int, workers: int, micro_batch_size: int) -> list[Ro
 
 def _idle(row: Rows) -> Rows:
     nothing = Ragged(np.zeros(0, np.int64), np.zeros(2, np.int64))
-    return replace(row, next_sentence_label=np.full(1, IGNORED), masks=Masks(nothing, nothing))
+    return replace(row, next_sentence_label=np.full(1, IGNORED), masks=Masks(nothing, nothing), counted=False)
 
 
 class Examples:
     """The examples of one split of an artifact, by index: shard after shard in the order of their names."""
 
     def __init__(self, artifact: Artifact, split: str) -> None:
-        """Reads the shards' footers. Raises UserError when there are no examples."""
+        """Opens no file: the manifest says what is in them. Raises UserError when there are no examples."""
         self.files: list[Location] = artifact.files(f"{split}/")
-        with ThreadPoolExecutor(_READERS) as readers:
-            self._footers = list(readers.map(_footer, self.files))
-        counts = [footer.num_row_groups for footer in self._footers]
-        self._groups = [(file, group) for file, count in enumerate(counts) for group in range(count)]
-        sizes = [self._footers[file].row_group(group).num_rows for file, group in self._groups]
-        self._starts = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+        facts, names = artifact.manifest.facts, [f"{split}/{file.name}" for file in self.files]
+        self._groups: list[tuple[int, int]] = []  # (file, row group)
+        sizes: list[int] = []
+        for number, name in enumerate(names):
+            whole, rest = divmod(facts["rows"][name], facts["row_group_size"])
+            sizes += [facts["row_group_size"]] * whole + [rest] * (rest > 0)
+            self._groups += [(number, group) for group in range(whole + (rest > 0))]
+        self._starts = offsets_of(sizes)
         if not len(self):
             raise UserError(f"{artifact.location}: holds no {split} examples; give more documents or another split")
-        self.masked = "masked_lm_positions" in self._footers[0].schema.to_arrow_schema().names  # masks are stored
+        self.masked = split == "heldout" or artifact.manifest.config["masking"] == "static"  # masks are stored
+        self._footers: dict[int, pq.FileMetaData] = {}  # of the files that were opened
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -203,13 +210,15 @@ class Examples:
         return _rows(pa.concat_tables(tables), index, epoch)
 
     def _table(self, file: int, groups: list[int]) -> pa.Table:
-        with self.files[file].open() as source:
-            return pq.ParquetFile(source, metadata=self._footers[file]).read_row_groups(groups, use_threads=False)
+        with parquet_file(self.files[file], self._footers.get(file)) as opened:
+            self._footers[file] = opened.metadata
+            return opened.read_row_groups(groups, use_threads=False)
 
-    def batches(self, seed: int, position: int, size: int) -> Iterator[Rows]:
+    def batches(self, seed: int, position: int, size: int, group: int = 1) -> Iterator[Rows]:
         """Global batches of `size` without end, the first `position` examples left out; epochs follow on each other.
 
-        Raises UserError when there are fewer examples than a batch holds.
+        Of each window the rows of like length come together, so many in a `group`, the groups in random order. Raises
+        UserError when there are fewer examples than a batch holds.
         """
         if len(self) < size:
             folder = self.files[0].uri.rpartition("/")[0]
@@ -217,26 +226,27 @@ class Examples:
                 f"{folder}: holds {len(self)} examples, fewer than global_batch_size {size}; "
                 "lower it or give more documents"
             )
-        return self._batches(seed, position, size)
+        return self._batches(seed, position, size, group)
 
-    def _batches(self, seed: int, position: int, size: int) -> Iterator[Rows]:
+    def _batches(self, seed: int, position: int, size: int, group: int) -> Iterator[Rows]:
         rest: list[Rows] = []
-        for rows in self._shuffled(seed, position):
+        for rows in self._shuffled(seed, position, group):
             joined = Rows.join([*rest, rows])
             whole = len(joined) - len(joined) % size
             for start in range(0, whole, size):
                 yield joined.take(np.arange(start, start + size))
             rest = [joined.take(np.arange(whole, len(joined)))]
 
-    def _shuffled(self, seed: int, position: int) -> Iterator[Rows]:
+    def _shuffled(self, seed: int, position: int, group: int) -> Iterator[Rows]:
         epoch, skipped = divmod(position, len(self))
         sizes = np.diff(self._starts)
         while True:
             for number, window in enumerate(self.windows(seed, epoch)):
                 total = int(sizes[window].sum())
                 if skipped < total:
-                    order = np.random.default_rng([seed, epoch, _WITHIN, number]).permutation(total)
-                    yield self.read(window, epoch).take(order[skipped:])
+                    rows = self.read(window, epoch)
+                    order = _order(rows.input_ids.lengths, np.random.default_rng([seed, epoch, _WITHIN, number]), group)
+                    yield rows.take(order[skipped:])
                 skipped = max(0, skipped - total)
             epoch += 1
 
@@ -246,9 +256,14 @@ class Examples:
         return [first.take(part) for part in np.array_split(np.arange(len(first)), -(-len(first) // size))]
 
 
-def _footer(file: Location) -> pq.FileMetaData:
-    with file.open() as source:
-        return pq.read_metadata(source)
+def _order(lengths: Ints, draw: np.random.Generator, group: int) -> Ints:
+    """A random order of rows in which those of like length come together, `group` at a time."""
+    order = draw.permutation(len(lengths))
+    if group == 1:
+        return order
+    by_length = order[np.argsort(lengths[order], kind="stable")]
+    groups = np.split(by_length, np.arange(group, len(by_length), group))
+    return np.concatenate([groups[number] for number in draw.permutation(len(groups))])
 
 
 def _rows(table: pa.Table, index: Ints, epoch: int) -> Rows:

@@ -69,8 +69,8 @@ class Objective(nn.Module):
         self.model = model
         self.bf16 = precision == "bf16"
 
-    def forward(self, batch: Batch, masked: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
-        """`masked` and `examples` are the global batch's counts of masked positions and next-sentence labels."""
+    def forward(self, batch: Batch, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """`masked` and `labels` are the global batch's counts of masked positions and next-sentence labels."""
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
             mlm_logits, nsp_logits = self.model(
                 batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_lm_positions
@@ -87,11 +87,12 @@ class Objective(nn.Module):
                 nsp_loss,
                 (nsp_logits.argmax(-1) == batch.next_sentence_label).sum(),
                 (batch.next_sentence_label != IGNORED).sum(),
+                batch.counted.sum(),
                 batch.attention_mask.sum(),
                 torch.tensor(batch.attention_mask.numel()),
             )
             totals = torch.stack([value.to(mlm_loss.device, torch.float64) for value in sums])
-        return mlm_loss / masked + nsp_loss / examples, totals
+        return mlm_loss / masked + nsp_loss / labels, totals
 
 
 class Engine:
@@ -131,10 +132,10 @@ class Engine:
             group["lr"] = learning_rate
         self._engine.train()
         totals, grad_norm = torch.zeros(len(astuple(Totals())), dtype=torch.float64, device=self.device), 0.0
-        masked, examples = self._counts(batches)
+        masked, labels = self._counts(batches)
         for turn, batch in enumerate(batches, start=1):
             self._engine.set_gradient_accumulation_boundary(turn == len(batches))
-            loss, sums = self._engine(batch.to(self.device), masked, examples)
+            loss, sums = self._engine(batch.to(self.device), masked, labels)
             self._engine.backward(loss * self.workers, scale_wrt_gas=False)  # DeepSpeed averages over the workers
             if turn == len(batches) and not self._zero_stage:
                 grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
@@ -159,8 +160,8 @@ class Engine:
     def _counts(self, batches: Sequence[Batch]) -> Tensor:
         """Masked positions and next-sentence labels of the global batch."""
         masked = sum(batch.masked_lm_labels.numel() for batch in batches)
-        examples = sum(int((batch.next_sentence_label != IGNORED).sum()) for batch in batches)
-        counts = torch.tensor([masked, examples], dtype=torch.float32, device=self.device)
+        labels = sum(int((batch.next_sentence_label != IGNORED).sum()) for batch in batches)
+        counts = torch.tensor([masked, labels], dtype=torch.float32, device=self.device)
         dist.all_reduce(counts)
         return counts.clamp(min=1)
 

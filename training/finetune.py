@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from training.model import BertForSequenceClassification
 
-VERSION = 1
+VERSION = 2
 VARIANTS = ("pretrained", "random")
 
 _WARMUP = 0.1  # of the steps, as in BERT's run_classifier.py
@@ -301,7 +301,8 @@ def _model_files(setup: Setup, weights: "dict[str, torch.Tensor]") -> dict[str, 
     """The fine-tuned model and all that is needed to use it."""
     from safetensors.torch import save
 
-    vocab = {name: (setup.vocab.location / name).read_bytes() for name in ("vocab.txt", "tokenizer.json")}
+    names = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
+    vocab = {name: (setup.vocab.location / name).read_bytes() for name in names}
     return {
         "model/model.safetensors": save({name: weight.cpu().contiguous() for name, weight in weights.items()}),
         "model/config.json": setup.checkpoint.config().model_dump_json(indent=1).encode(),

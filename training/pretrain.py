@@ -28,7 +28,7 @@ from training.workers import Group, Tell, fit
 if TYPE_CHECKING:
     from training.engine import Precision
 
-VERSION = 1
+VERSION = 2
 
 Hook = Callable[[int, int], None]  # called in each worker with its rank and the number of steps done
 
@@ -55,6 +55,7 @@ class PretrainConfig(Config):
     phases: list[Phase] = Field(min_length=1)
     optimizer: OptimizerConfig
     global_batch_size: int = Field(gt=0)
+    group_by_length: int = Field(default=64, gt=0)  # rows of like length that come together: a micro-batch, or more
     seed: int = Field(default=0, ge=0, lt=2**31)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     micro_batch_size: Annotated[int, Compute, Field(gt=0)] = 32
@@ -147,7 +148,8 @@ class Worker:
         size = self.config.global_batch_size
         masking = None if examples.masked else _masking(self.config.seed, artifact, self.setup.pieces)
         sample = [self._share(rows) for rows in heldout.sample(_HELDOUT_SEED, self.config.eval_batches * size, size)]
-        batches = examples.batches(self.config.seed, (self.step - first) * size, size)
+        position = (self.step - first) * size
+        batches = examples.batches(self.config.seed, position, size, self.config.group_by_length)
         steps = Prefetched(self._share(rows, masking) for rows in batches)
         try:
             while self.step < first + phase.steps:
@@ -221,7 +223,7 @@ class Worker:
 def _masking(seed: int, examples: Artifact, pieces: Sequence[str]) -> Masking:
     """Masks drawn anew for each epoch, by the rules with which the held-out examples were masked once."""
     made_with = examples.manifest.config
-    names = ("masked_lm_prob", "max_predictions_per_seq", "whole_word_mask")
+    names = ("masked_lm_prob", "max_predictions_per_seq", "mask_unit")
     return Masking(seed, mask_rules(pieces, *(made_with[name] for name in names)))
 
 

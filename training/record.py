@@ -17,6 +17,7 @@ class Totals:
     masked: float = 0.0
     nsp_loss: float = 0.0
     nsp_correct: float = 0.0
+    labels: float = 0.0  # next-sentence ones
     examples: float = 0.0
     tokens: float = 0.0  # real ones
     slots: float = 0.0  # with the padding
@@ -25,17 +26,14 @@ class Totals:
         return Totals(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def means(self) -> dict[str, float]:
-        """Both losses and their sum, both accuracies, the share of padding."""
-        masked, examples = max(1.0, self.masked), max(1.0, self.examples)
-        mlm_loss, nsp_loss = self.mlm_loss / masked, self.nsp_loss / examples
-        return {
-            "loss": mlm_loss + nsp_loss,
-            "mlm_loss": mlm_loss,
-            "nsp_loss": nsp_loss,
-            "mlm_accuracy": self.mlm_correct / masked,
-            "nsp_accuracy": self.nsp_correct / examples,
-            "padding": 1 - self.tokens / max(1.0, self.slots),
-        }
+        """The losses and their sum, the accuracies, the share of padding; nothing of pairs where there are none."""
+        masked = max(1.0, self.masked)
+        mlm_loss = self.mlm_loss / masked
+        nsp_loss = self.nsp_loss / self.labels if self.labels else 0.0
+        found = {"loss": mlm_loss + nsp_loss, "mlm_loss": mlm_loss, "mlm_accuracy": self.mlm_correct / masked}
+        if self.labels:
+            found |= {"nsp_loss": nsp_loss, "nsp_accuracy": self.nsp_correct / self.labels}
+        return found | {"padding": 1 - self.tokens / max(1.0, self.slots)}
 
 
 class Recorder:

@@ -90,6 +90,10 @@ def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: 
     asked = {stage.name for stage in Run(config).until(until)}
     for source in data["extract"]["sources"]:
         source["files"] = [file for pattern in source["files"] for file in _placed(pattern, place)]
+    for stage, names in (("vocab", ("file", "compare")), ("tokens", ("splitter",))):
+        for name in names:
+            if stage in asked and data[stage][name]:
+                data[stage][name] = _placed(data[stage][name], place)[0]
     for task in data["finetune"]:
         if f"finetune-{task['name']}" in asked:
             task["file"] = _placed(task["file"], place)[0]

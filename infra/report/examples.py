@@ -11,9 +11,15 @@ from markupsafe import Markup
 
 from infra.report.figures import histogram, number, percent
 from infra.report.stages import Stages, StageView
+from pipeline.schema import IGNORED
 from pipeline.tokenizer import CLS, MASK, SEP
 
-_KINDS = {0: "Is next: B follows A", 1: "Random: B is from elsewhere"}  # by next_sentence_label
+#: By objective and next_sentence_label.
+_KINDS = {
+    "mlm+nsp": {0: "Is next: B follows A", 1: "Random: B is from elsewhere"},
+    "mlm+sop": {0: "In order: B follows A", 1: "Swapped: A follows B (or, for a lone sentence, B is from elsewhere)"},
+    "mlm": {IGNORED: "Full sentences, [SEP] between documents"},
+}
 _EACH = 2  # shown of each
 _LOOKED_AT = 400  # examples among which the shown ones are
 _LONGEST = 160  # pieces of an example that are shown
@@ -44,6 +50,7 @@ class Examples:
 
     sentences: list[str]
     chosen: str  # the share of pieces that the model has to name
+    pairs: bool  # whether there is a question about two segments as well
     charts: list[Markup]
     rows: list[Example]
 
@@ -60,7 +67,8 @@ def examples(stages: Stages) -> Examples | None:
     pieces = (vocab.location / "vocab.txt").read_text().split("\n")
     charts = [chart for stage in finished if (chart := _lengths(stage))]
     chosen = percent(finished[0].config.get("masked_lm_prob", 0.0))
-    return Examples([_sentence(stage) for stage in finished], chosen, charts, _shown(finished[0], pieces))
+    pairs = finished[0].config.get("objective") != "mlm"
+    return Examples([_sentence(stage) for stage in finished], chosen, pairs, charts, _shown(finished[0], pieces))
 
 
 def _sentence(stage: StageView) -> str:
@@ -75,6 +83,8 @@ def _sentence(stage: StageView) -> str:
         text += f" {mean:.1f} pieces on average; at the full length {percent(1 - mean / length)} would be padding."
     if train and "train_random_next" in counts:
         text += f" In {percent(counts['train_random_next'] / train)} the second sentence is a random one."
+    if train and "train_swapped" in counts:
+        text += f" In {percent(counts['train_swapped'] / train)} the sentences are not in their order."
     return text
 
 
@@ -107,16 +117,16 @@ def _batches(stage: StageView, split: str, rows: int, columns: list[str] | None 
 
 
 def _shown(stage: StageView, pieces: list[str]) -> list[Example]:
-    """Of each label the first examples with two segments that are not too long to be read."""
+    """Of each label the first examples that are not too long to be read."""
     batches = _batches(stage, "heldout", _LOOKED_AT)
     rows = list(islice((row for batch in batches for row in batch.to_pylist()), _LOOKED_AT))
     rows.sort(key=lambda row: len(row["input_ids"]) > _LONGEST)
-    return [_example(row, title, pieces) for label, title in _KINDS.items() for row in _of(rows, label)]
+    kinds = _KINDS[stage.config.get("objective", "mlm+nsp")]
+    return [_example(row, title, pieces) for label, title in kinds.items() for row in _of(rows, label)]
 
 
 def _of(rows: Iterable[Mapping[str, Any]], label: int) -> list[Mapping[str, Any]]:
-    fitting = (row for row in rows if row["next_sentence_label"] == label and row["segment_b"] < len(row["input_ids"]))
-    return list(islice(fitting, _EACH))
+    return list(islice((row for row in rows if row["next_sentence_label"] == label), _EACH))
 
 
 def _example(row: Mapping[str, Any], title: str, pieces: list[str]) -> Example:

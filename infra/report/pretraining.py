@@ -14,7 +14,7 @@ from infra.report.stages import Stages, StageView
 
 Row = Mapping[str, Any]
 
-_CHANCE_LOSS, _CHANCE = log(2), 0.5  # of the next-sentence coin
+_CHANCE_LOSS, _CHANCE = log(2), 0.5  # of a coin for each pair
 SHARE: dict[str, Any] = {"tick": lambda value: f"{100 * value:g} %", "value": percent}
 
 
@@ -46,8 +46,8 @@ def _charts(rows: Sequence[Row]) -> list[Markup]:
         ("Learning rate", training("learning_rate"), Axis("per step", include=(0,)), None),
         ("Masked-LM loss", both("mlm_loss"), Axis("nats per masked piece"), None),
         ("Masked-LM accuracy", both("mlm_accuracy"), Axis("of masked pieces", **SHARE, include=(0,)), None),
-        ("Next-sentence loss", both("nsp_loss"), Axis("nats per pair"), (_CHANCE_LOSS, "a coin")),
-        ("Next-sentence accuracy", both("nsp_accuracy"), Axis("of pairs", **SHARE), (_CHANCE, "a coin")),
+        ("Loss of pairs", both("nsp_loss"), Axis("nats per pair"), (_CHANCE_LOSS, "a coin")),
+        ("Accuracy of pairs", both("nsp_accuracy"), Axis("of pairs", **SHARE), (_CHANCE, "a coin")),
         ("Sequences", training("sequences_per_second"), Axis("per second", include=(0,)), None),
         ("Real pieces, without padding", training("tokens_per_second"), Axis("per second", include=(0,)), None),
     ]
@@ -89,9 +89,14 @@ def _sentence(stage: StageView, rows: Sequence[Row]) -> str:
     if newest:
         text += (
             f" Of documents it was never trained on the model names {percent(newest['mlm_accuracy'])} of the masked "
-            f"pieces (loss {newest['mlm_loss']:.3f}) and tells the next sentence from a random one in "
-            f"{percent(newest['nsp_accuracy'])} of pairs, where a coin has 50 % (loss {newest['nsp_loss']:.3f})."
+            f"pieces (loss {newest['mlm_loss']:.3f})"
         )
+        if "nsp_loss" in newest:
+            text += (
+                f" and answers right in {percent(newest['nsp_accuracy'])} of pairs, where a coin has 50 % "
+                f"(loss {newest['nsp_loss']:.3f})"
+            )
+        text += "."
     return text
 
 
