@@ -41,10 +41,15 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(*arguments: str) -> dict[str, float]:
-    """One `cloze run`: wall seconds, CPU seconds and peak resident memory in MB of its whole tree of processes."""
+    """What one `cloze run` costs."""
+    return cost(["-m", "infra.cli", "run", *arguments])
+
+
+def cost(command: list[str]) -> dict[str, float]:
+    """A Python command's wall seconds, CPU seconds and peak resident memory in MB, of its whole tree of processes."""
     peak, cpu, stop = [0.0], {}, threading.Event()
     start = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "infra.cli", "run", *arguments])
+    process = subprocess.Popen([sys.executable, *command])
 
     def look() -> None:
         while not stop.wait(0.25):
@@ -67,7 +72,7 @@ def measure(*arguments: str) -> dict[str, float]:
         raise SystemExit(status)
     return {
         "seconds": round(time.monotonic() - start, 1),
-        "cpu_seconds": round(sum(cpu.values()), 1),
+        "cpu_seconds": round(sum(cpu.values()), 2),
         "peak_mb": round(peak[0]),
     }
 

@@ -1,0 +1,58 @@
+"""Run the stages tokens and examples-N on a folder that `prepare` has filled: python -m tests.benchmarks._examples."""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.artifacts import Artifact, Output
+from pipeline.schema import parquet_bytes
+from pipeline.storage import Location
+from pipeline.tokenizer import build
+from tests.benchmarks._reference import VOCABULARY
+
+
+def prepare(folder: Path, shards: Iterable[pa.Table]) -> None:
+    """Write shards of documents and the published vocabulary as the artifacts that the two stages read."""
+    documents, vocab = _output(folder, "documents"), _output(folder, "vocab")
+    for number, table in enumerate(shards):
+        documents.commit(f"{number:05}", {f"documents/{number:05}.parquet": parquet_bytes(table)})
+    documents.finish({}, {})
+    pieces = VOCABULARY.read_text()
+    tokenizer = build(pieces.split("\n")[:-1]).to_str()
+    vocab.commit("vocab", {"vocab.txt": pieces.encode(), "tokenizer.json": tokenizer.encode()})
+    vocab.finish({}, {})
+
+
+def _output(folder: Path, stage: str) -> Output:
+    return Output(Location(str(folder / stage)), stage, 1, "0")
+
+
+def artifact(folder: Path, stage: str) -> Artifact:
+    return Artifact(Location(str(folder / stage)), stage, "0")
+
+
+def main() -> None:
+    from infra.launch.local import ray_session
+    from pipeline import examples, tokens
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("settings", help="JSON: what differs from the default settings of the examples")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    folder, settings = options.folder, json.loads(options.settings)
+    with ray_session():
+        given = {name: artifact(folder, name) for name in ("documents", "vocab")}
+        tokens.run(tokens.TokensConfig(workers=options.workers), given, _output(folder, "tokens"))
+        config = examples.LengthConfig.model_validate(
+            {"max_seq_length": 128, "max_predictions_per_seq": 20, "workers": options.workers, **settings}
+        )
+        given = {name: artifact(folder, name) for name in ("tokens", "vocab")}
+        examples.run(config, given, _output(folder, "examples"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Tokens and examples of a million documents: the most memory that any process takes, and the time.
+
+The documents are paragraphs of books, again and again under other ids, in shards of 10,000: what a worker holds is a
+shard and the index of all documents. Peaks are those of the kernel (VmHWM), read twice a second.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.schema import document, document_table
+from tests.benchmarks import _examples, examples
+from tests.benchmarks.scale import watched
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="make bench ONLY=million", description=__doc__)
+    parser.add_argument("--books", default=examples.BOOKS, help="text files, by a glob")
+    parser.add_argument("--documents", type=int, default=1_000_000)
+    parser.add_argument("--shard", type=int, default=10_000, help="documents in a shard")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        texts = examples.documents(options.books, folder)["text"].to_pylist()
+        _examples.prepare(folder, made(texts, options.documents, options.shard))
+        peaks = watched(["-m", "tests.benchmarks._examples", str(folder), '{"dupe_factor": 1}'])
+        counts = _examples.artifact(folder, "examples").manifest.counts
+        figures = {
+            "documents": counts["documents"],
+            "tokens_mb": counts["train_tokens"] / 1e6,
+            "examples": counts["train"],
+        }
+        figures |= peaks._asdict()
+    table = Table("figure", "value", title="tokens and examples")
+    for figure, value in figures.items():
+        table.add_row(figure, f"{value:,.0f}")
+    Console().print(table)
+    print(json.dumps({"benchmark": "million", "shard": options.shard, **figures}))
+
+
+def made(texts: list[str], documents: int, shard: int) -> Iterator[pa.Table]:
+    paragraphs = (paragraph for text in cycle(texts) for paragraph in text.split("\n\n") if len(paragraph) > 100)
+    numbered = enumerate(islice(paragraphs, documents))
+    while some := list(islice(numbered, shard)):
+        yield document_table(
+            [document([text], doc_id=str(number), source="books", heldout_fraction=0.0) for number, text in some]
+        )
