@@ -1,9 +1,9 @@
 """Examples of length 128 from books: CPU time from document Parquet to example Parquet, beside BERT's original code.
 
 `examples_per_cpu_second` counts the time of all processes, Ray's and Parquet's in it, and leaves start-up out: it is
-what many books cost less what some cost (4.7 MB of text, and five times as much of other books), with one worker, so that
-both start as many processes. The original is timed on the smaller text, cut into the same sentences, up to its instances
-in memory: it draws masks and writes nothing.
+what many books cost less what some cost (4.7 MB of text, and five times as much of other books), with one worker, so
+that both start as many processes. The original is timed on the smaller text, cut into the same sentences, up to its
+instances in memory: it draws masks and writes nothing.
 """
 
 import argparse
