@@ -343,7 +343,11 @@ class Run:
 
     def _source_file(self, stage: Stage) -> dict[str, SourceFile]:
         """Name -> file, of a stage each of whose sources is one."""
-        return {name: files[0] for name, files in self._source_files(stage).items()}
+        found = self._source_files(stage)
+        for name, files in found.items():
+            if len(files) > 1:
+                raise UserError(f"{stage.name}: {name} names {len(files)} files ({files[0].uri}, ...); name one")
+        return {name: files[0] for name, files in found.items()}
 
     def _missing(self, stage: Stage) -> str:
         """The line about the first of the stage's source files that is not there; empty when all are."""

@@ -117,7 +117,7 @@ def _plan_pairs(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], confi
 def _plan_full_sentences(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> Plan:
     """Documents are packed in runs of 32, in the order of their keys; a run is its first document's shard's.
 
-    Every pass has the same packs: what differs are their masks, where these are stored.
+    Passes over the same documents have the same packs: what differs are their masks, where these are stored.
     """
     found: list[list[Segment]] = []
     keys, counts = list[npt.NDArray[np.uint64]](), list[int]()
@@ -154,23 +154,22 @@ class Laid(NamedTuple):
 
 def laid_out(plan: Plan, shard: int, maker: Maker, pairs: bool) -> Iterator[Laid]:
     """A shard's examples, some thousands at a time, as [CLS] segment [SEP] segment [SEP] ..."""
-    specials = [maker.pieces.index(CLS), maker.pieces.index(SEP)]
     own = maker.shards[shard].ids()
-    elsewhere, starts = _gathered(plan.segments, shard, len(own) + len(specials), maker.shards)
-    source = np.concatenate([own, np.array(specials, own.dtype), *elsewhere])
-    lengths = plan.segments[:, 2] - plan.segments[:, 1]
+    specials = np.array([maker.pieces.index(CLS), maker.pieces.index(SEP)], own.dtype)
     for begin in range(0, len(plan.keys), _ROWS_AT_ONCE):
         some = plan.take(np.arange(begin, min(begin + _ROWS_AT_ONCE, len(plan.keys))))
-        here = slice(plan.first[begin], plan.first[begin] + len(some.segments))
+        elsewhere, starts = _gathered(some.segments, shard, len(own) + len(specials), maker.shards)
+        source = np.concatenate([own, specials, *elsewhere])
+        lengths = some.segments[:, 2] - some.segments[:, 1]
         examples = np.repeat(np.arange(len(some.keys)), np.diff(some.first))
         places = 1 + examples + 2 * np.arange(len(some.segments))  # a [CLS] for each example, a [SEP] for each segment
         part_starts = np.full(len(some.keys) + 2 * len(some.segments), len(own) + 1)
         part_lengths = np.ones_like(part_starts)
         part_starts[some.first[:-1] * 2 + np.arange(len(some.keys))] = len(own)
-        part_starts[places], part_lengths[places] = starts[here], lengths[here]
+        part_starts[places], part_lengths[places] = starts, lengths
         ids = source[ragged_ranges(part_starts, part_lengths)]
-        offsets = offsets_of(lengths[here] + 1)[some.first] + np.arange(len(some.keys) + 1)
-        segment_b = lengths[here][some.first[:-1]] + 2 if pairs else np.diff(offsets)
+        offsets = offsets_of(lengths + 1)[some.first] + np.arange(len(some.keys) + 1)
+        segment_b = lengths[some.first[:-1]] + 2 if pairs else np.diff(offsets)
         yield Laid(some, ids, offsets, segment_b)
 
 

@@ -110,7 +110,7 @@ def sentences_of(text: str, split: Splitter = split_sentences) -> list[str]:
     return [sentence for paragraph in text.split("\n\n") for sentence in split(paragraph)]
 
 
-def splitter_from(code: str, file: str) -> Splitter:
+def splitter_from(code: bytes, file: str) -> Splitter:
     """The `split_sentences(paragraph) -> list[str]` that a user's Python file defines, held to lose and add nothing.
 
     Raises UserError, here where the file does not define it, and when it is called where it fails.
@@ -118,21 +118,26 @@ def splitter_from(code: str, file: str) -> Splitter:
     names: dict[str, Any] = {"__name__": "splitter", "__file__": file}
     try:
         exec(compile(code, file, "exec"), names)
-    except Exception as error:
-        raise UserError(f"{file}: cannot be run ({type(error).__name__}: {error}); mend it") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{file}: cannot be run ({_said(error)}); mend it") from error
     if not callable(names.get("split_sentences")):
         raise UserError(f"{file}: defines no split_sentences(paragraph); add it: it returns the paragraph's sentences")
 
     def checked(paragraph: str) -> list[str]:
         about = f"{file}: split_sentences({paragraph[:40]!r}...)"
         try:
-            sentences = list[Any](names["split_sentences"](paragraph))
-        except Exception as error:
-            raise UserError(f"{about} fails ({type(error).__name__}: {error}); mend it") from error
-        if not all(isinstance(sentence, str) for sentence in sentences):
-            raise UserError(f"{about} gives something else than strings; make it return a list of them")
+            sentences: Any = names["split_sentences"](paragraph)
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{about} fails ({_said(error)}); mend it") from error
+        if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+            raise UserError(f"{about} gives something else than a list of strings; make it return one")
         if "".join("".join(sentences).split()) != "".join(paragraph.split()):
             raise UserError(f"{about} loses or adds text; it may drop white space alone")
         return sentences
 
     return checked
+
+
+def _said(error: BaseException) -> str:
+    """In one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -73,7 +73,7 @@ def _tokenizer(location: Location) -> BulkTokenizer:
 
 @lru_cache(maxsize=1)
 def _splitter(file: SourceFile | None) -> Splitter:
-    return splitter_from(file.location.read_text(), file.uri) if file else split_sentences
+    return splitter_from(file.location.read_bytes(), file.uri) if file else split_sentences
 
 
 def tokenize_shard(

@@ -7,10 +7,10 @@ brought, and the words only say how they fare.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
 from pipeline import vocab_file
@@ -56,6 +56,14 @@ class VocabConfig(Config):
     min_frequency: int = Field(default=2, gt=0)  # of a pair of pieces that is to become one
     limit_alphabet: int = Field(default=1000, gt=0)  # characters
     workers: Annotated[int, Compute] = Field(default=2, gt=0)
+
+    @model_validator(mode="after")
+    def _layout_fits(self) -> Self:
+        if self.size <= len(LAYOUTS[self.layout]):
+            raise ValueError(
+                f"size {self.size} has no room behind the layout's {len(LAYOUTS[self.layout])} pieces; raise it"
+            )
+        return self
 
 
 def count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counts:
@@ -154,6 +162,10 @@ def facts(pieces: list[str], tokenizer: Tokenizer, config: VocabConfig, heldout:
     return said
 
 
+def _has_capitals(pieces: Iterable[str]) -> bool:
+    return any(piece != piece.lower() for piece in pieces if piece not in RESERVED)
+
+
 def check(config: VocabConfig, sources: Mapping[str, SourceFile]) -> dict[str, vocab_file.VocabFile]:
     """What the vocabularies that are given hold. Raises UserError for one that cannot be used."""
     given = {name: vocab_file.read(source.location.read_bytes(), source.uri) for name, source in sources.items()}
@@ -186,7 +198,8 @@ def run(config: VocabConfig, inputs: Mapping[str, Any], out: Output) -> Manifest
     said = facts(pieces, tokenizer, config, heldout)
     if "compare" in given:
         theirs = given["compare"].pieces
-        fares = quality(build(theirs, config.lowercase, config.strip_accents), heldout)
+        lowercase = config.lowercase or not _has_capitals(theirs)
+        fares = quality(build(theirs, lowercase, config.strip_accents), heldout)
         said["compared"] = {"name": sources["compare"].location.name, "size": len(theirs), **fares}
     return out.finish(
         config.model_dump(mode="json"),

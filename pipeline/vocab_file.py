@@ -58,6 +58,10 @@ def _yaml(value: bool) -> str:
 
 def _lines(text: str, name: str) -> list[str]:
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    if lines == [""]:
+        raise UserError(f"{name}: is empty; give a vocab.txt with a piece a line, or a tokenizer.json")
+    if broken := [line for line in lines if "\r" in line]:
+        raise UserError(f"{name}:{lines.index(broken[0]) + 1}: has a line break inside a piece; write a piece a line")
     if "" in lines:
         raise UserError(f"{name}:{lines.index('') + 1}: is an empty line; every line is a piece: remove it")
     return lines
@@ -86,6 +90,8 @@ def _from_json(text: str, name: str) -> VocabFile:
 def _pieces(data: dict[str, Any], name: str) -> list[str]:
     """The model's pieces, and behind them the added tokens, by their ids."""
     added = data.get("added_tokens") or []
+    if others := [token["content"] for token in added if not token["special"]]:
+        raise UserError(f"{name}: has the added token {others[0]!r}, which is cut out of words; give one without it")
     ids = [*data["model"]["vocab"].items(), *((token["content"], token["id"]) for token in added)]
     pieces = []
     for place, (piece, index) in enumerate(sorted(set(ids), key=lambda entry: (entry[1], entry[0]))):

@@ -94,10 +94,10 @@ def test_the_time_is_linear_in_the_text(pattern):
 
 
 def test_a_file_of_ones_own_takes_the_place_of_the_rules():
-    split = splitter_from("def split_sentences(paragraph):\n    return paragraph.split(';')\n", "rules.py")
+    split = splitter_from(b"def split_sentences(paragraph):\n    return paragraph.split(';')\n", "rules.py")
     with pytest.raises(UserError, match=r"^rules\.py: split_sentences\('a; b'\.\.\.\) loses or adds text; it may drop"):
         split("a; b")
-    split = splitter_from("import re\ndef split_sentences(p):\n    return re.split('(?<=;) ', p)\n", "rules.py")
+    split = splitter_from(b"import re\ndef split_sentences(p):\n    return re.split('(?<=;) ', p)\n", "rules.py")
     assert split("a. B; c.") == ["a. B;", "c."]
 
 
@@ -108,13 +108,19 @@ def test_a_file_of_ones_own_takes_the_place_of_the_rules():
         ("import nothing_of_this_name", r"rules\.py: cannot be run \(ModuleNotFoundError: .*\); mend it"),
         ("split = 1", r"rules\.py: defines no split_sentences\(paragraph\); add it"),
         ("def split_sentences(p): return 1 / 0", r"rules\.py: split_sentences\('a'\.\.\.\) fails \(ZeroDivisionError"),
-        (
-            "def split_sentences(p): return [1]",
-            r"rules\.py: split_sentences\('a'\.\.\.\) gives something else than str",
+        ("def split_sentences(p): exit()", r"rules\.py: split_sentences\('a'\.\.\.\) fails \(SystemExit"),
+        ("raise ValueError('two\\nlines')", r"rules\.py: cannot be run \(ValueError: two lines\); mend it"),
+        ("raise SystemExit", r"rules\.py: cannot be run \(SystemExit:\); mend it"),
+        ("a = 'é'", r"rules\.py: cannot be run \(SyntaxError: .*utf-8"),
+        *(
+            (
+                f"def split_sentences(p): return {wrong}",
+                r"rules\.py: split_sentences\('a'\.\.\.\) gives something else than a",
+            )
+            for wrong in ("[1]", "None", "p")
         ),
-        ("def split_sentences(p): return None", r"rules\.py: split_sentences\('a'\.\.\.\) fails \(TypeError"),
     ],
 )
 def test_a_file_that_cannot_split_is_an_error_of_one_line(code, message):
     with pytest.raises(UserError, match=message):
-        splitter_from(code, "rules.py")("a")
+        splitter_from(code.encode("latin-1"), "rules.py")("a")

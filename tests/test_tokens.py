@@ -1,5 +1,6 @@
 """Documents + vocab -> token shards, and reading slices of them."""
 
+import hashlib
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from golden import digest, documents_artifact, finished, golden_documents, output, published_vocabulary, vocab_artifact
 
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, SourceFile
 from pipeline.config import UserError
 from pipeline.corpus import Corpus, token_shards
 from pipeline.parallel import for_each
@@ -17,7 +18,7 @@ from pipeline.schema import Document, document, text_key
 from pipeline.sentences import split_sentences
 from pipeline.storage import Location
 from pipeline.tokenizer import BulkTokenizer, build
-from pipeline.tokens import VERSION, TokensConfig, run, tokenized
+from pipeline.tokens import VERSION, TokensConfig, check, run, tokenized
 
 
 def made(root: Path, documents: list[Document], shards: int = 3, workers: int = 2) -> Artifact:
@@ -90,6 +91,27 @@ def test_documents_without_pieces_are_dropped_and_counted(ray_session, tmp_path)
     assert tokens.manifest.counts["documents"] == 1
     assert tokens.manifest.drops == {"without pieces": 2}
     assert [len(shard.documents) for shard in token_shards(tokens)] == [1]
+
+
+def test_a_file_of_ones_own_splits_and_is_named_by_its_bytes(ray_session, tmp_path):
+    rules = tmp_path / "rules.py"
+    rules.write_text("import re\ndef split_sentences(paragraph):\n    return re.split('(?<=,) ', paragraph)\n")
+    text = document(["One, two. Three, four."], doc_id="a", source="s", heldout_fraction=0)
+    source = SourceFile(str(rules), hashlib.sha256(rules.read_bytes()).hexdigest(), rules.stat().st_size)
+    inputs = {
+        "documents": documents_artifact(tmp_path, [text], 1),
+        "vocab": vocab_artifact(tmp_path),
+        "splitter": source,
+    }
+    out = output(tmp_path, "tokens")
+    manifest = run(TokensConfig(splitter=str(rules)), inputs, out)
+    (shard,) = token_shards(finished(out))
+    assert np.diff(shard.sentences).tolist() == [2, 4, 2]
+    assert manifest.inputs["splitter"] == source.sha256
+    assert check(TokensConfig(), {}) is None
+    rules.write_text("split = 1")
+    with pytest.raises(UserError, match=r"rules\.py: defines no split_sentences"):
+        check(TokensConfig(), {"splitter": SourceFile(str(rules), "0", 9)})
 
 
 def test_sentences_never_reach_across_paragraphs():

@@ -33,7 +33,9 @@ def changed(tokenizer: Tokenizer, part: str, **values: Any) -> bytes:
 def with_added(*tokens: tuple[str, int]) -> bytes:
     data = json.loads(build(PIECES).to_str())
     like = data["added_tokens"][0]
-    data["added_tokens"] += [{**like, "content": token, "id": index} for token, index in tokens]
+    data["added_tokens"] += [
+        {**like, "content": token, "id": index, "special": "[" in token} for token, index in tokens
+    ]
     return json.dumps(data).encode()
 
 
@@ -83,8 +85,12 @@ def test_added_tokens_go_on_behind_the_vocabulary():
     [
         (with_added(("[A]", 9)), r"t\.json: the piece '\[A\]' has the id 9 where 7 is next; number the pieces from 0"),
         (with_added(("[A]", 6)), r"t\.json: the piece '\[A\]' has the id 6 where 7 is next"),
-        (with_added(("a", 7)), r"t\.json: the vocabulary has the piece 'a' twice"),
-        (with_added(("x\ny", 7)), r"t\.json: the piece 'x\\ny' with the id 7 is no line of a vocab\.txt; rename it"),
+        (with_added(("[SEP]", 7)), r"t\.json: the vocabulary has the piece '\[SEP\]' twice"),
+        (with_added(("[x\ny]", 7)), r"t\.json: the piece '\[x\\ny\]' with the id 7 is no line of a vocab\.txt; rename"),
+        (
+            with_added(("covid", 7)),
+            r"t\.json: has the added token 'covid', which is cut out of words; give one without",
+        ),
         (b'{"model": 1', r"t\.json: is not JSON \(.*\); give a vocab\.txt or tokenizer\.json"),
         (b'{"a": 0, "b": 1}', r"t\.json: is no tokenizer\.json \(.*\); give a vocab\.txt or tokenizer\.json"),
         (b"[]", r"t\.json: is no tokenizer\.json"),
@@ -108,7 +114,7 @@ def test_a_tokenizer_json_that_ours_cannot_stand_for_is_refused(data, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"vocab\.txt:1: is an empty line; every line is a piece: remove it"),
+        ("", r"vocab\.txt: is empty; give a vocab\.txt with a piece a line"),
         ("[PAD]\n\na\n", r"vocab\.txt:2: is an empty line"),
         ("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"vocab\.txt: the vocabulary has no \[MASK\]; add a line with it"),
         ("\n".join([*PIECES, "a"]), r"vocab\.txt: the vocabulary has the piece 'a' twice; remove one of the lines"),

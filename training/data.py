@@ -185,7 +185,9 @@ class Examples:
             self._groups += [(number, group) for group in range(whole + (rest > 0))]
         self._starts = offsets_of(sizes)
         if not len(self):
-            raise UserError(f"{artifact.location}: holds no {split} examples; give more documents or another split")
+            raise UserError(
+                f"{artifact.location}: holds no {split} examples; give more documents, or change extract.heldout_fraction"
+            )
         self.masked = split == "heldout" or artifact.manifest.config["masking"] == "static"  # masks are stored
         self._footers: dict[int, pq.FileMetaData] = {}  # of the files that were opened
 

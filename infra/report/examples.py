@@ -75,7 +75,9 @@ def _sentence(stage: StageView) -> str:
     counts, length = stage.counts, stage.config["max_seq_length"]
     text = f"Of {number(length)} pieces at most: {number(counts.get('train', 0))} examples to train on"
     if passes := stage.config.get("dupe_factor"):
+        others = stage.config.get("passes", {}).items()
         text += f" from {passes} passes over the documents"
+        text += "".join(f", {number(count)} over those of {source}" for source, count in others)
     text += f", {number(counts.get('heldout', 0))} held-out ones."
     tokens, train = counts.get("train_tokens"), counts.get("train")
     if tokens and train:
@@ -84,7 +86,7 @@ def _sentence(stage: StageView) -> str:
     if train and "train_random_next" in counts:
         text += f" In {percent(counts['train_random_next'] / train)} the second sentence is a random one."
     if train and "train_swapped" in counts:
-        text += f" In {percent(counts['train_swapped'] / train)} the sentences are not in their order."
+        text += f" In {percent(counts['train_swapped'] / train)} the two are swapped, or a lone one has a random one."
     return text
 
 

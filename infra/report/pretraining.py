@@ -42,7 +42,7 @@ def _charts(rows: Sequence[Row]) -> list[Markup]:
         return [Series("training", _points(rows, "train", key))]
 
     charts = [
-        ("Loss, both objectives together", both("loss"), Axis("nats"), None),
+        ("Loss, all of it", both("loss"), Axis("nats"), None),
         ("Learning rate", training("learning_rate"), Axis("per step", include=(0,)), None),
         ("Masked-LM loss", both("mlm_loss"), Axis("nats per masked piece"), None),
         ("Masked-LM accuracy", both("mlm_accuracy"), Axis("of masked pieces", **SHARE, include=(0,)), None),

@@ -57,10 +57,10 @@ def main(arguments: list[str]) -> None:
     print(json.dumps({"benchmark": "examples", "cores": os.cpu_count(), **figures}))
 
 
-def documents(books: str, folder: Path) -> pa.Table:
-    """The documents of books as the first stages leave them: a chapter each, without duplicates, all to train on."""
+def documents(books: str, folder: Path, heldout_fraction: float = 0.0) -> pa.Table:
+    """The documents of books as the first stages leave them: a chapter each, without duplicates."""
     source = {"kind": "books", "name": "books", "files": [books], "language": "en"}
-    config = {"root": str(folder / "runs"), "extract": {"sources": [source], "heldout_fraction": 0.0}}
+    config = {"root": str(folder / "runs"), "extract": {"sources": [source], "heldout_fraction": heldout_fraction}}
     (folder / "books.yaml").write_text(yaml.safe_dump(config))
     command = ["-m", "infra.cli", "run", "configs/quickstart.yaml", str(folder / "books.yaml"), "--until", "dedup"]
     subprocess.run([sys.executable, *command], check=True)
