@@ -7,7 +7,7 @@ masked positions alone (15 % of the rows of the costliest product).
 
 import hashlib
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -41,6 +41,41 @@ class BertConfig(Config):
         return self
 
 
+class Dropout(nn.Module):
+    """Zero each element with a probability, and scale the others up; nothing in evaluation.
+
+    On a CPU sixteen random bits decide over an element, which takes a third of the time of torch's dropout: there that is a
+    sixth of a training step. The probability is met to 1 / 65,536.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if not self.training or not self.probability:
+            return hidden
+        if hidden.device.type != "cpu":
+            return functional.dropout(hidden, self.probability)
+        return cast(Tensor, _BitDropout.apply(hidden, self.probability))
+
+
+class _BitDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, probability: float) -> Tensor:
+        dropped = round(probability * 2**16)
+        ctx.scale = 2**16 / (2**16 - dropped)
+        bits = torch.empty(-(-hidden.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = (bits[: hidden.numel()] >= dropped - 2**15).view(hidden.shape)
+        ctx.save_for_backward(kept)
+        return (hidden * kept).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (kept,) = ctx.saved_tensors
+        return (gradient * kept).mul_(ctx.scale), None
+
+
 class Embeddings(nn.Module):
     """ids [b, s] -> the sum of word, position and segment vectors, normalised: [b, s, hidden]."""
 
@@ -50,7 +85,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -64,7 +99,7 @@ class SelfAttention(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
-        self.dropout_prob = config.attention_probs_dropout_prob
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -72,9 +107,13 @@ class SelfAttention(nn.Module):
         batch, length, size = hidden.shape
         qkv = self.qkv(hidden).view(batch, length, 3, self.heads, size // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [b, heads, s, head_size]
-        context = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible, dropout_p=self.dropout_prob if self.training else 0.0
-        )
+        dropout = self.dropout.probability if self.training else 0.0
+        if dropout and hidden.device.type == "cpu":  # where torch has no fused kernel, and a slow dropout
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)  # [b, heads, s, s]
+            scores = scores.masked_fill(~visible, -torch.inf)
+            context = self.dropout(scores.softmax(-1)) @ value
+        else:
+            context = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
         return self.output(context.transpose(1, 2).reshape(batch, length, size))
 
 
@@ -88,7 +127,7 @@ class Layer(nn.Module):
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, visible: Tensor) -> Tensor:
         hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, visible)))
@@ -154,7 +193,7 @@ class BertForSequenceClassification(nn.Module):
     def __init__(self, config: BertConfig, vocab_size: int, num_labels: int, seed: int = 0) -> None:
         super().__init__()
         self.bert = BertModel(config, vocab_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
         initialize(self, config.initializer_range, seed)
 

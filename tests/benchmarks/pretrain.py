@@ -1,0 +1,212 @@
+"""Training steps beside transformers' BertForPreTraining: sequences a CPU second on two cores, length 128.
+
+`ratio` (4 layers of 256, batch 16) and `ratio_base` (BERT-base, batch 8) are over transformers as it comes (SDPA,
+AdamW, fp32), on full rows with 20 predictions; `ratio_same_precision` has both sides in the precision that is the
+faster here, `ratio_real` the small model on examples of books, padded to the longest of a batch on both sides. Our step
+is the engine's arithmetic with torch alone. `engine_overhead` is the share of that rate, by the clock, which the
+pretrain stage keeps through Ray and DeepSpeed on the same examples: let nothing else run beside it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.artifacts import Artifact
+from pipeline.masking import mask_rules
+from tests.benchmarks import _examples, examples
+from tests.benchmarks._reference import VOCABULARY
+from training.data import Batch, Examples, Masking, Prefetched, batch, share
+from training.engine import Objective, has_bf16, processor
+from training.model import BertConfig, BertForPreTraining
+from training.optim import OptimizerConfig, adamw, parameter_groups
+
+VOCAB_SIZE = 30522
+OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
+Step = Callable[[Batch], None]
+
+
+class Shape(NamedTuple):
+    layers: int
+    hidden: int
+    heads: int
+    batch: int
+    steps: int  # that are timed
+
+    def config(self) -> dict[str, int]:
+        return {
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": 4 * self.hidden,
+        }
+
+
+SMALL, BASE = Shape(4, 256, 4, 16, 12), Shape(12, 768, 12, 8, 4)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="make bench ONLY=pretrain", description=__doc__)
+    parser.add_argument("--books", default=examples.BOOKS, help="text files, by a glob")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        documents = examples.documents(options.books, folder, heldout_fraction=0.1)
+        _examples.prepare(folder, examples.shards(examples.megabytes(documents, 0, 4.7)))
+        command = ["-m", "tests.benchmarks._examples", str(folder), '{"dupe_factor": 2}']
+        subprocess.run([sys.executable, *command], check=True)
+        figures = measure(folder, options.repeats)
+    cpu = torch.device("cpu")
+    table = Table("figure", "value", title=f"pretraining on {processor(cpu)}")
+    for figure, value in figures.items():
+        table.add_row(figure, f"{value:,.3g}")
+    Console().print(table)
+    print(json.dumps({"benchmark": "pretrain", "cores": os.cpu_count(), "bf16": has_bf16(cpu), **figures}))
+
+
+def measure(folder: Path, repeats: int) -> dict[str, float]:
+    bf16 = has_bf16(torch.device("cpu"))
+    figures: dict[str, float] = {}
+    for name, shape in (("", SMALL), ("_base", BASE)):
+        full = cycle([full_rows(shape.batch)])
+        sides = {"cloze": ours(shape, bf16), "transformers": theirs(shape, False), "same": theirs(shape, bf16)}
+        rates = {side: median(rate(step, full, shape) for _ in range(repeats)) for side, step in sides.items()}
+        figures |= {f"cloze{name}": rates["cloze"], f"transformers{name}": rates["transformers"]}
+        figures[f"ratio{name}"] = rates["cloze"] / rates["transformers"]
+        figures[f"ratio_same_precision{name}"] = rates["cloze"] / rates["same"]
+    artifact = _examples.artifact(folder, "examples")
+    real = {
+        side: median(rate(step, batches(artifact, group), SMALL, steps=60) for _ in range(repeats))
+        for side, step, group in (("cloze", ours(SMALL, bf16), 64), ("transformers", theirs(SMALL, False), 1))
+    }
+    figures["ratio_real"] = real["cloze"] / real["transformers"]
+    figures["engine_overhead"] = kept_by_the_engine(folder, ours(SMALL, bf16))
+    return figures
+
+
+def full_rows(rows: int, length: int = 128, predictions: int = 20) -> Batch:
+    draw = np.random.default_rng(0)
+    ids = draw.integers(1000, VOCAB_SIZE, (rows, length))
+    positions = np.concatenate([np.sort(draw.permutation(length)[:predictions]) + row * length for row in range(rows)])
+    second = np.broadcast_to(np.arange(length) >= length // 2, ids.shape)
+    labels = draw.integers(1000, VOCAB_SIZE, len(positions))
+    arrays = (ids, second, np.ones_like(ids), positions, labels, draw.integers(0, 2, rows), np.ones(rows))
+    return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
+
+
+def batches(artifact: Artifact, group: int, size: int = SMALL.batch) -> Iterator[Batch]:
+    """Real examples: as Cloze has them with rows of like length together, or in random order."""
+    masking = Masking(1, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
+    for rows in Examples(artifact, "train").batches(1, 0, 16 * size, group):
+        if group > 1:
+            yield from (batch(piece, masking) for piece in share(rows, 0, 1, size))
+        else:
+            yield from (batch(rows.take(part), masking) for part in np.split(np.arange(len(rows)), 16))
+
+
+def ours(shape: Shape, bf16: bool) -> Step:
+    model = BertForPreTraining(BertConfig.model_validate(shape.config()), VOCAB_SIZE).train()
+    objective = Objective(model, "bf16" if bf16 else "fp32")
+    optimizer = adamw(parameter_groups(model, OPTIMIZER.weight_decay), OPTIMIZER)
+
+    def step(given: Batch) -> None:
+        counts = (torch.tensor(float(len(labels))) for labels in (given.masked_lm_labels, given.next_sentence_label))
+        loss, _ = objective(given, *counts)
+        update(loss, model, optimizer)
+
+    return step
+
+
+def theirs(shape: Shape, bf16: bool) -> Step:
+    from transformers import BertConfig as TheirConfig
+    from transformers import BertForPreTraining as TheirModel
+
+    config = TheirConfig(vocab_size=VOCAB_SIZE, attn_implementation="sdpa", **shape.config())
+    model = TheirModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), OPTIMIZER.learning_rate)
+
+    def step(given: Batch) -> None:
+        labels = torch.full_like(given.input_ids, -100)
+        labels.view(-1)[given.masked_lm_positions] = given.masked_lm_labels
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(
+                input_ids=given.input_ids,
+                token_type_ids=given.token_type_ids,
+                attention_mask=given.attention_mask,
+                labels=labels,
+                next_sentence_label=given.next_sentence_label,
+            ).loss
+        update(loss, model, optimizer)
+
+    return step
+
+
+def update(loss: torch.Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def rate(step: Step, given: Iterator[Batch], shape: Shape, steps: int | None = None) -> float:
+    """Sequences a CPU second, times two: sequences a second where both cores are busy all the time."""
+    made = list(islice(given, (steps or shape.steps) + 2))
+    for warm in made[:2]:
+        step(warm)
+    start = time.process_time()
+    for one in made[2:]:
+        step(one)
+    return 2 * sum(len(one.input_ids) for one in made[2:]) / (time.process_time() - start)
+
+
+def kept_by_the_engine(folder: Path, step: Step) -> float:
+    """Sequences a second of the pretrain stage over those of torch alone, one process of two threads each."""
+    from infra.launch.local import ray_session
+    from pipeline.artifacts import Output
+    from pipeline.storage import Location
+    from training.pretrain import PretrainConfig, run
+
+    config = PretrainConfig.model_validate_json(
+        json.dumps(
+            {
+                "model": SMALL.config(),
+                "phases": [{"max_seq_length": 128, "max_predictions_per_seq": 20, "steps": 60}],
+                "optimizer": {"learning_rate": OPTIMIZER.learning_rate},
+                "global_batch_size": SMALL.batch,
+                "micro_batch_size": SMALL.batch,
+                "workers": 1,
+                "threads": 2,
+                "log_every": 20,
+                "eval_batches": 1,
+            }
+        )
+    )
+    out = Output(Location(str(folder / "pretrain")), "pretrain", 1, "0")
+    inputs = {"vocab": _examples.artifact(folder, "vocab"), "examples-128": _examples.artifact(folder, "examples")}
+    with ray_session():
+        rows = run(config, inputs, out).facts["metrics"]
+    prefetched = Prefetched(batches(inputs["examples-128"], config.group_by_length))
+    for warm in islice(prefetched, 5):
+        step(warm)
+    start, sequences = time.monotonic(), 0
+    for one in islice(prefetched, 55):
+        step(one)
+        sequences += len(one.input_ids)
+    alone = sequences / (time.monotonic() - start)
+    prefetched.close()
+    return rows["sequences_per_second"] / alone
