@@ -1,4 +1,4 @@
-"""cloze run|plan|status|report|submit CONFIG [key=value ...]"""
+"""cloze run|plan|status|report|export|predict|submit CONFIG [key=value ...]"""
 
 import argparse
 import errno
@@ -19,6 +19,8 @@ _EPILOG = """examples:
   cloze run configs/quickstart.yaml                        every stage that is not done yet
   cloze plan configs/quickstart.yaml vocab.size=8000       what that change would run again
   cloze run configs/quickstart.yaml root=s3://bucket/runs  the same, on S3
+  cloze export configs/quickstart.yaml --to my-bert        what transformers' AutoModel and AutoTokenizer load
+  cloze predict configs/quickstart.yaml "She opened the [MASK]."
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
 """
 
@@ -128,6 +130,25 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    run = _load(options)
+    from infra.share import export_run
+    from pipeline.storage import Location
+
+    to = Location(options.to).absolute()
+    export_run(run, to)
+    print(to)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    run = _load(options)
+    from infra.share import print_guesses
+
+    print_guesses(run, options.text)
+    return 0
+
+
 def _submit(options: argparse.Namespace) -> int:
     _load(options)  # a wrong configuration is said here, not on the cluster
     from infra.launch.ray_jobs import submit
@@ -168,10 +189,14 @@ def _parser() -> argparse.ArgumentParser:
         ("plan", _plan, "say what `run` would do, and why"),
         ("status", _status, "say how far each stage is"),
         ("report", _report, "write the page about the run, from what is finished"),
+        ("export", _export, "write the pretrained model as transformers and the Hugging Face Hub take it"),
+        ("predict", _predict, "say what the pretrained model would put in place of each [MASK]"),
         ("submit", _submit, "send the run to a Ray cluster, follow its log, return its exit status"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
+        if name == "predict":
+            command.add_argument("text", metavar="TEXT", help='such as "She opened the [MASK]."')
         command.add_argument(
             "overrides", metavar="key=value", nargs="*", help="for example pretrain.seed=7; or a YAML file of such keys"
         )
@@ -179,6 +204,10 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("run", "plan", "submit"):
             command.add_argument("--until", metavar="STAGE", help="stop after this stage")
             command.add_argument("--force", metavar="STAGE", action="append", help="run this stage again (repeatable)")
+        if name == "export":
+            command.add_argument(
+                "--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix"
+            )
         if name == "submit":
             command.add_argument("--cluster", metavar="YAML", required=True, help="such as configs/clusters/local.yaml")
         command.set_defaults(command=function)

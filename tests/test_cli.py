@@ -106,7 +106,7 @@ def test_plan_says_what_it_would_do_and_writes_nothing(capsys: pytest.CaptureFix
     assert [path.name for path in Path("runs").iterdir()] == ["sources"]
 
 
-@pytest.mark.parametrize("config", ["bert-base", "bert-large"])
+@pytest.mark.parametrize("config", ["bert-base", "bert-large", "one-gpu-day"])
 def test_the_papers_configurations_are_planned_before_their_data_is_there(
     capsys: pytest.CaptureFixture[str], config: str
 ) -> None:

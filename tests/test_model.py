@@ -1,6 +1,5 @@
 """Our BERT beside transformers': the same weights and input give the same numbers, forwards and backwards."""
 
-import re
 from collections.abc import Mapping
 
 import pytest
@@ -12,7 +11,8 @@ from transformers import BertConfig as TheirConfig
 from transformers import BertForPreTraining as TheirBert
 from transformers import BertForSequenceClassification as TheirClassifier
 
-from training.model import BertConfig, BertForPreTraining, BertForSequenceClassification, load_encoder
+from training.hub import ours
+from training.model import BertConfig, BertForPreTraining, BertForSequenceClassification, Dropout, load_encoder
 
 VOCAB = 211
 CONFIG = BertConfig(
@@ -24,35 +24,6 @@ CONFIG = BertConfig(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
-RENAMED = (  # theirs -> ours, applied in this order
-    (r"^bert\.encoder\.layer\.", "bert.layers."),
-    (r"^bert\.pooler\.dense\.", "bert.pooler."),
-    (r"attention\.output\.LayerNorm", "attention_norm"),
-    (r"attention\.output\.dense", "attention.output"),
-    (r"intermediate\.dense", "intermediate"),
-    (r"output\.LayerNorm", "output_norm"),
-    (r"output\.dense", "output"),
-    (r"embeddings\.LayerNorm", "embeddings.norm"),
-    (r"^cls\.predictions\.transform\.dense", "mlm.transform"),
-    (r"^cls\.predictions\.transform\.LayerNorm", "mlm.norm"),
-    (r"^cls\.predictions\.bias", "mlm.bias"),
-    (r"^cls\.seq_relationship", "nsp"),
-)
-
-
-def ours(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors (weights or gradients) under our names, query, key and value in one."""
-    renamed = {}
-    for name, tensor in theirs.items():
-        for pattern, replacement in RENAMED:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    for name in [name for name in renamed if ".attention.self.query." in name]:
-        parts = [renamed.pop(name.replace("query", part)) for part in ("query", "key", "value")]
-        renamed[name.replace("self.query", "qkv")] = torch.cat(parts)
-    for extra in ("bert.embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"):
-        renamed.pop(extra, None)
-    return renamed
 
 
 def their_config(**settings: object) -> TheirConfig:
@@ -220,3 +191,48 @@ def test_base_and_large_have_the_published_number_of_parameters(layers, hidden, 
     with torch.device("meta"):
         model = BertForPreTraining(config, 30522)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_dropout_zeroes_its_share_and_scales_the_rest_up_so_that_the_mean_stays():
+    """A million elements: five deviations of the share are 0.0015."""
+    dropout = Dropout(0.1).train()
+    torch.manual_seed(1)
+    hidden = torch.ones(1_000_003, requires_grad=True)
+    dropped = dropout(hidden)
+    share = (dropped == 0).float().mean().item()
+    assert share == pytest.approx(0.1, abs=0.0015)
+    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.9], rel=1e-4)
+    dropped.sum().backward()
+    assert torch.equal(hidden.grad, dropped)
+    neighbours = ((dropped[1:] == 0) & (dropped[:-1] == 0)).float().mean().item()
+    assert neighbours == pytest.approx(0.01, abs=0.0005)  # one falls independently of the next
+
+
+def test_dropout_depends_on_the_seed_alone_and_does_nothing_in_evaluation():
+    hidden = torch.randn(3, 5, 7)
+    dropout = Dropout(0.5).train()
+
+    def drawn(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return dropout(hidden)
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+    assert dropout.eval()(hidden) is hidden
+    assert Dropout(0.0).train()(hidden) is hidden
+
+
+def test_attention_with_dropout_is_the_same_but_for_what_is_dropped(pair, batch):
+    """A probability below 1 / 65,536 drops nothing and takes the path of training."""
+    model, _ = pair
+    expected, _ = model.eval().bert(**encoder_input(batch))
+    changed = [module for module in model.modules() if isinstance(module, Dropout)]
+    try:
+        for module in changed:
+            module.probability = 1e-9
+        hidden, _ = model.train().bert(**encoder_input(batch))
+    finally:
+        for module in changed:
+            module.probability = 0.0
+    real = batch["attention_mask"].bool()
+    close(hidden[real], expected[real])

@@ -1,0 +1,59 @@
+"""a run's finished model -> a folder that others load; text with [MASK] -> what the model would put there."""
+
+import sys
+
+from infra.run import Run
+from pipeline.artifacts import Artifact
+from pipeline.config import UserError
+from pipeline.storage import Location
+
+
+def export_run(run: Run, to: Location) -> None:
+    """Write the final checkpoint, its vocabulary and its card as Hugging Face's libraries read them.
+
+    Raises UserError when a stage up to pretrain is not finished, and for a folder that holds anything.
+    """
+    from infra.card import card
+    from training.checkpoint import verified
+    from training.hub import export
+    from training.pretrain import final_checkpoint
+
+    made = {name: _finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
+    checkpoint = verified(final_checkpoint(made["pretrain"]).location)  # a damaged one is not to be passed on
+    export(checkpoint, made["vocab"].location, to, card(run.config, made))
+
+
+def print_guesses(run: Run, text: str) -> None:
+    """A column for each [MASK] of the text: the likeliest pieces, the likeliest first. Raises UserError."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.tokenizer import MASK, load
+    from training.features import predict_masked
+    from training.model import BertForPreTraining
+    from training.pretrain import final_checkpoint
+
+    checkpoint = final_checkpoint(_finished(run, "pretrain"))
+    tokenizer = load(_finished(run, "vocab").location / "tokenizer.json")
+    saved = checkpoint.config()
+    model = BertForPreTraining(saved.model, saved.vocab_size)
+    model.load_state_dict(checkpoint.weights())
+    try:
+        guesses = predict_masked(model, tokenizer, text)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number in range(1, len(guesses) + 1):
+        table.add_column(Text(f"{MASK} {number}" if len(guesses) > 1 else MASK))
+        table.add_column("", justify="right")
+    for row in zip(*guesses, strict=True):
+        table.add_row(*(Text(cell) for guess in row for cell in (guess.piece, f"{100 * guess.probability:.1f} %")))
+    Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
+
+
+def _finished(run: Run, name: str) -> Artifact:
+    artifact = run.artifact(name)
+    if artifact is None:
+        raise UserError(f"{name}: is not finished on {run.root}; bring it about with cloze run CONFIG --until pretrain")
+    return artifact

@@ -1,0 +1,212 @@
+"""`cloze export` and `cloze predict`, on a run whose stages are finished; pretraining's weights are random ones."""
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from golden import documents_artifact, finished, output
+
+from infra.card import _licence
+from infra.cli import main
+from infra.run import Run, RunConfig
+from pipeline.artifacts import Artifact
+from pipeline.config import load
+from pipeline.schema import Document, document
+from pipeline.tokenizer import SPECIAL_TOKENS, build, transformers_config
+from training.checkpoint import SavedConfig, save
+from training.model import BertForPreTraining
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIG = str(REPOSITORY / "configs/quickstart.yaml")
+PIECES = [*SPECIAL_TOKENS, "a", "##b", "[c", "d"]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder that holds the quickstart's sources; SIGTERM's handler is put back."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """The quickstart, finished, with a vocabulary of nine pieces and four documents."""
+    config = load(RunConfig, CONFIG)
+    made = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
+    monkeypatch.setattr(Run, "artifact", lambda _, name: made[name])
+    return config
+
+
+def extract(root: Path, config: RunConfig) -> Artifact:
+    out = output(root, "extract")
+    inputs = {"enwiki/0e6dbc00ed97/enwiki|excerpt.xml.bz2": "0e6d", "novels/9f005a64529b/mars.txt": "9f00"}
+    out.finish(config.extract.model_dump(mode="json"), inputs)
+    return finished(out)
+
+
+def dedup(root: Path, config: RunConfig) -> Artifact:
+    def of(source: str, number: int, heldout: float, licence: str, language: str = "en") -> Document:
+        return document(
+            ["one two three"],
+            doc_id=f"{source}:{number}",
+            source=source,
+            heldout_fraction=heldout,
+            language=language,
+            licence=licence,
+        )
+
+    wiki = [of("enwiki", number, heldout, "CC BY-SA 4.0") for number, heldout in enumerate((0, 0, 1))]
+    return documents_artifact(root, [*wiki, of("novels", 0, 0, "public domain in the USA", "")], shards=2)
+
+
+def vocab(root: Path, config: RunConfig) -> Artifact:
+    out = output(root, "vocab")
+    files = {
+        "vocab.txt": "".join(f"{piece}\n" for piece in PIECES),
+        "tokenizer.json": build(PIECES).to_str(),
+        "tokenizer_config.json": transformers_config(),
+    }
+    out.commit("vocab", {name: text.encode() for name, text in files.items()})
+    out.finish(config.vocab.model_dump(mode="json"), {}, counts={"pieces": len(PIECES)})
+    return finished(out)
+
+
+def pretrain(root: Path, config: RunConfig) -> Artifact:
+    out = output(root, "pretrain")
+    model = config.pretrain.model
+    weights = BertForPreTraining(model, len(PIECES)).state_dict()
+    saved = save(out.location, 640, {"model": weights}, SavedConfig(model=model, vocab_size=len(PIECES)), {})
+    heldout = {"mlm_loss": 6.39915, "mlm_accuracy": 0.1008, "nsp_loss": 0.7289, "nsp_accuracy": 0.53, "examples": 256}
+    facts = {
+        "checkpoint": {"path": f"checkpoints/{saved.location.name}", "digest": saved.digest, "step": 640},
+        "precision": "bf16",
+        "processor": "AMD EPYC",
+        "workers": 2,
+        "metrics": {"heldout": heldout, "seconds": 41.0},
+    }
+    out.finish(config.pretrain.model_dump(mode="json"), {}, facts=facts)
+    return finished(out)
+
+
+MAKERS = {"extract": extract, "dedup": dedup, "vocab": vocab, "pretrain": pretrain}
+
+
+def rows(card: str) -> dict[str, list[str]]:
+    """The tables' rows by their first cells."""
+    lines = [re.split(r" (?<!\\)\| ", line[2:-2]) for line in card.split("\n") if line.startswith("| ")]
+    return {cells[0]: cells[1:] for cells in lines}
+
+
+def test_export_writes_the_model_and_says_where(run, tmp_path, capsys):
+    assert main(["export", CONFIG, "--to", "bert", "root=elsewhere"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/bert\n"
+    names = "README.md config.json model.safetensors tokenizer.json tokenizer_config.json vocab.txt"
+    assert sorted(file.name for file in Path("bert").iterdir()) == names.split()
+
+
+def test_the_card_tells_the_sources_the_settings_and_the_figures(run):
+    main(["export", CONFIG, "--to", "bert"])
+    card = Path("bert/README.md").read_text()
+    table = rows(card)
+    assert table["enwiki"] == ["wikipedia", "en", "CC BY-SA 4.0", "3", "9", "1"]
+    assert table["novels"] == ["books", "not said", "public domain in the USA", "1", "3", "0"]
+    assert "[CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/). Files: enwiki|excerpt.xml.bz2." in card
+    assert table["pretrain.phases.1.steps"] == ["40"]
+    assert table["pretrain.optimizer.learning_rate"] == ["0.002"]
+    assert table["examples.masked_lm_prob"] == ["0.15"]
+    assert "pretrain.micro_batch_size" not in table  # which says how it was computed, not what
+    assert table["masked-LM loss, nats a masked piece"] == ["6.399"]
+    assert table["masked pieces named right"] == ["10.1 %"]
+    assert table["trained in"] == ["bf16 on 2 workers, AMD EPYC"]
+    weights = sum(weight.numel() for weight in BertForPreTraining(run.pretrain.model, len(PIECES)).parameters())
+    assert f"2 layers, 128 wide, 2 heads, 512 positions, 9 WordPieces in lower case, {weights:,} weights." in card
+    assert "at most 128 pieces at once" in card
+
+
+def test_the_front_of_the_card_is_what_the_hub_reads(run):
+    main(["export", CONFIG, "--to", "bert"])
+    _, front, _ = Path("bert/README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "language": ["en"],
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "tags": ["bert", "cloze", "masked-lm"],
+    }  # and no licence, for the sources have two
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("CC BY-SA 4.0", {"license": "cc-by-sa-4.0"}),
+        ("cc-by-3.0", {"license": "cc-by-3.0"}),
+        ("MIT", {"license": "mit"}),
+        ("Ours, all rights reserved", {"license": "other", "license_name": "ours-all-rights-reserved"}),
+    ],
+)
+def test_a_licence_is_said_in_the_words_of_the_hub(name, said):
+    assert _licence(name) == said
+
+
+def test_the_lines_of_the_card_load_the_model(run):
+    main(["export", CONFIG, "--to", "bert"])
+    card = Path("bert/README.md").read_text()
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("path/to/this/folder", "bert")
+    found = {}
+    exec(lines, found)
+    call = re.search(r"`(tokenizer\(.*?\))`", card)[1]
+    ids = eval(call, found)["input_ids"].tolist()
+    assert ids[0].count(PIECES.index("[MASK]")) == 1
+    assert PIECES.index("[MASK]") not in found["tokenizer"]("A [MASK] word.")["input_ids"]
+    assert found["model"].config.vocab_size == len(PIECES)
+
+
+def test_predict_shows_a_column_for_each_mask(run, capsys):
+    assert main(["predict", CONFIG, "a [MASK] [MASK]", "root=elsewhere"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["[MASK]", "1", "[MASK]", "2"]
+    assert len(lines) == 5
+    assert all(re.fullmatch(r"(\S+) +[\d.]+ % +(\S+) +[\d.]+ % *", line) for line in lines), lines
+
+
+def test_a_piece_that_looks_like_markup_is_shown_as_it_is(run, monkeypatch, capsys):
+    from training.features import Guess
+
+    monkeypatch.setattr("training.features.predict_masked", lambda *_: [[Guess("[c", 0.5), Guess("[bold]", 0.25)]])
+    main(["predict", CONFIG, "[MASK]"])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["[MASK]"],
+        ["[c", "50.0", "%"],
+        ["[bold]", "25.0", "%"],
+    ]
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err.removeprefix("cloze: ")
+
+
+def test_what_cannot_be_exported_or_predicted_is_said_in_one_line(run, tmp_path, capsys):
+    assert "'a b' has no [MASK]; put one" in mistake(capsys, "predict", CONFIG, "a b")
+    Path("full").mkdir()
+    Path("full/file").touch()
+    assert "/full: is there already and not empty; " in mistake(capsys, "export", CONFIG, "--to", "full")
+    [weights] = (tmp_path / "made/pretrain/checkpoints").glob("*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert f"{weights}: is missing or damaged; " in mistake(capsys, "export", CONFIG, "--to", "bert")
+    assert not Path("bert").exists()
+
+
+def test_a_run_that_is_not_finished_is_said(capsys):
+    line = r"pretrain: is not finished on .*/runs; bring it about with cloze run CONFIG --until pretrain\n"
+    assert re.fullmatch(line, mistake(capsys, "export", CONFIG, "--to", "bert"))
+    assert re.fullmatch(line, mistake(capsys, "predict", CONFIG, "[MASK]"))
+    assert not Path("bert").exists()
