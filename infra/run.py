@@ -21,6 +21,7 @@ from pipeline.tokens import TokensConfig
 from pipeline.vocab import VocabConfig
 from training.finetune import FinetuneConfig
 from training.pretrain import PretrainConfig
+from training.start import weights_file
 from training.tasks import classification
 
 Action = Literal["run", "continue", "skip", "wait"]
@@ -138,6 +139,7 @@ def stages(config: RunConfig) -> list[Stage]:
         for task in config.finetune
     ]
     sources = {source.name: source.files for source in config.extract.sources}
+    init = config.pretrain.init
     before_report = [
         Stage("extract", "pipeline.extract", config.extract, sources=sources),
         Stage("dedup", "pipeline.dedup", config.dedup, inputs={"documents": "extract"}),
@@ -163,6 +165,7 @@ def stages(config: RunConfig) -> list[Stage]:
             "training.pretrain",
             config.pretrain,
             inputs={"vocab": "vocab", **{stage.name: stage.name for stage in examples}},
+            sources=_given(init=init and weights_file(init, Location(config.root))),
             needs_ray=True,
         ),
         *tasks,

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config import UserError
 from pipeline.storage import Location
-from training.checkpoint import FOLDER, CheckpointRef, SavedConfig, newest, prune, save, verified
+from training.checkpoint import FOLDER, CheckpointRef, Heldout, SavedConfig, best, newest, prune, save, verified
 from training.model import BertConfig
 
 CONFIG = SavedConfig(
@@ -115,3 +115,29 @@ def test_pruning_keeps_the_newest_and_removes_what_was_half_written_before_them(
     names = {file.uri.removeprefix(f"{artifact.uri}/{FOLDER}/").split("/")[0] for file in artifact.files()}
     assert names == {refs[2].location.name, refs[3].location.name}
     assert newest(artifact) == refs[3]
+
+
+def evaluated(artifact: Location, step: int, loss: float, phase: int = 0) -> CheckpointRef:
+    return save(artifact, step, tensors(step), CONFIG, {"step": step}, Heldout(phase=phase, loss=loss))
+
+
+def test_the_best_is_the_lowest_held_out_loss_of_the_last_phase_and_is_not_pruned(artifact: Location) -> None:
+    assert best(artifact) is None
+    evaluated(artifact, 2, 1.0)
+    good = evaluated(artifact, 4, 3.0, phase=1)
+    evaluated(artifact, 6, 4.0, phase=1)
+    write(artifact, 8)  # never evaluated
+    newer = evaluated(artifact, 10, 5.0, phase=1)
+    assert best(artifact) == good
+    prune(artifact, keep=1)
+    names = {file.uri.removeprefix(f"{artifact.uri}/{FOLDER}/").split("/")[0] for file in artifact.files()}
+    assert names == {good.location.name, newer.location.name}
+    better = evaluated(artifact, 12, 2.0, phase=1)
+    prune(artifact, keep=1)
+    assert best(artifact) == better and not good.location.files()
+
+
+def test_a_damaged_best_gives_way_to_the_next(artifact: Location) -> None:
+    damaged, good = evaluated(artifact, 2, 1.0), evaluated(artifact, 4, 2.0)
+    (damaged.location / "model.safetensors").delete()
+    assert best(artifact) == good

@@ -4,51 +4,27 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-import torch
-from small_examples import PIECES, alone, examples_artifact, vocab_artifact  # noqa: F401 (alone: a fixture)
+from small_examples import alone  # noqa: F401 (a fixture)
+from small_pretraining import config, last, lone_worker, same_bits, small_inputs, spot_config, steps_of, untimed
 
 from pipeline.artifacts import Artifact, Output
 from pipeline.config import UserError
 from pipeline.storage import Location
-from training import pretrain
-from training.checkpoint import CheckpointRef, newest
-from training.pretrain import PretrainConfig, Setup, Worker, final_checkpoint, run
-
-DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-TIMED = {"sequences_per_second", "tokens_per_second", "wait", "seconds"}
-
-
-def config(**changed: Any) -> PretrainConfig:
-    settings = {
-        "model": {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "max_position_embeddings": 16,
-        },
-        "phases": [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": 8}],
-        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
-        "global_batch_size": 12,
-        "precision": "fp32",
-        "micro_batch_size": 4,
-        "workers": 2,
-        "checkpoint_every": 2,
-        "log_every": 1,
-        "eval_every": 4,
-        "eval_batches": 1,
-    }
-    return PretrainConfig.model_validate_json(json.dumps(settings | changed))
+from training.checkpoint import newest
+from training.pretrain import PretrainConfig, final_checkpoint, run
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    root = tmp_path_factory.mktemp("inputs")
-    return {"vocab": vocab_artifact(root), "examples-16": examples_artifact(root)}
+    return small_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def output(folder: Path) -> Output:
@@ -56,8 +32,7 @@ def output(folder: Path) -> Output:
 
 
 def rows(artifact: Artifact) -> list[dict[str, Any]]:
-    lines = (artifact.location / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMED} for line in lines]
+    return untimed([json.loads(line) for line in (artifact.location / "metrics.jsonl").read_text().splitlines()])
 
 
 def trained(folder: Path, inputs: dict[str, Artifact], settings: PretrainConfig, **more: Any) -> Artifact:
@@ -71,11 +46,6 @@ def uninterrupted(ray_session: None, inputs: dict[str, Artifact], tmp_path_facto
     return trained(tmp_path_factory.mktemp("uninterrupted"), inputs, config())
 
 
-def same_bits(one: Artifact, other: Artifact) -> bool:
-    mine, theirs = final_checkpoint(one).tensors(), final_checkpoint(other).tensors()
-    return all(torch.equal(mine[kind][name], theirs[kind][name]) for kind in mine for name in mine[kind])
-
-
 def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(uninterrupted: Artifact) -> None:
     found = rows(uninterrupted)
     assert [row["step"] for row in found if row["split"] == "train"] == list(range(1, 9))
@@ -84,6 +54,9 @@ def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(uninterr
     facts = uninterrupted.manifest.facts
     assert facts["checkpoint"]["digest"] == newest(uninterrupted.location).digest
     assert facts["metrics"]["train"]["step"] == 8
+    losses = {row["step"]: row["loss"] for row in found if row["split"] == "heldout"}
+    assert facts["checkpoint"]["heldout_loss"] == losses[8]
+    assert facts["best"]["heldout_loss"] == min(losses.values())
     assert not (uninterrupted.location / "ray").exists()
 
 
@@ -99,101 +72,176 @@ def test_a_killed_worker_leaves_the_same_bits_and_the_same_metrics(
 
     again = trained(tmp_path / "out", inputs, config(), on_step=kill_once)
     assert killed.exists()
-    assert same_bits(uninterrupted, again)
+    assert same_bits(final_checkpoint(uninterrupted), final_checkpoint(again))
     assert rows(uninterrupted) == rows(again)
     assert final_checkpoint(uninterrupted).digest == final_checkpoint(again).digest
 
 
-@pytest.fixture
-def saved_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The steps at which a save was tried; those under `broken` fail."""
-    tried: list[int] = []
-    real = pretrain.save
+def test_a_worker_that_hangs_is_ended_and_training_goes_on_to_the_same_bits(
+    uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    hung = tmp_path / "hung"
 
-    def save(artifact: Location, step: int, *rest: Any) -> CheckpointRef:
-        tried.append(step)
-        if step in (4, 6) and tried.count(step) < (2 if step == 6 else 99):
-            raise OSError("No space left on device")
-        return real(artifact, step, *rest)
+    def hang_once(rank: int, step: int) -> None:
+        if rank == 1 and step == 5 and not hung.exists():
+            hung.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
 
-    monkeypatch.setattr(pretrain, "save", save)
-    monkeypatch.setattr(pretrain, "_PAUSE", 0.0)
-    return tried
+    began = time.monotonic()
+    again = trained(tmp_path / "out", inputs, config(step_timeout=8.0), on_step=hang_once)
+    assert time.monotonic() - began < 120
+    assert same_bits(final_checkpoint(uninterrupted), final_checkpoint(again))
+    assert rows(uninterrupted) == rows(again)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(hung.read_text())).wait(timeout=10)
+    assert not psutil.pid_exists(int(hung.read_text()))
 
 
+DRIVER = f"""
+import signal, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from infra.launch.local import ray_session
+from pipeline.artifacts import Artifact, Output
+from pipeline.storage import Location
+from small_pretraining import config
+from training.pretrain import run
+
+steps = Path(sys.argv[2], "steps")
+
+def slowly(rank, step):
+    steps.mkdir(exist_ok=True)
+    (steps / str(step)).touch()
+    time.sleep(0.7)
+
+root = Location(sys.argv[1])
+inputs = {{name: Artifact(root / name / "0", name, "0") for name in ("vocab", "examples-16")}}
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
+try:
+    with ray_session(num_cpus=2):
+        run(config(checkpoint_every=100), inputs, Output(Location(sys.argv[2]), "pretrain", 1, "0"), on_step=slowly)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_terminated_driver_saves_the_last_step_and_the_run_goes_on_to_the_same_bits(
+    uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", DRIVER, _root(inputs), str(tmp_path)]) as driver:
+        while not (tmp_path / "steps/3").exists():
+            assert driver.poll() is None
+            time.sleep(0.05)
+        workers = psutil.Process(driver.pid).children(recursive=True)
+        os.kill(driver.pid, signal.SIGTERM)
+        assert driver.wait(timeout=60) == 130  # as KeyboardInterrupt ends the command line
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    (step,) = steps_of(tmp_path)
+    assert 3 <= step < 8 and step == max(int(file.name) for file in (tmp_path / "steps").iterdir())
+    again = trained(tmp_path, inputs, config(checkpoint_every=100))
+    assert same_bits(final_checkpoint(uninterrupted), final_checkpoint(again))
+    assert rows(uninterrupted) == rows(again)
+
+
+@pytest.mark.slow
+def test_two_workers_go_back_together_and_after_a_kill_the_batch_stays_skipped(
+    ray_session: None, inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    def spoil_once(rank: int, step: int) -> None:
+        from training.engine import Engine, Step, Totals
+
+        real, spoiled = Engine.step, tmp_path / f"spoiled-{rank}"
+
+        def spoiling(engine: Engine, *given: Any) -> Step:
+            done = real(engine, *given)
+            if engine.updates != 4 or spoiled.exists():
+                return done
+            spoiled.touch()
+            return Step(done.totals + Totals(mlm_loss=float("nan")), done.grad_norm)
+
+        if step == 1:
+            Engine.step = spoiling
+        if step == 5 and rank == 1 and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    found = trained(tmp_path / "out", inputs, config(), on_step=spoil_once)
+    assert (tmp_path / "killed").exists() and (tmp_path / "spoiled-1").exists()
+    listed = found.location / "skipped.jsonl"
+    assert [json.loads(line)["batch"] for line in listed.read_text().splitlines()] == [3]
+    assert found.manifest.facts["skipped"] == 1 and "skipped.jsonl" in found.manifest.files
+    (tmp_path / "noted").mkdir()
+    (tmp_path / "noted/skipped.jsonl").write_bytes(listed.read_bytes())
+    noted = trained(tmp_path / "noted", inputs, config())
+    assert same_bits(final_checkpoint(found), final_checkpoint(noted))
+
+
+SPOT_NODES = f"""
+import subprocess, sys, threading, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import ray
+from ray.cluster_utils import Cluster
+from pipeline.artifacts import Artifact, Output
+from pipeline.storage import Location
+from small_pretraining import spot_config
+from training.pretrain import run
+
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0}})
+for _ in range(2):
+    cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+steps = Path(sys.argv[2], "steps")
+steps.mkdir()
+
+def slowly(rank, step):
+    with (steps / ray.get_runtime_context().get_node_id()).open("a") as file:
+        file.write(f"{{step}}\\n")
+    time.sleep(0.5)
+
+def drain():
+    while not (nodes := [file for file in steps.iterdir() if "\\n3\\n" in file.read_text()]):
+        time.sleep(0.1)
+    subprocess.run([
+        Path(sys.executable).parent / "ray", "drain-node", "--address", cluster.address, "--node-id", nodes[0].name,
+        "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "10",
+    ], check=True)
+
+threading.Thread(target=drain, daemon=True).start()
+root = Location(sys.argv[1])
+inputs = {{name: Artifact(root / name / "0", name, "0") for name in ("vocab", "examples-16")}}
+run(spot_config(), inputs, Output(Location(sys.argv[2]), "pretrain", 1, "0"), on_step=slowly)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("alone")
-def test_a_full_disk_does_not_end_training(inputs: dict[str, Artifact], tmp_path: Path, saved_at: list[int]) -> None:
-    notes: list[str] = []
-    setup = Setup(config(keep_checkpoints=9), inputs, Location(str(tmp_path / "out")), PIECES)
-    Worker(setup, lambda done, note: notes.append(note), None).train()
-    assert saved_at == [2, 4, 4, 4, 6, 6, 8]  # at 4 it never came, at 6 at the second attempt
-    assert {folder.name[:11] for folder in (tmp_path / "out/checkpoints").iterdir()} == {
-        "step-000002",
-        "step-000006",
-        "step-000008",
+def test_a_node_that_is_taken_away_costs_only_the_steps_after_its_notice(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     }
-    failed = "checkpoint at step 4 not written (No space left on device), attempt 3"
-    assert failed in notes
-    assert [failed in note for note in notes if note.startswith("loss")] == [step in (5, 6) for step in range(1, 9)]
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run([sys.executable, "-c", SPOT_NODES, _root(inputs), str(out)], env=environment, check=True)
+    first, second = sorted(
+        ([int(step) for step in file.read_text().split()] for file in (out / "steps").iterdir()), key=min
+    )
+    saved = second[0] - 1
+    assert first == list(range(1, first[-1] + 1)) and second == list(range(saved + 1, 41))
+    assert 3 <= saved < first[-1] and saved in steps_of(out)  # the only one before the last: none was due
+    lone_worker(spot_config(), inputs, tmp_path / "alone").train()
+    assert same_bits(last(out), last(tmp_path / "alone"))
 
 
-@pytest.mark.usefixtures("alone")
-def test_a_loss_that_is_no_number_ends_training_before_it_is_saved(
-    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from training.engine import Engine, Step, Totals
-
-    worker = Worker(Setup(config(), inputs, Location(str(tmp_path / "out")), PIECES), lambda done, note: None, None)
-    real = Engine.step
-
-    def step(engine: Engine, *given: Any) -> Step:
-        done = real(engine, *given)
-        return done if engine.updates < 4 else Step(done.totals + Totals(mlm_loss=float("nan")), done.grad_norm)
-
-    monkeypatch.setattr(Engine, "step", step)
-    with pytest.raises(UserError, match=r"^pretrain: loss nan .* at step 4; lower pretrain\.optimizer\.learning_rate"):
-        worker.train()
-    assert [folder.name[:11] for folder in (tmp_path / "out/checkpoints").iterdir()] == ["step-000002"]
-
-
-@pytest.mark.usefixtures("alone")
-def test_a_last_checkpoint_that_cannot_be_written_is_an_error_of_one_line(
-    inputs: dict[str, Artifact], tmp_path: Path, saved_at: list[int]
-) -> None:
-    phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": 4}]
-    setup = Setup(config(phases=phases), inputs, Location(str(tmp_path / "out")), PIECES)
-    with pytest.raises(UserError, match="the last checkpoint cannot be written"):
-        Worker(setup, lambda done, note: None, None).train()
-    assert newest(setup.location).step == 2
-
-
-@pytest.mark.usefixtures("alone")
-def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    """Stopped in either phase, the run goes on inside it; masks are drawn in the first, stored in the second."""
-    root = tmp_path / "inputs"
-    both = {**inputs, "examples-12": examples_artifact(root, length=12, masked=False)}
-    phases = [
-        {"max_seq_length": length, "max_predictions_per_seq": 3, "steps": steps} for length, steps in ((12, 3), (16, 4))
-    ]
-    settings = config(phases=phases, checkpoint_every=1, model=config().model.model_dump() | DROPOUT)
-
-    def outcome(folder: str, stop_after: int) -> list[dict[str, Any]]:
-        setup = Setup(settings, both, Location(str(tmp_path / folder)), PIECES)
-
-        def stop(rank: int, step: int) -> None:
-            if step == stop_after:
-                raise InterruptedError
-
-        with contextlib.suppress(InterruptedError):
-            Worker(setup, lambda done, note: None, stop).train()
-        worker = Worker(setup, lambda done, note: None, None)
-        assert worker.step == stop_after
-        worker.train()
-        return [{key: value for key, value in row.items() if key not in TIMED} for row in worker.recorder.rows]
-
-    whole = outcome("whole", 7)
-    assert outcome("first", 2) == outcome("edge", 3) == outcome("second", 5) == whole
-    assert [row["step"] for row in whole if row["split"] == "heldout"] == [3, 4, 7]
+def _root(inputs: dict[str, Artifact]) -> str:
+    return str(inputs["vocab"].location.uri.removesuffix("/vocab/0").removeprefix("file://"))
 
 
 def test_more_positions_than_the_model_has_are_refused() -> None:

@@ -38,12 +38,20 @@ class SavedConfig(Config):
     vocab_size: int
 
 
+class Heldout(Config):
+    """How good a checkpoint is; losses of one phase alone compare, as each has its own held-out examples."""
+
+    phase: int
+    loss: float
+
+
 class CheckpointManifest(Config):
     """manifest.json: what a checkpoint promises."""
 
     step: int
     digest: str
     files: dict[str, FileRecord]
+    heldout: Heldout | None = None  # where it was evaluated at this step
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,8 @@ class CheckpointRef:
     def state(self) -> dict[str, Any]:
         return json.loads((self.location / "state.json").read_bytes())
 
-    def files(self) -> dict[str, FileRecord]:
-        """Its files without the manifest, as the manifest has them."""
-        return CheckpointManifest.model_validate_json((self.location / _MANIFEST).read_bytes()).files
+    def manifest(self) -> CheckpointManifest:
+        return CheckpointManifest.model_validate_json((self.location / _MANIFEST).read_bytes())
 
     def weights(self) -> dict[str, Tensor]:
         """Name of a parameter -> fp32."""
@@ -75,7 +82,12 @@ class CheckpointRef:
 
 
 def save(
-    artifact: Location, step: int, tensors: Tensors, config: SavedConfig, state: Mapping[str, Any]
+    artifact: Location,
+    step: int,
+    tensors: Tensors,
+    config: SavedConfig,
+    state: Mapping[str, Any],
+    heldout: Heldout | None = None,
 ) -> CheckpointRef:
     """Write a checkpoint under the artifact's folder; it is one once its manifest, the last file, is there.
 
@@ -88,7 +100,7 @@ def save(
     files["state.json"] = json.dumps(state).encode()
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     records = {name: FileRecord(sha256=digests[name], bytes=len(data)) for name, data in files.items()}
-    manifest = CheckpointManifest(step=step, digest=_digest(records, _NAMED_BY), files=records)
+    manifest = CheckpointManifest(step=step, digest=_digest(records, _NAMED_BY), files=records, heldout=heldout)
     folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, sorted(records))[:8]}"
     try:
         for name, data in files.items():
@@ -133,14 +145,37 @@ def verified(folder: Location) -> CheckpointRef:
     return CheckpointRef(folder, manifest.digest, manifest.step)
 
 
+def best(artifact: Location) -> CheckpointRef | None:
+    """The checkpoint with the lowest held-out loss of the last phase that has one, of those whose bytes are whole."""
+    for folder in _by_merit(artifact):
+        with suppress(UserError):  # damaged: `newest` sets it aside, should it come to that
+            return verified(folder)
+    return None
+
+
 def prune(artifact: Location, keep: int) -> None:
-    """Delete all checkpoints but the `keep` of the highest steps, and what was left half-written before them."""
-    folders = _folders(artifact)
-    kept = folders[-keep:]
+    """Delete all checkpoints but the `keep` of the highest steps and the best, and what was half-written before them.
+
+    Raises OSError when the disk or S3 does.
+    """
+    newest_ones, best_one = _folders(artifact)[-keep:], _by_merit(artifact)[:1]
     for folder in _folders(artifact, finished=False):
-        if kept and folder not in kept and _order(folder) < _order(kept[0]) and not (folder / _DAMAGED).exists():
+        if folder in [*newest_ones, *best_one] or (folder / _DAMAGED).exists():
+            continue
+        if newest_ones and _order(folder) < _order(newest_ones[0]):
             (folder / _MANIFEST).delete()
             folder.delete()
+
+
+def _by_merit(artifact: Location) -> list[Location]:
+    """The folders of checkpoints that were evaluated, the best first; of equals the newer."""
+    found: list[tuple[int, float, Location]] = []
+    for folder in reversed(_folders(artifact)):
+        with suppress(FileNotFoundError, ValidationError):  # just pruned by another run, or damaged
+            heldout = CheckpointManifest.model_validate_json((folder / _MANIFEST).read_bytes()).heldout
+            if heldout:
+                found.append((-heldout.phase, heldout.loss, folder))
+    return [folder for *_, folder in sorted(found, key=lambda one: one[:2])]
 
 
 def _folders(artifact: Location, finished: bool = True) -> list[Location]:

@@ -186,7 +186,8 @@ class Examples:
         self._starts = offsets_of(sizes)
         if not len(self):
             raise UserError(
-                f"{artifact.location}: holds no {split} examples; give more documents, or change extract.heldout_fraction"
+                f"{artifact.location}: holds no {split} examples; "
+                "give more documents or change extract.heldout_fraction"
             )
         self.masked = split == "heldout" or artifact.manifest.config["masking"] == "static"  # masks are stored
         self._footers: dict[int, pq.FileMetaData] = {}  # of the files that were opened

@@ -44,8 +44,8 @@ class BertConfig(Config):
 class Dropout(nn.Module):
     """Zero each element with a probability, and scale the others up; nothing in evaluation.
 
-    On a CPU sixteen random bits decide over an element, which takes a third of the time of torch's dropout: there that is a
-    sixth of a training step. The probability is met to 1 / 65,536.
+    On a CPU sixteen random bits decide over an element, which takes a third of the time of torch's own dropout: there
+    that is a sixth of a training step. The probability is met to 1 / 65,536.
     """
 
     def __init__(self, probability: float) -> None:

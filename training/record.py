@@ -1,6 +1,7 @@
 """sums over examples -> rows of metrics, each step once however often a run is resumed."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -48,7 +49,7 @@ class Recorder:
 
     def state(self) -> dict[str, Any]:
         return {
-            "rows": self.rows,
+            "rows": list(self.rows),  # a checkpoint is written while more are added
             "totals": list(astuple(self._totals)),
             "seconds": self._seconds,
             "waited": self._waited,
@@ -59,18 +60,20 @@ class Recorder:
         self._seconds += seconds
         self._waited += waited
 
-    def train_row(self, step: int, learning_rate: float, grad_norm: float) -> None:
-        """The means of the steps since the last row; the seconds are those of steps alone."""
+    def train_row(self, step: int, **of_now: float) -> None:
+        """The means of the steps since the last row, and what is `of_now`; the seconds are those of steps alone."""
         totals, seconds = self._totals, max(self._seconds, 1e-9)
         self.rows.append(
-            {"split": "train", "step": step, **totals.means(), "learning_rate": learning_rate, "grad_norm": grad_norm}
+            {"split": "train", "step": step, **totals.means(), **of_now}
             | {"sequences_per_second": totals.examples / seconds, "tokens_per_second": totals.tokens / seconds}
-            | {"wait": self._waited / seconds, "seconds": self._seconds}
+            | {"wait": self._waited / seconds, "seconds": self._seconds, "time": time.time()}
         )
         self._totals, self._seconds, self._waited = type(totals)(), 0.0, 0.0
 
     def heldout_row(self, step: int, totals: Totals) -> None:
-        self.rows.append({"split": "heldout", "step": step, **totals.means(), "examples": int(totals.examples)})
+        self.rows.append(
+            {"split": "heldout", "step": step, **totals.means(), "examples": int(totals.examples), "time": time.time()}
+        )
 
 
 def lines(rows: Sequence[Row]) -> bytes:

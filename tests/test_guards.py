@@ -1,0 +1,80 @@
+"""What counts as a fault among losses, and which batches are left when some are skipped."""
+
+import math
+import random
+
+import pytest
+
+from pipeline.storage import Location
+from training.guards import FILE, Guard, Skip, lines, noted, place
+
+
+def judged(losses: list[float], factor: float | None = 20.0, warmup: int = 0) -> list[int]:
+    """The steps at fault, when each but those is remembered."""
+    guard = Guard(factor, warmup)
+    return [step for step, loss in enumerate(losses, start=1) if guard.fault(step, loss, 1.0)]
+
+
+def scattered(count: int, level: float = 3.0, deviation: float = 0.1) -> list[float]:
+    draw = random.Random(0)
+    return [draw.gauss(level, deviation) for _ in range(count)]
+
+
+def test_ordinary_scatter_is_never_at_fault() -> None:
+    assert judged(scattered(5000)) == []
+    assert judged([10.0 - 0.001 * step + noise for step, noise in enumerate(scattered(5000, 0.0))]) == []
+
+
+def test_a_jump_is_at_fault_and_does_not_move_what_the_next_is_judged_by() -> None:
+    losses = scattered(150)
+    assert judged([*losses, 6.0, 6.0, *losses]) == [151, 152]
+    assert judged([*losses, 4.0]) == []  # ten deviations: a hard batch
+
+
+@pytest.mark.parametrize(
+    ("losses", "settings"),
+    [
+        ([*scattered(99), 6.0], {}),  # too few to judge by
+        ([*scattered(150), 6.0], {"warmup": 151}),
+        ([*scattered(150), 6.0], {"factor": None}),
+        ([*scattered(150), 0.1], {}),  # far below is no fault
+        ([3.0] * 150 + [3.5], {}),  # a twentieth of the level, though nothing has ever scattered
+    ],
+)
+def test_what_is_not_far_above_a_hundred_steps_after_the_warmup_passes(losses: list[float], settings: dict) -> None:
+    assert judged(losses, **settings) == []
+    assert judged([*scattered(150), 6.0]) == [151]  # which all of these resemble
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_at_fault_from_the_first_step(value: float) -> None:
+    reason, found = Guard(None, 100).fault(1, value, 1.0) or ("", 0.0)
+    assert reason == "the loss is not finite" and str(found) == str(value)
+    reason, found = Guard(None, 100).fault(1, 3.0, value) or ("", 0.0)
+    assert reason == "the gradient norm is not finite" and str(found) == str(value)
+
+
+def test_a_saved_guard_judges_as_the_one_it_was_saved_from() -> None:
+    losses = scattered(400)
+    whole, first = Guard(2.0, 0), Guard(2.0, 0)
+    verdicts = [whole.fault(step, loss, 1.0) for step, loss in enumerate(losses, start=1)]
+    for step, loss in enumerate(losses[:200], start=1):
+        first.fault(step, loss, 1.0)
+    second = Guard(2.0, 0, first.state())
+    assert [second.fault(step, loss, 1.0) for step, loss in enumerate(losses[200:], start=201)] == verdicts[200:]
+    assert any(verdicts[200:])
+
+
+def test_the_place_of_a_turn_counts_what_is_not_skipped() -> None:
+    draw = random.Random(0)
+    for _ in range(100):
+        skipped = draw.sample(range(20), draw.randrange(10))
+        left = [batch for batch in range(40) if batch not in skipped]
+        assert [place(turn, skipped) for turn in range(20)] == left[:20]
+
+
+def test_what_is_noted_is_read_again(tmp_path) -> None:
+    skips = [Skip(5, 0, 4, "the loss is not finite", "nan", [[0, 7], [1, 3]]), Skip(6, 0, 5, "", "inf", [])]
+    (tmp_path / FILE).write_bytes(lines(skips))
+    assert noted(Location(str(tmp_path))) == skips
+    assert noted(Location(str(tmp_path / "nowhere"))) == []

@@ -1,0 +1,153 @@
+"""Pretraining that begins with another model's weights."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_examples import PIECES, alone  # noqa: F401 (alone: a fixture)
+from small_pretraining import config, lone_worker, silent, small_inputs
+
+from infra.run import Run, RunConfig
+from pipeline.artifacts import Output, SourceFile
+from pipeline.config import UserError
+from pipeline.config import load as load_config
+from pipeline.storage import Location
+from pipeline.tokenizer import build, transformers_config
+from training import hub
+from training.checkpoint import CheckpointRef, SavedConfig, save
+from training.model import BertConfig, BertForPreTraining
+from training.start import starting_weights, weights_file
+from training.trainer import Setup, Worker
+
+MODEL = BertConfig(
+    hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=16
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> CheckpointRef:
+    return finished_checkpoint(Location(str(tmp_path / "runs")), MODEL)
+
+
+def finished_checkpoint(root: Location, config: BertConfig) -> CheckpointRef:
+    """In a finished artifact, its vocabulary in another under the same root."""
+    vocab = Output(root / "vocab/v1", "vocab", 1, "v1")
+    lines = "".join(f"{piece}\n" for piece in PIECES)
+    files = {
+        "vocab.txt": lines,
+        "tokenizer.json": build(PIECES).to_str(),
+        "tokenizer_config.json": transformers_config(),
+    }
+    vocab.commit("vocab", {name: text.encode() for name, text in files.items()})
+    vocab.finish({}, {})
+    model = BertForPreTraining(config, len(PIECES), seed=3)
+    out = Output(root / "pretrain/p1", "pretrain", 1, "p1")
+    ref = save(out.location, 4, {"model": model.state_dict()}, SavedConfig(model=config, vocab_size=len(PIECES)), {})
+    fact = {"path": f"checkpoints/{ref.location.name}", "digest": ref.digest, "step": 4}
+    out.finish({}, {"vocab": "v1"}, facts={"checkpoint": fact, "best": None})
+    return ref
+
+
+@pytest.mark.usefixtures("alone")
+def test_training_begins_with_them_and_goes_back_to_them(tmp_path: Path) -> None:
+    settings, inputs = config(workers=1), small_inputs(tmp_path)
+    ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model)
+    init = source(f"{ref.location}/model.safetensors")
+    setup = Setup(settings, (inputs["examples-16"],), Location(str(tmp_path / "out")), PIECES, init)
+    worker = Worker(setup, silent, None)
+    assert same(worker.engine.tensors()["model"], ref.weights())
+    assert same(worker._first_tensors()["model"], ref.weights())
+    assert not same(lone_worker(settings, inputs, tmp_path / "other").engine.tensors()["model"], ref.weights())
+    worker.train()
+    assert worker.step == 8
+
+
+def test_the_bytes_of_the_weights_are_in_the_fingerprint_and_their_place_is_not(
+    checkpoint: CheckpointRef, tmp_path: Path
+) -> None:
+    def place(*overrides: str) -> str:
+        settings = load_config(RunConfig, "configs/quickstart.yaml", [f"root={tmp_path}/runs", *overrides])
+        step = next(step for step in Run(settings).plan() if step.stage.name == "pretrain")
+        assert step.output
+        return step.output.fingerprint
+
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(checkpoint.location.path, elsewhere)
+    by_digest, by_place = place(f"pretrain.init='{checkpoint.digest}'"), place(f"pretrain.init={elsewhere}")
+    assert by_digest == by_place != place()
+
+
+def source(file: str) -> SourceFile:
+    data = Path(file).read_bytes()
+    return SourceFile(file, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: CheckpointRef, tmp_path: Path) -> None:
+    root = Location(str(tmp_path / "runs"))
+    file = weights_file(checkpoint.digest[:8], root)
+    assert file == f"{checkpoint.location}/model.safetensors" == weights_file(checkpoint.digest, root)
+    assert same(starting_weights(source(file), MODEL, PIECES, 0).weights, checkpoint.weights())
+    with pytest.raises(
+        UserError, match=r"pretrain\.init: no finished checkpoints under .* that begins with 00000000; give"
+    ):
+        weights_file("00000000", root)
+
+
+def test_an_exported_model_gives_the_same_weights(checkpoint: CheckpointRef, tmp_path: Path) -> None:
+    folder = Location(str(tmp_path / "exported"))
+    hub.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "# A card")
+    start = starting_weights(source(weights_file(folder.uri, folder)), MODEL, PIECES, 0)
+    assert same(start.weights, checkpoint.weights())
+    assert start.notes == ()
+
+
+def test_a_folder_without_weights_is_named_by_the_file_that_it_lacks(tmp_path: Path) -> None:
+    root = Location(str(tmp_path))
+    assert weights_file(str(tmp_path / "none"), root) == f"{tmp_path}/none/model.safetensors"
+    (tmp_path / "pytorch_model.bin").touch()
+    assert weights_file(str(tmp_path), root) == f"{tmp_path}/pytorch_model.bin"
+
+
+@pytest.mark.parametrize(
+    ("model", "pieces", "message"),
+    [
+        (
+            {},
+            [*PIECES[:-1], "other"],
+            r"has another vocabulary \(97 pieces, this run's 97\); set vocab\.file to the vocab",
+        ),
+        ({}, PIECES[:-1], r"has another vocabulary \(97 pieces, this run's 96\)"),
+        ({"hidden_size": 16}, PIECES, r"has hidden_size 8; set pretrain\.model\.hidden_size to it, which is 16"),
+        ({"max_position_embeddings": 32}, PIECES, r"has max_position_embeddings 16; set pretrain\.model\.max_position"),
+    ],
+)
+def test_another_vocabulary_or_shape_is_an_error_of_one_line(
+    checkpoint: CheckpointRef, model: dict[str, Any], pieces: list[str], message: str
+) -> None:
+    file = source(f"{checkpoint.location}/model.safetensors")
+    with pytest.raises(UserError, match=message):
+        starting_weights(file, MODEL.model_copy(update=model), pieces, 0)
+
+
+def test_a_checkpoint_without_its_vocabulary_is_an_error_of_one_line(checkpoint: CheckpointRef, tmp_path: Path) -> None:
+    (tmp_path / "runs/vocab/v1/vocab.txt").unlink()
+    with pytest.raises(UserError, match=r"its vocabulary is not beside it; export it and name that folder as"):
+        starting_weights(source(f"{checkpoint.location}/model.safetensors"), MODEL, PIECES, 0)
+
+
+def test_a_model_of_hugging_face_without_a_vocabulary_is_refused(checkpoint: CheckpointRef, tmp_path: Path) -> None:
+    folder = Location(str(tmp_path / "exported"))
+    hub.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "# A card")
+    for name in ("vocab.txt", "tokenizer.json"):
+        (folder / name).delete()
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
+    with pytest.raises(UserError, match=r"has no vocab\.txt or tokenizer\.json; put the one of the model there"):
+        starting_weights(source(f"{folder}/model.safetensors"), MODEL, PIECES, 0)

@@ -1,0 +1,300 @@
+"""One worker's part of pretraining, in this process: faults, full disks, wishes to leave, and going on from each."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_examples import alone, examples_artifact  # noqa: F401 (alone: a fixture)
+from small_pretraining import config, last, lone_worker, same_bits, small_inputs, steps_of, untimed
+
+from pipeline.artifacts import Artifact
+from pipeline.config import UserError
+from pipeline.storage import Location
+from training import saves, trainer
+from training.checkpoint import CheckpointRef, best
+from training.data import Examples
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+Inputs = dict[str, Artifact]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return small_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def saved_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps at which a save was tried; at 4 it always fails, at 6 the first time."""
+    tried: list[int] = []
+    real = trainer.save
+
+    def save(artifact: Location, step: int, *rest: Any) -> CheckpointRef:
+        tried.append(step)
+        if step in (4, 6) and tried.count(step) < (2 if step == 6 else 99):
+            raise OSError("No space left on device")
+        return real(artifact, step, *rest)
+
+    monkeypatch.setattr(trainer, "save", save)
+    monkeypatch.setattr(saves, "_PAUSE", 0.0)
+    return tried
+
+
+def test_a_full_disk_does_not_end_training(inputs: Inputs, tmp_path: Path, saved_at: list[int]) -> None:
+    notes: list[str] = []
+    worker = lone_worker(
+        config(keep_checkpoints=9),
+        inputs,
+        tmp_path,
+        on_step=lambda rank, step: worker.saves.wait(),
+        tell=lambda done, note: notes.append(note) or False,
+    )
+    worker.train()
+    assert saved_at == [2, 4, 4, 4, 6, 6, 8]  # at 4 it never came, at 6 at the second attempt
+    assert steps_of(tmp_path) == [2, 6, 8]
+    failed = "checkpoint at step 4 not written (No space left on device), attempt 3"
+    assert failed in notes
+    assert [failed in note for note in notes if note.startswith("loss")] == [step in (5, 6) for step in range(1, 9)]
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error_of_one_line(
+    inputs: Inputs, tmp_path: Path, saved_at: list[int]
+) -> None:
+    phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": 4}]
+    with pytest.raises(UserError, match="the last checkpoint cannot be written"):
+        lone_worker(config(phases=phases), inputs, tmp_path).train()
+    assert last(tmp_path).step == 2
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The save of step 2 ends when step 3 is done; that of step 4 waits for it, and holds what step 4 has left."""
+    import threading
+
+    real, third = trainer.save, threading.Event()
+
+    def save(artifact: Location, step: int, *rest: Any) -> CheckpointRef:
+        assert step > 2 or third.wait(60)
+        return real(artifact, step, *rest)
+
+    def hook(rank: int, step: int) -> None:
+        if step == 3:
+            assert not (tmp_path / "slow/checkpoints").exists()
+            third.set()
+
+    settings = config(keep_checkpoints=9)
+    lone_worker(settings, inputs, tmp_path / "plain").train()
+    monkeypatch.setattr(trainer, "save", save)
+    lone_worker(settings, inputs, tmp_path / "slow", on_step=hook).train()
+    assert steps_of(tmp_path / "slow") == steps_of(tmp_path / "plain") == [2, 4, 6, 8]
+    digests = [
+        {f.name[:11]: digest(f) for f in (tmp_path / name / "checkpoints").iterdir()} for name in ("slow", "plain")
+    ]
+    assert digests[0] == digests[1]
+
+
+def digest(folder: Path) -> str:
+    return json.loads((folder / "manifest.json").read_bytes())["digest"]
+
+
+def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_path: Path) -> None:
+    """Stopped in either phase, the run goes on inside it; masks are drawn in the first, stored in the second."""
+    both = {**inputs, "examples-12": examples_artifact(tmp_path / "inputs", length=12, masked=False)}
+    phases = [
+        {"max_seq_length": length, "max_predictions_per_seq": 3, "steps": steps} for length, steps in ((12, 3), (16, 4))
+    ]
+    settings = config(phases=phases, checkpoint_every=1, model=config().model.model_dump() | DROPOUT)
+
+    def outcome(folder: str, stop_after: int) -> list[dict[str, Any]]:
+        def stop(rank: int, step: int) -> None:
+            if step == stop_after:
+                raise InterruptedError
+
+        with contextlib.suppress(InterruptedError):
+            lone_worker(settings, both, tmp_path / folder, stop).train()
+        worker = lone_worker(settings, both, tmp_path / folder)
+        assert worker.step == stop_after
+        worker.train()
+        return untimed(worker.recorder.rows)
+
+    whole = outcome("whole", 7)
+    assert outcome("first", 2) == outcome("edge", 3) == outcome("second", 5) == whole
+    assert [row["step"] for row in whole if row["split"] == "heldout"] == [3, 4, 7]
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Call it with a condition on (updates done, numbers of the batch's examples): such steps lose their numbers."""
+    from training.engine import Engine, Step, Totals
+
+    real = Engine.step
+
+    def install(condition: Callable[[int, set[int]], bool]) -> None:
+        def step(engine: Engine, batches: Any, *rest: Any) -> Step:
+            done = real(engine, batches, *rest)
+            numbers = {int(piece) - 5 for batch in batches for piece in batch.input_ids[:, 1]}
+            if not condition(engine.updates, numbers):
+                return done
+            for parameter in engine.model.parameters():  # as an update from such a gradient leaves it
+                parameter.data.fill_(float("nan"))
+            return Step(done.totals + Totals(mlm_loss=float("nan")), done.grad_norm)
+
+        monkeypatch.setattr(Engine, "step", step)
+
+    return install
+
+
+def skipped(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+
+
+def turns(artifact: Artifact, count: int) -> list[list[list[int]]]:
+    """The epoch and index of each example, of so many batches."""
+    batches = islice(Examples(artifact, "train").batches(0, 0, 12, 64), count)
+    return [[[int(epoch), int(index)] for epoch, index in zip(b.epoch, b.index, strict=True)] for b in batches]
+
+
+BAD = 17  # an example
+
+
+def test_batches_with_a_bad_example_are_stepped_over_and_listed_and_again_the_same(
+    inputs: Inputs, tmp_path: Path, spoil: Callable[..., None]
+) -> None:
+    spoil(lambda updates, numbers: BAD in numbers)
+    worker = lone_worker(config(max_rollbacks=9), inputs, tmp_path / "once")
+    worker.train()
+    found, data = skipped(tmp_path / "once"), turns(inputs["examples-16"], 17)
+    good = [number for number, turn in enumerate(data) if BAD not in [index for _, index in turn]][:8]
+    assert [skip["batch"] for skip in found] == [n for n in range(good[-1]) if n not in good] and len(found) >= 2
+    assert [skip["examples"] for skip in found] == [data[skip["batch"]] for skip in found]
+    assert {(skip["reason"], skip["value"]) for skip in found} == {("the loss is not finite", "nan")}
+    rows = [row for row in worker.recorder.rows if row["split"] == "train"]
+    assert [row["step"] for row in rows] == list(range(1, 9)) and rows[-1]["skipped"] == len(found)
+    assert last(tmp_path / "once").step == 8 and last(tmp_path / "once").state()["skipped"] == found
+    lone_worker(config(max_rollbacks=9), inputs, tmp_path / "again").train()
+    assert skipped(tmp_path / "again") == found
+    assert same_bits(last(tmp_path / "once"), last(tmp_path / "again"))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_going_back_leaves_what_training_without_that_batch_does(
+    inputs: Inputs, tmp_path: Path, spoil: Callable[..., None], zero_stage: int
+) -> None:
+    """Before the first checkpoint and behind it: the skipped batch has no effect on the weights."""
+    settings = config(zero_stage=zero_stage)
+    for name, step in (("first", 1), ("later", 6)):
+        once = [step]
+        spoil(lambda updates, numbers, once=once: updates in once and not once.clear())
+        lone_worker(settings, inputs, tmp_path / name).train()
+        (found,) = skipped(tmp_path / name)
+        assert (found["step"], found["batch"]) == (step, step - 1)
+        spoil(lambda updates, numbers: False)
+        (tmp_path / f"{name}-without").mkdir()
+        (tmp_path / f"{name}-without/skipped.jsonl").write_bytes((tmp_path / name / "skipped.jsonl").read_bytes())
+        lone_worker(settings, inputs, tmp_path / f"{name}-without").train()
+        assert same_bits(last(tmp_path / name), last(tmp_path / f"{name}-without"))
+    assert not same_bits(last(tmp_path / "first"), last(tmp_path / "later"))
+
+
+@pytest.mark.parametrize("stop_after", [4, 6])  # before the next checkpoint, and at it
+def test_a_run_stopped_after_a_skip_goes_on_to_the_same_bits(
+    inputs: Inputs, tmp_path: Path, spoil: Callable[..., None], stop_after: int
+) -> None:
+    """The fault does not come again in the second life: the batch is skipped because it is noted."""
+
+    def stop(rank: int, step: int) -> None:
+        if step == stop_after and (tmp_path / "stopped/skipped.jsonl").exists():
+            raise InterruptedError
+
+    for name in ("whole", "stopped"):
+        once = [4]
+        spoil(lambda updates, numbers, once=once: updates in once and not once.clear())
+        with contextlib.suppress(InterruptedError):
+            lone_worker(config(checkpoint_every=3), inputs, tmp_path / name, stop).train()
+        lone_worker(config(checkpoint_every=3), inputs, tmp_path / name).train()
+    assert same_bits(last(tmp_path / "whole"), last(tmp_path / "stopped"))
+    assert skipped(tmp_path / "whole") == skipped(tmp_path / "stopped")
+    states = [last(tmp_path / name).state() for name in ("whole", "stopped")]
+    assert untimed(states[0]["metrics"]["rows"]) == untimed(states[1]["metrics"]["rows"])
+
+
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_a_loss_that_is_never_a_number_ends_training_with_one_line(
+    inputs: Inputs, tmp_path: Path, spoil: Callable[..., None], allowed: int
+) -> None:
+    spoil(lambda updates, numbers: updates == 4)
+    message = (
+        r"^pretrain: loss nan .* at step 4; lower pretrain\.optimizer\.learning_rate .* before: " + f"{allowed}\\)$"
+    )
+    with pytest.raises(UserError, match=message):
+        lone_worker(config(max_rollbacks=allowed), inputs, tmp_path).train()
+    assert steps_of(tmp_path) == [2]
+    if allowed:
+        assert [(skip["step"], skip["batch"]) for skip in skipped(tmp_path)] == [(4, 3), (4, 4)]
+    with pytest.raises(UserError, match=message):  # and so it does when it is run again
+        lone_worker(config(max_rollbacks=allowed), inputs, tmp_path).train()
+
+
+def test_a_jump_of_the_loss_is_a_fault_of_its_batch(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import guards
+    from training.engine import Engine, Step, Totals
+
+    real, once = Engine.step, [6]
+    monkeypatch.setattr(guards, "_RECENT", 3)
+
+    def step(engine: Engine, *given: Any) -> Step:
+        done = real(engine, *given)
+        jump = engine.updates in once and not once.clear()
+        return Step(done.totals + Totals(mlm_loss=1e4), done.grad_norm) if jump else done
+
+    monkeypatch.setattr(Engine, "step", step)
+    lone_worker(config(), inputs, tmp_path).train()
+    (found,) = skipped(tmp_path)
+    assert found["step"] == 6 and found["reason"].startswith("the loss is far above the median of 3 steps")
+    assert float(found["value"]) > 100
+    once.append(6)
+    lone_worker(config(guard_factor=None), inputs, tmp_path / "unguarded").train()
+    assert not once and last(tmp_path / "unguarded").step == 8
+    assert not (tmp_path / "unguarded/skipped.jsonl").exists()
+
+
+def test_a_wish_to_leave_saves_the_step_that_is_done_and_the_run_goes_on_to_the_same_bits(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    worker = lone_worker(config(), inputs, tmp_path / "left", tell=lambda done, note: done >= 3)
+    worker.train()
+    assert worker.step == last(tmp_path / "left").step == 3
+    lone_worker(config(), inputs, tmp_path / "left").train()
+    lone_worker(config(), inputs, tmp_path / "stayed").train()
+    assert same_bits(last(tmp_path / "left"), last(tmp_path / "stayed"))
+
+
+def test_the_notice_that_a_node_goes_saves_once_and_training_goes_on(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "_ASK_SECONDS", 0.0)
+    answers = iter([False, False, True])
+    settings = config(checkpoint_every=100, keep_checkpoints=9)
+    lone_worker(settings, inputs, tmp_path, preempted=lambda: next(answers)).train()
+    assert steps_of(tmp_path) == [3, 8]
+
+
+def test_the_best_checkpoint_stays_beside_the_last(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([5.0, 3.0, 4.0, 4.5])
+    real = trainer.Heldout
+    monkeypatch.setattr(trainer, "Heldout", lambda phase, loss: real(phase=phase, loss=next(losses)))
+    lone_worker(config(keep_checkpoints=1, eval_every=2), inputs, tmp_path).train()
+    assert steps_of(tmp_path) == [4, 8]
+    found = best(Location(str(tmp_path)))
+    assert found and found.step == 4 and found.manifest().heldout == real(phase=0, loss=3.0)

@@ -1,0 +1,93 @@
+"""the losses and gradient norms of steps -> which step is at fault, and which batches are stepped over for it.
+
+A number that is not finite is at fault. So is a loss far above those of the last hundred steps, once the warmup is
+over: by more than `factor` robust deviations over their median. Losses of batches that are drawn alike scatter like a
+Gaussian, for which one deviation is 1.4826 times the median distance from the median, and a few strays move neither;
+in the quickstart's 640 steps none is three of them above. Training that is about to be lost jumps by many times that.
+A deviation counts as one hundredth of the median at least, or large batches, whose losses hardly scatter, would be
+judged by noise.
+"""
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+
+from pipeline.storage import Location
+
+FILE = "skipped.jsonl"
+_RECENT = 100  # steps
+_GAUSSIAN = 1.4826  # deviations in a median distance from the median
+_LEAST = 0.01  # of the median
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A global batch that is left out, and why."""
+
+    step: int  # which it was part of
+    phase: int  # its place among the phases
+    batch: int  # its place in the phase's data
+    reason: str
+    value: str  # "nan" and "inf" are no JSON
+    examples: list[list[int]]  # the epoch and the index of each
+
+
+class Fault(Exception):
+    """A step whose update must be undone."""
+
+    def __init__(self, skip: Skip, loss: float, grad_norm: float) -> None:
+        super().__init__(skip, loss, grad_norm)
+        self.skip, self.loss, self.grad_norm = skip, loss, grad_norm
+
+
+class Guard:
+    """Judges each step by those before it; what it remembers is saved with each checkpoint."""
+
+    def __init__(self, factor: float | None, warmup_steps: int, saved: Iterable[float] = ()) -> None:
+        """Without a `factor` only numbers that are not finite are at fault."""
+        self._factor, self._warmup = factor, warmup_steps
+        self._recent = deque(saved, maxlen=_RECENT)
+
+    def state(self) -> list[float]:
+        return list(self._recent)
+
+    def forget(self) -> None:
+        """What comes now has losses of its own: longer sequences, say."""
+        self._recent.clear()
+
+    def fault(self, step: int, loss: float, grad_norm: float) -> tuple[str, float] | None:
+        """The reason and the value where this step is at fault; else its loss is remembered."""
+        if not math.isfinite(loss):
+            return "the loss is not finite", loss
+        if not math.isfinite(grad_norm):
+            return "the gradient norm is not finite", grad_norm
+        if self._factor and step > self._warmup and len(self._recent) == _RECENT:
+            middle = median(self._recent)
+            spread = _GAUSSIAN * median(abs(value - middle) for value in self._recent)
+            if loss > middle + self._factor * max(spread, _LEAST * middle):
+                return f"the loss is far above the median of {_RECENT} steps, {middle:.4f}", loss
+        self._recent.append(loss)
+        return None
+
+
+def place(turn: int, skipped: Iterable[int]) -> int:
+    """Which batch of a phase is the `turn`-th (from 0) of those that are not skipped."""
+    for batch in sorted(skipped):
+        if batch > turn:
+            break
+        turn += 1
+    return turn
+
+
+def lines(skips: Sequence[Skip]) -> bytes:
+    """Skips as JSON lines."""
+    return "".join(json.dumps(asdict(skip)) + "\n" for skip in skips).encode()
+
+
+def noted(artifact: Location) -> list[Skip]:
+    """What an artifact's skipped.jsonl holds."""
+    file = artifact / FILE
+    return [Skip(**json.loads(line)) for line in file.read_bytes().splitlines()] if file.exists() else []

@@ -1,0 +1,111 @@
+"""another model's weights -> those that pretraining begins with, once vocabulary and shape are found to be the same.
+
+The other model is a checkpoint of ours, in its artifact, or the folder of a Hugging Face BERT, as cloze export writes.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pipeline import vocab_file
+from pipeline.artifacts import SourceFile, read_manifest
+from pipeline.config import UserError
+from pipeline.storage import Location
+from training import hub
+from training.checkpoint import verified
+from training.model import BertConfig
+
+_WEIGHTS = "model.safetensors"
+_DIGEST = re.compile(r"[0-9a-f]{8,64}")
+_SHAPE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+)
+
+
+class Start(NamedTuple):
+    """What another model brings, by our names; `notes` are what its user should know."""
+
+    weights: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def starting_weights(file: SourceFile, model: BertConfig, pieces: Sequence[str], seed: int) -> Start:
+    """`file` is the other model's file of weights; what belongs to them lies beside it.
+
+    Raises UserError when it cannot be read, has another vocabulary than `pieces`, or another shape than `model`.
+    """
+    folder = Location(file.uri.rpartition("/")[0] or ".")
+    if (folder / "state.json").exists():
+        ref = verified(folder)
+        saved = ref.config()
+        _check(folder, saved.model, model, _trained_on(folder), pieces, "the vocab.txt that it was trained with")
+        return Start(ref.weights())
+    found = hub.read(folder, seed)
+    _check(folder, found.model, model, found.pieces, pieces, f"{folder}/vocab.txt")
+    return Start(found.weights, found.notes)
+
+
+def _trained_on(checkpoint: Location) -> list[str]:
+    """The vocabulary of a checkpoint of ours: ROOT/pretrain/FINGERPRINT/checkpoints/NAME -> ROOT/vocab/FINGERPRINT."""
+    artifact = Location(checkpoint.uri.rsplit("/", 2)[0])
+    root = Location(artifact.uri.rsplit("/", 2)[0])
+    manifest = read_manifest(artifact)
+    file = root / "vocab" / (manifest.inputs["vocab"] if manifest else "?") / "vocab.txt"
+    if not file.is_file():
+        raise UserError(
+            f"{checkpoint}: its vocabulary is not beside it; export it and name that folder as pretrain.init"
+        )
+    return vocab_file.read(file.read_bytes(), file.uri).pieces
+
+
+def _check(
+    folder: Location,
+    theirs: BertConfig,
+    ours: BertConfig,
+    their_pieces: Sequence[str] | None,
+    our_pieces: Sequence[str],
+    vocabulary: str,
+) -> None:
+    if their_pieces is None:
+        raise UserError(f"pretrain.init: {folder} has no vocab.txt or tokenizer.json; put the one of the model there")
+    if list(their_pieces) != list(our_pieces):
+        raise UserError(
+            f"pretrain.init: {folder} has another vocabulary ({len(their_pieces):,} pieces, this run's "
+            f"{len(our_pieces):,}); set vocab.file to {vocabulary}"
+        )
+    for name in _SHAPE:
+        if getattr(theirs, name) != getattr(ours, name):
+            raise UserError(
+                f"pretrain.init: {folder} has {name} {getattr(theirs, name)}; set pretrain.model.{name} to it, "
+                f"which is {getattr(ours, name)}"
+            )
+
+
+def weights_file(init: str, root: Location) -> str:
+    """`pretrain.init` -> the file of weights that it names: in a folder, or of the checkpoint under `root` whose digest
+    begins like that. Raises UserError when there is no such checkpoint, or more than one."""
+    if not _DIGEST.fullmatch(init):
+        folder = Location(init)
+        legacy = folder / "pytorch_model.bin"
+        return (legacy if legacy.is_file() and not (folder / _WEIGHTS).is_file() else folder / _WEIGHTS).uri
+    found = set[str]()
+    for file in (root / "pretrain").files():
+        if file.name == "manifest.json" and file.uri.count("/") == root.uri.count("/") + 3:
+            facts = read_manifest(Location(file.uri.rpartition("/")[0]))
+            for fact in (facts.facts.get("checkpoint"), facts.facts.get("best")) if facts else ():
+                if fact and fact["digest"].startswith(init):
+                    found.add(f"{file.uri.rpartition('/')[0]}/{fact['path']}/{_WEIGHTS}")
+    if len(found) != 1:
+        raise UserError(
+            f"pretrain.init: {len(found) or 'no'} finished checkpoint{'s' * (len(found) != 1)} under {root} with a "
+            f"digest that begins with {init}; give the folder of a model, or a digest from a pretrain manifest.json"
+        )
+    return found.pop()

@@ -1,0 +1,322 @@
+"""One worker's part of pretraining: its steps, what it does about those at fault, when it saves and when it leaves.
+
+A step depends on nothing but the weights before it and its number, by which data, masks and dropout are keyed: the same
+machine with the same workers gives the same bits. One whose loss or gradient is at fault (training/guards.py) has
+spoiled the weights by the time it is seen: all workers go back to the newest checkpoint, and step over that step's
+batch when they come to it again.
+"""
+
+import hashlib
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pipeline.artifacts import Artifact, SourceFile
+from pipeline.config import UserError
+from pipeline.masking import mask_rules
+from pipeline.storage import Location
+from training import guards
+from training.checkpoint import CheckpointRef, Heldout, SavedConfig, Tensors, newest, prune, save
+from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, share
+from training.events import FILE, EventFile
+from training.guards import Fault, Guard, Skip
+from training.optim import learning_rate_at
+from training.record import Recorder, lines
+from training.saves import Saves
+from training.start import starting_weights
+from training.workers import Tell
+
+if TYPE_CHECKING:
+    from training.engine import Precision
+    from training.model import BertForPreTraining
+    from training.pretrain import PretrainConfig
+
+Hook = Callable[[int, int], None]  # called in each worker with its rank and the number of steps done
+
+_ASK_SECONDS = 5.0  # between two looks for a notice that a node will be taken away
+_HELDOUT_SEED = 0  # the same held-out examples for every run
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every worker is given."""
+
+    config: "PretrainConfig"
+    examples: tuple[Artifact, ...]  # of each phase
+    location: Location
+    pieces: tuple[str, ...]  # of the vocabulary
+    init: SourceFile | None = None  # another model's weights
+
+
+class Turn(NamedTuple):
+    """A global batch: its place in the phase's data, its examples, and what of it is this worker's."""
+
+    number: int
+    rows: Rows
+    batches: list[Batch]
+
+
+class Worker:
+    """One worker's part of the training: it differs from the others' by `rank` alone."""
+
+    def __init__(
+        self, setup: Setup, tell: Tell, on_step: Hook | None, preempted: Callable[[], bool] = lambda: False
+    ) -> None:
+        """All workers ask `preempted` together now and then; it says whether a node will be taken away."""
+        import torch.distributed as dist
+
+        from training.engine import Engine
+
+        self.setup, self.config = setup, setup.config
+        self.rank, self.workers = dist.get_rank(), dist.get_world_size()
+        self.tell, self.on_step, self.preempted = tell, on_step, preempted
+        self.saves = Saves(tell)
+        self.asked, self.warned = time.monotonic(), False
+        self.wanted_out, self.leaving = False, False  # the driver's wish, and what all workers agreed on
+        noted = guards.noted(setup.location) if self.rank == 0 else None
+        start, state = self._begin(_agreed(noted))
+        self.history = f"went on from step {self.step}" if start else ""
+        self.precision: Precision = state.get("precision") or _precision(self.config.precision)
+        self.engine = Engine(
+            self._untrained(), self.config.optimizer, zero_stage=self.config.zero_stage, precision=self.precision
+        )
+        if start:
+            self.engine.load(start.tensors(), state["updates"])
+
+    def _begin(self, known: Sequence[Skip]) -> tuple[CheckpointRef | None, dict[str, Any]]:
+        """Stand where the newest checkpoint does, or at the beginning; the weights are still to be loaded."""
+        start = _agreed(newest(self.setup.location) if self.rank == 0 else None)
+        state = start.state() if start else {}
+        self.step: int = state.get("step", 0)
+        skipped = [Skip(**row) for row in state.get("skipped", [])]
+        # one of a step before this that the state does not have was skipped by another run, not on the way here
+        self.skipped = skipped + [skip for skip in known if skip.step > self.step and skip not in skipped]
+        self.recorder, self.events = Recorder(state.get("metrics")), EventFile()
+        self.guard = Guard(self.config.guard_factor, self.config.optimizer.warmup_steps, state.get("recent", []))
+        self.heldout: Heldout | None = None  # as it was evaluated at this step
+        return start, state
+
+    def train(self) -> None:
+        """From the checkpoint to the last step of the last phase, or to where the driver wants an end."""
+        try:
+            while self.step < self.config.total_steps and not self.leaving:
+                try:
+                    self._phase()
+                except Fault as fault:
+                    self._go_back(fault)
+        finally:
+            self.saves.close()
+
+    def _phase(self) -> None:
+        """To the end of the phase in which the next step is."""
+        number, phase, first = self.config.phase_of(self.step)
+        end = first + phase.steps
+        artifact = self.setup.examples[number]
+        examples, heldout = Examples(artifact, "train"), Examples(artifact, "heldout")
+        size = self.config.global_batch_size
+        masking = None if examples.masked else _masking(self.config.seed, artifact, self.setup.pieces)
+        sample = [self._share(rows) for rows in heldout.sample(_HELDOUT_SEED, self.config.eval_batches * size, size)]
+        if self.step == first:
+            self.guard.forget()
+        steps = Prefetched(
+            Turn(place, rows, self._share(rows, masking)) for place, rows in self._data(examples, number, first)
+        )
+        try:
+            while self.step < end and not self.leaving:
+                self._step(steps, number)
+                last = self.step == self.config.total_steps
+                if last or self.step == end or self.step % self.config.eval_every == 0:
+                    self._evaluate(sample, number)
+                warned = self._look()
+                if last or warned or self.leaving or self.step % self.config.checkpoint_every == 0:
+                    self._save(last or self.leaving)
+                if self.on_step:
+                    self.on_step(self.rank, self.step)
+        finally:
+            steps.close()
+
+    def _data(self, examples: Examples, phase: int, first: int) -> Iterator[tuple[int, Rows]]:
+        """From the next step on: each global batch with its place in the phase's data, without those to be skipped."""
+        skipped, size = {skip.batch for skip in self.skipped if skip.phase == phase}, self.config.global_batch_size
+        start = guards.place(self.step - first, skipped)
+        batches = examples.batches(self.config.seed, start * size, size, self.config.group_by_length)
+        return ((place, rows) for place, rows in enumerate(batches, start) if place not in skipped)
+
+    def _share(self, rows: Rows, masking: Masking | None = None) -> list[Batch]:
+        pieces = share(rows, self.rank, self.workers, self.config.micro_batch_size)
+        return [batch(piece, masking) for piece in pieces]
+
+    def _step(self, steps: Prefetched[Turn], phase: int) -> None:
+        began, waited = time.monotonic(), steps.waited
+        rate = learning_rate_at(self.step, self.config.optimizer, self.config.total_steps)
+        turn = next(steps)
+        totals, grad_norm = self.engine.step(turn.batches, rate, _noise(self.config.seed, self.step, self.rank))
+        loss = totals.means()["loss"]
+        if fault := self.guard.fault(self.step + 1, loss, grad_norm):  # all workers judge the same sums
+            examples = [[int(epoch), int(index)] for epoch, index in zip(turn.rows.epoch, turn.rows.index, strict=True)]
+            skip = Skip(self.step + 1, phase, turn.number, fault[0], str(fault[1]), examples)
+            raise Fault(skip, loss, grad_norm)
+        self.step += 1
+        self.heldout = None
+        self.recorder.add(totals, time.monotonic() - began, steps.waited - waited)
+        if self.step % self.config.log_every == 0 or self.step == self.config.total_steps:
+            self.recorder.train_row(
+                self.step,
+                learning_rate=rate,
+                grad_norm=grad_norm,
+                skipped=len(self.skipped),
+                peak_memory=_peak_memory(),
+            )
+        notes = (f"loss {loss:.3f}", self.history, self.saves.failed)
+        self.wanted_out = self.tell(self.step, ", ".join(filter(None, notes)))
+
+    def _evaluate(self, sample: Sequence[list[Batch]], phase: int) -> None:
+        totals = self.engine.evaluate(iter(sample))
+        self.recorder.heldout_row(self.step, totals)
+        loss = totals.means()["loss"]
+        self.heldout = Heldout(phase=phase, loss=loss) if math.isfinite(loss) else None
+
+    def _look(self) -> bool:
+        """Agree whether to leave, as the driver wants it, and say whether a node's end has just been announced."""
+        import torch
+        import torch.distributed as dist
+
+        now = time.monotonic()
+        ask = self.rank == 0 and not self.warned and now - self.asked > _ASK_SECONDS
+        wishes = torch.tensor([int(self.wanted_out), int(ask)], device=self.engine.device)
+        dist.all_reduce(wishes, dist.ReduceOp.MAX)
+        leaving, asking = wishes.tolist()
+        self.leaving = bool(leaving)
+        if not asking:
+            return False
+        self.asked, self.warned = now, self.preempted()
+        return self.warned
+
+    def _go_back(self, fault: Fault) -> None:
+        """Undo what was done since the newest checkpoint, and note the batch that is not to be used again."""
+        skip, known = fault.skip, [*self.skipped, fault.skip]
+        if len(self.skipped) >= self.config.max_rollbacks:
+            raise UserError(
+                f"pretrain: loss {fault.loss} and gradient norm {fault.grad_norm} at step {skip.step}; "
+                "lower pretrain.optimizer.learning_rate or raise its warmup_steps "
+                f"({skip.reason}; batches skipped before: {len(self.skipped)})"
+            )
+        if self.rank == 0:
+            note = partial((self.setup.location / guards.FILE).write_bytes, guards.lines(known))
+            self.saves.begin(skip.step, note, guards.FILE)
+            self.saves.wait()
+        start, state = self._begin(known)
+        self.history = f"went back to step {self.step}, {len(self.skipped)} batches skipped"
+        self.engine.load(start.tensors() if start else self._first_tensors(), state.get("updates", 0))
+
+    def _untrained(self) -> "BertForPreTraining":
+        """What training begins with: random weights, or those of another model."""
+        from training.model import BertForPreTraining
+
+        setup, config = self.setup, self.config
+        model = BertForPreTraining(config.model, len(setup.pieces), config.seed)
+        if setup.init:
+            model.load_state_dict(starting_weights(setup.init, config.model, setup.pieces, config.seed).weights)
+        return model
+
+    def _first_tensors(self) -> Tensors:
+        """The engine's before its first step."""
+        import torch
+
+        weights = {name: parameter.detach() for name, parameter in self._untrained().named_parameters()}
+        zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        return {"model": weights, "exp_avg": zeros, "exp_avg_sq": zeros}
+
+    def _save(self, last: bool) -> None:
+        """Worker 0 writes what all gather, in the background but for the last. A fault there is none of training's."""
+        tensors = self.engine.tensors()
+        if tensors is None:
+            return
+        self.saves.begin(self.step, partial(self._write, self.step, tensors, self._state(), self.heldout))
+        if last:
+            self.saves.wait()
+            if self.saves.failed:
+                raise UserError(
+                    f"{self.setup.location}: the last checkpoint cannot be written ({self.saves.failed}); "
+                    "make room and run again, it goes on from the checkpoint before"
+                )
+
+    def _state(self) -> dict[str, Any]:
+        from training.engine import processor
+
+        return {
+            "step": self.step,
+            "samples": self.step * self.config.global_batch_size,
+            "updates": self.engine.updates,
+            "precision": self.precision,
+            "processor": processor(self.engine.device),
+            "workers": self.workers,
+            "metrics": self.recorder.state(),
+            "recent": self.guard.state(),
+            "skipped": [asdict(skip) for skip in self.skipped],
+        }
+
+    def _write(self, step: int, tensors: Tensors, state: Mapping[str, Any], heldout: Heldout | None) -> None:
+        location, rows = self.setup.location, state["metrics"]["rows"]
+        saved = SavedConfig(model=self.config.model, vocab_size=len(self.setup.pieces))
+        save(location, step, tensors, saved, state, heldout)
+        (location / "metrics.jsonl").write_bytes(lines(rows))
+        (location / FILE).write_bytes(self.events(rows))
+        prune(location, self.config.keep_checkpoints)
+
+
+def _masking(seed: int, examples: Artifact, pieces: Sequence[str]) -> Masking:
+    """Masks drawn anew for each epoch, by the rules with which the held-out examples were masked once."""
+    made_with = examples.manifest.config
+    names = ("masked_lm_prob", "max_predictions_per_seq", "mask_unit")
+    return Masking(seed, mask_rules(pieces, *(made_with[name] for name in names)))
+
+
+def _noise(seed: int, step: int, rank: int) -> int:
+    """The seed of a worker's dropout in one step."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8], "big") >> 1
+
+
+def _agreed(found: Any) -> Any:
+    """What worker 0 has found, in every worker."""
+    import torch.distributed as dist
+
+    box = [found]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def _peak_memory() -> int:
+    """The most bytes that this worker has held: of its GPU's memory where it has one, else of the machine's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def _precision(wanted: Literal["auto", "fp32", "bf16"]) -> "Precision":
+    """bf16 where every worker is the faster for it, if the choice is ours."""
+    import torch
+    import torch.distributed as dist
+
+    from training.engine import has_bf16, worker_device
+
+    if wanted != "auto":
+        return wanted
+    device = worker_device()
+    everywhere = torch.tensor([int(has_bf16(device))], device=device)
+    dist.all_reduce(everywhere, dist.ReduceOp.MIN)
+    return "bf16" if everywhere.item() else "fp32"
+
+
+def work(argument: tuple[Setup, Hook | None], tell: Tell) -> None:
+    """What every worker does, again after each failure of the group."""
+    import ray.train
+
+    setup, on_step = argument
+    Worker(setup, tell, on_step, lambda: ray.train.get_preemption_info() is not None).train()
