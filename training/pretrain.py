@@ -129,6 +129,8 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     )
     pieces, init = _pieces(inputs["vocab"]), inputs.get("init")
     notes = starting_weights(init, config.model, pieces, config.seed).notes if init else ()
+    if group.workers == 1:  # nothing to split among workers, and a sixth of a small step is saved
+        config = config.model_copy(update={"zero_stage": 0})
     setup = Setup(config, tuple(_examples(config, inputs)), out.location, pieces, init)
     last = newest(out.location)
     if last is None or last.step < config.total_steps:

@@ -29,7 +29,7 @@ from pipeline.artifacts import Artifact
 from pipeline.masking import mask_rules
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCABULARY
-from training.data import Batch, Examples, Masking, Prefetched, batch, share
+from training.data import Batch, Examples, Masking, Prefetched, batch
 from training.engine import Objective, has_bf16, processor
 from training.model import BertConfig, BertForPreTraining
 from training.optim import OptimizerConfig, adamw, parameter_groups
@@ -91,7 +91,7 @@ def measure(folder: Path, repeats: int) -> dict[str, float]:
         figures[f"ratio_same_precision{name}"] = rates["cloze"] / rates["same"]
     artifact = _examples.artifact(folder, "examples")
     real = {
-        side: median(rate(step, batches(artifact, group), SMALL, steps=60) for _ in range(repeats))
+        side: median(rate(step, batches(artifact, group, SMALL.batch), SMALL, steps=60) for _ in range(repeats))
         for side, step, group in (("cloze", ours(SMALL, bf16), 64), ("transformers", theirs(SMALL, False), 1))
     }
     figures["ratio_real"] = real["cloze"] / real["transformers"]
@@ -109,14 +109,11 @@ def full_rows(rows: int, length: int = 128, predictions: int = 20) -> Batch:
     return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
 
 
-def batches(artifact: Artifact, group: int, size: int = SMALL.batch) -> Iterator[Batch]:
-    """Real examples: as Cloze has them with rows of like length together, or in random order."""
-    masking = Masking(1, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
-    for rows in Examples(artifact, "train").batches(1, 0, 16 * size, group):
-        if group > 1:
-            yield from (batch(piece, masking) for piece in share(rows, 0, 1, size))
-        else:
-            yield from (batch(rows.take(part), masking) for part in np.split(np.arange(len(rows)), 16))
+def batches(artifact: Artifact, group: int, size: int) -> Iterator[Batch]:
+    """Real examples: with rows of like length together as Cloze has them, or, in groups of one, in random order."""
+    masking = Masking(0, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
+    for rows in Examples(artifact, "train").batches(0, 0, size, group):
+        yield batch(rows, masking)
 
 
 def ours(shape: Shape, bf16: bool) -> Step:
@@ -175,38 +172,37 @@ def rate(step: Step, given: Iterator[Batch], shape: Shape, steps: int | None = N
 
 
 def kept_by_the_engine(folder: Path, step: Step) -> float:
-    """Sequences a second of the pretrain stage over those of torch alone, one process of two threads each."""
+    """Sequences a second of the pretrain stage over those of torch alone: one process of two threads each, the same
+    batches, the first ten left out."""
     from infra.launch.local import ray_session
     from pipeline.artifacts import Output
     from pipeline.storage import Location
     from training.pretrain import PretrainConfig, run
 
-    config = PretrainConfig.model_validate_json(
-        json.dumps(
-            {
-                "model": SMALL.config(),
-                "phases": [{"max_seq_length": 128, "max_predictions_per_seq": 20, "steps": 60}],
-                "optimizer": {"learning_rate": OPTIMIZER.learning_rate},
-                "global_batch_size": SMALL.batch,
-                "micro_batch_size": SMALL.batch,
-                "workers": 1,
-                "threads": 2,
-                "log_every": 20,
-                "eval_batches": 1,
-            }
-        )
-    )
-    out = Output(Location(str(folder / "pretrain")), "pretrain", 1, "0")
+    settings = {
+        "model": SMALL.config(),
+        "phases": [{"max_seq_length": 128, "max_predictions_per_seq": 20, "steps": 60}],
+        "optimizer": {"learning_rate": OPTIMIZER.learning_rate},
+        "global_batch_size": SMALL.batch,
+        "micro_batch_size": SMALL.batch,
+        "workers": 1,
+        "threads": 2,
+        "log_every": 10,
+        "eval_batches": 1,
+    }
+    config = PretrainConfig.model_validate_json(json.dumps(settings))
     inputs = {"vocab": _examples.artifact(folder, "vocab"), "examples-128": _examples.artifact(folder, "examples")}
     with ray_session():
-        rows = run(config, inputs, out).facts["metrics"]
-    prefetched = Prefetched(batches(inputs["examples-128"], config.group_by_length))
-    for warm in islice(prefetched, 5):
+        run(config, inputs, Output(Location(str(folder / "pretrain")), "pretrain", 1, "0"))
+    rows = [json.loads(line) for line in (folder / "pretrain/metrics.jsonl").read_text().splitlines()]
+    timed = [row for row in rows if row["split"] == "train"][1:]
+    seconds = sum(row["seconds"] for row in timed)
+    given = Prefetched(batches(inputs["examples-128"], config.group_by_length, SMALL.batch))
+    for warm in islice(given, 10):
         step(warm)
-    start, sequences = time.monotonic(), 0
-    for one in islice(prefetched, 55):
+    start = time.monotonic()
+    for one in islice(given, 50):
         step(one)
-        sequences += len(one.input_ids)
-    alone = sequences / (time.monotonic() - start)
-    prefetched.close()
-    return rows["sequences_per_second"] / alone
+    alone = time.monotonic() - start
+    given.close()
+    return alone / seconds
