@@ -69,6 +69,7 @@ def card(config: RunConfig, made: Mapping[str, Artifact]) -> str:
             [(source.name, source.kind, *_row(texts[source.name])) for source in sources],
         ),
         "These are the documents that deduplication left; held-out ones are not trained on.",
+        *_beginning(pretrain),
         *(_attribution(source, texts[source.name], made["extract"].manifest) for source in sources),
         "## How it was trained",
         f"{_OBJECTIVES[config.examples.objective]} {_MASKS} The settings, by their keys in the run's configuration:",
@@ -76,11 +77,20 @@ def card(config: RunConfig, made: Mapping[str, Artifact]) -> str:
         "## How good it is",
         "On held-out documents, at the end of training:",
         _table(("figure", "value"), [*_figures(pretrain.facts["metrics"]["heldout"])]),
-        "It has seen the text above alone: what that text leaves out or gets wrong, so does the model.",
+        "What the text that it has seen leaves out or gets wrong, so does the model.",
         "## What made it",
         _table(("what", "which"), [*_provenance(pretrain)]),
     ]
-    return f"---\n{_front(texts.values())}---\n\n" + "\n\n".join(sections) + "\n"
+    known = [] if pretrain.facts.get("init") else texts.values()  # of another model's text nothing is
+    return f"---\n{_front(texts.values(), known)}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _beginning(pretrain: Manifest) -> Iterator[str]:
+    if init := pretrain.facts.get("init"):
+        yield (
+            f"Training began with the weights of another model (SHA-256 of their file: {init['sha256']}). The text that"
+            " one was trained on, and its licence, are not listed here. " + " ".join(init["notes"])
+        ).rstrip()
 
 
 def _texts(sources: Iterable[str], documents: Artifact) -> dict[str, Text]:
@@ -99,10 +109,10 @@ def _texts(sources: Iterable[str], documents: Artifact) -> dict[str, Text]:
     return texts
 
 
-def _front(texts: Iterable[Text]) -> str:
-    """The YAML: languages, and the licence where all that is known of is one."""
+def _front(texts: Iterable[Text], known: Iterable[Text]) -> str:
+    """The YAML: languages, and the licence where all text is `known` to have one."""
     languages = {language for text in texts for language in text.languages if language}
-    licences = {licence for text in texts for licence in text.licences}
+    licences = {licence for text in known for licence in text.licences}
     said: dict[str, Any] = {"language": sorted(languages)} if languages else {}
     if len(licences) == 1 and (licence := licences.pop()):
         said |= _licence(licence)

@@ -139,7 +139,6 @@ def stages(config: RunConfig) -> list[Stage]:
         for task in config.finetune
     ]
     sources = {source.name: source.files for source in config.extract.sources}
-    init = config.pretrain.init
     before_report = [
         Stage("extract", "pipeline.extract", config.extract, sources=sources),
         Stage("dedup", "pipeline.dedup", config.dedup, inputs={"documents": "extract"}),
@@ -165,7 +164,7 @@ def stages(config: RunConfig) -> list[Stage]:
             "training.pretrain",
             config.pretrain,
             inputs={"vocab": "vocab", **{stage.name: stage.name for stage in examples}},
-            sources=_given(init=init and weights_file(init, Location(config.root))),
+            sources=_given(init=config.pretrain.init),
             needs_ray=True,
         ),
         *tasks,
@@ -248,7 +247,7 @@ class Run:
         for stage in self.until(until):
             if missing := self._missing(stage):
                 raise UserError(missing)
-            if stage.name in ("vocab", "tokens"):
+            if stage.name in ("vocab", "tokens", "pretrain"):
                 importlib.import_module(stage.module).check(stage.config, self._source_file(stage))
             if isinstance(stage.config, FinetuneConfig) and self.artifact(stage.name) is None:
                 location = self._source_files(stage)["data"][0].location
@@ -338,7 +337,7 @@ class Run:
                 name: [
                     source_file(file.absolute(), self.root / "sources")
                     for pattern in patterns
-                    for file in find(pattern)
+                    for file in find(weights_file(pattern, self.root) if name == "init" else pattern)
                 ]
                 for name, patterns in stage.sources.items()
             }

@@ -141,3 +141,16 @@ def test_a_damaged_best_gives_way_to_the_next(artifact: Location) -> None:
     damaged, good = evaluated(artifact, 2, 1.0), evaluated(artifact, 4, 2.0)
     (damaged.location / "model.safetensors").delete()
     assert best(artifact) == good
+
+
+def test_saving_again_what_is_whole_writes_nothing_and_takes_nothing_away(
+    artifact: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a save that succeeded and metrics that did not fit on the disk."""
+    written = write(artifact, 2)
+
+    def full(file: Location, data: bytes) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Location, "write_bytes", full)
+    assert write(artifact, 2) == written == newest(artifact)

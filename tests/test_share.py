@@ -9,7 +9,7 @@ import pytest
 import yaml
 from golden import documents_artifact, finished, output
 
-from infra.card import _licence
+from infra.card import _licence, card
 from infra.cli import main
 from infra.run import Run, RunConfig
 from pipeline.artifacts import Artifact
@@ -127,6 +127,19 @@ def test_the_card_tells_the_sources_the_settings_and_the_figures(run):
     weights = sum(weight.numel() for weight in BertForPreTraining(run.pretrain.model, len(PIECES)).parameters())
     assert f"2 layers, 128 wide, 2 heads, 512 positions, 9 WordPieces in lower case, {weights:,} weights." in card
     assert "at most 128 pieces at once" in card
+
+
+def test_the_card_of_a_model_that_began_with_another_says_so_and_claims_no_licence(tmp_path):
+    config = load(RunConfig, CONFIG, ["extract.sources.novels.licence=CC BY-SA 4.0"])
+    made = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
+    documents = [document(["one"], doc_id="a", source="enwiki", heldout_fraction=0, licence="CC BY-SA 4.0")]
+    made["dedup"] = documents_artifact(tmp_path / "alike", documents, shards=1)
+    assert "\nlicense: cc-by-sa-4.0\n" in card(config, made)
+    made["pretrain"].manifest.facts["init"] = {"sha256": "f00d", "notes": ["model.safetensors: has no pooler."]}
+    said = card(config, made)
+    assert "\nlicense:" not in said
+    assert "began with the weights of another model (SHA-256 of their file: f00d)" in said
+    assert "has no pooler." in said
 
 
 def test_the_front_of_the_card_is_what_the_hub_reads(run):

@@ -96,7 +96,7 @@ def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: Checkp
     assert file == f"{checkpoint.location}/model.safetensors" == weights_file(checkpoint.digest, root)
     assert same(starting_weights(source(file), MODEL, PIECES, 0).weights, checkpoint.weights())
     with pytest.raises(
-        UserError, match=r"pretrain\.init: no finished checkpoints under .* that begins with 00000000; give"
+        UserError, match=r"pretrain\.init: no finished checkpoint under .* that begins with 00000000; give"
     ):
         weights_file("00000000", root)
 

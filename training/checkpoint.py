@@ -102,6 +102,8 @@ def save(
     records = {name: FileRecord(sha256=digests[name], bytes=len(data)) for name, data in files.items()}
     manifest = CheckpointManifest(step=step, digest=_digest(records, _NAMED_BY), files=records, heldout=heldout)
     folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, sorted(records))[:8]}"
+    if (folder / _MANIFEST).exists():  # an attempt before this one failed at what comes after
+        return CheckpointRef(folder, manifest.digest, step)
     try:
         for name, data in files.items():
             (folder / name).write_bytes(data)

@@ -241,7 +241,7 @@ class Engine:
         """Give the optimizer its state before the first step, which is when it would make it: `load` needs it there."""
         for tensor in self._owned():
             moments = {kind: torch.zeros_like(tensor) for kind in _MOMENTS}
-            self._inner.state[tensor] = {"step": torch.tensor(0.0), **moments}
+            self._inner.state[tensor] = {"step": torch.tensor(0.0, device=tensor.device), **moments}
         if self._zero_stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 

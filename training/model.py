@@ -63,7 +63,7 @@ class Dropout(nn.Module):
 class _BitDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, probability: float) -> Tensor:
-        dropped = round(probability * 2**16)
+        dropped = min(round(probability * 2**16), 2**16 - 1)
         ctx.scale = 2**16 / (2**16 - dropped)
         bits = torch.empty(-(-hidden.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         kept = (bits[: hidden.numel()] >= dropped - 2**15).view(hidden.shape)

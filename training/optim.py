@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Config
 
-_LONG_AGO = 1e6  # steps: 0.999 to their power is nothing in fp32
+_LONG_AGO = 1e7  # steps: 0.99999 to their power is nothing, and fp32 still counts every one
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

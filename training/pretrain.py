@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.artifacts import Artifact, FileRecord, Manifest, Output
+from pipeline.artifacts import Artifact, FileRecord, Manifest, Output, SourceFile
 from pipeline.config import Compute, Config
 from pipeline.storage import Location
 from training import guards
@@ -102,7 +102,13 @@ def examples_input(max_seq_length: int) -> str:
     return f"examples-{max_seq_length}"
 
 
-def check(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
+def check(config: PretrainConfig, sources: Mapping[str, SourceFile]) -> None:
+    """Raises UserError when the model to begin with cannot be read, or has another shape."""
+    if init := sources.get("init"):
+        starting_weights(init, config.model, None, config.seed)
+
+
+def _check_examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
     """Raises UserError when a phase has too few examples, or none held out."""
     for artifact in _examples(config, inputs):
         Examples(artifact, "train").batches(config.seed, 0, config.global_batch_size)
@@ -118,7 +124,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     """
     import ray
 
-    check(config, inputs)
+    _check_examples(config, inputs)
     group = Group.fitting(
         ray.cluster_resources(),
         stage="pretrain",
@@ -129,9 +135,9 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     )
     pieces, init = _pieces(inputs["vocab"]), inputs.get("init")
     notes = starting_weights(init, config.model, pieces, config.seed).notes if init else ()
-    if group.workers == 1:  # nothing to split among workers, and a sixth of a small step is saved
-        config = config.model_copy(update={"zero_stage": 0})
-    setup = Setup(config, tuple(_examples(config, inputs)), out.location, pieces, init)
+    # One worker has nobody to split with, and saves a sixth of a small step.
+    trained = config if group.workers > 1 else config.model_copy(update={"zero_stage": 0})
+    setup = Setup(trained, tuple(_examples(config, inputs)), out.location, pieces, init)
     last = newest(out.location)
     if last is None or last.step < config.total_steps:
         fit(

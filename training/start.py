@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline import vocab_file
 from pipeline.artifacts import SourceFile, read_manifest
-from pipeline.config import UserError
+from pipeline.config import MissingFile, UserError
 from pipeline.storage import Location
 from training import hub
 from training.checkpoint import verified
@@ -37,10 +37,11 @@ class Start(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def starting_weights(file: SourceFile, model: BertConfig, pieces: Sequence[str], seed: int) -> Start:
+def starting_weights(file: SourceFile, model: BertConfig, pieces: Sequence[str] | None, seed: int) -> Start:
     """`file` is the other model's file of weights; what belongs to them lies beside it.
 
-    Raises UserError when it cannot be read, has another vocabulary than `pieces`, or another shape than `model`.
+    Raises UserError when it cannot be read, has another vocabulary than `pieces`, if these are known yet, or another
+    shape than `model`.
     """
     folder = Location(file.uri.rpartition("/")[0] or ".")
     if (folder / "state.json").exists():
@@ -71,12 +72,12 @@ def _check(
     theirs: BertConfig,
     ours: BertConfig,
     their_pieces: Sequence[str] | None,
-    our_pieces: Sequence[str],
+    our_pieces: Sequence[str] | None,
     vocabulary: str,
 ) -> None:
     if their_pieces is None:
         raise UserError(f"pretrain.init: {folder} has no vocab.txt or tokenizer.json; put the one of the model there")
-    if list(their_pieces) != list(our_pieces):
+    if our_pieces is not None and list(their_pieces) != list(our_pieces):
         raise UserError(
             f"pretrain.init: {folder} has another vocabulary ({len(their_pieces):,} pieces, this run's "
             f"{len(our_pieces):,}); set vocab.file to {vocabulary}"
@@ -91,21 +92,23 @@ def _check(
 
 def weights_file(init: str, root: Location) -> str:
     """`pretrain.init` -> the file of weights that it names: in a folder, or of the checkpoint under `root` whose digest
-    begins like that. Raises UserError when there is no such checkpoint, or more than one."""
+    begins like that. Raises MissingFile when there is none, UserError when there are several."""
     if not _DIGEST.fullmatch(init):
         folder = Location(init)
         legacy = folder / "pytorch_model.bin"
         return (legacy if legacy.is_file() and not (folder / _WEIGHTS).is_file() else folder / _WEIGHTS).uri
-    found = set[str]()
+    found: dict[str, str] = {}  # by digest: another run may have made the same one
     for file in (root / "pretrain").files():
         if file.name == "manifest.json" and file.uri.count("/") == root.uri.count("/") + 3:
             facts = read_manifest(Location(file.uri.rpartition("/")[0]))
             for fact in (facts.facts.get("checkpoint"), facts.facts.get("best")) if facts else ():
                 if fact and fact["digest"].startswith(init):
-                    found.add(f"{file.uri.rpartition('/')[0]}/{fact['path']}/{_WEIGHTS}")
-    if len(found) != 1:
-        raise UserError(
-            f"pretrain.init: {len(found) or 'no'} finished checkpoint{'s' * (len(found) != 1)} under {root} with a "
-            f"digest that begins with {init}; give the folder of a model, or a digest from a pretrain manifest.json"
+                    found[fact["digest"]] = f"{file.uri.rpartition('/')[0]}/{fact['path']}/{_WEIGHTS}"
+    if not found:
+        raise MissingFile(
+            f"pretrain.init: no finished checkpoint under {root} has a digest that begins with {init}; give the folder "
+            "of a model, or a digest from the manifest.json of a pretrain artifact"
         )
-    return found.pop()
+    if len(found) > 1:
+        raise UserError(f"pretrain.init: {init} begins {len(found)} digests; give more of it")
+    return next(iter(found.values()))

@@ -233,6 +233,7 @@ class Worker:
 
     def _save(self, last: bool) -> None:
         """Worker 0 writes what all gather, in the background but for the last. A fault there is none of training's."""
+        self.saves.wait()  # or two checkpoints were in memory at once
         tensors = self.engine.tensors()
         if tensors is None:
             return
@@ -264,9 +265,9 @@ class Worker:
         location, rows = self.setup.location, state["metrics"]["rows"]
         saved = SavedConfig(model=self.config.model, vocab_size=len(self.setup.pieces))
         save(location, step, tensors, saved, state, heldout)
+        prune(location, self.config.keep_checkpoints)
         (location / "metrics.jsonl").write_bytes(lines(rows))
         (location / FILE).write_bytes(self.events(rows))
-        prune(location, self.config.keep_checkpoints)
 
 
 def _masking(seed: int, examples: Artifact, pieces: Sequence[str]) -> Masking:

@@ -94,10 +94,10 @@ def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: 
         for name in names:
             if stage in asked and data[stage][name]:
                 data[stage][name] = _placed(data[stage][name], place)[0]
-    if "pretrain" in asked and (init := config.pretrain.init) and Path(init).is_dir():
+    if "pretrain" in asked and (init := config.pretrain.init) and Path(init).expanduser().is_dir():
         if not cluster.shared_disk:
             raise UserError(f"pretrain.init: {init} is a folder of this machine; put it on S3, and name it there")
-        data["pretrain"]["init"] = str(Path(init).absolute())
+        data["pretrain"]["init"] = str(Path(init).expanduser().absolute())
     for task in data["finetune"]:
         if f"finetune-{task['name']}" in asked:
             task["file"] = _placed(task["file"], place)[0]
