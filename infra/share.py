@@ -30,15 +30,11 @@ def print_guesses(run: Run, text: str) -> None:
     from rich.text import Text
 
     from pipeline.tokenizer import MASK, load
-    from training.features import predict_masked
-    from training.model import BertForPreTraining
+    from training.features import load_model, predict_masked
     from training.pretrain import final_checkpoint
 
-    checkpoint = final_checkpoint(_finished(run, "pretrain"))
+    model = load_model(final_checkpoint(_finished(run, "pretrain")))
     tokenizer = load(_finished(run, "vocab").location / "tokenizer.json")
-    saved = checkpoint.config()
-    model = BertForPreTraining(saved.model, saved.vocab_size)
-    model.load_state_dict(checkpoint.weights())
     try:
         guesses = predict_masked(model, tokenizer, text)
     except ValueError as error:

@@ -6,6 +6,7 @@ import torch
 from tokenizers import Tokenizer
 
 from pipeline.tokenizer import CLS, MASK, SEP
+from training.checkpoint import CheckpointRef
 from training.model import BertForPreTraining
 
 
@@ -14,6 +15,14 @@ class Guess(NamedTuple):
 
     piece: str
     probability: float
+
+
+def load_model(checkpoint: CheckpointRef) -> BertForPreTraining:
+    """A pretrained model as its checkpoint has it."""
+    saved = checkpoint.config()
+    model = BertForPreTraining(saved.model, saved.vocab_size)
+    model.load_state_dict(checkpoint.weights())
+    return model
 
 
 @torch.inference_mode()

@@ -81,9 +81,8 @@ class Worker:
         start, state = self._begin(_agreed(noted))
         self.history = f"went on from step {self.step}" if start else ""
         self.precision: Precision = state.get("precision") or _precision(self.config.precision)
-        self.engine = Engine(
-            self._untrained(), self.config.optimizer, zero_stage=self.config.zero_stage, precision=self.precision
-        )
+        model = self._model(None if start else setup.init)
+        self.engine = Engine(model, self.config.optimizer, zero_stage=self.config.zero_stage, precision=self.precision)
         if start:
             self.engine.load(start.tensors(), state["updates"])
 
@@ -213,21 +212,21 @@ class Worker:
         self.history = f"went back to step {self.step}, {len(self.skipped)} batches skipped"
         self.engine.load(start.tensors() if start else self._first_tensors(), state.get("updates", 0))
 
-    def _untrained(self) -> "BertForPreTraining":
-        """What training begins with: random weights, or those of another model."""
+    def _model(self, init: SourceFile | None) -> "BertForPreTraining":
+        """With random weights, or those of another model."""
         from training.model import BertForPreTraining
 
-        setup, config = self.setup, self.config
-        model = BertForPreTraining(config.model, len(setup.pieces), config.seed)
-        if setup.init:
-            model.load_state_dict(starting_weights(setup.init, config.model, setup.pieces, config.seed).weights)
+        config, pieces = self.config, self.setup.pieces
+        model = BertForPreTraining(config.model, len(pieces), config.seed)
+        if init:
+            model.load_state_dict(starting_weights(init, config.model, pieces, config.seed).weights)
         return model
 
     def _first_tensors(self) -> Tensors:
         """The engine's before its first step."""
         import torch
 
-        weights = {name: parameter.detach() for name, parameter in self._untrained().named_parameters()}
+        weights = {name: parameter.detach() for name, parameter in self._model(self.setup.init).named_parameters()}
         zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         return {"model": weights, "exp_avg": zeros, "exp_avg_sq": zeros}
 

@@ -84,14 +84,10 @@ def fill_ins(stages: Stages) -> FillIns | None:
 
 
 def _model(pretrain: Artifact) -> "BertForPreTraining":
-    from training.model import BertForPreTraining
+    from training.features import load_model
     from training.pretrain import final_checkpoint
 
-    ref = final_checkpoint(pretrain)
-    saved = ref.config()
-    model = BertForPreTraining(saved.model, saved.vocab_size)
-    model.load_state_dict(ref.weights())
-    return model
+    return load_model(final_checkpoint(pretrain))
 
 
 def _guesses(model: "BertForPreTraining", tokenizer: "Tokenizer", hidden: Hidden) -> list[Guess]:

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +26,14 @@ def prepare(folder: Path, shards: Iterable[pa.Table]) -> None:
     tokenizer = build(pieces.split("\n")[:-1]).to_str()
     vocab.commit("vocab", {"vocab.txt": pieces.encode(), "tokenizer.json": tokenizer.encode()})
     vocab.finish({}, {})
+
+
+def made(folder: Path, shards: Iterable[pa.Table], dupe_factor: int) -> Artifact:
+    """The examples of such documents, by a process of its own."""
+    prepare(folder, shards)
+    settings = json.dumps({"dupe_factor": dupe_factor})
+    subprocess.run([sys.executable, "-m", "tests.benchmarks._examples", str(folder), settings], check=True)
+    return artifact(folder, "examples")
 
 
 def _output(folder: Path, stage: str) -> Output:

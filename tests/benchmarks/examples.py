@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.sentences import sentences_of
 from tests.benchmarks import _examples
+from tests.benchmarks._show import show
 from tests.benchmarks.demo import cost
 
 BOOKS = "../shared/data/books/*/*.txt"
@@ -50,11 +49,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         figures = measure(documents(options.books, Path(name)), Path(name), options.repeats)
-    table = Table("figure", "value", title="examples of length 128")
-    for figure, value in figures.items():
-        table.add_row(figure, f"{value:,.4g}")
-    Console().print(table)
-    print(json.dumps({"benchmark": "examples", "cores": os.cpu_count(), **figures}))
+    show("examples of length 128", figures, {"benchmark": "examples", "cores": os.cpu_count()})
 
 
 def documents(books: str, folder: Path, heldout_fraction: float = 0.0) -> pa.Table:

@@ -25,14 +25,12 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
 from pipeline import dump, wikitext
 from pipeline.artifacts import Manifest, Output, SourceFile
 from pipeline.extract import ExtractConfig, run
 from pipeline.schema import read_table
 from pipeline.storage import Location
+from tests.benchmarks._show import show
 
 DEFAULT = "configs/quickstart/enwiki-excerpt.xml.bz2"
 FEW, MANY = 12 << 20, 48 << 20  # bytes of XML
@@ -63,11 +61,11 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(options.input), Path(folder), options.repeats)
-    table = Table("figure", "value", title=f"extraction of {options.input}")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,.4g}")
-    Console().print(table)
-    print(json.dumps({"benchmark": "extract", "input": options.input, "cores": os.cpu_count(), **figures}))
+    show(
+        f"extraction of {options.input}",
+        figures,
+        {"benchmark": "extract", "input": options.input, "cores": os.cpu_count()},
+    )
 
 
 def measure(given: Path, folder: Path, repeats: int) -> dict[str, float]:

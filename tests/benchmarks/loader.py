@@ -7,10 +7,7 @@ global and the micro-batch; `same_row_group` is how many times as often as in a 
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +17,12 @@ from statistics import median
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.artifacts import Artifact
 from pipeline.masking import mask_rules
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCABULARY
+from tests.benchmarks._show import show
 from training.data import Batch, Examples, Masking, Rows, batch, share
 
 MB = 40.0  # of text
@@ -44,15 +40,8 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         given = examples.megabytes(examples.documents(options.books, folder), 0, MB)
-        _examples.prepare(folder, examples.shards(given))
-        command = ["-m", "tests.benchmarks._examples", str(folder), '{"dupe_factor": 5}']
-        subprocess.run([sys.executable, *command], check=True)
-        figures = measure(_examples.artifact(folder, "examples"), options.repeats)
-    table = Table("figure", "value", title="batches of length 128")
-    for figure, value in figures.items():
-        table.add_row(figure, f"{value:,.4g}")
-    Console().print(table)
-    print(json.dumps({"benchmark": "loader", "cores": os.cpu_count(), **figures}))
+        figures = measure(_examples.made(folder, examples.shards(given), dupe_factor=5), options.repeats)
+    show("batches of length 128", figures, {"benchmark": "loader", "cores": os.cpu_count()})
 
 
 def measure(artifact: Artifact, repeats: int) -> dict[str, float]:

@@ -5,18 +5,16 @@ shard and the index of all documents. Peaks are those of the kernel (VmHWM), rea
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
 import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.schema import document, document_table
 from tests.benchmarks import _examples, examples
+from tests.benchmarks._show import show
 from tests.benchmarks.scale import watched
 
 
@@ -38,11 +36,7 @@ def main(arguments: list[str]) -> None:
             "examples": counts["train"],
         }
         figures |= peaks._asdict()
-    table = Table("figure", "value", title="tokens and examples")
-    for figure, value in figures.items():
-        table.add_row(figure, f"{value:,.0f}")
-    Console().print(table)
-    print(json.dumps({"benchmark": "million", "shard": options.shard, **figures}))
+    show("tokens and examples", figures, {"benchmark": "million", "shard": options.shard}, "{:,.0f}".format)
 
 
 def made(texts: list[str], documents: int, shard: int) -> Iterator[pa.Table]:

@@ -10,8 +10,6 @@ pretrain stage keeps through Ray and DeepSpeed on the same examples: let nothing
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.artifacts import Artifact
 from pipeline.masking import mask_rules
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCABULARY
+from tests.benchmarks._show import show
 from training.data import Batch, Examples, Masking, Prefetched, batch
 from training.engine import Objective, has_bf16, processor
 from training.model import BertConfig, BertForPreTraining
@@ -67,16 +64,15 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         documents = examples.documents(options.books, folder, heldout_fraction=0.1)
-        _examples.prepare(folder, examples.shards(examples.megabytes(documents, 0, 4.7)))
-        command = ["-m", "tests.benchmarks._examples", str(folder), '{"dupe_factor": 2}']
-        subprocess.run([sys.executable, *command], check=True)
+        _examples.made(folder, examples.shards(examples.megabytes(documents, 0, 4.7)), dupe_factor=2)
         figures = measure(folder, options.repeats)
     cpu = torch.device("cpu")
-    table = Table("figure", "value", title=f"pretraining on {processor(cpu)}")
-    for figure, value in figures.items():
-        table.add_row(figure, f"{value:,.3g}")
-    Console().print(table)
-    print(json.dumps({"benchmark": "pretrain", "cores": os.cpu_count(), "bf16": has_bf16(cpu), **figures}))
+    show(
+        f"pretraining on {processor(cpu)}",
+        figures,
+        {"benchmark": "pretrain", "cores": os.cpu_count(), "bf16": has_bf16(cpu)},
+        "{:,.3g}".format,
+    )
 
 
 def measure(folder: Path, repeats: int) -> dict[str, float]:

@@ -7,7 +7,6 @@ another order, so that no copy is a duplicate. Peaks are those of the kernel (Vm
 import argparse
 import bz2
 import itertools
-import json
 import re
 import subprocess
 import sys
@@ -20,11 +19,10 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.artifacts import read_manifest
 from pipeline.storage import Location
+from tests.benchmarks._show import show
 from tests.benchmarks.extract import DEFAULT, read
 
 WORD = re.compile(rb"(?<= )([A-Za-z]{2,})(?= )")  # of running text: markup stays markup
@@ -68,11 +66,12 @@ def main(arguments: list[str]) -> None:
             manifest = read_manifest(Location(str(artifact)))
             assert manifest
             figures[f"{stage}_documents"] = manifest.counts["documents"]
-    table = Table("figure", "value", title=f"{figures['xml_mb']:,.0f} MB of XML, {options.workers} workers")
-    for figure, value in figures.items():
-        table.add_row(figure, f"{value:,.0f}")
-    Console().print(table)
-    print(json.dumps({"benchmark": "scale", "input": options.input, "workers": options.workers, **figures}))
+    show(
+        f"{figures['xml_mb']:,.0f} MB of XML, {options.workers} workers",
+        figures,
+        {"benchmark": "scale", "input": options.input, "workers": options.workers},
+        "{:,.0f}".format,
+    )
 
 
 def made(given: Path, dump: Path, size: float) -> int:

@@ -7,7 +7,6 @@ second. Unknown share and pieces per word are of the held-out documents, for bot
 
 import argparse
 import glob
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,12 +16,11 @@ from pathlib import Path
 import psutil
 import pyarrow.compute as pc
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.artifacts import Artifact, repeated
 from pipeline.schema import read_table
 from pipeline.storage import Location
+from tests.benchmarks._show import show
 from tests.benchmarks.scale import BASE, PROCESSES, watched
 
 BOOKS = "../shared/data/books/**/*.txt"
@@ -42,11 +40,12 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"--books {options.books}: no file matches")
     with tempfile.TemporaryDirectory() as name:
         figures = measure(Path(name), books, options)
-    table = Table("figure", "value", title=f"a vocabulary of {options.size:,} from {len(books)} books")
-    for figure, value in figures.items():
-        table.add_row(figure, f"{value:,.4g}" if value < 100 else f"{value:,.0f}")
-    Console().print(table)
-    print(json.dumps({"benchmark": "vocab", "books": options.books, "cores": os.cpu_count(), **figures}))
+    show(
+        f"a vocabulary of {options.size:,} from {len(books)} books",
+        figures,
+        {"benchmark": "vocab", "books": options.books, "cores": os.cpu_count()},
+        lambda value: f"{value:,.4g}" if value < 100 else f"{value:,.0f}",
+    )
 
 
 def chosen(pattern: str, size: float) -> Iterator[str]:
