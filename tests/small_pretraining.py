@@ -46,6 +46,13 @@ def spot_config() -> PretrainConfig:
     return config(workers=1, zero_stage=0, checkpoint_every=1000, eval_every=1000, keep_checkpoints=9, phases=phases)
 
 
+def elastic_config() -> PretrainConfig:
+    """Fifty steps of one or two workers, without dropout."""
+    phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": 50}]
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return config(workers=[1, 2], model=config().model.model_dump() | still, phases=phases)
+
+
 def small_inputs(root: Path) -> dict[str, Artifact]:
     return {"vocab": vocab_artifact(root), "examples-16": examples_artifact(root)}
 

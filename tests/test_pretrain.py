@@ -13,7 +13,17 @@ from typing import Any
 import psutil
 import pytest
 from small_examples import alone  # noqa: F401 (a fixture)
-from small_pretraining import config, last, lone_worker, same_bits, small_inputs, spot_config, steps_of, untimed
+from small_pretraining import (
+    config,
+    elastic_config,
+    last,
+    lone_worker,
+    same_bits,
+    small_inputs,
+    spot_config,
+    steps_of,
+    untimed,
+)
 
 from pipeline.artifacts import Artifact, Output
 from pipeline.config import UserError
@@ -240,6 +250,81 @@ def test_a_node_that_is_taken_away_costs_only_the_steps_after_its_notice(
     assert same_bits(last(out), last(tmp_path / "alone"))
 
 
+ELASTIC_NODES = f"""
+import sys, threading, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import ray
+from ray.cluster_utils import Cluster
+from pipeline.artifacts import Artifact, Output
+from pipeline.storage import Location
+from small_pretraining import elastic_config
+from training import workers
+from training.pretrain import run
+
+workers._ROOM_SECONDS = 1.0
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0}})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+ray.init(address=cluster.address, log_to_driver=False)
+told = Path(sys.argv[2], "steps")
+
+def slowly(rank, step):
+    import torch.distributed as dist
+
+    if rank == 0:
+        with told.open("a") as file:
+            file.write(f"{{step}} {{dist.get_world_size()}}\\n")
+    time.sleep(0.25)
+
+def told_of(workers, steps):
+    return told.exists() and told.read_text().count(f" {{workers}}\\n") >= steps
+
+root = Location(sys.argv[1])
+inputs = {{name: Artifact(root / name / "0", name, "0") for name in ("vocab", "examples-16")}}
+out = Output(Location(sys.argv[2]), "pretrain", 1, "0")
+training = threading.Thread(target=run, args=(elastic_config(), inputs, out, slowly), daemon=True)
+training.start()
+while training.is_alive() and not told_of(2, 6):
+    time.sleep(0.1)
+cluster.remove_node(nodes[1], allow_graceful=False)
+while training.is_alive() and not told_of(1, 4):
+    time.sleep(0.1)
+cluster.add_node(num_cpus=1)
+training.join()
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("alone")
+def test_training_goes_on_with_the_workers_there_is_room_for_and_the_losses_stay(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    """A node is lost without notice, and later another one comes: two workers, one, and two again."""
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_failure_threshold": "3",
+    }
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run([sys.executable, "-c", ELASTIC_NODES, _root(inputs), str(out)], env=environment, check=True)
+    told = [tuple(map(int, line.split())) for line in (out / "steps").read_text().splitlines()]
+    numbers = [workers for _, workers in told]
+    assert [now for before, now in zip([0, *numbers], numbers, strict=False) if now != before] == [2, 1, 2]
+    worker = lone_worker(elastic_config(), inputs, tmp_path / "alone")
+    worker.train()
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses, expected = (
+        [row["loss"] for row in either if row["split"] == "train"] for either in (found, worker.recorder.rows)
+    )
+    assert len(losses) == 50
+    assert losses == pytest.approx(expected, abs=1e-5)
+
+
 def _root(inputs: dict[str, Artifact]) -> str:
     return str(inputs["vocab"].location.uri.removesuffix("/vocab/0").removeprefix("file://"))
 
@@ -252,3 +337,24 @@ def test_more_positions_than_the_model_has_are_refused() -> None:
 def test_too_few_examples_for_a_batch_is_an_error_of_one_line(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds 40 examples, fewer than global_batch_size 64"):
         trained(tmp_path, inputs, config(global_batch_size=64))
+
+
+PHASE = {"max_seq_length": 16, "max_predictions_per_seq": 3}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"budget": "2h"}, r"phases\.0\.steps is 8 beside budget 2h, which ends the phases; remove one of them"),
+        ({"phases": [PHASE]}, r"phases\.0 has no end; set its steps, or budget for all of them"),
+        ({"phases": [PHASE | {"share": 0.5}]}, r"phases\.0\.share is of a budget; set budget, or steps"),
+        ({"budget": "2h", "phases": [PHASE | {"share": 0.5}] * 3}, "add up to 1.5; give each one, 1 in all"),
+        ({"budget": "2h", "phases": [PHASE | {"share": 0.5}, PHASE]}, "add up to 0.5; give each one, 1 in all"),
+        ({"budget": "2 hours"}, "budget"),
+        ({"workers": [5, 5]}, "no number from 5 to 5 divides global_batch_size 12; give another range"),
+        ({"workers": [3, 2]}, "workers: 3 to 2 is no range"),
+    ],
+)
+def test_what_has_no_end_or_no_workers_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**changed)

@@ -298,3 +298,77 @@ def test_the_best_checkpoint_stays_beside_the_last(
     assert steps_of(tmp_path) == [4, 8]
     found = best(Location(str(tmp_path)))
     assert found and found.step == 4 and found.manifest().heldout == real(phase=0, loss=3.0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The trainer's clock, which stands still until somebody moves it."""
+    now = [1000.0]
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
+    return now
+
+
+def rates(worker: trainer.Worker) -> list[float]:
+    return [row["learning_rate"] for row in worker.recorder.rows if row["split"] == "train"]
+
+
+def timed(inputs: Inputs, folder: Path, clock: list[float], seconds: float, stop_after: int = 0) -> trainer.Worker:
+    """Train for 90 s, every step of which takes `seconds`."""
+
+    def step_takes(rank: int, step: int) -> None:
+        if step == stop_after:
+            raise InterruptedError
+        clock[0] += seconds
+
+    phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3}]
+    worker = lone_worker(config(phases=phases, budget="1.5m"), inputs, folder, step_takes)
+    with contextlib.suppress(InterruptedError):
+        worker.train()
+    return worker
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(10.0, 10), (30.0, 4), (1000.0, 2)])
+def test_the_schedule_ends_when_the_time_does_however_long_a_step_takes(
+    inputs: Inputs, tmp_path: Path, clock: list[float], seconds: float, steps: int
+) -> None:
+    """The clock moves after a step: when the last one ends, 90 s are over."""
+    worker = timed(inputs, tmp_path, clock, seconds)
+    assert worker.step == last(tmp_path).step == steps and last(tmp_path).state()["done"]
+    warmup = [0.5] + [1.0] * (steps - 1)
+    spent = [min(1.0, max(0, step - 1) * seconds / 90) for step in range(steps)]
+    assert rates(worker) == pytest.approx([1e-3 * w * (1 - s) for w, s in zip(warmup, spent, strict=True)])
+
+
+def test_a_run_with_a_budget_goes_on_with_the_time_it_had_left(
+    inputs: Inputs, tmp_path: Path, clock: list[float]
+) -> None:
+    whole = timed(inputs, tmp_path / "whole", clock, 10.0)
+    assert timed(inputs, tmp_path / "stopped", clock, 10.0, stop_after=5).step == 5
+    assert last(tmp_path / "stopped").step == 4
+    clock[0] += 10_000.0  # nobody trains
+    again = timed(inputs, tmp_path / "stopped", clock, 10.0)
+    assert again.step == last(tmp_path / "stopped").step == 11  # the step that was lost has taken none of the rest
+    assert rates(again)[:4] == rates(whole)[:4] and rates(again)[4] == rates(whole)[3] * 6 / 7
+
+
+def test_time_that_was_undone_is_spent(
+    inputs: Inputs, tmp_path: Path, clock: list[float], spoil: Callable[..., None]
+) -> None:
+    once = [6]
+    spoil(lambda updates, numbers: updates in once and not once.clear())
+    worker = timed(inputs, tmp_path, clock, 10.0)
+    assert len(worker.skipped) == 1 and worker.step == 9 and last(tmp_path).state()["spent"] == 90.0
+
+
+def test_phases_share_the_budget(inputs: Inputs, tmp_path: Path, clock: list[float]) -> None:
+    both = {**inputs, "examples-12": examples_artifact(tmp_path / "inputs", length=12, masked=False)}
+    phases = [
+        {"max_seq_length": n, "max_predictions_per_seq": 3, "share": share} for n, share in ((12, 0.7), (16, 0.3))
+    ]
+
+    def step_takes(rank: int, step: int) -> None:
+        clock[0] += 10.0
+
+    worker = lone_worker(config(phases=phases, budget="100s", eval_every=100), both, tmp_path / "out", step_takes)
+    worker.train()
+    assert [row["step"] for row in worker.recorder.rows if row["split"] == "heldout"] == [8, 11]

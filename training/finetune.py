@@ -342,7 +342,7 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
             without_gpus=1,
         )
         total = len(VARIANTS) * sum(map(setup.steps, config.trials))
-        fit(_work, setup, group, out, total, "steps")
+        fit(_work, setup, lambda: group, out, total, "steps")
     facts = _facts(setup)
     out.commit("scores", {"scores.json": json.dumps(facts["scores"], indent=1, ensure_ascii=False).encode()})
     return out.finish(

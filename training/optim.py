@@ -70,3 +70,10 @@ def learning_rate_at(step: int, config: OptimizerConfig, total_steps: int) -> fl
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     return config.learning_rate * max(0, total_steps - step) / max(1, total_steps - config.warmup_steps)
+
+
+def learning_rate_in_time(step: int, config: OptimizerConfig, spent: float) -> float:
+    """The rate of update number `step` (from 0) when such a share of the time is over: a line from the peak down to 0
+    at the end of the time, however many steps it takes, times that of the warmup, which is of warmup_steps."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warmup * max(0.0, 1 - spent)

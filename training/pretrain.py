@@ -1,11 +1,13 @@
 """examples -> a pretrained checkpoint: Ray Train runs the workers, DeepSpeed the updates, our checkpoints the restarts.
 
-A worker that dies takes its group with it; Ray starts a new group, which goes on from the newest verified checkpoint,
-and so does the same command after everything was killed, or ended by SIGTERM. A worker's part: training/trainer.py.
+A worker that dies takes its group with it; a new group goes on from the newest verified checkpoint, with as many
+workers as there is room for, and so does the same command after everything was killed, or ended by SIGTERM. A worker's
+part: training/trainer.py.
 """
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -23,17 +25,21 @@ from training.optim import OptimizerConfig
 from training.record import lines, summary
 from training.start import starting_weights
 from training.trainer import Hook, Setup, work
-from training.workers import Group, fit
+from training.workers import Group, divisors, fit
 
-VERSION = 3
+VERSION = 4
+
+_Count = Annotated[int, Field(gt=0)]
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Phase(Config):
-    """So many updates on the examples of one sequence length."""
+    """So many updates, or such a share of the time budget, on the examples of one sequence length."""
 
     max_seq_length: int = Field(ge=8)
     max_predictions_per_seq: int = Field(gt=0)
-    steps: int = Field(gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    share: float | None = Field(default=None, gt=0, le=1)
 
 
 class PretrainConfig(Config):
@@ -46,6 +52,8 @@ class PretrainConfig(Config):
     #: The folder of a model whose weights to begin with, or a finished checkpoint's digest; the weights' bytes count.
     init: Annotated[str | None, Compute] = None
     phases: list[Phase] = Field(min_length=1)
+    #: How long training may take, such as 90s, 20m or 2h: the schedule ends when the time does, whatever the machine.
+    budget: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smhd]$")] | None = None
     optimizer: OptimizerConfig
     global_batch_size: int = Field(gt=0)
     group_by_length: int = Field(default=64, gt=0)  # rows of like length that come together: a micro-batch, or more
@@ -53,7 +61,8 @@ class PretrainConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     micro_batch_size: Annotated[int, Compute, Field(gt=0)] = 32
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
-    workers: Annotated[int | None, Compute, Field(gt=0)] = None  # one for each GPU, two without any
+    #: By itself one for each GPU, two without any; of [least, most] as many as there is room for and divide the batch.
+    workers: Annotated[_Count | tuple[_Count, _Count] | None, Compute] = None
     threads: Annotated[int, Compute, Field(gt=0)] = 1  # of a worker's processor cores
     zero_stage: Annotated[Literal[0, 1, 2, 3], Compute] = 1
     checkpoint_every: Annotated[int, Compute, Field(gt=0)] = 1000
@@ -67,23 +76,57 @@ class PretrainConfig(Config):
     max_rollbacks: Annotated[int, Compute, Field(ge=0)] = 3  # of the whole run, a batch skipped for each
 
     @property
-    def total_steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
+    def total_steps(self) -> int | None:
+        """None where a budget says when to end."""
+        return None if self.budget else sum(phase.steps or 0 for phase in self.phases)
 
-    def phase_of(self, step: int) -> tuple[int, Phase, int]:
-        """The phase in which the step after so many is: its number, itself, and the steps before it."""
-        first = 0
+    @property
+    def budget_seconds(self) -> float | None:
+        return float(self.budget[:-1]) * _SECONDS[self.budget[-1]] if self.budget else None
+
+    @model_validator(mode="after")
+    def _phases_have_an_end(self) -> "PretrainConfig":
         for number, phase in enumerate(self.phases):
-            if step < first + phase.steps:
-                return number, phase, first
-            first += phase.steps
-        raise IndexError(f"no step comes after {step}")
+            if self.budget and phase.steps:
+                raise ValueError(
+                    f"phases.{number}.steps is {phase.steps} beside budget {self.budget}, which ends the phases; "
+                    "remove one of them"
+                )
+            if not self.budget and phase.share:
+                raise ValueError(f"phases.{number}.share is of a budget; set budget, or steps in place of share")
+            if not self.budget and not phase.steps:
+                raise ValueError(f"phases.{number} has no end; set its steps, or budget for all of them")
+        if self.budget and not math.isclose(sum(self.shares), 1):
+            raise ValueError(
+                f"the phases' shares of the budget add up to {sum(self.shares):g}; give each one, 1 in all"
+            )
+        return self
+
+    @property
+    def shares(self) -> list[float]:
+        """Of the budget, each phase's; one that is alone has all of it."""
+        alone = 1.0 if len(self.phases) == 1 else 0.0
+        return [phase.share or alone for phase in self.phases]
+
+    @model_validator(mode="after")
+    def _workers_divide_the_batch(self) -> "PretrainConfig":
+        if not isinstance(self.workers, tuple):
+            return self
+        least, most = self.workers
+        if least > most:
+            raise ValueError(f"workers: {least} to {most} is no range; give [least, most]")
+        if not divisors(self.global_batch_size, least, most):
+            raise ValueError(
+                f"workers: no number from {least} to {most} divides global_batch_size {self.global_batch_size}; "
+                "give another range"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> "PretrainConfig":
-        warmup = self.optimizer.warmup_steps
-        if warmup > self.total_steps:
-            raise ValueError(f"optimizer.warmup_steps {warmup} is more than all {self.total_steps} steps; lower it")
+        warmup, total = self.optimizer.warmup_steps, self.total_steps
+        if total and warmup > total:
+            raise ValueError(f"optimizer.warmup_steps {warmup} is more than all {total} steps; lower it")
         return self
 
     @model_validator(mode="after")
@@ -122,37 +165,27 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
 
     `on_step` is called in each worker after each step, with its rank and the number of steps done.
     """
-    import ray
-
     _check_examples(config, inputs)
-    group = Group.fitting(
-        ray.cluster_resources(),
-        stage="pretrain",
-        gpus=config.gpus,
-        workers=config.workers,
-        threads=config.threads,
-        without_gpus=2,
-    )
     pieces, init = _pieces(inputs["vocab"]), inputs.get("init")
     notes = starting_weights(init, config.model, pieces, config.seed).notes if init else ()
-    # One worker has nobody to split with, and saves a sixth of a small step.
-    trained = config if group.workers > 1 else config.model_copy(update={"zero_stage": 0})
-    setup = Setup(trained, tuple(_examples(config, inputs)), out.location, pieces, init)
+    setup = Setup(config, tuple(_examples(config, inputs)), out.location, pieces, init)
+    fitting, budget = _fitting(config), config.budget_seconds
+    total, unit = (budget / 60, "minutes") if budget else (config.total_steps or 0, "steps")
     last = newest(out.location)
-    if last is None or last.step < config.total_steps:
+    if last is None or not last.state()["done"]:
         fit(
             work,
             (setup, on_step),
-            group,
+            fitting,
             out,
-            config.total_steps,
-            "steps",
+            total,
+            unit,
             max_failures=config.max_failures,
             step_timeout=config.step_timeout,
             leaves=True,
         )
         last = newest(out.location)
-    assert last and last.step == config.total_steps, "training ended without its last checkpoint"
+    assert last and last.state()["done"], "training ended without its last checkpoint"
     state, better = last.state(), best(out.location)
     rows, skipped = state["metrics"]["rows"], [Skip(**row) for row in state["skipped"]]
     files = {"metrics.jsonl": lines(rows), FILE: EventFile()(rows)}
@@ -171,6 +204,27 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     }
     fingerprints = {name: given.sha256 if given is init else given.fingerprint for name, given in inputs.items()}
     return out.finish(config.model_dump(mode="json"), fingerprints, counts={"steps": last.step}, facts=facts)
+
+
+def _fitting(config: PretrainConfig) -> Callable[[], Group]:
+    """The group of workers that there is room for now; always the same where it is not to shrink and to grow."""
+    import ray
+
+    def fitting() -> Group:
+        return Group.fitting(
+            ray.cluster_resources(),
+            stage="pretrain",
+            gpus=config.gpus,
+            workers=config.workers,
+            threads=config.threads,
+            without_gpus=2,
+            batch=config.global_batch_size,
+        )
+
+    if isinstance(config.workers, tuple):
+        return fitting
+    group = fitting()
+    return lambda: group
 
 
 def _path(artifact: Location, checkpoint: CheckpointRef) -> str:

@@ -11,7 +11,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from training.checkpoint import CheckpointRef, Heldout, SavedConfig, Tensors, ne
 from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, share
 from training.events import FILE, EventFile
 from training.guards import Fault, Guard, Skip
-from training.optim import learning_rate_at
+from training.optim import learning_rate_at, learning_rate_in_time
 from training.record import Recorder, lines
 from training.saves import Saves
 from training.start import starting_weights
@@ -77,9 +77,10 @@ class Worker:
         self.saves = Saves(tell)
         self.asked, self.warned = time.monotonic(), False
         self.wanted_out, self.leaving = False, False  # the driver's wish, and what all workers agreed on
+        self.spent = 0.0  # seconds of training, by the clock of worker 0, up to the end of the last step
         noted = guards.noted(setup.location) if self.rank == 0 else None
         start, state = self._begin(_agreed(noted))
-        self.history = f"went on from step {self.step}" if start else ""
+        self.history = f"went on from step {self.step}{self._other_number(state)}" if start else ""
         self.precision: Precision = state.get("precision") or _precision(self.config.precision)
         model = self._model(None if start else setup.init)
         self.engine = Engine(model, self.config.optimizer, zero_stage=self.config.zero_stage, precision=self.precision)
@@ -91,6 +92,9 @@ class Worker:
         start = _agreed(newest(self.setup.location) if self.rank == 0 else None)
         state = start.state() if start else {}
         self.step: int = state.get("step", 0)
+        self.phase: int = state.get("phase", 0)
+        self.first: int = state.get("first", 0)  # steps before this phase
+        self.spent = max(self.spent, state.get("spent", 0.0))  # what was undone has taken its time
         skipped = [Skip(**row) for row in state.get("skipped", [])]
         # one of a step before this that the state does not have was skipped by another run, not on the way here
         self.skipped = skipped + [skip for skip in known if skip.step > self.step and skip not in skipped]
@@ -99,24 +103,30 @@ class Worker:
         self.heldout: Heldout | None = None  # as it was evaluated at this step
         return start, state
 
+    def _other_number(self, state: Mapping[str, Any]) -> str:
+        before = state["workers"]
+        return f" with {self.workers} workers, {before} before" if before != self.workers else ""
+
     def train(self) -> None:
         """From the checkpoint to the last step of the last phase, or to where the driver wants an end."""
+        self.since = time.monotonic() - self.spent
         try:
-            while self.step < self.config.total_steps and not self.leaving:
+            while not self._done() and not self.leaving:
                 try:
-                    self._phase()
+                    self._train_phase()
                 except Fault as fault:
                     self._go_back(fault)
         finally:
             self.saves.close()
 
-    def _phase(self) -> None:
+    def _done(self) -> bool:
+        return self.phase == len(self.config.phases)
+
+    def _train_phase(self) -> None:
         """To the end of the phase in which the next step is."""
-        number, phase, first = self.config.phase_of(self.step)
-        end = first + phase.steps
+        number, first, size = self.phase, self.first, self.config.global_batch_size
         artifact = self.setup.examples[number]
         examples, heldout = Examples(artifact, "train"), Examples(artifact, "heldout")
-        size = self.config.global_batch_size
         masking = None if examples.masked else _masking(self.config.seed, artifact, self.setup.pieces)
         sample = [self._share(rows) for rows in heldout.sample(_HELDOUT_SEED, self.config.eval_batches * size, size)]
         if self.step == first:
@@ -125,18 +135,35 @@ class Worker:
             Turn(place, rows, self._share(rows, masking)) for place, rows in self._data(examples, number, first)
         )
         try:
-            while self.step < end and not self.leaving:
-                self._step(steps, number)
-                last = self.step == self.config.total_steps
-                if last or self.step == end or self.step % self.config.eval_every == 0:
-                    self._evaluate(sample, number)
+            while self.phase == number and not self.leaving:
+                now = self._step(steps, number)
                 warned = self._look()
-                if last or warned or self.leaving or self.step % self.config.checkpoint_every == 0:
-                    self._save(last or self.leaving)
+                if self._phase_is_over():
+                    self.phase, self.first = number + 1, self.step
+                if self._done() or self.step % self.config.log_every == 0:
+                    self.recorder.train_row(self.step, **now, skipped=len(self.skipped), peak_memory=_peak_memory())
+                if self.phase > number or self.step % self.config.eval_every == 0:
+                    self._evaluate(sample, number)
+                if self._done() or warned or self.leaving or self.step % self.config.checkpoint_every == 0:
+                    self._save(self._done() or self.leaving)
                 if self.on_step:
                     self.on_step(self.rank, self.step)
         finally:
             steps.close()
+
+    def _phase_is_over(self) -> bool:
+        """Whether the phase has had its steps, or the time of all up to it is over."""
+        budget = self.config.budget_seconds
+        if budget is None:
+            return self.step - self.first == self.config.phases[self.phase].steps
+        return self.spent >= budget * sum(self.config.shares[: self.phase + 1])
+
+    def _learning_rate(self) -> float:
+        optimizer, total, budget = self.config.optimizer, self.config.total_steps, self.config.budget_seconds
+        if total:
+            return learning_rate_at(self.step, optimizer, total)
+        assert budget, "neither steps nor time"
+        return learning_rate_in_time(self.step, optimizer, self.spent / budget)
 
     def _data(self, examples: Examples, phase: int, first: int) -> Iterator[tuple[int, Rows]]:
         """From the next step on: each global batch with its place in the phase's data, without those to be skipped."""
@@ -149,9 +176,9 @@ class Worker:
         pieces = share(rows, self.rank, self.workers, self.config.micro_batch_size)
         return [batch(piece, masking) for piece in pieces]
 
-    def _step(self, steps: Prefetched[Turn], phase: int) -> None:
-        began, waited = time.monotonic(), steps.waited
-        rate = learning_rate_at(self.step, self.config.optimizer, self.config.total_steps)
+    def _step(self, steps: Prefetched[Turn], phase: int) -> dict[str, float]:
+        """One update; what of it belongs into a row of metrics, beside the means."""
+        began, waited, rate = time.monotonic(), steps.waited, self._learning_rate()
         turn = next(steps)
         totals, grad_norm = self.engine.step(turn.batches, rate, _noise(self.config.seed, self.step, self.rank))
         loss = totals.means()["loss"]
@@ -162,16 +189,12 @@ class Worker:
         self.step += 1
         self.heldout = None
         self.recorder.add(totals, time.monotonic() - began, steps.waited - waited)
-        if self.step % self.config.log_every == 0 or self.step == self.config.total_steps:
-            self.recorder.train_row(
-                self.step,
-                learning_rate=rate,
-                grad_norm=grad_norm,
-                skipped=len(self.skipped),
-                peak_memory=_peak_memory(),
-            )
         notes = (f"loss {loss:.3f}", self.history, self.saves.failed)
-        self.wanted_out = self.tell(self.step, ", ".join(filter(None, notes)))
+        if self.config.total_steps:
+            self.wanted_out = self.tell(self.step, ", ".join(filter(None, notes)))
+        else:
+            self.wanted_out = self.tell(self.spent / 60, ", ".join(filter(None, (f"step {self.step}", *notes))))
+        return {"learning_rate": rate, "grad_norm": grad_norm}
 
     def _evaluate(self, sample: Sequence[list[Batch]], phase: int) -> None:
         totals = self.engine.evaluate(iter(sample))
@@ -180,15 +203,17 @@ class Worker:
         self.heldout = Heldout(phase=phase, loss=loss) if math.isfinite(loss) else None
 
     def _look(self) -> bool:
-        """Agree whether to leave, as the driver wants it, and say whether a node's end has just been announced."""
+        """Agree on the time that is spent and whether to leave, as the driver wants it; whether a node's end has just
+        been announced."""
         import torch
         import torch.distributed as dist
 
         now = time.monotonic()
         ask = self.rank == 0 and not self.warned and now - self.asked > _ASK_SECONDS
-        wishes = torch.tensor([int(self.wanted_out), int(ask)], device=self.engine.device)
-        dist.all_reduce(wishes, dist.ReduceOp.MAX)
-        leaving, asking = wishes.tolist()
+        spent = now - self.since if self.rank == 0 else 0.0
+        told = torch.tensor([self.wanted_out, ask, spent], dtype=torch.float64, device=self.engine.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        leaving, asking, self.spent = told.tolist()
         self.leaving = bool(leaving)
         if not asking:
             return False
@@ -250,6 +275,10 @@ class Worker:
 
         return {
             "step": self.step,
+            "phase": self.phase,
+            "first": self.first,
+            "done": self._done(),
+            "spent": self.spent,
             "samples": self.step * self.config.global_batch_size,
             "updates": self.engine.updates,
             "precision": self.precision,
@@ -319,4 +348,6 @@ def work(argument: tuple[Setup, Hook | None], tell: Tell) -> None:
     import ray.train
 
     setup, on_step = argument
+    if ray.train.get_context().get_world_size() == 1:  # one has nobody to split with, and saves a sixth of a small step
+        setup = replace(setup, config=setup.config.model_copy(update={"zero_stage": 0}))
     Worker(setup, tell, on_step, lambda: ray.train.get_preemption_info() is not None).train()

@@ -1,25 +1,31 @@
 """one function -> the same function in every worker of a Ray Train group, its progress shown in the driver.
 
 The driver and its workers meet at a board, an actor: worker 0 writes there how far it is and reads whether the driver
-wants it to leave; the driver ends workers of which nothing is heard any more, and Ray starts the group again.
+wants it to leave; the driver ends workers of which nothing is heard any more. After any failure it starts a new group,
+of as many workers as there is room for then.
 """
 
+import ctypes
 import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 from pipeline.artifacts import Output, repeated
 from pipeline.config import UserError
+from pipeline.storage import Location
 
 Tell = Callable[[float, str], bool]  # how much is done, and a note -> whether the driver wants worker 0 to leave
 Work = Callable[[Any, Tell], None]  # the function: what it is given, how it tells its progress
 
 _TELL_SECONDS = 0.5
 _START_TIMEOUT = 1800.0  # seconds for all that comes before a group's first step, such as reading a checkpoint
+_ROOM_SECONDS = 15.0  # between two looks for room: a cluster counts a lost node for some seconds longer
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class Group(NamedTuple):
@@ -36,18 +42,24 @@ class Group(NamedTuple):
         *,
         stage: str,
         gpus: int | Literal["auto"],
-        workers: int | None,
+        workers: int | tuple[int, int] | None,
         threads: int,
         without_gpus: int,
+        batch: int = 0,
     ) -> "Group":
         """The group that was asked for; by itself a worker for each GPU, `without_gpus` of them where there is none.
 
-        A machine with fewer cores than a worker has threads gives it those. Raises UserError when `cluster`
-        (ray.cluster_resources()) has less than was asked for: Ray itself would wait for ever.
+        Of (least, most) workers, the largest number there is room for that divides `batch`. A machine with fewer cores
+        than a worker has threads gives it those. Raises UserError when `cluster` (ray.cluster_resources()) has less
+        than was asked for: Ray itself would wait for ever.
         """
         found, cores = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
         threads = min(threads, cores)
         asked = found if gpus == "auto" else gpus
+        if isinstance(workers, tuple):
+            room = min(cores // threads, found) if asked else cores // threads
+            numbers = divisors(batch, *workers)
+            workers = max((number for number in numbers if number <= room), default=numbers[0])
         count = workers or asked or max(1, min(without_gpus, cores // threads))
         if asked and max(asked, count) > found:
             raise UserError(f"{stage}: asks for {max(asked, count)} GPUs, there are {found}; lower gpus or workers")
@@ -59,16 +71,26 @@ class Group(NamedTuple):
         return cls(count, threads, asked > 0)
 
 
+def divisors(batch: int, least: int, most: int) -> list[int]:
+    """The numbers from `least` to `most` that divide the batch."""
+    return [number for number in range(least, most + 1) if batch % number == 0]
+
+
 class _Board:
     """The actor where workers say that they have begun, and worker 0 how far it is."""
 
     def __init__(self) -> None:
-        self._told = (0.0, "starting workers")
+        self._told = (0.0, "")
         self._heard = 0  # times that something was
         self._workers: list[Any] = []  # of the group that is at work
         self._stepping = False  # whether that group has told anything yet
         self._failure = ""
         self._leave = False
+
+    def start(self, note: str) -> None:
+        """A group is about to begin."""
+        self._heard += 1
+        self._told, self._stepping, self._leave = (self._told[0], note), False, False
 
     def begin(self, worker: Any) -> str:
         """Every worker calls it with its actor's handle; it gets the failure that makes its work vain, if any."""
@@ -106,7 +128,7 @@ class _Board:
 def fit(
     work: Work,
     argument: Any,
-    group: Group,
+    fitting: Callable[[], Group],
     out: Output,
     total: float,
     unit: str,
@@ -114,49 +136,112 @@ def fit(
     step_timeout: float | None = None,
     leaves: bool = False,
 ) -> None:
-    """Call `work(argument, tell)` in every worker until all return; after a failure the whole group starts again.
+    """Call `work(argument, tell)` in every worker until all return; after a failure a new group of them starts.
 
-    A group of which nothing is heard for `step_timeout` seconds is ended, which counts as a failure. `leaves` says that
-    the work returns early once `tell` gives True: then a first SIGTERM makes it do so, and a second acts as ever.
-    Each call is a Ray run with a name of its own, so that none inherits what another left behind. Raises the UserError
-    that ended a worker, which no new start would mend; else Ray's TrainingFailedError, after `max_failures` of them;
-    KeyboardInterrupt when the work has left early.
+    `fitting` says how large each group is: a later one waits until it raises no UserError any more. A group of which
+    nothing is heard for `step_timeout` seconds is ended, which counts as a failure. `leaves` says that the work returns
+    early once `tell` gives True: then a first SIGTERM makes it do so, and a second acts as ever; and so it does when
+    there has come to be room for a larger group, which then takes its place.
+    Each group is a Ray run with a name of its own, so that none inherits what another left behind. Raises the UserError
+    that ended a worker, which no new start would mend; else Ray's TrainingFailedError, after `max_failures` of them
+    (lost nodes that were announced are not counted); KeyboardInterrupt when the work has left early.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    folder, name = out.location / "ray", uuid.uuid4().hex
-    resources = {"CPU": float(group.threads)} | ({"GPU": 1.0} if group.gpus else {})
+    room, failures = _Room(fitting), 0
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()  # no worker's node can take it
-    trainer = TorchTrainer(
+    actor: Any = ray.remote(num_cpus=0)(_Board)
+    board = actor.options(scheduling_strategy=here).remote()  # no worker's node can take it
+    folder = out.location / "ray" / uuid.uuid4().hex
+    with _terminated(leaves) as leave, _watched(board, out, total, unit, step_timeout, leave, room if leaves else None):
+        while True:
+            ray.get(board.start.remote(f"starting {room.group.workers} workers"))
+            try:
+                _trainer(work, argument, room.group, board, folder).fit()
+            except TrainingFailedError as error:
+                if failure := _failure(board):
+                    raise failure from error
+                failures += not (isinstance(error, ControllerError) or _announced(error))
+                if failures > max_failures:
+                    raise
+            else:
+                if failure := _failure(board):
+                    raise failure
+                if not room.more:
+                    break
+            while not leave.is_set() and (lacking := room.taken()):
+                ray.get(board.start.remote(f"waiting: {lacking}"))
+                leave.wait(_TELL_SECONDS)
+            if leave.is_set():
+                break
+    folder.delete()
+    if not (out.location / "ray").files():  # another run of the same fingerprint may be at work
+        (out.location / "ray").delete()
+    if leave.is_set():
+        raise KeyboardInterrupt
+
+
+class _Room:
+    """The group that the cluster has room for, and whether it has come to have room for a larger one."""
+
+    def __init__(self, fitting: Callable[[], Group]) -> None:
+        self._fitting, self.group, self.more = fitting, fitting(), False
+        self._looked, self._seen = time.monotonic(), 0
+
+    def taken(self) -> str:
+        """Take what room there is now; where it is too little, what is lacking."""
+        try:
+            group = self._fitting()
+        except UserError as error:
+            return str(error)
+        if group.gpus != self.group.gpus:
+            return "no GPU is left"
+        self.group, self.more = group, False
+        self._looked, self._seen = time.monotonic(), 0
+        return ""
+
+    def look(self) -> None:
+        """Find room for more, seen twice: a node that has just been lost is counted for some seconds longer."""
+        if self.more or time.monotonic() - self._looked < _ROOM_SECONDS:
+            return
+        self._looked, before = time.monotonic(), self._seen
+        try:
+            self._seen = self._fitting().workers
+        except UserError:
+            self._seen = 0
+        self.more = min(before, self._seen) > self.group.workers
+
+
+def _trainer(work: Work, argument: Any, group: Group, board: Any, folder: Location) -> Any:
+    """A Ray run of one attempt: what comes after a failure is ours to say, not Ray's."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = {"CPU": float(group.threads)} | ({"GPU": 1.0} if group.gpus else {})
+    return TorchTrainer(
         _in_worker,
         train_loop_config={"work": work, "argument": argument, "board": board, "threads": group.threads},
         scaling_config=ScalingConfig(num_workers=group.workers, use_gpu=group.gpus, resources_per_worker=resources),
         run_config=RunConfig(
-            name=name,
+            name=uuid.uuid4().hex,
             storage_path=folder.path,
             storage_filesystem=folder.fs,
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
-    with _terminated(leaves) as leave, _watched(board, out, total, unit, step_timeout, leave):
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            if failure := _failure(board):
-                raise failure from error
-            raise
-    if failure := _failure(board):
-        raise failure
-    (folder / name).delete()
-    if not folder.files():  # another run of the same fingerprint may be at work
-        folder.delete()
-    if leave.is_set():
-        raise KeyboardInterrupt
+
+
+def _announced(error: Any) -> bool:
+    """Whether a node was taken away that had been announced, or that the cluster knows was."""
+    from ray.exceptions import RayActorError
+    from ray.train.v2.api.exceptions import PreemptionError
+
+    causes = (getattr(cause, "health_check_failure", cause) for cause in getattr(error, "worker_failures", {}).values())
+    return isinstance(error, PreemptionError) or any(
+        isinstance(cause, RayActorError) and cause.preempted for cause in causes
+    )
 
 
 def _failure(board: Any) -> UserError | None:
@@ -184,11 +269,23 @@ def _in_worker(arguments: dict[str, Any]) -> None:
         return leave
 
     torch.set_num_threads(arguments["threads"])
+    _keep_freed_memory()
     try:
         arguments["work"](arguments["argument"], tell)
     except UserError as error:
         ray.get(board.fail.remote(str(error)))
         raise
+
+
+def _keep_freed_memory() -> None:
+    """Have malloc keep what is freed: each step asks for as much again, which Linux would clear first.
+
+    That is an eighth of a small step's time on a CPU.
+    """
+    with suppress(OSError, AttributeError):  # another C library has no mallopt
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager
@@ -213,9 +310,16 @@ def _terminated(leaves: bool) -> Iterator[threading.Event]:
 
 @contextmanager
 def _watched(
-    board: Any, out: Output, total: float, unit: str, step_timeout: float | None, leave: threading.Event
+    board: Any,
+    out: Output,
+    total: float,
+    unit: str,
+    step_timeout: float | None,
+    leave: threading.Event,
+    room: _Room | None,
 ) -> Iterator[None]:
-    """While inside, show what the board says, hand on the wish to leave, and end workers that are not heard of."""
+    """While inside, show what the board says, hand on the wish to leave, also to make `room` for a larger group, and
+    end workers that are not heard of."""
     import ray
     from ray.exceptions import RayError
 
@@ -225,9 +329,11 @@ def _watched(
         nonlocal heard, since
         try:
             (done, note), now_heard, stepping = ray.get(board.told.remote())
-            if leave.is_set():
+            if room:
+                room.look()
+            if leave.is_set() or (room and room.more):
                 board.leave.remote()
-                note = f"{note}, saving and leaving"
+                note = f"{note}, saving and {'leaving' if leave.is_set() else 'starting more workers'}"
             if now_heard != heard:
                 heard, since = now_heard, time.monotonic()
             limit = step_timeout and (step_timeout if stepping else max(step_timeout, _START_TIMEOUT))

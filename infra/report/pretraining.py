@@ -66,6 +66,11 @@ def _last(rows: Sequence[Row], split: str) -> Row:
     return next((row for row in reversed(rows) if row.get("split") == split), {})
 
 
+def _extent(phase: Row) -> str:
+    """A phase's steps, or its share of the time."""
+    return number(phase["steps"]) if phase["steps"] else f"{percent(phase['share'])} of the time"
+
+
 def _sentence(stage: StageView, rows: Sequence[Row]) -> str:
     train = [row for row in rows if row.get("split") == "train"]
     newest = _last(rows, "heldout")
@@ -73,8 +78,10 @@ def _sentence(stage: StageView, rows: Sequence[Row]) -> str:
     if size := stage.config.get("global_batch_size"):
         parts[0] += f" of {number(size)} sequences"
     if phases := stage.config.get("phases"):
-        lengths = [f"{number(phase['steps'])} at length {phase['max_seq_length']}" for phase in phases]
+        lengths = [f"{_extent(phase)} at length {phase['max_seq_length']}" for phase in phases]
         parts[0] += ", " + ", then ".join(lengths) if len(phases) > 1 else f" of {phases[0]['max_seq_length']} pieces"
+    if budget := stage.config.get("budget"):
+        parts.append(f"as many as fit into {budget}")
     if workers := stage.facts.get("workers"):
         parts.append(f"{workers} worker{'s' if workers > 1 else ''}, {stage.facts.get('precision', '')}".rstrip(", "))
     seconds = sum(row.get("seconds", 0.0) for row in train)
