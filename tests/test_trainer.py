@@ -14,7 +14,7 @@ from small_pretraining import config, last, lone_worker, same_bits, small_inputs
 from pipeline.artifacts import Artifact
 from pipeline.config import UserError
 from pipeline.storage import Location
-from training import saves, trainer
+from training import device, saves, trainer
 from training.checkpoint import CheckpointRef, best
 from training.data import Examples
 
@@ -127,6 +127,27 @@ def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_pat
     whole = outcome("whole", 7)
     assert outcome("first", 2) == outcome("edge", 3) == outcome("second", 5) == whole
     assert [row["step"] for row in whole if row["split"] == "heldout"] == [3, 4, 7]
+
+
+def test_a_run_goes_on_in_the_precision_it_began_with(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere the other would be the faster; without a checkpoint the choice is still open."""
+
+    def machine(gain: float) -> None:
+        monkeypatch.setattr(device, "layer_seconds", lambda shape, where, precisions: [gain, 1.0])
+
+    settings = config(precision="auto", checkpoint_every=4)
+    for gain, precision in ((2.0, "bf16"), (0.5, "fp32")):
+        machine(gain)
+        worker = lone_worker(settings, inputs, tmp_path / precision, tell=lambda done, note: done >= 4)
+        worker.train()
+        machine(1 / gain)
+        again = lone_worker(settings, inputs, tmp_path / precision)
+        assert again.step == 4 and worker.precision == again.precision == precision
+        again.train()
+        assert last(tmp_path / precision).state()["precision"] == precision
+    assert not same_bits(last(tmp_path / "bf16"), last(tmp_path / "fp32"))
 
 
 @pytest.fixture

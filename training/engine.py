@@ -10,8 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -20,13 +19,11 @@ from torch.nn import functional
 
 from training.checkpoint import Tensors
 from training.data import IGNORED, Batch
+from training.device import Precision, autocast, worker_device
 from training.optim import OptimizerConfig, adamw, parameter_groups
 from training.record import Totals
 
-Precision = Literal["fp32", "bf16"]
-
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 class Step(NamedTuple):
@@ -36,42 +33,17 @@ class Step(NamedTuple):
     grad_norm: float
 
 
-def worker_device() -> torch.device:
-    """This worker's GPU if its process group works on GPUs, else the CPU."""
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return torch.device("cpu")
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is the faster: on GPUs that have it and processors with instructions for it (others lose half)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return not _BF16_FLAGS.isdisjoint(_cpuinfo("flags").split())
-
-
-def processor(device: torch.device) -> str:
-    """The name of the GPU, or of the processor, that does the work."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpuinfo("model name") or "CPU"
-
-
-def _cpuinfo(key: str) -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
-
-
 class Objective(nn.Module):
     """A batch -> its part of the global batch's loss, and its sums in the order of Totals."""
 
     def __init__(self, model: nn.Module, precision: Precision) -> None:
         super().__init__()
         self.model = model
-        self.bf16 = precision == "bf16"
+        self.precision = precision
 
     def forward(self, batch: Batch, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """`masked` and `labels` are the global batch's counts of masked positions and next-sentence labels."""
-        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(batch.input_ids.device, self.precision):
             mlm_logits, nsp_logits = self.model(
                 batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_lm_positions
             )  # [n, vocab], [b, 2]

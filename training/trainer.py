@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.artifacts import Artifact, SourceFile
 from pipeline.config import UserError
@@ -31,7 +31,7 @@ from training.start import starting_weights
 from training.workers import Tell
 
 if TYPE_CHECKING:
-    from training.engine import Precision
+    from training.device import Precision
     from training.model import BertForPreTraining
     from training.pretrain import PretrainConfig
 
@@ -80,7 +80,7 @@ class Worker:
         noted = guards.noted(setup.location) if self.rank == 0 else None
         start, state = self._begin(_agreed(noted))
         self.history = f"went on from step {self.step}" if start else ""
-        self.precision: Precision = state.get("precision") or _precision(self.config.precision)
+        self.precision: Precision = state.get("precision") or _precision(self.config)
         model = self._model(None if start else setup.init)
         self.engine = Engine(model, self.config.optimizer, zero_stage=self.config.zero_stage, precision=self.precision)
         if start:
@@ -246,7 +246,7 @@ class Worker:
                 )
 
     def _state(self) -> dict[str, Any]:
-        from training.engine import processor
+        from training.device import processor
 
         return {
             "step": self.step,
@@ -299,19 +299,14 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-def _precision(wanted: Literal["auto", "fp32", "bf16"]) -> "Precision":
-    """bf16 where every worker is the faster for it, if the choice is ours."""
-    import torch
-    import torch.distributed as dist
+def _precision(config: "PretrainConfig") -> "Precision":
+    """As it is wanted; if the choice is ours, what is the fastest here."""
+    from training.device import fastest, layer_seconds, worker_device
 
-    from training.engine import has_bf16, worker_device
-
-    if wanted != "auto":
-        return wanted
+    if config.precision != "auto":
+        return config.precision
     device = worker_device()
-    everywhere = torch.tensor([int(has_bf16(device))], device=device)
-    dist.all_reduce(everywhere, dist.ReduceOp.MIN)
-    return "bf16" if everywhere.item() else "fp32"
+    return fastest(device, partial(layer_seconds, config.model, device))
 
 
 def work(argument: tuple[Setup, Hook | None], tell: Tell) -> None:

@@ -1,0 +1,109 @@
+"""a worker's device -> its name, and the precision in which all workers train the fastest."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from training.model import BertConfig, Layer
+
+Precision = Literal["fp32", "bf16"]
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_CLEARLY = 1.1  # times as fast: what is less is not worth the rounding
+_LENGTH = 128
+_SEQUENCES = {"cpu": 1, "cuda": 64}  # which are timed: enough to keep the device busy
+_TURNS, _SECONDS = 9, 1.0
+_HOPELESS = 8  # times as slow: without instructions for bf16 some processors are a hundred times
+
+
+def worker_device() -> torch.device:
+    """This worker's GPU if its process group works on GPUs, else the CPU."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return torch.device("cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the GPU, or the processor, has instructions for bf16; most that have not lose time by it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return not _BF16_FLAGS.isdisjoint(_cpuinfo("flags").split())
+
+
+def processor(device: torch.device) -> str:
+    """The name of the GPU, or of the processor, that does the work."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpuinfo("model name") or "CPU"
+
+
+def _cpuinfo(key: str) -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Products in the precision's 16 bits; fp32 leaves them as they are."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def fastest(device: torch.device, seconds: Callable[[Sequence[Precision]], Sequence[float]]) -> Precision:
+    """bf16 where every worker finds it clearly the faster, else fp32. All workers have to call it together.
+
+    `seconds` is what the same work takes this worker in each precision: see layer_seconds.
+    """
+    full, half = seconds(("fp32", "bf16"))
+    gain = torch.tensor(full / half, device=device)
+    dist.all_reduce(gain, dist.ReduceOp.MIN)
+    return "bf16" if gain.item() >= _CLEARLY else "fp32"
+
+
+def layer_seconds(config: BertConfig, device: torch.device, precisions: Sequence[Precision]) -> list[float]:
+    """The median time of one encoder layer, forward and backward, in each precision.
+
+    The precisions take turns, so that what else the machine does falls on all of them; it ends after about a second.
+    Where a small product alone shows one of them to be hopeless, the times are those of that product.
+    """
+    small = [_product_seconds(config.hidden_size, device, DTYPES[precision]) for precision in precisions]
+    if max(small) > _HOPELESS * min(small):
+        return small
+    layer = Layer(config).to(device).train()
+    hidden = torch.randn(_SEQUENCES[device.type], _LENGTH, config.hidden_size, device=device, requires_grad=True)
+    visible = torch.ones(len(hidden), 1, 1, _LENGTH, dtype=torch.bool, device=device)
+
+    def work(precision: Precision) -> None:
+        with autocast(device, precision):
+            output = layer(hidden, visible)
+        output.float().sum().backward()
+        layer.zero_grad()
+
+    turns = list[list[float]]()
+    while len(turns) < _TURNS and sum(map(sum, turns)) < _SECONDS:
+        turns.append([_seconds(device, lambda precision=precision: work(precision)) for precision in precisions])
+    return [median(column) for column in zip(*(turns[1:] or turns), strict=True)]  # the first one also warms up
+
+
+def _product_seconds(size: int, device: torch.device, dtype: torch.dtype) -> float:
+    """The best of three: the first one also warms up."""
+    one, other = (torch.randn(rows, size, device=device).to(dtype) for rows in (64, size))
+    return min(_seconds(device, lambda: one @ other) for _ in range(3))
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """On a processor the time that it computes for us, whatever else it does meanwhile."""
+    if device.type == "cpu":
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start
