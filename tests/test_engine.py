@@ -11,14 +11,34 @@ import torch.distributed as dist
 from small_examples import alone  # noqa: F401 (a fixture)
 from torch.nn import functional
 
+from infra.run import RunConfig
+from pipeline.config import UserError, load
 from training.data import IGNORED, Batch
 from training.device import fastest
-from training.engine import Engine
+from training.engine import DeepSpeedConfig, Engine, ZeroOptimization
 from training.model import BertConfig, BertForPreTraining
 from training.optim import OptimizerConfig, adamw, parameter_groups
 
+QUICKSTART = Path(__file__).parents[1] / "configs/quickstart.yaml"
 VOCAB_SIZE, STEPS, RATE = 97, 6, 1e-3
 OPTIMIZER = OptimizerConfig(learning_rate=RATE, max_grad_norm=0.5)
+TUNED = DeepSpeedConfig.model_validate(
+    {
+        "communication_data_type": "fp32",
+        "zero_optimization": {
+            "overlap_comm": False,
+            "reduce_bucket_size": 500,
+            "allgather_bucket_size": 700,
+            "contiguous_gradients": False,
+            "reduce_scatter": False,
+            "allgather_partitions": False,
+            "sub_group_size": 4000,
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_live_parameters": 1000,
+        },
+    }
+)
 
 
 def model(dropout: float = 0.0) -> BertForPreTraining:
@@ -91,13 +111,15 @@ def in_worker(rank: int, folder: str) -> None:
     for stage in range(4):
         exact = Engine(model(), OPTIMIZER, zero_stage=stage)
         found[f"losses-{stage}"], found[f"weights-{stage}"] = steps(exact, range(STEPS)), exact.tensors()
+        tuned = Engine(model(), OPTIMIZER, zero_stage=stage, more=TUNED)
+        found[f"tuned-{stage}"] = steps(tuned, range(STEPS)), tuned.tensors()
         noisy = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=stage)
         steps(noisy, range(3))
         box = [noisy.tensors()]
         dist.broadcast_object_list(box)
         found[f"through-{stage}"] = outcome(noisy)
-        for name, target in (("resumed", stage), ("elsewhere", 3 - stage)):
-            again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target)
+        for name, target, more in (("resumed", stage, None), ("elsewhere", 3 - stage, TUNED)):
+            again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target, more=more)
             again.load(box[0], updates=3)
             found[f"{name}-{stage}"] = outcome(again)
     cpu, gains = torch.device("cpu"), ((2.0, 1.2), (2.0, 0.9))  # of each worker
@@ -129,6 +151,43 @@ def test_two_workers_and_two_micro_batches_make_the_step_of_one_process(
         assert mine == pytest.approx(plain, abs=1e-5)
     for name, weight in weights.items():
         torch.testing.assert_close(found[f"weights-{stage}"]["model"][name], weight.detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_how_deepspeed_communicates_changes_no_step(found: dict[str, Any], stage: int) -> None:
+    for mine, plain in zip(found[f"tuned-{stage}"][0], found[f"losses-{stage}"], strict=True):
+        assert mine == pytest.approx(plain, abs=1e-5)
+    for kind, named in found[f"weights-{stage}"].items():
+        for name, value in named.items():
+            torch.testing.assert_close(found[f"tuned-{stage}"][1][kind][name], value, atol=1e-5, rtol=0)
+
+
+def test_deepspeed_knows_each_key_that_may_be_handed_on() -> None:
+    """A new version may have other keys: it would refuse these only when training begins."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = {name for key, field in DeepSpeedZeroConfig.model_fields.items() for name in (key, field.alias)}
+    assert set(ZeroOptimization.model_fields) < known
+    with pytest.raises(ValueError, match="not_a_key"):
+        DeepSpeedZeroConfig(not_a_key=1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("zero_optimization.reduce_bucket_sise", "500", "unknown key; did you mean reduce_bucket_size"),
+        ("wall_clock_brakedown", "true", "unknown key; remove it or correct its name"),
+        ("gradient_clipping", "2", "gradient_clipping is not handed on to DeepSpeed; set optimizer.max_grad_norm"),
+        ("zero_optimization.stage", "2", "stage is not handed on to DeepSpeed; set zero_stage"),
+        ("zero_optimization.offload_optimizer", "{device: cpu}", "offload_optimizer is not handed on .* remove it"),
+    ],
+)
+def test_a_key_that_deepspeed_would_read_past_or_cloze_sets_is_an_error_of_one_line(
+    key: str, value: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=rf"deepspeed.*{message}") as error:
+        load(RunConfig, QUICKSTART, [f"pretrain.deepspeed.{key}={value}"])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("stage", range(4))

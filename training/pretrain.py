@@ -16,6 +16,7 @@ from pipeline.storage import Location
 from training import guards
 from training.checkpoint import CheckpointRef, best, newest, prune
 from training.data import Examples
+from training.engine import DeepSpeedConfig
 from training.events import FILE, EventFile
 from training.guards import Skip
 from training.model import BertConfig
@@ -56,6 +57,7 @@ class PretrainConfig(Config):
     workers: Annotated[int | None, Compute, Field(gt=0)] = None  # one for each GPU, two without any
     threads: Annotated[int, Compute, Field(gt=0)] = 1  # of a worker's processor cores
     zero_stage: Annotated[Literal[0, 1, 2, 3], Compute] = 1
+    deepspeed: Annotated[DeepSpeedConfig, Compute] = DeepSpeedConfig()  # more of its keys
     checkpoint_every: Annotated[int, Compute, Field(gt=0)] = 1000
     keep_checkpoints: Annotated[int, Compute, Field(gt=0)] = 2
     log_every: Annotated[int, Compute, Field(gt=0)] = 50

@@ -82,7 +82,13 @@ class Worker:
         self.history = f"went on from step {self.step}" if start else ""
         self.precision: Precision = state.get("precision") or _precision(self.config)
         model = self._model(None if start else setup.init)
-        self.engine = Engine(model, self.config.optimizer, zero_stage=self.config.zero_stage, precision=self.precision)
+        self.engine = Engine(
+            model,
+            self.config.optimizer,
+            zero_stage=self.config.zero_stage,
+            precision=self.precision,
+            more=self.config.deepspeed,
+        )
         if start:
             self.engine.load(start.tensors(), state["updates"])
 
