@@ -239,3 +239,11 @@ def test_without_pairs_the_loss_is_that_of_the_masks_alone() -> None:
     assert totals.means()["loss"] == totals.means()["mlm_loss"] == paired.means()["mlm_loss"]
     assert (totals.labels, totals.examples) == (0, 10)
     assert 0 < grad_norm < float("inf")
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_lengths_that_are_counted_are_those_without_padding() -> None:
+    totals = Engine(model(), OPTIMIZER).step(batches(0), RATE, noise=0).totals
+    lengths = [int(row.sum()) for batch in batches(0) for row in batch.attention_mask]
+    assert totals.tokens == sum(lengths) < totals.slots
+    assert totals.squares == sum(length**2 for length in lengths)

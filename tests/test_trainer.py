@@ -150,6 +150,13 @@ def test_a_run_goes_on_in_the_precision_it_began_with(
     assert not same_bits(last(tmp_path / "bf16"), last(tmp_path / "fp32"))
 
 
+def test_every_row_of_training_tells_the_share_of_the_peak_that_was_of_use(inputs: Inputs, tmp_path: Path) -> None:
+    worker = lone_worker(config(), inputs, tmp_path)
+    worker.train()
+    assert all(0 < row["mfu"] < 1 for row in worker.recorder.rows if row["split"] == "train")
+    assert last(tmp_path).state()["peak"] == {"flops": worker.peak.flops, "origin": "measured"}
+
+
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Call it with a condition on (updates done, numbers of the batch's examples): such steps lose their numbers."""

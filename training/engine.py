@@ -127,6 +127,7 @@ class Objective(nn.Module):
                 batch.counted.sum(),
                 batch.attention_mask.sum(),
                 torch.tensor(batch.attention_mask.numel()),
+                batch.attention_mask.sum(1).square().sum(),
             )
             totals = torch.stack([value.to(mlm_loss.device, torch.float64) for value in sums])
         return mlm_loss / masked + nsp_loss / labels, totals

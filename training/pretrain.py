@@ -26,7 +26,7 @@ from training.start import starting_weights
 from training.trainer import Hook, Setup, work
 from training.workers import Group, fit
 
-VERSION = 3
+VERSION = 4
 
 
 class Phase(Config):
@@ -166,7 +166,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     facts = {
         "checkpoint": _fact(out.location, last),
         "best": _fact(out.location, better) if better else None,
-        **{key: state[key] for key in ("precision", "processor", "workers")},
+        **{key: state[key] for key in ("precision", "processor", "workers", "peak")},
         "skipped": len(skipped),
         "init": {"sha256": init.sha256, "notes": notes} if init else None,
         "metrics": summary(rows),

@@ -25,7 +25,7 @@ from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, sha
 from training.events import FILE, EventFile
 from training.guards import Fault, Guard, Skip
 from training.optim import learning_rate_at
-from training.record import Recorder, lines
+from training.record import Recorder, lines, training_flops
 from training.saves import Saves
 from training.start import starting_weights
 from training.workers import Tell
@@ -69,6 +69,7 @@ class Worker:
         """All workers ask `preempted` together now and then; it says whether a node will be taken away."""
         import torch.distributed as dist
 
+        from training.device import peak
         from training.engine import Engine
 
         self.setup, self.config = setup, setup.config
@@ -89,6 +90,7 @@ class Worker:
             precision=self.precision,
             more=self.config.deepspeed,
         )
+        self.peak = peak(self.engine.device, self.precision)
         if start:
             self.engine.load(start.tensors(), state["updates"])
 
@@ -171,6 +173,8 @@ class Worker:
         if self.step % self.config.log_every == 0 or self.step == self.config.total_steps:
             self.recorder.train_row(
                 self.step,
+                partial(training_flops, model=self.config.model, vocab_size=len(self.setup.pieces)),
+                self.peak.flops,
                 learning_rate=rate,
                 grad_norm=grad_norm,
                 skipped=len(self.skipped),
@@ -261,6 +265,7 @@ class Worker:
             "precision": self.precision,
             "processor": processor(self.engine.device),
             "workers": self.workers,
+            "peak": self.peak._asdict(),
             "metrics": self.recorder.state(),
             "recent": self.guard.state(),
             "skipped": [asdict(skip) for skip in self.skipped],
