@@ -53,6 +53,7 @@ def test_a_precision_that_is_hopeless_costs_no_more_than_a_small_product(monkeyp
         ("NVIDIA L40S", "bf16", 362),
         ("NVIDIA L4", "bf16", 121),
         ("Tesla T4", "fp32", 8.1),
+        ("Tesla T4", "fp16", 65),
         ("Tesla T4", "bf16", None),  # it has none
         ("NVIDIA L40", "bf16", None),  # not listed
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),

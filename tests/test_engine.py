@@ -1,5 +1,6 @@
 """DeepSpeed behind Engine: a step over workers and micro-batches is the step of one process, at any ZeRO stage."""
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -17,7 +18,7 @@ from training.data import IGNORED, Batch
 from training.device import fastest
 from training.engine import DeepSpeedConfig, Engine, ZeroOptimization
 from training.model import BertConfig, BertForPreTraining
-from training.optim import OptimizerConfig, adamw, parameter_groups
+from training.optim import LossScale, OptimizerConfig, adamw, parameter_groups
 
 QUICKSTART = Path(__file__).parents[1] / "configs/quickstart.yaml"
 VOCAB_SIZE, STEPS, RATE = 97, 6, 1e-3
@@ -95,7 +96,7 @@ def steps(trained: Engine, numbers: range) -> list[dict[str, float]]:
     found = []
     for step in numbers:
         mine = batches(step)[trained.rank :: trained.workers]
-        totals, grad_norm = trained.step(mine, RATE, noise=2 * step + trained.rank)
+        totals, grad_norm, _ = trained.step(mine, RATE, noise=2 * step + trained.rank)
         means = totals.means()
         found.append({"mlm_loss": means["mlm_loss"], "nsp_loss": means["nsp_loss"], "grad_norm": grad_norm})
     return found
@@ -122,11 +123,35 @@ def in_worker(rank: int, folder: str) -> None:
             again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target, more=more)
             again.load(box[0], updates=3)
             found[f"{name}-{stage}"] = outcome(again)
+    for stage in range(4):
+        found[f"fp16-{stage}"] = overflowing(stage)
     cpu, gains = torch.device("cpu"), ((2.0, 1.2), (2.0, 0.9))  # of each worker
     found["agreed"] = [fastest(cpu, lambda _, gain=gain: [gain[rank], 1.0]) for gain in gains]
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.destroy_process_group()
+
+
+def overflowing(stage: int) -> dict[str, Any]:
+    """A step that overflows in the last worker alone, then as many as there are, beside those alone."""
+    lone = Engine(model(), OPTIMIZER, zero_stage=stage, precision="fp16")
+    lone.loss_scale = LossScale(2.0**15)
+    after = Engine(model(), OPTIMIZER, zero_stage=stage, precision="fp16")
+    before = after.tensors()
+    hook = after._engine.module.register_forward_hook(lambda _, given, out: (out[0] * 1e38, out[1]))
+    if after.rank == 0:
+        hook.remove()
+    mine = batches(0)[after.rank :: after.workers]
+    overflow = after.step(mine, RATE, noise=0)
+    hook.remove()
+    return {
+        "overflow": (overflow.overflowed, overflow.grad_norm, overflow.totals.means()["loss"]),
+        "before": before,
+        "between": after.tensors(),
+        "counts": (after.updates, tuple(after.loss_scale or ())),
+        "after": (steps(after, range(STEPS)), after.tensors(), after.updates, tuple(after.loss_scale or ())),
+        "alone": (steps(lone, range(STEPS)), lone.tensors(), lone.updates, tuple(lone.loss_scale or ())),
+    }
 
 
 def outcome(trained: Engine) -> tuple[list[dict[str, float]], dict[str, float], Any]:
@@ -195,8 +220,7 @@ def test_what_is_saved_goes_on_to_the_same_bits(found: dict[str, Any], stage: in
     losses, heldout, tensors = found[f"through-{stage}"]
     again = found[f"resumed-{stage}"]
     assert (losses, heldout) == again[:2]
-    for kind, named in tensors.items():
-        assert all(torch.equal(value, again[2][kind][name]) for name, value in named.items())
+    assert same_tensors(tensors, again[2])
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -206,6 +230,30 @@ def test_what_one_stage_saved_another_goes_on_from(found: dict[str, Any], stage:
     for mine, theirs in zip(elsewhere[0], losses, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
     assert elsewhere[1] == pytest.approx(heldout, abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_an_fp16_gradient_that_overflows_in_one_worker_changes_no_weight_and_halves_the_scale_of_all(
+    found: dict[str, Any], stage: int
+) -> None:
+    fp16 = found[f"fp16-{stage}"]
+    overflowed, grad_norm, loss = fp16["overflow"]
+    assert overflowed and not math.isfinite(grad_norm) and math.isfinite(loss)
+    assert fp16["counts"] == (0, (2**15, 0))
+    assert same_tensors(fp16["before"], fp16["between"])
+    assert fp16["after"][0] == fp16["alone"][0] and fp16["after"][2:] == fp16["alone"][2:] == (STEPS, (2**15, STEPS))
+    assert same_tensors(fp16["after"][1], fp16["alone"][1])
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_fp16_steps_are_nearly_those_of_fp32(found: dict[str, Any], stage: int) -> None:
+    for mine, plain in zip(found[f"fp16-{stage}"]["alone"][0], found[f"losses-{stage}"], strict=True):
+        assert mine == pytest.approx(plain, rel=0.01)
+        assert mine != plain
+
+
+def same_tensors(one: Any, other: Any) -> bool:
+    return all(torch.equal(value, other[kind][name]) for kind in one for name, value in one[kind].items())
 
 
 def test_dropout_depends_on_the_noise_alone(found: dict[str, Any]) -> None:
@@ -234,7 +282,7 @@ def test_without_pairs_the_loss_is_that_of_the_masks_alone() -> None:
         batch._replace(next_sentence_label=torch.full_like(batch.next_sentence_label, IGNORED)) for batch in batches(0)
     ]
     trained = Engine(model(), OPTIMIZER)
-    totals, grad_norm = trained.step(unpaired, RATE, noise=0)
+    totals, grad_norm, _ = trained.step(unpaired, RATE, noise=0)
     paired = Engine(model(), OPTIMIZER).step(batches(0), RATE, noise=0).totals
     assert totals.means()["loss"] == totals.means()["mlm_loss"] == paired.means()["mlm_loss"]
     assert (totals.labels, totals.examples) == (0, 10)

@@ -157,6 +157,48 @@ def test_every_row_of_training_tells_the_share_of_the_peak_that_was_of_use(input
     assert last(tmp_path).state()["peak"] == {"flops": worker.peak.flops, "origin": "measured"}
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_fp16_steps_that_overflow_are_no_faults_and_a_run_goes_on_with_their_scale_to_the_same_bits(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
+) -> None:
+    """The first steps find the scale; the run is left in their midst."""
+    from training import engine
+
+    monkeypatch.setattr(engine, "_FIRST_SCALE", 2.0**24)
+    monkeypatch.setitem(device._PRODUCT, "cpu", 64)  # processors take seconds for an fp16 product of the usual size
+    settings = config(precision="fp16", zero_stage=zero_stage, max_rollbacks=0)
+    whole = lone_worker(settings, inputs, tmp_path / "whole")
+    whole.train()
+    lone_worker(settings, inputs, tmp_path / "left", tell=lambda done, note: done >= 2).train()
+    assert last(tmp_path / "left").state()["loss_scale"] == [2**22, 0]
+    again = lone_worker(settings, inputs, tmp_path / "left")
+    again.train()
+    assert same_bits(last(tmp_path / "whole"), last(tmp_path / "left"))
+    assert untimed(again.recorder.rows) == untimed(whole.recorder.rows)
+    rows = [row for row in whole.recorder.rows if row["split"] == "train"]
+    overflows = [row["overflows"] for row in rows]
+    assert overflows[:2] == [1, 2] and 2 <= overflows[-1] < 8
+    assert [row["loss_scale"] for row in rows] == [2.0 ** (24 - count) for count in overflows]
+    assert ["grad_norm" in row for row in rows] == [
+        count == before for before, count in zip([0, *overflows], overflows, strict=False)
+    ]
+    assert whole.engine.updates == 8 - overflows[-1] and not (tmp_path / "whole/skipped.jsonl").exists()
+    assert b"Infinity" not in (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_fp16_gradients_that_overflow_at_the_lowest_scale_are_a_fault(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import engine
+
+    monkeypatch.setattr(engine, "_FIRST_SCALE", 2.0)
+    monkeypatch.setitem(device._PRODUCT, "cpu", 64)
+    worker = lone_worker(config(precision="fp16", max_rollbacks=0), inputs, tmp_path)
+    worker.engine._engine.module.register_forward_hook(lambda _, given, out: (out[0] * 1e38, out[1]))
+    with pytest.raises(UserError, match=r"gradient norm inf at step 2; .*the gradient norm is not finite"):
+        worker.train()
+
+
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Call it with a condition on (updates done, numbers of the batch's examples): such steps lose their numbers."""

@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from training.model import BertConfig, Layer
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: What the data sheets of GPUs promise, in TFLOPS: dense products in 16 bits, and in fp32 without tensor cores. Of two
 #: patterns that fit a name the first one counts.
@@ -107,14 +107,18 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def fastest(device: torch.device, seconds: Callable[[Sequence[Precision]], Sequence[float]]) -> Precision:
-    """bf16 where every worker finds it clearly the faster, else fp32. All workers have to call it together.
+    """16 bits where every worker finds them clearly the faster, else fp32. All workers have to call it together.
 
-    `seconds` is what the same work takes this worker in each precision: see layer_seconds.
+    They are bf16, but fp16 where some GPU has no bf16. `seconds` is what the same work takes this worker in each
+    precision: see layer_seconds.
     """
-    full, half = seconds(("fp32", "bf16"))
+    older = torch.tensor(int(device.type == "cuda" and not has_bf16(device)), device=device)
+    dist.all_reduce(older)
+    short: Precision = "fp16" if older.item() else "bf16"
+    full, half = seconds(("fp32", short))
     gain = torch.tensor(full / half, device=device)
     dist.all_reduce(gain, dist.ReduceOp.MIN)
-    return "bf16" if gain.item() >= _CLEARLY else "fp32"
+    return short if gain.item() >= _CLEARLY else "fp32"
 
 
 def layer_seconds(config: BertConfig, device: torch.device, precisions: Sequence[Precision]) -> list[float]:
@@ -143,9 +147,13 @@ def layer_seconds(config: BertConfig, device: torch.device, precisions: Sequence
 
 
 def _product_seconds(shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> float:
-    """Of rows and columns, times a square matrix. The best of three: the first one also warms up."""
+    """Of rows and columns, times a square matrix. The best of three, as the first one also warms up; of fewer where
+    they take long."""
     one, other = (torch.randn(rows, shape[1], device=device).to(dtype) for rows in shape)
-    return min(_seconds(device, lambda: one @ other) for _ in range(3))
+    found = list[float]()
+    while len(found) < 3 and sum(found) < _SECONDS / 4:
+        found.append(_seconds(device, lambda: one @ other))
+    return min(found)
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:

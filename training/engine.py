@@ -1,11 +1,12 @@
 """model + batches -> updates of its weights: the only file that knows DeepSpeed.
 
 A step sees the whole global batch: its loss is the mean over all masked positions plus the mean over all next-sentence
-labels, however unevenly these fall on workers and micro-batches. Weights, gradients and moments are fp32 and bf16 is
-autocast's: every ZeRO stage then has one kind of state, and bf16 products take the time that counts.
+labels, however unevenly these fall on workers and micro-batches. Weights, gradients and moments are fp32; bf16 and fp16
+are autocast's: every ZeRO stage then has one kind of state, and products in 16 bits take the time that counts.
 """
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,10 +23,11 @@ from pipeline.config import Config
 from training.checkpoint import Tensors
 from training.data import IGNORED, Batch
 from training.device import Precision, autocast, worker_device
-from training.optim import OptimizerConfig, adamw, parameter_groups
+from training.optim import LossScale, OptimizerConfig, adamw, parameter_groups
 from training.record import Totals
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_FIRST_SCALE = 2.0**16  # the first steps halve it as often as it takes
 
 
 #: What DeepSpeed calls settings that Cloze has under another name, or has to leave as they are.
@@ -92,10 +94,14 @@ class DeepSpeedConfig(_PassedOn):
 
 
 class Step(NamedTuple):
-    """What came of an update: sums over the global batch, and the gradient's norm before clipping."""
+    """What came of an update: sums over the global batch, and the gradient's norm before clipping.
+
+    Where an fp16 gradient has overflowed (in any worker), no weight was changed and the next step has a lower scale.
+    """
 
     totals: Totals
     grad_norm: float
+    overflowed: bool = False
 
 
 class Objective(nn.Module):
@@ -150,6 +156,7 @@ class Engine:
         deepspeed = _deepspeed(self.device)
         self.model = model
         self.updates = 0
+        self.loss_scale = LossScale(_FIRST_SCALE) if precision == "fp16" else None
         self._zero_stage = zero_stage
         self._max_grad_norm = optimizer.max_grad_norm
         added = (more or DeepSpeedConfig()).model_dump(exclude_none=True)
@@ -174,18 +181,48 @@ class Engine:
         self._engine.train()
         totals, grad_norm = torch.zeros(len(astuple(Totals())), dtype=torch.float64, device=self.device), 0.0
         masked, labels = self._counts(batches)
+        scale = self._set_scale()
         for turn, batch in enumerate(batches, start=1):
             self._engine.set_gradient_accumulation_boundary(turn == len(batches))
             loss, sums = self._engine(batch.to(self.device), masked, labels)
-            self._engine.backward(loss * self.workers, scale_wrt_gas=False)  # DeepSpeed averages over the workers
+            loss = loss * self.workers  # DeepSpeed averages over the workers
+            self._engine.backward(loss * scale, scale_wrt_gas=False)
             if turn == len(batches) and not self._zero_stage:
-                grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+                grad_norm = self._clip(scale)
             self._engine.step()
             totals += sums
-        self.updates += 1
         if self._zero_stage:
-            grad_norm = self._engine.get_global_grad_norm()
-        return Step(self._summed(totals), float(grad_norm))
+            grad_norm = math.inf if self._engine.optimizer.overflow else float(self._engine.get_global_grad_norm())
+        return Step(self._summed(totals), grad_norm, self._judged(grad_norm))
+
+    def _set_scale(self) -> float:
+        """Tell DeepSpeed of the loss scale; what is left for us to multiply by, as stage 0 has no part in it."""
+        factor = self.loss_scale.factor if self.loss_scale else 1.0
+        if not self._zero_stage:
+            return factor
+        if self.loss_scale:
+            self._engine.optimizer.override_loss_scale(factor)
+        return 1.0
+
+    def _clip(self, scale: float) -> float:
+        """The gradient's norm at stage 0, without the scale; there is nothing left to update with if it overflowed."""
+        if self.loss_scale:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= scale
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm))
+        if self.loss_scale and not math.isfinite(norm):
+            self._engine.zero_grad()
+        return norm
+
+    def _judged(self, grad_norm: float) -> bool:
+        """Count the update; whether there was none, as gradients overflowed for a scale that can still be lowered."""
+        scale, overflowed = self.loss_scale, self.loss_scale is not None and not math.isfinite(grad_norm)
+        self.updates += not overflowed
+        if scale is None:
+            return False
+        self.loss_scale = scale.after(overflowed)
+        return overflowed and scale.can_fall
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Sequence[Batch]]) -> Totals:
@@ -220,9 +257,14 @@ class Engine:
                     found[kind][name] = value.detach().cpu().clone()
         return found if self.rank == 0 else None
 
-    def load(self, tensors: Tensors, updates: int) -> None:
-        """Put back what `tensors` gave after so many updates, whatever stage and number of workers it came from."""
+    def load(self, tensors: Tensors, updates: int, loss_scale: LossScale | None = None) -> None:
+        """Put back what `tensors` gave after so many updates, whatever stage and number of workers it came from.
+
+        fp16 goes on with the given loss scale, or with that of the first step.
+        """
         self.updates = updates
+        if self.loss_scale:
+            self.loss_scale = loss_scale or LossScale(_FIRST_SCALE)
         for name, parameter in self.model.named_parameters():
             for kind in tensors:
                 self._write(parameter, kind, tensors[kind][name].to(self.device))

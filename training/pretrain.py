@@ -51,7 +51,7 @@ class PretrainConfig(Config):
     global_batch_size: int = Field(gt=0)
     group_by_length: int = Field(default=64, gt=0)  # rows of like length that come together: a micro-batch, or more
     seed: int = Field(default=0, ge=0, lt=2**31)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     micro_batch_size: Annotated[int, Compute, Field(gt=0)] = 32
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
     workers: Annotated[int | None, Compute, Field(gt=0)] = None  # one for each GPU, two without any

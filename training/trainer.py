@@ -24,7 +24,7 @@ from training.checkpoint import CheckpointRef, Heldout, SavedConfig, Tensors, ne
 from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, share
 from training.events import FILE, EventFile
 from training.guards import Fault, Guard, Skip
-from training.optim import learning_rate_at
+from training.optim import LossScale, learning_rate_at
 from training.record import Recorder, lines, training_flops
 from training.saves import Saves
 from training.start import starting_weights
@@ -92,7 +92,7 @@ class Worker:
         )
         self.peak = peak(self.engine.device, self.precision)
         if start:
-            self.engine.load(start.tensors(), state["updates"])
+            self.engine.load(start.tensors(), state["updates"], _loss_scale(state))
 
     def _begin(self, known: Sequence[Skip]) -> tuple[CheckpointRef | None, dict[str, Any]]:
         """Stand where the newest checkpoint does, or at the beginning; the weights are still to be loaded."""
@@ -161,9 +161,12 @@ class Worker:
         began, waited = time.monotonic(), steps.waited
         rate = learning_rate_at(self.step, self.config.optimizer, self.config.total_steps)
         turn = next(steps)
-        totals, grad_norm = self.engine.step(turn.batches, rate, _noise(self.config.seed, self.step, self.rank))
+        done = self.engine.step(turn.batches, rate, _noise(self.config.seed, self.step, self.rank))
+        totals, grad_norm = done.totals, done.grad_norm
         loss = totals.means()["loss"]
-        if fault := self.guard.fault(self.step + 1, loss, grad_norm):  # all workers judge the same sums
+        passed = done.overflowed and math.isfinite(loss)  # no weight was changed, and a lower loss scale mends it
+        fault = None if passed else self.guard.fault(self.step + 1, loss, grad_norm)
+        if fault:  # all workers judge the same sums
             examples = [[int(epoch), int(index)] for epoch, index in zip(turn.rows.epoch, turn.rows.index, strict=True)]
             skip = Skip(self.step + 1, phase, turn.number, fault[0], str(fault[1]), examples)
             raise Fault(skip, loss, grad_norm)
@@ -176,12 +179,18 @@ class Worker:
                 partial(training_flops, model=self.config.model, vocab_size=len(self.setup.pieces)),
                 self.peak.flops,
                 learning_rate=rate,
-                grad_norm=grad_norm,
+                **({} if passed else {"grad_norm": grad_norm}),  # infinity is no JSON
+                **self._scaling(),
                 skipped=len(self.skipped),
                 peak_memory=_peak_memory(),
             )
         notes = (f"loss {loss:.3f}", self.history, self.saves.failed)
         self.wanted_out = self.tell(self.step, ", ".join(filter(None, notes)))
+
+    def _scaling(self) -> dict[str, float]:
+        """What a row says of fp16: the loss scale, and the steps without an update because gradients overflowed."""
+        scale = self.engine.loss_scale
+        return {"loss_scale": scale.factor, "overflows": self.step - self.engine.updates} if scale else {}
 
     def _evaluate(self, sample: Sequence[list[Batch]], phase: int) -> None:
         totals = self.engine.evaluate(iter(sample))
@@ -220,7 +229,9 @@ class Worker:
             self.saves.wait()
         start, state = self._begin(known)
         self.history = f"went back to step {self.step}, {len(self.skipped)} batches skipped"
-        self.engine.load(start.tensors() if start else self._first_tensors(), state.get("updates", 0))
+        self.engine.load(
+            start.tensors() if start else self._first_tensors(), state.get("updates", 0), _loss_scale(state)
+        )
 
     def _model(self, init: SourceFile | None) -> "BertForPreTraining":
         """With random weights, or those of another model."""
@@ -263,6 +274,7 @@ class Worker:
             "samples": self.step * self.config.global_batch_size,
             "updates": self.engine.updates,
             "precision": self.precision,
+            "loss_scale": self.engine.loss_scale,
             "processor": processor(self.engine.device),
             "workers": self.workers,
             "peak": self.peak._asdict(),
@@ -308,6 +320,11 @@ def _peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def _loss_scale(state: Mapping[str, Any]) -> LossScale | None:
+    saved = state.get("loss_scale")
+    return LossScale(*saved) if saved else None
 
 
 def _precision(config: "PretrainConfig") -> "Precision":
