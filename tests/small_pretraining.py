@@ -14,7 +14,7 @@ from training.checkpoint import CheckpointRef, newest
 from training.pretrain import PretrainConfig
 from training.trainer import Hook, Setup, Worker
 
-TIMED = {"sequences_per_second", "tokens_per_second", "wait", "seconds", "time", "peak_memory"}
+TIMED = {"sequences_per_second", "tokens_per_second", "mfu", "wait", "seconds", "time", "peak_memory"}
 
 
 def config(**changed: Any) -> PretrainConfig:

@@ -1,5 +1,6 @@
 """DeepSpeed behind Engine: a step over workers and micro-batches is the step of one process, at any ZeRO stage."""
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -11,14 +12,34 @@ import torch.distributed as dist
 from small_examples import alone  # noqa: F401 (a fixture)
 from torch.nn import functional
 
-from training import engine
+from infra.run import RunConfig
+from pipeline.config import UserError, load
 from training.data import IGNORED, Batch
-from training.engine import Engine, has_bf16
+from training.device import fastest
+from training.engine import DeepSpeedConfig, Engine, ZeroOptimization
 from training.model import BertConfig, BertForPreTraining
-from training.optim import OptimizerConfig, adamw, parameter_groups
+from training.optim import LossScale, OptimizerConfig, adamw, parameter_groups
 
+QUICKSTART = Path(__file__).parents[1] / "configs/quickstart.yaml"
 VOCAB_SIZE, STEPS, RATE = 97, 6, 1e-3
 OPTIMIZER = OptimizerConfig(learning_rate=RATE, max_grad_norm=0.5)
+TUNED = DeepSpeedConfig.model_validate(
+    {
+        "communication_data_type": "fp32",
+        "zero_optimization": {
+            "overlap_comm": False,
+            "reduce_bucket_size": 500,
+            "allgather_bucket_size": 700,
+            "contiguous_gradients": False,
+            "reduce_scatter": False,
+            "allgather_partitions": False,
+            "sub_group_size": 4000,
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_live_parameters": 1000,
+        },
+    }
+)
 
 
 def model(dropout: float = 0.0) -> BertForPreTraining:
@@ -75,7 +96,7 @@ def steps(trained: Engine, numbers: range) -> list[dict[str, float]]:
     found = []
     for step in numbers:
         mine = batches(step)[trained.rank :: trained.workers]
-        totals, grad_norm = trained.step(mine, RATE, noise=2 * step + trained.rank)
+        totals, grad_norm, _ = trained.step(mine, RATE, noise=2 * step + trained.rank)
         means = totals.means()
         found.append({"mlm_loss": means["mlm_loss"], "nsp_loss": means["nsp_loss"], "grad_norm": grad_norm})
     return found
@@ -91,18 +112,46 @@ def in_worker(rank: int, folder: str) -> None:
     for stage in range(4):
         exact = Engine(model(), OPTIMIZER, zero_stage=stage)
         found[f"losses-{stage}"], found[f"weights-{stage}"] = steps(exact, range(STEPS)), exact.tensors()
+        tuned = Engine(model(), OPTIMIZER, zero_stage=stage, more=TUNED)
+        found[f"tuned-{stage}"] = steps(tuned, range(STEPS)), tuned.tensors()
         noisy = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=stage)
         steps(noisy, range(3))
         box = [noisy.tensors()]
         dist.broadcast_object_list(box)
         found[f"through-{stage}"] = outcome(noisy)
-        for name, target in (("resumed", stage), ("elsewhere", 3 - stage)):
-            again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target)
+        for name, target, more in (("resumed", stage, None), ("elsewhere", 3 - stage, TUNED)):
+            again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target, more=more)
             again.load(box[0], updates=3)
             found[f"{name}-{stage}"] = outcome(again)
+    for stage in range(4):
+        found[f"fp16-{stage}"] = overflowing(stage)
+    cpu, gains = torch.device("cpu"), ((2.0, 1.2), (2.0, 0.9))  # of each worker
+    found["agreed"] = [fastest(cpu, lambda _, gain=gain: [gain[rank], 1.0]) for gain in gains]
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.destroy_process_group()
+
+
+def overflowing(stage: int) -> dict[str, Any]:
+    """A step that overflows in the last worker alone, then as many as there are, beside those alone."""
+    lone = Engine(model(), OPTIMIZER, zero_stage=stage, precision="fp16")
+    lone.loss_scale = LossScale(2.0**15)
+    after = Engine(model(), OPTIMIZER, zero_stage=stage, precision="fp16")
+    before = after.tensors()
+    hook = after._engine.module.register_forward_hook(lambda _, given, out: (out[0] * 1e38, out[1]))
+    if after.rank == 0:
+        hook.remove()
+    mine = batches(0)[after.rank :: after.workers]
+    overflow = after.step(mine, RATE, noise=0)
+    hook.remove()
+    return {
+        "overflow": (overflow.overflowed, overflow.grad_norm, overflow.totals.means()["loss"]),
+        "before": before,
+        "between": after.tensors(),
+        "counts": (after.updates, tuple(after.loss_scale or ())),
+        "after": (steps(after, range(STEPS)), after.tensors(), after.updates, tuple(after.loss_scale or ())),
+        "alone": (steps(lone, range(STEPS)), lone.tensors(), lone.updates, tuple(lone.loss_scale or ())),
+    }
 
 
 def outcome(trained: Engine) -> tuple[list[dict[str, float]], dict[str, float], Any]:
@@ -130,12 +179,48 @@ def test_two_workers_and_two_micro_batches_make_the_step_of_one_process(
 
 
 @pytest.mark.parametrize("stage", range(4))
+def test_how_deepspeed_communicates_changes_no_step(found: dict[str, Any], stage: int) -> None:
+    for mine, plain in zip(found[f"tuned-{stage}"][0], found[f"losses-{stage}"], strict=True):
+        assert mine == pytest.approx(plain, abs=1e-5)
+    for kind, named in found[f"weights-{stage}"].items():
+        for name, value in named.items():
+            torch.testing.assert_close(found[f"tuned-{stage}"][1][kind][name], value, atol=1e-5, rtol=0)
+
+
+def test_deepspeed_knows_each_key_that_may_be_handed_on() -> None:
+    """A new version may have other keys: it would refuse these only when training begins."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = {name for key, field in DeepSpeedZeroConfig.model_fields.items() for name in (key, field.alias)}
+    assert set(ZeroOptimization.model_fields) < known
+    with pytest.raises(ValueError, match="not_a_key"):
+        DeepSpeedZeroConfig(not_a_key=1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("zero_optimization.reduce_bucket_sise", "500", "unknown key; did you mean reduce_bucket_size"),
+        ("wall_clock_brakedown", "true", "unknown key; remove it or correct its name"),
+        ("gradient_clipping", "2", "gradient_clipping is not handed on to DeepSpeed; set optimizer.max_grad_norm"),
+        ("zero_optimization.stage", "2", "stage is not handed on to DeepSpeed; set zero_stage"),
+        ("zero_optimization.offload_optimizer", "{device: cpu}", "offload_optimizer is not handed on .* remove it"),
+    ],
+)
+def test_a_key_that_deepspeed_would_read_past_or_cloze_sets_is_an_error_of_one_line(
+    key: str, value: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=rf"deepspeed.*{message}") as error:
+        load(RunConfig, QUICKSTART, [f"pretrain.deepspeed.{key}={value}"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stage", range(4))
 def test_what_is_saved_goes_on_to_the_same_bits(found: dict[str, Any], stage: int) -> None:
     losses, heldout, tensors = found[f"through-{stage}"]
     again = found[f"resumed-{stage}"]
     assert (losses, heldout) == again[:2]
-    for kind, named in tensors.items():
-        assert all(torch.equal(value, again[2][kind][name]) for name, value in named.items())
+    assert same_tensors(tensors, again[2])
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -147,16 +232,37 @@ def test_what_one_stage_saved_another_goes_on_from(found: dict[str, Any], stage:
     assert elsewhere[1] == pytest.approx(heldout, abs=1e-5)
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_an_fp16_gradient_that_overflows_in_one_worker_changes_no_weight_and_halves_the_scale_of_all(
+    found: dict[str, Any], stage: int
+) -> None:
+    fp16 = found[f"fp16-{stage}"]
+    overflowed, grad_norm, loss = fp16["overflow"]
+    assert overflowed and not math.isfinite(grad_norm) and math.isfinite(loss)
+    assert fp16["counts"] == (0, (2**15, 0))
+    assert same_tensors(fp16["before"], fp16["between"])
+    assert fp16["after"][0] == fp16["alone"][0] and fp16["after"][2:] == fp16["alone"][2:] == (STEPS, (2**15, STEPS))
+    assert same_tensors(fp16["after"][1], fp16["alone"][1])
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_fp16_steps_are_nearly_those_of_fp32(found: dict[str, Any], stage: int) -> None:
+    for mine, plain in zip(found[f"fp16-{stage}"]["alone"][0], found[f"losses-{stage}"], strict=True):
+        assert mine == pytest.approx(plain, rel=0.01)
+        assert mine != plain
+
+
+def same_tensors(one: Any, other: Any) -> bool:
+    return all(torch.equal(value, other[kind][name]) for kind in one for name, value in one[kind].items())
+
+
 def test_dropout_depends_on_the_noise_alone(found: dict[str, Any]) -> None:
     """The control of the test above: the losses of another dropout are others."""
     assert found["through-1"][0][0] != pytest.approx(found["losses-1"][3], abs=1e-4)
 
 
-def test_bf16_is_found_by_the_processors_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    for flags, fast in (("fpu avx512_bf16 sse", True), ("amx_bf16", True), ("fpu avx512f avx512_bf16x", False)):
-        monkeypatch.setattr(engine, "_cpuinfo", lambda key, flags=flags: flags)
-        assert has_bf16(cpu) is fast
+def test_two_workers_agree_on_the_precision_that_helps_both(found: dict[str, Any]) -> None:
+    assert found["agreed"] == ["bf16", "fp32"]
 
 
 @pytest.mark.usefixtures("alone")
@@ -176,8 +282,16 @@ def test_without_pairs_the_loss_is_that_of_the_masks_alone() -> None:
         batch._replace(next_sentence_label=torch.full_like(batch.next_sentence_label, IGNORED)) for batch in batches(0)
     ]
     trained = Engine(model(), OPTIMIZER)
-    totals, grad_norm = trained.step(unpaired, RATE, noise=0)
+    totals, grad_norm, _ = trained.step(unpaired, RATE, noise=0)
     paired = Engine(model(), OPTIMIZER).step(batches(0), RATE, noise=0).totals
     assert totals.means()["loss"] == totals.means()["mlm_loss"] == paired.means()["mlm_loss"]
     assert (totals.labels, totals.examples) == (0, 10)
     assert 0 < grad_norm < float("inf")
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_lengths_that_are_counted_are_those_without_padding() -> None:
+    totals = Engine(model(), OPTIMIZER).step(batches(0), RATE, noise=0).totals
+    lengths = [int(row.sum()) for batch in batches(0) for row in batch.attention_mask]
+    assert totals.tokens == sum(lengths) < totals.slots
+    assert totals.squares == sum(length**2 for length in lengths)

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.config import load
 from training.model import BertConfig, BertForPreTraining
-from training.optim import OptimizerConfig, adamw, learning_rate_at, parameter_groups
+from training.optim import LossScale, OptimizerConfig, adamw, learning_rate_at, parameter_groups
 
 CONFIG = OptimizerConfig(learning_rate=0.01, warmup_steps=10)
 
@@ -110,3 +110,18 @@ def test_settings_are_read_from_yaml(tmp_path: Path):
     file.write_text("learning_rate: 1e-4\nbetas: [0.9, 0.98]\nwarmup_steps: 10000\n")
     config = load(OptimizerConfig, file)
     assert (config.learning_rate, config.betas, config.warmup_steps) == (1e-4, (0.9, 0.98), 10_000)
+
+
+def test_a_loss_scale_falls_by_half_at_each_overflow_and_doubles_after_two_thousand_good_steps() -> None:
+    scale = LossScale(2.0**16)
+    for _ in range(1999):
+        scale = scale.after(overflowed=False)
+    assert scale.factor == 2**16 and scale.after(overflowed=False) == LossScale(2.0**17)
+    assert scale.after(overflowed=True) == LossScale(2.0**15)
+
+
+def test_a_loss_scale_never_falls_below_one() -> None:
+    scale = LossScale(2.0)
+    assert scale.can_fall
+    scale = scale.after(overflowed=True)
+    assert not scale.can_fall and scale == scale.after(overflowed=True) == LossScale(1.0)

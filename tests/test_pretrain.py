@@ -64,6 +64,7 @@ def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(uninterr
     facts = uninterrupted.manifest.facts
     assert facts["checkpoint"]["digest"] == newest(uninterrupted.location).digest
     assert facts["metrics"]["train"]["step"] == 8
+    assert facts["peak"]["origin"] == "measured" and facts["peak"]["flops"] > 1e9  # of both workers
     losses = {row["step"]: row["loss"] for row in found if row["split"] == "heldout"}
     assert facts["checkpoint"]["heldout_loss"] == losses[8]
     assert facts["best"]["heldout_loss"] == min(losses.values())

@@ -14,7 +14,7 @@ from small_pretraining import config, last, lone_worker, same_bits, small_inputs
 from pipeline.artifacts import Artifact
 from pipeline.config import UserError
 from pipeline.storage import Location
-from training import saves, trainer
+from training import device, saves, trainer
 from training.checkpoint import CheckpointRef, best
 from training.data import Examples
 
@@ -127,6 +127,76 @@ def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_pat
     whole = outcome("whole", 7)
     assert outcome("first", 2) == outcome("edge", 3) == outcome("second", 5) == whole
     assert [row["step"] for row in whole if row["split"] == "heldout"] == [3, 4, 7]
+
+
+def test_a_run_goes_on_in_the_precision_it_began_with(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere the other would be the faster; without a checkpoint the choice is still open."""
+
+    def machine(gain: float) -> None:
+        monkeypatch.setattr(device, "layer_seconds", lambda shape, where, precisions: [gain, 1.0])
+
+    settings = config(precision="auto", checkpoint_every=4)
+    for gain, precision in ((2.0, "bf16"), (0.5, "fp32")):
+        machine(gain)
+        worker = lone_worker(settings, inputs, tmp_path / precision, tell=lambda done, note: done >= 4)
+        worker.train()
+        machine(1 / gain)
+        again = lone_worker(settings, inputs, tmp_path / precision)
+        assert again.step == 4 and worker.precision == again.precision == precision
+        again.train()
+        assert last(tmp_path / precision).state()["precision"] == precision
+    assert not same_bits(last(tmp_path / "bf16"), last(tmp_path / "fp32"))
+
+
+def test_every_row_of_training_tells_the_share_of_the_peak_that_was_of_use(inputs: Inputs, tmp_path: Path) -> None:
+    worker = lone_worker(config(), inputs, tmp_path)
+    worker.train()
+    assert all(0 < row["mfu"] < 1 for row in worker.recorder.rows if row["split"] == "train")
+    assert last(tmp_path).state()["peak"] == {"flops": worker.peak.flops, "origin": "measured"}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_fp16_steps_that_overflow_are_no_faults_and_a_run_goes_on_with_their_scale_to_the_same_bits(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
+) -> None:
+    """The first steps find the scale; the run is left in their midst."""
+    from training import engine
+
+    monkeypatch.setattr(engine, "_FIRST_SCALE", 2.0**24)
+    monkeypatch.setitem(device._PRODUCT, "cpu", 64)  # processors take seconds for an fp16 product of the usual size
+    settings = config(precision="fp16", zero_stage=zero_stage, max_rollbacks=0)
+    whole = lone_worker(settings, inputs, tmp_path / "whole")
+    whole.train()
+    lone_worker(settings, inputs, tmp_path / "left", tell=lambda done, note: done >= 2).train()
+    assert last(tmp_path / "left").state()["loss_scale"] == [2**22, 0]
+    again = lone_worker(settings, inputs, tmp_path / "left")
+    again.train()
+    assert same_bits(last(tmp_path / "whole"), last(tmp_path / "left"))
+    assert untimed(again.recorder.rows) == untimed(whole.recorder.rows)
+    rows = [row for row in whole.recorder.rows if row["split"] == "train"]
+    overflows = [row["overflows"] for row in rows]
+    assert overflows[:2] == [1, 2] and 2 <= overflows[-1] < 8
+    assert [row["loss_scale"] for row in rows] == [2.0 ** (24 - count) for count in overflows]
+    assert ["grad_norm" in row for row in rows] == [
+        count == before for before, count in zip([0, *overflows], overflows, strict=False)
+    ]
+    assert whole.engine.updates == 8 - overflows[-1] and not (tmp_path / "whole/skipped.jsonl").exists()
+    assert b"Infinity" not in (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_fp16_gradients_that_overflow_at_the_lowest_scale_are_a_fault(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import engine
+
+    monkeypatch.setattr(engine, "_FIRST_SCALE", 2.0)
+    monkeypatch.setitem(device._PRODUCT, "cpu", 64)
+    worker = lone_worker(config(precision="fp16", max_rollbacks=0), inputs, tmp_path)
+    worker.engine._engine.module.register_forward_hook(lambda _, given, out: (out[0] * 1e38, out[1]))
+    with pytest.raises(UserError, match=r"gradient norm inf at step 2; .*the gradient norm is not finite"):
+        worker.train()
 
 
 @pytest.fixture

@@ -1,64 +1,107 @@
 """model + batches -> updates of its weights: the only file that knows DeepSpeed.
 
 A step sees the whole global batch: its loss is the mean over all masked positions plus the mean over all next-sentence
-labels, however unevenly these fall on workers and micro-batches. Weights, gradients and moments are fp32 and bf16 is
-autocast's: every ZeRO stage then has one kind of state, and bf16 products take the time that counts.
+labels, however unevenly these fall on workers and micro-batches. Weights, gradients and moments are fp32; bf16 and fp16
+are autocast's: every ZeRO stage then has one kind of state, and products in 16 bits take the time that counts.
 """
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.config import Config
 from training.checkpoint import Tensors
 from training.data import IGNORED, Batch
-from training.optim import OptimizerConfig, adamw, parameter_groups
+from training.device import Precision, autocast, worker_device
+from training.optim import LossScale, OptimizerConfig, adamw, parameter_groups
 from training.record import Totals
 
-Precision = Literal["fp32", "bf16"]
-
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_FIRST_SCALE = 2.0**16  # the first steps halve it as often as it takes
+
+
+#: What DeepSpeed calls settings that Cloze has under another name, or has to leave as they are.
+_OURS = {
+    "stage": "set zero_stage",
+    "gradient_clipping": "set optimizer.max_grad_norm",
+    "optimizer": "set the keys of optimizer",
+    "scheduler": "set optimizer.learning_rate and optimizer.warmup_steps",
+    "train_batch_size": "set global_batch_size",
+    "train_micro_batch_size_per_gpu": "set micro_batch_size",
+    "gradient_accumulation_steps": "set global_batch_size and micro_batch_size, which decide it",
+    **dict.fromkeys(("fp16", "bf16", "bfloat16", "torch_autocast", "data_types", "amp"), "set precision"),
+    **dict.fromkeys(
+        ("offload_param", "offload_optimizer", "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"),
+        "remove it: Cloze's checkpoints are gathered from the devices; zero_stage 3 and more workers save their memory",
+    ),
+    "round_robin_gradients": "remove it: Cloze would read one parameter's weights as another's",
+    "checkpoint": "set checkpoint_every and keep_checkpoints",
+    "zero_allow_untested_optimizer": "remove it",
+}
+
+
+class _PassedOn(Config):
+    """Part of DeepSpeed's JSON; what is not set is left to DeepSpeed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_not_ours(cls, given: Any) -> Any:
+        for key in given if isinstance(given, dict) else ():
+            if key in _OURS and key not in cls.model_fields:
+                raise ValueError(f"{key} is not handed on to DeepSpeed; {_OURS[key]}")
+        return given
+
+
+class ZeroOptimization(_PassedOn):
+    """How ZeRO communicates and what it holds; sizes count elements. None of it changes what is computed."""
+
+    contiguous_gradients: bool | None = None
+    reduce_scatter: bool | None = None
+    reduce_bucket_size: int | None = Field(default=None, gt=0)
+    use_multi_rank_bucket_allreduce: bool | None = None
+    allgather_partitions: bool | None = None
+    allgather_bucket_size: int | None = Field(default=None, gt=0)
+    overlap_comm: bool | None = None
+    sub_group_size: int | None = Field(default=None, gt=0)
+    stage3_prefetch_bucket_size: int | None = Field(default=None, ge=0)
+    stage3_param_persistence_threshold: int | None = Field(default=None, ge=0)
+    stage3_model_persistence_threshold: int | None = Field(default=None, ge=0)
+    stage3_max_live_parameters: int | None = Field(default=None, ge=0)
+    stage3_max_reuse_distance: int | None = Field(default=None, ge=0)
+    stage3_module_granularity_threshold: int | None = Field(default=None, ge=0)
+    stage3_use_all_reduce_for_fetch_params: bool | None = None
+    stage3_allgather_sequential: bool | None = None
+
+
+class DeepSpeedConfig(_PassedOn):
+    """What is handed on to DeepSpeed beside our own settings, under its own keys (deepspeed.ai/docs/config-json).
+
+    DeepSpeed reads past a key that it does not know, so all that may be set stand here.
+    """
+
+    zero_optimization: ZeroOptimization = ZeroOptimization()
+    communication_data_type: Literal["fp32", "fp16", "bf16"] | None = None  # in which gradients travel
 
 
 class Step(NamedTuple):
-    """What came of an update: sums over the global batch, and the gradient's norm before clipping."""
+    """What came of an update: sums over the global batch, and the gradient's norm before clipping.
+
+    Where an fp16 gradient has overflowed (in any worker), no weight was changed and the next step has a lower scale.
+    """
 
     totals: Totals
     grad_norm: float
-
-
-def worker_device() -> torch.device:
-    """This worker's GPU if its process group works on GPUs, else the CPU."""
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return torch.device("cpu")
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is the faster: on GPUs that have it and processors with instructions for it (others lose half)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return not _BF16_FLAGS.isdisjoint(_cpuinfo("flags").split())
-
-
-def processor(device: torch.device) -> str:
-    """The name of the GPU, or of the processor, that does the work."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpuinfo("model name") or "CPU"
-
-
-def _cpuinfo(key: str) -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+    overflowed: bool = False
 
 
 class Objective(nn.Module):
@@ -67,11 +110,11 @@ class Objective(nn.Module):
     def __init__(self, model: nn.Module, precision: Precision) -> None:
         super().__init__()
         self.model = model
-        self.bf16 = precision == "bf16"
+        self.precision: Precision = precision
 
     def forward(self, batch: Batch, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """`masked` and `labels` are the global batch's counts of masked positions and next-sentence labels."""
-        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(batch.input_ids.device, self.precision):
             mlm_logits, nsp_logits = self.model(
                 batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_lm_positions
             )  # [n, vocab], [b, 2]
@@ -90,6 +133,7 @@ class Objective(nn.Module):
                 batch.counted.sum(),
                 batch.attention_mask.sum(),
                 torch.tensor(batch.attention_mask.numel()),
+                batch.attention_mask.sum(1).square().sum(),
             )
             totals = torch.stack([value.to(mlm_loss.device, torch.float64) for value in sums])
         return mlm_loss / masked + nsp_loss / labels, totals
@@ -105,20 +149,24 @@ class Engine:
         *,
         zero_stage: int = 1,
         precision: Precision = "fp32",
+        more: DeepSpeedConfig | None = None,
     ) -> None:
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.device = worker_device()
         deepspeed = _deepspeed(self.device)
         self.model = model
         self.updates = 0
+        self.loss_scale = LossScale(_FIRST_SCALE) if precision == "fp16" else None
         self._zero_stage = zero_stage
         self._max_grad_norm = optimizer.max_grad_norm
+        added = (more or DeepSpeedConfig()).model_dump(exclude_none=True)
         self._engine, *_ = deepspeed.initialize(
             model=Objective(model, precision).to(self.device),
             optimizer=adamw(parameter_groups(model, optimizer.weight_decay), optimizer),
-            config={
+            config=added
+            | {
                 "train_micro_batch_size_per_gpu": 1,  # a formality: the sizes are those of the batches that come
-                "zero_optimization": {"stage": zero_stage},
+                "zero_optimization": {"stage": zero_stage} | added["zero_optimization"],
                 "zero_allow_untested_optimizer": True,  # AdamW without bias correction goes element by element as well
                 "gradient_clipping": optimizer.max_grad_norm if zero_stage else 0.0,  # stage 0 keeps the norm to itself
             },
@@ -133,18 +181,48 @@ class Engine:
         self._engine.train()
         totals, grad_norm = torch.zeros(len(astuple(Totals())), dtype=torch.float64, device=self.device), 0.0
         masked, labels = self._counts(batches)
+        scale = self._set_scale()
         for turn, batch in enumerate(batches, start=1):
             self._engine.set_gradient_accumulation_boundary(turn == len(batches))
             loss, sums = self._engine(batch.to(self.device), masked, labels)
-            self._engine.backward(loss * self.workers, scale_wrt_gas=False)  # DeepSpeed averages over the workers
+            loss = loss * self.workers  # DeepSpeed averages over the workers
+            self._engine.backward(loss * scale, scale_wrt_gas=False)
             if turn == len(batches) and not self._zero_stage:
-                grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+                grad_norm = self._clip(scale)
             self._engine.step()
             totals += sums
-        self.updates += 1
         if self._zero_stage:
-            grad_norm = self._engine.get_global_grad_norm()
-        return Step(self._summed(totals), float(grad_norm))
+            grad_norm = math.inf if self._engine.optimizer.overflow else float(self._engine.get_global_grad_norm())
+        return Step(self._summed(totals), grad_norm, self._judged(grad_norm))
+
+    def _set_scale(self) -> float:
+        """Tell DeepSpeed of the loss scale; what is left for us to multiply by, as stage 0 has no part in it."""
+        factor = self.loss_scale.factor if self.loss_scale else 1.0
+        if not self._zero_stage:
+            return factor
+        if self.loss_scale:
+            self._engine.optimizer.override_loss_scale(factor)
+        return 1.0
+
+    def _clip(self, scale: float) -> float:
+        """The gradient's norm at stage 0, without the scale; there is nothing left to update with if it overflowed."""
+        if self.loss_scale:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= scale
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm))
+        if self.loss_scale and not math.isfinite(norm):
+            self._engine.zero_grad()
+        return norm
+
+    def _judged(self, grad_norm: float) -> bool:
+        """Count the update; whether there was none, as gradients overflowed for a scale that can still be lowered."""
+        scale, overflowed = self.loss_scale, self.loss_scale is not None and not math.isfinite(grad_norm)
+        self.updates += not overflowed
+        if scale is None:
+            return False
+        self.loss_scale = scale.after(overflowed)
+        return overflowed and scale.can_fall
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Sequence[Batch]]) -> Totals:
@@ -179,9 +257,14 @@ class Engine:
                     found[kind][name] = value.detach().cpu().clone()
         return found if self.rank == 0 else None
 
-    def load(self, tensors: Tensors, updates: int) -> None:
-        """Put back what `tensors` gave after so many updates, whatever stage and number of workers it came from."""
+    def load(self, tensors: Tensors, updates: int, loss_scale: LossScale | None = None) -> None:
+        """Put back what `tensors` gave after so many updates, whatever stage and number of workers it came from.
+
+        fp16 goes on with the given loss scale, or with that of the first step.
+        """
         self.updates = updates
+        if self.loss_scale:
+            self.loss_scale = loss_scale or LossScale(_FIRST_SCALE)
         for name, parameter in self.model.named_parameters():
             for kind in tensors:
                 self._write(parameter, kind, tensors[kind][name].to(self.device))

@@ -115,7 +115,7 @@ class Worker:
         import torch
         import torch.distributed as dist
 
-        from training.engine import has_bf16, worker_device
+        from training.device import has_bf16, worker_device
 
         self.setup, self.tell = setup, tell
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()

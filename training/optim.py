@@ -1,7 +1,7 @@
-"""parameters + settings -> parameter groups, the optimizer, the learning rate of a step."""
+"""parameters + settings -> parameter groups, the optimizer, the learning rate and the loss scale of a step."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipeline.config import Config
 
 _LONG_AGO = 1e7  # steps: 0.99999 to their power is nothing, and fp32 still counts every one
+_GROWTH = 2000  # good steps after which a loss scale is tried doubled
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -77,3 +78,23 @@ def learning_rate_in_time(step: int, config: OptimizerConfig, spent: float) -> f
     at the end of the time, however many steps it takes, times that of the warmup, which is of warmup_steps."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return config.learning_rate * warmup * max(0.0, 1 - spent)
+
+
+class LossScale(NamedTuple):
+    """What a loss is multiplied by, and its gradients divided by, that small ones do not vanish in fp16.
+
+    A power of two, so that it rounds nothing away: as large as the gradients bear (arXiv:1710.03740, section 3.2).
+    """
+
+    factor: float
+    good: int = 0  # steps since it was changed
+
+    @property
+    def can_fall(self) -> bool:
+        return self.factor > 1
+
+    def after(self, overflowed: bool) -> "LossScale":
+        """The scale of the step after one whose gradients were finite, or were not."""
+        if overflowed:
+            return LossScale(max(1.0, self.factor / 2))
+        return LossScale(2 * self.factor) if self.good + 1 == _GROWTH else self._replace(good=self.good + 1)

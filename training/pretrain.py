@@ -18,6 +18,7 @@ from pipeline.storage import Location
 from training import guards
 from training.checkpoint import CheckpointRef, best, newest, prune
 from training.data import Examples
+from training.engine import DeepSpeedConfig
 from training.events import FILE, EventFile
 from training.guards import Skip
 from training.model import BertConfig
@@ -58,13 +59,14 @@ class PretrainConfig(Config):
     global_batch_size: int = Field(gt=0)
     group_by_length: int = Field(default=64, gt=0)  # rows of like length that come together: a micro-batch, or more
     seed: int = Field(default=0, ge=0, lt=2**31)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     micro_batch_size: Annotated[int, Compute, Field(gt=0)] = 32
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
     #: By itself one for each GPU, two without any; of [least, most] as many as there is room for and divide the batch.
     workers: Annotated[_Count | tuple[_Count, _Count] | None, Compute] = None
     threads: Annotated[int, Compute, Field(gt=0)] = 1  # of a worker's processor cores
     zero_stage: Annotated[Literal[0, 1, 2, 3], Compute] = 1
+    deepspeed: Annotated[DeepSpeedConfig, Compute] = DeepSpeedConfig()  # more of its keys
     checkpoint_every: Annotated[int, Compute, Field(gt=0)] = 1000
     keep_checkpoints: Annotated[int, Compute, Field(gt=0)] = 2
     log_every: Annotated[int, Compute, Field(gt=0)] = 50
@@ -197,7 +199,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     facts = {
         "checkpoint": _fact(out.location, last),
         "best": _fact(out.location, better) if better else None,
-        **{key: state[key] for key in ("precision", "processor", "workers")},
+        **{key: state[key] for key in ("precision", "processor", "workers", "peak")},
         "skipped": len(skipped),
         "init": {"sha256": init.sha256, "notes": notes} if init else None,
         "metrics": summary(rows),

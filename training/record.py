@@ -2,9 +2,12 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from training.model import BertConfig
 
 Row = dict[str, Any]
 
@@ -22,6 +25,7 @@ class Totals:
     examples: float = 0.0
     tokens: float = 0.0  # real ones
     slots: float = 0.0  # with the padding
+    squares: float = 0.0  # of each example's real tokens
 
     def __add__(self, other: "Totals") -> "Totals":
         return Totals(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -35,6 +39,20 @@ class Totals:
         if self.labels:
             found |= {"nsp_loss": nsp_loss, "nsp_accuracy": self.nsp_correct / self.labels}
         return found | {"padding": 1 - self.tokens / max(1.0, self.slots)}
+
+
+def training_flops(totals: Totals, model: "BertConfig", vocab_size: int) -> float:
+    """The floating-point operations of matrix products, forward and backward, that these examples need.
+
+    Of real tokens and predictions alone: padding is work that nobody needs, and dropout, norms and the pooled [CLS] are
+    little beside. The backward pass costs twice the forward (arXiv:2001.08361, section 2.1).
+    """
+    hidden, wide = model.hidden_size, model.intermediate_size
+    linear = 8 * hidden * hidden + 4 * hidden * wide  # query, key, value and output; into the wide layer and back
+    attention = 4 * hidden  # scores and context, for each pair of tokens
+    prediction = 2 * hidden * hidden + 2 * hidden * vocab_size
+    encoder = model.num_hidden_layers * (linear * totals.tokens + attention * totals.squares)
+    return 3 * (encoder + prediction * totals.masked)
 
 
 class Recorder:
@@ -60,12 +78,16 @@ class Recorder:
         self._seconds += seconds
         self._waited += waited
 
-    def train_row(self, step: int, **of_now: float) -> None:
-        """The means of the steps since the last row, and what is `of_now`; the seconds are those of steps alone."""
+    def train_row(self, step: int, flops: Callable[[Totals], float], peak: float, **of_now: float) -> None:
+        """The means of the steps since the last row, and what is `of_now`; the seconds are those of steps alone.
+
+        `mfu` is the model FLOPs utilisation (arXiv:2204.02311, appendix B): training_flops a second, of `peak`.
+        """
         totals, seconds = self._totals, max(self._seconds, 1e-9)
         self.rows.append(
             {"split": "train", "step": step, **totals.means(), **of_now}
             | {"sequences_per_second": totals.examples / seconds, "tokens_per_second": totals.tokens / seconds}
+            | {"mfu": flops(totals) / seconds / peak}
             | {"wait": self._waited / seconds, "seconds": self._seconds, "time": time.time()}
         )
         self._totals, self._seconds, self._waited = type(totals)(), 0.0, 0.0

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.artifacts import Artifact, SourceFile
 from pipeline.config import UserError
@@ -24,14 +24,14 @@ from training.checkpoint import CheckpointRef, Heldout, SavedConfig, Tensors, ne
 from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, share
 from training.events import FILE, EventFile
 from training.guards import Fault, Guard, Skip
-from training.optim import learning_rate_at, learning_rate_in_time
-from training.record import Recorder, lines
+from training.optim import LossScale, learning_rate_at, learning_rate_in_time
+from training.record import Recorder, lines, training_flops
 from training.saves import Saves
 from training.start import starting_weights
 from training.workers import Tell
 
 if TYPE_CHECKING:
-    from training.engine import Precision
+    from training.device import Precision
     from training.model import BertForPreTraining
     from training.pretrain import PretrainConfig
 
@@ -69,6 +69,7 @@ class Worker:
         """All workers ask `preempted` together now and then; it says whether a node will be taken away."""
         import torch.distributed as dist
 
+        from training.device import peak
         from training.engine import Engine
 
         self.setup, self.config = setup, setup.config
@@ -81,11 +82,18 @@ class Worker:
         noted = guards.noted(setup.location) if self.rank == 0 else None
         start, state = self._begin(_agreed(noted))
         self.history = f"went on from step {self.step}{self._other_number(state)}" if start else ""
-        self.precision: Precision = state.get("precision") or _precision(self.config.precision)
+        self.precision: Precision = state.get("precision") or _precision(self.config)
         model = self._model(None if start else setup.init)
-        self.engine = Engine(model, self.config.optimizer, zero_stage=self.config.zero_stage, precision=self.precision)
+        self.engine = Engine(
+            model,
+            self.config.optimizer,
+            zero_stage=self.config.zero_stage,
+            precision=self.precision,
+            more=self.config.deepspeed,
+        )
+        self.peak = peak(self.engine.device, self.precision)
         if start:
-            self.engine.load(start.tensors(), state["updates"])
+            self.engine.load(start.tensors(), state["updates"], _loss_scale(state))
 
     def _begin(self, known: Sequence[Skip]) -> tuple[CheckpointRef | None, dict[str, Any]]:
         """Stand where the newest checkpoint does, or at the beginning; the weights are still to be loaded."""
@@ -141,7 +149,7 @@ class Worker:
                 if self._phase_is_over():
                     self.phase, self.first = number + 1, self.step
                 if self._done() or self.step % self.config.log_every == 0:
-                    self.recorder.train_row(self.step, **now, skipped=len(self.skipped), peak_memory=_peak_memory())
+                    self._log(now)
                 if self.phase > number or self.step % self.config.eval_every == 0:
                     self._evaluate(sample, number)
                 if self._done() or warned or self.leaving or self.step % self.config.checkpoint_every == 0:
@@ -150,6 +158,17 @@ class Worker:
                     self.on_step(self.rank, self.step)
         finally:
             steps.close()
+
+    def _log(self, of_now: Mapping[str, float]) -> None:
+        self.recorder.train_row(
+            self.step,
+            partial(training_flops, model=self.config.model, vocab_size=len(self.setup.pieces)),
+            self.peak.flops,
+            **of_now,
+            **self._scaling(),
+            skipped=len(self.skipped),
+            peak_memory=_peak_memory(),
+        )
 
     def _phase_is_over(self) -> bool:
         """Whether the phase has had its steps, or the time of all up to it is over."""
@@ -180,9 +199,12 @@ class Worker:
         """One update; what of it belongs into a row of metrics, beside the means."""
         began, waited, rate = time.monotonic(), steps.waited, self._learning_rate()
         turn = next(steps)
-        totals, grad_norm = self.engine.step(turn.batches, rate, _noise(self.config.seed, self.step, self.rank))
+        done = self.engine.step(turn.batches, rate, _noise(self.config.seed, self.step, self.rank))
+        totals, grad_norm = done.totals, done.grad_norm
         loss = totals.means()["loss"]
-        if fault := self.guard.fault(self.step + 1, loss, grad_norm):  # all workers judge the same sums
+        passed = done.overflowed and math.isfinite(loss)  # no weight was changed, and a lower loss scale mends it
+        fault = None if passed else self.guard.fault(self.step + 1, loss, grad_norm)
+        if fault:  # all workers judge the same sums
             examples = [[int(epoch), int(index)] for epoch, index in zip(turn.rows.epoch, turn.rows.index, strict=True)]
             skip = Skip(self.step + 1, phase, turn.number, fault[0], str(fault[1]), examples)
             raise Fault(skip, loss, grad_norm)
@@ -194,7 +216,12 @@ class Worker:
             self.wanted_out = self.tell(self.step, ", ".join(filter(None, notes)))
         else:
             self.wanted_out = self.tell(self.spent / 60, ", ".join(filter(None, (f"step {self.step}", *notes))))
-        return {"learning_rate": rate, "grad_norm": grad_norm}
+        return {"learning_rate": rate, **({} if passed else {"grad_norm": grad_norm})}  # infinity is no JSON
+
+    def _scaling(self) -> dict[str, float]:
+        """What a row says of fp16: the loss scale, and the steps without an update because gradients overflowed."""
+        scale = self.engine.loss_scale
+        return {"loss_scale": scale.factor, "overflows": self.step - self.engine.updates} if scale else {}
 
     def _evaluate(self, sample: Sequence[list[Batch]], phase: int) -> None:
         totals = self.engine.evaluate(iter(sample))
@@ -235,7 +262,9 @@ class Worker:
             self.saves.wait()
         start, state = self._begin(known)
         self.history = f"went back to step {self.step}, {len(self.skipped)} batches skipped"
-        self.engine.load(start.tensors() if start else self._first_tensors(), state.get("updates", 0))
+        self.engine.load(
+            start.tensors() if start else self._first_tensors(), state.get("updates", 0), _loss_scale(state)
+        )
 
     def _model(self, init: SourceFile | None) -> "BertForPreTraining":
         """With random weights, or those of another model."""
@@ -271,7 +300,7 @@ class Worker:
                 )
 
     def _state(self) -> dict[str, Any]:
-        from training.engine import processor
+        from training.device import processor
 
         return {
             "step": self.step,
@@ -282,8 +311,10 @@ class Worker:
             "samples": self.step * self.config.global_batch_size,
             "updates": self.engine.updates,
             "precision": self.precision,
+            "loss_scale": self.engine.loss_scale,
             "processor": processor(self.engine.device),
             "workers": self.workers,
+            "peak": self.peak._asdict(),
             "metrics": self.recorder.state(),
             "recent": self.guard.state(),
             "skipped": [asdict(skip) for skip in self.skipped],
@@ -328,19 +359,19 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-def _precision(wanted: Literal["auto", "fp32", "bf16"]) -> "Precision":
-    """bf16 where every worker is the faster for it, if the choice is ours."""
-    import torch
-    import torch.distributed as dist
+def _loss_scale(state: Mapping[str, Any]) -> LossScale | None:
+    saved = state.get("loss_scale")
+    return LossScale(*saved) if saved else None
 
-    from training.engine import has_bf16, worker_device
 
-    if wanted != "auto":
-        return wanted
+def _precision(config: "PretrainConfig") -> "Precision":
+    """As it is wanted; if the choice is ours, what is the fastest here."""
+    from training.device import fastest, layer_seconds, worker_device
+
+    if config.precision != "auto":
+        return config.precision
     device = worker_device()
-    everywhere = torch.tensor([int(has_bf16(device))], device=device)
-    dist.all_reduce(everywhere, dist.ReduceOp.MIN)
-    return "bf16" if everywhere.item() else "fp32"
+    return fastest(device, partial(layer_seconds, config.model, device))
 
 
 def work(argument: tuple[Setup, Hook | None], tell: Tell) -> None:

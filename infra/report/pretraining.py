@@ -50,6 +50,7 @@ def _charts(rows: Sequence[Row]) -> list[Markup]:
         ("Accuracy of pairs", both("nsp_accuracy"), Axis("of pairs", **SHARE), (_CHANCE, "a coin")),
         ("Sequences", training("sequences_per_second"), Axis("per second", include=(0,)), None),
         ("Real pieces, without padding", training("tokens_per_second"), Axis("per second", include=(0,)), None),
+        ("Use of the peak (MFU)", training("mfu"), Axis("of the devices' FLOPS", **SHARE, include=(0,)), None),
     ]
     return [
         line_chart(title, series, axis, reference)

@@ -27,7 +27,8 @@ from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCABULARY
 from tests.benchmarks._show import show
 from training.data import Batch, Examples, Masking, Prefetched, batch
-from training.engine import Objective, has_bf16, processor
+from training.device import has_bf16, processor
+from training.engine import Objective
 from training.model import BertConfig, BertForPreTraining
 from training.optim import OptimizerConfig, adamw, parameter_groups
 

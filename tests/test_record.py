@@ -1,0 +1,45 @@
+"""The operations that examples need, and what rows of metrics say of them."""
+
+import pytest
+
+from training.model import BertConfig
+from training.record import Recorder, Totals, training_flops
+
+VOCAB_SIZE = 30522
+BASE = BertConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
+LARGE = BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+
+
+def sequence(length: int, predictions: int, slots: int = 0) -> Totals:
+    return Totals(masked=predictions, examples=1, tokens=length, slots=slots or length, squares=length**2)
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "predictions", "gigaflops"),
+    [(BASE, 128, 20, 69.925), (BASE, 512, 80, 301.445), (LARGE, 128, 20, 240.636), (LARGE, 512, 80, 1020.528)],
+)
+def test_a_sequence_of_bert_needs_so_many_operations(
+    model: BertConfig, length: int, predictions: int, gigaflops: float
+) -> None:
+    assert round(training_flops(sequence(length, predictions), model, VOCAB_SIZE) / 1e9, 3) == gigaflops
+
+
+def test_padding_needs_none_and_sequences_do_not_attend_to_one_another() -> None:
+    def flops(totals: Totals) -> float:
+        return training_flops(totals, BASE, VOCAB_SIZE)
+
+    long, short = sequence(128, 20), sequence(32, 5, slots=128)
+    assert flops(short) == flops(sequence(32, 5))
+    assert flops(long + short) == flops(long) + flops(short)
+    assert flops(long) > 4 * flops(short)
+
+
+def test_a_row_tells_the_share_of_the_peak_over_the_steps_since_the_row_before() -> None:
+    recorder = Recorder()
+    for examples in (3, 1):
+        recorder.add(Totals(examples=examples), seconds=2.0, waited=0.0)
+    recorder.train_row(2, lambda totals: 10 * totals.examples, 50.0)
+    recorder = Recorder(recorder.state())
+    recorder.add(Totals(examples=5), seconds=2.0, waited=0.0)
+    recorder.train_row(3, lambda totals: 10 * totals.examples, 50.0)
+    assert [row["mfu"] for row in recorder.rows] == [40 / 4 / 50, 50 / 2 / 50]
