@@ -124,6 +124,13 @@ def test_masks_that_are_not_stored_depend_on_seed_epoch_and_example_alone(tmp_pa
     assert all(1 <= len(labels) <= 3 for _, labels in masks(first).values())
 
 
+def test_phases_of_one_objective_alone_make_a_model(tmp_path: Path) -> None:
+    made = {name: examples_artifact(tmp_path / name, objective=name) for name in ("mlm", "mlm+nsp", "mlm+sop")}
+    assert [data.paired([artifact, artifact]) for artifact in made.values()] == [False, True, True]
+    with pytest.raises(UserError, match=r"of the objectives mlm\+nsp, mlm\+sop; make those of all phases with one exa"):
+        data.paired([made["mlm+sop"], made["mlm+nsp"], made["mlm+sop"]])
+
+
 def test_micro_batches_of_like_length_are_padded_less(examples: Examples) -> None:
     rows = next(examples.batches(1, 0, 40))
 

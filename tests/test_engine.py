@@ -21,7 +21,7 @@ VOCAB_SIZE, STEPS, RATE = 97, 6, 1e-3
 OPTIMIZER = OptimizerConfig(learning_rate=RATE, max_grad_norm=0.5)
 
 
-def model(dropout: float = 0.0) -> BertForPreTraining:
+def model(dropout: float = 0.0, nsp: bool = True) -> BertForPreTraining:
     config = BertConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -31,7 +31,7 @@ def model(dropout: float = 0.0) -> BertForPreTraining:
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-    return BertForPreTraining(config, VOCAB_SIZE, seed=1)
+    return BertForPreTraining(config, VOCAB_SIZE, seed=1, nsp=nsp)
 
 
 def batches(step: int) -> list[Batch]:
@@ -171,11 +171,12 @@ def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_loss() -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_without_pairs_the_loss_is_that_of_the_masks_alone() -> None:
+@pytest.mark.parametrize("nsp", [True, False])
+def test_without_pairs_the_loss_is_that_of_the_masks_alone(nsp: bool) -> None:
     unpaired = [
         batch._replace(next_sentence_label=torch.full_like(batch.next_sentence_label, IGNORED)) for batch in batches(0)
     ]
-    trained = Engine(model(), OPTIMIZER)
+    trained = Engine(model(nsp=nsp), OPTIMIZER)
     totals, grad_norm = trained.step(unpaired, RATE, noise=0)
     paired = Engine(model(), OPTIMIZER).step(batches(0), RATE, noise=0).totals
     assert totals.means()["loss"] == totals.means()["mlm_loss"] == paired.means()["mlm_loss"]

@@ -170,6 +170,20 @@ def _idle(row: Rows) -> Rows:
     return replace(row, next_sentence_label=np.full(1, IGNORED), masks=Masks(nothing, nothing), counted=False)
 
 
+def paired(phases: Iterable[Artifact]) -> bool:
+    """Whether the examples of all phases are labelled pairs: objective mlm+nsp or mlm+sop, not mlm.
+
+    Raises UserError when they are of several objectives, which no one head can learn.
+    """
+    first, *others = sorted({artifact.manifest.config["objective"] for artifact in phases})
+    if others:
+        raise UserError(
+            f"pretrain: the phases' examples are of the objectives {', '.join([first, *others])}; "
+            "make those of all phases with one examples.objective"
+        )
+    return first != "mlm"
+
+
 class Examples:
     """The examples of one split of an artifact, by index: shard after shard in the order of their names."""
 

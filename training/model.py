@@ -138,19 +138,24 @@ class Layer(nn.Module):
 class BertModel(nn.Module):
     """The encoder. All of its parameters are called `bert.` in the models below and in every checkpoint."""
 
-    def __init__(self, config: BertConfig, vocab_size: int) -> None:
+    def __init__(self, config: BertConfig, vocab_size: int, pooler: bool = True) -> None:
         super().__init__()
         self.embeddings = Embeddings(config, vocab_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pooler else None
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Three [b, s] (mask: 1 real, 0 padding) -> hidden states [b, s, hidden] and the pooled [CLS] [b, hidden]."""
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Three [b, s] (mask: 1 real, 0 padding) -> hidden states [b, s, hidden] and the pooled [CLS] [b, hidden].
+
+        Without a pooler, None is pooled.
+        """
         visible = attention_mask.bool()[:, None, None, :]  # [b, 1, 1, s]: the same for each head and query
         hidden = self.embeddings(input_ids, token_type_ids)
         for layer in self.layers:
             hidden = layer(hidden, visible)
-        return hidden, torch.tanh(self.pooler(hidden[:, 0]))
+        return hidden, torch.tanh(self.pooler(hidden[:, 0])) if self.pooler else None
 
 
 class MaskedLMHead(nn.Module):
@@ -169,22 +174,27 @@ class MaskedLMHead(nn.Module):
 
 
 class BertForPreTraining(nn.Module):
-    """Masked-LM and next-sentence prediction on one encoder."""
+    """The encoder with the heads of its objective: for masked pieces and, if `nsp`, a two-way one for pairs.
 
-    def __init__(self, config: BertConfig, vocab_size: int, seed: int = 0) -> None:
+    The objective mlm+nsp teaches the second that label 1 is a random second segment, mlm+sop that 1 is two segments
+    swapped. With mlm alone there would be nothing for it or the pooler to learn: then neither is there.
+    """
+
+    def __init__(self, config: BertConfig, vocab_size: int, seed: int = 0, *, nsp: bool = True) -> None:
         super().__init__()
-        self.bert = BertModel(config, vocab_size)
+        self.bert = BertModel(config, vocab_size, pooler=nsp)
         self.mlm = MaskedLMHead(config, vocab_size)
-        self.nsp = nn.Linear(config.hidden_size, 2)
+        self.nsp = nn.Linear(config.hidden_size, 2) if nsp else None
         initialize(self, config.initializer_range, seed)
 
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, masked_lm_positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Three [b, s] and flat indices into b * s [n] -> masked-LM logits [n, vocab], NSP logits [b, 2], in fp32."""
         hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
         masked = hidden.flatten(0, 1).index_select(0, masked_lm_positions)  # [n, hidden]
-        return self.mlm(masked, self.bert.embeddings.word_embeddings.weight), self.nsp(pooled).float()
+        mlm_logits = self.mlm(masked, self.bert.embeddings.word_embeddings.weight)
+        return mlm_logits, self.nsp(pooled).float() if self.nsp else None
 
 
 class BertForSequenceClassification(nn.Module):
@@ -223,9 +233,13 @@ def initialize(model: nn.Module, deviation: float, seed: int) -> None:
 def load_encoder(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy the `bert.` entries of a checkpoint into `model.bert`; other entries (the heads of another task) are left.
 
+    A checkpoint of masked-LM alone has no pooler: the model keeps its own.
+
     Raises:
         RuntimeError: a weight of the encoder is missing, unknown or of another shape.
     """
-    prefix = "bert."
+    prefix, bert = "bert.", model.get_submodule("bert")
     encoder = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
-    model.get_submodule("bert").load_state_dict(encoder)
+    if not any(name.startswith("pooler.") for name in encoder):
+        encoder |= {name: weight for name, weight in bert.state_dict().items() if name.startswith("pooler.")}
+    bert.load_state_dict(encoder)

@@ -15,7 +15,7 @@ from pipeline.config import Compute, Config
 from pipeline.storage import Location
 from training import guards
 from training.checkpoint import CheckpointRef, best, newest, prune
-from training.data import Examples
+from training.data import Examples, paired
 from training.events import FILE, EventFile
 from training.guards import Skip
 from training.model import BertConfig
@@ -105,11 +105,12 @@ def examples_input(max_seq_length: int) -> str:
 def check(config: PretrainConfig, sources: Mapping[str, SourceFile]) -> None:
     """Raises UserError when the model to begin with cannot be read, or has another shape."""
     if init := sources.get("init"):
-        starting_weights(init, config.model, None, config.seed)
+        starting_weights(init, config.model, None, config.seed, nsp=False)  # no head is needed yet
 
 
 def _check_examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises UserError when a phase has too few examples, or none held out."""
+    """Raises UserError when a phase has too few examples, none held out, or another objective than the others."""
+    paired(_examples(config, inputs))
     for artifact in _examples(config, inputs):
         Examples(artifact, "train").batches(config.seed, 0, config.global_batch_size)
         Examples(artifact, "heldout")
@@ -134,7 +135,8 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
         without_gpus=2,
     )
     pieces, init = _pieces(inputs["vocab"]), inputs.get("init")
-    notes = starting_weights(init, config.model, pieces, config.seed).notes if init else ()
+    nsp = paired(_examples(config, inputs))
+    notes = starting_weights(init, config.model, pieces, config.seed, nsp=nsp).notes if init else ()
     # One worker has nobody to split with, and saves a sixth of a small step.
     trained = config if group.workers > 1 else config.model_copy(update={"zero_stage": 0})
     setup = Setup(trained, tuple(_examples(config, inputs)), out.location, pieces, init)
