@@ -21,9 +21,9 @@ VOCAB_SIZE, STEPS, RATE = 97, 6, 1e-3
 OPTIMIZER = OptimizerConfig(learning_rate=RATE, max_grad_norm=0.5)
 
 
-def model(dropout: float = 0.0, nsp: bool = True) -> BertForPreTraining:
+def model(dropout: float = 0.0, hidden_size: int = 32, **settings: bool) -> BertForPreTraining:
     config = BertConfig(
-        hidden_size=32,
+        hidden_size=hidden_size,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
@@ -31,7 +31,7 @@ def model(dropout: float = 0.0, nsp: bool = True) -> BertForPreTraining:
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-    return BertForPreTraining(config, VOCAB_SIZE, seed=1, nsp=nsp)
+    return BertForPreTraining(config, VOCAB_SIZE, seed=1, **settings)
 
 
 def batches(step: int) -> list[Batch]:
@@ -96,10 +96,18 @@ def in_worker(rank: int, folder: str) -> None:
         box = [noisy.tensors()]
         dist.broadcast_object_list(box)
         found[f"through-{stage}"] = outcome(noisy)
+        recomputed = Engine(model(dropout=0.1, activation_checkpointing=True), OPTIMIZER, zero_stage=stage)
+        steps(recomputed, range(3))
+        found[f"recomputed-{stage}"] = outcome(recomputed)
         for name, target in (("resumed", stage), ("elsewhere", 3 - stage)):
             again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target)
             again.load(box[0], updates=3)
             found[f"{name}-{stage}"] = outcome(again)
+    for name, recomputes in (("through", False), ("recomputed", True)):
+        # ZeRO-3 parts what has 100,000 weights or more: here each layer's qkv and the output beside it
+        wide = Engine(model(0.1, hidden_size=320, activation_checkpointing=recomputes), OPTIMIZER, zero_stage=3)
+        steps(wide, range(3))
+        found[f"{name}-parted"] = outcome(wide)
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.destroy_process_group()
@@ -129,10 +137,15 @@ def test_two_workers_and_two_micro_batches_make_the_step_of_one_process(
         torch.testing.assert_close(found[f"weights-{stage}"]["model"][name], weight.detach(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_what_is_saved_goes_on_to_the_same_bits(found: dict[str, Any], stage: int) -> None:
+@pytest.mark.parametrize(
+    ("same", "stage"),
+    [*(("resumed", stage) for stage in range(4)), *(("recomputed", stage) for stage in (0, 1, 2, 3, "parted"))],
+)
+def test_neither_saving_nor_activation_checkpointing_changes_a_bit(
+    found: dict[str, Any], same: str, stage: int | str
+) -> None:
     losses, heldout, tensors = found[f"through-{stage}"]
-    again = found[f"resumed-{stage}"]
+    again = found[f"{same}-{stage}"]
     assert (losses, heldout) == again[:2]
     for kind, named in tensors.items():
         assert all(torch.equal(value, again[2][kind][name]) for name, value in named.items())

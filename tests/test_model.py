@@ -174,6 +174,26 @@ def test_weights_depend_on_the_seed_alone():
     assert not torch.equal(first["bert.layers.0.output.weight"], first["bert.layers.1.output.weight"])
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_activation_checkpointing_computes_layers_twice_and_gives_the_same_bits(batch, precision):
+    config = CONFIG.model_copy(update={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
+    seen = []
+    for recomputes in (False, True):
+        model, layers = BertForPreTraining(config, VOCAB, seed=1, activation_checkpointing=recomputes), []
+        for layer in model.bert.layers:
+            layer.register_forward_pre_hook(lambda *_, layers=layers: layers.append(1))
+        torch.manual_seed(8)
+        with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+            mlm, nsp = model(**encoder_input(batch), masked_lm_positions=batch["positions"])
+        loss = functional.cross_entropy(mlm, batch["labels"])
+        (loss + functional.cross_entropy(nsp, batch["next_sentence_label"])).backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        seen.append((len(layers), {"mlm": mlm, "nsp": nsp, "next draw": torch.rand(1), **gradients}))
+    (once, expected), (twice, found) = seen
+    assert (once, twice) == (3, 6)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_dropout_acts_in_training_only():
     config = CONFIG.model_copy(update={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
     model = BertForSequenceClassification(config, VOCAB, 3)

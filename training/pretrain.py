@@ -56,6 +56,7 @@ class PretrainConfig(Config):
     workers: Annotated[int | None, Compute, Field(gt=0)] = None  # one for each GPU, two without any
     threads: Annotated[int, Compute, Field(gt=0)] = 1  # of a worker's processor cores
     zero_stage: Annotated[Literal[0, 1, 2, 3], Compute] = 1
+    activation_checkpointing: Annotated[bool, Compute] = False  # less memory, a third more work
     checkpoint_every: Annotated[int, Compute, Field(gt=0)] = 1000
     keep_checkpoints: Annotated[int, Compute, Field(gt=0)] = 2
     log_every: Annotated[int, Compute, Field(gt=0)] = 50

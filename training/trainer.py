@@ -222,7 +222,13 @@ class Worker:
         from training.model import BertForPreTraining
 
         config, pieces, nsp = self.config, self.setup.pieces, self.setup.nsp
-        model = BertForPreTraining(config.model, len(pieces), config.seed, nsp=nsp)
+        model = BertForPreTraining(
+            config.model,
+            len(pieces),
+            config.seed,
+            nsp=nsp,
+            activation_checkpointing=config.activation_checkpointing,
+        )
         if init:
             model.load_state_dict(starting_weights(init, config.model, pieces, config.seed, nsp=nsp).weights)
         return model
