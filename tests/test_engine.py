@@ -173,6 +173,25 @@ def test_bf16_is_found_by_the_processors_flags(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("alone")
+def test_the_model_is_given_a_mask_where_there_is_padding_alone() -> None:
+    padded, *_ = batches(0)
+    cut = padded.input_ids.shape[1] - 3  # its first row has three pieces of padding
+    full = Batch(
+        *(tensor[:, :cut].contiguous() for tensor in padded[:3]),
+        torch.tensor([3]),
+        torch.tensor([7]),
+        *padded[5:7],
+        padded=False,
+    )
+    given, bare = [], model()
+    bare.register_forward_pre_hook(lambda _, arguments: given.append(arguments[2]))
+    totals = Engine(bare, OPTIMIZER).evaluate(iter([[padded], [full]]))
+    assert given[0] is padded.attention_mask
+    assert given[1] is None
+    assert (totals.tokens, totals.slots) == (2 * 16 - 3 + 2 * cut, 2 * 16 + 2 * cut)
+
+
+@pytest.mark.usefixtures("alone")
 def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_loss() -> None:
     full, half = (Engine(model(), OPTIMIZER, precision=precision) for precision in ("fp32", "bf16"))
     for exact, rounded in zip(steps(full, range(2)), steps(half, range(2)), strict=True):

@@ -174,6 +174,20 @@ def test_weights_depend_on_the_seed_alone():
     assert not torch.equal(first["bert.layers.0.output.weight"], first["bert.layers.1.output.weight"])
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_full_rows_need_no_mask(pair, batch, training):
+    full = {name: tensor[:2] for name, tensor in encoder_input(batch).items()}
+    config = CONFIG.model_copy(update={"attention_probs_dropout_prob": 0.1})  # of training another path than evaluation
+    model = BertForPreTraining(config, VOCAB).train(training)
+    model.load_state_dict(pair[0].state_dict())
+    positions, found = torch.arange(66), []
+    for mask in (full["attention_mask"], None):
+        torch.manual_seed(1)
+        found.append(model(**full | {"attention_mask": mask}, masked_lm_positions=positions))
+    for masked, unmasked in zip(*found, strict=True):
+        torch.testing.assert_close(unmasked, masked, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_activation_checkpointing_computes_layers_twice_and_gives_the_same_bits(batch, precision):
     config = CONFIG.model_copy(update={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})

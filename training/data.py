@@ -128,9 +128,13 @@ class Batch(NamedTuple):
     masked_lm_labels: Tensor  # [n] int64
     next_sentence_label: Tensor  # [b] int64, IGNORED where there is no pair, or the row counts for nothing
     counted: Tensor  # [b] int64, 0 for a row that counts for nothing
+    padded: bool = True  # whether attention_mask hides anything: training would wait for a GPU to answer that
 
     def to(self, device: torch.device) -> "Batch":
-        return self if device.type == "cpu" else Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        if device.type == "cpu":
+            return self
+        *tensors, padded = self
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), padded=padded)
 
 
 def batch(rows: Rows, masking: Masking | None = None) -> Batch:
@@ -150,7 +154,7 @@ def batch(rows: Rows, masking: Masking | None = None) -> Batch:
         flat, labels = (positions + starts[:, None])[used], targets[used]
     counted = np.full(len(rows), rows.counted)
     arrays = (ids, second, real, flat, labels, rows.next_sentence_label, counted)
-    return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
+    return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays), padded=not real.all())
 
 
 def share(rows: Rows, rank: int, workers: int, micro_batch_size: int) -> list[Rows]:

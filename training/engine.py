@@ -73,7 +73,10 @@ class Objective(nn.Module):
         """`masked` and `labels` are the global batch's counts of masked positions and next-sentence labels."""
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
             mlm_logits, nsp_logits = self.model(
-                batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_lm_positions
+                batch.input_ids,
+                batch.token_type_ids,
+                batch.attention_mask if batch.padded else None,
+                batch.masked_lm_positions,
             )  # [n, vocab]; [b, 2], or None where nothing is learnt of pairs
         mlm_loss = functional.cross_entropy(mlm_logits, batch.masked_lm_labels, reduction="sum")
         nsp_loss, nsp_correct = torch.zeros_like(mlm_loss), torch.zeros_like(mlm_loss)

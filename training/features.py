@@ -48,7 +48,7 @@ def predict_masked(model: BertForPreTraining, tokenizer: Tokenizer, text: str, k
     device = model.mlm.bias.device
     input_ids = torch.tensor([ids], device=device)
     logits, _ = model(
-        input_ids, torch.zeros_like(input_ids), torch.ones_like(input_ids), torch.tensor(masks, device=device)
+        input_ids, torch.zeros_like(input_ids), None, torch.tensor(masks, device=device)
     )  # [masks, vocab]
     best = logits.softmax(-1).topk(k)
     return [

@@ -95,7 +95,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """[b, s, hidden] -> [b, s, hidden]; keys at padding are invisible to every query."""
+    """[b, s, hidden] -> [b, s, hidden]; keys at padding are invisible to every query, without `visible` none is."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -104,14 +104,15 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
         batch, length, size = hidden.shape
         qkv = self.qkv(hidden).view(batch, length, 3, self.heads, size // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [b, heads, s, head_size]
         dropout = self.dropout.probability if self.training else 0.0
         if dropout and hidden.device.type == "cpu":  # where torch has no fused kernel, and a slow dropout
             scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)  # [b, heads, s, s]
-            scores = scores.masked_fill(~visible, -torch.inf)
+            if visible is not None:
+                scores = scores.masked_fill(~visible, -torch.inf)
             context = self.dropout(scores.softmax(-1)) @ value
         else:
             context = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
@@ -130,7 +131,7 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
         hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, visible)))
         expanded = functional.gelu(self.intermediate(hidden))  # [b, s, intermediate]
         return self.output_norm(hidden + self.dropout(self.output(expanded)))
@@ -153,13 +154,15 @@ class BertModel(nn.Module):
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pooler else None
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor
+        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Three [b, s] (mask: 1 real, 0 padding) -> hidden states [b, s, hidden] and the pooled [CLS] [b, hidden].
 
-        Without a pooler, None is pooled.
+        Without a mask nothing is padding, and attention may take a faster kernel. Without a pooler, None is pooled.
         """
-        visible = attention_mask.bool()[:, None, None, :]  # [b, 1, 1, s]: the same for each head and query
+        visible = None  # [b, 1, 1, s]: the same for each head and query
+        if attention_mask is not None:
+            visible = attention_mask.bool()[:, None, None, :]
         hidden = self.embeddings(input_ids, token_type_ids)
         for layer in self.layers:
             if self.activation_checkpointing and self.training:
@@ -207,7 +210,7 @@ class BertForPreTraining(nn.Module):
         initialize(self, config.initializer_range, seed)
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, masked_lm_positions: Tensor
+        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None, masked_lm_positions: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Three [b, s] and flat indices into b * s [n] -> masked-LM logits [n, vocab], NSP logits [b, 2], in fp32."""
         hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
