@@ -13,7 +13,14 @@ from transformers import BertForPreTraining as TheirBert
 from transformers import BertForSequenceClassification as TheirClassifier
 
 from training.hub import ours
-from training.model import BertConfig, BertForPreTraining, BertForSequenceClassification, Dropout, load_encoder
+from training.model import (
+    _VOCAB_MULTIPLE,
+    BertConfig,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    Dropout,
+    load_encoder,
+)
 
 VOCAB = 211
 PARTS = ("weight", "bias")
@@ -172,6 +179,26 @@ def test_weights_depend_on_the_seed_alone():
     assert all(torch.equal(first[name], alone[name]) for name in alone)
     assert not torch.equal(first["nsp.weight"], other["nsp.weight"])
     assert not torch.equal(first["bert.layers.0.output.weight"], first["bert.layers.1.output.weight"])
+
+
+def test_a_vocabulary_padded_for_tensor_cores_gives_the_same_logits_and_gradients(batch, monkeypatch):
+    """211 pieces are padded to 256 where the products happen; the weights stay as they are."""
+    found, shapes = [], []
+    linear = functional.linear
+    monkeypatch.setattr(functional, "linear", lambda *given: shapes.append(given[1].shape) or linear(*given))
+    for multiple in (1, 64):
+        monkeypatch.setitem(_VOCAB_MULTIPLE, "cpu", multiple)
+        model = BertForPreTraining(CONFIG, VOCAB, seed=1)
+        mlm, _ = model(**encoder_input(batch), masked_lm_positions=batch["positions"])
+        functional.cross_entropy(mlm, batch["labels"]).backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        found.append({"logits": mlm, **gradients})
+    plain, padded = found
+    assert {shape for shape in shapes if shape[0] > 200} == {(211, 48), (256, 48)}
+    assert plain.keys() == padded.keys() >= {"mlm.bias", "bert.embeddings.word_embeddings.weight"}
+    for name, tensor in plain.items():
+        assert padded[name].shape == tensor.shape
+        torch.testing.assert_close(padded[name], tensor, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Config
 
+_VOCAB_MULTIPLE = {"cuda": 64}  # rows of the decoder that tensor cores want a multiple of, by the kind of device
+
 
 class BertConfig(Config):
     """The encoder's shape. The size of the vocabulary is not here: the vocabulary itself says it."""
@@ -182,9 +184,11 @@ class MaskedLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
-        hidden = self.norm(functional.gelu(self.transform(hidden)))
-        # fp32 before the softmax: a loss over bf16 logits is quantised to 1/128
-        return functional.linear(hidden, word_embeddings, self.bias).float()
+        hidden, bias, vocab_size = self.norm(functional.gelu(self.transform(hidden))), self.bias, len(self.bias)
+        if short := -vocab_size % _VOCAB_MULTIPLE.get(hidden.device.type, 1):
+            word_embeddings, bias = functional.pad(word_embeddings, (0, 0, 0, short)), functional.pad(bias, (0, short))
+        logits = functional.linear(hidden, word_embeddings, bias)[:, :vocab_size]
+        return logits.float()  # before the softmax: a loss over bf16 logits is quantised to 1/128
 
 
 class BertForPreTraining(nn.Module):
