@@ -20,9 +20,10 @@ _LISTED = 8  # files, languages or licences of a source
 _LICENCE_IDS = {"apache-2.0", "cc0-1.0", "mit"}  # of the Hub's, beside Creative Commons' others
 _CC = re.compile(r"CC[ -](BY(?:-NC)?(?:-SA|-ND)?)[ -](\d\.\d)", re.IGNORECASE)
 _OBJECTIVES = {
-    "mlm": "It learnt to name masked pieces; its next-sentence head, if it has one, was not trained.",
+    "mlm": "It learnt to name masked pieces, and nothing of pairs: it has no next-sentence head and no pooler.",
     "mlm+nsp": "It learnt to name masked pieces, and whether the second segment follows the first (0: it does).",
-    "mlm+sop": "It learnt to name masked pieces, and whether two segments are in their order (0: they are).",
+    "mlm+sop": "It learnt to name masked pieces, and whether two segments are in their order (0: they are; 1: they "
+    "are swapped). The latter is what the head does that others call the next-sentence head.",
 }
 _MASKS = "Of the pieces chosen for that, 80 % became [MASK], 10 % another piece, and 10 % stayed."
 _FIGURES = {
@@ -39,8 +40,14 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 model = AutoModelForMaskedLM.from_pretrained("path/to/this/folder")
 ```
 
-AutoModel gives the encoder alone, AutoModelForPreTraining both heads. The tokenizer takes "[MASK]" in a text for text;
+{others} The tokenizer takes "[MASK]" in a text for text;
 `tokenizer("A [MASK] word.", split_special_tokens=False, return_tensors="pt")` takes it for the mask."""
+
+_OTHERS = "AutoModel gives the encoder alone, AutoModelForPreTraining both heads."
+_OTHERS_OF_MLM = (
+    "AutoModel gives the encoder alone and, for want of a trained pooler, a random one: use its last_hidden_state, "
+    "not its pooler_output. A classifier that begins with this model trains its pooler from nothing."
+)
 
 
 @dataclass
@@ -56,13 +63,13 @@ class Text:
 
 def card(config: RunConfig, made: Mapping[str, Artifact]) -> str:
     """`made`: the run's artifacts of extract, dedup, vocab and pretrain, by these names."""
-    sources, pretrain = config.extract.sources, made["pretrain"].manifest
+    sources, pretrain, objective = config.extract.sources, made["pretrain"].manifest, config.examples.objective
     texts = _texts([source.name for source in sources], made["dedup"])
     sections = [
         f"# {config.name}",
-        _summary(made["vocab"].manifest, pretrain),
+        _summary(made["vocab"].manifest, pretrain, nsp=objective != "mlm"),
         "## How to load it",
-        _LOADING,
+        _LOADING.format(others=_OTHERS_OF_MLM if objective == "mlm" else _OTHERS),
         "## What it was trained on",
         _table(
             ("source", "kind", "language", "licence", "documents", "words", "documents held out"),
@@ -72,7 +79,7 @@ def card(config: RunConfig, made: Mapping[str, Artifact]) -> str:
         *_beginning(pretrain),
         *(_attribution(source, texts[source.name], made["extract"].manifest) for source in sources),
         "## How it was trained",
-        f"{_OBJECTIVES[config.examples.objective]} {_MASKS} The settings, by their keys in the run's configuration:",
+        f"{_OBJECTIVES[objective]} {_MASKS} The settings, by their keys in the run's configuration:",
         _table(("key", "value"), [*_settings(config)]),
         "## How good it is",
         "On held-out documents, at the end of training:",
@@ -129,7 +136,7 @@ def _licence(name: str) -> dict[str, str]:
     return {"license": "other", "license_name": "-".join(re.findall(r"\w+", name.lower()))}
 
 
-def _summary(vocab: Manifest, pretrain: Manifest) -> str:
+def _summary(vocab: Manifest, pretrain: Manifest, nsp: bool) -> str:
     import torch
 
     from training.model import BertConfig, BertForPreTraining
@@ -137,7 +144,7 @@ def _summary(vocab: Manifest, pretrain: Manifest) -> str:
     model = BertConfig.model_validate(pretrain.config["model"])
     size = vocab.counts["pieces"]
     with torch.device("meta"):
-        weights = sum(weight.numel() for weight in BertForPreTraining(model, size).parameters())
+        weights = sum(weight.numel() for weight in BertForPreTraining(model, size, nsp=nsp).parameters())
     case = "lower case" if vocab.config["lowercase"] else "upper and lower case"
     longest = max(phase["max_seq_length"] for phase in pretrain.config["phases"])
     note = f" {vocab.facts['note']}" if "note" in vocab.facts else ""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.artifacts import Artifact, Output
-from pipeline.schema import example_schema, parquet_bytes
+from pipeline.schema import IGNORED, example_schema, parquet_bytes
 from pipeline.storage import Location
 
 VOCAB_SIZE = 97  # a prime: it divides by no number of workers
@@ -42,17 +42,25 @@ def vocab_artifact(root: Path) -> Artifact:
 
 
 def examples_artifact(
-    root: Path, train: int = 40, heldout: int = 12, length: int = 16, shards: int = 2, masked: bool = True
+    root: Path,
+    train: int = 40,
+    heldout: int = 12,
+    length: int = 16,
+    shards: int = 2,
+    masked: bool = True,
+    objective: str = "mlm+nsp",
 ) -> Artifact:
     """`train` and `heldout` examples of 8 to `length` pieces, each with one to three masked positions.
 
-    Unless `masked`, those to train on are stored without masks.
+    Unless `masked`, those to train on are stored without masks. With objective mlm they have no label.
     """
     files = {}
     counts = {}
     for split, count in (("train", train), ("heldout", heldout)):
         for shard, numbers in enumerate(np.array_split(np.arange(count), shards)):
             rows = [_example(split, int(number), length) for number in numbers]
+            if objective == "mlm":
+                rows = [row | {"next_sentence_label": IGNORED} for row in rows]
             stored = masked or split == "heldout"
             table = pa.Table.from_pylist(
                 rows if stored else [_unmasked(row) for row in rows], schema=example_schema(VOCAB_SIZE, stored)
@@ -60,7 +68,7 @@ def examples_artifact(
             path = f"{split}/{shard:05d}.parquet"
             files[path], counts[path] = parquet_bytes(table, row_group_size=_ROW_GROUP), len(rows)
     rules = {"masked_lm_prob": 0.15, "max_predictions_per_seq": 3, "mask_unit": "token"}
-    config = {**rules, "masking": "static" if masked else "dynamic"}
+    config = {**rules, "masking": "static" if masked else "dynamic", "objective": objective}
     return _artifact(root, f"examples-{length}", files, config, {"rows": counts, "row_group_size": _ROW_GROUP})
 
 

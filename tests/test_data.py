@@ -99,6 +99,15 @@ def test_a_batch_is_as_wide_as_its_longest_row_and_points_at_its_masks(examples:
     assert (made.input_ids.flatten()[made.masked_lm_positions] == MASK).all()
     assert (made.input_ids == MASK).sum() == len(made.masked_lm_labels)
     assert not made.input_ids[made.attention_mask == 0].any()
+    assert made.padded
+
+
+def test_rows_of_one_length_are_known_to_have_no_padding(examples: Examples) -> None:
+    rows = next(examples.batches(1, 0, 40))
+    alike = batch(rows.take(np.flatnonzero(rows.input_ids.lengths == rows.input_ids.lengths[0])))
+    assert len(alike.input_ids) > 1
+    assert alike.attention_mask.all()
+    assert alike.padded is False
 
 
 def test_masks_that_are_not_stored_depend_on_seed_epoch_and_example_alone(tmp_path: Path) -> None:
@@ -122,6 +131,13 @@ def test_masks_that_are_not_stored_depend_on_seed_epoch_and_example_alone(tmp_pa
     assert masks(first) != masks(second)
     assert masks(first) != masks(first, seed=8)
     assert all(1 <= len(labels) <= 3 for _, labels in masks(first).values())
+
+
+def test_phases_of_one_objective_alone_make_a_model(tmp_path: Path) -> None:
+    made = {name: examples_artifact(tmp_path / name, objective=name) for name in ("mlm", "mlm+nsp", "mlm+sop")}
+    assert [data.paired([artifact, artifact]) for artifact in made.values()] == [False, True, True]
+    with pytest.raises(UserError, match=r"of the objectives mlm\+nsp, mlm\+sop; make those of all phases with one exa"):
+        data.paired([made["mlm+sop"], made["mlm+nsp"], made["mlm+sop"]])
 
 
 def test_micro_batches_of_like_length_are_padded_less(examples: Examples) -> None:

@@ -42,9 +42,9 @@ TUNED = DeepSpeedConfig.model_validate(
 )
 
 
-def model(dropout: float = 0.0) -> BertForPreTraining:
+def model(dropout: float = 0.0, hidden_size: int = 32, **settings: bool) -> BertForPreTraining:
     config = BertConfig(
-        hidden_size=32,
+        hidden_size=hidden_size,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
@@ -52,7 +52,7 @@ def model(dropout: float = 0.0) -> BertForPreTraining:
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-    return BertForPreTraining(config, VOCAB_SIZE, seed=1)
+    return BertForPreTraining(config, VOCAB_SIZE, seed=1, **settings)
 
 
 def batches(step: int) -> list[Batch]:
@@ -119,12 +119,20 @@ def in_worker(rank: int, folder: str) -> None:
         box = [noisy.tensors()]
         dist.broadcast_object_list(box)
         found[f"through-{stage}"] = outcome(noisy)
+        recomputed = Engine(model(dropout=0.1, activation_checkpointing=True), OPTIMIZER, zero_stage=stage)
+        steps(recomputed, range(3))
+        found[f"recomputed-{stage}"] = outcome(recomputed)
         for name, target, more in (("resumed", stage, None), ("elsewhere", 3 - stage, TUNED)):
             again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target, more=more)
             again.load(box[0], updates=3)
             found[f"{name}-{stage}"] = outcome(again)
     for stage in range(4):
         found[f"fp16-{stage}"] = overflowing(stage)
+    for name, recomputes in (("through", False), ("recomputed", True)):
+        # ZeRO-3 parts what has 100,000 weights or more: here each layer's qkv and the output beside it
+        wide = Engine(model(0.1, hidden_size=320, activation_checkpointing=recomputes), OPTIMIZER, zero_stage=3)
+        steps(wide, range(3))
+        found[f"{name}-parted"] = outcome(wide)
     cpu, gains = torch.device("cpu"), ((2.0, 1.2), (2.0, 0.9))  # of each worker
     found["agreed"] = [fastest(cpu, lambda _, gain=gain: [gain[rank], 1.0]) for gain in gains]
     if rank == 0:
@@ -215,10 +223,15 @@ def test_a_key_that_deepspeed_would_read_past_or_cloze_sets_is_an_error_of_one_l
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_what_is_saved_goes_on_to_the_same_bits(found: dict[str, Any], stage: int) -> None:
+@pytest.mark.parametrize(
+    ("same", "stage"),
+    [*(("resumed", stage) for stage in range(4)), *(("recomputed", stage) for stage in (0, 1, 2, 3, "parted"))],
+)
+def test_neither_saving_nor_activation_checkpointing_changes_a_bit(
+    found: dict[str, Any], same: str, stage: int | str
+) -> None:
     losses, heldout, tensors = found[f"through-{stage}"]
-    again = found[f"resumed-{stage}"]
+    again = found[f"{same}-{stage}"]
     assert (losses, heldout) == again[:2]
     assert same_tensors(tensors, again[2])
 
@@ -266,6 +279,25 @@ def test_two_workers_agree_on_the_precision_that_helps_both(found: dict[str, Any
 
 
 @pytest.mark.usefixtures("alone")
+def test_the_model_is_given_a_mask_where_there_is_padding_alone() -> None:
+    padded, *_ = batches(0)
+    cut = padded.input_ids.shape[1] - 3  # its first row has three pieces of padding
+    full = Batch(
+        *(tensor[:, :cut].contiguous() for tensor in padded[:3]),
+        torch.tensor([3]),
+        torch.tensor([7]),
+        *padded[5:7],
+        padded=False,
+    )
+    given, bare = [], model()
+    bare.register_forward_pre_hook(lambda _, arguments: given.append(arguments[2]))
+    totals = Engine(bare, OPTIMIZER).evaluate(iter([[padded], [full]]))
+    assert given[0] is padded.attention_mask
+    assert given[1] is None
+    assert (totals.tokens, totals.slots) == (2 * 16 - 3 + 2 * cut, 2 * 16 + 2 * cut)
+
+
+@pytest.mark.usefixtures("alone")
 def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_loss() -> None:
     full, half = (Engine(model(), OPTIMIZER, precision=precision) for precision in ("fp32", "bf16"))
     for exact, rounded in zip(steps(full, range(2)), steps(half, range(2)), strict=True):
@@ -277,11 +309,12 @@ def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_loss() -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_without_pairs_the_loss_is_that_of_the_masks_alone() -> None:
+@pytest.mark.parametrize("nsp", [True, False])
+def test_without_pairs_the_loss_is_that_of_the_masks_alone(nsp: bool) -> None:
     unpaired = [
         batch._replace(next_sentence_label=torch.full_like(batch.next_sentence_label, IGNORED)) for batch in batches(0)
     ]
-    trained = Engine(model(), OPTIMIZER)
+    trained = Engine(model(nsp=nsp), OPTIMIZER)
     totals, grad_norm, _ = trained.step(unpaired, RATE, noise=0)
     paired = Engine(model(), OPTIMIZER).step(batches(0), RATE, noise=0).totals
     assert totals.means()["loss"] == totals.means()["mlm_loss"] == paired.means()["mlm_loss"]

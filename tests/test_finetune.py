@@ -71,9 +71,11 @@ def write_vocab(root: Path) -> Artifact:
     return Artifact(Location(str(root / "vocab")), "vocab", "v")
 
 
-def write_checkpoint(root: Path, model: BertConfig = MODEL, vocab_size: int = len(PIECES)) -> checkpoint.CheckpointRef:
-    weights = BertForPreTraining(model, vocab_size, seed=11).state_dict()
-    saved = SavedConfig(model=model, vocab_size=vocab_size)
+def write_checkpoint(
+    root: Path, model: BertConfig = MODEL, vocab_size: int = len(PIECES), nsp: bool = True
+) -> checkpoint.CheckpointRef:
+    weights = BertForPreTraining(model, vocab_size, seed=11, nsp=nsp).state_dict()
+    saved = SavedConfig(model=model, vocab_size=vocab_size, nsp=nsp)
     return checkpoint.save(Location(str(root / "pretrain")), 5, {"model": weights}, saved, {})
 
 
@@ -222,6 +224,7 @@ def test_the_manifest_says_what_was_trained_on_and_how_it_went(finished, inputs)
         assert len(curves["dev_accuracy"]) == len(curves["dev_loss"]) == 6
         assert curves["dev_accuracy"][curves["best_epoch"] - 1] == max(curves["dev_accuracy"])
     texts = {row["text"]: row["label"] for row in labelled() if row["split"] == "test"}
+    assert facts["notes"] == []
     assert facts["examples"]
     assert all(texts[example["text"]] == example["label"] for example in facts["examples"])
 
@@ -269,6 +272,19 @@ def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, a
     torch.testing.assert_close(
         weights["pretrained"]["classifier.weight"], weights["random"]["classifier.weight"], rtol=0, atol=1e-9
     )
+
+
+def test_after_masked_lm_alone_the_pooler_starts_from_nothing_and_the_manifest_says_so(inputs, alone, tmp_path):  # noqa: F811
+    given = inputs | {"checkpoint": write_checkpoint(tmp_path, nsp=False)}
+    settings = config(learning_rate=1e-12, epochs=1)
+    worker = Worker(setup(settings, given, output(tmp_path)), Silent)
+    pretrained, random = (worker._model(variant).state_dict() for variant in VARIANTS)
+    words, pooler = "bert.embeddings.word_embeddings.weight", "bert.pooler.weight"
+    assert torch.equal(pretrained[words], given["checkpoint"].weights()[words])
+    assert torch.equal(pretrained[pooler], random[pooler])
+    out = trained_here(settings, given, tmp_path / "out")
+    [note] = run(settings, given, out).facts["notes"]
+    assert note.startswith("the checkpoint has no pooler")
 
 
 def test_a_loss_that_is_no_number_is_the_learning_rates_fault(inputs, alone, tmp_path):  # noqa: F811

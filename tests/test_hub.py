@@ -20,8 +20,9 @@ from pipeline.config import UserError
 from pipeline.storage import Location
 from pipeline.tokenizer import build, transformers_config
 from training.checkpoint import CheckpointRef, SavedConfig, save
+from training.features import load_model
 from training.hub import export, read, theirs
-from training.model import BertConfig, BertForPreTraining
+from training.model import BertConfig, BertForPreTraining, load_encoder
 
 CONFIG = BertConfig(
     hidden_size=32,
@@ -49,11 +50,15 @@ def model() -> BertForPreTraining:
     return trained(BertForPreTraining(CONFIG, len(published_vocabulary())))
 
 
+def saved(model: BertForPreTraining, folder: Path) -> CheckpointRef:
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    said = SavedConfig(model=CONFIG, vocab_size=len(published_vocabulary()), nsp=model.nsp is not None)
+    return save(Location(str(folder)), 7, {"model": weights}, said, {})
+
+
 @pytest.fixture(scope="module")
 def checkpoint(model: BertForPreTraining, tmp_path_factory: pytest.TempPathFactory) -> CheckpointRef:
-    artifact = Location(str(tmp_path_factory.mktemp("pretrain")))
-    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    return save(artifact, 7, {"model": weights}, SavedConfig(model=CONFIG, vocab_size=len(published_vocabulary())), {})
+    return saved(model, tmp_path_factory.mktemp("pretrain"))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +117,29 @@ def test_transformers_gives_the_logits_of_our_model(model: BertForPreTraining, e
     assert not info["missing_keys"] and not info["mismatched_keys"]
     close(encoder(**batch).last_hidden_state[real], hidden[real])
     close(encoder(**batch).pooler_output, pooled)
+
+
+def test_of_masked_lm_alone_transformers_loads_all_and_misses_nothing(vocab: Location, tmp_path: Path) -> None:
+    checkpoint = saved(trained(BertForPreTraining(CONFIG, len(published_vocabulary()), nsp=False)), tmp_path)
+    exported = str(tmp_path / "bert")
+    export(checkpoint, vocab, Location(exported), "")
+    batch, model = encoded(exported), load_model(checkpoint).eval()
+    real = batch["attention_mask"].bool()
+    places = real.flatten().nonzero().flatten()
+    mlm, nsp = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"], places)
+    assert nsp is None
+    assert TheirConfig.from_pretrained(exported).architectures == ["BertForMaskedLM"]
+    masked, info = loaded(AutoModelForMaskedLM, exported)
+    assert not any(info.values()), info
+    close(masked(**batch).logits[real], mlm)
+    encoder, info = loaded(AutoModel, exported)
+    assert set(info["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}
+    hidden, _ = model.bert(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+    close(encoder(**batch).last_hidden_state[real], hidden[real])
+
+    again = read(Location(exported)).weights
+    assert again.keys() == checkpoint.weights().keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in checkpoint.weights().items())
 
 
 def test_the_folder_is_as_transformers_itself_would_save_it(exported: str, tmp_path: Path) -> None:
@@ -228,7 +256,7 @@ def refusal(location: Location) -> str:
     return line.removeprefix(f"{location.uri}/")
 
 
-def test_an_old_pickle_of_an_encoder_alone_is_read_and_its_heads_start_anew(
+def test_an_old_pickle_of_an_encoder_alone_is_read(
     small: BertForPreTraining, folder_of: Callable[..., Location], tmp_path: Path
 ) -> None:
     location = folder_of({})
@@ -243,15 +271,12 @@ def test_an_old_pickle_of_an_encoder_alone_is_read_and_its_heads_start_anew(
     assert "embeddings.LayerNorm.gamma" in encoder and "encoder.layer.1.output.LayerNorm.beta" in encoder
     save_legacy({**encoder, "embeddings.position_ids": torch.arange(64)[None]}, tmp_path)
 
-    found = read(location, seed=4)
-    fresh = BertForPreTraining(CONFIG, len(PIECES), seed=4).state_dict()
-    for name, tensor in small.state_dict().items():
-        assert torch.equal(found.weights[name], tensor if name.startswith("bert.") else fresh[name]), name
+    found = read(location)
+    assert found.weights.keys() == {name for name in small.state_dict() if name.startswith("bert.")}
+    assert all(torch.equal(tensor, small.state_dict()[name]) for name, tensor in found.weights.items())
     assert found.pieces == PIECES
     assert (found.lowercase, found.strip_accents) == (False, False)
     assert [note.split(": ", 1)[1] for note in found.notes] == [
-        "has no masked-LM head; it starts from random weights",
-        "has no next-sentence head; it starts from random weights",
         "tokenize_chinese_chars is false; here each ideograph is a word, so such text has other pieces",
     ]
 
@@ -261,7 +286,7 @@ def test_a_published_legacy_pickle_gives_the_hidden_states_of_transformers() -> 
     found = read(Location(str(LEGACY)))
     assert (found.vocab_size, found.lowercase) == (32006, False)
     model = BertForPreTraining(found.model, found.vocab_size)
-    model.load_state_dict(found.weights)
+    load_encoder(model, found.weights)
     expected = AutoModel.from_config(TheirConfig.from_pretrained(LEGACY))
     expected.load_state_dict(torch.load(LEGACY / "pytorch_model.bin", weights_only=True))
     ids = torch.arange(5, 405).view(8, 50)
@@ -270,16 +295,16 @@ def test_a_published_legacy_pickle_gives_the_hidden_states_of_transformers() -> 
     close(model.eval().bert(*batch)[0], states)
 
 
-@pytest.mark.parametrize(("kind", "lacking"), [(TheirBert, ()), (BertForMaskedLM, ("bert.pooler.", "nsp."))])
-def test_what_transformers_saves_is_read(kind: Any, lacking: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [TheirBert, BertForMaskedLM])
+def test_what_transformers_saves_is_read(kind: Any, tmp_path: Path) -> None:
     torch.manual_seed(5)
     saved = kind(TheirConfig(vocab_size=len(PIECES), **CONFIG.model_dump())).half()
     saved.save_pretrained(tmp_path)
     found = read(Location(str(tmp_path)))
     assert found.model == CONFIG
     assert found.pieces is None
-    assert len(found.notes) == len(lacking)
-    back = theirs({name: tensor for name, tensor in found.weights.items() if not name.startswith(lacking)})
+    assert found.notes == ()
+    back = theirs(found.weights)
     expected = load_file(tmp_path / "model.safetensors")
     assert back.keys() == expected.keys()
     assert all(torch.equal(back[name], expected[name].float()) for name in expected)

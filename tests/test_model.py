@@ -8,13 +8,22 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig as TheirConfig
+from transformers import BertForMaskedLM as TheirMaskedLM
 from transformers import BertForPreTraining as TheirBert
 from transformers import BertForSequenceClassification as TheirClassifier
 
 from training.hub import ours
-from training.model import BertConfig, BertForPreTraining, BertForSequenceClassification, Dropout, load_encoder
+from training.model import (
+    _VOCAB_MULTIPLE,
+    BertConfig,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    Dropout,
+    load_encoder,
+)
 
 VOCAB = 211
+PARTS = ("weight", "bias")
 CONFIG = BertConfig(
     hidden_size=48,
     num_hidden_layers=3,
@@ -110,6 +119,28 @@ def test_logits_losses_and_every_gradient_equal_those_of_transformers(pair, batc
         close(parameter.grad, gradients[name])
 
 
+def test_of_masked_lm_alone_loss_and_every_gradient_equal_those_of_transformers(batch):
+    torch.manual_seed(6)
+    theirs = TheirMaskedLM(their_config())
+    model = BertForPreTraining(CONFIG, VOCAB, nsp=False)
+    model.load_state_dict(ours(theirs.state_dict()))
+    mlm, nsp = model(**encoder_input(batch), masked_lm_positions=batch["positions"])
+    assert nsp is None
+    loss = functional.cross_entropy(mlm, batch["labels"])
+    loss.backward()
+    labels = torch.full((batch["input_ids"].numel(),), -100).index_copy(0, batch["positions"], batch["labels"])
+    expected = theirs(**encoder_input(batch), labels=labels.view_as(batch["input_ids"]))
+    close(mlm, expected.logits.flatten(0, 1)[batch["positions"]])
+    close(loss, expected.loss)
+    expected.loss.backward()
+    gradients = ours({name: parameter.grad for name, parameter in theirs.named_parameters()})
+    mine = dict(model.named_parameters())
+    assert gradients.keys() == mine.keys()
+    for name, parameter in mine.items():
+        close(parameter.grad, gradients[name])
+        assert parameter.grad.any(), name  # nothing is there that does not learn
+
+
 def test_classifier_equals_that_of_transformers(batch):
     torch.manual_seed(4)
     theirs = TheirClassifier(their_config(num_labels=5)).eval()
@@ -140,11 +171,68 @@ def test_weights_depend_on_the_seed_alone():
     torch.manual_seed(2)
     again = BertForPreTraining(CONFIG, VOCAB, seed=1).state_dict()
     classifier = BertForSequenceClassification(CONFIG, VOCAB, 3, seed=1).state_dict()
+    alone = BertForPreTraining(CONFIG, VOCAB, seed=1, nsp=False).state_dict()
     other = BertForPreTraining(CONFIG, VOCAB, seed=2).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert all(torch.equal(first[name], classifier[name]) for name in first if name.startswith("bert."))
+    assert first.keys() - alone.keys() == {f"{head}.{leaf}" for head in ("bert.pooler", "nsp") for leaf in PARTS}
+    assert all(torch.equal(first[name], alone[name]) for name in alone)
     assert not torch.equal(first["nsp.weight"], other["nsp.weight"])
     assert not torch.equal(first["bert.layers.0.output.weight"], first["bert.layers.1.output.weight"])
+
+
+def test_a_vocabulary_padded_for_tensor_cores_gives_the_same_logits_and_gradients(batch, monkeypatch):
+    """211 pieces are padded to 256 where the products happen; the weights stay as they are."""
+    found, shapes = [], []
+    linear = functional.linear
+    monkeypatch.setattr(functional, "linear", lambda *given: shapes.append(given[1].shape) or linear(*given))
+    for multiple in (1, 64):
+        monkeypatch.setitem(_VOCAB_MULTIPLE, "cpu", multiple)
+        model = BertForPreTraining(CONFIG, VOCAB, seed=1)
+        mlm, _ = model(**encoder_input(batch), masked_lm_positions=batch["positions"])
+        functional.cross_entropy(mlm, batch["labels"]).backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        found.append({"logits": mlm, **gradients})
+    plain, padded = found
+    assert {shape for shape in shapes if shape[0] > 200} == {(211, 48), (256, 48)}
+    assert plain.keys() == padded.keys() >= {"mlm.bias", "bert.embeddings.word_embeddings.weight"}
+    for name, tensor in plain.items():
+        assert padded[name].shape == tensor.shape
+        torch.testing.assert_close(padded[name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_full_rows_need_no_mask(pair, batch, training):
+    full = {name: tensor[:2] for name, tensor in encoder_input(batch).items()}
+    config = CONFIG.model_copy(update={"attention_probs_dropout_prob": 0.1})  # of training another path than evaluation
+    model = BertForPreTraining(config, VOCAB).train(training)
+    model.load_state_dict(pair[0].state_dict())
+    positions, found = torch.arange(66), []
+    for mask in (full["attention_mask"], None):
+        torch.manual_seed(1)
+        found.append(model(**full | {"attention_mask": mask}, masked_lm_positions=positions))
+    for masked, unmasked in zip(*found, strict=True):
+        torch.testing.assert_close(unmasked, masked, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_activation_checkpointing_computes_layers_twice_and_gives_the_same_bits(batch, precision):
+    config = CONFIG.model_copy(update={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
+    seen = []
+    for recomputes in (False, True):
+        model, layers = BertForPreTraining(config, VOCAB, seed=1, activation_checkpointing=recomputes), []
+        for layer in model.bert.layers:
+            layer.register_forward_pre_hook(lambda *_, layers=layers: layers.append(1))
+        torch.manual_seed(8)
+        with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+            mlm, nsp = model(**encoder_input(batch), masked_lm_positions=batch["positions"])
+        loss = functional.cross_entropy(mlm, batch["labels"])
+        (loss + functional.cross_entropy(nsp, batch["next_sentence_label"])).backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        seen.append((len(layers), {"mlm": mlm, "nsp": nsp, "next draw": torch.rand(1), **gradients}))
+    (once, expected), (twice, found) = seen
+    assert (once, twice) == (3, 6)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_dropout_acts_in_training_only():
@@ -164,6 +252,18 @@ def test_a_pretraining_checkpoint_loads_into_the_classifier(pair):
     load_encoder(classifier, model.state_dict())
     assert torch.equal(classifier.bert.pooler.weight, model.bert.pooler.weight)
     assert torch.equal(classifier.classifier.weight, head)
+
+
+def test_a_checkpoint_without_a_pooler_leaves_the_classifier_its_own(pair):
+    alone = BertForPreTraining(CONFIG, VOCAB, seed=7, nsp=False)
+    classifier = BertForSequenceClassification(CONFIG, VOCAB, 3, seed=2)
+    load_encoder(classifier, alone.state_dict())
+    fresh = BertForSequenceClassification(CONFIG, VOCAB, 3, seed=2)
+    assert torch.equal(classifier.bert.pooler.weight, fresh.bert.pooler.weight)
+    assert torch.equal(classifier.bert.layers[2].output.weight, alone.bert.layers[2].output.weight)
+    half = {name: tensor for name, tensor in pair[0].state_dict().items() if name != "bert.pooler.bias"}
+    with pytest.raises(RuntimeError, match=r"pooler\.bias"):
+        load_encoder(classifier, half)
 
 
 def test_a_checkpoint_of_another_shape_is_refused(pair):

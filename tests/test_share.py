@@ -80,8 +80,9 @@ def vocab(root: Path, config: RunConfig) -> Artifact:
 def pretrain(root: Path, config: RunConfig) -> Artifact:
     out = output(root, "pretrain")
     model = config.pretrain.model
-    weights = BertForPreTraining(model, len(PIECES)).state_dict()
-    saved = save(out.location, 640, {"model": weights}, SavedConfig(model=model, vocab_size=len(PIECES)), {})
+    nsp = config.examples.objective != "mlm"
+    weights = BertForPreTraining(model, len(PIECES), nsp=nsp).state_dict()
+    saved = save(out.location, 640, {"model": weights}, SavedConfig(model=model, vocab_size=len(PIECES), nsp=nsp), {})
     heldout = {"mlm_loss": 6.39915, "mlm_accuracy": 0.1008, "nsp_loss": 0.7289, "nsp_accuracy": 0.53, "examples": 256}
     facts = {
         "checkpoint": {"path": f"checkpoints/{saved.location.name}", "digest": saved.digest, "step": 640},
@@ -140,6 +141,25 @@ def test_the_card_of_a_model_that_began_with_another_says_so_and_claims_no_licen
     assert "\nlicense:" not in said
     assert "began with the weights of another model (SHA-256 of their file: f00d)" in said
     assert "has no pooler." in said
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("mlm+nsp", "AutoModelForPreTraining both heads"),
+        ("mlm+sop", "(0: they are; 1: they are swapped)"),
+        ("mlm", "it has no next-sentence head and no pooler"),
+    ],
+)
+def test_the_card_says_which_heads_there_are_and_what_they_learnt(tmp_path, objective, said):
+    config = load(RunConfig, CONFIG, [f"examples.objective={objective}"])
+    text = card(config, {name: make(tmp_path / "made", config) for name, make in MAKERS.items()})
+    nsp = objective != "mlm"
+    model = BertForPreTraining(config.pretrain.model, len(PIECES), nsp=nsp)
+    assert said in text
+    assert f" {sum(weight.numel() for weight in model.parameters()):,} weights." in text
+    assert ("its pooler_output" in text) is not nsp
+    assert ("AutoModelForPreTraining" in text) is nsp
 
 
 def test_the_front_of_the_card_is_what_the_hub_reads(run):

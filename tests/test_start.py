@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_examples import PIECES, alone  # noqa: F401 (alone: a fixture)
-from small_pretraining import config, lone_worker, silent, small_inputs
+from small_examples import PIECES, alone, examples_artifact  # noqa: F401 (alone: a fixture)
+from small_pretraining import config, last, lone_worker, silent, small_inputs
 
 from infra.run import Run, RunConfig
 from pipeline.artifacts import Output, SourceFile
@@ -19,6 +19,7 @@ from pipeline.storage import Location
 from pipeline.tokenizer import build, transformers_config
 from training import hub
 from training.checkpoint import CheckpointRef, SavedConfig, save
+from training.features import load_model
 from training.model import BertConfig, BertForPreTraining
 from training.start import starting_weights, weights_file
 from training.trainer import Setup, Worker
@@ -33,7 +34,7 @@ def checkpoint(tmp_path: Path) -> CheckpointRef:
     return finished_checkpoint(Location(str(tmp_path / "runs")), MODEL)
 
 
-def finished_checkpoint(root: Location, config: BertConfig) -> CheckpointRef:
+def finished_checkpoint(root: Location, config: BertConfig, nsp: bool = True) -> CheckpointRef:
     """In a finished artifact, its vocabulary in another under the same root."""
     vocab = Output(root / "vocab/v1", "vocab", 1, "v1")
     lines = "".join(f"{piece}\n" for piece in PIECES)
@@ -44,9 +45,10 @@ def finished_checkpoint(root: Location, config: BertConfig) -> CheckpointRef:
     }
     vocab.commit("vocab", {name: text.encode() for name, text in files.items()})
     vocab.finish({}, {})
-    model = BertForPreTraining(config, len(PIECES), seed=3)
+    model = BertForPreTraining(config, len(PIECES), seed=3, nsp=nsp)
     out = Output(root / "pretrain/p1", "pretrain", 1, "p1")
-    ref = save(out.location, 4, {"model": model.state_dict()}, SavedConfig(model=config, vocab_size=len(PIECES)), {})
+    saved = SavedConfig(model=config, vocab_size=len(PIECES), nsp=nsp)
+    ref = save(out.location, 4, {"model": model.state_dict()}, saved, {})
     fact = {"path": f"checkpoints/{ref.location.name}", "digest": ref.digest, "step": 4}
     out.finish({}, {"vocab": "v1"}, facts={"checkpoint": fact, "best": None})
     return ref
@@ -64,6 +66,44 @@ def test_training_begins_with_them_and_goes_back_to_them(tmp_path: Path) -> None
     assert not same(lone_worker(settings, inputs, tmp_path / "other").engine.tensors()["model"], ref.weights())
     worker.train()
     assert worker.step == 8
+
+
+@pytest.mark.usefixtures("alone")
+def test_masked_lm_alone_takes_what_it_needs_and_saves_no_head_that_learnt_nothing(tmp_path: Path) -> None:
+    settings = config(workers=1)
+    ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model)
+    init, examples = source(f"{ref.location}/model.safetensors"), examples_artifact(tmp_path, objective="mlm")
+    worker = Worker(Setup(settings, (examples,), Location(str(tmp_path / "out")), PIECES, init), silent, None)
+    needed = {name: tensor for name, tensor in ref.weights().items() if not name.startswith(("bert.pooler.", "nsp."))}
+    assert same(worker.engine.tensors()["model"], needed)
+    worker.train()
+    ended = last(tmp_path / "out")
+    assert not ended.config().nsp
+    for tensors in ended.tensors().values():
+        assert tensors.keys() == needed.keys()
+        assert all(tensor.any() for tensor in tensors.values())
+    assert {"mlm_loss", "nsp_loss"} & ended.state()["metrics"]["rows"][-1].keys() == {"mlm_loss"}
+    load_model(ended)
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_heads_that_a_model_lacks_start_from_the_seed_and_those_not_wanted_are_left_out(
+    exported: bool, tmp_path: Path
+) -> None:
+    ref = finished_checkpoint(Location(str(tmp_path / "runs")), MODEL, nsp=False)
+    file = f"{ref.location}/model.safetensors"
+    if exported:
+        hub.export(ref, Location(str(tmp_path / "runs/vocab/v1")), Location(str(tmp_path / "exported")), "")
+        file = f"{tmp_path}/exported/model.safetensors"
+    without = starting_weights(source(file), MODEL, PIECES, 5, nsp=False)
+    assert same(without.weights, ref.weights())
+    assert without.notes == ()
+    start, fresh = starting_weights(source(file), MODEL, PIECES, 5, nsp=True), BertForPreTraining(MODEL, 97, seed=5)
+    assert same(start.weights, fresh.state_dict() | ref.weights())
+    assert start.notes == (
+        f"{file}: has no pooler; it starts from random weights",
+        f"{file}: has no next-sentence head; it starts from random weights",
+    )
 
 
 def test_the_bytes_of_the_weights_are_in_the_fingerprint_and_their_place_is_not(
@@ -94,7 +134,7 @@ def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: Checkp
     root = Location(str(tmp_path / "runs"))
     file = weights_file(checkpoint.digest[:8], root)
     assert file == f"{checkpoint.location}/model.safetensors" == weights_file(checkpoint.digest, root)
-    assert same(starting_weights(source(file), MODEL, PIECES, 0).weights, checkpoint.weights())
+    assert same(starting_weights(source(file), MODEL, PIECES, 0, nsp=True).weights, checkpoint.weights())
     with pytest.raises(
         UserError, match=r"pretrain\.init: no finished checkpoint under .* that begins with 00000000; give"
     ):
@@ -104,7 +144,7 @@ def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: Checkp
 def test_an_exported_model_gives_the_same_weights(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     folder = Location(str(tmp_path / "exported"))
     hub.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "# A card")
-    start = starting_weights(source(weights_file(folder.uri, folder)), MODEL, PIECES, 0)
+    start = starting_weights(source(weights_file(folder.uri, folder)), MODEL, PIECES, 0, nsp=True)
     assert same(start.weights, checkpoint.weights())
     assert start.notes == ()
 
@@ -134,13 +174,13 @@ def test_another_vocabulary_or_shape_is_an_error_of_one_line(
 ) -> None:
     file = source(f"{checkpoint.location}/model.safetensors")
     with pytest.raises(UserError, match=message):
-        starting_weights(file, MODEL.model_copy(update=model), pieces, 0)
+        starting_weights(file, MODEL.model_copy(update=model), pieces, 0, nsp=True)
 
 
 def test_a_checkpoint_without_its_vocabulary_is_an_error_of_one_line(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     (tmp_path / "runs/vocab/v1/vocab.txt").unlink()
     with pytest.raises(UserError, match=r"its vocabulary is not beside it; export it and name that folder as"):
-        starting_weights(source(f"{checkpoint.location}/model.safetensors"), MODEL, PIECES, 0)
+        starting_weights(source(f"{checkpoint.location}/model.safetensors"), MODEL, PIECES, 0, nsp=True)
 
 
 def test_a_model_of_hugging_face_without_a_vocabulary_is_refused(checkpoint: CheckpointRef, tmp_path: Path) -> None:
@@ -150,4 +190,4 @@ def test_a_model_of_hugging_face_without_a_vocabulary_is_refused(checkpoint: Che
         (folder / name).delete()
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
     with pytest.raises(UserError, match=r"has no vocab\.txt or tokenizer\.json; put the one of the model there"):
-        starting_weights(source(f"{folder}/model.safetensors"), MODEL, PIECES, 0)
+        starting_weights(source(f"{folder}/model.safetensors"), MODEL, PIECES, 0, nsp=True)

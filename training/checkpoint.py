@@ -36,6 +36,7 @@ class SavedConfig(Config):
 
     model: BertConfig
     vocab_size: int
+    nsp: bool = True  # whether there are a head for pairs and the pooler beneath it
 
 
 class Heldout(Config):

@@ -128,9 +128,13 @@ class Batch(NamedTuple):
     masked_lm_labels: Tensor  # [n] int64
     next_sentence_label: Tensor  # [b] int64, IGNORED where there is no pair, or the row counts for nothing
     counted: Tensor  # [b] int64, 0 for a row that counts for nothing
+    padded: bool = True  # whether attention_mask hides anything: training would wait for a GPU to answer that
 
     def to(self, device: torch.device) -> "Batch":
-        return self if device.type == "cpu" else Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        if device.type == "cpu":
+            return self
+        *tensors, padded = self
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), padded=padded)
 
 
 def batch(rows: Rows, masking: Masking | None = None) -> Batch:
@@ -150,7 +154,7 @@ def batch(rows: Rows, masking: Masking | None = None) -> Batch:
         flat, labels = (positions + starts[:, None])[used], targets[used]
     counted = np.full(len(rows), rows.counted)
     arrays = (ids, second, real, flat, labels, rows.next_sentence_label, counted)
-    return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
+    return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays), padded=not real.all())
 
 
 def share(rows: Rows, rank: int, workers: int, micro_batch_size: int) -> list[Rows]:
@@ -168,6 +172,20 @@ def share(rows: Rows, rank: int, workers: int, micro_batch_size: int) -> list[Ro
 def _idle(row: Rows) -> Rows:
     nothing = Ragged(np.zeros(0, np.int64), np.zeros(2, np.int64))
     return replace(row, next_sentence_label=np.full(1, IGNORED), masks=Masks(nothing, nothing), counted=False)
+
+
+def paired(phases: Iterable[Artifact]) -> bool:
+    """Whether the examples of all phases are labelled pairs: objective mlm+nsp or mlm+sop, not mlm.
+
+    Raises UserError when they are of several objectives, which no one head can learn.
+    """
+    first, *others = sorted({artifact.manifest.config["objective"] for artifact in phases})
+    if others:
+        raise UserError(
+            f"pretrain: the phases' examples are of the objectives {', '.join([first, *others])}; "
+            "make those of all phases with one examples.objective"
+        )
+    return first != "mlm"
 
 
 class Examples:

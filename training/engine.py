@@ -116,19 +116,25 @@ class Objective(nn.Module):
         """`masked` and `labels` are the global batch's counts of masked positions and next-sentence labels."""
         with autocast(batch.input_ids.device, self.precision):
             mlm_logits, nsp_logits = self.model(
-                batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.masked_lm_positions
-            )  # [n, vocab], [b, 2]
+                batch.input_ids,
+                batch.token_type_ids,
+                batch.attention_mask if batch.padded else None,
+                batch.masked_lm_positions,
+            )  # [n, vocab]; [b, 2], or None where nothing is learnt of pairs
         mlm_loss = functional.cross_entropy(mlm_logits, batch.masked_lm_labels, reduction="sum")
-        nsp_loss = functional.cross_entropy(
-            nsp_logits, batch.next_sentence_label, reduction="sum", ignore_index=IGNORED
-        )
+        nsp_loss, nsp_correct = torch.zeros_like(mlm_loss), torch.zeros_like(mlm_loss)
+        if nsp_logits is not None:
+            nsp_loss = functional.cross_entropy(
+                nsp_logits, batch.next_sentence_label, reduction="sum", ignore_index=IGNORED
+            )
+            nsp_correct = (nsp_logits.argmax(-1) == batch.next_sentence_label).sum()
         with torch.no_grad():
             sums = (
                 mlm_loss,
                 (mlm_logits.argmax(-1) == batch.masked_lm_labels).sum(),
                 torch.tensor(batch.masked_lm_labels.numel()),
                 nsp_loss,
-                (nsp_logits.argmax(-1) == batch.next_sentence_label).sum(),
+                nsp_correct,
                 (batch.next_sentence_label != IGNORED).sum(),
                 batch.counted.sum(),
                 batch.attention_mask.sum(),

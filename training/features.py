@@ -20,7 +20,7 @@ class Guess(NamedTuple):
 def load_model(checkpoint: CheckpointRef) -> BertForPreTraining:
     """A pretrained model as its checkpoint has it."""
     saved = checkpoint.config()
-    model = BertForPreTraining(saved.model, saved.vocab_size)
+    model = BertForPreTraining(saved.model, saved.vocab_size, nsp=saved.nsp)
     model.load_state_dict(checkpoint.weights())
     return model
 
@@ -45,10 +45,10 @@ def predict_masked(model: BertForPreTraining, tokenizer: Tokenizer, text: str, k
     if len(ids) > positions:
         raise ValueError(f"{text[:40]!r}... has {len(ids)} pieces, the model {positions} positions; shorten it")
     model.eval()
-    device = model.nsp.weight.device
+    device = model.mlm.bias.device
     input_ids = torch.tensor([ids], device=device)
     logits, _ = model(
-        input_ids, torch.zeros_like(input_ids), torch.ones_like(input_ids), torch.tensor(masks, device=device)
+        input_ids, torch.zeros_like(input_ids), None, torch.tensor(masks, device=device)
     )  # [masks, vocab]
     best = logits.softmax(-1).topk(k)
     return [

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 VERSION = 2
 VARIANTS = ("pretrained", "random")
 
+_NO_POOLER = (
+    "the checkpoint has no pooler (examples.objective mlm); it starts from random weights, as the classifier does"
+)
 _WARMUP = 0.1  # of the steps, as in BERT's run_classifier.py
 _EVAL_BATCH = 128
 _CURVE_POINTS = 200
@@ -319,7 +322,8 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
 
     facts: "labels" (split -> label -> count), "scores" (pretrained, random, majority -> accuracy, interval, macro_f1,
     matthews), "variants" (pretrained, random -> trial, loss, dev_accuracy, dev_loss, best_epoch), "trials" (the same
-    for each), "examples" (some of the test part, right and wrong). Raises UserError.
+    for each), "examples" (some of the test part, right and wrong), "notes" (what a user should know of the start).
+    Raises UserError.
     """
     import ray
 
@@ -384,6 +388,7 @@ def _facts(setup: Setup) -> dict[str, Any]:
         },
         "trials": {name: facts for name, facts in parts.items() if "merit" in facts and name not in VARIANTS},
         "examples": _shown(test, predicted["pretrained"], setup.config.seed),
+        "notes": [] if setup.checkpoint.config().nsp else [_NO_POOLER],
     }
 
 

@@ -45,11 +45,7 @@ _TIED = {  # a second name of a weight that their files may hold
 _POSITION_IDS = "bert.embeddings.position_ids"  # 0, 1, 2, ...: a buffer of older versions
 _RENAMED = ((re.compile(r"\.gamma$"), ".weight"), (re.compile(r"\.beta$"), ".bias"))  # as TensorFlow had them
 _BARE = re.compile(r"^(?=(embeddings|encoder|pooler)\.)")  # an encoder without heads has no "bert." before its names
-_MAY_LACK = {
-    "bert.pooler.": "pooler",
-    "cls.predictions.": "masked-LM head",
-    "cls.seq_relationship.": "next-sentence head",
-}
+_MAY_LACK = ("bert.pooler.", "cls.predictions.", "cls.seq_relationship.")  # each whole or not at all
 _ONLY: dict[str, tuple[str | bool, ...]] = {  # keys of config.json that change what is computed -> what we compute
     "model_type": ("bert",),
     "hidden_act": ("gelu", "gelu_python"),  # one function; gelu_new and others are approximations of it
@@ -129,7 +125,7 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
 
 def _their_config(saved: SavedConfig, pieces: list[str]) -> dict[str, Any]:
     return {
-        "architectures": ["BertForPreTraining"],
+        "architectures": ["BertForPreTraining" if saved.nsp else "BertForMaskedLM"],
         "model_type": "bert",
         "vocab_size": saved.vocab_size,
         "pad_token_id": pieces.index(PAD),
@@ -151,15 +147,15 @@ class Imported(NamedTuple):
 
     model: BertConfig
     vocab_size: int
-    weights: dict[str, Tensor]  # all of BertForPreTraining's, by our names, fp32
+    weights: dict[str, Tensor]  # by our names, fp32: BertForPreTraining's, perhaps without pooler or heads
     pieces: list[str] | None
     lowercase: bool | None
     strip_accents: bool | None
-    notes: tuple[str, ...]  # what a user should know: heads that the file lacks, a tokenizer that is not quite ours
+    notes: tuple[str, ...]  # what a user should know: where its tokenizer is not quite ours
 
 
-def read(location: Location, seed: int = 0) -> Imported:
-    """The folder of a Hugging Face BERT -> the model. A head that it lacks starts from random weights of `seed`.
+def read(location: Location) -> Imported:
+    """The folder of a Hugging Face BERT -> the model.
 
     Of pytorch_model.bin, read where there is no model.safetensors, nothing is executed. Raises UserError for what is
     no BERT as published, or not whole.
@@ -169,15 +165,10 @@ def read(location: Location, seed: int = 0) -> Imported:
     found = _tied(_named(stored, file), file)
     with torch.device("meta"):
         expected = theirs(BertForPreTraining(model, vocab_size).state_dict())
-    lacking = {prefix: what for prefix, what in _MAY_LACK.items() if not any(n.startswith(prefix) for n in found)}
-    wanted = {name: tensor for name, tensor in expected.items() if not name.startswith(tuple(lacking))}
-    _check(found, wanted, file)
-    weights = ours(found)
-    if lacking:
-        weights = {**BertForPreTraining(model, vocab_size, seed).state_dict(), **weights}
-    vocabulary, note = _vocabulary(location, vocab_size)
-    notes = [f"{file}: has no {what}; it starts from random weights" for what in lacking.values()]
-    return Imported(model, vocab_size, weights, *(vocabulary or (None, None, None)), (*notes, *note))
+    lacking = tuple(prefix for prefix in _MAY_LACK if not any(name.startswith(prefix) for name in found))
+    _check(found, {name: tensor for name, tensor in expected.items() if not name.startswith(lacking)}, file)
+    vocabulary, notes = _vocabulary(location, vocab_size)
+    return Imported(model, vocab_size, ours(found), *(vocabulary or (None, None, None)), tuple(notes))
 
 
 def _config(file: Location) -> tuple[BertConfig, int]:

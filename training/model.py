@@ -13,8 +13,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Config
+
+_VOCAB_MULTIPLE = {"cuda": 64}  # rows of the decoder that tensor cores want a multiple of, by the kind of device
 
 
 class BertConfig(Config):
@@ -94,7 +97,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """[b, s, hidden] -> [b, s, hidden]; keys at padding are invisible to every query."""
+    """[b, s, hidden] -> [b, s, hidden]; keys at padding are invisible to every query, without `visible` none is."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -103,14 +106,15 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
         batch, length, size = hidden.shape
         qkv = self.qkv(hidden).view(batch, length, 3, self.heads, size // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [b, heads, s, head_size]
         dropout = self.dropout.probability if self.training else 0.0
         if dropout and hidden.device.type == "cpu":  # where torch has no fused kernel, and a slow dropout
             scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)  # [b, heads, s, s]
-            scores = scores.masked_fill(~visible, -torch.inf)
+            if visible is not None:
+                scores = scores.masked_fill(~visible, -torch.inf)
             context = self.dropout(scores.softmax(-1)) @ value
         else:
             context = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
@@ -129,28 +133,45 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
         hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, visible)))
         expanded = functional.gelu(self.intermediate(hidden))  # [b, s, intermediate]
         return self.output_norm(hidden + self.dropout(self.output(expanded)))
 
 
 class BertModel(nn.Module):
-    """The encoder. All of its parameters are called `bert.` in the models below and in every checkpoint."""
+    """The encoder. All of its parameters are called `bert.` in the models below and in every checkpoint.
 
-    def __init__(self, config: BertConfig, vocab_size: int) -> None:
+    With `activation_checkpointing` (Chen et al. 2016, arXiv:1604.06174) training keeps each layer's input alone, and
+    computes the rest again, with the same dropout, in the backward pass: less memory for a third more work.
+    """
+
+    def __init__(
+        self, config: BertConfig, vocab_size: int, *, pooler: bool = True, activation_checkpointing: bool = False
+    ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.embeddings = Embeddings(config, vocab_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pooler else None
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Three [b, s] (mask: 1 real, 0 padding) -> hidden states [b, s, hidden] and the pooled [CLS] [b, hidden]."""
-        visible = attention_mask.bool()[:, None, None, :]  # [b, 1, 1, s]: the same for each head and query
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Three [b, s] (mask: 1 real, 0 padding) -> hidden states [b, s, hidden] and the pooled [CLS] [b, hidden].
+
+        Without a mask nothing is padding, and attention may take a faster kernel. Without a pooler, None is pooled.
+        """
+        visible = None  # [b, 1, 1, s]: the same for each head and query
+        if attention_mask is not None:
+            visible = attention_mask.bool()[:, None, None, :]
         hidden = self.embeddings(input_ids, token_type_ids)
         for layer in self.layers:
-            hidden = layer(hidden, visible)
-        return hidden, torch.tanh(self.pooler(hidden[:, 0]))
+            if self.activation_checkpointing and self.training:
+                hidden = checkpoint(layer, hidden, visible, use_reentrant=False)
+            else:
+                hidden = layer(hidden, visible)
+        return hidden, torch.tanh(self.pooler(hidden[:, 0])) if self.pooler else None
 
 
 class MaskedLMHead(nn.Module):
@@ -163,28 +184,43 @@ class MaskedLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
-        hidden = self.norm(functional.gelu(self.transform(hidden)))
-        # fp32 before the softmax: a loss over bf16 logits is quantised to 1/128
-        return functional.linear(hidden, word_embeddings, self.bias).float()
+        hidden, bias, vocab_size = self.norm(functional.gelu(self.transform(hidden))), self.bias, len(self.bias)
+        if short := -vocab_size % _VOCAB_MULTIPLE.get(hidden.device.type, 1):
+            word_embeddings, bias = functional.pad(word_embeddings, (0, 0, 0, short)), functional.pad(bias, (0, short))
+        logits = functional.linear(hidden, word_embeddings, bias)[:, :vocab_size]
+        return logits.float()  # before the softmax: a loss over bf16 logits is quantised to 1/128
 
 
 class BertForPreTraining(nn.Module):
-    """Masked-LM and next-sentence prediction on one encoder."""
+    """The encoder with the heads of its objective: for masked pieces and, if `nsp`, a two-way one for pairs.
 
-    def __init__(self, config: BertConfig, vocab_size: int, seed: int = 0) -> None:
+    The objective mlm+nsp teaches the second that label 1 is a random second segment, mlm+sop that 1 is two segments
+    swapped. With mlm alone there would be nothing for it or the pooler to learn: then neither is there.
+    """
+
+    def __init__(
+        self,
+        config: BertConfig,
+        vocab_size: int,
+        seed: int = 0,
+        *,
+        nsp: bool = True,
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
-        self.bert = BertModel(config, vocab_size)
+        self.bert = BertModel(config, vocab_size, pooler=nsp, activation_checkpointing=activation_checkpointing)
         self.mlm = MaskedLMHead(config, vocab_size)
-        self.nsp = nn.Linear(config.hidden_size, 2)
+        self.nsp = nn.Linear(config.hidden_size, 2) if nsp else None
         initialize(self, config.initializer_range, seed)
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, masked_lm_positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None, masked_lm_positions: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Three [b, s] and flat indices into b * s [n] -> masked-LM logits [n, vocab], NSP logits [b, 2], in fp32."""
         hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
         masked = hidden.flatten(0, 1).index_select(0, masked_lm_positions)  # [n, hidden]
-        return self.mlm(masked, self.bert.embeddings.word_embeddings.weight), self.nsp(pooled).float()
+        mlm_logits = self.mlm(masked, self.bert.embeddings.word_embeddings.weight)
+        return mlm_logits, self.nsp(pooled).float() if self.nsp else None
 
 
 class BertForSequenceClassification(nn.Module):
@@ -223,9 +259,13 @@ def initialize(model: nn.Module, deviation: float, seed: int) -> None:
 def load_encoder(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy the `bert.` entries of a checkpoint into `model.bert`; other entries (the heads of another task) are left.
 
+    A checkpoint of masked-LM alone has no pooler: the model keeps its own.
+
     Raises:
         RuntimeError: a weight of the encoder is missing, unknown or of another shape.
     """
-    prefix = "bert."
+    prefix, bert = "bert.", model.get_submodule("bert")
     encoder = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
-    model.get_submodule("bert").load_state_dict(encoder)
+    if not any(name.startswith("pooler.") for name in encoder):
+        encoder |= {name: weight for name, weight in bert.state_dict().items() if name.startswith("pooler.")}
+    bert.load_state_dict(encoder)

@@ -17,7 +17,7 @@ from pipeline.config import Compute, Config
 from pipeline.storage import Location
 from training import guards
 from training.checkpoint import CheckpointRef, best, newest, prune
-from training.data import Examples
+from training.data import Examples, paired
 from training.engine import DeepSpeedConfig
 from training.events import FILE, EventFile
 from training.guards import Skip
@@ -67,6 +67,7 @@ class PretrainConfig(Config):
     threads: Annotated[int, Compute, Field(gt=0)] = 1  # of a worker's processor cores
     zero_stage: Annotated[Literal[0, 1, 2, 3], Compute] = 1
     deepspeed: Annotated[DeepSpeedConfig, Compute] = DeepSpeedConfig()  # more of its keys
+    activation_checkpointing: Annotated[bool, Compute] = False  # less memory, a third more work
     checkpoint_every: Annotated[int, Compute, Field(gt=0)] = 1000
     keep_checkpoints: Annotated[int, Compute, Field(gt=0)] = 2
     log_every: Annotated[int, Compute, Field(gt=0)] = 50
@@ -150,11 +151,12 @@ def examples_input(max_seq_length: int) -> str:
 def check(config: PretrainConfig, sources: Mapping[str, SourceFile]) -> None:
     """Raises UserError when the model to begin with cannot be read, or has another shape."""
     if init := sources.get("init"):
-        starting_weights(init, config.model, None, config.seed)
+        starting_weights(init, config.model, None, config.seed, nsp=False)  # no head is needed yet
 
 
 def _check_examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises UserError when a phase has too few examples, or none held out."""
+    """Raises UserError when a phase has too few examples, none held out, or another objective than the others."""
+    paired(_examples(config, inputs))
     for artifact in _examples(config, inputs):
         Examples(artifact, "train").batches(config.seed, 0, config.global_batch_size)
         Examples(artifact, "heldout")
@@ -169,8 +171,9 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     """
     _check_examples(config, inputs)
     pieces, init = _pieces(inputs["vocab"]), inputs.get("init")
-    notes = starting_weights(init, config.model, pieces, config.seed).notes if init else ()
-    setup = Setup(config, tuple(_examples(config, inputs)), out.location, pieces, init)
+    examples = _examples(config, inputs)
+    notes = starting_weights(init, config.model, pieces, config.seed, nsp=paired(examples)).notes if init else ()
+    setup = Setup(config, tuple(examples), out.location, pieces, init)
     fitting, budget = _fitting(config), config.budget_seconds
     total, unit = (budget / 60, "minutes") if budget else (config.total_steps or 0, "steps")
     last = newest(out.location)

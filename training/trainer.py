@@ -21,7 +21,7 @@ from pipeline.masking import mask_rules
 from pipeline.storage import Location
 from training import guards
 from training.checkpoint import CheckpointRef, Heldout, SavedConfig, Tensors, newest, prune, save
-from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, share
+from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, paired, share
 from training.events import FILE, EventFile
 from training.guards import Fault, Guard, Skip
 from training.optim import LossScale, learning_rate_at, learning_rate_in_time
@@ -50,6 +50,11 @@ class Setup:
     location: Location
     pieces: tuple[str, ...]  # of the vocabulary
     init: SourceFile | None = None  # another model's weights
+
+    @property
+    def nsp(self) -> bool:
+        """Whether the model has a head for pairs."""
+        return paired(self.examples)
 
 
 class Turn(NamedTuple):
@@ -270,10 +275,16 @@ class Worker:
         """With random weights, or those of another model."""
         from training.model import BertForPreTraining
 
-        config, pieces = self.config, self.setup.pieces
-        model = BertForPreTraining(config.model, len(pieces), config.seed)
+        config, pieces, nsp = self.config, self.setup.pieces, self.setup.nsp
+        model = BertForPreTraining(
+            config.model,
+            len(pieces),
+            config.seed,
+            nsp=nsp,
+            activation_checkpointing=config.activation_checkpointing,
+        )
         if init:
-            model.load_state_dict(starting_weights(init, config.model, pieces, config.seed).weights)
+            model.load_state_dict(starting_weights(init, config.model, pieces, config.seed, nsp=nsp).weights)
         return model
 
     def _first_tensors(self) -> Tensors:
@@ -322,7 +333,7 @@ class Worker:
 
     def _write(self, step: int, tensors: Tensors, state: Mapping[str, Any], heldout: Heldout | None) -> None:
         location, rows = self.setup.location, state["metrics"]["rows"]
-        saved = SavedConfig(model=self.config.model, vocab_size=len(self.setup.pieces))
+        saved = SavedConfig(model=self.config.model, vocab_size=len(self.setup.pieces), nsp=self.setup.nsp)
         save(location, step, tensors, saved, state, heldout)
         prune(location, self.config.keep_checkpoints)
         (location / "metrics.jsonl").write_bytes(lines(rows))
