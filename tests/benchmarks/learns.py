@@ -1,12 +1,13 @@
 """What so many minutes on two cores teach: the held-out masked-LM loss beside that of transformers' Trainer.
 
-Both begin with the same weights (4 layers of 256) and train on the same examples of books, masked once and stored, with
-the same AdamW, batch and peak rate, each by its own order of the examples, sorted by length in its own way. The rate
-falls on a line to 0 at the end of the time and climbs for the first twentieth of it. The minutes are the clock's from the first step
-on. Cloze goes through Ray and DeepSpeed, one worker of two threads; its checkpoints along the way count as training
-time, those of the Trainer do not. One function gives every loss, in fp32 on the same masks, when all is trained: on
-chapters of the books that are held out, and on Wikitext-2's test part, of which nothing was seen. No example comes
-twice. What is finished stays in the folder, and the same command goes on from there.
+Both begin with the same weights (4 layers of 256) and train on the same examples of books, masked once and stored,
+with the same AdamW, batch and peak rate; each has its own random order, with rows of like length together. The rate
+falls on a line to 0 at the end of the time, and climbs for about the first twentieth of it. The time is the clock's
+from the first step on. Cloze goes through Ray and DeepSpeed, one worker of two threads; the checkpoints that it writes
+on the way count as training time, those of the Trainer do not. The Trainer takes fp32 or bf16, whichever a few steps
+show to be the faster. One function gives every loss after the training, in fp32 on the same masks: on chapters of the
+books that are held out, and on Wikitext-2's test part, of which nothing was seen. What is finished stays in the
+folder: the same command goes on from there.
 """
 
 import argparse
