@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -28,11 +29,11 @@ def prepare(folder: Path, shards: Iterable[pa.Table]) -> None:
     vocab.finish({}, {})
 
 
-def made(folder: Path, shards: Iterable[pa.Table], dupe_factor: int) -> Artifact:
+def made(folder: Path, shards: Iterable[pa.Table], **settings: Any) -> Artifact:
     """The examples of such documents, by a process of its own."""
     prepare(folder, shards)
-    settings = json.dumps({"dupe_factor": dupe_factor})
-    subprocess.run([sys.executable, "-m", "tests.benchmarks._examples", str(folder), settings], check=True)
+    command = [sys.executable, "-m", "tests.benchmarks._examples", str(folder), json.dumps(settings)]
+    subprocess.run(command, check=True)
     return artifact(folder, "examples")
 
 

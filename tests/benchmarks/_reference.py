@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 VOCABULARY = Path(__file__).parents[2] / "configs/vocab/bert-base-uncased.txt"
+VOCAB_SIZE = 30522
 
 
 def stand_in() -> None:

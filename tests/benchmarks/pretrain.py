@@ -5,6 +5,10 @@ AdamW, fp32), on full rows with 20 predictions; `ratio_same_precision` has both 
 faster here, `ratio_real` the small model on examples of books, padded to the longest of a batch on both sides. Our step
 is the engine's arithmetic with torch alone. `engine_overhead` is the share of that rate, by the clock, which the
 pretrain stage keeps through Ray and DeepSpeed on the same examples: let nothing else run beside it.
+
+With --device cuda: BERT-base at length 128 and BERT-large at 512 on one GPU, full rows, both sides in bf16 with the
+same batch at once; sequences a second by the clock, and MFU, the share of the card's peak that the model's own products
+(each masked position once in the head, backward twice the forward) take up, wherever the peak is known.
 """
 
 import argparse
@@ -24,7 +28,7 @@ import torch
 from pipeline.artifacts import Artifact
 from pipeline.masking import mask_rules
 from tests.benchmarks import _examples, examples
-from tests.benchmarks._reference import VOCABULARY
+from tests.benchmarks._reference import VOCAB_SIZE, VOCABULARY
 from tests.benchmarks._show import show
 from training.data import Batch, Examples, Masking, Prefetched, batch
 from training.device import has_bf16, processor
@@ -32,7 +36,6 @@ from training.engine import Objective
 from training.model import BertConfig, BertForPreTraining
 from training.optim import OptimizerConfig, adamw, parameter_groups
 
-VOCAB_SIZE = 30522
 OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
 Step = Callable[[Batch], None]
 
@@ -43,6 +46,8 @@ class Shape(NamedTuple):
     heads: int
     batch: int
     steps: int  # that are timed
+    length: int = 128
+    predictions: int = 20
 
     def config(self) -> dict[str, int]:
         return {
@@ -53,31 +58,70 @@ class Shape(NamedTuple):
         }
 
 
+CPU = torch.device("cpu")
 SMALL, BASE = Shape(4, 256, 4, 16, 12), Shape(12, 768, 12, 8, 4)
+ON_GPU = {  # and the GFLOP that a sequence takes, forward and backward
+    "base_128": (Shape(12, 768, 12, 256, 40), 69.9),
+    "large_512": (Shape(24, 1024, 16, 32, 20, length=512, predictions=80), 1020.5),
+}
+PEAK = {"NVIDIA H100 80GB HBM3": 989.0, "NVIDIA H200": 989.0}  # TFLOPS, bf16, dense, by NVIDIA's data sheets
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="make bench ONLY=pretrain", description=__doc__)
     parser.add_argument("--books", default=examples.BOOKS, help="text files, by a glob")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
+    if options.device == "cuda":
+        device = torch.device("cuda")
+        about = {"benchmark": "pretrain", "device": processor(device), "torch": torch.__version__}
+        show(f"pretraining on one {processor(device)}", on_gpu(device, options.repeats), about, "{:,.3g}".format)
+        return
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         documents = examples.documents(options.books, folder, heldout_fraction=0.1)
         _examples.made(folder, examples.shards(examples.megabytes(documents, 0, 4.7)), dupe_factor=2)
         figures = measure(folder, options.repeats)
-    cpu = torch.device("cpu")
     show(
-        f"pretraining on {processor(cpu)}",
+        f"pretraining on {processor(CPU)}",
         figures,
-        {"benchmark": "pretrain", "cores": os.cpu_count(), "bf16": has_bf16(cpu)},
+        {"benchmark": "pretrain", "cores": os.cpu_count(), "bf16": has_bf16(CPU)},
         "{:,.3g}".format,
     )
 
 
+def on_gpu(device: torch.device, repeats: int) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    peak = PEAK.get(processor(device))
+    for name, (shape, gflop) in ON_GPU.items():
+        given = full_rows(shape.batch, shape.length, shape.predictions).to(device)
+        for side, make in (("cloze", ours), ("transformers", theirs)):
+            step = make(shape, True, device)
+            speed = median(clocked(step, given, shape, device) for _ in range(repeats))
+            figures[f"{side}_{name}"] = speed
+            if peak:
+                figures[f"mfu_{side}_{name}"] = speed * gflop / (1000 * peak)
+        figures[f"ratio_{name}"] = figures[f"cloze_{name}"] / figures[f"transformers_{name}"]
+    return figures
+
+
+def clocked(step: Step, given: Batch, shape: Shape, device: torch.device) -> float:
+    """Sequences a second: the clock is read when the device has done all that it was told."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for _ in range(3):
+        step(given)
+    wait()
+    start = time.monotonic()
+    for _ in range(shape.steps):
+        step(given)
+    wait()
+    return shape.batch * shape.steps / (time.monotonic() - start)
+
+
 def measure(folder: Path, repeats: int) -> dict[str, float]:
-    bf16 = has_bf16(torch.device("cpu"))
+    bf16 = has_bf16(CPU)
     figures: dict[str, float] = {}
     for name, shape in (("", SMALL), ("_base", BASE)):
         full = cycle([full_rows(shape.batch)])
@@ -113,8 +157,8 @@ def batches(artifact: Artifact, group: int, size: int) -> Iterator[Batch]:
         yield batch(rows, masking)
 
 
-def ours(shape: Shape, bf16: bool) -> Step:
-    model = BertForPreTraining(BertConfig.model_validate(shape.config()), VOCAB_SIZE).train()
+def ours(shape: Shape, bf16: bool, device: torch.device = CPU) -> Step:
+    model = BertForPreTraining(BertConfig.model_validate(shape.config()), VOCAB_SIZE).to(device).train()
     objective = Objective(model, "bf16" if bf16 else "fp32")
     optimizer = adamw(parameter_groups(model, OPTIMIZER.weight_decay), OPTIMIZER)
 
@@ -126,18 +170,19 @@ def ours(shape: Shape, bf16: bool) -> Step:
     return step
 
 
-def theirs(shape: Shape, bf16: bool) -> Step:
+def theirs(shape: Shape, bf16: bool, device: torch.device = CPU) -> Step:
     from transformers import BertConfig as TheirConfig
     from transformers import BertForPreTraining as TheirModel
 
     config = TheirConfig(vocab_size=VOCAB_SIZE, attn_implementation="sdpa", **shape.config())
-    model = TheirModel(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), OPTIMIZER.learning_rate)
+    model = TheirModel(config).to(device).train()
+    fused = device.type == "cuda"  # as Trainer has it; on a CPU as torch comes
+    optimizer = torch.optim.AdamW(model.parameters(), OPTIMIZER.learning_rate, fused=fused)
 
     def step(given: Batch) -> None:
         labels = torch.full_like(given.input_ids, -100)
         labels.view(-1)[given.masked_lm_positions] = given.masked_lm_labels
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = model(
                 input_ids=given.input_ids,
                 token_type_ids=given.token_type_ids,
