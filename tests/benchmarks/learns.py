@@ -34,7 +34,8 @@ from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCAB_SIZE
 from tests.benchmarks._show import show
 from training.data import Examples, Rows, batch
-from training.engine import Objective, processor
+from training.device import processor
+from training.engine import Objective
 from training.model import BertConfig, BertForPreTraining
 
 HELDOUT = 0.02  # of the chapters: about as many examples as Wikitext-2 has
