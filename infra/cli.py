@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return int(options.command(options))
-    except KeyboardInterrupt:
-        print("\ncloze: stopped; the same command goes on from what is finished", file=sys.stderr)
+    except KeyboardInterrupt as end:
+        saved = f" ({end})" if str(end) else ""
+        print(f"\ncloze: stopped{saved}; the same command goes on from what is finished", file=sys.stderr)
         return 130
     except Exception as error:
         message = explain(error)

@@ -131,7 +131,8 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line
 try:
     with ray_session(num_cpus=2):
         run(config(checkpoint_every=100), inputs, Output(Location(sys.argv[2]), "pretrain", 1, "0"), on_step=slowly)
-except KeyboardInterrupt:
+except KeyboardInterrupt as end:
+    print(end)
     sys.exit(130)
 """
 
@@ -139,15 +140,18 @@ except KeyboardInterrupt:
 def test_a_terminated_driver_saves_the_last_step_and_the_run_goes_on_to_the_same_bits(
     uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    with subprocess.Popen([sys.executable, "-c", DRIVER, _root(inputs), str(tmp_path)]) as driver:
+    command = [sys.executable, "-c", DRIVER, _root(inputs), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
         while not (tmp_path / "steps/3").exists():
             assert driver.poll() is None
             time.sleep(0.05)
         workers = psutil.Process(driver.pid).children(recursive=True)
         os.kill(driver.pid, signal.SIGTERM)
-        assert driver.wait(timeout=60) == 130  # as KeyboardInterrupt ends the command line
+        said, _ = driver.communicate(timeout=60)
+        assert driver.returncode == 130  # as KeyboardInterrupt ends the command line
     assert not psutil.wait_procs(workers, timeout=10)[1]
     (step,) = steps_of(tmp_path)
+    assert said == f"pretrain: step {step} is saved\n"
     assert 3 <= step < 8 and step == max(int(file.name) for file in (tmp_path / "steps").iterdir())
     again = trained(tmp_path, inputs, config(checkpoint_every=100))
     assert same_bits(final_checkpoint(uninterrupted), final_checkpoint(again))

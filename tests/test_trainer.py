@@ -348,6 +348,23 @@ def test_a_wish_to_leave_saves_the_step_that_is_done_and_the_run_goes_on_to_the_
     assert same_bits(last(tmp_path / "left"), last(tmp_path / "stayed"))
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_long_step_is_left_between_its_micro_batches_and_the_run_goes_on_to_the_same_bits(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
+) -> None:
+    monkeypatch.setattr(trainer, "_LONG_STEP", -1.0)
+    settings = config(zero_stage=zero_stage, checkpoint_every=100, model=config().model.model_dump() | DROPOUT)
+    asked: list[float] = []  # for each step: before its second and its third micro-batch, and at its end
+    tell = lambda done, note: asked.append(done) or len(asked) >= 3 * 3 + 2  # noqa: E731
+    worker = lone_worker(settings, inputs, tmp_path / "left", tell=tell)
+    worker.train()
+    assert asked == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert worker.step == last(tmp_path / "left").step == 3 and worker.engine.updates == 3
+    lone_worker(settings, inputs, tmp_path / "left").train()
+    lone_worker(settings, inputs, tmp_path / "stayed").train()
+    assert same_bits(last(tmp_path / "left"), last(tmp_path / "stayed"))
+
+
 def test_the_notice_that_a_node_goes_saves_once_and_training_goes_on(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
 from typing import Any, Literal, NamedTuple, cast
 
@@ -179,8 +179,18 @@ class Engine:
         )
         self._make_moments()
 
-    def step(self, batches: Sequence[Batch], learning_rate: float, noise: int) -> Step:
-        """One update from this worker's micro-batches. `noise` seeds the dropout: give each worker and step its own."""
+    def step(
+        self,
+        batches: Sequence[Batch],
+        learning_rate: float,
+        noise: int,
+        between: Callable[[], None] = lambda: None,
+    ) -> Step:
+        """One update from this worker's micro-batches. `noise` seeds the dropout: give each worker and step its own.
+
+        What `between`, called before each micro-batch but the first, raises in all workers ends the step: weights and
+        moments are as before it, and can be saved, but no other step may follow.
+        """
         torch.manual_seed(noise)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -189,6 +199,8 @@ class Engine:
         masked, labels = self._counts(batches)
         scale = self._set_scale()
         for turn, batch in enumerate(batches, start=1):
+            if turn > 1:
+                between()
             self._engine.set_gradient_accumulation_boundary(turn == len(batches))
             loss, sums = self._engine(batch.to(self.device), masked, labels)
             loss = loss * self.workers  # DeepSpeed averages over the workers

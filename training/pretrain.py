@@ -165,7 +165,7 @@ def _check_examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> N
 def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step: Hook | None = None) -> Manifest:
     """inputs: "vocab", "examples-<max_seq_length>" for each phase, and a SourceFile "init" where there is one.
 
-    Wants a Ray session. Raises UserError.
+    Wants a Ray session. Raises UserError; KeyboardInterrupt, which says what is saved, when it was ended by a signal.
 
     `on_step` is called in each worker after each step, with its rank and the number of steps done.
     """
@@ -174,23 +174,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     examples = _examples(config, inputs)
     notes = starting_weights(init, config.model, pieces, config.seed, nsp=paired(examples)).notes if init else ()
     setup = Setup(config, tuple(examples), out.location, pieces, init)
-    fitting, budget = _fitting(config), config.budget_seconds
-    total, unit = (budget / 60, "minutes") if budget else (config.total_steps or 0, "steps")
-    last = newest(out.location)
-    if last is None or not last.state()["done"]:
-        fit(
-            work,
-            (setup, on_step),
-            fitting,
-            out,
-            total,
-            unit,
-            max_failures=config.max_failures,
-            step_timeout=config.step_timeout,
-            leaves=True,
-        )
-        last = newest(out.location)
-    assert last and last.state()["done"], "training ended without its last checkpoint"
+    last = _trained(setup, on_step, out)
     state, better = last.state(), best(out.location)
     rows, skipped = state["metrics"]["rows"], [Skip(**row) for row in state["skipped"]]
     files = {"metrics.jsonl": lines(rows), FILE: EventFile()(rows)}
@@ -209,6 +193,33 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     }
     fingerprints = {name: given.sha256 if given is init else given.fingerprint for name, given in inputs.items()}
     return out.finish(config.model_dump(mode="json"), fingerprints, counts={"steps": last.step}, facts=facts)
+
+
+def _trained(setup: Setup, on_step: Hook | None, out: Output) -> CheckpointRef:
+    """The last checkpoint, after what training is still to be done."""
+    config, last = setup.config, newest(out.location)
+    if last and last.state()["done"]:
+        return last
+    budget = config.budget_seconds
+    total, unit = (budget / 60, "minutes") if budget else (config.total_steps or 0, "steps")
+    try:
+        fit(
+            work,
+            (setup, on_step),
+            _fitting(config),
+            out,
+            total,
+            unit,
+            max_failures=config.max_failures,
+            step_timeout=config.step_timeout,
+            leaves=True,
+        )
+    except KeyboardInterrupt as end:
+        saved = newest(out.location)
+        raise KeyboardInterrupt(f"pretrain: step {saved.step} is saved" if saved else "") from end
+    last = newest(out.location)
+    assert last and last.state()["done"], "training ended without its last checkpoint"
+    return last
 
 
 def _fitting(config: PretrainConfig) -> Callable[[], Group]:

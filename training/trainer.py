@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Hook = Callable[[int, int], None]  # called in each worker with its rank and the number of steps done
 
+_LONG_STEP = 2.0  # seconds, from which on a step is left between its micro-batches
 _ASK_SECONDS = 5.0  # between two looks for a notice that a node will be taken away
 _HELDOUT_SEED = 0  # the same held-out examples for every run
 
@@ -65,6 +66,10 @@ class Turn(NamedTuple):
     batches: list[Batch]
 
 
+class _Left(Exception):
+    """A step that all workers have left between its micro-batches."""
+
+
 class Worker:
     """One worker's part of the training: it differs from the others' by `rank` alone."""
 
@@ -84,6 +89,7 @@ class Worker:
         self.asked, self.warned = time.monotonic(), False
         self.wanted_out, self.leaving = False, False  # the driver's wish, and what all workers agreed on
         self.spent = 0.0  # seconds of training, by the clock of worker 0, up to the end of the last step
+        self.step_seconds, self.loss = 0.0, math.nan  # of the last step
         noted = guards.noted(setup.location) if self.rank == 0 else None
         start, state = self._begin(_agreed(noted))
         self.history = f"went on from step {self.step}{self._other_number(state)}" if start else ""
@@ -149,7 +155,11 @@ class Worker:
         )
         try:
             while self.phase == number and not self.leaving:
-                now = self._step(steps, number)
+                try:
+                    now = self._step(steps, number)
+                except _Left:
+                    self._save(last=True)
+                    break
                 warned = self._look()
                 if self._phase_is_over():
                     self.phase, self.first = number + 1, self.step
@@ -204,7 +214,8 @@ class Worker:
         """One update; what of it belongs into a row of metrics, beside the means."""
         began, waited, rate = time.monotonic(), steps.waited, self._learning_rate()
         turn = next(steps)
-        done = self.engine.step(turn.batches, rate, _noise(self.config.seed, self.step, self.rank))
+        noise = _noise(self.config.seed, self.step, self.rank)
+        done = self.engine.step(turn.batches, rate, noise, self._between)
         totals, grad_norm = done.totals, done.grad_norm
         loss = totals.means()["loss"]
         passed = done.overflowed and math.isfinite(loss)  # no weight was changed, and a lower loss scale mends it
@@ -216,12 +227,24 @@ class Worker:
         self.step += 1
         self.heldout = None
         self.recorder.add(totals, time.monotonic() - began, steps.waited - waited)
-        notes = (f"loss {loss:.3f}", self.history, self.saves.failed)
-        if self.config.total_steps:
-            self.wanted_out = self.tell(self.step, ", ".join(filter(None, notes)))
-        else:
-            self.wanted_out = self.tell(self.spent / 60, ", ".join(filter(None, (f"step {self.step}", *notes))))
+        self.loss = loss
+        self._tell()
         return {"learning_rate": rate, **({} if passed else {"grad_norm": grad_norm})}  # infinity is no JSON
+
+    def _tell(self) -> None:
+        """Show how far training is, and hear whether the driver wants it to leave."""
+        counted = bool(self.config.total_steps)
+        notes = ("" if counted else f"step {self.step}", f"loss {self.loss:.3f}", self.history, self.saves.failed)
+        done = self.step if counted else self.spent / 60
+        self.wanted_out = self.tell(done, ", ".join(filter(None, notes)))
+
+    def _between(self) -> None:
+        """Leave a long step where the driver wants it; all workers took the step before to be long, or none."""
+        if self.step_seconds > _LONG_STEP:
+            self._tell()
+            self._agree()
+            if self.leaving:
+                raise _Left
 
     def _scaling(self) -> dict[str, float]:
         """What a row says of fp16: the loss scale, and the steps without an update because gradients overflowed."""
@@ -237,20 +260,26 @@ class Worker:
     def _look(self) -> bool:
         """Agree on the time that is spent and whether to leave, as the driver wants it; whether a node's end has just
         been announced."""
-        import torch
-        import torch.distributed as dist
-
-        now = time.monotonic()
+        now, before = time.monotonic(), self.spent
         ask = self.rank == 0 and not self.warned and now - self.asked > _ASK_SECONDS
-        spent = now - self.since if self.rank == 0 else 0.0
-        told = torch.tensor([self.wanted_out, ask, spent], dtype=torch.float64, device=self.engine.device)
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-        leaving, asking, self.spent = told.tolist()
-        self.leaving = bool(leaving)
+        asking, self.spent = self._agree(ask, now - self.since)
+        self.step_seconds = self.spent - before
         if not asking:
             return False
         self.asked, self.warned = now, self.preempted()
         return self.warned
+
+    def _agree(self, *of_worker_0: float) -> list[float]:
+        """Whether to leave, and worker 0's numbers (none below 0), in every worker."""
+        import torch
+        import torch.distributed as dist
+
+        mine = of_worker_0 if self.rank == 0 else [0.0] * len(of_worker_0)
+        told = torch.tensor([self.wanted_out, *mine], dtype=torch.float64, device=self.engine.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        leaving, *numbers = told.tolist()
+        self.leaving = bool(leaving)
+        return numbers
 
     def _go_back(self, fault: Fault) -> None:
         """Undo what was done since the newest checkpoint, and note the batch that is not to be used again."""
