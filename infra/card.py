@@ -96,8 +96,9 @@ def _beginning(pretrain: Manifest) -> Iterator[str]:
     if init := pretrain.facts.get("init"):
         yield (
             f"Training began with the weights of another model (SHA-256 of their file: {init['sha256']}). The text that"
-            " one was trained on, and its licence, are not listed here. " + " ".join(init["notes"])
-        ).rstrip()
+            " one was trained on, and its licence, are not listed here."
+            + "".join(f" {note}." for note in init["notes"])
+        )
 
 
 def _texts(sources: Iterable[str], documents: Artifact) -> dict[str, Text]:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from small_examples import PIECES, examples_artifact, vocab_artifact
 
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, Output
 from pipeline.storage import Location
 from training.checkpoint import CheckpointRef, newest
-from training.pretrain import PretrainConfig
+from training.pretrain import PretrainConfig, run
 from training.trainer import Hook, Setup, Worker
 
 TIMED = {"sequences_per_second", "tokens_per_second", "mfu", "wait", "seconds", "time", "peak_memory"}
@@ -55,6 +55,17 @@ def elastic_config() -> PretrainConfig:
 
 def small_inputs(root: Path) -> dict[str, Artifact]:
     return {"vocab": vocab_artifact(root), "examples-16": examples_artifact(root)}
+
+
+def trained(folder: Path, inputs: dict[str, Artifact], settings: PretrainConfig, **more: Any) -> Artifact:
+    """The stage as a run has it; wants a Ray session."""
+    out = Output(Location(str(folder)), "pretrain", 1, "0")
+    run(settings, inputs, out, **more)
+    return Artifact(out.location, "pretrain", "0")
+
+
+def rows(artifact: Artifact) -> list[dict[str, Any]]:
+    return untimed([json.loads(line) for line in (artifact.location / "metrics.jsonl").read_text().splitlines()])
 
 
 def silent(done: float, note: str) -> bool:

@@ -1,6 +1,9 @@
 """Checkpoints: what is read is what was written, or it is set aside; on a disk and on S3."""
 
 import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,22 @@ import torch
 
 from pipeline.config import UserError
 from pipeline.storage import Location
-from training.checkpoint import FOLDER, CheckpointRef, Heldout, SavedConfig, best, newest, prune, save, verified
+from training import saves
+from training.checkpoint import (
+    FOLDER,
+    KINDS,
+    CheckpointRef,
+    Exchange,
+    Heldout,
+    SavedConfig,
+    best,
+    newest,
+    prune,
+    save,
+    verified,
+)
 from training.model import BertConfig
+from training.saves import Saves
 
 CONFIG = SavedConfig(
     model=BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8), vocab_size=9
@@ -154,3 +171,67 @@ def test_saving_again_what_is_whole_writes_nothing_and_takes_nothing_away(
 
     monkeypatch.setattr(Location, "write_bytes", full)
     assert write(artifact, 2) == written == newest(artifact)
+
+
+def together(workers: int, save_as: Callable[[int, Exchange], object]) -> list[object]:
+    """What each of several workers, here threads, returns or raises."""
+    meeting, brought = threading.Barrier(workers, timeout=30), dict[int, Any]()
+
+    def as_worker(rank: int) -> object:
+        def exchange(value: Any) -> list[Any]:
+            brought[rank] = value
+            meeting.wait()
+            found = [brought[other] for other in range(workers)]
+            meeting.wait()
+            return found
+
+        try:
+            return save_as(rank, exchange)
+        except OSError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(workers) as threads:
+        return list(threads.map(as_worker, range(workers)))
+
+
+def save_part(artifact: Location, rank: int, workers: int, exchange: Exchange) -> CheckpointRef:
+    mine = {kind: tensors(2)[kind] for kind in KINDS[rank::workers]}
+    return save(artifact, 2, mine, *((CONFIG, {"step": 2}) if rank == 0 else (None, None)), None, exchange)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_several_workers_write_the_checkpoint_that_one_writes(artifact: Location, workers: int) -> None:
+    parts = together(workers, lambda rank, exchange: save_part(artifact / "parts", rank, workers, exchange))
+    whole = write(artifact / "whole", 2)
+    assert parts == [CheckpointRef(artifact / "parts" / FOLDER / whole.location.name, whole.digest, 2)] * workers
+    assert newest(artifact / "parts") == parts[0]
+    assert {f.name: f.read_bytes() for f in parts[0].location.files()} == {
+        f.name: f.read_bytes() for f in whole.location.files()
+    }
+
+
+@pytest.mark.parametrize("failing", ["model", "exp_avg", "exp_avg_sq", "state", "manifest"])
+def test_when_one_workers_disk_fails_there_is_no_checkpoint_and_all_try_again(
+    artifact: Location, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    real, broken = Location.write_bytes, [True]
+
+    def write_bytes(file: Location, data: bytes) -> None:
+        if file.name.startswith(f"{failing}.") and broken and broken.pop():
+            raise OSError("No space left on device")
+        real(file, data)
+
+    monkeypatch.setattr(Location, "write_bytes", write_bytes)
+    shown: list[str] = []
+    monkeypatch.setattr(saves, "_PAUSE", 0.0)
+
+    def as_worker(rank: int, exchange: Exchange) -> str:
+        mine = Saves(shown.append, exchange)
+        mine.begin(2, lambda: save_part(artifact, rank, 2, exchange))
+        mine.wait()
+        return mine.failed
+
+    assert together(2, as_worker) == ["", ""]
+    assert shown == ["checkpoint at step 2 not written (No space left on device), attempt 1"] * 2
+    found = newest(artifact)
+    assert found and found.tensors().keys() == set(KINDS)

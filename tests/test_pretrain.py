@@ -18,37 +18,23 @@ from small_pretraining import (
     elastic_config,
     last,
     lone_worker,
+    rows,
     same_bits,
     small_inputs,
     spot_config,
     steps_of,
-    untimed,
+    trained,
 )
 
-from pipeline.artifacts import Artifact, Output
+from pipeline.artifacts import Artifact
 from pipeline.config import UserError
-from pipeline.storage import Location
 from training.checkpoint import newest
-from training.pretrain import PretrainConfig, final_checkpoint, run
+from training.pretrain import final_checkpoint
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return small_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-def output(folder: Path) -> Output:
-    return Output(Location(str(folder)), "pretrain", 1, "0")
-
-
-def rows(artifact: Artifact) -> list[dict[str, Any]]:
-    return untimed([json.loads(line) for line in (artifact.location / "metrics.jsonl").read_text().splitlines()])
-
-
-def trained(folder: Path, inputs: dict[str, Artifact], settings: PretrainConfig, **more: Any) -> Artifact:
-    out = output(folder)
-    run(settings, inputs, out, **more)
-    return Artifact(out.location, "pretrain", "0")
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +341,13 @@ PHASE = {"max_seq_length": 16, "max_predictions_per_seq": 3}
         ({"phases": [PHASE | {"share": 0.5}]}, r"phases\.0\.share is of a budget; set budget, or steps"),
         ({"budget": "2h", "phases": [PHASE | {"share": 0.5}] * 3}, "add up to 1.5; give each one, 1 in all"),
         ({"budget": "2h", "phases": [PHASE | {"share": 0.5}, PHASE]}, "add up to 0.5; give each one, 1 in all"),
-        ({"budget": "2 hours"}, "budget"),
+        ({"budget": "0m", "phases": [PHASE]}, "budget is 0m; give the time that training may take"),
+        ({"budget": "2 hours"}, "is no time; give one such as 90s, 20m, 2h or 1d"),
+        ({"budget": 90}, "is no time; give one"),
+        ({"workers": [1, 2, 3]}, "is neither a number nor a range; give one such as 4, or"),
+        ({"workers": [0, 4]}, "is neither a number nor a range"),
+        ({"workers": "many"}, "is neither a number nor a range"),
+        ({"workers": [1, 2], "gpus": 2}, "gpus is 2 beside workers from 1 to 2; remove gpus, or give one number"),
         ({"workers": [5, 5]}, "no number from 5 to 5 divides global_batch_size 12; give another range"),
         ({"workers": [3, 2]}, "workers: 3 to 2 is no range"),
     ],

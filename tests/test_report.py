@@ -144,7 +144,7 @@ def metric_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def pretrain(root: Path, complete: bool = True) -> Artifact:
+def pretrain(root: Path, complete: bool = True, **settings: Any) -> Artifact:
     from training.checkpoint import SavedConfig, save
     from training.model import BertConfig, BertForPreTraining
 
@@ -165,7 +165,8 @@ def pretrain(root: Path, complete: bool = True) -> Artifact:
         "processor": "a test's",
     }
     inputs = {"vocab": "a" * 16, "examples-32": "c" * 16}
-    out.finish({"model": shape.model_dump(), "global_batch_size": 32}, inputs, counts={"steps": 100}, facts=facts)
+    config = {"model": shape.model_dump(), "global_batch_size": 32, **settings}
+    out.finish(config, inputs, counts={"steps": 100}, facts=facts)
     return finished(out)
 
 
@@ -325,6 +326,35 @@ def test_little_gain_is_said_exactly_when_the_intervals_overlap(
     assert ("brings little over random weights" in text) == little
     assert ("helps:" in text) == (not little)
     assert f"{pretrained[0]}.0 % (" in text and f"against {random[0]}.0 % (" in text
+
+
+def test_what_a_task_began_without_is_said(tmp_path: Path) -> None:
+    artifact = finetune(tmp_path, DIGEST, (60, 100), (55, 100))
+    artifact.manifest.facts["notes"] = ["The checkpoint has no pooler"]
+    (artifact.location / "manifest.json").write_text(artifact.manifest.model_dump_json())
+    assert (
+        "correlation 0.400. The checkpoint has no pooler." in Reader(page_of(tmp_path, {artifact.stage: artifact})).text
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([(128, 100, None)], "100 steps of 32 sequences of 128 pieces; 2 workers"),
+        ([(128, 90, None), (512, 10, None)], "sequences, 90 at length 128, then 10 at length 512; 2 workers"),
+        ([(128, None, None)], "100 steps of 32 sequences of 128 pieces; as many as fit into 20m; 2 workers"),
+        (
+            [(128, None, 0.9), (512, None, 0.1)],
+            "90.0 % of the time at length 128, then 10.0 % of the time at length 512",
+        ),
+    ],
+)
+def test_the_page_says_how_much_pretraining_there_was_by_steps_or_by_time(
+    tmp_path: Path, settings: list[tuple[int, int | None, float | None]], said: str
+) -> None:
+    phases = [{"max_seq_length": length, "steps": steps, "share": share} for length, steps, share in settings]
+    artifact = pretrain(tmp_path, phases=phases, budget=None if phases[0]["steps"] else "20m")
+    assert said in Reader(page_of(tmp_path, {artifact.stage: artifact})).text
 
 
 def test_a_pretraining_that_hurts_is_called_so() -> None:

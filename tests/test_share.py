@@ -136,11 +136,12 @@ def test_the_card_of_a_model_that_began_with_another_says_so_and_claims_no_licen
     documents = [document(["one"], doc_id="a", source="enwiki", heldout_fraction=0, licence="CC BY-SA 4.0")]
     made["dedup"] = documents_artifact(tmp_path / "alike", documents, shards=1)
     assert "\nlicense: cc-by-sa-4.0\n" in card(config, made)
-    made["pretrain"].manifest.facts["init"] = {"sha256": "f00d", "notes": ["model.safetensors: has no pooler."]}
+    note = "theirs has no pooler: it began with random weights"
+    made["pretrain"].manifest.facts["init"] = {"sha256": "f00d", "notes": [note, note]}
     said = card(config, made)
     assert "\nlicense:" not in said
     assert "began with the weights of another model (SHA-256 of their file: f00d)" in said
-    assert "has no pooler." in said
+    assert f"here. {note}. {note}.\n" in said
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,18 @@ def test_training_begins_with_them_and_goes_back_to_them(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("alone")
+def test_training_on_pairs_gives_a_model_without_their_head_one_from_the_seed(
+    tmp_path: Path,
+) -> None:
+    settings, inputs = config(workers=1, seed=7), small_inputs(tmp_path)
+    ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model, nsp=False)
+    init = source(f"{ref.location}/model.safetensors")
+    setup = Setup(settings, (inputs["examples-16"],), Location(str(tmp_path / "out")), PIECES, init)
+    fresh = BertForPreTraining(settings.model, len(PIECES), seed=7).state_dict()
+    assert same(Worker(setup, silent, None).engine.tensors()["model"], fresh | ref.weights())
+
+
+@pytest.mark.usefixtures("alone")
 def test_masked_lm_alone_takes_what_it_needs_and_saves_no_head_that_learnt_nothing(tmp_path: Path) -> None:
     settings = config(workers=1)
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model)
@@ -87,22 +99,21 @@ def test_masked_lm_alone_takes_what_it_needs_and_saves_no_head_that_learnt_nothi
 
 
 @pytest.mark.parametrize("exported", [False, True])
-def test_heads_that_a_model_lacks_start_from_the_seed_and_those_not_wanted_are_left_out(
-    exported: bool, tmp_path: Path
-) -> None:
+def test_heads_that_a_model_lacks_are_told_and_those_not_wanted_are_left_out(exported: bool, tmp_path: Path) -> None:
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), MODEL, nsp=False)
     file = f"{ref.location}/model.safetensors"
     if exported:
         hub.export(ref, Location(str(tmp_path / "runs/vocab/v1")), Location(str(tmp_path / "exported")), "")
         file = f"{tmp_path}/exported/model.safetensors"
-    without = starting_weights(source(file), MODEL, PIECES, 5, nsp=False)
+    without = starting_weights(source(file), MODEL, PIECES, nsp=False)
     assert same(without.weights, ref.weights())
     assert without.notes == ()
-    start, fresh = starting_weights(source(file), MODEL, PIECES, 5, nsp=True), BertForPreTraining(MODEL, 97, seed=5)
-    assert same(start.weights, fresh.state_dict() | ref.weights())
+    start = starting_weights(source(file), MODEL, PIECES, nsp=True)
+    assert same(start.weights, ref.weights())
+    name = file.split("/")[-2]
     assert start.notes == (
-        f"{file}: has no pooler; it starts from random weights",
-        f"{file}: has no next-sentence head; it starts from random weights",
+        f"{name} has no pooler: it began with random weights",
+        f"{name} has no next-sentence head: it began with random weights",
     )
 
 
@@ -134,7 +145,7 @@ def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: Checkp
     root = Location(str(tmp_path / "runs"))
     file = weights_file(checkpoint.digest[:8], root)
     assert file == f"{checkpoint.location}/model.safetensors" == weights_file(checkpoint.digest, root)
-    assert same(starting_weights(source(file), MODEL, PIECES, 0, nsp=True).weights, checkpoint.weights())
+    assert same(starting_weights(source(file), MODEL, PIECES, nsp=True).weights, checkpoint.weights())
     with pytest.raises(
         UserError, match=r"pretrain\.init: no finished checkpoint under .* that begins with 00000000; give"
     ):
@@ -144,7 +155,7 @@ def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: Checkp
 def test_an_exported_model_gives_the_same_weights(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     folder = Location(str(tmp_path / "exported"))
     hub.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "# A card")
-    start = starting_weights(source(weights_file(folder.uri, folder)), MODEL, PIECES, 0, nsp=True)
+    start = starting_weights(source(weights_file(folder.uri, folder)), MODEL, PIECES, nsp=True)
     assert same(start.weights, checkpoint.weights())
     assert start.notes == ()
 
@@ -174,13 +185,13 @@ def test_another_vocabulary_or_shape_is_an_error_of_one_line(
 ) -> None:
     file = source(f"{checkpoint.location}/model.safetensors")
     with pytest.raises(UserError, match=message):
-        starting_weights(file, MODEL.model_copy(update=model), pieces, 0, nsp=True)
+        starting_weights(file, MODEL.model_copy(update=model), pieces, nsp=True)
 
 
 def test_a_checkpoint_without_its_vocabulary_is_an_error_of_one_line(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     (tmp_path / "runs/vocab/v1/vocab.txt").unlink()
     with pytest.raises(UserError, match=r"its vocabulary is not beside it; export it and name that folder as"):
-        starting_weights(source(f"{checkpoint.location}/model.safetensors"), MODEL, PIECES, 0, nsp=True)
+        starting_weights(source(f"{checkpoint.location}/model.safetensors"), MODEL, PIECES, nsp=True)
 
 
 def test_a_model_of_hugging_face_without_a_vocabulary_is_refused(checkpoint: CheckpointRef, tmp_path: Path) -> None:
@@ -190,4 +201,4 @@ def test_a_model_of_hugging_face_without_a_vocabulary_is_refused(checkpoint: Che
         (folder / name).delete()
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
     with pytest.raises(UserError, match=r"has no vocab\.txt or tokenizer\.json; put the one of the model there"):
-        starting_weights(source(f"{folder}/model.safetensors"), MODEL, PIECES, 0, nsp=True)
+        starting_weights(source(f"{folder}/model.safetensors"), MODEL, PIECES, nsp=True)

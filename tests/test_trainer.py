@@ -150,6 +150,12 @@ def test_a_run_goes_on_in_the_precision_it_began_with(
     assert not same_bits(last(tmp_path / "bf16"), last(tmp_path / "fp32"))
 
 
+def test_the_model_is_the_one_that_the_settings_ask_for(inputs: Inputs, tmp_path: Path) -> None:
+    for wanted in (False, True):
+        worker = lone_worker(config(activation_checkpointing=wanted), inputs, tmp_path)
+        assert worker.engine.model.bert.activation_checkpointing is wanted
+
+
 def test_every_row_of_training_tells_the_share_of_the_peak_that_was_of_use(inputs: Inputs, tmp_path: Path) -> None:
     worker = lone_worker(config(), inputs, tmp_path)
     worker.train()

@@ -9,7 +9,7 @@ runs that write the same step at once write either the same bytes or two folders
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,10 @@ from pipeline.config import Config, UserError
 from pipeline.storage import Location
 from training.model import BertConfig
 
-Tensors = dict[str, dict[str, Tensor]]  # "model", "exp_avg", "exp_avg_sq" -> name of a parameter -> fp32, on the CPU
+Tensors = dict[str, dict[str, Tensor]]  # a kind -> name of a parameter -> fp32, on the CPU
+Exchange = Callable[[Any], list[Any]]  # a worker's value -> those of all workers, in every one of them
 
+KINDS = ("model", "exp_avg", "exp_avg_sq")
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d+)-[0-9a-f]{8}")
 _MANIFEST, _DAMAGED = "manifest.json", "damaged.json"
@@ -82,38 +84,65 @@ class CheckpointRef:
         return {name.removesuffix(".safetensors"): _read_tensors(self.location / name) for name in names}
 
 
+def alone(value: Any) -> list[Any]:
+    """Every worker's value, where there is one worker."""
+    return [value]
+
+
 def save(
     artifact: Location,
     step: int,
     tensors: Tensors,
-    config: SavedConfig,
-    state: Mapping[str, Any],
+    config: SavedConfig | None,
+    state: Mapping[str, Any] | None,
     heldout: Heldout | None = None,
+    exchange: Exchange = alone,
 ) -> CheckpointRef:
     """Write a checkpoint under the artifact's folder; it is one once its manifest, the last file, is there.
 
-    Raises OSError when the disk or S3 does.
+    Each of several workers writes the tensors that it gives; `config` and `state` are worker 0's, which writes the
+    manifest. `exchange` gives all workers what each has brought: all have to call it together. Raises OSError in every
+    worker when the disk or S3 fails one of them, but for the manifest's, which worker 0 alone sees.
     """
     from safetensors.torch import save as serialize
 
     files = {f"{kind}.safetensors": serialize(named) for kind, named in tensors.items()}
-    files["config.json"] = config.model_dump_json(indent=1).encode()
-    files["state.json"] = json.dumps(state).encode()
+    if config and state is not None:
+        files["config.json"] = config.model_dump_json(indent=1).encode()
+        files["state.json"] = json.dumps(state).encode()
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    records = {name: FileRecord(sha256=digests[name], bytes=len(data)) for name, data in files.items()}
+    mine = {name: FileRecord(sha256=digests[name], bytes=len(data)) for name, data in files.items()}
+    records = dict(sorted((name, record) for part in exchange(mine) for name, record in part.items()))
     manifest = CheckpointManifest(step=step, digest=_digest(records, _NAMED_BY), files=records, heldout=heldout)
-    folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, sorted(records))[:8]}"
-    if (folder / _MANIFEST).exists():  # an attempt before this one failed at what comes after
-        return CheckpointRef(folder, manifest.digest, step)
+    folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, list(records))[:8]}"
+    _write(folder, files, manifest if config else None, exchange)
+    return CheckpointRef(folder, manifest.digest, step)
+
+
+def _write(
+    folder: Location, files: Mapping[str, bytes], manifest: CheckpointManifest | None, exchange: Exchange
+) -> None:
+    """This worker's files and, where it has it and all of them are there, the manifest. Raises OSError."""
+    failed, whole = "", False
     try:
-        for name, data in files.items():
+        whole = manifest is not None and (folder / _MANIFEST).exists()  # an attempt before failed at what comes after
+        for name, data in () if whole else files.items():
             (folder / name).write_bytes(data)
+    except OSError as error:
+        failed = str(error)
+    failures = [one for one in exchange(failed) if one]
+    if whole or not manifest:
+        if failures:
+            raise OSError(failures[0])
+        return
+    try:
+        if failures:
+            raise OSError(failures[0])
         (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
     except OSError:
         with suppress(OSError):  # a full disk wants the room back
             folder.delete()
         raise
-    return CheckpointRef(folder, manifest.digest, step)
 
 
 def newest(artifact: Location) -> CheckpointRef | None:

@@ -23,7 +23,7 @@ _SHEETS = {
     r"H100 PCIe": (756.0, 51.0),
     r"H[12]00 NVL": (835.0, 60.0),
     r"H100|H200|GH200": (989.0, 67.0),
-    r"A100": (312.0, 19.5),
+    r"A100\b": (312.0, 19.5),
     r"L40S": (362.0, 91.6),
     r"L4\b": (121.0, 30.3),
     r"A10G": (70.0, 35.0),
@@ -82,6 +82,8 @@ def peak(device: torch.device, precision: Precision) -> Peak:
     mine = _product_flops(device, precision) if unknown.item() or listed is None else listed
     flops = torch.tensor(mine, dtype=torch.float64, device=device)
     dist.all_reduce(flops)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # what was timed is none of training's
     return Peak(flops.item(), "measured" if unknown.item() else "data sheet")
 
 

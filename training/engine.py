@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import astuple
 from typing import Any, Literal, NamedTuple, cast
 
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config import Config
-from training.checkpoint import Tensors
+from training.checkpoint import KINDS, Tensors
 from training.data import IGNORED, Batch
 from training.device import Precision, autocast, worker_device
 from training.optim import LossScale, OptimizerConfig, adamw, parameter_groups
 from training.record import Totals
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS = KINDS[1:]
 _FIRST_SCALE = 2.0**16  # the first steps halve it as often as it takes
 
 
@@ -265,15 +265,15 @@ class Engine:
         dist.all_reduce(totals)
         return Totals(*totals.tolist())
 
-    def tensors(self) -> Tensors | None:
-        """fp32 weights and both moments, gathered in worker 0; None in the others. Every worker has to call it."""
-        found: Tensors = {kind: {} for kind in ("model", *_MOMENTS)}
+    def tensors(self, kept: Collection[str] = KINDS) -> Tensors:
+        """fp32 weights and both moments, whole: those kinds that are `kept` here. Every worker has to call it."""
+        found: Tensors = {kind: {} for kind in kept}
         for name, parameter in self.model.named_parameters():
-            for kind in found:
+            for kind in KINDS:
                 value = self._read(parameter, kind)
-                if self.rank == 0:
+                if kind in found:
                     found[kind][name] = value.detach().cpu().clone()
-        return found if self.rank == 0 else None
+        return found
 
     def load(self, tensors: Tensors, updates: int, loss_scale: LossScale | None = None) -> None:
         """Put back what `tensors` gave after so many updates, whatever stage and number of workers it came from.

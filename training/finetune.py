@@ -37,7 +37,7 @@ VERSION = 2
 VARIANTS = ("pretrained", "random")
 
 _NO_POOLER = (
-    "the checkpoint has no pooler (examples.objective mlm); it starts from random weights, as the classifier does"
+    "The checkpoint has no pooler (examples.objective mlm): it began with random weights, as the classifier does"
 )
 _WARMUP = 0.1  # of the steps, as in BERT's run_classifier.py
 _EVAL_BATCH = 128
@@ -305,10 +305,11 @@ def _model_files(setup: Setup, weights: "dict[str, torch.Tensor]") -> dict[str, 
     from safetensors.torch import save
 
     names = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
+    config = setup.checkpoint.config().model_dump_json(indent=1, exclude={"nsp"})  # its head is another one
     vocab = {name: (setup.vocab.location / name).read_bytes() for name in names}
     return {
         "model/model.safetensors": save({name: weight.cpu().contiguous() for name, weight in weights.items()}),
-        "model/config.json": setup.checkpoint.config().model_dump_json(indent=1).encode(),
+        "model/config.json": config.encode(),
         "model/labels.json": json.dumps(setup.prepared.labels, ensure_ascii=False).encode(),
         **{f"model/{name}": data for name, data in vocab.items()},
     }
@@ -346,7 +347,7 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
             without_gpus=1,
         )
         total = len(VARIANTS) * sum(map(setup.steps, config.trials))
-        fit(_work, setup, lambda: group, out, total, "steps")
+        fit(_work, setup, group, out, total, "steps")
     facts = _facts(setup)
     out.commit("scores", {"scores.json": json.dumps(facts["scores"], indent=1, ensure_ascii=False).encode()})
     return out.finish(

@@ -257,7 +257,7 @@ def _tied(found: dict[str, Tensor], file: Location) -> dict[str, Tensor]:
 def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Location) -> None:
     """Raises UserError for the first weight that is missing, unknown or misshapen."""
     if missing := sorted(wanted.keys() - found.keys()):
-        raise UserError(f"{file}: has no {missing[0]}{_more(missing)}; give a file with all of the encoder's weights")
+        raise UserError(f"{file}: has no {missing[0]}{_more(missing)}; give a file with all of the model's weights")
     if unknown := sorted(found.keys() - wanted.keys()):
         raise UserError(
             f"{file}: {unknown[0]}{_more(unknown)} is no weight of a BERT as config.json has it; "
@@ -304,4 +304,5 @@ def _vocabulary(location: Location, vocab_size: int) -> tuple[vocab_file.VocabFi
 
 def _differences(said: Mapping[str, Any], file: Location) -> Iterator[str]:
     if said.get("tokenize_chinese_chars") is False:
-        yield f"{file}: tokenize_chinese_chars is false; here each ideograph is a word, so such text has other pieces"
+        difference = "tokenize_chinese_chars is false; here each ideograph is a word, so such text has other pieces"
+        yield f"{file.name}: {difference}"

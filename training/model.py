@@ -168,7 +168,7 @@ class BertModel(nn.Module):
         hidden = self.embeddings(input_ids, token_type_ids)
         for layer in self.layers:
             if self.activation_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, visible, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, visible, use_reentrant=False, early_stop=False)
             else:
                 hidden = layer(hidden, visible)
         return hidden, torch.tanh(self.pooler(hidden[:, 0])) if self.pooler else None
@@ -216,7 +216,10 @@ class BertForPreTraining(nn.Module):
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None, masked_lm_positions: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Three [b, s] and flat indices into b * s [n] -> masked-LM logits [n, vocab], NSP logits [b, 2], in fp32."""
+        """Three [b, s] and flat indices into b * s [n] -> masked-LM logits [n, vocab], NSP logits [b, 2], in fp32.
+
+        NSP logits are None where there is no head for pairs.
+        """
         hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
         masked = hidden.flatten(0, 1).index_select(0, masked_lm_positions)  # [n, hidden]
         mlm_logits = self.mlm(masked, self.bert.embeddings.word_embeddings.weight)

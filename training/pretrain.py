@@ -7,10 +7,11 @@ part: training/trainer.py.
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import Artifact, FileRecord, Manifest, Output, SourceFile
 from pipeline.config import Compute, Config
@@ -26,7 +27,7 @@ from training.optim import OptimizerConfig
 from training.record import lines, summary
 from training.start import starting_weights
 from training.trainer import Hook, Setup, work
-from training.workers import Group, divisors, fit
+from training.workers import Group, fit
 
 VERSION = 4
 
@@ -54,7 +55,7 @@ class PretrainConfig(Config):
     init: Annotated[str | None, Compute] = None
     phases: list[Phase] = Field(min_length=1)
     #: How long training may take, such as 90s, 20m or 2h: the schedule ends when the time does, whatever the machine.
-    budget: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smhd]$")] | None = None
+    budget: str | None = None
     optimizer: OptimizerConfig
     global_batch_size: int = Field(gt=0)
     group_by_length: int = Field(default=64, gt=0)  # rows of like length that come together: a micro-batch, or more
@@ -87,6 +88,21 @@ class PretrainConfig(Config):
     def budget_seconds(self) -> float | None:
         return float(self.budget[:-1]) * _SECONDS[self.budget[-1]] if self.budget else None
 
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _is_a_number_or_a_range(cls, given: Any) -> Any:
+        numbers = given if isinstance(given, list | tuple) and len(given) == 2 else [given]
+        if given is not None and not all(type(number) is int and number > 0 for number in numbers):
+            raise ValueError("is neither a number nor a range; give one such as 4, or [least, most] such as [2, 8]")
+        return tuple(given) if isinstance(given, list) else given
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _is_a_time(cls, given: Any) -> Any:
+        if given is not None and not re.fullmatch(r"[0-9]+(\.[0-9]+)?[smhd]", str(given)):
+            raise ValueError("is no time; give one such as 90s, 20m, 2h or 1d")
+        return given
+
     @model_validator(mode="after")
     def _phases_have_an_end(self) -> "PretrainConfig":
         for number, phase in enumerate(self.phases):
@@ -99,11 +115,29 @@ class PretrainConfig(Config):
                 raise ValueError(f"phases.{number}.share is of a budget; set budget, or steps in place of share")
             if not self.budget and not phase.steps:
                 raise ValueError(f"phases.{number} has no end; set its steps, or budget for all of them")
+        if self.budget_seconds == 0:
+            raise ValueError(f"budget is {self.budget}; give the time that training may take, such as 20m or 2h")
         if self.budget and not math.isclose(sum(self.shares), 1):
             raise ValueError(
                 f"the phases' shares of the budget add up to {sum(self.shares):g}; give each one, 1 in all"
             )
         return self
+
+    @property
+    def extent(self) -> tuple[float, str]:
+        """How much training is, as progress shows it, and in what."""
+        budget = self.budget_seconds
+        if budget is None:
+            return self.total_steps or 0, "steps"
+        return (budget / 60, "minutes") if budget >= 120 else (budget, "seconds")
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of workers that a group may have, where it is to shrink and to grow: rising."""
+        if not isinstance(self.workers, tuple):
+            return []
+        least, most = self.workers
+        return [number for number in range(least, most + 1) if self.global_batch_size % number == 0]
 
     @property
     def shares(self) -> list[float]:
@@ -118,7 +152,11 @@ class PretrainConfig(Config):
         least, most = self.workers
         if least > most:
             raise ValueError(f"workers: {least} to {most} is no range; give [least, most]")
-        if not divisors(self.global_batch_size, least, most):
+        if isinstance(self.gpus, int) and self.gpus:
+            raise ValueError(
+                f"gpus is {self.gpus} beside workers from {least} to {most}; remove gpus, or give one number"
+            )
+        if not self.numbers:
             raise ValueError(
                 f"workers: no number from {least} to {most} divides global_batch_size {self.global_batch_size}; "
                 "give another range"
@@ -151,7 +189,7 @@ def examples_input(max_seq_length: int) -> str:
 def check(config: PretrainConfig, sources: Mapping[str, SourceFile]) -> None:
     """Raises UserError when the model to begin with cannot be read, or has another shape."""
     if init := sources.get("init"):
-        starting_weights(init, config.model, None, config.seed, nsp=False)  # no head is needed yet
+        starting_weights(init, config.model, None, nsp=False)  # no head is needed yet
 
 
 def _check_examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
@@ -172,7 +210,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     _check_examples(config, inputs)
     pieces, init = _pieces(inputs["vocab"]), inputs.get("init")
     examples = _examples(config, inputs)
-    notes = starting_weights(init, config.model, pieces, config.seed, nsp=paired(examples)).notes if init else ()
+    notes = starting_weights(init, config.model, pieces, nsp=paired(examples)).notes if init else ()
     setup = Setup(config, tuple(examples), out.location, pieces, init)
     last = _trained(setup, on_step, out)
     state, better = last.state(), best(out.location)
@@ -197,22 +235,30 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
 
 def _trained(setup: Setup, on_step: Hook | None, out: Output) -> CheckpointRef:
     """The last checkpoint, after what training is still to be done."""
+    import ray
+
     config, last = setup.config, newest(out.location)
     if last and last.state()["done"]:
         return last
-    budget = config.budget_seconds
-    total, unit = (budget / 60, "minutes") if budget else (config.total_steps or 0, "steps")
+    group = Group.fitting(
+        ray.cluster_resources(),
+        stage="pretrain",
+        gpus=config.gpus,
+        workers=config.numbers or config.workers,
+        threads=config.threads,
+        without_gpus=2,
+    )
     try:
         fit(
             work,
             (setup, on_step),
-            _fitting(config),
+            group,
             out,
-            total,
-            unit,
+            *config.extent,
             max_failures=config.max_failures,
             step_timeout=config.step_timeout,
             leaves=True,
+            numbers=config.numbers,
         )
     except KeyboardInterrupt as end:
         saved = newest(out.location)
@@ -220,27 +266,6 @@ def _trained(setup: Setup, on_step: Hook | None, out: Output) -> CheckpointRef:
     last = newest(out.location)
     assert last and last.state()["done"], "training ended without its last checkpoint"
     return last
-
-
-def _fitting(config: PretrainConfig) -> Callable[[], Group]:
-    """The group of workers that there is room for now; always the same where it is not to shrink and to grow."""
-    import ray
-
-    def fitting() -> Group:
-        return Group.fitting(
-            ray.cluster_resources(),
-            stage="pretrain",
-            gpus=config.gpus,
-            workers=config.workers,
-            threads=config.threads,
-            without_gpus=2,
-            batch=config.global_batch_size,
-        )
-
-    if isinstance(config.workers, tuple):
-        return fitting
-    group = fitting()
-    return lambda: group
 
 
 def _path(artifact: Location, checkpoint: CheckpointRef) -> str:

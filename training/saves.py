@@ -1,24 +1,27 @@
 """checkpoints -> the disk, in the background, one at a time; a disk or an S3 that fails does not end training.
 
 What is written lies in memory until it is: its tensors, and their bytes once more while these are hashed and written,
-24 bytes for each of the model's parameters in worker 0.
+24 bytes for each of the model's parameters. Up to three workers share that, a kind of tensors (training/checkpoint.py)
+or more for each: they all try again when one has failed.
 """
 
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from training.checkpoint import Exchange, alone
+
 _ATTEMPTS = 3
 _PAUSE = 1.0  # seconds before the second attempt
 
 
 class Saves:
-    """Worker 0's: the others have nothing to write."""
+    """One worker's; all begin the same ones together."""
 
-    def __init__(self, show: Callable[[float, str], object]) -> None:
-        """`show` is told the step and what went wrong."""
+    def __init__(self, show: Callable[[str], object], exchange: Exchange = alone) -> None:
+        """`show` is told what went wrong; `exchange` is for the thread of this alone."""
         self.failed = ""  # what went wrong with the newest; nothing once one is written
-        self._show = show
+        self._show, self._exchange = show, exchange
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._going_on: Future[None] | None = None
 
@@ -39,11 +42,15 @@ class Saves:
 
     def _try(self, step: int, write: Callable[[], object], what: str) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
+            failed = ""
             try:
                 write()
+            except OSError as error:
+                failed = str(error)
+            failures = [one for one in self._exchange(failed) if one]
+            if not failures:
                 self.failed = ""
                 return
-            except OSError as error:
-                self.failed = f"{what} at step {step} not written ({error}), attempt {attempt}"
-                self._show(step, self.failed)
-                time.sleep(attempt * _PAUSE)
+            self.failed = f"{what} at step {step} not written ({failures[0]}), attempt {attempt}"
+            self._show(self.failed)
+            time.sleep(attempt * _PAUSE)

@@ -4,7 +4,7 @@ The other model is a checkpoint of ours, in its artifact, or the folder of a Hug
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from pipeline.config import MissingFile, UserError
 from pipeline.storage import Location
 from training import hub
 from training.checkpoint import verified
-from training.model import BertConfig, BertForPreTraining
+from training.model import BertConfig
 
 _WEIGHTS = "model.safetensors"
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
@@ -39,13 +39,10 @@ class Start(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def starting_weights(
-    file: SourceFile, model: BertConfig, pieces: Sequence[str] | None, seed: int, *, nsp: bool
-) -> Start:
+def starting_weights(file: SourceFile, model: BertConfig, pieces: Sequence[str] | None, *, nsp: bool) -> Start:
     """`file` is the other model's file of weights; what belongs to them lies beside it.
 
-    A head that it lacks starts from random weights of `seed`; without `nsp` its pooler and its head for pairs are left
-    out.
+    A head that it lacks is not among the weights; without `nsp` its pooler and its head for pairs are left out.
 
     Raises UserError when it cannot be read, has another vocabulary than `pieces`, if these are known yet, or another
     shape than `model`.
@@ -60,26 +57,14 @@ def starting_weights(
         found = hub.read(folder)
         _check(folder, found.model, model, found.pieces, pieces, f"{folder}/vocab.txt")
         weights, notes = found.weights, found.notes
-    weights, lacking = _with_heads(weights, model, seed, nsp)
-    begun = (f"{file.uri}: has no {what}; it starts from random weights" for what in lacking)
-    return Start(weights, (*begun, *notes))
-
-
-def _with_heads(
-    found: Mapping[str, Tensor], model: BertConfig, seed: int, nsp: bool
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights that a model with these heads has, and which of them `found` lacks."""
     unwanted = () if nsp else _OF_PAIRS
-    weights = {name: tensor for name, tensor in found.items() if not name.startswith(unwanted)}
-    lacking = [
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(unwanted)}
+    lacking = (
         what
         for prefix, what in _HEADS.items()
         if prefix not in unwanted and not any(name.startswith(prefix) for name in weights)
-    ]
-    if lacking:
-        vocab_size = len(weights["bert.embeddings.word_embeddings.weight"])
-        weights = {**BertForPreTraining(model, vocab_size, seed, nsp=nsp).state_dict(), **weights}
-    return weights, lacking
+    )
+    return Start(weights, (*(f"{folder.name} has no {what}: it began with random weights" for what in lacking), *notes))
 
 
 def _trained_on(checkpoint: Location) -> list[str]:

@@ -20,7 +20,7 @@ from pipeline.config import UserError
 from pipeline.masking import mask_rules
 from pipeline.storage import Location
 from training import guards
-from training.checkpoint import CheckpointRef, Heldout, SavedConfig, Tensors, newest, prune, save
+from training.checkpoint import KINDS, CheckpointRef, Exchange, Heldout, SavedConfig, Tensors, alone, newest, prune, save
 from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, paired, share
 from training.events import FILE, EventFile
 from training.guards import Fault, Guard, Skip
@@ -85,7 +85,8 @@ class Worker:
         self.setup, self.config = setup, setup.config
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.tell, self.on_step, self.preempted = tell, on_step, preempted
-        self.saves = Saves(tell)
+        self.exchange = _exchange(self.workers)
+        self.saves = Saves(lambda note: tell(self._progress(), note), self.exchange)
         self.asked, self.warned = time.monotonic(), False
         self.wanted_out, self.leaving = False, False  # the driver's wish, and what all workers agreed on
         self.spent = 0.0  # seconds of training, by the clock of worker 0, up to the end of the last step
@@ -233,10 +234,14 @@ class Worker:
 
     def _tell(self) -> None:
         """Show how far training is, and hear whether the driver wants it to leave."""
-        counted = bool(self.config.total_steps)
-        notes = ("" if counted else f"step {self.step}", f"loss {self.loss:.3f}", self.history, self.saves.failed)
-        done = self.step if counted else self.spent / 60
-        self.wanted_out = self.tell(done, ", ".join(filter(None, notes)))
+        step = "" if self.config.total_steps else f"step {self.step}"
+        notes = (step, f"loss {self.loss:.3f}", self.history, self.saves.failed)
+        self.wanted_out = self.tell(self._progress(), ", ".join(filter(None, notes)))
+
+    def _progress(self) -> float:
+        """How much is done, in what config.extent counts."""
+        budget = self.config.budget_seconds
+        return self.spent / budget * self.config.extent[0] if budget else self.step
 
     def _between(self) -> None:
         """Leave a long step where the driver wants it; all workers took the step before to be long, or none."""
@@ -290,10 +295,9 @@ class Worker:
                 "lower pretrain.optimizer.learning_rate or raise its warmup_steps "
                 f"({skip.reason}; batches skipped before: {len(self.skipped)})"
             )
-        if self.rank == 0:
-            note = partial((self.setup.location / guards.FILE).write_bytes, guards.lines(known))
-            self.saves.begin(skip.step, note, guards.FILE)
-            self.saves.wait()
+        note = partial((self.setup.location / guards.FILE).write_bytes, guards.lines(known))
+        self.saves.begin(skip.step, note if self.rank == 0 else lambda: None, guards.FILE)
+        self.saves.wait()
         start, state = self._begin(known)
         self.history = f"went back to step {self.step}, {len(self.skipped)} batches skipped"
         self.engine.load(
@@ -313,7 +317,8 @@ class Worker:
             activation_checkpointing=config.activation_checkpointing,
         )
         if init:
-            model.load_state_dict(starting_weights(init, config.model, pieces, config.seed, nsp=nsp).weights)
+            found = starting_weights(init, config.model, pieces, nsp=nsp)
+            model.load_state_dict(found.weights, strict=False)  # a head that they lack stays random
         return model
 
     def _first_tensors(self) -> Tensors:
@@ -325,15 +330,13 @@ class Worker:
         return {"model": weights, "exp_avg": zeros, "exp_avg_sq": zeros}
 
     def _save(self, last: bool) -> None:
-        """Worker 0 writes what all gather, in the background but for the last. A fault there is none of training's."""
+        """Each worker writes its kinds of tensors, in the background but for the last. A fault is none of training's."""
         self.saves.wait()  # or two checkpoints were in memory at once
-        tensors = self.engine.tensors()
-        if tensors is None:
-            return
+        tensors = self.engine.tensors(KINDS[self.rank :: self.workers])
         self.saves.begin(self.step, partial(self._write, self.step, tensors, self._state(), self.heldout))
         if last:
             self.saves.wait()
-            if self.saves.failed:
+            if self.saves.failed and self._done():  # else the checkpoint before is there to go on from
                 raise UserError(
                     f"{self.setup.location}: the last checkpoint cannot be written ({self.saves.failed}); "
                     "make room and run again, it goes on from the checkpoint before"
@@ -362,8 +365,11 @@ class Worker:
 
     def _write(self, step: int, tensors: Tensors, state: Mapping[str, Any], heldout: Heldout | None) -> None:
         location, rows = self.setup.location, state["metrics"]["rows"]
+        if self.rank > 0:
+            save(location, step, tensors, None, None, None, self.exchange)
+            return
         saved = SavedConfig(model=self.config.model, vocab_size=len(self.setup.pieces), nsp=self.setup.nsp)
-        save(location, step, tensors, saved, state, heldout)
+        save(location, step, tensors, saved, state, heldout, self.exchange)
         prune(location, self.config.keep_checkpoints)
         (location / "metrics.jsonl").write_bytes(lines(rows))
         (location / FILE).write_bytes(self.events(rows))
@@ -379,6 +385,22 @@ def _masking(seed: int, examples: Artifact, pieces: Sequence[str]) -> Masking:
 def _noise(seed: int, step: int, rank: int) -> int:
     """The seed of a worker's dropout in one step."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8], "big") >> 1
+
+
+def _exchange(workers: int) -> Exchange:
+    """For the thread that writes checkpoints, which needs a process group of its own. All workers have to call this."""
+    import torch.distributed as dist
+
+    if workers == 1:
+        return alone
+    group = dist.new_group(backend="gloo")
+
+    def exchange(value: Any) -> list[Any]:
+        found = [None] * workers
+        dist.all_gather_object(found, value, group=group)
+        return found
+
+    return exchange
 
 
 def _agreed(found: Any) -> Any:

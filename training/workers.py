@@ -6,11 +6,13 @@ of as many workers as there is room for then.
 """
 
 import ctypes
+import math
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +25,8 @@ Work = Callable[[Any, Tell], None]  # the function: what it is given, how it tel
 
 _TELL_SECONDS = 0.5
 _START_TIMEOUT = 1800.0  # seconds for all that comes before a group's first step, such as reading a checkpoint
-_ROOM_SECONDS = 15.0  # between two looks for room: a cluster counts a lost node for some seconds longer
+_ROOM_SECONDS = 15.0  # between two looks for room
+_PAUSE_SECONDS = 2.0  # after a group has ended, until its room is free
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -42,24 +45,21 @@ class Group(NamedTuple):
         *,
         stage: str,
         gpus: int | Literal["auto"],
-        workers: int | tuple[int, int] | None,
+        workers: int | Sequence[int] | None,
         threads: int,
         without_gpus: int,
-        batch: int = 0,
     ) -> "Group":
         """The group that was asked for; by itself a worker for each GPU, `without_gpus` of them where there is none.
 
-        Of (least, most) workers, the largest number there is room for that divides `batch`. A machine with fewer cores
-        than a worker has threads gives it those. Raises UserError when `cluster` (ray.cluster_resources()) has less
-        than was asked for: Ray itself would wait for ever.
+        Of several `workers`, rising numbers, the largest there is room for. A machine with fewer cores than a worker
+        has threads gives it those. Raises UserError when `cluster` (ray.cluster_resources()) has less than was asked
+        for: Ray itself would wait for ever.
         """
-        found, cores = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
-        threads = min(threads, cores)
+        found, cores = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 0))
+        threads = max(1, min(threads, cores))
         asked = found if gpus == "auto" else gpus
-        if isinstance(workers, tuple):
-            room = min(cores // threads, found) if asked else cores // threads
-            numbers = divisors(batch, *workers)
-            workers = max((number for number in numbers if number <= room), default=numbers[0])
+        if isinstance(workers, Sequence):
+            workers = largest(workers, min(cores // threads, found) if asked else cores // threads)
         count = workers or asked or max(1, min(without_gpus, cores // threads))
         if asked and max(asked, count) > found:
             raise UserError(f"{stage}: asks for {max(asked, count)} GPUs, there are {found}; lower gpus or workers")
@@ -71,9 +71,9 @@ class Group(NamedTuple):
         return cls(count, threads, asked > 0)
 
 
-def divisors(batch: int, least: int, most: int) -> list[int]:
-    """The numbers from `least` to `most` that divide the batch."""
-    return [number for number in range(least, most + 1) if batch % number == 0]
+def largest(numbers: Sequence[int], room: int) -> int:
+    """The largest of rising numbers for which there is room; the first where there is room for none."""
+    return max((number for number in numbers if number <= room), default=numbers[0])
 
 
 class _Board:
@@ -92,12 +92,11 @@ class _Board:
         self._heard += 1
         self._told, self._stepping, self._leave = (self._told[0], note), False, False
 
-    def begin(self, worker: Any) -> str:
-        """Every worker calls it with its actor's handle; it gets the failure that makes its work vain, if any."""
+    def begin(self, worker: Any) -> None:
+        """Every worker calls it with its actor's handle."""
         self._heard += 1
         self._stepping = False
         self._workers.append(worker)
-        return self._failure
 
     def tell(self, done: float, note: str) -> bool:
         self._heard += 1
@@ -128,53 +127,51 @@ class _Board:
 def fit(
     work: Work,
     argument: Any,
-    fitting: Callable[[], Group],
+    group: Group,
     out: Output,
     total: float,
     unit: str,
     max_failures: int = 3,
     step_timeout: float | None = None,
     leaves: bool = False,
+    numbers: Sequence[int] = (),
 ) -> None:
     """Call `work(argument, tell)` in every worker until all return; after a failure a new group of them starts.
 
-    `fitting` says how large each group is: a later one waits until it raises no UserError any more. A group of which
-    nothing is heard for `step_timeout` seconds is ended, which counts as a failure. `leaves` says that the work returns
-    early once `tell` gives True: then a first SIGTERM makes it do so, and a second acts as ever; and so it does when
-    there has come to be room for a larger group, which then takes its place.
+    A later group may have any of `numbers` of workers (rising), the largest there is room for; without them it is as
+    large as the first. A group of which nothing is heard for `step_timeout` seconds is ended, which counts as a
+    failure. `leaves` says that the work returns early once `tell` gives True: then a first SIGTERM makes it do so, and
+    a second acts as ever; and so it does when there has come to be room for a larger group, which takes its place.
     Each group is a Ray run with a name of its own, so that none inherits what another left behind. Raises the UserError
     that ended a worker, which no new start would mend; else Ray's TrainingFailedError, after `max_failures` of them
-    (lost nodes that were announced are not counted); KeyboardInterrupt when the work has left early.
+    (waiting for room is none, nor is the loss of nodes that were announced); KeyboardInterrupt when the work has left
+    early.
     """
     import ray
-    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+    from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    room, failures = _Room(fitting), 0
+    room, failures = _Room(group, numbers), 0
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(_Board)
     board = actor.options(scheduling_strategy=here).remote()  # no worker's node can take it
     folder = out.location / "ray" / uuid.uuid4().hex
     with _terminated(leaves) as leave, _watched(board, out, total, unit, step_timeout, leave, room if leaves else None):
         while True:
-            ray.get(board.start.remote(f"starting {room.group.workers} workers"))
+            with room.lock:
+                ray.get(board.start.remote(room.taken(failures)))
             try:
-                _trainer(work, argument, room.group, board, folder).fit()
+                _run(_trainer(work, argument, room.group, board, folder))
             except TrainingFailedError as error:
                 if failure := _failure(board):
                     raise failure from error
-                failures += not (isinstance(error, ControllerError) or _announced(error))
+                failures += _counts(error)
                 if failures > max_failures:
                     raise
             else:
-                if failure := _failure(board):
-                    raise failure
                 if not room.more:
                     break
-            while not leave.is_set() and (lacking := room.taken()):
-                ray.get(board.start.remote(f"waiting: {lacking}"))
-                leave.wait(_TELL_SECONDS)
-            if leave.is_set():
+            if leave.wait(_PAUSE_SECONDS):
                 break
     folder.delete()
     if not (out.location / "ray").files():  # another run of the same fingerprint may be at work
@@ -184,34 +181,58 @@ def fit(
 
 
 class _Room:
-    """The group that the cluster has room for, and whether it has come to have room for a larger one."""
+    """How large the next group is, and whether there has come to be room for one larger than this."""
 
-    def __init__(self, fitting: Callable[[], Group]) -> None:
-        self._fitting, self.group, self.more = fitting, fitting(), False
+    def __init__(self, group: Group, numbers: Sequence[int], free: Callable[[Group], int] | None = None) -> None:
+        """`free` says how many more workers of such a group there is room for now: see free_workers."""
+        self.group, self.more, self.lock = group, False, threading.Lock()
+        self._numbers, self._free = numbers, free or free_workers
         self._looked, self._seen = time.monotonic(), 0
 
-    def taken(self) -> str:
-        """Take what room there is now; where it is too little, what is lacking."""
-        try:
-            group = self._fitting()
-        except UserError as error:
-            return str(error)
-        if group.gpus != self.group.gpus:
-            return "no GPU is left"
-        self.group, self.more = group, False
-        self._looked, self._seen = time.monotonic(), 0
-        return ""
+    def taken(self, failures: int = 0) -> str:
+        """Take what room there is while no group is at work; what a user should read."""
+        free = self._free(self.group)
+        if self._numbers:
+            self.group = self.group._replace(workers=largest(self._numbers, free))
+        self.more, self._seen, self._looked = False, 0, time.monotonic()
+        count = f"{self.group.workers} worker{'s' if self.group.workers > 1 else ''}"
+        again = f", after {failures} failure{'s' if failures > 1 else ''}" if failures else ""
+        return f"starting {count}{again}" if self.group.workers <= free else f"waiting for room for {count}{again}"
 
-    def look(self) -> None:
-        """Find room for more, seen twice: a node that has just been lost is counted for some seconds longer."""
-        if self.more or time.monotonic() - self._looked < _ROOM_SECONDS:
-            return
-        self._looked, before = time.monotonic(), self._seen
+    def look(self) -> bool:
+        """Whether there is room for more, seen twice: a lost node may be counted for some seconds longer."""
+        if self._numbers and not self.more and time.monotonic() - self._looked >= _ROOM_SECONDS:
+            possible = largest(self._numbers, self.group.workers + self._free(self.group))
+            self.more = min(possible, self._seen) > self.group.workers
+            self._seen, self._looked = possible, time.monotonic()
+        return self.more
+
+
+def free_workers(group: Group) -> int:
+    """How many workers like the group's the cluster's nodes have room for now, beside what is at work there."""
+    from ray._private.state import available_resources_per_node  # the public sum over nodes fits where no node does
+
+    gpus = float(group.gpus)
+    return sum(
+        int(min(node.get("CPU", 0.0) // group.threads, node.get("GPU", 0.0) // gpus if gpus else math.inf))
+        for node in available_resources_per_node().values()
+    )
+
+
+def _run(trainer: Any) -> None:
+    """trainer.fit() in a thread of its own: in the main one Ray takes Ctrl-C for itself, and ends with status 0."""
+    done = Future[None]()
+
+    def run() -> None:
         try:
-            self._seen = self._fitting().workers
-        except UserError:
-            self._seen = 0
-        self.more = min(before, self._seen) > self.group.workers
+            trainer.fit()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    done.result()
 
 
 def _trainer(work: Work, argument: Any, group: Group, board: Any, folder: Location) -> Any:
@@ -233,15 +254,18 @@ def _trainer(work: Work, argument: Any, group: Group, board: Any, folder: Locati
     )
 
 
-def _announced(error: Any) -> bool:
-    """Whether a node was taken away that had been announced, or that the cluster knows was."""
+def _counts(error: Any) -> bool:
+    """Whether it is a failure: not that there was no room, nor the loss of a node that was announced to the cluster."""
     from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.exceptions import PreemptionError
 
+    if isinstance(error, PreemptionError):
+        return False
+    if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        return False
     causes = (getattr(cause, "health_check_failure", cause) for cause in getattr(error, "worker_failures", {}).values())
-    return isinstance(error, PreemptionError) or any(
-        isinstance(cause, RayActorError) and cause.preempted for cause in causes
-    )
+    return not any(isinstance(cause, RayActorError) and cause.preempted for cause in causes)
 
 
 def _failure(board: Any) -> UserError | None:
@@ -258,8 +282,7 @@ def _in_worker(arguments: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     board, told, leave = arguments["board"], 0.0, False
-    if ray.get(board.begin.remote(ray.get_runtime_context().current_actor)):
-        return  # Ray starts the group again after any failure, but the user's would only come again
+    ray.get(board.begin.remote(ray.get_runtime_context().current_actor))
 
     def tell(done: float, note: str) -> bool:
         nonlocal told, leave
@@ -269,7 +292,7 @@ def _in_worker(arguments: dict[str, Any]) -> None:
         return leave
 
     torch.set_num_threads(arguments["threads"])
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         arguments["work"](arguments["argument"], tell)
     except UserError as error:
@@ -277,14 +300,15 @@ def _in_worker(arguments: dict[str, Any]) -> None:
         raise
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have malloc keep what is freed: each step asks for as much again, which Linux would clear first.
 
     That is an eighth of a small step's time on a CPU.
     """
     with suppress(OSError, AttributeError):  # another C library has no mallopt
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        if not libc.mallopt(_M_MMAP_THRESHOLD, 2**30):
+            libc.mallopt(_M_MMAP_THRESHOLD, 2**25)  # the most that glibc before 2.35 takes
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
@@ -329,11 +353,14 @@ def _watched(
         nonlocal heard, since
         try:
             (done, note), now_heard, stepping = ray.get(board.told.remote())
-            if room:
-                room.look()
-            if leave.is_set() or (room and room.more):
+            if leave.is_set():
                 board.leave.remote()
-                note = f"{note}, saving and {'leaving' if leave.is_set() else 'starting more workers'}"
+                note = f"{note}, saving and leaving"
+            elif room:
+                with room.lock:  # or the wish could reach the group after this one
+                    if room.look():
+                        board.leave.remote()
+                        note = f"{note}, saving and starting more workers"
             if now_heard != heard:
                 heard, since = now_heard, time.monotonic()
             limit = step_timeout and (step_timeout if stepping else max(step_timeout, _START_TIMEOUT))

@@ -108,7 +108,8 @@ def _task_sentence(stage: StageView) -> str:
             f"{trial['epochs']} epochs; the test part was looked at once."
         )
     scores = stage.facts["scores"]["pretrained"]
-    return f"{text} Macro-F1 {scores['macro_f1']:.3f}, Matthews' correlation {scores['matthews']:.3f}."
+    notes = "".join(f" {note}." for note in stage.facts.get("notes", []))
+    return f"{text} Macro-F1 {scores['macro_f1']:.3f}, Matthews' correlation {scores['matthews']:.3f}.{notes}"
 
 
 def _task_charts(variants: Mapping[str, Row]) -> list[Markup]:

@@ -79,8 +79,10 @@ def _sentence(stage: StageView, rows: Sequence[Row]) -> str:
     if size := stage.config.get("global_batch_size"):
         parts[0] += f" of {number(size)} sequences"
     if phases := stage.config.get("phases"):
-        lengths = [f"{_extent(phase)} at length {phase['max_seq_length']}" for phase in phases]
-        parts[0] += ", " + ", then ".join(lengths) if len(phases) > 1 else f" of {phases[0]['max_seq_length']} pieces"
+        if len(phases) > 1:
+            parts[0] += ", " + ", then ".join(f"{_extent(one)} at length {one['max_seq_length']}" for one in phases)
+        else:
+            parts[0] += f" of {phases[0]['max_seq_length']} pieces"
     if budget := stage.config.get("budget"):
         parts.append(f"as many as fit into {budget}")
     if workers := stage.facts.get("workers"):

@@ -1,13 +1,14 @@
 """What so many minutes on two cores teach: the held-out masked-LM loss beside that of transformers' Trainer.
 
 Both begin with the same weights (4 layers of 256) and train on the same examples of books, masked once and stored,
-with the same AdamW, batch and peak rate; each has its own random order, with rows of like length together. The rate
-falls on a line to 0 at the end of the time, and climbs for about the first twentieth of it. The time is the clock's
-from the first step on. Cloze goes through Ray and DeepSpeed, one worker of two threads; the checkpoints that it writes
-on the way count as training time, those of the Trainer do not. The Trainer takes fp32 or bf16, whichever a few steps
-show to be the faster. One function gives every loss after the training, in fp32 on the same masks: on chapters of the
-books that are held out, and on Wikitext-2's test part, of which nothing was seen. What is finished stays in the
-folder: the same command goes on from there.
+with the same AdamW, batch and peak rate; each has its own random order, with rows of like length together (the
+Trainer's sampler sorts every 50 batches, Cloze draws the order of its batches too). The rate falls on a line to 0 at
+the end of the time, and climbs for its first 3 to 5 %. The time is the clock's from the first step on. Cloze goes
+through Ray and DeepSpeed, one worker of two threads; the checkpoints that it writes on the way count as training
+time, those of the Trainer do not. The Trainer takes fp32 or bf16, whichever a few steps show to be the faster. It
+runs as it comes; Cloze's workers keep the memory that a step frees. One function gives every loss after the training,
+in fp32 on the same masks: on chapters of the books that are held out, and on Wikitext-2's test part, of which nothing
+was seen. What is finished stays in the folder: the same command goes on from there.
 """
 
 import argparse

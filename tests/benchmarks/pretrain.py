@@ -1,10 +1,11 @@
 """Training steps beside transformers' BertForPreTraining: sequences a CPU second on two cores, length 128.
 
 `ratio` (4 layers of 256, batch 16) and `ratio_base` (BERT-base, batch 8) are over transformers as it comes (SDPA,
-AdamW, fp32), on full rows with 20 predictions; `ratio_same_precision` has both sides in the precision that is the
-faster here, `ratio_real` the small model on examples of books, padded to the longest of a batch on both sides. Our step
+AdamW, fp32), on full rows with 20 predictions; `ratio_same_precision` has both sides in bf16 on a processor that has
+it, `ratio_real` the small model on examples of books, padded to the longest of a batch on both sides. Our step
 is the engine's arithmetic with torch alone. `engine_overhead` is the share of that rate, by the clock, which the
-pretrain stage keeps through Ray and DeepSpeed on the same examples: let nothing else run beside it.
+pretrain stage keeps through Ray and DeepSpeed on the same examples: let nothing else run beside it. The stage's workers
+have malloc keep what a step frees, which torch alone does not; `engine_overhead_same_memory` is over a step that does.
 
 With --device cuda: BERT-base at length 128 and BERT-large at 512 on one GPU, full rows, both sides in bf16 with the
 same batch at once; sequences a second by the clock, and MFU, the share of the card's peak that the model's own products
@@ -31,10 +32,12 @@ from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCAB_SIZE, VOCABULARY
 from tests.benchmarks._show import show
 from training.data import Batch, Examples, Masking, Prefetched, batch
-from training.device import has_bf16, processor
+from training.device import has_bf16, processor, sheet_flops
 from training.engine import Objective
 from training.model import BertConfig, BertForPreTraining
 from training.optim import OptimizerConfig, adamw, parameter_groups
+from training.record import Totals, training_flops
+from training.workers import keep_freed_memory
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
 Step = Callable[[Batch], None]
@@ -60,11 +63,10 @@ class Shape(NamedTuple):
 
 CPU = torch.device("cpu")
 SMALL, BASE = Shape(4, 256, 4, 16, 12), Shape(12, 768, 12, 8, 4)
-ON_GPU = {  # and the GFLOP that a sequence takes, forward and backward
-    "base_128": (Shape(12, 768, 12, 256, 40), 69.9),
-    "large_512": (Shape(24, 1024, 16, 32, 20, length=512, predictions=80), 1020.5),
+ON_GPU = {
+    "base_128": Shape(12, 768, 12, 256, 40),
+    "large_512": Shape(24, 1024, 16, 32, 20, length=512, predictions=80),
 }
-PEAK = {"NVIDIA H100 80GB HBM3": 989.0, "NVIDIA H200": 989.0}  # TFLOPS, bf16, dense, by NVIDIA's data sheets
 
 
 def main(arguments: list[str]) -> None:
@@ -74,6 +76,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
     if options.device == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: torch finds no GPU here; leave it out")
         device = torch.device("cuda")
         about = {"benchmark": "pretrain", "device": processor(device), "torch": torch.__version__}
         show(f"pretraining on one {processor(device)}", on_gpu(device, options.repeats), about, "{:,.3g}".format)
@@ -94,15 +98,17 @@ def main(arguments: list[str]) -> None:
 
 def on_gpu(device: torch.device, repeats: int) -> dict[str, float]:
     figures: dict[str, float] = {}
-    peak = PEAK.get(processor(device))
-    for name, (shape, gflop) in ON_GPU.items():
+    peak = sheet_flops(processor(device), "bf16")
+    for name, shape in ON_GPU.items():
+        of_one = Totals(tokens=shape.length, squares=shape.length**2, masked=shape.predictions)
+        flops = training_flops(of_one, BertConfig.model_validate(shape.config()), VOCAB_SIZE)
         given = full_rows(shape.batch, shape.length, shape.predictions).to(device)
         for side, make in (("cloze", ours), ("transformers", theirs)):
             step = make(shape, True, device)
             speed = median(clocked(step, given, shape, device) for _ in range(repeats))
             figures[f"{side}_{name}"] = speed
             if peak:
-                figures[f"mfu_{side}_{name}"] = speed * gflop / (1000 * peak)
+                figures[f"mfu_{side}_{name}"] = speed * flops / peak
         figures[f"ratio_{name}"] = figures[f"cloze_{name}"] / figures[f"transformers_{name}"]
     return figures
 
@@ -136,8 +142,7 @@ def measure(folder: Path, repeats: int) -> dict[str, float]:
         for side, step, group in (("cloze", ours(SMALL, bf16), 64), ("transformers", theirs(SMALL, False), 1))
     }
     figures["ratio_real"] = real["cloze"] / real["transformers"]
-    figures["engine_overhead"] = kept_by_the_engine(folder, ours(SMALL, bf16))
-    return figures
+    return figures | kept_by_the_engine(folder, bf16)
 
 
 def full_rows(rows: int, length: int = 128, predictions: int = 20) -> Batch:
@@ -147,7 +152,7 @@ def full_rows(rows: int, length: int = 128, predictions: int = 20) -> Batch:
     second = np.broadcast_to(np.arange(length) >= length // 2, ids.shape)
     labels = draw.integers(1000, VOCAB_SIZE, len(positions))
     arrays = (ids, second, np.ones_like(ids), positions, labels, draw.integers(0, 2, rows), np.ones(rows))
-    return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
+    return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays), padded=False)
 
 
 def batches(artifact: Artifact, group: int, size: int) -> Iterator[Batch]:
@@ -176,7 +181,7 @@ def theirs(shape: Shape, bf16: bool, device: torch.device = CPU) -> Step:
 
     config = TheirConfig(vocab_size=VOCAB_SIZE, attn_implementation="sdpa", **shape.config())
     model = TheirModel(config).to(device).train()
-    fused = device.type == "cuda"  # as Trainer has it; on a CPU as torch comes
+    fused = device.type == "cuda"  # on a CPU AdamW is as torch comes
     optimizer = torch.optim.AdamW(model.parameters(), OPTIMIZER.learning_rate, fused=fused)
 
     def step(given: Batch) -> None:
@@ -213,7 +218,7 @@ def rate(step: Step, given: Iterator[Batch], shape: Shape, steps: int | None = N
     return 2 * sum(len(one.input_ids) for one in made[2:]) / (time.process_time() - start)
 
 
-def kept_by_the_engine(folder: Path, step: Step) -> float:
+def kept_by_the_engine(folder: Path, bf16: bool) -> dict[str, float]:
     """Sequences a second of the pretrain stage over those of torch alone: one process of two threads each, the same
     batches, the first ten left out."""
     from infra.launch.local import ray_session
@@ -225,6 +230,7 @@ def kept_by_the_engine(folder: Path, step: Step) -> float:
         "model": SMALL.config(),
         "phases": [{"max_seq_length": 128, "max_predictions_per_seq": 20, "steps": 60}],
         "optimizer": {"learning_rate": OPTIMIZER.learning_rate},
+        "precision": "bf16" if bf16 else "fp32",
         "global_batch_size": SMALL.batch,
         "micro_batch_size": SMALL.batch,
         "workers": 1,
@@ -239,12 +245,18 @@ def kept_by_the_engine(folder: Path, step: Step) -> float:
     rows = [json.loads(line) for line in (folder / "pretrain/metrics.jsonl").read_text().splitlines()]
     timed = [row for row in rows if row["split"] == "train"][1:]
     seconds = sum(row["seconds"] for row in timed)
-    given = Prefetched(batches(inputs["examples-128"], config.group_by_length, SMALL.batch))
-    for warm in islice(given, 10):
-        step(warm)
-    start = time.monotonic()
-    for one in islice(given, 50):
-        step(one)
-    alone = time.monotonic() - start
-    given.close()
-    return alone / seconds
+
+    def alone() -> float:
+        step = ours(SMALL, bf16)
+        given = Prefetched(batches(inputs["examples-128"], config.group_by_length, SMALL.batch))
+        for warm in islice(given, 10):
+            step(warm)
+        start = time.monotonic()
+        for one in islice(given, 50):
+            step(one)
+        given.close()
+        return time.monotonic() - start
+
+    plain = alone()
+    keep_freed_memory()
+    return {"engine_overhead": plain / seconds, "engine_overhead_same_memory": alone() / seconds}
