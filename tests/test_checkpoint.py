@@ -210,6 +210,50 @@ def test_several_workers_write_the_checkpoint_that_one_writes(artifact: Location
     }
 
 
+def test_a_checkpoint_that_is_whole_outlives_whatever_fails_after_it(
+    artifact: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 fails while what comes after is written, and again when the second attempt looks for the manifest."""
+    attempts: list[int] = []
+    real = Location.exists
+    monkeypatch.setattr(saves, "_PAUSE", 0.0)
+
+    def exists(file: Location) -> bool:
+        if file.name == "manifest.json" and len(attempts) == 2:
+            raise OSError("S3 does not answer")
+        return real(file)
+
+    monkeypatch.setattr(Location, "exists", exists)
+
+    def save_and_prune() -> None:
+        attempts.append(1)
+        write(artifact, 2)
+        if len(attempts) == 1:
+            raise OSError("S3 does not answer")
+
+    mine, whole = Saves(lambda note: found.append(newest(artifact))), write(artifact / "beside", 2)
+    found: list[CheckpointRef | None] = []
+    mine.begin(2, save_and_prune)
+    mine.wait()
+    assert len(attempts) == 3 and mine.failed == ""
+    assert [ref and ref.digest for ref in [*found, newest(artifact)]] == [whole.digest] * 3
+
+
+def test_what_no_new_attempt_would_mend_ends_every_worker(artifact: Location) -> None:
+    def as_worker(rank: int, exchange: Exchange) -> str:
+        def work() -> None:
+            if rank == 1:
+                raise UserError("the folder cannot be made")
+
+        mine = Saves(lambda note: None, exchange)
+        mine.begin(2, work)
+        with pytest.raises((UserError, RuntimeError)) as error:
+            mine.wait()
+        return f"{error.type.__name__}: {error.value}"
+
+    assert together(2, as_worker) == [f"{kind}: the folder cannot be made" for kind in ("RuntimeError", "UserError")]
+
+
 @pytest.mark.parametrize("failing", ["model", "exp_avg", "exp_avg_sq", "state", "manifest"])
 def test_when_one_workers_disk_fails_there_is_no_checkpoint_and_all_try_again(
     artifact: Location, monkeypatch: pytest.MonkeyPatch, failing: str

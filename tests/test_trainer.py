@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -397,7 +398,7 @@ def test_the_best_checkpoint_stays_beside_the_last(
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The trainer's clock, which stands still until somebody moves it."""
     now = [1000.0]
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 

@@ -1,6 +1,7 @@
 """The group of workers: its size from what the cluster has, and how it ends."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_a_group_that_cannot_begin_is_a_failure_and_not_tried_for_ever(ray_sessi
 def now(monkeypatch):
     """A clock that stands still until somebody moves it."""
     clock = [0.0]
-    monkeypatch.setattr(workers.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     return clock
 
 

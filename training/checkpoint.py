@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -23,6 +23,7 @@ from pipeline.storage import Location
 from training.model import BertConfig
 
 Tensors = dict[str, dict[str, Tensor]]  # a kind -> name of a parameter -> fp32, on the CPU
+Item = TypeVar("Item")
 Exchange = Callable[[Any], list[Any]]  # a worker's value -> those of all workers, in every one of them
 
 KINDS = ("model", "exp_avg", "exp_avg_sq")
@@ -101,18 +102,22 @@ def save(
     """Write a checkpoint under the artifact's folder; it is one once its manifest, the last file, is there.
 
     Each of several workers writes the tensors that it gives; `config` and `state` are worker 0's, which writes the
-    manifest. `exchange` gives all workers what each has brought: all have to call it together. Raises OSError in every
-    worker when the disk or S3 fails one of them, but for the manifest's, which worker 0 alone sees.
+    manifest. All have to call it together. Raises OSError in every worker when the disk or S3 fails one of them, but
+    for the manifest's, which worker 0 alone sees.
     """
     from safetensors.torch import save as serialize
 
-    files = {f"{kind}.safetensors": serialize(named) for kind, named in tensors.items()}
-    if config and state is not None:
-        files["config.json"] = config.model_dump_json(indent=1).encode()
-        files["state.json"] = json.dumps(state).encode()
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    mine = {name: FileRecord(sha256=digests[name], bytes=len(data)) for name, data in files.items()}
-    records = dict(sorted((name, record) for part in exchange(mine) for name, record in part.items()))
+    files = dict[str, bytes]()
+
+    def made() -> dict[str, FileRecord]:
+        files.update({f"{kind}.safetensors": serialize(named) for kind, named in tensors.items()})
+        if config and state is not None:
+            files["config.json"] = config.model_dump_json(indent=1).encode()
+            files["state.json"] = json.dumps(state).encode()
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        return {name: FileRecord(sha256=digests[name], bytes=len(data)) for name, data in files.items()}
+
+    records = dict(sorted((name, record) for part in together(exchange, made) for name, record in part.items()))
     manifest = CheckpointManifest(step=step, digest=_digest(records, _NAMED_BY), files=records, heldout=heldout)
     folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, list(records))[:8]}"
     _write(folder, files, manifest if config else None, exchange)
@@ -123,26 +128,43 @@ def _write(
     folder: Location, files: Mapping[str, bytes], manifest: CheckpointManifest | None, exchange: Exchange
 ) -> None:
     """This worker's files and, where it has it and all of them are there, the manifest. Raises OSError."""
-    failed, whole = "", False
-    try:
-        whole = manifest is not None and (folder / _MANIFEST).exists()  # an attempt before failed at what comes after
-        for name, data in () if whole else files.items():
+    new = False
+
+    def written() -> None:
+        nonlocal new
+        if manifest:  # one that is there is whole: an attempt before this failed at what comes after
+            new = not (folder / _MANIFEST).exists()
+        for name, data in files.items() if new or not manifest else ():
             (folder / name).write_bytes(data)
-    except OSError as error:
-        failed = str(error)
-    failures = [one for one in exchange(failed) if one]
-    if whole or not manifest:
-        if failures:
-            raise OSError(failures[0])
-        return
+
     try:
-        if failures:
-            raise OSError(failures[0])
-        (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
+        together(exchange, written)
+        if manifest and new:
+            (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
     except OSError:
-        with suppress(OSError):  # a full disk wants the room back
-            folder.delete()
+        if new:
+            with suppress(OSError):  # a full disk wants the room back
+                (folder / _MANIFEST).delete()
+                folder.delete()
         raise
+
+
+def together(exchange: Exchange, work: Callable[[], Item]) -> list[Item]:
+    """What each worker's work returns, in all of them. Where one's has failed all raise: it its own error, the others
+    an OSError that says as much, or a RuntimeError where no new attempt would mend it."""
+    mine, error = None, None
+    try:
+        mine = work()
+    except Exception as found:  # whatever it is, the others wait
+        error = found
+    answers = exchange((mine, error and (str(error), isinstance(error, OSError))))
+    if error:
+        raise error
+    for _, failure in answers:
+        if failure:
+            text, mends = failure
+            raise OSError(text) if mends else RuntimeError(text)
+    return [value for value, _ in answers]
 
 
 def newest(artifact: Location) -> CheckpointRef | None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from training.checkpoint import Exchange, alone
+from training.checkpoint import Exchange, alone, together
 
 _ATTEMPTS = 3
 _PAUSE = 1.0  # seconds before the second attempt
@@ -42,15 +42,11 @@ class Saves:
 
     def _try(self, step: int, write: Callable[[], object], what: str) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
-            failed = ""
             try:
-                write()
-            except OSError as error:
-                failed = str(error)
-            failures = [one for one in self._exchange(failed) if one]
-            if not failures:
+                together(self._exchange, write)
                 self.failed = ""
                 return
-            self.failed = f"{what} at step {step} not written ({failures[0]}), attempt {attempt}"
-            self._show(self.failed)
-            time.sleep(attempt * _PAUSE)
+            except OSError as error:
+                self.failed = f"{what} at step {step} not written ({error}), attempt {attempt}"
+                self._show(self.failed)
+                time.sleep(attempt * _PAUSE)

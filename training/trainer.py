@@ -20,7 +20,18 @@ from pipeline.config import UserError
 from pipeline.masking import mask_rules
 from pipeline.storage import Location
 from training import guards
-from training.checkpoint import KINDS, CheckpointRef, Exchange, Heldout, SavedConfig, Tensors, alone, newest, prune, save
+from training.checkpoint import (
+    KINDS,
+    CheckpointRef,
+    Exchange,
+    Heldout,
+    SavedConfig,
+    Tensors,
+    alone,
+    newest,
+    prune,
+    save,
+)
 from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, paired, share
 from training.events import FILE, EventFile
 from training.guards import Fault, Guard, Skip
@@ -330,7 +341,7 @@ class Worker:
         return {"model": weights, "exp_avg": zeros, "exp_avg_sq": zeros}
 
     def _save(self, last: bool) -> None:
-        """Each worker writes its kinds of tensors, in the background but for the last. A fault is none of training's."""
+        """Each worker writes its kinds of tensors, but for the last in the background; a fault is none of training."""
         self.saves.wait()  # or two checkpoints were in memory at once
         tensors = self.engine.tensors(KINDS[self.rank :: self.workers])
         self.saves.begin(self.step, partial(self._write, self.step, tensors, self._state(), self.heldout))

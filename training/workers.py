@@ -80,7 +80,7 @@ class _Board:
     """The actor where workers say that they have begun, and worker 0 how far it is."""
 
     def __init__(self) -> None:
-        self._told = (0.0, "")
+        self._told = (0.0, "starting workers")
         self._heard = 0  # times that something was
         self._workers: list[Any] = []  # of the group that is at work
         self._stepping = False  # whether that group has told anything yet
@@ -158,10 +158,11 @@ def fit(
     folder = out.location / "ray" / uuid.uuid4().hex
     with _terminated(leaves) as leave, _watched(board, out, total, unit, step_timeout, leave, room if leaves else None):
         while True:
-            with room.lock:
-                ray.get(board.start.remote(room.taken(failures)))
             try:
                 _run(_trainer(work, argument, room.group, board, folder))
+            except KeyboardInterrupt:
+                _end(board, "stopped")
+                raise
             except TrainingFailedError as error:
                 if failure := _failure(board):
                     raise failure from error
@@ -173,6 +174,8 @@ def fit(
                     break
             if leave.wait(_PAUSE_SECONDS):
                 break
+            with room.lock:
+                ray.get(board.start.remote(room.taken(failures)))
     folder.delete()
     if not (out.location / "ray").files():  # another run of the same fingerprint may be at work
         (out.location / "ray").delete()
@@ -210,12 +213,13 @@ class _Room:
 
 def free_workers(group: Group) -> int:
     """How many workers like the group's the cluster's nodes have room for now, beside what is at work there."""
-    from ray._private.state import available_resources_per_node  # the public sum over nodes fits where no node does
+    from ray._private.state import state  # the public sum over nodes has room where no node has
 
-    gpus = float(group.gpus)
+    leaving = state.get_draining_nodes()
     return sum(
-        int(min(node.get("CPU", 0.0) // group.threads, node.get("GPU", 0.0) // gpus if gpus else math.inf))
-        for node in available_resources_per_node().values()
+        int(min(free.get("CPU", 0.0) // group.threads, free.get("GPU", 0.0) if group.gpus else math.inf))
+        for node, free in state.available_resources_per_node().items()
+        if node not in leaving
     )
 
 
@@ -266,6 +270,14 @@ def _counts(error: Any) -> bool:
         return False
     causes = (getattr(cause, "health_check_failure", cause) for cause in getattr(error, "worker_failures", {}).values())
     return not any(isinstance(cause, RayActorError) and cause.preempted for cause in causes)
+
+
+def _end(board: Any, reason: str) -> None:
+    """Kill the workers that are at work."""
+    import ray
+
+    for worker in ray.get(board.dismissed.remote(reason)):
+        ray.kill(worker)
 
 
 def _failure(board: Any) -> UserError | None:
@@ -366,8 +378,7 @@ def _watched(
             limit = step_timeout and (step_timeout if stepping else max(step_timeout, _START_TIMEOUT))
             if limit and time.monotonic() - since > limit:
                 reason = f"nothing heard of the workers for {limit:g} s, starting others"
-                for worker in ray.get(board.dismissed.remote(reason)):
-                    ray.kill(worker)
+                _end(board, reason)
                 since = time.monotonic()
         except RayError:  # the cluster is going away, which fit() itself will tell
             return False
