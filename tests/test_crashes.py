@@ -89,15 +89,16 @@ from pipeline.artifacts import Artifact
 from pipeline.storage import Location
 from small_pretraining import config, trained
 
+root, folder = Location(sys.argv[1]), Path(sys.argv[2])
+
 def slowly(rank, step):
-    (Path(sys.argv[2]) / f"done-{{step}}").touch()
+    (folder / f"done-{{step}}").touch()
     time.sleep(0.3)
 
-root = Location(sys.argv[1])
 inputs = {{name: Artifact(root / name / "0", name, "0") for name in ("vocab", "examples-16")}}
 with ray_session(num_cpus=2):
     settings = config(zero_stage=int(sys.argv[3]), phases={PHASES!r})
-    trained(Path(sys.argv[2]) / "out", inputs, settings, on_step=slowly)
+    trained(folder / "out", inputs, settings, on_step=slowly)
 """
 
 
