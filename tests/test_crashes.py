@@ -80,6 +80,12 @@ def test_workers_killed_at_random_steps_and_while_saving_leave_the_same_losses_a
     assert same(uninterrupted, again), told
 
 
+def killed(*processes: psutil.Process) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # Ray's end one another too
+            process.kill()
+
+
 DRIVER = f"""
 import sys, time
 from pathlib import Path
@@ -116,11 +122,12 @@ def test_after_its_driver_or_everything_was_killed_the_same_run_ends_with_the_sa
             assert driver.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         children = psutil.Process(driver.pid).children(recursive=True)
-        for process in [*(children if everything else ()), psutil.Process(driver.pid)]:
-            with suppress(psutil.NoSuchProcess):  # Ray's end one another too
-                process.kill()
-    left = psutil.wait_procs(children, timeout=30)[1]
-    assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]  # none outlives its driver
+        workers = [child for child in children if child.name().startswith("ray::RayTrainWorker")]
+        assert len(workers) == 2
+        killed(*(children if everything else ()), psutil.Process(driver.pid))
+    left = psutil.wait_procs(workers, timeout=30)[1]
+    assert not [worker for worker in left if worker.status() != psutil.STATUS_ZOMBIE]  # none outlives its driver
+    killed(*children)  # two agents of Ray's do
     again = trained(tmp_path / "out", inputs, config(zero_stage=stage, phases=PHASES))
     assert same(uninterrupted, again), f"killed after step {step}"
 
