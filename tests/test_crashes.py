@@ -122,7 +122,7 @@ def test_after_its_driver_or_everything_was_killed_the_same_run_ends_with_the_sa
             assert driver.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         children = psutil.Process(driver.pid).children(recursive=True)
-        workers = [child for child in children if child.name().startswith("ray::RayTrainWorker")]
+        workers = [child for child in children if child.is_running() and child.name().startswith("ray::RayTrain")]
         assert len(workers) == 2
         killed(*(children if everything else ()), psutil.Process(driver.pid))
     left = psutil.wait_procs(workers, timeout=30)[1]
