@@ -284,7 +284,7 @@ def test_after_masked_lm_alone_the_pooler_starts_from_nothing_and_the_manifest_s
     assert torch.equal(pretrained[pooler], random[pooler])
     out = trained_here(settings, given, tmp_path / "out")
     [note] = run(settings, given, out).facts["notes"]
-    assert note.startswith("the checkpoint has no pooler")
+    assert note.startswith("The checkpoint has no pooler")
 
 
 def test_a_loss_that_is_no_number_is_the_learning_rates_fault(inputs, alone, tmp_path):  # noqa: F811
