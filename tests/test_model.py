@@ -70,6 +70,20 @@ def pair() -> tuple[BertForPreTraining, TheirBert]:
     return model, theirs
 
 
+def their_labels(batch):
+    """As transformers has them: -100 wherever nothing is masked, [b, s]."""
+    labels = torch.full((batch["input_ids"].numel(),), -100).index_copy(0, batch["positions"], batch["labels"])
+    return labels.view_as(batch["input_ids"])
+
+
+def close_gradients(model, theirs):
+    gradients = ours({name: parameter.grad for name, parameter in theirs.named_parameters()})
+    mine = dict(model.named_parameters())
+    assert gradients.keys() == mine.keys()
+    for name, parameter in mine.items():
+        close(parameter.grad, gradients[name])
+
+
 def encoder_input(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
 
@@ -104,19 +118,14 @@ def test_logits_losses_and_every_gradient_equal_those_of_transformers(pair, batc
     close(mlm_loss, functional.cross_entropy(their_mlm, batch["labels"]))
     close(nsp_loss, functional.cross_entropy(expected.seq_relationship_logits, batch["next_sentence_label"]))
 
-    labels = torch.full((batch["input_ids"].numel(),), -100).index_copy(0, batch["positions"], batch["labels"])
     whole = theirs(
         **encoder_input(batch),
-        labels=labels.view_as(batch["input_ids"]),
+        labels=their_labels(batch),
         next_sentence_label=batch["next_sentence_label"],
     )
     close(mlm_loss + nsp_loss, whole.loss)
     whole.loss.backward()
-    gradients = ours({name: parameter.grad for name, parameter in theirs.named_parameters()})
-    mine = dict(model.named_parameters())
-    assert gradients.keys() == mine.keys()
-    for name, parameter in mine.items():
-        close(parameter.grad, gradients[name])
+    close_gradients(model, theirs)
 
 
 def test_of_masked_lm_alone_loss_and_every_gradient_equal_those_of_transformers(batch):
@@ -128,16 +137,12 @@ def test_of_masked_lm_alone_loss_and_every_gradient_equal_those_of_transformers(
     assert nsp is None
     loss = functional.cross_entropy(mlm, batch["labels"])
     loss.backward()
-    labels = torch.full((batch["input_ids"].numel(),), -100).index_copy(0, batch["positions"], batch["labels"])
-    expected = theirs(**encoder_input(batch), labels=labels.view_as(batch["input_ids"]))
+    expected = theirs(**encoder_input(batch), labels=their_labels(batch))
     close(mlm, expected.logits.flatten(0, 1)[batch["positions"]])
     close(loss, expected.loss)
     expected.loss.backward()
-    gradients = ours({name: parameter.grad for name, parameter in theirs.named_parameters()})
-    mine = dict(model.named_parameters())
-    assert gradients.keys() == mine.keys()
-    for name, parameter in mine.items():
-        close(parameter.grad, gradients[name])
+    close_gradients(model, theirs)
+    for name, parameter in model.named_parameters():
         assert parameter.grad.any(), name  # nothing is there that does not learn
 
 
