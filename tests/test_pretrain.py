@@ -5,13 +5,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from pretraining_drivers import command
 from small_examples import alone  # noqa: F401 (a fixture)
 from small_pretraining import (
     config,
@@ -29,7 +29,7 @@ from small_pretraining import (
 from pipeline.artifacts import Artifact
 from pipeline.config import UserError
 from training.checkpoint import newest
-from training.pretrain import final_checkpoint
+from training.pretrain import PretrainConfig, final_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -94,40 +94,11 @@ def test_a_worker_that_hangs_is_ended_and_training_goes_on_to_the_same_bits(
     assert not psutil.pid_exists(int(hung.read_text()))
 
 
-DRIVER = f"""
-import signal, sys, time
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from infra.launch.local import ray_session
-from pipeline.artifacts import Artifact, Output
-from pipeline.storage import Location
-from small_pretraining import config
-from training.pretrain import run
-
-steps = Path(sys.argv[2], "steps")
-
-def slowly(rank, step):
-    steps.mkdir(exist_ok=True)
-    (steps / str(step)).touch()
-    time.sleep(0.7)
-
-root = Location(sys.argv[1])
-inputs = {{name: Artifact(root / name / "0", name, "0") for name in ("vocab", "examples-16")}}
-signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
-try:
-    with ray_session(num_cpus=2):
-        run(config(checkpoint_every=100), inputs, Output(Location(sys.argv[2]), "pretrain", 1, "0"), on_step=slowly)
-except KeyboardInterrupt as end:
-    print(end)
-    sys.exit(130)
-"""
-
-
 def test_a_terminated_driver_saves_the_last_step_and_the_run_goes_on_to_the_same_bits(
     uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", DRIVER, _root(inputs), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+    started = command("local", inputs, tmp_path, config(checkpoint_every=100))
+    with subprocess.Popen(started, stdout=subprocess.PIPE, text=True) as driver:
         while not (tmp_path / "steps/3").exists():
             assert driver.poll() is None
             time.sleep(0.05)
@@ -177,44 +148,11 @@ def test_two_workers_go_back_together_and_after_a_kill_the_batch_stays_skipped(
     assert same_bits(final_checkpoint(found), final_checkpoint(noted))
 
 
-SPOT_NODES = f"""
-import subprocess, sys, threading, time
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import ray
-from ray.cluster_utils import Cluster
-from pipeline.artifacts import Artifact, Output
-from pipeline.storage import Location
-from small_pretraining import spot_config
-from training.pretrain import run
-
-cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0}})
-for _ in range(2):
-    cluster.add_node(num_cpus=1)
-ray.init(address=cluster.address, log_to_driver=False)
-steps = Path(sys.argv[2], "steps")
-steps.mkdir()
-
-def slowly(rank, step):
-    with (steps / ray.get_runtime_context().get_node_id()).open("a") as file:
-        file.write(f"{{step}}\\n")
-    time.sleep(0.5)
-
-def drain():
-    while not (nodes := [file for file in steps.iterdir() if "\\n3\\n" in file.read_text()]):
-        time.sleep(0.1)
-    subprocess.run([
-        Path(sys.executable).parent / "ray", "drain-node", "--address", cluster.address, "--node-id", nodes[0].name,
-        "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "10",
-    ], check=True)
-
-threading.Thread(target=drain, daemon=True).start()
-root = Location(sys.argv[1])
-inputs = {{name: Artifact(root / name / "0", name, "0") for name in ("vocab", "examples-16")}}
-run(spot_config(), inputs, Output(Location(sys.argv[2]), "pretrain", 1, "0"), on_step=slowly)
-ray.shutdown()
-cluster.shutdown()
-"""
+def on_nodes(driver: str, inputs: dict[str, Artifact], out: Path, settings: PretrainConfig, **environment: str) -> None:
+    """Pretraining with a cluster of its own."""
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_V2_ENABLED": "1"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run(command(driver, inputs, out, settings), env=os.environ | environment, check=True)
 
 
 @pytest.mark.slow
@@ -222,15 +160,8 @@ cluster.shutdown()
 def test_a_node_that_is_taken_away_costs_only_the_steps_after_its_notice(
     inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_TRAIN_V2_ENABLED": "1",
-        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    }
     out = tmp_path / "out"
-    out.mkdir()
-    subprocess.run([sys.executable, "-c", SPOT_NODES, _root(inputs), str(out)], env=environment, check=True)
+    on_nodes("spot", inputs, out, spot_config(), RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
     first, second = sorted(
         ([int(step) for step in file.read_text().split()] for file in (out / "steps").iterdir()), key=min
     )
@@ -241,69 +172,16 @@ def test_a_node_that_is_taken_away_costs_only_the_steps_after_its_notice(
     assert same_bits(last(out), last(tmp_path / "alone"))
 
 
-ELASTIC_NODES = f"""
-import sys, threading, time
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import ray
-from ray.cluster_utils import Cluster
-from pipeline.artifacts import Artifact, Output
-from pipeline.storage import Location
-from small_pretraining import elastic_config
-from training import workers
-from training.pretrain import run
-
-workers._ROOM_SECONDS = 1.0
-cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0}})
-nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-ray.init(address=cluster.address, log_to_driver=False)
-told = Path(sys.argv[2], "steps")
-
-def slowly(rank, step):
-    import torch.distributed as dist
-
-    if rank == 0:
-        with told.open("a") as file:
-            file.write(f"{{step}} {{dist.get_world_size()}}\\n")
-    time.sleep(0.25)
-
-def told_of(workers, steps):
-    return told.exists() and told.read_text().count(f" {{workers}}\\n") >= steps
-
-root = Location(sys.argv[1])
-inputs = {{name: Artifact(root / name / "0", name, "0") for name in ("vocab", "examples-16")}}
-out = Output(Location(sys.argv[2]), "pretrain", 1, "0")
-training = threading.Thread(target=run, args=(elastic_config(), inputs, out, slowly), daemon=True)
-training.start()
-while training.is_alive() and not told_of(2, 6):
-    time.sleep(0.1)
-cluster.remove_node(nodes[1], allow_graceful=False)
-while training.is_alive() and not told_of(1, 4):
-    time.sleep(0.1)
-cluster.add_node(num_cpus=1)
-training.join()
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone")
 def test_training_goes_on_with_the_workers_there_is_room_for_and_the_losses_stay(
     inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
     """A node is lost without notice, and later another one comes: two workers, one, and two again."""
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_TRAIN_V2_ENABLED": "1",
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_failure_threshold": "3",
-    }
     out = tmp_path / "out"
-    out.mkdir()
-    subprocess.run([sys.executable, "-c", ELASTIC_NODES, _root(inputs), str(out)], env=environment, check=True)
-    told = [tuple(map(int, line.split())) for line in (out / "steps").read_text().splitlines()]
+    soon = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}  # a lost node is seen
+    on_nodes("elastic", inputs, out, elastic_config(), **soon)
+    told = [tuple(map(int, line.split())) for line in (out / "steps/told").read_text().splitlines()]
     numbers = [workers for _, workers in told]
     assert [now for before, now in zip([0, *numbers], numbers, strict=False) if now != before] == [2, 1, 2]
     worker = lone_worker(elastic_config(), inputs, tmp_path / "alone")
@@ -314,10 +192,6 @@ def test_training_goes_on_with_the_workers_there_is_room_for_and_the_losses_stay
     )
     assert len(losses) == 50
     assert losses == pytest.approx(expected, abs=1e-5)
-
-
-def _root(inputs: dict[str, Artifact]) -> str:
-    return str(inputs["vocab"].location.uri.removesuffix("/vocab/0").removeprefix("file://"))
 
 
 def test_more_positions_than_the_model_has_are_refused() -> None:
