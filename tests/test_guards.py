@@ -1,4 +1,4 @@
-"""What counts as a fault among losses, and which batches are left when some are skipped."""
+"""What counts as a fault among losses and gradients, and which batches are left when some are skipped."""
 
 import math
 import random
@@ -44,6 +44,25 @@ def test_a_jump_is_at_fault_and_does_not_move_what_the_next_is_judged_by() -> No
 def test_what_is_not_far_above_a_hundred_steps_after_the_warmup_passes(losses: list[float], settings: dict) -> None:
     assert judged(losses, **settings) == []
     assert judged([*scattered(150), 6.0]) == [151]  # which all of these resemble
+
+
+def test_a_gradient_out_of_all_proportion_is_at_fault_though_its_loss_is_not() -> None:
+    norms = [math.exp(level) for level in scattered(150, 0.0, 0.2)]
+
+    def faults(*last: float, factor: float | None = 20.0) -> list[int]:
+        guard = Guard(factor, 0)
+        verdicts = (guard.fault(step, 3.0, norm) for step, norm in enumerate([*norms, *last], start=1))
+        return [step for step, verdict in enumerate(verdicts, start=1) if verdict]
+
+    assert faults(1000.0, 1000.0, *norms) == [151, 152]
+    assert faults(10.0, 0.0, 1e-6) == []  # clipping takes care of the first
+    assert faults(1000.0, factor=None) == []
+    guard = Guard(20.0, 0)
+    for step in range(1, 101):
+        guard.fault(step, 3.0, 0.5)
+    assert guard.fault(101, 3.0, 2.5) is None  # though nothing has ever scattered
+    reason, value = guard.fault(102, 3.0, 60.0) or ("", 0.0)
+    assert reason == "the gradient norm is far above the median of 100 steps, 0.5" and value == 60.0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

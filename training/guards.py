@@ -1,11 +1,12 @@
 """the losses and gradient norms of steps -> which step is at fault, and which batches are stepped over for it.
 
-A number that is not finite is at fault. So is a loss far above those of the last hundred steps, once the warmup is
-over: by more than `factor` robust deviations over their median. Losses of batches that are drawn alike scatter like a
+A number that is not finite is at fault. So is, once the warmup is over, one far above those of the last hundred steps:
+by more than `factor` robust deviations over their median. Losses of batches that are drawn alike scatter like a
 Gaussian, for which one deviation is 1.4826 times the median distance from the median, and a few strays move neither;
 in the quickstart's 640 steps none is three of them above. Training that is about to be lost jumps by many times that.
-A deviation counts as one hundredth of the median at least, or large batches, whose losses hardly scatter, would be
-judged by noise.
+Gradient norms scatter by factors: it is their logarithms that are compared. As clipping takes the harm out of most that
+are large, only one that is out of all proportion is at fault. A deviation counts as one hundredth of the median loss at
+least, and a quarter of a norm, or large batches, which hardly scatter, would be judged by noise.
 """
 
 import json
@@ -20,7 +21,9 @@ from pipeline.storage import Location
 FILE = "skipped.jsonl"
 _RECENT = 100  # steps
 _GAUSSIAN = 1.4826  # deviations in a median distance from the median
-_LEAST = 0.01  # of the median
+_LEAST = 0.01  # of the median loss
+_LEAST_FACTOR = math.log(1.26)  # of a gradient norm: twenty of them are a hundredfold
+_TINY = 1e-30  # a norm of nothing has no logarithm
 
 
 @dataclass(frozen=True)
@@ -46,31 +49,42 @@ class Fault(Exception):
 class Guard:
     """Judges each step by those before it; what it remembers is saved with each checkpoint."""
 
-    def __init__(self, factor: float | None, warmup_steps: int, saved: Iterable[float] = ()) -> None:
+    def __init__(self, factor: float | None, warmup_steps: int, saved: Sequence[Sequence[float]] = ((), ())) -> None:
         """Without a `factor` only numbers that are not finite are at fault."""
         self._factor, self._warmup = factor, warmup_steps
-        self._recent = deque(saved, maxlen=_RECENT)
+        self._losses, self._norms = (deque(values, maxlen=_RECENT) for values in saved)  # the logarithms of norms
 
-    def state(self) -> list[float]:
-        return list(self._recent)
+    def state(self) -> list[list[float]]:
+        return [list(self._losses), list(self._norms)]
 
     def forget(self) -> None:
         """What comes now has losses of its own: longer sequences, say."""
-        self._recent.clear()
+        self._losses.clear()
+        self._norms.clear()
 
     def fault(self, step: int, loss: float, grad_norm: float) -> tuple[str, float] | None:
-        """The reason and the value where this step is at fault; else its loss is remembered."""
+        """The reason and the value where this step is at fault; else its loss and its norm are remembered."""
         if not math.isfinite(loss):
             return "the loss is not finite", loss
         if not math.isfinite(grad_norm):
             return "the gradient norm is not finite", grad_norm
-        if self._factor and step > self._warmup and len(self._recent) == _RECENT:
-            middle = median(self._recent)
-            spread = _GAUSSIAN * median(abs(value - middle) for value in self._recent)
-            if loss > middle + self._factor * max(spread, _LEAST * middle):
+        size = math.log(max(grad_norm, _TINY))
+        if self._factor and step > self._warmup and len(self._losses) == _RECENT:
+            middle = median(self._losses)
+            if loss > _bound(self._losses, self._factor, _LEAST * middle):
                 return f"the loss is far above the median of {_RECENT} steps, {middle:.4f}", loss
-        self._recent.append(loss)
+            if size > _bound(self._norms, self._factor, _LEAST_FACTOR):
+                usual = math.exp(median(self._norms))
+                return f"the gradient norm is far above the median of {_RECENT} steps, {usual:.4g}", grad_norm
+        self._losses.append(loss)
+        self._norms.append(size)
         return None
+
+
+def _bound(recent: Sequence[float], factor: float, least: float) -> float:
+    """What is `factor` robust deviations above the median; `least` is the smallest deviation that counts."""
+    middle = median(recent)
+    return middle + factor * max(_GAUSSIAN * median(abs(value - middle) for value in recent), least)
 
 
 def place(turn: int, skipped: Iterable[int]) -> int:
