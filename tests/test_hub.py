@@ -19,7 +19,8 @@ from transformers import BertForPreTraining as TheirBert
 from pipeline.config import UserError
 from pipeline.storage import Location
 from pipeline.tokenizer import build, transformers_config
-from training.checkpoint import CheckpointRef, SavedConfig, save
+from pipeline.vocab_file import VocabFile
+from training.checkpoint import CheckpointRef, SavedConfig, Standing, save
 from training.features import load_model
 from training.hub import export, read, theirs
 from training.model import BertConfig, BertForPreTraining, load_encoder
@@ -53,7 +54,7 @@ def model() -> BertForPreTraining:
 def saved(model: BertForPreTraining, folder: Path) -> CheckpointRef:
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     said = SavedConfig(model=CONFIG, vocab_size=len(published_vocabulary()), nsp=model.nsp is not None)
-    return save(Location(str(folder)), 7, {"model": weights}, said, {})
+    return save(Location(str(folder)), 7, {"model": weights}, Standing(said, {}))
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +173,9 @@ def test_what_is_exported_is_read_bit_for_bit(
     expected = model.state_dict()
     assert found.weights.keys() == expected.keys()
     assert all(torch.equal(found.weights[name], expected[name]) for name in expected)
-    assert (found.model, found.pieces) == (CONFIG, published_vocabulary())
+    assert (found.model, found.vocab) == (CONFIG, VocabFile(published_vocabulary(), True, True))
     assert found.vocab_size == len(published_vocabulary())
-    assert (found.lowercase, found.strip_accents, found.notes) == (True, True, ())
+    assert found.notes == ()
 
 
 def test_an_export_that_is_killed_leaves_nothing_that_loads(
@@ -274,8 +275,7 @@ def test_an_old_pickle_of_an_encoder_alone_is_read(
     found = read(location)
     assert found.weights.keys() == {name for name in small.state_dict() if name.startswith("bert.")}
     assert all(torch.equal(tensor, small.state_dict()[name]) for name, tensor in found.weights.items())
-    assert found.pieces == PIECES
-    assert (found.lowercase, found.strip_accents) == (False, False)
+    assert found.vocab == VocabFile(PIECES, False, False)
     assert [note.split(": ", 1)[1] for note in found.notes] == [
         "tokenize_chinese_chars is false; here each ideograph is a word, so such text has other pieces",
     ]
@@ -284,7 +284,7 @@ def test_an_old_pickle_of_an_encoder_alone_is_read(
 @pytest.mark.skipif(not LEGACY.is_dir(), reason="wants ../shared/data")
 def test_a_published_legacy_pickle_gives_the_hidden_states_of_transformers() -> None:
     found = read(Location(str(LEGACY)))
-    assert (found.vocab_size, found.lowercase) == (32006, False)
+    assert (found.vocab_size, found.vocab and found.vocab.lowercase) == (32006, False)
     model = BertForPreTraining(found.model, found.vocab_size)
     load_encoder(model, found.weights)
     expected = AutoModel.from_config(TheirConfig.from_pretrained(LEGACY))
@@ -302,7 +302,7 @@ def test_what_transformers_saves_is_read(kind: Any, tmp_path: Path) -> None:
     saved.save_pretrained(tmp_path)
     found = read(Location(str(tmp_path)))
     assert found.model == CONFIG
-    assert found.pieces is None
+    assert found.vocab is None
     assert found.notes == ()
     back = theirs(found.weights)
     expected = load_file(tmp_path / "model.safetensors")

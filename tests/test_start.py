@@ -17,8 +17,9 @@ from pipeline.config import UserError
 from pipeline.config import load as load_config
 from pipeline.storage import Location
 from pipeline.tokenizer import build, transformers_config
+from pipeline.vocab_file import VocabFile
 from training import hub
-from training.checkpoint import CheckpointRef, SavedConfig, save
+from training.checkpoint import CheckpointRef, SavedConfig, Standing, save
 from training.features import load_model
 from training.model import BertConfig, BertForPreTraining
 from training.start import starting_weights, weights_file
@@ -27,6 +28,7 @@ from training.trainer import Setup, Worker
 MODEL = BertConfig(
     hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=16
 )
+VOCAB = VocabFile(list(PIECES), lowercase=True, strip_accents=True)
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def finished_checkpoint(root: Location, config: BertConfig, nsp: bool = True) ->
     model = BertForPreTraining(config, len(PIECES), seed=3, nsp=nsp)
     out = Output(root / "pretrain/p1", "pretrain", 1, "p1")
     saved = SavedConfig(model=config, vocab_size=len(PIECES), nsp=nsp)
-    ref = save(out.location, 4, {"model": model.state_dict()}, saved, {})
+    ref = save(out.location, 4, {"model": model.state_dict()}, Standing(saved, {}))
     fact = {"path": f"checkpoints/{ref.location.name}", "digest": ref.digest, "step": 4}
     out.finish({}, {"vocab": "v1"}, facts={"checkpoint": fact, "best": None})
     return ref
@@ -105,10 +107,10 @@ def test_heads_that_a_model_lacks_are_told_and_those_not_wanted_are_left_out(exp
     if exported:
         hub.export(ref, Location(str(tmp_path / "runs/vocab/v1")), Location(str(tmp_path / "exported")), "")
         file = f"{tmp_path}/exported/model.safetensors"
-    without = starting_weights(source(file), MODEL, PIECES, nsp=False)
+    without = starting_weights(source(file), MODEL, VOCAB, nsp=False)
     assert same(without.weights, ref.weights())
     assert without.notes == ()
-    start = starting_weights(source(file), MODEL, PIECES, nsp=True)
+    start = starting_weights(source(file), MODEL, VOCAB, nsp=True)
     assert same(start.weights, ref.weights())
     name = file.split("/")[-2]
     assert start.notes == (
@@ -145,7 +147,7 @@ def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: Checkp
     root = Location(str(tmp_path / "runs"))
     file = weights_file(checkpoint.digest[:8], root)
     assert file == f"{checkpoint.location}/model.safetensors" == weights_file(checkpoint.digest, root)
-    assert same(starting_weights(source(file), MODEL, PIECES, nsp=True).weights, checkpoint.weights())
+    assert same(starting_weights(source(file), MODEL, VOCAB, nsp=True).weights, checkpoint.weights())
     with pytest.raises(
         UserError, match=r"pretrain\.init: no finished checkpoint under .* that begins with 00000000; give"
     ):
@@ -155,7 +157,7 @@ def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: Checkp
 def test_an_exported_model_gives_the_same_weights(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     folder = Location(str(tmp_path / "exported"))
     hub.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "# A card")
-    start = starting_weights(source(weights_file(folder.uri, folder)), MODEL, PIECES, nsp=True)
+    start = starting_weights(source(weights_file(folder.uri, folder)), MODEL, VOCAB, nsp=True)
     assert same(start.weights, checkpoint.weights())
     assert start.notes == ()
 
@@ -168,30 +170,46 @@ def test_a_folder_without_weights_is_named_by_the_file_that_it_lacks(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("model", "pieces", "message"),
+    ("model", "vocab", "message"),
     [
         (
             {},
-            [*PIECES[:-1], "other"],
-            r"has another vocabulary \(97 pieces, this run's 97\); set vocab\.file to the vocab",
+            {"pieces": [*PIECES[:-1], "other"]},
+            r"has another vocabulary \(97 pieces, this run's 97\); set vocab\.file to .*the vocab",
         ),
-        ({}, PIECES[:-1], r"has another vocabulary \(97 pieces, this run's 96\)"),
-        ({"hidden_size": 16}, PIECES, r"has hidden_size 8; set pretrain\.model\.hidden_size to it, which is 16"),
-        ({"max_position_embeddings": 32}, PIECES, r"has max_position_embeddings 16; set pretrain\.model\.max_position"),
+        ({}, {"pieces": PIECES[:-1]}, r"has another vocabulary \(97 pieces, this run's 96\)"),
+        (
+            {},
+            {"lowercase": False},
+            r"was made with lowercase: true and vocab\.lowercase is false; set vocab",
+        ),
+        ({}, {"strip_accents": False}, r"was made with strip_accents: true and vocab\.strip_accents is false; set"),
+        ({"hidden_size": 16}, {}, r"has hidden_size 8; set pretrain\.model\.hidden_size to it, which is 16"),
+        ({"max_position_embeddings": 32}, {}, r"has max_position_embeddings 16; set pretrain\.model\.max_position"),
     ],
 )
+@pytest.mark.parametrize("exported", [False, True])
 def test_another_vocabulary_or_shape_is_an_error_of_one_line(
-    checkpoint: CheckpointRef, model: dict[str, Any], pieces: list[str], message: str
+    checkpoint: CheckpointRef,
+    tmp_path: Path,
+    model: dict[str, Any],
+    vocab: dict[str, Any],
+    message: str,
+    exported: bool,
 ) -> None:
-    file = source(f"{checkpoint.location}/model.safetensors")
-    with pytest.raises(UserError, match=message):
-        starting_weights(file, MODEL.model_copy(update=model), pieces, nsp=True)
+    folder = checkpoint.location
+    if exported:
+        folder = Location(str(tmp_path / "the vocabulary"))
+        hub.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "")
+    file = source(f"{folder.path}/model.safetensors")
+    with pytest.raises(UserError, match=r"^pretrain\.init: .*" + message):
+        starting_weights(file, MODEL.model_copy(update=model), VOCAB._replace(**vocab), nsp=True)
 
 
 def test_a_checkpoint_without_its_vocabulary_is_an_error_of_one_line(checkpoint: CheckpointRef, tmp_path: Path) -> None:
-    (tmp_path / "runs/vocab/v1/vocab.txt").unlink()
+    (tmp_path / "runs/vocab/v1/tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"its vocabulary is not beside it; export it and name that folder as"):
-        starting_weights(source(f"{checkpoint.location}/model.safetensors"), MODEL, PIECES, nsp=True)
+        starting_weights(source(f"{checkpoint.location}/model.safetensors"), MODEL, VOCAB, nsp=True)
 
 
 def test_a_model_of_hugging_face_without_a_vocabulary_is_refused(checkpoint: CheckpointRef, tmp_path: Path) -> None:
@@ -201,4 +219,4 @@ def test_a_model_of_hugging_face_without_a_vocabulary_is_refused(checkpoint: Che
         (folder / name).delete()
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
     with pytest.raises(UserError, match=r"has no vocab\.txt or tokenizer\.json; put the one of the model there"):
-        starting_weights(source(f"{folder}/model.safetensors"), MODEL, PIECES, nsp=True)
+        starting_weights(source(f"{folder}/model.safetensors"), MODEL, VOCAB, nsp=True)

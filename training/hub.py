@@ -143,14 +143,12 @@ def _json(said: Mapping[str, Any]) -> bytes:
 
 
 class Imported(NamedTuple):
-    """A model to go on from. `pieces`, `lowercase` and `strip_accents` are None where its files do not say."""
+    """A model to go on from; `vocab` is None where its folder has none."""
 
     model: BertConfig
     vocab_size: int
     weights: dict[str, Tensor]  # by our names, fp32: BertForPreTraining's, perhaps without pooler or heads
-    pieces: list[str] | None
-    lowercase: bool | None
-    strip_accents: bool | None
+    vocab: vocab_file.VocabFile | None
     notes: tuple[str, ...]  # what a user should know: where its tokenizer is not quite ours
 
 
@@ -167,8 +165,8 @@ def read(location: Location) -> Imported:
         expected = theirs(BertForPreTraining(model, vocab_size).state_dict())
     lacking = tuple(prefix for prefix in _MAY_LACK if not any(name.startswith(prefix) for name in found))
     _check(found, {name: tensor for name, tensor in expected.items() if not name.startswith(lacking)}, file)
-    vocabulary, notes = _vocabulary(location, vocab_size)
-    return Imported(model, vocab_size, ours(found), *(vocabulary or (None, None, None)), tuple(notes))
+    vocab, notes = _vocabulary(location, vocab_size)
+    return Imported(model, vocab_size, ours(found), vocab, tuple(notes))
 
 
 def _config(file: Location) -> tuple[BertConfig, int]:

@@ -4,7 +4,6 @@ The other model is a checkpoint of ours, in its artifact, or the folder of a Hug
 """
 
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,8 +12,9 @@ from pipeline import vocab_file
 from pipeline.artifacts import SourceFile, read_manifest
 from pipeline.config import MissingFile, UserError
 from pipeline.storage import Location
+from pipeline.vocab_file import VocabFile
 from training import hub
-from training.checkpoint import verified
+from training.checkpoint import reference
 from training.model import BertConfig
 
 _WEIGHTS = "model.safetensors"
@@ -39,23 +39,23 @@ class Start(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def starting_weights(file: SourceFile, model: BertConfig, pieces: Sequence[str] | None, *, nsp: bool) -> Start:
+def starting_weights(file: SourceFile, model: BertConfig, vocab: VocabFile | None, *, nsp: bool) -> Start:
     """`file` is the other model's file of weights; what belongs to them lies beside it.
 
     A head that it lacks is not among the weights; without `nsp` its pooler and its head for pairs are left out.
 
-    Raises UserError when it cannot be read, has another vocabulary than `pieces`, if these are known yet, or another
-    shape than `model`.
+    Raises UserError when it cannot be read, has another vocabulary, case or accents than `vocab`, if that is to be
+    compared, or another shape than `model`.
     """
     folder = Location(file.uri.rpartition("/")[0] or ".")
     if (folder / "state.json").exists():
-        ref = verified(folder)
+        ref = reference(folder)
         saved = ref.config()
-        _check(folder, saved.model, model, _trained_on(folder), pieces, "the vocab.txt that it was trained with")
+        _check(folder, saved.model, model, _trained_on(folder), vocab, "the vocab.txt that it was trained with")
         weights, notes = ref.weights(), ()
     else:
         found = hub.read(folder)
-        _check(folder, found.model, model, found.pieces, pieces, f"{folder}/vocab.txt")
+        _check(folder, found.model, model, found.vocab, vocab, f"{folder}/vocab.txt")
         weights, notes = found.weights, found.notes
     unwanted = () if nsp else _OF_PAIRS
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(unwanted)}
@@ -67,34 +67,42 @@ def starting_weights(file: SourceFile, model: BertConfig, pieces: Sequence[str] 
     return Start(weights, (*(f"{folder.name} has no {what}: it began with random weights" for what in lacking), *notes))
 
 
-def _trained_on(checkpoint: Location) -> list[str]:
+def vocabulary(vocab: Location) -> VocabFile:
+    """What the artifact of a vocabulary holds."""
+    file = vocab / "tokenizer.json"
+    return vocab_file.read(file.read_bytes(), file.uri)
+
+
+def _trained_on(checkpoint: Location) -> VocabFile:
     """The vocabulary of a checkpoint of ours: ROOT/pretrain/FINGERPRINT/checkpoints/NAME -> ROOT/vocab/FINGERPRINT."""
     artifact = Location(checkpoint.uri.rsplit("/", 2)[0])
     root = Location(artifact.uri.rsplit("/", 2)[0])
     manifest = read_manifest(artifact)
-    file = root / "vocab" / (manifest.inputs["vocab"] if manifest else "?") / "vocab.txt"
-    if not file.is_file():
+    vocab = root / "vocab" / (manifest.inputs["vocab"] if manifest else "?")
+    if not (vocab / "tokenizer.json").is_file():
         raise UserError(
             f"{checkpoint}: its vocabulary is not beside it; export it and name that folder as pretrain.init"
         )
-    return vocab_file.read(file.read_bytes(), file.uri).pieces
+    return vocabulary(vocab)
 
 
 def _check(
     folder: Location,
     theirs: BertConfig,
     ours: BertConfig,
-    their_pieces: Sequence[str] | None,
-    our_pieces: Sequence[str] | None,
-    vocabulary: str,
+    their_vocab: VocabFile | None,
+    our_vocab: VocabFile | None,
+    file: str,
 ) -> None:
-    if their_pieces is None:
+    if their_vocab is None:
         raise UserError(f"pretrain.init: {folder} has no vocab.txt or tokenizer.json; put the one of the model there")
-    if our_pieces is not None and list(their_pieces) != list(our_pieces):
+    if our_vocab and their_vocab.pieces != our_vocab.pieces:
         raise UserError(
-            f"pretrain.init: {folder} has another vocabulary ({len(their_pieces):,} pieces, this run's "
-            f"{len(our_pieces):,}); set vocab.file to {vocabulary}"
+            f"pretrain.init: {folder} has another vocabulary ({len(their_vocab.pieces):,} pieces, this run's "
+            f"{len(our_vocab.pieces):,}); set vocab.file to {file}"
         )
+    if our_vocab and our_vocab.lowercase is not None:
+        vocab_file.check(their_vocab, f"pretrain.init: {folder}", our_vocab.lowercase, our_vocab.strip_accents)
     for name in _SHAPE:
         if getattr(theirs, name) != getattr(ours, name):
             raise UserError(
