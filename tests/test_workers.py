@@ -1,28 +1,30 @@
 """The group of workers: its size from what the cluster has, and how it ends."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from infra.cli import explain
 from pipeline.artifacts import Output
 from pipeline.config import UserError
 from pipeline.storage import Location
 from training import workers
 from training.workers import Group, Tell, fit, largest
 
-LAPTOP, GPU_NODE = {"CPU": 4.0}, {"CPU": 32.0, "GPU": 8.0}
+LAPTOP, GPU_NODE = [{"CPU": 4.0}], [{"CPU": 32.0, "GPU": 8.0}]
 ASKED: dict[str, Any] = {"stage": "pretrain", "gpus": "auto", "workers": None, "threads": 1, "without_gpus": 2}
 
 
 @pytest.mark.parametrize(
-    ("cluster", "asked", "group"),
+    ("nodes", "asked", "group"),
     [
         (LAPTOP, {}, Group(2, 1, False)),
         (LAPTOP, {"threads": 3}, Group(1, 3, False)),
         (LAPTOP, {"workers": 4}, Group(4, 1, False)),
-        ({"CPU": 1.0}, {"threads": 2}, Group(1, 1, False)),
+        ([{"CPU": 1.0}], {"threads": 2}, Group(1, 1, False)),
         (GPU_NODE, {}, Group(8, 1, True)),
         (GPU_NODE, {"gpus": 2}, Group(2, 1, True)),
         (GPU_NODE, {"workers": 3}, Group(3, 1, True)),
@@ -32,27 +34,38 @@ ASKED: dict[str, Any] = {"stage": "pretrain", "gpus": "auto", "workers": None, "
         (LAPTOP, {"workers": [1, 2, 3], "threads": 2}, Group(2, 2, False)),
         (GPU_NODE, {"workers": [2, 4, 8, 16]}, Group(8, 1, True)),
         (GPU_NODE, {"workers": [2, 4]}, Group(4, 1, True)),
-        ({"CPU": 2.0, "GPU": 8.0}, {"workers": [1, 2, 4, 8]}, Group(2, 1, True)),
+        ([{"CPU": 2.0, "GPU": 8.0}], {"workers": [1, 2, 4, 8]}, Group(2, 1, True)),
+        (GPU_NODE, {"gpus": 2, "workers": 2}, Group(2, 1, True)),
+        ([*LAPTOP, *LAPTOP], {"threads": 8, "workers": 2}, Group(2, 4, False)),
+        ([{"CPU": 3.0}, {"CPU": 3.0}], {"threads": 2, "workers": [1, 2, 3]}, Group(2, 2, False)),
     ],
 )
-def test_there_is_a_worker_for_each_gpu_unless_told_otherwise(cluster, asked, group):
-    assert Group.fitting(cluster, **ASKED | asked) == group
+def test_there_is_a_worker_for_each_gpu_unless_told_otherwise(nodes, asked, group):
+    assert Group.fitting(nodes, **ASKED | asked) == group
 
 
 @pytest.mark.parametrize(
-    ("cluster", "asked", "message"),
+    ("nodes", "asked", "message"),
     [
-        (LAPTOP, {"gpus": 1}, "pretrain: asks for 1 GPUs, there are 0; lower gpus or workers"),
+        (LAPTOP, {"gpus": 1}, "asks for 1 GPUs, there are 0; lower gpus or workers"),
         (GPU_NODE, {"workers": 9}, "asks for 9 GPUs, there are 8"),
-        (LAPTOP, {"workers": 3, "threads": 2}, "asks for 3 workers of 2 processor cores, there are 4 in all"),
-        (LAPTOP, {"workers": [6]}, "asks for 6 workers of 1 processor cores, there are 4 in all"),
+        (
+            LAPTOP,
+            {"workers": 3, "threads": 2},
+            "asks for 3 workers of 2 processor cores, the nodes have room for 2",
+        ),
+        (LAPTOP, {"workers": [6]}, "asks for 6 workers of 1 processor cores, the nodes have room for 4"),
         (GPU_NODE, {"workers": [16, 32]}, "asks for 16 GPUs, there are 8"),
-        ({"GPU": 0.0}, {}, "asks for 1 workers of 1 processor cores, there are 0 in all"),
+        (GPU_NODE, {"gpus": 8, "workers": 2}, "gpus is 8 beside workers 2, and each has one; remove one of them"),
+        ([{"GPU": 0.0}], {}, "asks for 1 workers of 1 processor cores, the nodes have room for 0"),
+        # enough cores in all, but not where the GPUs are
+        ([{"CPU": 12.0, "GPU": 8.0}, {"CPU": 8.0}], {"threads": 2}, "8 workers of 2 .* and a GPU, .* have room for 6"),
+        ([{"CPU": 3.0}, {"CPU": 3.0}], {"threads": 2, "workers": 3}, "3 workers of 2 .* cores, .* have room for 2"),
     ],
 )
-def test_more_than_the_cluster_has_is_an_error_before_anything_starts(cluster, asked, message):
-    with pytest.raises(UserError, match=message):
-        Group.fitting(cluster, **ASKED | asked)
+def test_more_than_the_nodes_have_is_an_error_before_anything_starts(nodes, asked, message):
+    with pytest.raises(UserError, match=f"^pretrain: .*{message}"):
+        Group.fitting(nodes, **ASKED | asked)
 
 
 def test_what_a_user_can_mend_ends_the_group_with_one_line_and_no_second_try(ray_session, tmp_path):
@@ -64,6 +77,40 @@ def test_what_a_user_can_mend_ends_the_group_with_one_line_and_no_second_try(ray
     with pytest.raises(UserError, match=r"^the loss is nan; lower learning_rate$"):
         fit(work, tmp_path, Group(1, 1, False), Output(Location(str(tmp_path)), "stage", 1, "0"), 10, "steps")
     assert (tmp_path / "tries").read_text() == "x"
+    assert not (tmp_path / "ray").exists()
+
+
+def test_what_a_worker_could_not_read_or_write_is_said_in_one_line_after_the_last_try(ray_session, tmp_path):
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    def work(folder: Path, tell: Tell) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = Output(Location(str(tmp_path)), "stage", 1, "0")
+    with pytest.raises(TrainingFailedError) as error:
+        fit(work, tmp_path, Group(1, 1, False), out, 10, "steps", max_failures=0)
+    assert (explain(error.value) or "").startswith("no space is left on the device")
+    assert not (tmp_path / "ray").exists()
+
+
+def test_progress_begins_where_an_earlier_run_stopped_and_needs_nobody_to_read_it(ray_session, tmp_path):
+    told: list[tuple[float, str]] = []
+
+    def show(done: float, total: float, unit: str, note: str) -> None:
+        told.append((done, note))
+        raise BrokenPipeError
+
+    def work(folder: Path, tell: Tell) -> None:
+        import time
+
+        for done in range(7, 12):
+            tell(done, "")
+            time.sleep(0.6)
+
+    out = Output(Location(str(tmp_path)), "stage", 1, "0", show)
+    fit(work, tmp_path, Group(1, 1, False), out, 12, "steps", done=7)
+    assert told[0] == (7, "starting 1 worker") and told[-1][0] > 8
+    assert not (tmp_path / "ray").exists()
 
 
 def test_a_group_that_cannot_begin_is_a_failure_and_not_tried_for_ever(ray_session, tmp_path, monkeypatch):

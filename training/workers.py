@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
@@ -41,7 +41,7 @@ class Group(NamedTuple):
     @classmethod
     def fitting(
         cls,
-        cluster: Mapping[str, float],
+        nodes: Sequence[Mapping[str, float]],
         *,
         stage: str,
         gpus: int | Literal["auto"],
@@ -51,24 +51,39 @@ class Group(NamedTuple):
     ) -> "Group":
         """The group that was asked for; by itself a worker for each GPU, `without_gpus` of them where there is none.
 
-        Of several `workers`, rising numbers, the largest there is room for. A machine with fewer cores than a worker
-        has threads gives it those. Raises UserError when `cluster` (ray.cluster_resources()) has less than was asked
-        for: Ray itself would wait for ever.
+        Of several `workers`, rising numbers, the largest there is room for. Where no node has as many cores as a worker
+        has threads, it has fewer. Raises UserError when the `nodes` (their resources: see nodes()) have less than was
+        asked for: Ray itself would wait for ever.
         """
-        found, cores = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 0))
-        threads = max(1, min(threads, cores))
+        found = int(sum(node.get("GPU", 0) for node in nodes))
+        threads = max(1, min(threads, int(max(node.get("CPU", 0) for node in nodes))))
         asked = found if gpus == "auto" else gpus
+        room = places(nodes, threads, asked > 0)
         if isinstance(workers, Sequence):
-            workers = largest(workers, min(cores // threads, found) if asked else cores // threads)
-        count = workers or asked or max(1, min(without_gpus, cores // threads))
-        if asked and max(asked, count) > found:
-            raise UserError(f"{stage}: asks for {max(asked, count)} GPUs, there are {found}; lower gpus or workers")
-        if count * threads > cores:
+            workers = largest(workers, room)
+        elif workers and gpus != "auto" and gpus not in (0, workers):
+            raise UserError(f"{stage}: gpus is {gpus} beside workers {workers}, and each has one; remove one of them")
+        count = workers or asked or max(1, min(without_gpus, room))
+        if asked and count > found:
+            raise UserError(f"{stage}: asks for {count} GPUs, there are {found}; lower gpus or workers")
+        if count > room:
             raise UserError(
-                f"{stage}: asks for {count} workers of {threads} processor cores, there are {cores} in all; "
-                "lower workers or threads"
+                f"{stage}: asks for {count} workers of {threads} processor cores{' and a GPU' if asked else ''}, "
+                f"the nodes have room for {room}; lower workers or threads"
             )
         return cls(count, threads, asked > 0)
+
+
+def places(nodes: Iterable[Mapping[str, float]], threads: int, gpus: bool) -> int:
+    """How many workers of so many threads, and with a GPU each, nodes with these resources have room for."""
+    return sum(int(min(node.get("CPU", 0.0) // threads, node.get("GPU", 0.0) if gpus else math.inf)) for node in nodes)
+
+
+def nodes() -> list[Mapping[str, float]]:
+    """The resources of each of the cluster's nodes."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def largest(numbers: Sequence[int], room: int) -> int:
@@ -79,8 +94,8 @@ def largest(numbers: Sequence[int], room: int) -> int:
 class _Board:
     """The actor where workers say that they have begun, and worker 0 how far it is."""
 
-    def __init__(self) -> None:
-        self._told = (0.0, "starting workers")
+    def __init__(self, done: float, note: str) -> None:
+        self._told = (done, note)
         self._heard = 0  # times that something was
         self._workers: list[Any] = []  # of the group that is at work
         self._stepping = False  # whether that group has told anything yet
@@ -131,6 +146,8 @@ def fit(
     out: Output,
     total: float,
     unit: str,
+    *,
+    done: float = 0.0,
     max_failures: int = 3,
     step_timeout: float | None = None,
     leaves: bool = False,
@@ -138,10 +155,11 @@ def fit(
 ) -> None:
     """Call `work(argument, tell)` in every worker until all return; after a failure a new group of them starts.
 
-    A later group may have any of `numbers` of workers (rising), the largest there is room for; without them it is as
-    large as the first. A group of which nothing is heard for `step_timeout` seconds is ended, which counts as a
-    failure. `leaves` says that the work returns early once `tell` gives True: then a first SIGTERM makes it do so, and
-    a second acts as ever; and so it does when there has come to be room for a larger group, which takes its place.
+    Earlier runs have `done` so many of `total` `unit`. A later group may have any of `numbers` of workers (rising), the
+    largest there is room for; without them it is as large as the first. A group of which nothing is heard for
+    `step_timeout` seconds is ended, which counts as a failure. `leaves` says that the work returns early once `tell`
+    gives True: then a first SIGTERM makes it do so, and a second acts as ever; and so it does when there has come to be
+    room for a larger group, which takes its place.
     Each group is a Ray run with a name of its own, so that none inherits what another left behind. Raises the UserError
     that ended a worker, which no new start would mend; else Ray's TrainingFailedError, after `max_failures` of them
     (waiting for room is none, nor is the loss of nodes that were announced); KeyboardInterrupt when the work has left
@@ -154,9 +172,13 @@ def fit(
     room, failures = _Room(group, numbers), 0
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(_Board)
-    board = actor.options(scheduling_strategy=here).remote()  # no worker's node can take it
-    folder = out.location / "ray" / uuid.uuid4().hex
-    with _terminated(leaves) as leave, _watched(board, out, total, unit, step_timeout, leave, room if leaves else None):
+    first = f"starting {room.workers}"
+    board = actor.options(scheduling_strategy=here).remote(done, first)  # no worker's node can take it
+    with (
+        _storage(out.location) as folder,
+        _terminated(leaves) as leave,
+        _watched(board, out, total, unit, step_timeout, leave, room if leaves else None),
+    ):
         while True:
             try:
                 _run(_trainer(work, argument, room.group, board, folder))
@@ -168,7 +190,7 @@ def fit(
                     raise failure from error
                 failures += _counts(error)
                 if failures > max_failures:
-                    raise
+                    raise error from _cause(error) or error.__cause__
             else:
                 if not room.more:
                     break
@@ -176,11 +198,21 @@ def fit(
                 break
             with room.lock:
                 ray.get(board.start.remote(room.taken(failures)))
-    folder.delete()
-    if not (out.location / "ray").files():  # another run of the same fingerprint may be at work
-        (out.location / "ray").delete()
     if leave.is_set():
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _storage(artifact: Location) -> Iterator[Location]:
+    """A folder that Ray wants, which all nodes can reach, as long as we are inside."""
+    folder = artifact / "ray" / uuid.uuid4().hex
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            folder.delete()
+            if not (artifact / "ray").files():  # another run of the same fingerprint may be at work
+                (artifact / "ray").delete()
 
 
 class _Room:
@@ -192,15 +224,19 @@ class _Room:
         self._numbers, self._free = numbers, free or free_workers
         self._looked, self._seen = time.monotonic(), 0
 
+    @property
+    def workers(self) -> str:
+        """Of the next group, in words."""
+        return f"{self.group.workers} worker{'s' if self.group.workers > 1 else ''}"
+
     def taken(self, failures: int = 0) -> str:
         """Take what room there is while no group is at work; what a user should read."""
         free = self._free(self.group)
         if self._numbers:
             self.group = self.group._replace(workers=largest(self._numbers, free))
         self.more, self._seen, self._looked = False, 0, time.monotonic()
-        count = f"{self.group.workers} worker{'s' if self.group.workers > 1 else ''}"
         again = f", after {failures} failure{'s' if failures > 1 else ''}" if failures else ""
-        return f"starting {count}{again}" if self.group.workers <= free else f"waiting for room for {count}{again}"
+        return f"{'starting' if self.group.workers <= free else 'waiting for room for'} {self.workers}{again}"
 
     def look(self) -> bool:
         """Whether there is room for more, seen twice: a lost node may be counted for some seconds longer."""
@@ -215,12 +251,8 @@ def free_workers(group: Group) -> int:
     """How many workers like the group's the cluster's nodes have room for now, beside what is at work there."""
     from ray._private.state import state  # the public sum over nodes has room where no node has
 
-    leaving = state.get_draining_nodes()
-    return sum(
-        int(min(free.get("CPU", 0.0) // group.threads, free.get("GPU", 0.0) if group.gpus else math.inf))
-        for node, free in state.available_resources_per_node().items()
-        if node not in leaving
-    )
+    leaving, free = state.get_draining_nodes(), state.available_resources_per_node()
+    return places((free[node] for node in free if node not in leaving), group.threads, group.gpus)
 
 
 def _run(trainer: Any) -> None:
@@ -270,6 +302,12 @@ def _counts(error: Any) -> bool:
         return False
     causes = (getattr(cause, "health_check_failure", cause) for cause in getattr(error, "worker_failures", {}).values())
     return not any(isinstance(cause, RayActorError) and cause.preempted for cause in causes)
+
+
+def _cause(error: Any) -> BaseException | None:
+    """What was raised in a worker: rather a disk's or S3's error than what the others say who miss it."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    return next((failure for failure in failures if isinstance(failure, OSError)), failures[0] if failures else None)
 
 
 def _end(board: Any, reason: str) -> None:
@@ -382,7 +420,8 @@ def _watched(
                 since = time.monotonic()
         except RayError:  # the cluster is going away, which fit() itself will tell
             return False
-        out.progress(done, total, unit, note)
+        with suppress(OSError, SystemExit):  # a log that nobody reads any more ends no training
+            out.progress(done, total, unit, note)
         return True
 
     with repeated(look, _TELL_SECONDS):

@@ -35,6 +35,7 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _CONFIG = "run.yaml"
 _MOST_BYTES = 95_000_000  # Ray takes working directories up to 100 MiB
 _STARTING_SECONDS = 60.0
+_STOP_SECONDS = 300  # between a job's SIGTERM, at which it saves, and its SIGKILL, which Ray would send after 3
 
 
 class ClusterConfig(Config):
@@ -151,7 +152,11 @@ class _Uploads:
 
 def _environment(cluster: ClusterConfig) -> dict[str, Any]:
     """The job's runtime environment, without its working directory."""
-    env_vars = {"CLOZE_GIT_COMMIT": git_commit(), "RAY_USAGE_STATS_ENABLED": "0"}
+    env_vars = {
+        "CLOZE_GIT_COMMIT": git_commit(),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS),
+    }
     if cluster.shared_disk:
         from infra.workflow import home
 
