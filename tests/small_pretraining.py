@@ -53,8 +53,8 @@ def elastic_config() -> PretrainConfig:
     return config(workers=[1, 2], model=config().model.model_dump() | still, phases=phases)
 
 
-def small_inputs(root: Path) -> dict[str, Artifact]:
-    return {"vocab": vocab_artifact(root), "examples-16": examples_artifact(root)}
+def small_inputs(root: Path, masked: bool = True) -> dict[str, Artifact]:
+    return {"vocab": vocab_artifact(root), "examples-16": examples_artifact(root, masked=masked)}
 
 
 def trained(folder: Path, inputs: dict[str, Artifact], settings: PretrainConfig, **more: Any) -> Artifact:

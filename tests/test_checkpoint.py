@@ -13,14 +13,16 @@ import torch
 from pipeline.config import UserError
 from pipeline.storage import Location
 from training import saves
+from training.agreement import Exchange
 from training.checkpoint import (
     FOLDER,
     KINDS,
     CheckpointRef,
-    Exchange,
     Heldout,
     SavedConfig,
+    Standing,
     best,
+    final,
     newest,
     prune,
     save,
@@ -49,7 +51,7 @@ def tensors(seed: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def write(artifact: Location, step: int, **state: Any) -> CheckpointRef:
-    return save(artifact, step, tensors(step), CONFIG, {"step": step, **state})
+    return save(artifact, step, tensors(step), Standing(CONFIG, {"step": step, **state}))
 
 
 def test_what_is_read_is_what_was_written(artifact: Location) -> None:
@@ -115,7 +117,8 @@ def test_the_digest_covers_weights_and_configuration_and_nothing_else(tmp_path: 
     first = write(Location(str(tmp_path / "a")), 2, seconds=1.0)
     timed = write(Location(str(tmp_path / "b")), 2, seconds=2.0)
     other = write(Location(str(tmp_path / "c")), 3, seconds=1.0)
-    wider = save(Location(str(tmp_path / "d")), 2, tensors(2), CONFIG.model_copy(update={"vocab_size": 10}), {})
+    more = Standing(CONFIG.model_copy(update={"vocab_size": 10}), {})
+    wider = save(Location(str(tmp_path / "d")), 2, tensors(2), more)
     assert first.digest == timed.digest
     assert len({first.digest, other.digest, wider.digest}) == 3
 
@@ -128,14 +131,17 @@ def test_two_runs_that_save_one_step_at_once_do_not_spoil_one_another(artifact: 
 def test_pruning_keeps_the_newest_and_removes_what_was_half_written_before_them(artifact: Location) -> None:
     refs = [write(artifact, step) for step in (2, 4, 6, 8)]
     (refs[1].location / "manifest.json").delete()  # as a kill leaves it
+    killed = artifact / FOLDER / "step-000003-0123abcd/.model.safetensors.0f.tmp"  # in its first file
+    killed.write_bytes(b"half")
     prune(artifact, keep=2)
+    assert not killed.exists()
     names = {file.uri.removeprefix(f"{artifact.uri}/{FOLDER}/").split("/")[0] for file in artifact.files()}
     assert names == {refs[2].location.name, refs[3].location.name}
     assert newest(artifact) == refs[3]
 
 
 def evaluated(artifact: Location, step: int, loss: float, phase: int = 0) -> CheckpointRef:
-    return save(artifact, step, tensors(step), CONFIG, {"step": step}, Heldout(phase=phase, loss=loss))
+    return save(artifact, step, tensors(step), Standing(CONFIG, {"step": step}, Heldout(phase=phase, loss=loss)))
 
 
 def test_the_best_is_the_lowest_held_out_loss_of_the_last_phase_and_is_not_pruned(artifact: Location) -> None:
@@ -154,10 +160,47 @@ def test_the_best_is_the_lowest_held_out_loss_of_the_last_phase_and_is_not_prune
     assert best(artifact) == better and not good.location.files()
 
 
-def test_a_damaged_best_gives_way_to_the_next(artifact: Location) -> None:
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_damaged_best_gives_way_to_the_next_and_does_not_shield_itself(artifact: Location, flipped: bool) -> None:
     damaged, good = evaluated(artifact, 2, 1.0), evaluated(artifact, 4, 2.0)
-    (damaged.location / "model.safetensors").delete()
-    assert best(artifact) == good
+    newer = evaluated(artifact, 6, 3.0)
+    file = damaged.location / "model.safetensors"
+    if flipped:
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert best(artifact) == good  # the damaged one is set aside by it
+        assert (damaged.location / "damaged.json").exists()
+    else:
+        file.delete()
+    prune(artifact, keep=1)
+    assert best(artifact) == good and newest(artifact) == newer
+    assert bool(damaged.location.files()) == flipped
+
+
+def test_weights_are_read_as_they_were_written_or_not_at_all(artifact: Location) -> None:
+    ref = write(artifact, 2)
+    for kind in KINDS:
+        file = ref.location / f"{kind}.safetensors"
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(UserError, match=rf"{kind}\.safetensors: is missing or damaged; use another checkpoint"):
+            ref.weights() if kind == "model" else ref.tensors()
+        file.write_bytes(data)
+    (ref.location / "model.safetensors").delete()
+    with pytest.raises(UserError, match=r"model\.safetensors: is missing"):
+        ref.weights()
+
+
+def test_what_ends_a_training_stays_though_another_run_has_gone_further(artifact: Location) -> None:
+    """Two runs of one time budget, of which one is the faster."""
+    assert final(artifact) is None
+    ended = save(artifact, 4, tensors(4), Standing(CONFIG, {"step": 4}, done=True))
+    for step in (6, 8, 10):
+        write(artifact, step)
+        prune(artifact, keep=2)
+    assert final(artifact) == ended and newest(artifact) != ended
+    later = save(artifact, 12, tensors(12), Standing(CONFIG, {"step": 12}, done=True))
+    assert final(artifact) == later
 
 
 def test_saving_again_what_is_whole_writes_nothing_and_takes_nothing_away(
@@ -196,7 +239,7 @@ def together(workers: int, save_as: Callable[[int, Exchange], object]) -> list[o
 
 def save_part(artifact: Location, rank: int, workers: int, exchange: Exchange) -> CheckpointRef:
     mine = {kind: tensors(2)[kind] for kind in KINDS[rank::workers]}
-    return save(artifact, 2, mine, *((CONFIG, {"step": 2}) if rank == 0 else (None, None)), None, exchange)
+    return save(artifact, 2, mine, Standing(CONFIG, {"step": 2}) if rank == 0 else None, exchange)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 5])

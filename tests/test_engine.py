@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,11 @@ def reference() -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     return found, dict(plain.named_parameters())
 
 
-def steps(trained: Engine, numbers: range) -> list[dict[str, float]]:
+def steps(trained: Engine, numbers: range, between: Callable[[], object] = lambda: None) -> list[dict[str, float]]:
     found = []
     for step in numbers:
         mine = batches(step)[trained.rank :: trained.workers]
-        totals, grad_norm, _ = trained.step(mine, RATE, noise=2 * step + trained.rank)
+        totals, grad_norm, _ = trained.step(mine, RATE, 2 * step + trained.rank, between)
         means = totals.means()
         found.append({"mlm_loss": means["mlm_loss"], "nsp_loss": means["nsp_loss"], "grad_norm": grad_norm})
     return found
@@ -114,6 +115,7 @@ def in_worker(rank: int, folder: str) -> None:
         found[f"losses-{stage}"], found[f"weights-{stage}"] = steps(exact, range(STEPS)), exact.tensors()
         tuned = Engine(model(), OPTIMIZER, zero_stage=stage, more=TUNED)
         found[f"tuned-{stage}"] = steps(tuned, range(STEPS)), tuned.tensors()
+        found[f"handed-{stage}"] = handed_on(tuned)
         noisy = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=stage)
         steps(noisy, range(3))
         box = [noisy.tensors()]
@@ -126,18 +128,43 @@ def in_worker(rank: int, folder: str) -> None:
             again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target, more=more)
             again.load(box[0], updates=3)
             found[f"{name}-{stage}"] = outcome(again)
+        midway = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=stage)
+        found[f"midway-{stage}"] = read_between(midway)
     for stage in range(4):
         found[f"fp16-{stage}"] = overflowing(stage)
     for name, recomputes in (("through", False), ("recomputed", True)):
         # ZeRO-3 parts what has 100,000 weights or more: here each layer's qkv and the output beside it
         wide = Engine(model(0.1, hidden_size=320, activation_checkpointing=recomputes), OPTIMIZER, zero_stage=3)
         steps(wide, range(3))
+        box = [wide.tensors()]
+        dist.broadcast_object_list(box)
         found[f"{name}-parted"] = outcome(wide)
+    resumed = Engine(model(0.1, hidden_size=320), OPTIMIZER, zero_stage=3)
+    resumed.load(box[0], updates=3)
+    found["resumed-parted"] = outcome(resumed)
+    found["midway-parted"] = read_between(Engine(model(0.1, hidden_size=320), OPTIMIZER, zero_stage=3))
     cpu, gains = torch.device("cpu"), ((2.0, 1.2), (2.0, 0.9))  # of each worker
     found["agreed"] = [fastest(cpu, lambda _, gain=gain: [gain[rank], 1.0]) for gain in gains]
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.destroy_process_group()
+
+
+def handed_on(trained: Engine) -> dict[str, Any]:
+    """What DeepSpeed has made of TUNED's keys."""
+    settings = trained._engine._config
+    zero = settings.zero_config.model_dump(by_alias=True)
+    names = TUNED.zero_optimization.model_dump(exclude_none=True)
+    return {"communication_data_type": settings.communication_data_type} | {name: zero[name] for name in names}
+
+
+def read_between(trained: Engine) -> tuple[Any, ...]:
+    """The outcome where weights and moments are read between the micro-batches of each step, as for a checkpoint."""
+    steps(trained, range(3), trained.tensors)
+    whole, read = trained.tensors(), []
+    found = outcome(trained, lambda: read.append(trained.tensors()))
+    assert same_tensors(whole, read[0])
+    return found
 
 
 def overflowing(stage: int) -> dict[str, Any]:
@@ -162,9 +189,11 @@ def overflowing(stage: int) -> dict[str, Any]:
     }
 
 
-def outcome(trained: Engine) -> tuple[list[dict[str, float]], dict[str, float], Any]:
+def outcome(
+    trained: Engine, between: Callable[[], object] = lambda: None
+) -> tuple[list[dict[str, float]], dict[str, float], Any]:
     """Three steps on: their losses, the held-out ones, the weights and moments."""
-    losses = steps(trained, range(3, STEPS))
+    losses = steps(trained, range(3, STEPS), between)
     return losses, trained.evaluate([batches(9)[trained.rank :: trained.workers]]).means(), trained.tensors()
 
 
@@ -187,7 +216,9 @@ def test_two_workers_and_two_micro_batches_make_the_step_of_one_process(
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_how_deepspeed_communicates_changes_no_step(found: dict[str, Any], stage: int) -> None:
+def test_how_deepspeed_communicates_is_handed_on_and_changes_no_step(found: dict[str, Any], stage: int) -> None:
+    asked = TUNED.zero_optimization.model_dump(exclude_none=True)
+    assert found[f"handed-{stage}"] == {"communication_data_type": torch.float32} | asked
     for mine, plain in zip(found[f"tuned-{stage}"][0], found[f"losses-{stage}"], strict=True):
         assert mine == pytest.approx(plain, abs=1e-5)
     for kind, named in found[f"weights-{stage}"].items():
@@ -225,7 +256,7 @@ def test_a_key_that_deepspeed_would_read_past_or_cloze_sets_is_an_error_of_one_l
 
 @pytest.mark.parametrize(
     ("same", "stage"),
-    [*(("resumed", stage) for stage in range(4)), *(("recomputed", stage) for stage in (0, 1, 2, 3, "parted"))],
+    [(same, stage) for same in ("resumed", "midway", "recomputed") for stage in (0, 1, 2, 3, "parted")],
 )
 def test_neither_saving_nor_activation_checkpointing_changes_a_bit(
     found: dict[str, Any], same: str, stage: int | str
@@ -323,8 +354,10 @@ def test_without_pairs_the_loss_is_that_of_the_masks_alone(nsp: bool) -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_the_lengths_that_are_counted_are_those_without_padding() -> None:
-    totals = Engine(model(), OPTIMIZER).step(batches(0), RATE, noise=0).totals
-    lengths = [int(row.sum()) for batch in batches(0) for row in batch.attention_mask]
-    assert totals.tokens == sum(lengths) < totals.slots
+def test_the_lengths_that_are_counted_are_those_without_padding_and_idle_rows() -> None:
+    *counted, idle = batches(0)
+    idle = idle._replace(counted=torch.zeros_like(idle.counted))
+    totals = Engine(model(), OPTIMIZER).step([*counted, idle], RATE, noise=0).totals
+    lengths = [int(row.sum()) for batch in counted for row in batch.attention_mask]
+    assert totals.tokens == sum(lengths) < totals.slots == 2 * 16 + 3 * 9 + 12 + 4 * 8
     assert totals.squares == sum(length**2 for length in lengths)

@@ -76,7 +76,7 @@ def write_checkpoint(
 ) -> checkpoint.CheckpointRef:
     weights = BertForPreTraining(model, vocab_size, seed=11, nsp=nsp).state_dict()
     saved = SavedConfig(model=model, vocab_size=vocab_size, nsp=nsp)
-    return checkpoint.save(Location(str(root / "pretrain")), 5, {"model": weights}, saved, {})
+    return checkpoint.save(Location(str(root / "pretrain")), 5, {"model": weights}, checkpoint.Standing(saved, {}))
 
 
 @pytest.fixture(scope="module")

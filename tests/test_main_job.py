@@ -33,13 +33,21 @@ DATA_STAGES = ["extract", "dedup", "vocab", "tokens", "examples-64", "examples-1
 STAGES = [*DATA_STAGES, "pretrain", "finetune-authors", "report"]
 
 
+CLOZE = [sys.executable, "-m", "infra.cli"]
+
+
 def cloze(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "infra.cli", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(
+        [*CLOZE, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def arguments(root: str) -> list[str]:
+    return ["run", QUICKSTART, f"root={root}", *SHORTER]
 
 
 def run(root: str) -> subprocess.CompletedProcess[str]:
-    return cloze("run", QUICKSTART, f"root={root}", *SHORTER)
+    return cloze(*arguments(root))
 
 
 def manifests(root: str) -> dict[str, Manifest]:
@@ -157,6 +165,8 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bytes(finished, tmp_path
     root = str(tmp_path)
     for stage in STAGES[:-1]:
         kill_in(stage, root)
+        if stage == "pretrain":
+            end_pretraining(root)
     done = run(root)
     assert done.returncode == 0, done.stderr
     again = manifests(root)
@@ -167,11 +177,27 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bytes(finished, tmp_path
     assert json.dumps(ours) == json.dumps(theirs)
 
 
+def end_pretraining(root: str) -> None:
+    """Start the run and end it with SIGTERM once a checkpoint is there."""
+    with subprocess.Popen([*CLOZE, *arguments(root)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+        while not list(Path(root).glob("pretrain/*/checkpoints/*/manifest.json")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    (saved,) = re.findall(r"pretrain: step (\d+) is saved", said)
+    assert 5 <= int(saved) < 26 and list(Path(root).glob(f"pretrain/*/checkpoints/step-{int(saved):06d}-*"))
+
+
 def kill_in(stage: str, root: str) -> None:
     """Start the run and end all of its processes with SIGKILL once `stage` has begun to write."""
-    command = [sys.executable, "-m", "infra.cli", "run", QUICKSTART, f"root={root}", *SHORTER]
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [*CLOZE, *arguments(root)],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:

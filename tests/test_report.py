@@ -145,7 +145,7 @@ def metric_rows() -> list[dict[str, Any]]:
 
 
 def pretrain(root: Path, complete: bool = True, **settings: Any) -> Artifact:
-    from training.checkpoint import SavedConfig, save
+    from training.checkpoint import SavedConfig, Standing, save
     from training.model import BertConfig, BertForPreTraining
 
     out = output(root, "pretrain", "f" * 16)
@@ -155,7 +155,8 @@ def pretrain(root: Path, complete: bool = True, **settings: Any) -> Artifact:
         return finished(out)
     shape = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     model = BertForPreTraining(shape, len(PIECES))
-    ref = save(out.location, 100, {"model": model.state_dict()}, SavedConfig(model=shape, vocab_size=len(PIECES)), {})
+    standing = Standing(SavedConfig(model=shape, vocab_size=len(PIECES)), {})
+    ref = save(out.location, 100, {"model": model.state_dict()}, standing)
     out.commit("checkpoint", {"metrics.jsonl": lines})
     path = ref.location.uri.removeprefix(out.location.uri + "/")
     facts = {

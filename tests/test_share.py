@@ -16,7 +16,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import load
 from pipeline.schema import Document, document
 from pipeline.tokenizer import SPECIAL_TOKENS, build, transformers_config
-from training.checkpoint import SavedConfig, save
+from training.checkpoint import SavedConfig, Standing, save
 from training.model import BertForPreTraining
 
 REPOSITORY = Path(__file__).parents[1]
@@ -82,7 +82,8 @@ def pretrain(root: Path, config: RunConfig) -> Artifact:
     model = config.pretrain.model
     nsp = config.examples.objective != "mlm"
     weights = BertForPreTraining(model, len(PIECES), nsp=nsp).state_dict()
-    saved = save(out.location, 640, {"model": weights}, SavedConfig(model=model, vocab_size=len(PIECES), nsp=nsp), {})
+    standing = Standing(SavedConfig(model=model, vocab_size=len(PIECES), nsp=nsp), {})
+    saved = save(out.location, 640, {"model": weights}, standing)
     heldout = {"mlm_loss": 6.39915, "mlm_accuracy": 0.1008, "nsp_loss": 0.7289, "nsp_accuracy": 0.53, "examples": 256}
     facts = {
         "checkpoint": {"path": f"checkpoints/{saved.location.name}", "digest": saved.digest, "step": 640},

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -136,7 +137,7 @@ def test_a_run_goes_on_in_the_precision_it_began_with(
     """Elsewhere the other would be the faster; without a checkpoint the choice is still open."""
 
     def machine(gain: float) -> None:
-        monkeypatch.setattr(device, "layer_seconds", lambda shape, where, precisions: [gain, 1.0])
+        monkeypatch.setattr(trainer, "layer_seconds", lambda shape, where, precisions: [gain, 1.0])
 
     settings = config(precision="auto", checkpoint_every=4)
     for gain, precision in ((2.0, "bf16"), (0.5, "fp32")):
@@ -344,6 +345,26 @@ def test_a_jump_of_the_loss_is_a_fault_of_its_batch(
     assert not (tmp_path / "unguarded/skipped.jsonl").exists()
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_no_number_is_a_fault_though_its_loss_is_one(
+    inputs: Inputs, tmp_path: Path, zero_stage: int
+) -> None:
+    """In the first of a step's three micro-batches."""
+    worker, once = lone_worker(config(zero_stage=zero_stage), inputs, tmp_path), [4]
+
+    def poison(_: Any, given: Any, out: Any) -> None:
+        if worker.step + 1 in once and out[0].requires_grad:
+            once.clear()
+            out[0].register_hook(lambda gradient: gradient * float("nan"))
+
+    worker.engine._engine.module.register_forward_hook(poison)
+    worker.train()
+    (found,) = skipped(tmp_path)
+    assert (found["step"], found["batch"], found["reason"]) == (4, 3, "the gradient norm is not finite")
+    assert worker.step == 8
+    assert all(value.isfinite().all() for value in last(tmp_path).weights().values())
+
+
 def test_a_wish_to_leave_saves_the_step_that_is_done_and_the_run_goes_on_to_the_same_bits(
     inputs: Inputs, tmp_path: Path
 ) -> None:
@@ -380,6 +401,45 @@ def test_the_notice_that_a_node_goes_saves_once_and_training_goes_on(
     settings = config(checkpoint_every=100, keep_checkpoints=9)
     lone_worker(settings, inputs, tmp_path, preempted=lambda: next(answers)).train()
     assert steps_of(tmp_path) == [3, 8]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_in_a_long_step_the_notice_saves_the_step_before_and_changes_no_bit(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
+) -> None:
+    settings = config(zero_stage=zero_stage, checkpoint_every=100, keep_checkpoints=9)
+    lone_worker(settings, inputs, tmp_path / "undisturbed").train()
+    monkeypatch.setattr(trainer, "_LONG_STEP", -1.0)
+    monkeypatch.setattr(trainer, "_ASK_SECONDS", 0.0)
+    answers = iter([*[False] * 3 * 3, True])  # for each step: before its second and its third micro-batch, at its end
+    lone_worker(settings, inputs, tmp_path / "noticed", preempted=lambda: next(answers)).train()
+    assert steps_of(tmp_path / "noticed") == [3, 8]
+    assert same_bits(last(tmp_path / "noticed"), last(tmp_path / "undisturbed"))
+    for folder in (tmp_path / "noticed/checkpoints").glob("step-000008-*"):
+        shutil.rmtree(folder)
+    assert lone_worker(settings, inputs, tmp_path / "noticed").step == 3
+    lone_worker(settings, inputs, tmp_path / "noticed").train()
+    assert same_bits(last(tmp_path / "noticed"), last(tmp_path / "undisturbed"))
+
+
+def test_metrics_are_written_before_there_is_a_checkpoint(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(rank: int, step: int) -> None:
+        if step == 7:
+            raise InterruptedError
+
+    def steps() -> list[int]:
+        rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        return [row["step"] for row in rows if row["split"] == "train"]
+
+    monkeypatch.setattr(trainer, "_WRITE_SECONDS", -1.0)
+    with contextlib.suppress(InterruptedError):
+        lone_worker(config(checkpoint_every=100), inputs, tmp_path, stop).train()
+    assert steps() == list(range(1, 8))
+    assert not (tmp_path / "checkpoints").exists()
+    lone_worker(config(), inputs, tmp_path).train()  # from the first step again
+    assert steps() == list(range(1, 9))
 
 
 def test_the_best_checkpoint_stays_beside_the_last(
@@ -427,7 +487,7 @@ def test_the_schedule_ends_when_the_time_does_however_long_a_step_takes(
 ) -> None:
     """The clock moves after a step: when the last one ends, 90 s are over."""
     worker = timed(inputs, tmp_path, clock, seconds)
-    assert worker.step == last(tmp_path).step == steps and last(tmp_path).state()["done"]
+    assert worker.step == last(tmp_path).step == steps and last(tmp_path).manifest().done
     warmup = [0.5] + [1.0] * (steps - 1)
     spent = [min(1.0, max(0, step - 1) * seconds / 90) for step in range(steps)]
     assert rates(worker) == pytest.approx([1e-3 * w * (1 - s) for w, s in zip(warmup, spent, strict=True)])

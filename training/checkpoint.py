@@ -9,10 +9,10 @@ runs that write the same step at once write either the same bytes or two folders
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -20,11 +20,10 @@ from torch import Tensor
 from pipeline.artifacts import FileRecord
 from pipeline.config import Config, UserError
 from pipeline.storage import Location
+from training.agreement import Exchange, alone, together
 from training.model import BertConfig
 
 Tensors = dict[str, dict[str, Tensor]]  # a kind -> name of a parameter -> fp32, on the CPU
-Item = TypeVar("Item")
-Exchange = Callable[[Any], list[Any]]  # a worker's value -> those of all workers, in every one of them
 
 KINDS = ("model", "exp_avg", "exp_avg_sq")
 FOLDER = "checkpoints"
@@ -49,61 +48,75 @@ class Heldout(Config):
     loss: float
 
 
+class Standing(NamedTuple):
+    """What a checkpoint holds beside its tensors, which worker 0 writes."""
+
+    config: SavedConfig
+    state: Mapping[str, Any]
+    heldout: Heldout | None = None  # where it was evaluated at this step
+    done: bool = False  # whether it ends the training
+
+
 class CheckpointManifest(Config):
     """manifest.json: what a checkpoint promises."""
 
     step: int
     digest: str
     files: dict[str, FileRecord]
-    heldout: Heldout | None = None  # where it was evaluated at this step
+    heldout: Heldout | None = None
+    done: bool = False
 
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """A checkpoint by its digest, which covers weights and configuration: what fine-tuning hangs on."""
+    """A checkpoint by its digest, which covers weights and configuration: what fine-tuning hangs on.
+
+    What is read of it is as it was written: else UserError names the file.
+    """
 
     location: Location
     digest: str
     step: int
 
     def config(self) -> SavedConfig:
-        return SavedConfig.model_validate_json((self.location / "config.json").read_bytes())
+        return SavedConfig.model_validate_json(self._bytes("config.json"))
 
     def state(self) -> dict[str, Any]:
-        return json.loads((self.location / "state.json").read_bytes())
+        return json.loads(self._bytes("state.json"))
 
     def manifest(self) -> CheckpointManifest:
-        return CheckpointManifest.model_validate_json((self.location / _MANIFEST).read_bytes())
+        return _manifest(self.location)
 
     def weights(self) -> dict[str, Tensor]:
         """Name of a parameter -> fp32."""
-        return _read_tensors(self.location / "model.safetensors")
+        return self._tensors("model")
 
     def tensors(self) -> Tensors:
         """Weights and moments."""
-        names = [file.name for file in self.location.files() if file.suffix == ".safetensors"]
-        return {name.removesuffix(".safetensors"): _read_tensors(self.location / name) for name in names}
+        files = self.manifest().files
+        return {kind: self._tensors(kind) for kind in KINDS if f"{kind}.safetensors" in files}
 
+    def _tensors(self, kind: str) -> dict[str, Tensor]:
+        from safetensors.torch import load
 
-def alone(value: Any) -> list[Any]:
-    """Every worker's value, where there is one worker."""
-    return [value]
+        return load(self._bytes(f"{kind}.safetensors"))
+
+    def _bytes(self, name: str) -> bytes:
+        file = self.location / name
+        data = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != self.manifest().files[name].sha256:
+            raise _not_whole(file)
+        return data
 
 
 def save(
-    artifact: Location,
-    step: int,
-    tensors: Tensors,
-    config: SavedConfig | None,
-    state: Mapping[str, Any] | None,
-    heldout: Heldout | None = None,
-    exchange: Exchange = alone,
+    artifact: Location, step: int, tensors: Tensors, standing: Standing | None, exchange: Exchange = alone
 ) -> CheckpointRef:
     """Write a checkpoint under the artifact's folder; it is one once its manifest, the last file, is there.
 
-    Each of several workers writes the tensors that it gives; `config` and `state` are worker 0's, which writes the
-    manifest. All have to call it together. Raises OSError in every worker when the disk or S3 fails one of them, but
-    for the manifest's, which worker 0 alone sees.
+    Each of several workers writes the tensors that it gives, worker 0 its `standing` and the manifest as well. All have
+    to call it together. Raises OSError in every worker when the disk or S3 fails one of them, but for the manifest's,
+    which worker 0 alone sees.
     """
     from safetensors.torch import save as serialize
 
@@ -111,60 +124,46 @@ def save(
 
     def made() -> dict[str, FileRecord]:
         files.update({f"{kind}.safetensors": serialize(named) for kind, named in tensors.items()})
-        if config and state is not None:
-            files["config.json"] = config.model_dump_json(indent=1).encode()
-            files["state.json"] = json.dumps(state).encode()
+        if standing:
+            files["config.json"] = standing.config.model_dump_json(indent=1).encode()
+            files["state.json"] = json.dumps(standing.state).encode()
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         return {name: FileRecord(sha256=digests[name], bytes=len(data)) for name, data in files.items()}
 
     records = dict(sorted((name, record) for part in together(exchange, made) for name, record in part.items()))
-    manifest = CheckpointManifest(step=step, digest=_digest(records, _NAMED_BY), files=records, heldout=heldout)
+    digest, manifest = _digest(records, _NAMED_BY), None
+    if standing:
+        heldout, done = standing.heldout, standing.done
+        manifest = CheckpointManifest(step=step, digest=digest, files=records, heldout=heldout, done=done)
     folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, list(records))[:8]}"
-    _write(folder, files, manifest if config else None, exchange)
-    return CheckpointRef(folder, manifest.digest, step)
+    _write(folder, files, manifest, exchange)
+    return CheckpointRef(folder, digest, step)
 
 
 def _write(
     folder: Location, files: Mapping[str, bytes], manifest: CheckpointManifest | None, exchange: Exchange
 ) -> None:
     """This worker's files and, where it has it and all of them are there, the manifest. Raises OSError."""
-    new = False
+
+    def is_there() -> bool:
+        return manifest is not None and (folder / _MANIFEST).exists()
 
     def written() -> None:
-        nonlocal new
-        if manifest:  # one that is there is whole: an attempt before this failed at what comes after
-            new = not (folder / _MANIFEST).exists()
-        for name, data in files.items() if new or not manifest else ():
+        for name, data in files.items():
             (folder / name).write_bytes(data)
 
+    if any(together(exchange, is_there)):  # and whole: an attempt before this failed at what comes after
+        return
     try:
         together(exchange, written)
-        if manifest and new:
+        if manifest:
             (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
     except OSError:
-        if new:
+        if manifest:
             with suppress(OSError):  # a full disk wants the room back
                 (folder / _MANIFEST).delete()
                 folder.delete()
         raise
-
-
-def together(exchange: Exchange, work: Callable[[], Item]) -> list[Item]:
-    """What each worker's work returns, in all of them. Where one's has failed all raise: it its own error, the others
-    an OSError that says as much, or a RuntimeError where no new attempt would mend it."""
-    mine, error = None, None
-    try:
-        mine = work()
-    except Exception as found:  # whatever it is, the others wait
-        error = found
-    answers = exchange((mine, error and (str(error), isinstance(error, OSError))))
-    if error:
-        raise error
-    for _, failure in answers:
-        if failure:
-            text, mends = failure
-            raise OSError(text) if mends else RuntimeError(text)
-    return [value for value, _ in answers]
 
 
 def newest(artifact: Location) -> CheckpointRef | None:
@@ -173,15 +172,30 @@ def newest(artifact: Location) -> CheckpointRef | None:
     A damaged one is set aside on the way: its manifest becomes damaged.json with what is wrong, so that it counts no
     more and can still be looked at.
     """
-    for folder in reversed(_folders(artifact)):
-        try:
-            return verified(folder)
-        except UserError as error:
-            if not (folder / _MANIFEST).exists():  # another run of the same fingerprint has just pruned it
-                continue
+    return next(filter(None, map(_whole, reversed(_folders(artifact)))), None)
+
+
+def final(artifact: Location) -> CheckpointRef | None:
+    """The newest of the checkpoints that end the training: of two runs with one time budget each has its own."""
+    ended = [folder for folder, said in _manifests(_listed(artifact)).items() if said.done]
+    return next(filter(None, map(_whole, reversed(ended))), None)
+
+
+def _whole(folder: Location) -> CheckpointRef | None:
+    """A checkpoint, unless it is damaged, or another run of the same fingerprint has just pruned it."""
+    try:
+        return verified(folder)
+    except UserError as error:
+        if (folder / _MANIFEST).exists():
             (folder / _DAMAGED).write_text(json.dumps({"damaged": str(error)}))
             (folder / _MANIFEST).delete()
-    return None
+        return None
+
+
+def reference(folder: Location) -> CheckpointRef:
+    """A checkpoint's folder -> its reference. Raises UserError when it is none."""
+    said = _manifest(folder)
+    return CheckpointRef(folder, said.digest, said.step)
 
 
 def verified(folder: Location) -> CheckpointRef:
@@ -189,55 +203,75 @@ def verified(folder: Location) -> CheckpointRef:
 
     A disk or an S3 that fails to answer is no damage: its OSError is left as it is.
     """
-    try:
-        manifest = CheckpointManifest.model_validate_json((folder / _MANIFEST).read_bytes())
-    except (FileNotFoundError, ValidationError) as error:
-        raise UserError(f"{folder / _MANIFEST}: is missing or damaged; use another checkpoint") from error
-    for name, record in manifest.files.items():
+    for name, record in _manifest(folder).files.items():
         if not (folder / name).is_file() or _sha256(folder / name) != record.sha256:
-            raise UserError(f"{folder / name}: is missing or damaged; use another checkpoint")
-    return CheckpointRef(folder, manifest.digest, manifest.step)
+            raise _not_whole(folder / name)
+    return reference(folder)
+
+
+def _manifest(folder: Location) -> CheckpointManifest:
+    try:
+        return CheckpointManifest.model_validate_json((folder / _MANIFEST).read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        raise _not_whole(folder / _MANIFEST) from error
+
+
+def _not_whole(file: Location) -> UserError:
+    return UserError(f"{file}: is missing or damaged; use another checkpoint")
 
 
 def best(artifact: Location) -> CheckpointRef | None:
-    """The checkpoint with the lowest held-out loss of the last phase that has one, of those whose bytes are whole."""
-    for folder in _by_merit(artifact):
-        with suppress(UserError):  # damaged: `newest` sets it aside, should it come to that
-            return verified(folder)
-    return None
+    """The checkpoint with the lowest held-out loss of the last phase that has one, of those that are whole."""
+    return next(filter(None, map(_whole, _by_merit(_manifests(_listed(artifact))))), None)
 
 
 def prune(artifact: Location, keep: int) -> None:
-    """Delete all checkpoints but the `keep` of the highest steps and the best, and what was half-written before them.
-
-    Raises OSError when the disk or S3 does.
-    """
-    newest_ones, best_one = _folders(artifact)[-keep:], _by_merit(artifact)[:1]
-    for folder in _folders(artifact, finished=False):
-        if folder in [*newest_ones, *best_one] or (folder / _DAMAGED).exists():
+    """Delete all checkpoints but the `keep` of the highest steps, the best and those that end a training, and what was
+    half-written before them. Raises OSError when the disk or S3 does."""
+    listed = _listed(artifact)
+    manifests = _manifests(listed)
+    newest_ones = list(manifests)[-keep:]
+    kept = {*newest_ones, *_by_merit(manifests)[:1], *(folder for folder, said in manifests.items() if said.done)}
+    for folder, files in listed.items():
+        if folder in kept or _DAMAGED in files or not newest_ones:
             continue
-        if newest_ones and _order(folder) < _order(newest_ones[0]):
+        if _order(folder) < _order(newest_ones[0]):
             (folder / _MANIFEST).delete()
             folder.delete()
 
 
-def _by_merit(artifact: Location) -> list[Location]:
+def _by_merit(manifests: Mapping[Location, CheckpointManifest]) -> list[Location]:
     """The folders of checkpoints that were evaluated, the best first; of equals the newer."""
-    found: list[tuple[int, float, Location]] = []
-    for folder in reversed(_folders(artifact)):
-        with suppress(FileNotFoundError, ValidationError):  # just pruned by another run, or damaged
-            heldout = CheckpointManifest.model_validate_json((folder / _MANIFEST).read_bytes()).heldout
-            if heldout:
-                found.append((-heldout.phase, heldout.loss, folder))
+    newest_first = reversed(list(manifests.items()))
+    found = [(-said.heldout.phase, said.heldout.loss, folder) for folder, said in newest_first if said.heldout]
     return [folder for *_, folder in sorted(found, key=lambda one: one[:2])]
 
 
-def _folders(artifact: Location, finished: bool = True) -> list[Location]:
-    """The checkpoints' folders by step; also those without a manifest if not `finished`."""
+def _manifests(listed: Mapping[Location, Mapping[str, int]]) -> dict[Location, CheckpointManifest]:
+    """Those of finished checkpoints whose files are there and as long as they promise."""
+    found: dict[Location, CheckpointManifest] = {}
+    for folder, sizes in listed.items():
+        with suppress(UserError):  # half-written, just pruned by another run, or damaged
+            said = _manifest(folder)
+            if all(sizes.get(name) == record.bytes for name, record in said.files.items()):
+                found[folder] = said
+    return found
+
+
+def _folders(artifact: Location) -> list[Location]:
+    """Those of finished checkpoints, by step."""
+    return [folder for folder, files in _listed(artifact).items() if _MANIFEST in files]
+
+
+def _listed(artifact: Location) -> dict[Location, dict[str, int]]:
+    """The checkpoints' folders by step, also those half-written: the bytes of each file."""
     root = artifact / FOLDER
-    files = [file.uri.removeprefix(f"{root.uri}/").split("/") for file in root.files()]
-    names = {path[0] for path in files if _NAME.fullmatch(path[0]) and (not finished or path[-1] == _MANIFEST)}
-    return sorted((root / name for name in names), key=_order)
+    found: dict[Location, dict[str, int]] = {}
+    for path, size in root.sizes().items():
+        name, _, file = path.partition("/")
+        if _NAME.fullmatch(name):
+            found.setdefault(root / name, {})[file] = size
+    return dict(sorted(found.items(), key=lambda one: _order(one[0])))
 
 
 def _order(folder: Location) -> tuple[int, str]:
@@ -257,9 +291,3 @@ def _sha256(file: Location) -> str:
         while block := source.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _read_tensors(file: Location) -> dict[str, Tensor]:
-    from safetensors.torch import load
-
-    return load(file.read_bytes())

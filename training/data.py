@@ -160,8 +160,8 @@ def batch(rows: Rows, masking: Masking | None = None) -> Batch:
 def share(rows: Rows, rank: int, workers: int, micro_batch_size: int) -> list[Rows]:
     """A worker's micro-batches of a global batch: as many for each worker, none larger than `micro_batch_size`.
 
-    The sizes differ by one at most, so any number of workers will do. Where there are fewer rows than workers, those
-    without get a row that counts for nothing: every worker has to take part in every turn.
+    The sizes differ by one at most, so any number of workers will do. Where there are fewer rows than micro-batches,
+    those without get a row that counts for nothing: every worker has to take part in every turn.
     """
     turns = -(-len(rows) // (workers * micro_batch_size))
     by_length = np.argsort(rows.input_ids.lengths, kind="stable")

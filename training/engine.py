@@ -129,6 +129,7 @@ class Objective(nn.Module):
             )
             nsp_correct = (nsp_logits.argmax(-1) == batch.next_sentence_label).sum()
         with torch.no_grad():
+            real = batch.attention_mask * batch.counted[:, None]
             sums = (
                 mlm_loss,
                 (mlm_logits.argmax(-1) == batch.masked_lm_labels).sum(),
@@ -137,9 +138,9 @@ class Objective(nn.Module):
                 nsp_correct,
                 (batch.next_sentence_label != IGNORED).sum(),
                 batch.counted.sum(),
-                batch.attention_mask.sum(),
-                torch.tensor(batch.attention_mask.numel()),
-                batch.attention_mask.sum(1).square().sum(),
+                real.sum(),
+                torch.tensor(real.numel()),
+                real.sum(1).square().sum(),
             )
             totals = torch.stack([value.to(mlm_loss.device, torch.float64) for value in sums])
         return mlm_loss / masked + nsp_loss / labels, totals

@@ -1,6 +1,6 @@
 """rows of metrics -> a TensorBoard event file.
 
-The file is made anew from all rows with each checkpoint, as metrics.jsonl is: so each step is in it once, however often
+The file is made anew from all rows whenever metrics.jsonl is: so each step is in it once, however often
 a run was resumed, and it can lie on S3.
 """
 

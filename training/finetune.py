@@ -6,7 +6,6 @@ A finished trial and a finished variant are parts: a killed run goes on after th
 """
 
 import copy
-import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,24 +13,28 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
 from pydantic import Field
+from torch import nn
+from torch.nn import functional
 
-from pipeline.artifacts import Artifact, Manifest, Output, SourceFile
+from pipeline.artifacts import Artifact, Manifest, Output, Part, SourceFile
 from pipeline.config import Compute, UserError, identity
 from pipeline.tokenizer import load
 from training import metrics
+from training.agreement import agreed
 from training.checkpoint import CheckpointRef, SavedConfig
+from training.device import Precision, autocast, has_bf16, worker_device
+from training.model import BertForSequenceClassification, load_encoder
 from training.optim import OptimizerConfig, adamw, learning_rate_at, parameter_groups
 from training.tasks import classification
 from training.tasks.classification import ClassificationTask, Encoded, Example, Prepared, Trial
-from training.workers import Group, Tell, fit
+from training.workers import Group, Tell, fit, nodes
 
 if TYPE_CHECKING:
-    import torch
-    from numpy.typing import NDArray
     from tokenizers import Tokenizer
-
-    from training.model import BertForSequenceClassification
 
 VERSION = 2
 VARIANTS = ("pretrained", "random")
@@ -68,6 +71,13 @@ class Setup:
     def steps(self, trial: Trial) -> int:
         return trial.epochs * math.ceil(len(self.prepared.splits["train"].targets) / trial.batch_size)
 
+    def finished(self, variant: str) -> int:
+        """Steps of the variant that need not be made again."""
+        there = self.out.part(variant)
+        return sum(
+            self.steps(trial) for trial in self.config.trials if there or self.out.part(f"{variant}-{trial.name}")
+        )
+
 
 @dataclass
 class Outcome:
@@ -77,9 +87,9 @@ class Outcome:
     dev_accuracy: list[float] = field(default_factory=list)  # an epoch
     dev_loss: list[float] = field(default_factory=list)
     best_epoch: int = 0  # from 1
-    weights: "dict[str, torch.Tensor]" = field(default_factory=dict)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def add_epoch(self, accuracy: float, loss: float, model: "torch.nn.Module") -> None:
+    def add_epoch(self, accuracy: float, loss: float, model: nn.Module) -> None:
         self.dev_accuracy.append(accuracy)
         self.dev_loss.append(loss)
         if not self.best_epoch or (accuracy, -loss) > self.merit:
@@ -115,11 +125,6 @@ class Worker:
     """One worker's part of the training: it differs from the others' by `rank` alone."""
 
     def __init__(self, setup: Setup, tell: Tell) -> None:
-        import torch
-        import torch.distributed as dist
-
-        from training.device import has_bf16, worker_device
-
         self.setup, self.tell = setup, tell
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.device = worker_device()
@@ -127,21 +132,20 @@ class Worker:
         self.done = 0  # steps, of all trials
         torch.use_deterministic_algorithms(True, warn_only=self.device.type == "cuda")  # attention has none there
         wanted = setup.config.precision
-        self.bf16 = wanted == "bf16" or (wanted == "auto" and has_bf16(self.device))
-        self.autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16, enabled=self.bf16)
+        self.precision: Precision = ("bf16" if has_bf16(self.device) else "fp32") if wanted == "auto" else wanted
 
     def train_all(self) -> None:
         """Each variant that is not there yet: its trials, then the best of them on the test part."""
         out, trials = self.setup.out, self.setup.config.trials
         for variant in VARIANTS:
-            if out.part(variant):
+            if self._part(variant):
                 self.done += sum(map(self.setup.steps, trials))
                 continue
             merits: dict[Trial, tuple[float, float]] = {}
             kept: tuple[Trial, Outcome] | None = None  # the best of this attempt
             for trial in trials:
                 name = f"{variant}-{trial.name}"
-                if part := out.part(name):
+                if part := self._part(name):
                     accuracy, negative_loss = part.facts["merit"]
                     merits[trial] = (accuracy, negative_loss)
                     self.done += self.setup.steps(trial)
@@ -158,10 +162,12 @@ class Worker:
                 kept = (best, self.train(variant, best))
             self._finish(variant, *kept)
 
+    def _part(self, name: str) -> Part | None:
+        """As worker 0 finds it: another run of the same fingerprint may finish it just now."""
+        return agreed(self.setup.out.part(name) if self.rank == 0 else None)
+
     def train(self, variant: str, trial: Trial) -> Outcome:
         """One trial from its first step to its last."""
-        import torch
-
         data, seed = self.setup.prepared.splits["train"], self.setup.config.seed
         steps = self.setup.steps(trial)
         # with the correction of Adam's bias, without which some seeds fail on small sets (arXiv:2006.05987)
@@ -184,9 +190,7 @@ class Worker:
             outcome.add_epoch(*classification.accuracy_and_loss(self.predict(model, dev), dev.targets), model)
         return outcome
 
-    def _model(self, variant: str) -> "BertForSequenceClassification":
-        from training.model import BertForSequenceClassification, load_encoder
-
+    def _model(self, variant: str) -> BertForSequenceClassification:
         labels = len(self.setup.prepared.labels)
         model = BertForSequenceClassification(
             self.saved.model, self.saved.vocab_size, labels, seed=self.setup.config.seed
@@ -197,22 +201,18 @@ class Worker:
 
     def _step(
         self,
-        model: "BertForSequenceClassification",
-        optimizer: "torch.optim.Optimizer",
-        rows: "NDArray[np.int64]",
+        model: BertForSequenceClassification,
+        optimizer: torch.optim.Optimizer,
+        rows: NDArray[np.int64],
         settings: OptimizerConfig,
     ) -> float:
         """An update from the mean loss over `rows`, of which each worker takes its share; that loss."""
-        import torch
-        from torch import nn
-        from torch.nn import functional
-
         data, mine = self.setup.prepared.splits["train"], rows[self.rank :: self.workers]
         model.train()
         optimizer.zero_grad()
         loss = torch.zeros((), device=self.device)
         if len(mine):
-            with self.autocast():
+            with autocast(self.device, self.precision):
                 logits = model(*classification.batch(data, mine, self.device))
             targets = torch.from_numpy(data.targets[mine]).to(self.device)
             loss = functional.cross_entropy(logits, targets, reduction="sum") / len(rows)
@@ -224,11 +224,8 @@ class Worker:
         optimizer.step()
         return loss
 
-    def _summed(self, model: "torch.nn.Module", loss: "torch.Tensor") -> float:
+    def _summed(self, model: nn.Module, loss: torch.Tensor) -> float:
         """Add up the gradients and the loss of all workers, each of which has divided by the whole batch's size."""
-        import torch
-        import torch.distributed as dist
-
         if self.workers == 1:
             return loss.item()
         for parameter in model.parameters():
@@ -242,16 +239,13 @@ class Worker:
             gradient.copy_(values.view_as(gradient))
         return total.item()
 
-    def predict(self, model: "BertForSequenceClassification", data: Encoded) -> "NDArray[np.float32]":
+    def predict(self, model: BertForSequenceClassification, data: Encoded) -> NDArray[np.float32]:
         """The probability of each label for each example [n, labels]; the workers share the examples."""
-        import torch
-        import torch.distributed as dist
-
         order = np.argsort(data.ids.lengths, kind="stable")  # rows of like length together: little padding
         mine = order[self.rank :: self.workers]
         found = np.zeros((len(mine), len(self.setup.prepared.labels)), dtype=np.float32)
         model.eval()
-        with torch.inference_mode(), self.autocast():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             for start in range(0, len(mine), _EVAL_BATCH):
                 logits = model(*classification.batch(data, mine[start : start + _EVAL_BATCH], self.device))
                 found[start : start + _EVAL_BATCH] = logits.softmax(-1).cpu().numpy()
@@ -276,7 +270,7 @@ class Worker:
             files |= _model_files(self.setup, outcome.weights)
         facts = {
             "trial": trial._asdict(),
-            "precision": "bf16" if self.bf16 else "fp32",
+            "precision": self.precision,
             **outcome.facts(),
             "predicted": [row["predicted"] for row in predictions],
         }
@@ -300,7 +294,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def _model_files(setup: Setup, weights: "dict[str, torch.Tensor]") -> dict[str, bytes]:
+def _model_files(setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, bytes]:
     """The fine-tuned model and all that is needed to use it."""
     from safetensors.torch import save
 
@@ -326,8 +320,6 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
     for each), "examples" (some of the test part, right and wrong), "notes" (what a user should know of the start).
     Raises UserError.
     """
-    import ray
-
     checkpoint: CheckpointRef = inputs["checkpoint"]
     vocab: Artifact = inputs["vocab"]
     data: SourceFile = inputs["data"]
@@ -339,7 +331,7 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
     setup = Setup(config, prepared, examples, checkpoint, vocab, out)
     if not all(map(out.part, VARIANTS)):
         group = Group.fitting(
-            ray.cluster_resources(),
+            nodes(),
             stage=f"finetune-{config.name}",
             gpus=config.gpus,
             workers=config.workers,
@@ -347,7 +339,7 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
             without_gpus=1,
         )
         total = len(VARIANTS) * sum(map(setup.steps, config.trials))
-        fit(_work, setup, group, out, total, "steps")
+        fit(_work, setup, group, out, total, "steps", done=sum(map(setup.finished, VARIANTS)))
     facts = _facts(setup)
     out.commit("scores", {"scores.json": json.dumps(facts["scores"], indent=1, ensure_ascii=False).encode()})
     return out.finish(

@@ -1,8 +1,8 @@
 """input ids -> hidden states -> logits: BERT's encoder and its heads.
 
-Devlin et al. 2019 (arXiv:1810.04805): post-LayerNorm, learned positions, exact GELU, tied decoder. Two things are done
-for speed and leave the arithmetic as published: one matrix makes query, key and value, and the masked-LM head sees the
-masked positions alone (15 % of the rows of the costliest product).
+Devlin et al. 2019 (arXiv:1810.04805): post-LayerNorm, learned positions, exact GELU, tied decoder. What is done for
+speed leaves the arithmetic as published: one matrix makes query, key and value, the masked-LM head sees the masked
+positions alone (15 % of the rows of the costliest product), on CPUs dropout is ours and attention with it written out.
 """
 
 import hashlib
@@ -115,7 +115,7 @@ class SelfAttention(nn.Module):
             scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)  # [b, heads, s, s]
             if visible is not None:
                 scores = scores.masked_fill(~visible, -torch.inf)
-            context = self.dropout(scores.softmax(-1)) @ value
+            context = self.dropout(scores.softmax(-1)) @ value  # a softmax of bf16 adds up in fp32
         else:
             context = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
         return self.output(context.transpose(1, 2).reshape(batch, length, size))

@@ -1,35 +1,35 @@
 """examples -> a pretrained checkpoint: Ray Train runs the workers, DeepSpeed the updates, our checkpoints the restarts.
 
-A worker that dies takes its group with it; a new group goes on from the newest verified checkpoint, with as many
-workers as there is room for, and so does the same command after everything was killed, or ended by SIGTERM. A worker's
-part: training/trainer.py.
+A worker that dies takes its group with it; a new group goes on from the newest verified checkpoint (of as many workers
+as there is room for, where a range of them is given), and so does the same command after everything was killed, or
+ended by SIGTERM. A worker's part: training/trainer.py.
 """
 
 import hashlib
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import Artifact, FileRecord, Manifest, Output, SourceFile
-from pipeline.config import Compute, Config
+from pipeline.config import Compute, Config, UserError
 from pipeline.storage import Location
-from training import guards
-from training.checkpoint import CheckpointRef, best, newest, prune
+from training import events, guards
+from training.checkpoint import CheckpointRef, best, final, newest, prune
 from training.data import Examples, paired
 from training.engine import DeepSpeedConfig
-from training.events import FILE, EventFile
 from training.guards import Skip
 from training.model import BertConfig
 from training.optim import OptimizerConfig
 from training.record import lines, summary
-from training.start import starting_weights
+from training.start import starting_weights, vocabulary
 from training.trainer import Hook, Setup, work
-from training.workers import Group, fit
+from training.workers import Group, fit, nodes
 
-VERSION = 4
+VERSION = 5
 
 _Count = Annotated[int, Field(gt=0)]
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -76,7 +76,7 @@ class PretrainConfig(Config):
     eval_batches: Annotated[int, Compute, Field(gt=0)] = 16
     max_failures: Annotated[int, Compute, Field(ge=0)] = 3
     step_timeout: Annotated[float, Compute, Field(gt=0)] = 1800.0  # seconds for a step, and what is evaluated after it
-    guard_factor: Annotated[float, Field(gt=0)] | None = 20.0  # robust deviations above recent losses that are a fault
+    guard_factor: Annotated[float, Field(gt=0)] | None = 20.0  # robust deviations above recent steps that are a fault
     max_rollbacks: Annotated[int, Compute, Field(ge=0)] = 3  # of the whole run, a batch skipped for each
 
     @property
@@ -130,6 +130,11 @@ class PretrainConfig(Config):
         if budget is None:
             return self.total_steps or 0, "steps"
         return (budget / 60, "minutes") if budget >= 120 else (budget, "seconds")
+
+    def done(self, step: int, spent: float) -> float:
+        """How much of `extent` is done after so many steps, in so many seconds."""
+        budget = self.budget_seconds
+        return spent / budget * self.extent[0] if budget else step
 
     @property
     def numbers(self) -> list[int]:
@@ -210,12 +215,14 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     _check_examples(config, inputs)
     pieces, init = _pieces(inputs["vocab"]), inputs.get("init")
     examples = _examples(config, inputs)
-    notes = starting_weights(init, config.model, pieces, nsp=paired(examples)).notes if init else ()
+    notes: tuple[str, ...] = ()
+    if init:
+        notes = starting_weights(init, config.model, vocabulary(inputs["vocab"].location), nsp=paired(examples)).notes
     setup = Setup(config, tuple(examples), out.location, pieces, init)
     last = _trained(setup, on_step, out)
     state, better = last.state(), best(out.location)
     rows, skipped = state["metrics"]["rows"], [Skip(**row) for row in state["skipped"]]
-    files = {"metrics.jsonl": lines(rows), FILE: EventFile()(rows)}
+    files = {"metrics.jsonl": lines(rows), events.FILE: events.EventFile()(rows)}
     if skipped:
         files[guards.FILE] = guards.lines(skipped)
     written = _files(out.location, last) | (_files(out.location, better) if better else {})
@@ -235,13 +242,12 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
 
 def _trained(setup: Setup, on_step: Hook | None, out: Output) -> CheckpointRef:
     """The last checkpoint, after what training is still to be done."""
-    import ray
-
-    config, last = setup.config, newest(out.location)
-    if last and last.state()["done"]:
-        return last
+    if ended := final(out.location):
+        return ended
+    config, before = setup.config, newest(out.location)
+    state = before.state() if before else {"step": 0, "spent": 0.0}
     group = Group.fitting(
-        ray.cluster_resources(),
+        nodes(),
         stage="pretrain",
         gpus=config.gpus,
         workers=config.numbers or config.workers,
@@ -255,17 +261,27 @@ def _trained(setup: Setup, on_step: Hook | None, out: Output) -> CheckpointRef:
             group,
             out,
             *config.extent,
+            done=config.done(state["step"], state["spent"]),
             max_failures=config.max_failures,
             step_timeout=config.step_timeout,
             leaves=True,
             numbers=config.numbers,
         )
     except KeyboardInterrupt as end:
-        saved = newest(out.location)
-        raise KeyboardInterrupt(f"pretrain: step {saved.step} is saved" if saved else "") from end
-    last = newest(out.location)
-    assert last and last.state()["done"], "training ended without its last checkpoint"
-    return last
+        raise KeyboardInterrupt(_saved(out.location)) from end
+    if ended := final(out.location):
+        return ended
+    raise UserError(
+        f"{out.location}: another run of the same settings has taken the last checkpoint away; run it again"
+    )
+
+
+def _saved(artifact: Location) -> str:
+    """What a user who has ended the training should read."""
+    with suppress(OSError):
+        if saved := newest(artifact):
+            return f"pretrain: step {saved.step} is saved"
+    return ""
 
 
 def _path(artifact: Location, checkpoint: CheckpointRef) -> str:

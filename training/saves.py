@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from training.checkpoint import Exchange, alone, together
+from training.agreement import Exchange, alone, together
 
 _ATTEMPTS = 3
 _PAUSE = 1.0  # seconds before the second attempt
@@ -30,6 +30,10 @@ class Saves:
         self.wait()
         self._going_on = self._thread.submit(self._try, step, write, what)
 
+    def between(self, write: Callable[[], object]) -> None:
+        """Call `write` in the thread, once: what fails here the next save writes as well."""
+        self._thread.submit(write)
+
     def wait(self) -> None:
         """Return when what was begun is written, or has failed three times. Raises what no new attempt would mend."""
         going_on, self._going_on = self._going_on, None
@@ -49,4 +53,5 @@ class Saves:
             except OSError as error:
                 self.failed = f"{what} at step {step} not written ({error}), attempt {attempt}"
                 self._show(self.failed)
-                time.sleep(attempt * _PAUSE)
+                if attempt < _ATTEMPTS:
+                    time.sleep(attempt * _PAUSE)

@@ -1,7 +1,7 @@
 """One worker's part of pretraining: its steps, what it does about those at fault, when it saves and when it leaves.
 
 A step depends on nothing but the weights before it and its number, by which data, masks and dropout are keyed: the same
-machine with the same workers gives the same bits. One whose loss or gradient is at fault (training/guards.py) has
+processors with the same workers give the same bits. One whose loss or gradient is at fault (training/guards.py) has
 spoiled the weights by the time it is seen: all workers go back to the newest checkpoint, and step over that step's
 batch when they come to it again.
 """
@@ -15,41 +15,35 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+import torch.distributed as dist
+
 from pipeline.artifacts import Artifact, SourceFile
 from pipeline.config import UserError
 from pipeline.masking import mask_rules
 from pipeline.storage import Location
-from training import guards
-from training.checkpoint import (
-    KINDS,
-    CheckpointRef,
-    Exchange,
-    Heldout,
-    SavedConfig,
-    Tensors,
-    alone,
-    newest,
-    prune,
-    save,
-)
+from training import events, guards
+from training.agreement import agreed, new_exchange
+from training.checkpoint import KINDS, CheckpointRef, Heldout, SavedConfig, Standing, Tensors, newest, prune, save
 from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, paired, share
-from training.events import FILE, EventFile
+from training.device import Precision, fastest, layer_seconds, peak, processor, worker_device
+from training.engine import Engine
 from training.guards import Fault, Guard, Skip
+from training.model import BertForPreTraining
 from training.optim import LossScale, learning_rate_at, learning_rate_in_time
-from training.record import Recorder, lines, training_flops
+from training.record import Recorder, Row, lines, training_flops
 from training.saves import Saves
 from training.start import starting_weights
 from training.workers import Tell
 
 if TYPE_CHECKING:
-    from training.device import Precision
-    from training.model import BertForPreTraining
     from training.pretrain import PretrainConfig
 
 Hook = Callable[[int, int], None]  # called in each worker with its rank and the number of steps done
 
 _LONG_STEP = 2.0  # seconds, from which on a step is left between its micro-batches
 _ASK_SECONDS = 5.0  # between two looks for a notice that a node will be taken away
+_WRITE_SECONDS = 30.0  # after which metrics are written though no checkpoint is
 _HELDOUT_SEED = 0  # the same held-out examples for every run
 
 
@@ -88,22 +82,18 @@ class Worker:
         self, setup: Setup, tell: Tell, on_step: Hook | None, preempted: Callable[[], bool] = lambda: False
     ) -> None:
         """All workers ask `preempted` together now and then; it says whether a node will be taken away."""
-        import torch.distributed as dist
-
-        from training.device import peak
-        from training.engine import Engine
-
         self.setup, self.config = setup, setup.config
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.tell, self.on_step, self.preempted = tell, on_step, preempted
-        self.exchange = _exchange(self.workers)
+        self.exchange = new_exchange(self.workers)
         self.saves = Saves(lambda note: tell(self._progress(), note), self.exchange)
         self.asked, self.warned = time.monotonic(), False
+        self.written = time.monotonic()  # when the metrics were, by the clock
         self.wanted_out, self.leaving = False, False  # the driver's wish, and what all workers agreed on
         self.spent = 0.0  # seconds of training, by the clock of worker 0, up to the end of the last step
         self.step_seconds, self.loss = 0.0, math.nan  # of the last step
-        noted = guards.noted(setup.location) if self.rank == 0 else None
-        start, state = self._begin(_agreed(noted))
+        noted = guards.noted(setup.location) if self.rank == 0 else []
+        start, state = self._begin(agreed(noted))
         self.history = f"went on from step {self.step}{self._other_number(state)}" if start else ""
         self.precision: Precision = state.get("precision") or _precision(self.config)
         model = self._model(None if start else setup.init)
@@ -120,7 +110,7 @@ class Worker:
 
     def _begin(self, known: Sequence[Skip]) -> tuple[CheckpointRef | None, dict[str, Any]]:
         """Stand where the newest checkpoint does, or at the beginning; the weights are still to be loaded."""
-        start = _agreed(newest(self.setup.location) if self.rank == 0 else None)
+        start = agreed(newest(self.setup.location) if self.rank == 0 else None)
         state = start.state() if start else {}
         self.step: int = state.get("step", 0)
         self.phase: int = state.get("phase", 0)
@@ -129,8 +119,9 @@ class Worker:
         skipped = [Skip(**row) for row in state.get("skipped", [])]
         # one of a step before this that the state does not have was skipped by another run, not on the way here
         self.skipped = skipped + [skip for skip in known if skip.step > self.step and skip not in skipped]
-        self.recorder, self.events = Recorder(state.get("metrics")), EventFile()
-        self.guard = Guard(self.config.guard_factor, self.config.optimizer.warmup_steps, state.get("recent", []))
+        self.recorder, self.events = Recorder(state.get("metrics")), events.EventFile()
+        remembered = state.get("recent", ((), ()))
+        self.guard = Guard(self.config.guard_factor, self.config.optimizer.warmup_steps, remembered)
         self.heldout: Heldout | None = None  # as it was evaluated at this step
         return start, state
 
@@ -194,8 +185,11 @@ class Worker:
             **of_now,
             **self._scaling(),
             skipped=len(self.skipped),
-            peak_memory=_peak_memory(),
+            peak_memory=_peak_memory(self.engine.device),
         )
+        if self.rank == 0 and time.monotonic() - self.written > _WRITE_SECONDS:
+            self.written = time.monotonic()
+            self.saves.between(partial(self._write_metrics, list(self.recorder.rows)))
 
     def _phase_is_over(self) -> bool:
         """Whether the phase has had its steps, or the time of all up to it is over."""
@@ -250,17 +244,20 @@ class Worker:
         self.wanted_out = self.tell(self._progress(), ", ".join(filter(None, notes)))
 
     def _progress(self) -> float:
-        """How much is done, in what config.extent counts."""
-        budget = self.config.budget_seconds
-        return self.spent / budget * self.config.extent[0] if budget else self.step
+        return self.config.done(self.step, self.spent)
 
     def _between(self) -> None:
-        """Leave a long step where the driver wants it; all workers took the step before to be long, or none."""
+        """Between a long step's micro-batches: leave where the driver wants it, save when a node's end is announced.
+
+        All workers took the step before to be long, or none.
+        """
         if self.step_seconds > _LONG_STEP:
             self._tell()
-            self._agree()
+            _, warned = self._hear()
             if self.leaving:
                 raise _Left
+            if warned:
+                self._save(last=False)
 
     def _scaling(self) -> dict[str, float]:
         """What a row says of fp16: the loss scale, and the steps without an update because gradients overflowed."""
@@ -274,22 +271,24 @@ class Worker:
         self.heldout = Heldout(phase=phase, loss=loss) if math.isfinite(loss) else None
 
     def _look(self) -> bool:
-        """Agree on the time that is spent and whether to leave, as the driver wants it; whether a node's end has just
-        been announced."""
-        now, before = time.monotonic(), self.spent
-        ask = self.rank == 0 and not self.warned and now - self.asked > _ASK_SECONDS
-        asking, self.spent = self._agree(ask, now - self.since)
+        """After a step: agree on the time that is spent; whether a node's end has just been announced."""
+        before, (self.spent, warned) = self.spent, self._hear()
         self.step_seconds = self.spent - before
+        return warned
+
+    def _hear(self) -> tuple[float, bool]:
+        """Agree on whether to leave, as the driver wants it; the time by worker 0's clock, and whether a node's end has
+        just been announced."""
+        now = time.monotonic()
+        ask = self.rank == 0 and not self.warned and now - self.asked > _ASK_SECONDS
+        asking, spent = self._agree(ask, now - self.since)
         if not asking:
-            return False
+            return spent, False
         self.asked, self.warned = now, self.preempted()
-        return self.warned
+        return spent, self.warned
 
     def _agree(self, *of_worker_0: float) -> list[float]:
         """Whether to leave, and worker 0's numbers (none below 0), in every worker."""
-        import torch
-        import torch.distributed as dist
-
         mine = of_worker_0 if self.rank == 0 else [0.0] * len(of_worker_0)
         told = torch.tensor([self.wanted_out, *mine], dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(told, dist.ReduceOp.MAX)
@@ -315,10 +314,8 @@ class Worker:
             start.tensors() if start else self._first_tensors(), state.get("updates", 0), _loss_scale(state)
         )
 
-    def _model(self, init: SourceFile | None) -> "BertForPreTraining":
+    def _model(self, init: SourceFile | None) -> BertForPreTraining:
         """With random weights, or those of another model."""
-        from training.model import BertForPreTraining
-
         config, pieces, nsp = self.config, self.setup.pieces, self.setup.nsp
         model = BertForPreTraining(
             config.model,
@@ -328,14 +325,12 @@ class Worker:
             activation_checkpointing=config.activation_checkpointing,
         )
         if init:
-            found = starting_weights(init, config.model, pieces, nsp=nsp)
+            found = starting_weights(init, config.model, None, nsp=nsp)  # the driver has compared the vocabularies
             model.load_state_dict(found.weights, strict=False)  # a head that they lack stays random
         return model
 
     def _first_tensors(self) -> Tensors:
         """The engine's before its first step."""
-        import torch
-
         weights = {name: parameter.detach() for name, parameter in self._model(self.setup.init).named_parameters()}
         zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         return {"model": weights, "exp_avg": zeros, "exp_avg_sq": zeros}
@@ -344,25 +339,22 @@ class Worker:
         """Each worker writes its kinds of tensors, but for the last in the background; a fault is none of training."""
         self.saves.wait()  # or two checkpoints were in memory at once
         tensors = self.engine.tensors(KINDS[self.rank :: self.workers])
-        self.saves.begin(self.step, partial(self._write, self.step, tensors, self._state(), self.heldout))
+        standing = Standing(self._saved_config(), self._state(), self.heldout, self._done()) if self.rank == 0 else None
+        self.saves.begin(self.step, partial(self._write, self.step, tensors, standing))
         if last:
             self.saves.wait()
             if self.saves.failed and self._done():  # else the checkpoint before is there to go on from
                 raise UserError(
                     f"{self.setup.location}: the last checkpoint cannot be written ({self.saves.failed}); "
-                    "make room and run again, it goes on from the checkpoint before"
+                    "make room and run again, it goes on from the newest that is whole"
                 )
 
     def _state(self) -> dict[str, Any]:
-        from training.device import processor
-
         return {
             "step": self.step,
             "phase": self.phase,
             "first": self.first,
-            "done": self._done(),
             "spent": self.spent,
-            "samples": self.step * self.config.global_batch_size,
             "updates": self.engine.updates,
             "precision": self.precision,
             "loss_scale": self.engine.loss_scale,
@@ -374,16 +366,18 @@ class Worker:
             "skipped": [asdict(skip) for skip in self.skipped],
         }
 
-    def _write(self, step: int, tensors: Tensors, state: Mapping[str, Any], heldout: Heldout | None) -> None:
-        location, rows = self.setup.location, state["metrics"]["rows"]
-        if self.rank > 0:
-            save(location, step, tensors, None, None, None, self.exchange)
-            return
-        saved = SavedConfig(model=self.config.model, vocab_size=len(self.setup.pieces), nsp=self.setup.nsp)
-        save(location, step, tensors, saved, state, heldout, self.exchange)
-        prune(location, self.config.keep_checkpoints)
-        (location / "metrics.jsonl").write_bytes(lines(rows))
-        (location / FILE).write_bytes(self.events(rows))
+    def _saved_config(self) -> SavedConfig:
+        return SavedConfig(model=self.config.model, vocab_size=len(self.setup.pieces), nsp=self.setup.nsp)
+
+    def _write(self, step: int, tensors: Tensors, standing: Standing | None) -> None:
+        save(self.setup.location, step, tensors, standing, self.exchange)
+        if standing:
+            prune(self.setup.location, self.config.keep_checkpoints)
+            self._write_metrics(standing.state["metrics"]["rows"])
+
+    def _write_metrics(self, rows: Sequence[Row]) -> None:
+        (self.setup.location / "metrics.jsonl").write_bytes(lines(rows))
+        (self.setup.location / events.FILE).write_bytes(self.events(rows))
 
 
 def _masking(seed: int, examples: Artifact, pieces: Sequence[str]) -> Masking:
@@ -398,37 +392,10 @@ def _noise(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8], "big") >> 1
 
 
-def _exchange(workers: int) -> Exchange:
-    """For the thread that writes checkpoints, which needs a process group of its own. All workers have to call this."""
-    import torch.distributed as dist
-
-    if workers == 1:
-        return alone
-    group = dist.new_group(backend="gloo")
-
-    def exchange(value: Any) -> list[Any]:
-        found = [None] * workers
-        dist.all_gather_object(found, value, group=group)
-        return found
-
-    return exchange
-
-
-def _agreed(found: Any) -> Any:
-    """What worker 0 has found, in every worker."""
-    import torch.distributed as dist
-
-    box = [found]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
-def _peak_memory() -> int:
+def _peak_memory(device: torch.device) -> int:
     """The most bytes that this worker has held: of its GPU's memory where it has one, else of the machine's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
@@ -437,10 +404,8 @@ def _loss_scale(state: Mapping[str, Any]) -> LossScale | None:
     return LossScale(*saved) if saved else None
 
 
-def _precision(config: "PretrainConfig") -> "Precision":
+def _precision(config: "PretrainConfig") -> Precision:
     """As it is wanted; if the choice is ours, what is the fastest here."""
-    from training.device import fastest, layer_seconds, worker_device
-
     if config.precision != "auto":
         return config.precision
     device = worker_device()
