@@ -2,10 +2,11 @@
 
 `ratio` (4 layers of 256, batch 16) and `ratio_base` (BERT-base, batch 8) are over transformers as it comes (SDPA,
 AdamW, fp32), on full rows with 20 predictions; `ratio_same_precision` has both sides in bf16 on a processor that has
-it, `ratio_real` the small model on examples of books, padded to the longest of a batch on both sides. Our step
-is the engine's arithmetic with torch alone. `engine_overhead` is the share of that rate, by the clock, which the
-pretrain stage keeps through Ray and DeepSpeed on the same examples: let nothing else run beside it. The stage's workers
-have malloc keep what a step frees, which torch alone does not; `engine_overhead_same_memory` is over a step that does.
+it, `ratio_fp32` both in fp32, as on one that has not, `ratio_real` the small model on examples of books, padded to the
+longest of a batch on both sides. Our step is the engine's arithmetic with torch alone. `engine_overhead` is the share
+of that rate which the pretrain stage keeps through Ray and DeepSpeed on the same examples, by the clock from the end of
+the tenth step on, rows of metrics included: let nothing else run beside it. The stage's workers have malloc keep what a
+step frees and torch take large pages, which torch alone does not; `engine_overhead_same_memory` is over one that does.
 
 With --device cuda: BERT-base at length 128 and BERT-large at 512 on one GPU, full rows, both sides in bf16 with the
 same batch at once; sequences a second by the clock, and MFU, the share of the card's peak that the model's own products
@@ -18,10 +19,13 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -40,6 +44,7 @@ from training.record import Totals, training_flops
 from training.workers import keep_freed_memory
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
+GROUP = 64  # rows of like length together
 Step = Callable[[Batch], None]
 
 
@@ -132,17 +137,19 @@ def measure(folder: Path, repeats: int) -> dict[str, float]:
     for name, shape in (("", SMALL), ("_base", BASE)):
         full = cycle([full_rows(shape.batch)])
         sides = {"cloze": ours(shape, bf16), "transformers": theirs(shape, False), "same": theirs(shape, bf16)}
+        sides |= {"fp32": ours(shape, False)}
         rates = {side: median(rate(step, full, shape) for _ in range(repeats)) for side, step in sides.items()}
         figures |= {f"cloze{name}": rates["cloze"], f"transformers{name}": rates["transformers"]}
         figures[f"ratio{name}"] = rates["cloze"] / rates["transformers"]
         figures[f"ratio_same_precision{name}"] = rates["cloze"] / rates["same"]
+        figures[f"ratio_fp32{name}"] = rates["fp32"] / rates["transformers"]
     artifact = _examples.artifact(folder, "examples")
     real = {
         side: median(rate(step, batches(artifact, group, SMALL.batch), SMALL, steps=60) for _ in range(repeats))
-        for side, step, group in (("cloze", ours(SMALL, bf16), 64), ("transformers", theirs(SMALL, False), 1))
+        for side, step, group in (("cloze", ours(SMALL, bf16), GROUP), ("transformers", theirs(SMALL, False), 1))
     }
     figures["ratio_real"] = real["cloze"] / real["transformers"]
-    return figures | kept_by_the_engine(folder, bf16)
+    return figures | kept_by_the_engine(folder, bf16, repeats)
 
 
 def full_rows(rows: int, length: int = 128, predictions: int = 20) -> Batch:
@@ -218,10 +225,27 @@ def rate(step: Step, given: Iterator[Batch], shape: Shape, steps: int | None = N
     return 2 * sum(len(one.input_ids) for one in made[2:]) / (time.process_time() - start)
 
 
-def kept_by_the_engine(folder: Path, bf16: bool) -> dict[str, float]:
+def kept_by_the_engine(folder: Path, bf16: bool, repeats: int) -> dict[str, float]:
     """Sequences a second of the pretrain stage over those of torch alone: one process of two threads each, the same
     batches, the first ten left out."""
     from infra.launch.local import ray_session
+
+    with ray_session():
+        stage = median(of_the_stage(folder, bf16, folder / f"pretrain-{turn}") for turn in range(repeats))
+    own = get_context("spawn")  # each in a process of its own, as a worker is
+
+    def alone(keep: bool) -> float:
+        with ProcessPoolExecutor(1, own) as process:
+            return process.submit(of_torch, folder, bf16, keep).result()
+
+    plain = median(alone(False) for _ in range(repeats))
+    with patch.dict(os.environ, THP_MEM_ALLOC_ENABLE="1"):
+        same_memory = median(alone(True) for _ in range(repeats))
+    return {"engine_overhead": plain / stage, "engine_overhead_same_memory": same_memory / stage}
+
+
+def of_the_stage(folder: Path, bf16: bool, to: Path) -> float:
+    """Seconds of 50 steps."""
     from pipeline.artifacts import Output
     from pipeline.storage import Location
     from training.pretrain import PretrainConfig, run
@@ -233,30 +257,31 @@ def kept_by_the_engine(folder: Path, bf16: bool) -> dict[str, float]:
         "precision": "bf16" if bf16 else "fp32",
         "global_batch_size": SMALL.batch,
         "micro_batch_size": SMALL.batch,
+        "group_by_length": GROUP,
         "workers": 1,
         "threads": 2,
         "log_every": 10,
         "eval_batches": 1,
     }
-    config = PretrainConfig.model_validate_json(json.dumps(settings))
     inputs = {"vocab": _examples.artifact(folder, "vocab"), "examples-128": _examples.artifact(folder, "examples")}
-    with ray_session():
-        run(config, inputs, Output(Location(str(folder / "pretrain")), "pretrain", 1, "0"))
-    rows = [json.loads(line) for line in (folder / "pretrain/metrics.jsonl").read_text().splitlines()]
-    timed = [row for row in rows if row["split"] == "train"][1:]
-    seconds = sum(row["seconds"] for row in timed)
+    config = PretrainConfig.model_validate_json(json.dumps(settings))
+    run(config, inputs, Output(Location(str(to)), "pretrain", 1, "0"))
+    rows = [json.loads(line) for line in (to / "metrics.jsonl").read_text().splitlines()]
+    times = {row["step"]: row["time"] for row in rows if row["split"] == "train"}
+    return times[60] - times[10]
 
-    def alone() -> float:
-        step = ours(SMALL, bf16)
-        given = Prefetched(batches(inputs["examples-128"], config.group_by_length, SMALL.batch))
-        for warm in islice(given, 10):
-            step(warm)
-        start = time.monotonic()
-        for one in islice(given, 50):
-            step(one)
-        given.close()
-        return time.monotonic() - start
 
-    plain = alone()
-    keep_freed_memory()
-    return {"engine_overhead": plain / seconds, "engine_overhead_same_memory": alone() / seconds}
+def of_torch(folder: Path, bf16: bool, keep: bool) -> float:
+    """Seconds of 50 steps; `keep` has this process keep what a step frees."""
+    torch.set_num_threads(2)
+    if keep:
+        keep_freed_memory()
+    step = ours(SMALL, bf16)
+    given = Prefetched(batches(_examples.artifact(folder, "examples"), GROUP, SMALL.batch))
+    for warm in islice(given, 10):
+        step(warm)
+    start = time.monotonic()
+    for one in islice(given, 50):
+        step(one)
+    given.close()
+    return time.monotonic() - start
