@@ -4,8 +4,8 @@
 AdamW, fp32), on full rows with 20 predictions; `ratio_same_precision` has both sides in bf16 on a processor that has
 it, `ratio_fp32` both in fp32, as on one that has not, `ratio_real` the small model on examples of books, padded to the
 longest of a batch on both sides. Our step is the engine's arithmetic with torch alone. `engine_overhead` is the share
-of that rate which the pretrain stage keeps through Ray and DeepSpeed on the same examples, by the clock from the end of
-the tenth step on, rows of metrics included: let nothing else run beside it. The stage's workers have malloc keep what a
+of that rate which the pretrain stage keeps through Ray and DeepSpeed on the same examples, by the clock once memory
+has settled, rows of metrics included: let nothing else run beside it. The stage's workers have malloc keep what a
 step frees and torch take large pages, which torch alone does not; `engine_overhead_same_memory` is over one that does.
 
 With --device cuda: BERT-base at length 128 and BERT-large at 512 on one GPU, full rows, both sides in bf16 with the
@@ -45,6 +45,7 @@ from training.workers import keep_freed_memory
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
 GROUP = 64  # rows of like length together
+WARM, TIMED = 20, 120  # steps, until memory has settled, and then
 Step = Callable[[Batch], None]
 
 
@@ -227,7 +228,7 @@ def rate(step: Step, given: Iterator[Batch], shape: Shape, steps: int | None = N
 
 def kept_by_the_engine(folder: Path, bf16: bool, repeats: int) -> dict[str, float]:
     """Sequences a second of the pretrain stage over those of torch alone: one process of two threads each, the same
-    batches, the first ten left out."""
+    batches, the first of them left out."""
     from infra.launch.local import ray_session
 
     with ray_session():
@@ -245,14 +246,14 @@ def kept_by_the_engine(folder: Path, bf16: bool, repeats: int) -> dict[str, floa
 
 
 def of_the_stage(folder: Path, bf16: bool, to: Path) -> float:
-    """Seconds of 50 steps."""
+    """Seconds of TIMED steps."""
     from pipeline.artifacts import Output
     from pipeline.storage import Location
     from training.pretrain import PretrainConfig, run
 
     settings = {
         "model": SMALL.config(),
-        "phases": [{"max_seq_length": 128, "max_predictions_per_seq": 20, "steps": 60}],
+        "phases": [{"max_seq_length": 128, "max_predictions_per_seq": 20, "steps": WARM + TIMED}],
         "optimizer": {"learning_rate": OPTIMIZER.learning_rate},
         "precision": "bf16" if bf16 else "fp32",
         "global_batch_size": SMALL.batch,
@@ -260,7 +261,7 @@ def of_the_stage(folder: Path, bf16: bool, to: Path) -> float:
         "group_by_length": GROUP,
         "workers": 1,
         "threads": 2,
-        "log_every": 10,
+        "log_every": WARM,
         "eval_batches": 1,
     }
     inputs = {"vocab": _examples.artifact(folder, "vocab"), "examples-128": _examples.artifact(folder, "examples")}
@@ -268,20 +269,20 @@ def of_the_stage(folder: Path, bf16: bool, to: Path) -> float:
     run(config, inputs, Output(Location(str(to)), "pretrain", 1, "0"))
     rows = [json.loads(line) for line in (to / "metrics.jsonl").read_text().splitlines()]
     times = {row["step"]: row["time"] for row in rows if row["split"] == "train"}
-    return times[60] - times[10]
+    return times[WARM + TIMED] - times[WARM]
 
 
 def of_torch(folder: Path, bf16: bool, keep: bool) -> float:
-    """Seconds of 50 steps; `keep` has this process keep what a step frees."""
+    """Seconds of TIMED steps; `keep` has this process keep what a step frees."""
     torch.set_num_threads(2)
     if keep:
         keep_freed_memory()
     step = ours(SMALL, bf16)
     given = Prefetched(batches(_examples.artifact(folder, "examples"), GROUP, SMALL.batch))
-    for warm in islice(given, 10):
+    for warm in islice(given, WARM):
         step(warm)
     start = time.monotonic()
-    for one in islice(given, 50):
+    for one in islice(given, TIMED):
         step(one)
     given.close()
     return time.monotonic() - start
