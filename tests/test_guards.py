@@ -57,12 +57,13 @@ def test_a_gradient_out_of_all_proportion_is_at_fault_though_its_loss_is_not() -
     assert faults(1000.0, 1000.0, *norms) == [151, 152]
     assert faults(10.0, 0.0, 1e-6) == []  # clipping takes care of the first
     assert faults(1000.0, factor=None) == []
-    guard = Guard(20.0, 0)
-    for step in range(1, 101):
-        guard.fault(step, 3.0, 0.5)
-    assert guard.fault(101, 3.0, 2.5) is None  # though nothing has ever scattered
-    reason, value = guard.fault(102, 3.0, 60.0) or ("", 0.0)
-    assert reason == "the gradient norm is far above the median of 100 steps, 0.5" and value == 60.0
+    for factor in (2.0, 20.0):
+        guard = Guard(factor, 0)
+        for step in range(1, 101):
+            guard.fault(step, 3.0, 0.5)
+        assert guard.fault(101, 3.0, 40.0) is None  # though nothing has ever scattered
+        reason, value = guard.fault(102, 3.0, 60.0) or ("", 0.0)
+        assert reason == "the gradient norm is far above the median of 100 steps, 0.5" and value == 60.0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

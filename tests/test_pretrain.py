@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -55,6 +56,20 @@ def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(uninterr
     assert facts["checkpoint"]["heldout_loss"] == losses[8]
     assert facts["best"]["heldout_loss"] == min(losses.values())
     assert not (uninterrupted.location / "ray").exists()
+
+
+def test_what_another_run_has_trained_to_its_end_is_not_trained_again(
+    uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    """The other was killed before it could write the stage's manifest."""
+
+    def never(rank: int, step: int) -> None:
+        raise AssertionError
+
+    shutil.copytree(Path(uninterrupted.location.path, "checkpoints"), tmp_path / "checkpoints")
+    found = trained(tmp_path, inputs, config(), on_step=never)
+    assert final_checkpoint(found).digest == final_checkpoint(uninterrupted).digest
+    assert rows(found) == rows(uninterrupted)
 
 
 def test_a_killed_worker_leaves_the_same_bits_and_the_same_metrics(

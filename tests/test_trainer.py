@@ -106,6 +106,21 @@ def digest(folder: Path) -> str:
     return json.loads((folder / "manifest.json").read_bytes())["digest"]
 
 
+def test_what_another_run_has_finished_or_pruned_is_neither_written_over_nor_the_end(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "_WRITE_SECONDS", -1.0)
+    for name in ("manifest.json", "metrics.jsonl"):
+        (tmp_path / name).write_text("another's")
+    lone_worker(config(), inputs, tmp_path).train()
+    assert (tmp_path / "metrics.jsonl").read_text() == "another's"
+    gone = last(tmp_path)
+    shutil.rmtree(gone.location.path)
+    monkeypatch.setattr(trainer, "newest", lambda location: gone)
+    with pytest.raises(OSError, match="is missing or damaged"):  # after which a new group begins
+        lone_worker(config(), inputs, tmp_path)
+
+
 def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_path: Path) -> None:
     """Stopped in either phase, the run goes on inside it; masks are drawn in the first, stored in the second."""
     both = {**inputs, "examples-12": examples_artifact(tmp_path / "inputs", length=12, masked=False)}

@@ -36,6 +36,7 @@ ASKED: dict[str, Any] = {"stage": "pretrain", "gpus": "auto", "workers": None, "
         (GPU_NODE, {"workers": [2, 4]}, Group(4, 1, True)),
         ([{"CPU": 2.0, "GPU": 8.0}], {"workers": [1, 2, 4, 8]}, Group(2, 1, True)),
         (GPU_NODE, {"gpus": 2, "workers": 2}, Group(2, 1, True)),
+        ([{"CPU": 8.0}, {"CPU": 1.0, "GPU": 1.0}], {"threads": 2}, Group(1, 1, True)),
         ([*LAPTOP, *LAPTOP], {"threads": 8, "workers": 2}, Group(2, 4, False)),
         ([{"CPU": 3.0}, {"CPU": 3.0}], {"threads": 2, "workers": [1, 2, 3]}, Group(2, 2, False)),
     ],

@@ -217,7 +217,9 @@ def _manifest(folder: Location) -> CheckpointManifest:
 
 
 def _not_whole(file: Location) -> UserError:
-    return UserError(f"{file}: is missing or damaged; use another checkpoint")
+    return UserError(
+        f"{file}: is missing or damaged; use another checkpoint, or bring this one about again with --force pretrain"
+    )
 
 
 def best(artifact: Location) -> CheckpointRef | None:

@@ -5,8 +5,8 @@ by more than `factor` robust deviations over their median. Losses of batches tha
 Gaussian, for which one deviation is 1.4826 times the median distance from the median, and a few strays move neither;
 in the quickstart's 640 steps none is three of them above. Training that is about to be lost jumps by many times that.
 Gradient norms scatter by factors: it is their logarithms that are compared. As clipping takes the harm out of most that
-are large, only one that is out of all proportion is at fault. A deviation counts as one hundredth of the median loss at
-least, and a quarter of a norm, or large batches, which hardly scatter, would be judged by noise.
+are large, only one that is out of all proportion is at fault: a hundredfold at least. A loss's deviation counts as one
+hundredth of the median at least, or large batches, whose losses hardly scatter, would be judged by noise.
 """
 
 import json
@@ -22,7 +22,7 @@ FILE = "skipped.jsonl"
 _RECENT = 100  # steps
 _GAUSSIAN = 1.4826  # deviations in a median distance from the median
 _LEAST = 0.01  # of the median loss
-_LEAST_FACTOR = math.log(1.26)  # of a gradient norm: twenty of them are a hundredfold
+_LEAST_TIMES = 100  # the usual gradient norm
 _TINY = 1e-30  # a norm of nothing has no logarithm
 
 
@@ -71,9 +71,9 @@ class Guard:
         size = math.log(max(grad_norm, _TINY))
         if self._factor and step > self._warmup and len(self._losses) == _RECENT:
             middle = median(self._losses)
-            if loss > _bound(self._losses, self._factor, _LEAST * middle):
+            if loss > _bound(self._losses, self._factor, self._factor * _LEAST * middle):
                 return f"the loss is far above the median of {_RECENT} steps, {middle:.4f}", loss
-            if size > _bound(self._norms, self._factor, _LEAST_FACTOR):
+            if size > _bound(self._norms, self._factor, math.log(_LEAST_TIMES)):
                 usual = math.exp(median(self._norms))
                 return f"the gradient norm is far above the median of {_RECENT} steps, {usual:.4g}", grad_norm
         self._losses.append(loss)
@@ -82,9 +82,9 @@ class Guard:
 
 
 def _bound(recent: Sequence[float], factor: float, least: float) -> float:
-    """What is `factor` robust deviations above the median; `least` is the smallest deviation that counts."""
+    """What is `factor` robust deviations above the median, and by no less than `least`."""
     middle = median(recent)
-    return middle + factor * max(_GAUSSIAN * median(abs(value - middle) for value in recent), least)
+    return middle + max(factor * _GAUSSIAN * median(abs(value - middle) for value in recent), least)
 
 
 def place(turn: int, skipped: Iterable[int]) -> int:

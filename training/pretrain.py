@@ -220,6 +220,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
         notes = starting_weights(init, config.model, vocabulary(inputs["vocab"].location), nsp=paired(examples)).notes
     setup = Setup(config, tuple(examples), out.location, pieces, init)
     last = _trained(setup, on_step, out)
+    prune(out.location, config.keep_checkpoints)
     state, better = last.state(), best(out.location)
     rows, skipped = state["metrics"]["rows"], [Skip(**row) for row in state["skipped"]]
     files = {"metrics.jsonl": lines(rows), events.FILE: events.EventFile()(rows)}
@@ -227,7 +228,6 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
         files[guards.FILE] = guards.lines(skipped)
     written = _files(out.location, last) | (_files(out.location, better) if better else {})
     out.commit("checkpoint", files, written=written)
-    prune(out.location, config.keep_checkpoints)
     facts = {
         "checkpoint": _fact(out.location, last),
         "best": _fact(out.location, better) if better else None,

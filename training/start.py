@@ -101,7 +101,7 @@ def _check(
             f"pretrain.init: {folder} has another vocabulary ({len(their_vocab.pieces):,} pieces, this run's "
             f"{len(our_vocab.pieces):,}); set vocab.file to {file}"
         )
-    if our_vocab and our_vocab.lowercase is not None:
+    if our_vocab and our_vocab.lowercase is not None:  # an artifact's tokenizer.json always says it
         vocab_file.check(their_vocab, f"pretrain.init: {folder}", our_vocab.lowercase, our_vocab.strip_accents)
     for name in _SHAPE:
         if getattr(theirs, name) != getattr(ours, name):

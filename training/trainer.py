@@ -23,7 +23,7 @@ from pipeline.config import UserError
 from pipeline.masking import mask_rules
 from pipeline.storage import Location
 from training import events, guards
-from training.agreement import agreed, new_exchange
+from training.agreement import Item, agreed, new_exchange
 from training.checkpoint import KINDS, CheckpointRef, Heldout, SavedConfig, Standing, Tensors, newest, prune, save
 from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, paired, share
 from training.device import Precision, fastest, layer_seconds, peak, processor, worker_device
@@ -106,12 +106,12 @@ class Worker:
         )
         self.peak = peak(self.engine.device, self.precision)
         if start:
-            self.engine.load(start.tensors(), state["updates"], _loss_scale(state))
+            self.engine.load(_read(start.tensors), state["updates"], _loss_scale(state))
 
     def _begin(self, known: Sequence[Skip]) -> tuple[CheckpointRef | None, dict[str, Any]]:
         """Stand where the newest checkpoint does, or at the beginning; the weights are still to be loaded."""
         start = agreed(newest(self.setup.location) if self.rank == 0 else None)
-        state = start.state() if start else {}
+        state = _read(start.state) if start else {}
         self.step: int = state.get("step", 0)
         self.phase: int = state.get("phase", 0)
         self.first: int = state.get("first", 0)  # steps before this phase
@@ -311,7 +311,7 @@ class Worker:
         start, state = self._begin(known)
         self.history = f"went back to step {self.step}, {len(self.skipped)} batches skipped"
         self.engine.load(
-            start.tensors() if start else self._first_tensors(), state.get("updates", 0), _loss_scale(state)
+            _read(start.tensors) if start else self._first_tensors(), state.get("updates", 0), _loss_scale(state)
         )
 
     def _model(self, init: SourceFile | None) -> BertForPreTraining:
@@ -336,7 +336,8 @@ class Worker:
         return {"model": weights, "exp_avg": zeros, "exp_avg_sq": zeros}
 
     def _save(self, last: bool) -> None:
-        """Each worker writes its kinds of tensors, but for the last in the background; a fault is none of training."""
+        """Each worker writes its kinds of tensors, in the background unless it is the last thing that the workers do; a
+        fault is none of training."""
         self.saves.wait()  # or two checkpoints were in memory at once
         tensors = self.engine.tensors(KINDS[self.rank :: self.workers])
         standing = Standing(self._saved_config(), self._state(), self.heldout, self._done()) if self.rank == 0 else None
@@ -376,6 +377,8 @@ class Worker:
             self._write_metrics(standing.state["metrics"]["rows"])
 
     def _write_metrics(self, rows: Sequence[Row]) -> None:
+        if (self.setup.location / "manifest.json").exists():  # another run of the same fingerprint has finished it
+            return
         (self.setup.location / "metrics.jsonl").write_bytes(lines(rows))
         (self.setup.location / events.FILE).write_bytes(self.events(rows))
 
@@ -385,6 +388,15 @@ def _masking(seed: int, examples: Artifact, pieces: Sequence[str]) -> Masking:
     made_with = examples.manifest.config
     names = ("masked_lm_prob", "max_predictions_per_seq", "mask_unit")
     return Masking(seed, mask_rules(pieces, *(made_with[name] for name in names)))
+
+
+def _read(what: Callable[[], Item]) -> Item:
+    """Of a checkpoint that was whole a moment ago. Raises OSError where another run has pruned it since: the next group
+    of workers looks for the newest anew."""
+    try:
+        return what()
+    except UserError as error:
+        raise OSError(str(error)) from error
 
 
 def _noise(seed: int, step: int, rank: int) -> int:

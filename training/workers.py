@@ -2,7 +2,7 @@
 
 The driver and its workers meet at a board, an actor: worker 0 writes there how far it is and reads whether the driver
 wants it to leave; the driver ends workers of which nothing is heard any more. After any failure it starts a new group,
-of as many workers as there is room for then.
+where a range is given of as many workers as there is room for then.
 """
 
 import ctypes
@@ -56,8 +56,9 @@ class Group(NamedTuple):
         asked for: Ray itself would wait for ever.
         """
         found = int(sum(node.get("GPU", 0) for node in nodes))
-        threads = max(1, min(threads, int(max(node.get("CPU", 0) for node in nodes))))
         asked = found if gpus == "auto" else gpus
+        cores = (node.get("CPU", 0) for node in nodes if not asked or node.get("GPU", 0))
+        threads = max(1, min(threads, int(max(cores, default=0))))
         room = places(nodes, threads, asked > 0)
         if isinstance(workers, Sequence):
             workers = largest(workers, room)
