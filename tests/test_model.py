@@ -76,19 +76,19 @@ def their_labels(batch):
     return labels.view_as(batch["input_ids"])
 
 
-def close_gradients(model, theirs):
+def assert_gradients_close(model, theirs):
     gradients = ours({name: parameter.grad for name, parameter in theirs.named_parameters()})
     mine = dict(model.named_parameters())
     assert gradients.keys() == mine.keys()
     for name, parameter in mine.items():
-        close(parameter.grad, gradients[name])
+        assert_close(parameter.grad, gradients[name])
 
 
 def encoder_input(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
 
 
-def close(left: Tensor, right: Tensor) -> None:
+def assert_close(left: Tensor, right: Tensor) -> None:
     torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
 
 
@@ -97,8 +97,8 @@ def test_hidden_states_equal_those_of_transformers(pair, batch):
     hidden, pooled = model.bert(**encoder_input(batch))
     expected = theirs.bert(**encoder_input(batch))
     real = batch["attention_mask"].bool()
-    close(hidden[real], expected.last_hidden_state[real])
-    close(pooled, expected.pooler_output)
+    assert_close(hidden[real], expected.last_hidden_state[real])
+    assert_close(pooled, expected.pooler_output)
     # the comparison sees padding: without the mask the same weights give other states
     unmasked, _ = model.bert(batch["input_ids"], batch["token_type_ids"], torch.ones_like(batch["attention_mask"]))
     assert (unmasked[real] - expected.last_hidden_state[real]).abs().max() > 1e-2
@@ -113,19 +113,19 @@ def test_logits_losses_and_every_gradient_equal_those_of_transformers(pair, batc
 
     expected = theirs(**encoder_input(batch))
     their_mlm = expected.prediction_logits.flatten(0, 1)[batch["positions"]]
-    close(mlm, their_mlm)
-    close(nsp, expected.seq_relationship_logits)
-    close(mlm_loss, functional.cross_entropy(their_mlm, batch["labels"]))
-    close(nsp_loss, functional.cross_entropy(expected.seq_relationship_logits, batch["next_sentence_label"]))
+    assert_close(mlm, their_mlm)
+    assert_close(nsp, expected.seq_relationship_logits)
+    assert_close(mlm_loss, functional.cross_entropy(their_mlm, batch["labels"]))
+    assert_close(nsp_loss, functional.cross_entropy(expected.seq_relationship_logits, batch["next_sentence_label"]))
 
     whole = theirs(
         **encoder_input(batch),
         labels=their_labels(batch),
         next_sentence_label=batch["next_sentence_label"],
     )
-    close(mlm_loss + nsp_loss, whole.loss)
+    assert_close(mlm_loss + nsp_loss, whole.loss)
     whole.loss.backward()
-    close_gradients(model, theirs)
+    assert_gradients_close(model, theirs)
 
 
 def test_of_masked_lm_alone_loss_and_every_gradient_equal_those_of_transformers(batch):
@@ -138,10 +138,10 @@ def test_of_masked_lm_alone_loss_and_every_gradient_equal_those_of_transformers(
     loss = functional.cross_entropy(mlm, batch["labels"])
     loss.backward()
     expected = theirs(**encoder_input(batch), labels=their_labels(batch))
-    close(mlm, expected.logits.flatten(0, 1)[batch["positions"]])
-    close(loss, expected.loss)
+    assert_close(mlm, expected.logits.flatten(0, 1)[batch["positions"]])
+    assert_close(loss, expected.loss)
     expected.loss.backward()
-    close_gradients(model, theirs)
+    assert_gradients_close(model, theirs)
     for name, parameter in model.named_parameters():
         assert parameter.grad.any(), name  # nothing is there that does not learn
 
@@ -151,14 +151,14 @@ def test_classifier_equals_that_of_transformers(batch):
     theirs = TheirClassifier(their_config(num_labels=5)).eval()
     model = BertForSequenceClassification(CONFIG, VOCAB, num_labels=5).eval()
     model.load_state_dict(ours(theirs.state_dict()))
-    close(model(**encoder_input(batch)), theirs(**encoder_input(batch)).logits)
+    assert_close(model(**encoder_input(batch)), theirs(**encoder_input(batch)).logits)
 
 
 def test_padding_changes_nothing_at_the_real_positions(pair, batch):
     model, _ = pair
     padded, _ = model.bert(**encoder_input(batch))
     alone, _ = model.bert(**{name: tensor[3:, :7] for name, tensor in encoder_input(batch).items()})
-    close(padded[3:, :7], alone)
+    assert_close(padded[3:, :7], alone)
 
 
 def test_weights_start_from_the_truncated_normal_of_bert():
@@ -340,4 +340,4 @@ def test_attention_with_dropout_is_the_same_but_for_what_is_dropped(pair, batch)
         for module in changed:
             module.probability = 0.0
     real = batch["attention_mask"].bool()
-    close(hidden[real], expected[real])
+    assert_close(hidden[real], expected[real])

@@ -89,24 +89,20 @@ class CheckpointRef:
 
     def weights(self) -> dict[str, Tensor]:
         """Name of a parameter -> fp32."""
-        return self._tensors("model")
+        return self._tensors("model")["model"]
 
     def tensors(self) -> Tensors:
         """Weights and moments."""
-        files = self.manifest().files
-        return {kind: self._tensors(kind) for kind in KINDS if f"{kind}.safetensors" in files}
+        return self._tensors(*KINDS)
 
-    def _tensors(self, kind: str) -> dict[str, Tensor]:
+    def _tensors(self, *kinds: str) -> Tensors:
         from safetensors.torch import load
 
-        return load(self._bytes(f"{kind}.safetensors"))
+        files, names = self.manifest().files, {kind: f"{kind}.safetensors" for kind in kinds}
+        return {kind: load(_bytes(self.location / name, files[name])) for kind, name in names.items() if name in files}
 
     def _bytes(self, name: str) -> bytes:
-        file = self.location / name
-        data = file.read_bytes() if file.is_file() else b""
-        if hashlib.sha256(data).hexdigest() != self.manifest().files[name].sha256:
-            raise _not_whole(file)
-        return data
+        return _bytes(self.location / name, self.manifest().files[name])
 
 
 def save(
@@ -198,15 +194,24 @@ def reference(folder: Location) -> CheckpointRef:
     return CheckpointRef(folder, said.digest, said.step)
 
 
+def _bytes(file: Location, record: FileRecord) -> bytes:
+    """A file of a checkpoint. Raises UserError when it is not as it was written."""
+    data = file.read_bytes() if file.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise _not_whole(file)
+    return data
+
+
 def verified(folder: Location) -> CheckpointRef:
     """A checkpoint's folder -> its reference. Raises UserError naming the file that is missing or not as written.
 
     A disk or an S3 that fails to answer is no damage: its OSError is left as it is.
     """
-    for name, record in _manifest(folder).files.items():
+    said = _manifest(folder)
+    for name, record in said.files.items():
         if not (folder / name).is_file() or _sha256(folder / name) != record.sha256:
             raise _not_whole(folder / name)
-    return reference(folder)
+    return CheckpointRef(folder, said.digest, said.step)
 
 
 def _manifest(folder: Location) -> CheckpointManifest:
