@@ -6,7 +6,7 @@ from small_examples import alone  # noqa: F401 (a fixture)
 
 from training import device
 from training.device import Precision, fastest, has_bf16, layer_seconds, peak, sheet_flops
-from training.model import BertConfig
+from training.model import BertConfig, Layer
 
 CPU = torch.device("cpu")
 SHAPE = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
@@ -29,6 +29,24 @@ def test_bf16_has_to_be_clearly_faster(full: float, half: float, chosen: str) ->
 def test_a_layer_is_timed_in_each_precision() -> None:
     full, half = layer_seconds(SHAPE, CPU, ("fp32", "bf16"))
     assert 0 < full < 1 and 0 < half < 1
+
+
+def test_a_processor_times_with_one_thread_and_trains_with_as_many_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+
+    class Watched(Layer):
+        def forward(self, hidden: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return super().forward(hidden, visible)
+
+    monkeypatch.setattr(device, "Layer", Watched)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        layer_seconds(SHAPE, CPU, ("fp32", "bf16"))
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_precision_that_is_hopeless_costs_no_more_than_a_small_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,8 +127,19 @@ def layer_seconds(config: BertConfig, device: torch.device, precisions: Sequence
     """The median time of one encoder layer, forward and backward, in each precision.
 
     The precisions take turns, so that what else the machine does falls on all of them; it ends after about a second.
-    Where a small product alone shows one of them to be hopeless, the times are those of that product.
+    A processor works with one thread: several spin while they wait for each other, and where something else has one
+    of their cores that waiting is most of what would be timed. Where a small product alone shows one of the precisions
+    to be hopeless, the times are those of that product.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _layer_seconds(config, device, precisions)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _layer_seconds(config: BertConfig, device: torch.device, precisions: Sequence[Precision]) -> list[float]:
     small = [_product_seconds((64, config.hidden_size), device, DTYPES[precision]) for precision in precisions]
     if max(small) > _HOPELESS * min(small):
         return small
