@@ -23,7 +23,6 @@ QUICKSTART = "configs/quickstart.yaml"
 SHORTER = [
     "pretrain.phases.0.steps=20",
     "pretrain.phases.1.steps=6",
-    "pretrain.precision=fp32",  # auto is found by timing: two fresh runs need not choose the same
     "pretrain.checkpoint_every=5",
     "pretrain.eval_every=10",
     "pretrain.eval_batches=2",

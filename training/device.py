@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from training.model import BertConfig, Layer
+from training.products import linear
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -37,7 +38,7 @@ _PRODUCT = {"cpu": 1024, "cuda": 8192}  # rows and columns of what is multiplied
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _CLEARLY = 1.1  # times as fast: what is less is not worth the rounding
 _LENGTH = 128
-_SEQUENCES = {"cpu": 1, "cuda": 64}  # which are timed: enough to keep the device busy
+_SEQUENCES = {"cpu": 8, "cuda": 64}  # which are timed: so many that casting the weights is little beside them
 _TURNS, _SECONDS = 9, 1.0
 _HOPELESS = 8  # times as slow: without instructions for bf16 some processors are a hundred times
 
@@ -126,10 +127,10 @@ def fastest(device: torch.device, seconds: Callable[[Sequence[Precision]], Seque
 def layer_seconds(config: BertConfig, device: torch.device, precisions: Sequence[Precision]) -> list[float]:
     """The median time of one encoder layer, forward and backward, in each precision.
 
-    The precisions take turns, so that what else the machine does falls on all of them; it ends after about a second.
-    A processor works with one thread: several spin while they wait for each other, and where something else has one
-    of their cores that waiting is most of what would be timed. Where a small product alone shows one of the precisions
-    to be hopeless, the times are those of that product.
+    The precisions take turns, at least two, so that what else the machine does falls on all of them; it ends after
+    about a second. A processor works with one thread: several spin while they wait for each other, and where something
+    else has one of their cores that waiting is most of what would be timed. Where a small product alone shows one of
+    the precisions to be hopeless, the times are those of that product.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -154,9 +155,9 @@ def _layer_seconds(config: BertConfig, device: torch.device, precisions: Sequenc
         layer.zero_grad()
 
     turns = list[list[float]]()
-    while len(turns) < _TURNS and sum(map(sum, turns)) < _SECONDS:
+    while len(turns) < 2 or (len(turns) < _TURNS and sum(map(sum, turns)) < _SECONDS):
         turns.append([_seconds(device, lambda precision=precision: work(precision)) for precision in precisions])
-    return [median(column) for column in zip(*(turns[1:] or turns), strict=True)]  # the first one also warms up
+    return [median(column) for column in zip(*turns[1:], strict=True)]  # the first one also warms up
 
 
 def _product_seconds(shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> float:
@@ -165,7 +166,7 @@ def _product_seconds(shape: tuple[int, int], device: torch.device, dtype: torch.
     one, other = (torch.randn(rows, shape[1], device=device).to(dtype) for rows in shape)
     found = list[float]()
     while len(found) < 3 and sum(found) < _SECONDS / 4:
-        found.append(_seconds(device, lambda: one @ other))
+        found.append(_seconds(device, lambda: linear(one, other)))
     return min(found)
 
 

@@ -36,7 +36,7 @@ from training.workers import Group, Tell, fit, nodes
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VERSION = 2
+VERSION = 3
 VARIANTS = ("pretrained", "random")
 
 _NO_POOLER = (

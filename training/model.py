@@ -2,7 +2,8 @@
 
 Devlin et al. 2019 (arXiv:1810.04805): post-LayerNorm, learned positions, exact GELU, tied decoder. What is done for
 speed leaves the arithmetic as published: one matrix makes query, key and value, the masked-LM head sees the masked
-positions alone (15 % of the rows of the costliest product), on CPUs dropout is ours and attention with it written out.
+positions alone (15 % of the rows of the costliest product), on CPUs dropout is ours and attention with it written out,
+and products in fp32 take the faster of torch's two libraries (products.py).
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Config
+from training.products import Linear, linear
 
 _VOCAB_MULTIPLE = {"cuda": 64}  # rows of the decoder that tensor cores want a multiple of, by the kind of device
 
@@ -103,8 +105,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = config.num_attention_heads
         self.dropout = Dropout(config.attention_probs_dropout_prob)
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.output = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
         batch, length, size = hidden.shape
@@ -128,8 +130,8 @@ class Layer(nn.Module):
         super().__init__()
         self.attention = SelfAttention(config)
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.intermediate = Linear(config.hidden_size, config.intermediate_size)
+        self.output = Linear(config.intermediate_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -153,7 +155,7 @@ class BertModel(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.embeddings = Embeddings(config, vocab_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pooler else None
+        self.pooler = Linear(config.hidden_size, config.hidden_size) if pooler else None
 
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None
@@ -179,7 +181,7 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, config: BertConfig, vocab_size: int) -> None:
         super().__init__()
-        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.transform = Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
@@ -187,7 +189,7 @@ class MaskedLMHead(nn.Module):
         hidden, bias, vocab_size = self.norm(functional.gelu(self.transform(hidden))), self.bias, len(self.bias)
         if short := -vocab_size % _VOCAB_MULTIPLE.get(hidden.device.type, 1):
             word_embeddings, bias = functional.pad(word_embeddings, (0, 0, 0, short)), functional.pad(bias, (0, short))
-        logits = functional.linear(hidden, word_embeddings, bias)[:, :vocab_size]
+        logits = linear(hidden, word_embeddings, bias)[:, :vocab_size]
         return logits.float()  # before the softmax: a loss over bf16 logits is quantised to 1/128
 
 
@@ -210,7 +212,7 @@ class BertForPreTraining(nn.Module):
         super().__init__()
         self.bert = BertModel(config, vocab_size, pooler=nsp, activation_checkpointing=activation_checkpointing)
         self.mlm = MaskedLMHead(config, vocab_size)
-        self.nsp = nn.Linear(config.hidden_size, 2) if nsp else None
+        self.nsp = Linear(config.hidden_size, 2) if nsp else None
         initialize(self, config.initializer_range, seed)
 
     def forward(
@@ -233,7 +235,7 @@ class BertForSequenceClassification(nn.Module):
         super().__init__()
         self.bert = BertModel(config, vocab_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        self.classifier = Linear(config.hidden_size, num_labels)
         initialize(self, config.initializer_range, seed)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -1,0 +1,104 @@
+"""Products in fp32 by oneDNN: torch's own results and gradients, on AMD's processors with AVX-512 alone."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from training import products
+from training.products import Linear, linear
+
+x86 = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Whatever the processor; the strides of the weights that it multiplies with."""
+    strides = list[tuple[int, ...]]()
+    multiply = products._multiply
+
+    def watched(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        strides.append(tuple(sorted(weight.stride())))
+        return multiply(rows, weight, bias)
+
+    monkeypatch.setattr(products, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "_multiply", watched)
+    return strides
+
+
+def rows(kind: str) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(1)
+    return {
+        "a batch": torch.randn(3, 7, 24, generator=draw),
+        "rows": torch.randn(5, 24, generator=draw),
+        "one row": torch.randn(1, 24, generator=draw),
+        "one vector": torch.randn(24, generator=draw),
+        "every other row": torch.randn(10, 24, generator=draw)[::2],
+        "first of each": torch.randn(5, 7, 24, generator=draw)[:, 0],
+        "turned": torch.randn(24, 6, generator=draw).t(),
+        "turned batch": torch.randn(3, 24, 7, generator=draw).transpose(1, 2),
+        "no row": torch.randn(0, 24),
+    }[kind]
+
+
+@x86
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "a batch",
+        "rows",
+        "one row",
+        "one vector",
+        "every other row",
+        "first of each",
+        "turned",
+        "turned batch",
+        "no row",
+    ],
+)
+def test_outputs_and_gradients_are_torchs(kind: str, bias: bool, onednn: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(24, 40, bias=bias)
+    found = list[list[torch.Tensor | None]]()
+    for multiply in (functional.linear, linear):
+        given = rows(kind).requires_grad_()
+        layer.zero_grad()
+        output = multiply(given, layer.weight, layer.bias)
+        (output * torch.linspace(-1, 1, 40)).sum().backward()
+        found.append([output, given.grad, layer.weight.grad, layer.bias.grad if bias else None])
+    for theirs, ours in zip(*found, strict=True):
+        assert (theirs is None) == (ours is None)
+        if theirs is not None and ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert len(onednn) == (0 if kind == "no row" else 3)
+    assert set(onednn) <= {(1, 24), (1, 40)}  # no gaps: with them it is hundreds of times slower
+
+
+@x86
+def test_what_needs_no_gradient_costs_no_product(onednn: list[tuple[int, ...]]) -> None:
+    layer = Linear(24, 40)
+    layer.weight.requires_grad_(False)
+    layer(rows("rows")).sum().backward()
+    assert len(onednn) == 1 and layer.weight.grad is None and layer.bias.grad is not None
+
+
+@x86
+def test_sixteen_bits_and_doubles_stay_with_torch(onednn: list[tuple[int, ...]]) -> None:
+    layer, given = Linear(24, 40), rows("rows")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(given).dtype == torch.bfloat16
+    assert layer.double()(given.double()).dtype == torch.float64
+    assert not onednn
+
+
+@pytest.mark.parametrize(
+    ("name", "instructions", "faster"),
+    [("AMD EPYC 9R14", "AVX512", True), ("AMD EPYC 7R13", "AVX2", False), ("Intel Xeon", "AVX512", False)],
+)
+def test_onednn_multiplies_where_mkl_leaves_avx512_out(
+    name: str, instructions: str, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
+    assert products._onednn_is_faster.__wrapped__() is faster
