@@ -127,10 +127,10 @@ def fastest(device: torch.device, seconds: Callable[[Sequence[Precision]], Seque
 def layer_seconds(config: BertConfig, device: torch.device, precisions: Sequence[Precision]) -> list[float]:
     """The median time of one encoder layer, forward and backward, in each precision.
 
-    The precisions take turns, at least two, so that what else the machine does falls on all of them; it ends after
-    about a second. A processor works with one thread: several spin while they wait for each other, and where something
-    else has one of their cores that waiting is most of what would be timed. Where a small product alone shows one of
-    the precisions to be hopeless, the times are those of that product.
+    The precisions take turns, so that what else the machine does falls on all of them; it ends after about a second,
+    or after three turns where they take longer. On a CPU all is timed on one thread: several spin while they wait for
+    each other, and where something else has one of their cores that waiting is most of what would be timed. Where a
+    small product alone shows one of the precisions to be hopeless, the times are those of that product.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -155,7 +155,7 @@ def _layer_seconds(config: BertConfig, device: torch.device, precisions: Sequenc
         layer.zero_grad()
 
     turns = list[list[float]]()
-    while len(turns) < 2 or (len(turns) < _TURNS and sum(map(sum, turns)) < _SECONDS):
+    while len(turns) < 3 or (len(turns) < _TURNS and sum(map(sum, turns)) < _SECONDS):
         turns.append([_seconds(device, lambda precision=precision: work(precision)) for precision in precisions])
     return [median(column) for column in zip(*turns[1:], strict=True)]  # the first one also warms up
 

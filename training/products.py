@@ -48,12 +48,11 @@ class _Product(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         of_rows, of_weight, of_bias = ctx.needs_input_grad
         flat = gradient.reshape(-1, gradient.shape[-1])
-        turned = (
-            rows.reshape(-1, rows.shape[-1]).contiguous().t()
-        )  # of rows with gaps oneDNN is hundreds of times slower
+        # oneDNN takes its second factor as it lies: with gaps in it, it is hundreds of times slower
+        second = rows.reshape(-1, rows.shape[-1]).contiguous().t()
         return (
             _multiply(gradient, weight.t()) if of_rows else None,
-            _multiply(flat.t(), turned) if of_weight else None,
+            _multiply(flat.t(), second) if of_weight else None,
             flat.sum(0) if of_bias else None,
         )
 

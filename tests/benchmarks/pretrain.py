@@ -2,8 +2,9 @@
 
 `ratio` (4 layers of 256, batch 16) and `ratio_base` (BERT-base, batch 8) are over transformers as it comes (SDPA,
 AdamW, fp32), on full rows with 20 predictions; `ratio_same_precision` has both sides in bf16 on a processor that has
-it, `ratio_fp32` both in fp32 (ATEN_CPU_CAPABILITY=avx2 has torch do without AVX-512), `ratio_real` the small model on
-examples of books, padded to the longest of a batch on both sides. Our step is the engine's arithmetic with torch alone.
+it, `ratio_fp32` both in fp32 (with ATEN_CPU_CAPABILITY=avx2 our products stay with MKL, as on a processor without
+AVX-512), `ratio_real` the small model on examples of books, padded to the longest of a batch on both sides. Our step is
+the engine's arithmetic with torch alone.
 `engine_overhead` is the share of that rate which the pretrain stage keeps through Ray and DeepSpeed on the same
 examples, by the clock once memory has settled, rows of metrics included: let nothing else run beside it. The stage's
 workers have malloc keep what a step frees and torch take large pages, which torch alone does not;
