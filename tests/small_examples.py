@@ -20,18 +20,16 @@ _ROW_GROUP = 4
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A process group of this process, for training without Ray. DeepSpeed holds on to the first: it stays."""
-    import torch
     import torch.distributed as dist
+
+    from training.device import cpu_threads
 
     if not dist.is_initialized():
         store = tmp_path_factory.mktemp("alone") / "store"
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with cpu_threads(1), pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCAL_RANK", "0")
         yield
-    torch.set_num_threads(threads)
 
 
 PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"piece{number}" for number in range(VOCAB_SIZE - 5)))

@@ -5,7 +5,7 @@ import torch
 from small_examples import alone  # noqa: F401 (a fixture)
 
 from training import device
-from training.device import Precision, fastest, has_bf16, layer_seconds, peak, sheet_flops
+from training.device import Precision, cpu_threads, fastest, has_bf16, layer_seconds, peak, sheet_flops
 from training.model import BertConfig, Layer
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ SHAPE = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, i
 
 def test_bf16_is_found_by_the_processors_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, fast in (("fpu avx512_bf16 sse", True), ("amx_bf16", True), ("fpu avx512f avx512_bf16x", False)):
-        monkeypatch.setattr(device, "_cpuinfo", lambda key, flags=flags: flags)
+        monkeypatch.setattr(device, "cpuinfo", lambda key, flags=flags: flags)
         assert has_bf16(CPU) is fast
 
 
@@ -40,13 +40,9 @@ def test_a_processor_times_with_one_thread_and_trains_with_as_many_as_before(mon
             return super().forward(hidden, visible)
 
     monkeypatch.setattr(device, "Layer", Watched)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with cpu_threads(2):
         layer_seconds(SHAPE, CPU, ("fp32", "bf16"))
         assert set(seen) == {1} and torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_a_precision_that_is_hopeless_costs_no_more_than_a_small_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from pipeline.storage import Location
 from pipeline.tokenizer import SPECIAL_TOKENS, build, load, transformers_config
 from training import checkpoint
 from training.checkpoint import SavedConfig
+from training.device import cpu_threads
 from training.finetune import VARIANTS, FinetuneConfig, Setup, Worker, run, thinned
 from training.model import BertConfig, BertForPreTraining, BertForSequenceClassification
 from training.tasks import classification
@@ -99,10 +100,9 @@ def output(folder: Path) -> Output:
 
 def trained_here(settings: FinetuneConfig, inputs: Inputs, folder: Path) -> Output:
     """Both variants, trained in this process on one thread."""
-    out, threads = output(folder), torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    Worker(setup(settings, inputs, out), Silent).train_all()
-    torch.set_num_threads(threads)
+    out = output(folder)
+    with cpu_threads(settings.threads):
+        Worker(setup(settings, inputs, out), Silent).train_all()
     torch.use_deterministic_algorithms(False)
     return out
 

@@ -12,7 +12,6 @@ from transformers import BertForMaskedLM as TheirMaskedLM
 from transformers import BertForPreTraining as TheirBert
 from transformers import BertForSequenceClassification as TheirClassifier
 
-from training import model as model_file
 from training.hub import ours
 from training.model import (
     _VOCAB_MULTIPLE,
@@ -191,7 +190,7 @@ def test_weights_depend_on_the_seed_alone():
 def test_a_vocabulary_padded_for_tensor_cores_gives_the_same_logits_and_gradients(batch, monkeypatch):
     """211 pieces are padded to 256 where the products happen; the weights stay as they are."""
     found, shapes = [], []
-    monkeypatch.setattr(model_file, "linear", lambda *given: shapes.append(given[1].shape) or linear(*given))
+    monkeypatch.setattr("training.model.linear", lambda *given: shapes.append(given[1].shape) or linear(*given))
     for multiple in (1, 64):
         monkeypatch.setitem(_VOCAB_MULTIPLE, "cpu", multiple)
         model = BertForPreTraining(CONFIG, VOCAB, seed=1)

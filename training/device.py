@@ -3,14 +3,15 @@
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from training.cpuinfo import cpuinfo
 from training.model import BertConfig, Layer
 from training.products import linear
 
@@ -54,18 +55,23 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the GPU, or the processor, has instructions for bf16; most that have not lose time by it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return not _BF16_FLAGS.isdisjoint(_cpuinfo("flags").split())
+    return not _BF16_FLAGS.isdisjoint(cpuinfo("flags").split())
 
 
 def processor(device: torch.device) -> str:
     """The name of the GPU, or of the processor, that does the work."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpuinfo("model name") or "CPU"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpuinfo("model name") or "CPU"
 
 
-def _cpuinfo(key: str) -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Have torch compute with so many threads of the processor, and with as many as before after that."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Peak(NamedTuple):
@@ -124,6 +130,7 @@ def fastest(device: torch.device, seconds: Callable[[Sequence[Precision]], Seque
     return short if gain.item() >= _CLEARLY else "fp32"
 
 
+@cpu_threads(1)
 def layer_seconds(config: BertConfig, device: torch.device, precisions: Sequence[Precision]) -> list[float]:
     """The median time of one encoder layer, forward and backward, in each precision.
 
@@ -132,15 +139,6 @@ def layer_seconds(config: BertConfig, device: torch.device, precisions: Sequence
     each other, and where something else has one of their cores that waiting is most of what would be timed. Where a
     small product alone shows one of the precisions to be hopeless, the times are those of that product.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _layer_seconds(config, device, precisions)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _layer_seconds(config: BertConfig, device: torch.device, precisions: Sequence[Precision]) -> list[float]:
     small = [_product_seconds((64, config.hidden_size), device, DTYPES[precision]) for precision in precisions]
     if max(small) > _HOPELESS * min(small):
         return small

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from training.cpuinfo import cpuinfo
+
 
 class Linear(nn.Linear):
     """torch's own layer, through `linear`."""
@@ -32,8 +34,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _onednn_is_faster() -> bool:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False  # the latter is none of torch's promises
-    amd = torch.cpu.get_capabilities().get("cpu_name", "").startswith("AMD")
-    return amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return cpuinfo("model name").startswith("AMD") and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class _Product(torch.autograd.Function):
@@ -48,11 +49,9 @@ class _Product(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         of_rows, of_weight, of_bias = ctx.needs_input_grad
         flat = gradient.reshape(-1, gradient.shape[-1])
-        # oneDNN takes its second factor as it lies: with gaps in it, it is hundreds of times slower
-        second = rows.reshape(-1, rows.shape[-1]).contiguous().t()
-        return (
+        return (  # oneDNN takes its second factor as it lies, and is hundreds of times slower with gaps in it
             _multiply(gradient, weight.t()) if of_rows else None,
-            _multiply(flat.t(), second) if of_weight else None,
+            _multiply(flat.t(), rows.reshape(-1, rows.shape[-1]).contiguous().t()) if of_weight else None,
             flat.sum(0) if of_bias else None,
         )
 

@@ -4,11 +4,10 @@
 AdamW, fp32), on full rows with 20 predictions; `ratio_same_precision` has both sides in bf16 on a processor that has
 it, `ratio_fp32` both in fp32 (with ATEN_CPU_CAPABILITY=avx2 our products stay with MKL, as on a processor without
 AVX-512), `ratio_real` the small model on examples of books, padded to the longest of a batch on both sides. Our step is
-the engine's arithmetic with torch alone.
-`engine_overhead` is the share of that rate which the pretrain stage keeps through Ray and DeepSpeed on the same
-examples, by the clock once memory has settled, rows of metrics included: let nothing else run beside it. The stage's
-workers have malloc keep what a step frees and torch take large pages, which torch alone does not;
-`engine_overhead_same_memory` is over one that does.
+the engine's arithmetic with torch alone. `engine_overhead` is the share of that rate which the pretrain stage keeps
+through Ray and DeepSpeed on the same examples, by the clock once memory has settled, rows of metrics included: let
+nothing else run beside it. The stage's workers have malloc keep what a step frees and torch take large pages, which
+torch alone does not; `engine_overhead_same_memory` is over one that does.
 
 With --device cuda: BERT-base at length 128 and BERT-large at 512 on one GPU, full rows, both sides in bf16 with the
 same batch at once; sequences a second by the clock, and MFU, the share of the card's peak that the model's own products
