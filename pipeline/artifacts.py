@@ -14,23 +14,28 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pyarrow.fs import FileType
 from pydantic import ValidationError
 
 from pipeline.config import Config, UserError
 from pipeline.storage import Location
 
 Reporter = Callable[[float, float, str, str], None]  # done, total, unit, note
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _PACKAGES = ("apache-beam", "deepspeed", "numpy", "pyarrow", "ray", "tokenizers", "torch")
 _BLOCK = 1 << 20
+_REQUESTS = 32  # at once, for records and what they promise
 
 
 class FileRecord(Config):
@@ -126,9 +131,28 @@ def read_manifest(location: Location) -> Manifest | None:
 
 
 def lost(location: Location, manifest: Manifest) -> list[str]:
-    """The files that the manifest promises and that are not there, or not whole."""
-    there = location.sizes()
-    return [name for name, file in manifest.files.items() if there.get(name) != file.bytes]
+    """The files that the manifest promises and that are not there, or not whole.
+
+    A listing says that most are there; what it leaves out, or has with another size, is asked for by its name.
+    """
+    listed = location.sizes()
+    doubtful = [name for name, file in manifest.files.items() if listed.get(name) != file.bytes]
+    there = in_parallel(lambda name: is_whole(location / name, manifest.files[name]), doubtful)
+    return [name for name, whole in zip(doubtful, there, strict=True) if not whole]
+
+
+def is_whole(file: Location, record: FileRecord) -> bool:
+    """Whether a file is there, as long as its record says; asked for by its name, as a listing may lag or omit."""
+    info = file.info()
+    return info.type == FileType.File and info.size == record.bytes
+
+
+def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """function(item) of every item, in their order; many at once, as each waits for a disk or for S3."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(_REQUESTS, len(items))) as threads:
+        return list(threads.map(function, items))
 
 
 @dataclass
@@ -146,24 +170,17 @@ class Output:
         return {**self.__dict__, "reporter": None}
 
     def part(self, name: str) -> Part | None:
-        """The record of a part finished before, if its files are still there in full."""
-        record = self.location / f"parts/{name}.json"
-        if not record.exists():
-            return None
+        """The record of a part finished before, if it can be read and its files are still there in full."""
         try:
-            part = Part.model_validate_json(record.read_bytes())
-        except ValidationError:
+            part = Part.model_validate_json((self.location / f"parts/{name}.json").read_bytes())
+        except (FileNotFoundError, ValidationError):
             return None
-        there = all(
-            (self.location / path).is_file() and (self.location / path).size() == file.bytes
-            for path, file in part.files.items()
-        )
-        return part if there else None
+        return part if all(is_whole(self.location / path, file) for path, file in part.files.items()) else None
 
-    def parts(self) -> list[Part]:
-        """Every part finished so far, by name."""
-        names = [file.uri.removeprefix(f"{self.location.uri}/parts/") for file in (self.location / "parts").files()]
-        return [part for name in names if (part := self.part(name.removesuffix(".json")))]
+    def parts(self, names: Sequence[str]) -> dict[str, Part]:
+        """Those of the parts with these names that are finished. No listing is asked: each is read by its name."""
+        found = in_parallel(self.part, names)
+        return {name: part for name, part in zip(names, found, strict=True) if part}
 
     def commit(
         self,
@@ -207,16 +224,29 @@ class Output:
             yield
         self.progress(len(records.files()), total, unit)
 
+    def planned(self, names: Sequence[str]) -> list[Part]:
+        """Every part that was planned, by name. Raises UserError when one is not there, rather than go without it."""
+        found = self.parts(sorted(names))
+        if missing := sorted(set(names) - found.keys()):
+            raise UserError(
+                f"{self.location}/parts/{missing[0]}.json: this part was planned and is not there, or a file of it is "
+                f"not whole ({len(missing)} of {len(names)} parts); run again: what is finished is kept"
+            )
+        return list(found.values())
+
     def finish(
         self,
+        parts: Sequence[Part],
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
         counts: Mapping[str, int] | None = None,
         drops: Mapping[str, int] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> Manifest:
-        """Add the parts' files, counts and drops to what is given and write the manifest: the artifact is there."""
-        parts = self.parts()
+        """Add the parts' files, counts and drops to what is given and write the manifest: the artifact is there.
+
+        `parts` are all of them, as `planned` gives them by their names.
+        """
         all_counts, all_drops = Counter(counts or {}), Counter(drops or {})
         for part in parts:
             all_counts.update(part.counts)
@@ -262,7 +292,7 @@ def repeated(look: Callable[[], bool], seconds: float) -> Iterator[None]:
 def source_file(location: Location, cache_folder: Location) -> SourceFile:
     """A user's file with the SHA-256 of its bytes, remembered by (URI, size, mtime or ETag) under `cache_folder`."""
     info = location.info()
-    stamp = _etag(location) if location.is_s3 else str(info.mtime_ns)
+    stamp = location.etag() if location.is_s3 else str(info.mtime_ns)
     key = hashlib.sha256(f"{location.fs.type_name} {location.path} {info.size} {stamp}".encode()).hexdigest()[:32]
     cached = cache_folder / f"{key}.json"
     if cached.exists():
@@ -273,18 +303,6 @@ def source_file(location: Location, cache_folder: Location) -> SourceFile:
             digest.update(block)
     cached.write_text(json.dumps({"uri": location.uri, "sha256": digest.hexdigest(), "bytes": info.size}))
     return SourceFile(location.uri, digest.hexdigest(), int(info.size))
-
-
-def _etag(location: Location) -> str:
-    bucket, _, key = location.path.partition("/")
-    return str(_s3_client().head_object(Bucket=bucket, Key=key)["ETag"])
-
-
-@cache
-def _s3_client() -> Any:
-    import boto3
-
-    return boto3.client("s3")
 
 
 @cache

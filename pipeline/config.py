@@ -37,11 +37,20 @@ class Config(BaseModel):
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The part of a configuration that decides the output: every field that is not marked `Compute`, as plain JSON."""
-    return {
+    """The part of a configuration that decides the output, as plain JSON: every field that is not marked `Compute`.
+
+    What is not set (None, or a part of the configuration in which nothing is) is left out: a key that a later version
+    adds, unset by default, changes no fingerprint.
+    """
+    fields = {
         name: _plain(getattr(config, name))
         for name, field in type(config).model_fields.items()
         if not any(isinstance(mark, _Compute) for mark in field.metadata)
+    }
+    return {
+        name: value
+        for name, value in fields.items()
+        if value is not None and not (value == {} and isinstance(getattr(config, name), Config))
     }
 
 

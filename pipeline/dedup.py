@@ -1,7 +1,7 @@
 """documents -> documents without duplicates (Beam).
 
-Only numbers travel through Beam. What decides lies in files of its own under scratch/, whose rows are cut into buckets:
-a step reads its bucket of every file of the step before.
+Only numbers travel through Beam. What decides lies in files of its own in scratch, whose rows are cut into buckets: a
+step reads its bucket of every file of the step before, which it knows by name.
 
     describe  a shard   -> a row of 64 bytes and a MinHash signature for each document
     newest    a bucket  -> of each doc_id the newest revision
@@ -20,11 +20,11 @@ alone grows with the input: by 100 bytes for each document that has a near dupli
 """
 
 import io
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
@@ -34,7 +34,8 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from pipeline import minhash
-from pipeline.artifacts import Artifact, Manifest, Output, repeated
+from pipeline.artifacts import Artifact, Manifest, Output, Part, repeated
+from pipeline.attempts import scratch
 from pipeline.beam import carried, pipeline
 from pipeline.config import Compute, Config, UserError
 from pipeline.duplicates import GONE, PAIR, REASONS, ROW, TIES, by_content, by_group, by_id, described, forest, tied
@@ -47,6 +48,7 @@ VERSION = 2
 _ROWS = 1 << 19  # in a bucket: documents, or bands
 _AT_ONCE = 1 << 16  # documents whose bands are written at once
 _SAMPLES = 5
+_SAMPLES_PART = "samples"
 _READ = 4 << 20  # bytes of documents read at once
 _GROUP, _GROUP_BYTES = 1024, 8 << 20  # documents in a row group at most, and bytes but for the last one's
 _COLUMNS = ["doc_id", "content_hash", "revision", "num_chars", *TIES]
@@ -74,14 +76,15 @@ def write_cut(file: Location, rows: npt.NDArray[Any], bucket: npt.NDArray[Any], 
     file.write_bytes(offsets.tobytes() + rows[order].tobytes())
 
 
-def read_cut(file: Location, dtype: np.dtype[Any], buckets: int, bucket: int | None = None) -> npt.NDArray[Any]:
-    """The rows of a bucket, or all."""
+def read_cut(
+    file: Location, dtype: np.dtype[Any], buckets: int, bucket: int | None = None
+) -> tuple[npt.NDArray[Any], int]:
+    """The rows of a bucket, or all; and how many rows there are in all."""
     with file.open() as opened:
-        chosen = slice(0, buckets) if bucket is None else slice(bucket, bucket + 1)
-        opened.seek(8 * chosen.start)
-        offsets = np.frombuffer(opened.read(8 * (chosen.stop - chosen.start + 1)), np.int64)
-        opened.seek(8 * (buckets + 1) + int(offsets[0]) * dtype.itemsize)
-        return np.frombuffer(opened.read(int(offsets[-1] - offsets[0]) * dtype.itemsize), dtype)
+        offsets = np.frombuffer(opened.read(8 * (buckets + 1)), np.int64)
+        start, end = (0, offsets[-1]) if bucket is None else offsets[bucket : bucket + 2]
+        opened.seek(8 * (buckets + 1) + int(start) * dtype.itemsize)
+        return np.frombuffer(opened.read(int(end - start) * dtype.itemsize), dtype), int(offsets[-1])
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,10 @@ class Steps:
 
     shards: list[Location]
     out: Output
+    scratch: Location
     threshold: float
     buckets: int
     band_buckets: int
-
-    @cached_property
-    def scratch(self) -> Location:
-        return self.out.location / "scratch"
 
     def plan(self) -> dict[str, int]:
         """The steps in their order, and how many pieces each has."""
@@ -116,12 +116,16 @@ class Steps:
                 done.write_bytes(b"")
         pa.default_memory_pool().release_unused()
 
-    def _files(self, folder: str) -> list[Location]:
-        return (self.scratch / folder).files()
-
-    def _all(self, folder: str, dtype: np.dtype[Any], buckets: int, bucket: int) -> npt.NDArray[Any]:
-        found = [read_cut(file, dtype, buckets, bucket) for file in self._files(folder)]
+    def _bucket(self, names: Iterable[str], dtype: np.dtype[Any], buckets: int, bucket: int) -> npt.NDArray[Any]:
+        """The rows of a bucket of all these files."""
+        found = [read_cut(self.scratch / name, dtype, buckets, bucket)[0] for name in names]
         return np.concatenate([np.zeros(0, dtype), *found])
+
+    def _of_shards(self, folder: str) -> list[str]:
+        return [f"{folder}/{shard:05}" for shard in range(len(self.shards))]
+
+    def _of_buckets(self, folder: str) -> list[str]:
+        return [f"{folder}{bucket:05}" for bucket in range(self.buckets)]
 
     def describe(self, shard: int) -> None:
         rows, signed = [], [np.zeros((0, minhash.VALUES), np.uint8)]
@@ -135,20 +139,21 @@ class Steps:
         write_cut(self.scratch / f"rows/{shard:05}", every, every["id"] % self.buckets, self.buckets)
 
     def newest(self, bucket: int) -> None:
-        rows, older = by_id(self._all("rows", ROW, self.buckets, bucket))
+        rows, older = by_id(self._bucket(self._of_shards("rows"), ROW, self.buckets, bucket))
         rows, equal = by_content(rows)  # so that no bucket of contents holds one more often than there are buckets
         self._write_gone(f"gone/id-{bucket:05}", np.concatenate([older, equal]))
         write_cut(self.scratch / f"contents/{bucket:05}", rows, rows["content"] % self.buckets, self.buckets)
 
     def distinct(self, bucket: int) -> None:
-        _, gone = by_content(self._all("contents", ROW, self.buckets, bucket))
+        _, gone = by_content(self._bucket(self._of_buckets("contents/"), ROW, self.buckets, bucket))
         self._write_gone(f"gone/content-{bucket:05}", gone)
 
     def _write_gone(self, name: str, gone: npt.NDArray[Any]) -> None:
         write_cut(self.scratch / name, gone, gone["place"] >> 32, len(self.shards))
 
     def judge(self, shard: int) -> None:
-        gone = self._all("gone", GONE, len(self.shards), shard)
+        names = [*self._of_buckets("gone/id-"), *self._of_buckets("gone/content-")]
+        gone = self._bucket(names, GONE, len(self.shards), shard)
         (self.scratch / f"judged/{shard:05}").write_bytes(gone.tobytes())
         if not self.threshold:
             return
@@ -156,7 +161,7 @@ class Steps:
         stays = np.asarray(signed.any(axis=1))
         stays[_row(gone["place"])] = False
         staying = np.flatnonzero(stays)
-        for start in range(0, len(staying), _AT_ONCE):
+        for start in range(0, len(staying) + 1, _AT_ONCE):  # a file that is not full is a shard's last
             some = staying[start : start + _AT_ONCE]
             bands = np.zeros((len(some), minhash.BANDS), _BAND)
             bands["key"] = minhash.bands(signed[some])
@@ -171,7 +176,8 @@ class Steps:
         return np.frombuffer(file.read_bytes(), np.uint8).reshape(-1, minhash.VALUES)
 
     def compare(self, bucket: int) -> None:
-        bands = self._all("bands", _BAND, self.band_buckets, bucket)
+        found = [bands for shard in range(len(self.shards)) for bands in self._bands(shard, bucket)]
+        bands = np.concatenate([np.zeros(0, _BAND), *found])
         _, number, count = np.unique(bands["key"], return_inverse=True, return_counts=True)
         bands = bands[count[number] > 1]
         places, owners = np.unique(bands["place"], return_inverse=True)
@@ -181,10 +187,20 @@ class Steps:
         root = minhash.groups(bands["key"], owners, signed, self.threshold)
         (self.scratch / f"pairs/{bucket:05}").write_bytes(tied(places, root).tobytes())
 
+    def _bands(self, shard: int, bucket: int) -> Iterator[npt.NDArray[Any]]:
+        """The bands of a bucket from each of a shard's files."""
+        full = _AT_ONCE * minhash.BANDS
+        for number in itertools.count():
+            bands, size = read_cut(self.scratch / f"bands/{shard:05}-{number:05}", _BAND, self.band_buckets, bucket)
+            yield bands
+            if size < full:
+                return
+
     def join(self, number: int) -> None:
         pairs = np.zeros(0, PAIR)
-        for file in self._files("pairs"):
-            pairs = forest(np.concatenate([pairs, np.frombuffer(file.read_bytes(), PAIR)]))
+        for bucket in range(self.band_buckets):
+            found = np.frombuffer((self.scratch / f"pairs/{bucket:05}").read_bytes(), PAIR)
+            pairs = forest(np.concatenate([pairs, found]))
         places = np.unique(np.concatenate([pairs["place"], pairs["other"]]))
         group = places.copy()
         group[np.searchsorted(places, pairs["place"])] = pairs["other"]
@@ -199,14 +215,15 @@ class Steps:
     def _rows(self, places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         rows = np.zeros(len(places), ROW)
         for shard, own in _by_shard(places):
-            every = read_cut(self.scratch / f"rows/{shard:05}", ROW, self.buckets)
+            every, _ = read_cut(self.scratch / f"rows/{shard:05}", ROW, self.buckets)
             rows[own] = every[np.argsort(every["place"])[_row(places[own])]]
         return rows
 
     def gone(self, shard: int) -> npt.NDArray[Any]:
         """What a shard loses, in the order of its rows."""
         judged = np.frombuffer((self.scratch / f"judged/{shard:05}").read_bytes(), GONE)
-        gone = np.concatenate([judged, self._all("near", GONE, len(self.shards), shard)])
+        near = ["near/00000"] if self.threshold else []
+        gone = np.concatenate([judged, self._bucket(near, GONE, len(self.shards), shard)])
         return gone[np.argsort(gone["place"])]
 
     def write(self, shard: int) -> None:
@@ -223,10 +240,10 @@ class Steps:
         facts = {"gone": [row for some in shown for row in some.tolist()]}
         self.out.commit(name, files, counts, {reason: count for reason, count in drops.items() if count}, facts)
 
-    def samples(self) -> dict[str, list[dict[str, Any]]]:
+    def samples(self, parts: Iterable[Part]) -> dict[str, list[dict[str, Any]]]:
         """Of every reason the first documents that went for it, each with the one that stays."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for part in self.out.parts():
+        for part in parts:
             for place, kept, reason in part.facts.get("gone", []):
                 if len(shown := found.setdefault(REASONS[reason], [])) < _SAMPLES:
                     shown.append({**self._shown(place), "kept": self._shown(self._final(kept))})
@@ -324,24 +341,32 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
     """`inputs["documents"]` is extract's artifact."""
     documents = inputs["documents"]
     shards = documents.files("documents/")
-    count = documents.manifest.counts.get("documents", 0)
-    steps = Steps(shards, out, config.near_threshold, 1 + count // _ROWS, 1 + count * minhash.BANDS // _ROWS)
-    if any(out.part(f"{number:05}") is None for number in range(len(shards))):
-        with _watch(steps), pipeline(config.beam) as running:
-            import apache_beam as beam
+    of_shards = [f"{number:05}" for number in range(len(shards))]
+    names = [*of_shards, _SAMPLES_PART]
+    if len(out.parts(names)) < len(names):
+        count = documents.manifest.counts.get("documents", 0)
+        buckets, band_buckets = 1 + count // _ROWS, 1 + count * minhash.BANDS // _ROWS
+        with scratch(out.location) as folder:
+            steps = Steps(shards, out, folder, config.near_threshold, buckets, band_buckets)
+            _do_all(steps, config)
+            out.commit(_SAMPLES_PART, {}, facts={"samples": steps.samples(out.planned(of_shards))})
+    parts = out.planned(names)
+    samples = next(part.facts for part in parts if part.name == _SAMPLES_PART)
+    return out.finish(parts, config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts=samples)
 
-            done: Any = running | "Start" >> beam.Create([0])
-            for step, pieces in steps.plan().items():
-                work = [(step, number) for number in range(pieces)]
-                done = (
-                    done
-                    | f"After all, {step}" >> beam.GroupBy(lambda _: 0)
-                    | f"Pieces to {step}" >> beam.FlatMap(lambda _, pieces: pieces, work)
-                    | f"Spread to {step}" >> beam.Reshuffle()
-                    | step.capitalize() >> beam.Map(steps.do)
-                )
-    if out.part("samples") is None:
-        out.commit("samples", {}, facts={"samples": steps.samples()})
-    samples = next(part.facts["samples"] for part in out.parts() if part.name == "samples")
-    steps.scratch.delete()
-    return out.finish(config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts={"samples": samples})
+
+def _do_all(steps: Steps, config: DedupConfig) -> None:
+    """Every piece of every step, each step after the one before is done."""
+    with _watch(steps), pipeline(config.beam) as running:
+        import apache_beam as beam
+
+        done: Any = running | "Start" >> beam.Create([0])
+        for step, pieces in steps.plan().items():
+            work = [(step, number) for number in range(pieces)]
+            done = (
+                done
+                | f"After all, {step}" >> beam.GroupBy(lambda _: 0)
+                | f"Pieces to {step}" >> beam.FlatMap(lambda _, pieces: pieces, work)
+                | f"Spread to {step}" >> beam.Reshuffle()
+                | step.capitalize() >> beam.Map(steps.do)
+            )

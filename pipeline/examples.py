@@ -263,9 +263,12 @@ def run(config: LengthConfig, inputs: Mapping[str, Artifact], out: Output) -> Ma
     """
     tokens, vocab = inputs["tokens"], inputs["vocab"]
     names = [shard.name for shard in token_shards(tokens)]
-    missing = [name for name in names if out.part(name) is None]
+    finished = out.parts(names)
+    missing = [name for name in names if name not in finished]
     with out.watch(len(names), "shards"):
         for_each(partial(make_shard, tokens=tokens, vocab=vocab, config=config, out=out), missing, config.workers)
-    rows = {path: count for part in out.parts() for path, count in part.facts["rows"].items()}
+    parts = out.planned(names)
+    rows = {path: count for part in parts for path, count in part.facts["rows"].items()}
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
-    return out.finish(config.model_dump(mode="json"), fingerprints, facts={"rows": rows, "row_group_size": ROW_GROUP})
+    facts = {"rows": rows, "row_group_size": ROW_GROUP}
+    return out.finish(parts, config.model_dump(mode="json"), fingerprints, facts=facts)

@@ -14,11 +14,13 @@ from pydantic import Field, model_validator
 
 from pipeline import books, documents, dump, filters, lines, multistream, spool, wikitext
 from pipeline.artifacts import Manifest, Output, Part, SourceFile
+from pipeline.attempts import scratch
 from pipeline.beam import carried, pipeline
 from pipeline.config import Compute, Config, UserError
 from pipeline.encodings import Encoding, decode
 from pipeline.schema import Document, document, document_table, parquet_bytes
 from pipeline.sentences import as_given
+from pipeline.storage import Location
 
 VERSION = 2
 
@@ -180,7 +182,7 @@ def _ranges(file: SourceFile) -> list[Piece]:
     return [Piece(file, span, site, packed and span.end - span.start > _LONG) for span in spans]
 
 
-def _spooled(work: Sequence[Unit], config: ExtractConfig, out: Output) -> list[Unit]:
+def _spooled(work: Sequence[Unit], config: ExtractConfig, folder: Location, out: Output) -> list[Unit]:
     """The units with the pieces of every long stream in its place, cut now where they are not there."""
     streams = {
         unit.name: spool.Stream(unit.name, piece.file.location, piece.span, piece.site.dbname)
@@ -188,12 +190,12 @@ def _spooled(work: Sequence[Unit], config: ExtractConfig, out: Output) -> list[U
         for piece in unit.pieces
         if piece.long
     }
-    spool.spool_all(list(streams.values()), config.beam, out, _RANGE)
+    spool.spool_all(list(streams.values()), config.beam, folder, out, _RANGE)
     found: list[Unit] = []
     for unit in work:
         if stream := streams.get(unit.name):
             (piece,) = unit.pieces
-            stored = spool.stored(stream, out)
+            stored = spool.stored(stream, folder, out)
             found += [Unit(one.name, unit.source, [piece._replace(span=one.span, stored=one)]) for one in stored]
         else:
             found.append(unit)
@@ -417,9 +419,24 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
     for source in config.sources:
         if source.only_languages:
             filters.check_languages(source.only_languages)
-    work = _spooled(units(config, inputs), config, out)
-    missing = [unit for unit in work if not out.part(unit.name)]
-    if missing:
+    with scratch(out.location) as folder:
+        work = _spooled(units(config, inputs), config, folder, out)
+        _extract_all(work, config, out)
+    parts = out.planned([unit.name for unit in work])
+    if not sum(part.counts.get("documents", 0) for part in parts):
+        raise UserError(
+            f"{', '.join(inputs)}: hold no document; give other files or lower min_words (now {config.min_words})"
+        )
+    digests = {f"{name}/{file.sha256[:12]}/{file.location.name}": file.sha256 for name, file in given}
+    facts = facts_of(parts)
+    counts = {"truncated_files": len(facts["truncated"])} if facts["truncated"] else {}
+    return out.finish(parts, config.model_dump(mode="json"), digests, counts, facts=facts)
+
+
+def _extract_all(work: Sequence[Unit], config: ExtractConfig, out: Output) -> None:
+    """Every unit that is not done yet (Beam)."""
+    finished = out.parts([unit.name for unit in work])
+    if missing := [unit for unit in work if unit.name not in finished]:
         with out.watch(len(work), "ranges"), pipeline(config.beam) as running:
             import apache_beam as beam
 
@@ -429,16 +446,6 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
                 | "Spread" >> beam.Reshuffle()
                 | "Extract" >> beam.Map(extract, config, out)
             )
-    spool.clear(out)
-    parts = out.parts()
-    if not sum(part.counts.get("documents", 0) for part in parts):
-        raise UserError(
-            f"{', '.join(inputs)}: hold no document; give other files or lower min_words (now {config.min_words})"
-        )
-    digests = {f"{name}/{file.sha256[:12]}/{file.location.name}": file.sha256 for name, file in given}
-    facts = facts_of(parts)
-    counts = {"truncated_files": len(facts["truncated"])} if facts["truncated"] else {}
-    return out.finish(config.model_dump(mode="json"), digests, counts, facts=facts)
 
 
 def facts_of(parts: Sequence[Part]) -> dict[str, Any]:

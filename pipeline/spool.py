@@ -1,7 +1,7 @@
 """A compressed stream that only one reader can read -> pieces of whole pages, which many can (Beam).
 
-Pieces lie in scratch under the unfinished artifact, zstd-compressed, each in a file whose name says how far in the
-stream it reaches. A record of all of them is written last: without it the stream is not spooled yet.
+Pieces lie in scratch, zstd-compressed, each in a file whose name says how far in the stream it reaches. A record of all
+of them is written last: without it the stream is not spooled yet.
 """
 
 import json
@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.artifacts import Output, repeated
+from pipeline.artifacts import Output, in_parallel, repeated
 from pipeline.beam import carried, pipeline
 from pipeline.cutting import page_bytes
 from pipeline.storage import Location
 from pipeline.streams import Range, Truncation
 
-_SCRATCH = "spool"
 _NO_PAGE = b"<page></page>"  # in the place of one that is no whole page, so that it is counted
 
 
@@ -41,15 +40,15 @@ class Stored(NamedTuple):
     truncated: str
 
 
-def spool_all(streams: Sequence[Stream], options: Sequence[str], out: Output, size: int) -> None:
+def spool_all(streams: Sequence[Stream], options: Sequence[str], scratch: Location, out: Output, size: int) -> None:
     """Cut every stream that is not cut yet into pieces of about `size` bytes, several streams at a time."""
-    missing = [stream for stream in streams if not stored(stream, out)]
+    missing = [stream for stream in streams if not stored(stream, scratch, out)]
     if not missing:
         return
     total = sum(stream.span.end - stream.span.start for stream in missing)
 
     def look() -> bool:
-        done = sum(max(0, _reach(_folder(stream, out)) - stream.span.start) for stream in missing)
+        done = sum(max(0, _reach(scratch / stream.name) - stream.span.start) for stream in missing)
         out.progress(done / 1e6, total / 1e6, "MB", "cutting compressed files into pieces")
         return True
 
@@ -61,23 +60,22 @@ def spool_all(streams: Sequence[Stream], options: Sequence[str], out: Output, si
             running
             | "Streams" >> beam.Create(missing).with_output_types(Any)
             | "SpreadStreams" >> beam.Reshuffle()
-            | "Spool" >> beam.Map(spool, out, size)
+            | "Spool" >> beam.Map(spool, scratch, out, size)
         )
 
 
-def spool(stream: Stream, out: Output, size: int) -> None:
+def spool(stream: Stream, scratch: Location, out: Output, size: int) -> None:
     """Write the pieces of a stream, then their record. Pieces that lie there or are done with are not written again.
 
     Raises CarriedError for what a user can mend.
     """
     with carried(str(stream)):
-        folder, truncation = _folder(stream, out), Truncation()
-        there = folder.sizes()
+        folder, truncation = scratch / stream.name, Truncation()
         ends: list[int] = []
 
         def close(piece: _Piece) -> None:
             file = _file(folder, len(ends), truncation.read)
-            if file.name not in there and not out.part(_part(stream, len(ends))):
+            if not file.is_file() and not out.part(_part(stream, len(ends))):
                 file.write_bytes(piece.data())
             ends.append(truncation.read)
 
@@ -92,20 +90,20 @@ def spool(stream: Stream, out: Output, size: int) -> None:
         _record(folder).write_text(json.dumps({"ends": ends, "truncated": truncation.reason}))
 
 
-def stored(stream: Stream, out: Output) -> list[Stored]:
+def stored(stream: Stream, scratch: Location, out: Output) -> list[Stored]:
     """The pieces of a stream; none where it is not cut yet, or a piece is gone that is not done with."""
-    folder = _folder(stream, out)
-    if not _record(folder).exists():
+    folder = scratch / stream.name
+    try:
+        record = json.loads(_record(folder).read_bytes())
+    except FileNotFoundError:
         return []
-    record = json.loads(_record(folder).read_bytes())
     pieces = [
         Stored(_part(stream, number), _file(folder, number, end), Range(start, end), "")
         for number, (start, end) in enumerate(
             zip([stream.span.start, *record["ends"][:-1]], record["ends"], strict=True)
         )
     ]
-    there = folder.sizes()
-    if not all(piece.location.name in there or out.part(piece.name) for piece in pieces):
+    if not all(in_parallel(lambda piece: piece.location.is_file() or bool(out.part(piece.name)), pieces)):
         return []
     return [*pieces[:-1], pieces[-1]._replace(truncated=record["truncated"])]
 
@@ -120,15 +118,6 @@ def stored_bytes(piece: Stored, truncation: Truncation) -> Iterator[bytes]:
         start = stop + 6
     assert start == len(data), f"{piece.location} does not end with a page"
     truncation.reason = piece.truncated
-
-
-def clear(out: Output) -> None:
-    """Remove all pieces and records."""
-    (out.location / _SCRATCH).delete()
-
-
-def _folder(stream: Stream, out: Output) -> Location:
-    return out.location / _SCRATCH / stream.name
 
 
 def _record(folder: Location) -> Location:

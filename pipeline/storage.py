@@ -6,11 +6,11 @@ import glob
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -19,6 +19,7 @@ from pipeline.config import MissingFile, UserError
 
 _TEMPORARY = ".tmp"
 _STALE_SECONDS = 3600.0
+_LISTINGS = 5  # at most, until two agree, or until nothing is left of what was deleted
 
 
 @functools.cache
@@ -30,6 +31,14 @@ def filesystem(scheme: str) -> pafs.FileSystem:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     # Delayed, so that a small file is one request and not the three of a multipart upload.
     return pafs.S3FileSystem(endpoint_override=endpoint, region=region, allow_delayed_open=True)
+
+
+@functools.cache
+def _s3_client() -> Any:
+    """For what Arrow's file system cannot do: conditional writes and ETags."""
+    import boto3
+
+    return boto3.client("s3")
 
 
 @dataclass(frozen=True, order=True)
@@ -95,6 +104,11 @@ class Location:
     def is_file(self) -> bool:
         return self.info().type == pafs.FileType.File
 
+    def etag(self) -> str:
+        """Of a file on S3: it changes when the file does."""
+        bucket, _, key = self.path.partition("/")
+        return str(_s3_client().head_object(Bucket=bucket, Key=key)["ETag"])
+
     def size(self) -> int:
         """Bytes of the file; UserError when there is none."""
         info = self.info()
@@ -121,6 +135,35 @@ class Location:
             with self.fs.open_output_stream(self.path, compression=None) as stream:
                 stream.write(data)
             return
+        with self._temporary(data) as (temporary, path):
+            temporary.replace(path)
+
+    def create(self, data: bytes) -> bool:
+        """Write the whole file unless there is one; whether it was written. Of several writers exactly one is told so.
+
+        Wants hard links of a local disk, and conditional writes of S3 (If-None-Match), which Amazon's and MinIO have.
+        """
+        if not self.is_s3:
+            with self._temporary(data) as (temporary, path):
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+                return True
+        from botocore.exceptions import ClientError
+
+        bucket, _, key = self.path.partition("/")
+        try:
+            _s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+                return False
+            raise OSError(f"AWS Error: {error}") from error
+        return True
+
+    @contextmanager
+    def _temporary(self, data: bytes | memoryview | pa.Buffer) -> Iterator[tuple[Path, Path]]:
+        """The data on this disk, under a name that goes away, and the path where it belongs."""
         path = Path(self.path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,10 +177,9 @@ class Location:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
+            yield temporary, path
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
 
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode("utf-8"))
@@ -146,6 +188,11 @@ class Location:
         """Every file under this folder, sorted; none when there is no such folder. Unfinished writes are left out."""
         return [self / name for name in sorted(self.sizes()) if not name.endswith(_TEMPORARY)]
 
+    def folders(self) -> list["Location"]:
+        """The folders in this folder, sorted; none when there is no such folder."""
+        found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return sorted(self / info.base_name for info in found if info.type == pafs.FileType.Directory)
+
     def sizes(self) -> dict[str, int]:
         """Relative path -> bytes of every file under this folder, in one listing."""
         found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
@@ -153,12 +200,20 @@ class Location:
         return {info.path[start:]: int(info.size) for info in found if info.type == pafs.FileType.File}
 
     def delete(self) -> None:
-        """Remove the file, or the folder with all in it; nothing happens when there is none."""
-        kind = self.info().type
-        if kind == pafs.FileType.File:
-            self.fs.delete_file(self.path)
-        elif kind == pafs.FileType.Directory:
-            self.fs.delete_dir(self.path)
+        """Remove the file, or the folder with all in it; nothing happens when there is none.
+
+        A folder on S3 is what a listing says: one is asked again, so that what the first left out goes as well.
+        """
+        for _ in range(_LISTINGS):
+            kind = self.info().type
+            if kind == pafs.FileType.File:
+                self.fs.delete_file(self.path)
+            elif kind == pafs.FileType.Directory:
+                self.fs.delete_dir(self.path)
+            else:
+                return
+            if not self.is_s3:
+                return
 
     def sweep(self) -> None:
         """Remove what writers killed over an hour ago left half-written in this local folder."""
@@ -172,7 +227,7 @@ def find(pattern: str) -> list[Location]:
     """A path or a glob (`books/*.txt`, `s3://bucket/dumps/*.bz2`) -> the files it names, sorted.
 
     A file whose own name holds brackets is that file. Raises MissingFile when it names none, UserError when it names a
-    folder.
+    folder, or when the store lists other files each time that it is asked.
     """
     if "[" in pattern and (location := Location(pattern)).is_file():
         return [location]
@@ -184,15 +239,30 @@ def find(pattern: str) -> list[Location]:
         if not location.is_file():
             raise UserError(f"{pattern}: is a folder; name its files, for example {pattern.rstrip('/')}/*")
         return [location]
-    if pattern.startswith("s3://"):
-        folder = Location(pattern[: _first_wildcard(pattern)].rsplit("/", 1)[0])
-        found = [file for file in folder.files() if _matches(file.uri.split("/"), pattern.split("/"))]
-    else:
-        names = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH111, PTH207
-        found = [Location(name) for name in names if Path(name).is_file()]
-    if not found:
+    if not (found := _agreed(_glob_s3 if pattern.startswith("s3://") else _glob, pattern)):
         raise MissingFile(f"{pattern}: no file matches; correct the pattern in the configuration")
-    return sorted(found)
+    return found
+
+
+def _agreed(listed: Callable[[str], list[Location]], pattern: str) -> list[Location]:
+    """What two listings, one after the other, agree on: one alone may leave a file out on some stores and on NFS."""
+    before = listed(pattern)
+    for _ in range(_LISTINGS):
+        now = listed(pattern)
+        if now == before:
+            return now
+        before = now
+    raise UserError(f"{pattern}: its listing changes each time; wait until nothing is written there, or name the files")
+
+
+def _glob(pattern: str) -> list[Location]:
+    names = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH111, PTH207
+    return sorted(Location(name) for name in names if Path(name).is_file())
+
+
+def _glob_s3(pattern: str) -> list[Location]:
+    folder = Location(pattern[: _first_wildcard(pattern)].rsplit("/", 1)[0])
+    return [file for file in folder.files() if _matches(file.uri.split("/"), pattern.split("/"))]
 
 
 def _matches(names: list[str], patterns: list[str]) -> bool:

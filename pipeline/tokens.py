@@ -115,7 +115,8 @@ def run(config: TokensConfig, inputs: Mapping[str, Any], out: Output) -> Manifes
     """
     splitter = inputs.get("splitter")
     shards = {file.name.removesuffix(".parquet"): file for file in inputs["documents"].files("documents/")}
-    missing = [name for name in shards if out.part(name) is None]
+    finished = out.parts(list(shards))
+    missing = [name for name in shards if name not in finished]
     with out.watch(len(shards), "shards"):
         vocab = inputs["vocab"].location
         work = partial(tokenize_shard, documents=shards, vocab=vocab, splitter=splitter, out=out)
@@ -123,4 +124,4 @@ def run(config: TokensConfig, inputs: Mapping[str, Any], out: Output) -> Manifes
     fingerprints = {
         name: source.sha256 if source is splitter else source.fingerprint for name, source in inputs.items()
     }
-    return out.finish(config.model_dump(mode="json"), fingerprints)
+    return out.finish(out.planned(list(shards)), config.model_dump(mode="json"), fingerprints)

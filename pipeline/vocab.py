@@ -184,7 +184,8 @@ def run(config: VocabConfig, inputs: Mapping[str, Any], out: Output) -> Manifest
     given = check(config, sources)
     shards = {file.name.removesuffix(".parquet"): file for file in documents.files("documents/")}
     with out.watch(len(shards) + 1, "shards"):
-        missing = [name for name in shards if out.part(f"words-{name}") is None]
+        finished = out.parts([f"words-{name}" for name in shards])
+        missing = [name for name in shards if f"words-{name}" not in finished]
         for_each(partial(count_shard, documents=shards, config=config, out=out), missing, config.workers)
         train, heldout = _sum(out.location / f"words/{name}.parquet" for name in shards)
         pieces = given["file"].pieces if "file" in given else make_pieces(train, config)
@@ -202,6 +203,7 @@ def run(config: VocabConfig, inputs: Mapping[str, Any], out: Output) -> Manifest
         fares = quality(build(theirs, lowercase, config.strip_accents), heldout)
         said["compared"] = {"name": sources["compare"].location.name, "size": len(theirs), **fares}
     return out.finish(
+        out.planned([*(f"words-{name}" for name in shards), "vocab"]),
         config.model_dump(mode="json"),
         {"documents": documents.fingerprint, **{name: source.identity for name, source in sources.items()}},
         counts={"pieces": len(pieces), "distinct_words": len(train)},

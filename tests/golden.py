@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.artifacts import Artifact, Output
+from pipeline.artifacts import Artifact, Output, Part
 from pipeline.schema import Document, document, document_table, parquet_bytes
 from pipeline.storage import Location
 from pipeline.tokenizer import build
@@ -50,11 +50,11 @@ def finished(out: Output) -> Artifact:
 
 
 def documents_artifact(root: Path, documents: Sequence[Document], shards: int = 3) -> Artifact:
-    out = output(root, "documents")
+    out, parts = output(root, "documents"), list[Part]()
     for number, some in enumerate(np.array_split(np.arange(len(documents)), shards)):
         data = parquet_bytes(document_table([documents[index] for index in some]))
-        out.commit(f"{number:05}", {f"documents/{number:05}.parquet": data})
-    out.finish({}, {})
+        parts.append(out.commit(f"{number:05}", {f"documents/{number:05}.parquet": data}))
+    out.finish(parts, {}, {})
     return finished(out)
 
 
@@ -63,8 +63,8 @@ def vocab_artifact(root: Path) -> Artifact:
     out = output(root, "vocab")
     pieces = published_vocabulary()
     lines = "".join(f"{piece}\n" for piece in pieces)
-    out.commit("vocab", {"vocab.txt": lines.encode(), "tokenizer.json": build(pieces).to_str().encode()})
-    out.finish({}, {})
+    files = {"vocab.txt": lines.encode(), "tokenizer.json": build(pieces).to_str().encode()}
+    out.finish([out.commit("vocab", files)], {}, {})
     return finished(out)
 
 

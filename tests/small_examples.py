@@ -103,6 +103,6 @@ def _artifact(
     facts: dict[str, Any] | None = None,
 ) -> Artifact:
     out = Output(Location(str(root / stage / "0")), stage, 1, "0")
-    out.commit("all", files)
-    out.finish(config or {}, {}, facts=facts)
+    part = out.commit("all", files)
+    out.finish([part], config or {}, {}, facts=facts)
     return Artifact(out.location, stage, "0")

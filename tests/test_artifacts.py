@@ -13,6 +13,7 @@ from pipeline.artifacts import (
     SourceFile,
     fingerprint,
     git_commit,
+    lost,
     read_manifest,
     source_file,
     versions,
@@ -83,9 +84,11 @@ def test_a_source_file_is_read_once_and_again_when_it_changes(tmp_path: Path, mo
 
 def test_parts_add_up(folder: str) -> None:
     out = output(folder)
-    out.commit("one", {"data/1.txt": b"11"}, counts={"letters": 2}, drops={"vowels": 1})
     out.commit("two", {"data/2.txt": b"222"}, counts={"letters": 3, "words": 1}, drops={"digits": 4})
-    manifest = out.finish({}, {}, counts={"letters": 10}, drops={"vowels": 1}, facts={"note": "done"})
+    out.commit("one", {"data/1.txt": b"11"}, counts={"letters": 2}, drops={"vowels": 1})
+    manifest = out.finish(
+        out.planned(["two", "one"]), {}, {}, counts={"letters": 10}, drops={"vowels": 1}, facts={"note": "done"}
+    )
     assert manifest.counts == {"letters": 15, "words": 1}
     assert manifest.drops == {"digits": 4, "vowels": 2}
     assert list(manifest.files) == ["data/1.txt", "data/2.txt"]
@@ -98,14 +101,38 @@ def test_a_finished_part_is_known_to_the_next_run(folder: str) -> None:
     assert output(folder).part("one") is None
     part = output(folder).commit("one", {"data/1.txt": b"1"}, counts={"letters": 1}, facts={"metric": 0.5})
     assert output(folder).part("one") == part
-    assert output(folder).parts() == [part]
+    assert output(folder).parts(["two", "one"]) == {"one": part}
+    assert output(folder).planned(["one"]) == [part]
 
 
 def test_a_part_committed_again_counts_once(folder: str) -> None:
     out = output(folder)
     for _ in range(2):
         out.commit("one", {"data/1.txt": b"1"}, counts={"letters": 1})
-    assert out.finish({}, {}).counts == {"letters": 1}
+    assert out.finish(out.planned(["one"]), {}, {}).counts == {"letters": 1}
+
+
+def test_what_was_planned_and_is_not_there_is_an_error_and_no_smaller_artifact(folder: str) -> None:
+    out = output(folder)
+    for name in ("one", "two", "three"):
+        out.commit(name, {f"data/{name}.txt": b"1"})
+    (out.location / "parts/two.json").write_text('{"name": "two"')
+    (out.location / "data/three.txt").delete()
+    with pytest.raises(UserError, match=r"parts/three\.json: this part was planned and .* \(2 of 3 parts\); run again"):
+        out.planned(["one", "two", "three"])
+    assert out.parts(["one", "two", "three"]).keys() == {"one"}
+
+
+def test_a_file_that_a_listing_leaves_out_is_not_lost(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = output(folder)
+    manifest = out.finish([out.commit("one", {"data/1.txt": b"one", "data/2.txt": b"two"})], {}, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "sizes", lambda _: {"data/2.txt": 99})
+        assert lost(out.location, manifest) == []
+    (out.location / "data/2.txt").write_text("tw")
+    assert lost(out.location, manifest) == ["data/2.txt"]
+    (out.location / "data/2.txt").delete()
+    assert lost(out.location, manifest) == ["data/2.txt"]
 
 
 def test_a_part_whose_file_is_missing_or_cut_is_no_part(folder: str) -> None:
@@ -115,7 +142,7 @@ def test_a_part_whose_file_is_missing_or_cut_is_no_part(folder: str) -> None:
     (out.location / "data/2.txt").delete()
     (out.location / "data/3.txt").write_text("thr")
     assert out.part("gone") is None and out.part("cut") is None
-    assert out.parts() == []
+    assert out.parts(["gone", "cut"]) == {}
 
 
 def test_a_damaged_record_is_no_part(folder: str) -> None:
@@ -144,16 +171,15 @@ def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(Location, "write_bytes", full)
         with pytest.raises(OSError, match="No space left"):
-            out.finish({}, {})
+            out.finish([], {}, {})
     assert read_manifest(out.location) is None
-    out.finish({}, {})
+    out.finish([], {}, {})
     assert read_manifest(out.location) is not None
 
 
 def test_an_artifact_lists_the_files_its_manifest_promises(folder: str) -> None:
     out = output(folder)
-    out.commit("one", {"train/b.txt": b"", "train/a.txt": b"", "heldout/c.txt": b""})
-    out.finish({}, {})
+    out.finish([out.commit("one", {"train/b.txt": b"", "train/a.txt": b"", "heldout/c.txt": b""})], {}, {})
     (out.location / "train/stray.txt").write_text("of a killed run")
     artifact = Artifact(out.location, "letters", "0123")
     assert artifact.files("train/") == [out.location / "train/a.txt", out.location / "train/b.txt"]
@@ -173,7 +199,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
 
 def test_a_manifest_says_what_made_it(tmp_path: Path) -> None:
     out = output(str(tmp_path))
-    manifest = out.finish({"case": "lower"}, {"data": "aa"})
+    manifest = out.finish([], {"case": "lower"}, {"data": "aa"})
     assert (manifest.stage, manifest.version, manifest.fingerprint) == ("letters", 1, "0123")
     assert (manifest.config, manifest.inputs) == ({"case": "lower"}, {"data": "aa"})
     assert manifest.versions == versions() and {"python", "pyarrow", "torch"} <= versions().keys()
@@ -224,10 +250,10 @@ def test_watching_shows_the_parts_as_they_are_committed(tmp_path: Path) -> None:
 def test_two_writers_of_one_artifact_leave_it_whole(folder: str) -> None:
     first, second = output(folder), output(folder)
     for out in (first, second):
-        out.commit("one", {"data/1.txt": b"1"}, counts={"letters": 1})
-    first.finish({}, {})
-    second.commit("two", {"data/2.txt": b"2"}, counts={"letters": 1})
-    second.finish({}, {})
+        for number in ("1", "2"):
+            out.commit(number, {f"data/{number}.txt": b"1"}, counts={"letters": 1})
+    for out in (first, second):
+        out.finish(out.planned(["1", "2"]), {}, {})
     manifest = read_manifest(first.location)
     assert manifest and manifest.counts == {"letters": 2} and len(manifest.files) == 2
 

@@ -128,6 +128,10 @@ def test_two_runs_that_save_one_step_at_once_do_not_spoil_one_another(artifact: 
     assert verified(first.location).digest == verified(second.location).digest
 
 
+def folders(artifact: Location) -> set[str]:
+    return {name.split("/")[0] for name in (artifact / FOLDER).sizes()} - {"known.json"}
+
+
 def test_pruning_keeps_the_newest_and_removes_what_was_half_written_before_them(artifact: Location) -> None:
     refs = [write(artifact, step) for step in (2, 4, 6, 8)]
     (refs[1].location / "manifest.json").delete()  # as a kill leaves it
@@ -135,9 +139,37 @@ def test_pruning_keeps_the_newest_and_removes_what_was_half_written_before_them(
     killed.write_bytes(b"half")
     prune(artifact, keep=2)
     assert not killed.exists()
-    names = {file.uri.removeprefix(f"{artifact.uri}/{FOLDER}/").split("/")[0] for file in artifact.files()}
-    assert names == {refs[2].location.name, refs[3].location.name}
+    assert folders(artifact) == {refs[2].location.name, refs[3].location.name}
     assert newest(artifact) == refs[3]
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_a_listing_that_leaves_checkpoints_out_or_shows_pruned_ones_changes_nothing(
+    artifact: Location, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    refs = [evaluated(artifact, step, loss) for step, loss in ((2, 9.0), (4, 1.0), (6, 8.0), (8, 7.0))]
+    real = Location.folders
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "folders", lambda folder: real(folder)[:left])
+        patch.setattr(Location, "sizes", lambda _: {})
+        assert newest(artifact) == refs[3] and best(artifact) == refs[1]
+        prune(artifact, keep=2)
+        assert newest(artifact) == refs[3] and best(artifact) == refs[1]
+    assert folders(artifact) == {ref.location.name for ref in refs[1:]}
+    stale = [ref.location for ref in refs]
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "folders", lambda _: stale)
+        assert newest(artifact) == refs[3] and best(artifact) == refs[1]
+        prune(artifact, keep=2)
+    assert folders(artifact) == {ref.location.name for ref in refs[1:]}
+
+
+def test_a_list_of_checkpoints_that_is_lost_or_damaged_leaves_the_listing(artifact: Location) -> None:
+    refs = [write(artifact, step) for step in (2, 4)]
+    (artifact / FOLDER / "known.json").write_text("[")
+    assert newest(artifact) == refs[1]
+    (artifact / FOLDER / "known.json").delete()
+    assert newest(artifact) == refs[1]
 
 
 def evaluated(artifact: Location, step: int, loss: float, phase: int = 0) -> CheckpointRef:
@@ -153,8 +185,7 @@ def test_the_best_is_the_lowest_held_out_loss_of_the_last_phase_and_is_not_prune
     newer = evaluated(artifact, 10, 5.0, phase=1)
     assert best(artifact) == good
     prune(artifact, keep=1)
-    names = {file.uri.removeprefix(f"{artifact.uri}/{FOLDER}/").split("/")[0] for file in artifact.files()}
-    assert names == {good.location.name, newer.location.name}
+    assert folders(artifact) == {good.location.name, newer.location.name}
     better = evaluated(artifact, 12, 2.0, phase=1)
     prune(artifact, keep=1)
     assert best(artifact) == better and not good.location.files()

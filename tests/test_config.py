@@ -276,6 +276,25 @@ def test_identity_is_plain_json_at_any_depth() -> None:
     assert json.loads(json.dumps(plain)) == plain
 
 
+def test_what_is_not_set_is_no_part_of_the_identity() -> None:
+    class Guard(Config):
+        factor: float | None = 20.0
+        note: str | None = None
+
+    class Before(Config):
+        size: int = 1
+
+    class After(Config):
+        size: int = 1
+        added: int | None = None
+        part: Guard = Guard(factor=None)
+        marks: Annotated[Guard, Compute] = Guard()
+
+    assert identity(After()) == identity(Before()) == {"size": 1}
+    assert identity(After(added=0)) == {"size": 1, "added": 0}
+    assert identity(After(part=Guard())) == {"size": 1, "part": {"factor": 20.0}}
+
+
 def test_a_configuration_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Toy(name="a").name = "b"  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.artifacts import Artifact, Manifest, Output
+from pipeline.attempts import scratch
 from pipeline.config import UserError
 from pipeline.dedup import VERSION, DedupConfig, Steps, run
 from pipeline.schema import DOCUMENT, document, document_table, parquet_bytes
@@ -28,9 +29,11 @@ def doc(doc_id: str, text: str, revision: int = 0):
 
 def artifact(folder: Path, *shards: list) -> Artifact:
     out = Output(Location(str(folder)), "extract", 1, "f" * 16)
-    for number, documents in enumerate(shards):
+    parts = [
         out.commit(f"{number:05}", {f"documents/{number:05}-00.parquet": parquet_bytes(document_table(documents))})
-    out.finish({}, {})
+        for number, documents in enumerate(shards)
+    ]
+    out.finish(parts, {}, {})
     return Artifact(out.location, "extract", "f" * 16)
 
 
@@ -167,14 +170,18 @@ def plainly(documents: list) -> set[str]:
 
 
 def stepwise(folder: Path, shards: list[list], order: random.Random) -> set[tuple]:
-    """What stays, by steps whose pieces are done in some order, in three buckets, some of them twice."""
+    """What stays, by steps whose pieces are done in some order, in three buckets, some of them twice, with the bands of
+    three documents in a file."""
     documents = artifact(folder / "in", *shards)
     out = Output(Location(str(folder / "out")), "dedup", VERSION, "e" * 16)
-    steps = Steps(documents.files("documents/"), out, 0.8, buckets=3, band_buckets=5)
-    for step, pieces in steps.plan().items():
-        for number in order.choices(range(pieces), k=2) + order.sample(range(pieces), pieces):
-            steps.do((step, number))
-    names = [name for part in out.parts() for name in part.files]
+    steps = Steps(documents.files("documents/"), out, Location(str(folder / "scratch")), 0.8, buckets=3, band_buckets=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.dedup._AT_ONCE", 3)
+        for step, pieces in steps.plan().items():
+            for number in order.choices(range(pieces), k=2) + order.sample(range(pieces), pieces):
+                steps.do((step, number))
+    parts = out.planned([f"{number:05}" for number in range(len(steps.shards))])
+    names = [name for part in parts for name in part.files]
     return {tuple(row.values()) for name in names for row in pq.read_table(folder / "out" / name).to_pylist()}
 
 
@@ -232,12 +239,15 @@ def test_a_run_goes_on_from_finished_pieces_of_every_step_and_leaves_no_scratch(
     shards = [[doc(f"{s}-{n}", prose(n % 6 + s % 2, 50) + " end" * s, n) for n in range(8)] for s in range(3)]
     full, _ = dedup(tmp_path, *shards)
     documents = Artifact(Location(str(tmp_path / "out-in")), "extract", "f" * 16)
-    steps = Steps(documents.files("documents/"), Output(Location(str(tmp_path)), "dedup", VERSION, ""), 0.8, 1, 1)
+    nowhere = Location(str(tmp_path / "nowhere"))
+    steps = Steps(documents.files("documents/"), Output(nowhere, "dedup", VERSION, ""), nowhere, 0.8, 1, 1)
     pieces = [(step, number) for step, count in steps.plan().items() for number in range(count)]
     for done in range(1, len(pieces), 2):
         out = Output(Location(str(tmp_path / f"stopped-{done}")), "dedup", VERSION, "e" * 16)
-        for piece in pieces[:done]:
-            replace(steps, out=out).do(piece)
+        with pytest.raises(KeyboardInterrupt), scratch(out.location) as folder:
+            for piece in pieces[:done]:
+                replace(steps, out=out, scratch=folder).do(piece)
+            raise KeyboardInterrupt
         stamps = {file: file.info().mtime_ns for file in out.location.files()}
         again = run(DedupConfig(), {"documents": documents}, out)
         assert {n: f.sha256 for n, f in again.files.items()} == {n: f.sha256 for n, f in full.files.items()}

@@ -251,7 +251,8 @@ def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(i
     whole = out.part("pretrained")
     assert whole
     assert whole.facts["trial"] == {"learning_rate": 0.02, "batch_size": 9, "epochs": 6}
-    merits = {part.name: tuple(part.facts["merit"]) for part in out.parts() if part.name.startswith("pretrained-")}
+    trials = [f"pretrained-{trial.name}" for trial in settings.trials]
+    merits = {name: tuple(part.facts["merit"]) for name, part in out.parts(trials).items()}
     assert len(merits) == 4
     assert max(merits, key=merits.__getitem__) == "pretrained-0.02-batch-9-epochs-6"
 

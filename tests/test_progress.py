@@ -70,10 +70,10 @@ def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
 def test_a_summary_leaves_out_what_was_not_dropped(tmp_path: Path) -> None:
     output = Output(Location(str(tmp_path)), "extract", 1, "0123")
     drops = {"redirect": 12, "too_short": 0}
-    assert summary(output.finish({}, {}, {"documents": 1234, "train_words": 56789}, drops)) == (
+    assert summary(output.finish([], {}, {}, {"documents": 1234, "train_words": 56789}, drops)) == (
         "1,234 documents, 56,789 train words; dropped 12 redirect"
     )
-    assert summary(output.finish({}, {}, {"documents": 1})) == "1 documents"
+    assert summary(output.finish([], {}, {}, {"documents": 1})) == "1 documents"
 
 
 def test_a_place_is_shown_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

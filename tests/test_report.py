@@ -67,19 +67,19 @@ def extract(root: Path) -> Artifact:
     samples = {"redirect": [{"record": "<script>alert(1)</script>", "text": "#REDIRECT [[Sea]]"}]}
     counts = {"records": 61, "documents": 41, "words": 9017, "heldout": 11}
     drops = {"redirect": 13, "no prose": 7}
-    out.commit("00000", {"documents/00000-00.parquet": documents(41)}, counts, drops)
+    part = out.commit("00000", {"documents/00000-00.parquet": documents(41)}, counts, drops)
     truncated = [{"file": "dumps/enwiki.xml.bz2", "reason": "it ends in the middle of a page"}]
     facts = {"sources": {"wiki": counts, "books": {"records": 0}}, "samples": samples, "truncated": truncated}
-    out.finish({"heldout_fraction": 0.25}, {f"wiki/{DIGEST[:12]}/enwiki.xml.bz2": DIGEST}, facts=facts)
+    out.finish([part], {"heldout_fraction": 0.25}, {f"wiki/{DIGEST[:12]}/enwiki.xml.bz2": DIGEST}, facts=facts)
     return finished(out)
 
 
 def dedup(root: Path) -> Artifact:
     out = output(root, "dedup", "d" * 16)
     counts = {"records": 41, "documents": 38, "words": 8714, "heldout": 10}
-    out.commit("00000", {"documents/00000.parquet": documents(38)}, counts, {"duplicate": 3})
+    part = out.commit("00000", {"documents/00000.parquet": documents(38)}, counts, {"duplicate": 3})
     samples = {"duplicate": [{"doc_id": "enwiki:7", "title": "Sea & ship", "source": "wiki"}]}
-    out.finish({}, {"documents": "e" * 16}, facts={"samples": samples})
+    out.finish([part], {}, {"documents": "e" * 16}, facts={"samples": samples})
     return finished(out)
 
 
@@ -88,18 +88,18 @@ def vocab(root: Path) -> Artifact:
 
     out = output(root, "vocab", "a" * 16)
     files = {"vocab.txt": "".join(piece + "\n" for piece in PIECES), "tokenizer.json": build(PIECES).to_str()}
-    out.commit("vocab", {name: text.encode() for name, text in files.items()})
+    part = out.commit("vocab", {name: text.encode() for name, text in files.items()})
     facts = {
         "heldout": {"words": 2140, "unknown_share": 0.0125, "pieces_per_word": 1.284},
         "compared": {"name": "vocab.txt", "size": 30522, "words": 2140, "unknown_share": 0, "pieces_per_word": 1.416},
     }
-    out.finish({"size": len(PIECES)}, {"documents": "d" * 16}, counts={"pieces": len(PIECES)}, facts=facts)
+    out.finish([part], {"size": len(PIECES)}, {"documents": "d" * 16}, counts={"pieces": len(PIECES)}, facts=facts)
     return finished(out)
 
 
 def tokens(root: Path) -> Artifact:
     out = output(root, "tokens", "b" * 16)
-    out.finish({}, {"documents": "d" * 16, "vocab": "a" * 16}, counts={"documents": 38, "tokens": 10231})
+    out.finish([], {}, {"documents": "d" * 16, "vocab": "a" * 16}, counts={"documents": 38, "tokens": 10231})
     return finished(out)
 
 
@@ -115,9 +115,11 @@ def examples(root: Path) -> Artifact:
     out = output(root, "examples-32", "c" * 16)
     shard = parquet_bytes(pa.Table.from_pylist([example(0), example(1)]))
     counts = {"train": 517, "heldout": 83, "train_tokens": 12408, "train_random_next": 260}
-    out.commit("00000", {"train/00000.parquet": shard, "heldout/00000.parquet": shard}, counts)
+    part = out.commit("00000", {"train/00000.parquet": shard, "heldout/00000.parquet": shard}, counts)
     out.finish(
-        {"max_seq_length": 32, "dupe_factor": 5, "masked_lm_prob": 0.15}, {"tokens": "b" * 16, "vocab": "a" * 16}
+        [part],
+        {"max_seq_length": 32, "dupe_factor": 5, "masked_lm_prob": 0.15},
+        {"tokens": "b" * 16, "vocab": "a" * 16},
     )
     return finished(out)
 
@@ -157,7 +159,7 @@ def pretrain(root: Path, complete: bool = True, **settings: Any) -> Artifact:
     model = BertForPreTraining(shape, len(PIECES))
     standing = Standing(SavedConfig(model=shape, vocab_size=len(PIECES)), {})
     ref = save(out.location, 100, {"model": model.state_dict()}, standing)
-    out.commit("checkpoint", {"metrics.jsonl": lines})
+    part = out.commit("checkpoint", {"metrics.jsonl": lines})
     path = ref.location.uri.removeprefix(out.location.uri + "/")
     facts = {
         "checkpoint": {"path": path, "digest": ref.digest, "step": 100},
@@ -167,7 +169,7 @@ def pretrain(root: Path, complete: bool = True, **settings: Any) -> Artifact:
     }
     inputs = {"vocab": "a" * 16, "examples-32": "c" * 16}
     config = {"model": shape.model_dump(), "global_batch_size": 32, **settings}
-    out.finish(config, inputs, counts={"steps": 100}, facts=facts)
+    out.finish([part], config, inputs, counts={"steps": 100}, facts=facts)
     return finished(out)
 
 
@@ -182,7 +184,9 @@ def finetune(root: Path, checkpoint: str, pretrained: tuple[int, int], random: t
     predictions = [("Austen", "Austen"), ("Austen", "Melville"), ("Melville", "Melville")]
     rows = [{"row": i, "label": label, "predicted": said} for i, (label, said) in enumerate(predictions)]
     out = output(root, "finetune-authors", "9" * 16)
-    out.commit("pretrained", {"predictions/pretrained.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()})
+    part = out.commit(
+        "pretrained", {"predictions/pretrained.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
+    )
     facts = {
         "labels": {"train": {"Austen": 5, "Melville": 4}},
         "scores": {"pretrained": scored(*pretrained), "random": scored(*random), "majority": scored(30, 100)},
@@ -190,7 +194,7 @@ def finetune(root: Path, checkpoint: str, pretrained: tuple[int, int], random: t
         "examples": [{"text": "It is a truth <b>", "label": "Austen", "predicted": "Melville"}],
     }
     inputs = {"checkpoint": checkpoint, "vocab": "a" * 16, "data": DIGEST + ".jsonl"}
-    out.finish({"name": "authors"}, inputs, counts={"train": 9, "dev": 3, "test": 100}, facts=facts)
+    out.finish([part], {"name": "authors"}, inputs, counts={"train": 9, "dev": 3, "test": 100}, facts=facts)
     return finished(out)
 
 
@@ -439,7 +443,7 @@ def test_a_fact_that_is_missing_leaves_its_section_out(tmp_path: Path) -> None:
     made = {}
     for stage in ("extract", "dedup", "tokens", "examples-32", "pretrain", "finetune-authors"):
         out = output(tmp_path, stage, stage[0] * 16)
-        out.finish({"max_seq_length": 32}, {})
+        out.finish([], {"max_seq_length": 32}, {})
         made[stage] = finished(out)
     page = page_of(tmp_path, made)
     assert not Reader(page).open

@@ -46,7 +46,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 def extract(root: Path, config: RunConfig) -> Artifact:
     out = output(root, "extract")
     inputs = {"enwiki/0e6dbc00ed97/enwiki|excerpt.xml.bz2": "0e6d", "novels/9f005a64529b/mars.txt": "9f00"}
-    out.finish(config.extract.model_dump(mode="json"), inputs)
+    out.finish([], config.extract.model_dump(mode="json"), inputs)
     return finished(out)
 
 
@@ -72,8 +72,8 @@ def vocab(root: Path, config: RunConfig) -> Artifact:
         "tokenizer.json": build(PIECES).to_str(),
         "tokenizer_config.json": transformers_config(),
     }
-    out.commit("vocab", {name: text.encode() for name, text in files.items()})
-    out.finish(config.vocab.model_dump(mode="json"), {}, counts={"pieces": len(PIECES)})
+    part = out.commit("vocab", {name: text.encode() for name, text in files.items()})
+    out.finish([part], config.vocab.model_dump(mode="json"), {}, counts={"pieces": len(PIECES)})
     return finished(out)
 
 
@@ -92,7 +92,7 @@ def pretrain(root: Path, config: RunConfig) -> Artifact:
         "workers": 2,
         "metrics": {"heldout": heldout, "seconds": 41.0},
     }
-    out.finish(config.pretrain.model_dump(mode="json"), {}, facts=facts)
+    out.finish([], config.pretrain.model_dump(mode="json"), {}, facts=facts)
     return finished(out)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import extract, spool
 from pipeline.artifacts import Manifest, Output, SourceFile
+from pipeline.attempts import scratch
 from pipeline.config import UserError
 from pipeline.extract import VERSION, ExtractConfig, run, units
 from pipeline.storage import Location
@@ -82,7 +83,7 @@ def test_a_spooled_stream_gives_the_documents_of_the_direct_way(tmp_path: Path, 
     assert direct.drops == {"namespace": 12, "malformed": 2}
     assert len(direct.files) == 1 and len(spooled.files) > 10
     assert min(spooled.files) == "documents/00000.00000-00.parquet"
-    assert not (tmp_path / "spooled/spool").exists()
+    assert not list((tmp_path / "spooled").glob("scratch-*"))
 
 
 @pytest.mark.parametrize("kind", PACKERS)
@@ -118,15 +119,20 @@ def test_a_run_goes_on_from_what_is_spooled_and_parsed_with_the_same_bytes(tmp_p
     inputs, settings = {"w": given(tmp_path / "dump")}, config()
     full = run(settings, inputs, output(tmp_path / "full"))
     half = output(tmp_path / "half")
-    work = extract._spooled(units(settings, inputs), settings, half)
-    for unit in work[::2]:
-        extract.extract(unit, settings, half)
-    pieces = sorted((tmp_path / "half/spool/00000").iterdir())
+    with pytest.raises(KeyboardInterrupt), scratch(half.location) as folder:
+        work = extract._spooled(units(settings, inputs), settings, folder, half)
+        for unit in work[::2]:
+            extract.extract(unit, settings, half)
+        raise KeyboardInterrupt
+    pieces = sorted(Path(folder.path, "00000").iterdir())
     pieces[0].unlink()  # parsed
     pieces[1].unlink()  # not parsed: the stream is cut anew, and what lies there is left
     stamps = {path: path.stat().st_mtime_ns for path in [*pieces[2:], *(tmp_path / "half").rglob("*.parquet")]}
-    assert extract._spooled(units(settings, inputs), settings, half) == work
-    assert not pieces[0].exists() and pieces[1].exists()
+    with pytest.raises(KeyboardInterrupt), scratch(half.location) as again:
+        assert again == folder
+        assert extract._spooled(units(settings, inputs), settings, again, half) == work
+        assert not pieces[0].exists() and pieces[1].exists()
+        raise KeyboardInterrupt
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     resumed = run(settings, inputs, half)
     assert digests(resumed) == digests(full) and resumed.counts == full.counts
@@ -136,15 +142,15 @@ def test_a_run_goes_on_from_what_is_spooled_and_parsed_with_the_same_bytes(tmp_p
 @pytest.mark.usefixtures("tiny")
 def test_a_stream_without_its_record_is_cut_again(tmp_path: Path):
     (tmp_path / "dump").write_bytes(bz2.compress(dump()))
-    out = output(tmp_path / "out")
+    out, folder = output(tmp_path / "out"), Location(str(tmp_path / "scratch"))
     stream = spool.Stream("00000", Location(str(tmp_path / "dump")), Range(0, 10**6), "xxwiki")
-    spool.spool(stream, out, 5000)
-    pieces = spool.stored(stream, out)
+    spool.spool(stream, folder, out, 5000)
+    pieces = spool.stored(stream, folder, out)
     assert len(pieces) > 10
-    (tmp_path / "out/spool/00000.json").unlink()
-    assert spool.stored(stream, out) == []
-    spool.spool(stream, out, 5000)
-    assert spool.stored(stream, out) == pieces
+    (tmp_path / "scratch/00000.json").unlink()
+    assert spool.stored(stream, folder, out) == []
+    spool.spool(stream, folder, out, 5000)
+    assert spool.stored(stream, folder, out) == pieces
     whole = b"".join(data for piece in pieces for data in spool.stored_bytes(piece, Truncation()))
     assert whole.count(b"<page>") == whole.count(b"</page>") == PAGES + 3
 
@@ -159,7 +165,7 @@ def test_pieces_work_on_any_storage(folder: str, tmp_path: Path):
     assert len(rows(f"{folder}/out", manifest)) == manifest.counts["documents"] == PAGES + 1 - 12
     assert told[0][2:] == ("MB", "cutting compressed files into pieces") and told[-1][2] == "ranges"
     assert told[-1][0] == told[-1][1] == len(manifest.files)
-    assert not [name for name in (Location(folder) / "out").sizes() if name.startswith("spool")]
+    assert not [name for name in (Location(folder) / "out").sizes() if name.startswith("scratch")]
 
 
 @pytest.mark.usefixtures("tiny")
@@ -199,7 +205,7 @@ def test_after_a_kill_the_next_run_writes_the_same_bytes(tmp_path: Path):
     (tmp_path / "dump").write_bytes(bz2.compress(dump()))
     inputs = {"w": given(tmp_path / "dump")}
     full = run(config(), inputs, output(tmp_path / "full"))
-    for number, wanted in enumerate((["spool/00000/*.pages"], ["parts/*.json"])):
+    for number, wanted in enumerate((["scratch-*/work/00000/*.pages"], ["parts/*.json"])):
         out = tmp_path / f"out{number}"
         code = _KILLED.format(tests=str(Path(__file__).parent), dump=str(tmp_path / "dump"), out=str(out))
         with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent) as process:
@@ -207,9 +213,10 @@ def test_after_a_kill_the_next_run_writes_the_same_bytes(tmp_path: Path):
             while not all(len(list(out.glob(pattern))) > 3 for pattern in wanted) and time.monotonic() < deadline:
                 time.sleep(0.01)
             os.kill(process.pid, signal.SIGKILL)
-        assert (out / "spool").exists() and not (out / "manifest.json").exists()
+        assert list(out.glob("scratch-*")) and not (out / "manifest.json").exists()
         stamps = {path: path.stat().st_mtime_ns for path in out.glob("parts/*.json")}
         resumed = run(config(), inputs, output(out))
+        assert not list(out.glob("scratch-*"))
         assert digests(resumed) == digests(full) and resumed.counts == full.counts
         assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 

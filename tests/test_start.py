@@ -22,7 +22,7 @@ from training import hub
 from training.checkpoint import CheckpointRef, SavedConfig, Standing, save
 from training.features import load_model
 from training.model import BertConfig, BertForPreTraining
-from training.start import starting_weights, weights_file
+from training.start import register, starting_weights, weights_file
 from training.trainer import Setup, Worker
 
 MODEL = BertConfig(
@@ -45,14 +45,14 @@ def finished_checkpoint(root: Location, config: BertConfig, nsp: bool = True) ->
         "tokenizer.json": build(PIECES).to_str(),
         "tokenizer_config.json": transformers_config(),
     }
-    vocab.commit("vocab", {name: text.encode() for name, text in files.items()})
-    vocab.finish({}, {})
+    vocab.finish([vocab.commit("vocab", {name: text.encode() for name, text in files.items()})], {}, {})
     model = BertForPreTraining(config, len(PIECES), seed=3, nsp=nsp)
     out = Output(root / "pretrain/p1", "pretrain", 1, "p1")
     saved = SavedConfig(model=config, vocab_size=len(PIECES), nsp=nsp)
     ref = save(out.location, 4, {"model": model.state_dict()}, Standing(saved, {}))
     fact = {"path": f"checkpoints/{ref.location.name}", "digest": ref.digest, "step": 4}
-    out.finish({}, {"vocab": "v1"}, facts={"checkpoint": fact, "best": None})
+    register(root, ref)
+    out.finish([], {}, {"vocab": "v1"}, facts={"checkpoint": fact, "best": None})
     return ref
 
 

@@ -67,13 +67,13 @@ def test_a_stopped_training_tells_its_newest_checkpoint(make: Make, capsys: pyte
 def test_the_results_are_scores_and_the_reports_place(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     output = make().plan()[0].output
     assert isinstance(output, Output)
-    output.commit("report", {"report.html": b"<html>"})
+    part = output.commit("report", {"report.html": b"<html>"})
     scores = {
         "pretrained": {"accuracy": 0.75, "interval": [0.7, 0.8]},
         "random": {"accuracy": 0.5, "interval": [0.4, 0.6]},
         "majority": {"accuracy": 0.4, "interval": [0.3, 0.5]},
     }
-    output.finish({}, {}, facts={"scores": scores})
+    output.finish([part], {}, {}, facts={"scores": scores})
     assert list(results(make())) == [
         "letters: accuracy 0.750 (0.700 to 0.800); 0.500 from random weights, 0.400 for the majority class",
         f"letters: {make().page}",

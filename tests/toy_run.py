@@ -33,7 +33,7 @@ def run(config: ToyConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
             out.commit(letter, files, counts={"letters": int(not vowel)}, drops={"vowels": int(vowel)})
         out.progress(done, len(config.parts), "letters")
     facts = {"inputs": sorted(inputs), "checkpoint": {"digest": f"digest of {config.parts}"}}
-    return out.finish(identity(config), {}, facts=facts)
+    return out.finish(out.planned(list(config.parts)), identity(config), {}, facts=facts)
 
 
 def toy_run(patch: pytest.MonkeyPatch, root: str | Path, source: str | Path, **configs: ToyConfig) -> Run:

@@ -4,12 +4,15 @@ A checkpoint is the folder checkpoints/step-000100-1f0c9a2b/ of an artifact: saf
 parameters, config.json (what is needed to build the model), state.json (where training stands) and, written last,
 manifest.json with the SHA-256 of each. No manifest, no checkpoint. The end of its name comes from those digests, so two
 runs that write the same step at once write either the same bytes or two folders.
+
+Which checkpoints there are say two witnesses: a listing of the folder, which may lag or leave one out, and known.json
+in it, which a second run may just have written over. What either names is read by its name.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +20,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline.artifacts import FileRecord
+from pipeline.artifacts import FileRecord, in_parallel, is_whole
 from pipeline.config import Config, UserError
 from pipeline.storage import Location
 from training.agreement import Exchange, alone, together
@@ -28,7 +31,7 @@ Tensors = dict[str, dict[str, Tensor]]  # a kind -> name of a parameter -> fp32,
 KINDS = ("model", "exp_avg", "exp_avg_sq")
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d+)-[0-9a-f]{8}")
-_MANIFEST, _DAMAGED = "manifest.json", "damaged.json"
+_MANIFEST, _DAMAGED, _KNOWN = "manifest.json", "damaged.json", "known.json"
 _NAMED_BY = ("config.json", "model.safetensors")  # the files whose bytes make the digest
 _BLOCK = 1 << 20
 
@@ -132,12 +135,16 @@ def save(
         heldout, done = standing.heldout, standing.done
         manifest = CheckpointManifest(step=step, digest=digest, files=records, heldout=heldout, done=done)
     folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, list(records))[:8]}"
-    _write(folder, files, manifest, exchange)
+    _write(artifact, folder, files, manifest, exchange)
     return CheckpointRef(folder, digest, step)
 
 
 def _write(
-    folder: Location, files: Mapping[str, bytes], manifest: CheckpointManifest | None, exchange: Exchange
+    artifact: Location,
+    folder: Location,
+    files: Mapping[str, bytes],
+    manifest: CheckpointManifest | None,
+    exchange: Exchange,
 ) -> None:
     """This worker's files and, where it has it and all of them are there, the manifest. Raises OSError."""
 
@@ -153,6 +160,7 @@ def _write(
     try:
         together(exchange, written)
         if manifest:
+            _remember([*_folders(artifact), folder], artifact)
             (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
     except OSError:
         if manifest:
@@ -173,7 +181,7 @@ def newest(artifact: Location) -> CheckpointRef | None:
 
 def final(artifact: Location) -> CheckpointRef | None:
     """The newest of the checkpoints that end the training: of two runs with one time budget each has its own."""
-    ended = [folder for folder, said in _manifests(_listed(artifact)).items() if said.done]
+    ended = [folder for folder, said in _manifests(_folders(artifact)).items() if said.done]
     return next(filter(None, map(_whole, reversed(ended))), None)
 
 
@@ -229,22 +237,26 @@ def _not_whole(file: Location) -> UserError:
 
 def best(artifact: Location) -> CheckpointRef | None:
     """The checkpoint with the lowest held-out loss of the last phase that has one, of those that are whole."""
-    return next(filter(None, map(_whole, _by_merit(_manifests(_listed(artifact))))), None)
+    return next(filter(None, map(_whole, _by_merit(_manifests(_folders(artifact))))), None)
 
 
 def prune(artifact: Location, keep: int) -> None:
     """Delete all checkpoints but the `keep` of the highest steps, the best and those that end a training, and what was
     half-written before them. Raises OSError when the disk or S3 does."""
-    listed = _listed(artifact)
-    manifests = _manifests(listed)
+    folders = _folders(artifact)
+    manifests = _manifests(folders)
     newest_ones = list(manifests)[-keep:]
     kept = {*newest_ones, *_by_merit(manifests)[:1], *(folder for folder, said in manifests.items() if said.done)}
-    for folder, files in listed.items():
-        if folder in kept or _DAMAGED in files or not newest_ones:
+    gone = set[Location]()
+    for folder in folders:
+        if folder in kept or not newest_ones or (folder / _DAMAGED).is_file():
             continue
         if _order(folder) < _order(newest_ones[0]):
             (folder / _MANIFEST).delete()
             folder.delete()
+            gone.add(folder)
+    if gone:
+        _remember([folder for folder in folders if folder not in gone], artifact)
 
 
 def _by_merit(manifests: Mapping[Location, CheckpointManifest]) -> list[Location]:
@@ -254,31 +266,32 @@ def _by_merit(manifests: Mapping[Location, CheckpointManifest]) -> list[Location
     return [folder for *_, folder in sorted(found, key=lambda one: one[:2])]
 
 
-def _manifests(listed: Mapping[Location, Mapping[str, int]]) -> dict[Location, CheckpointManifest]:
+def _manifests(folders: Sequence[Location]) -> dict[Location, CheckpointManifest]:
     """Those of finished checkpoints whose files are there and as long as they promise."""
-    found: dict[Location, CheckpointManifest] = {}
-    for folder, sizes in listed.items():
+
+    def said(folder: Location) -> CheckpointManifest | None:
         with suppress(UserError):  # half-written, just pruned by another run, or damaged
-            said = _manifest(folder)
-            if all(sizes.get(name) == record.bytes for name, record in said.files.items()):
-                found[folder] = said
-    return found
+            manifest = _manifest(folder)
+            if all(is_whole(folder / name, record) for name, record in manifest.files.items()):
+                return manifest
+        return None
+
+    found = zip(folders, in_parallel(said, folders), strict=True)
+    return {folder: manifest for folder, manifest in found if manifest}
 
 
 def _folders(artifact: Location) -> list[Location]:
-    """Those of finished checkpoints, by step."""
-    return [folder for folder, files in _listed(artifact).items() if _MANIFEST in files]
-
-
-def _listed(artifact: Location) -> dict[Location, dict[str, int]]:
-    """The checkpoints' folders by step, also those half-written: the bytes of each file."""
+    """The folders of checkpoints by step, also of those half-written: what a listing and known.json name."""
     root = artifact / FOLDER
-    found: dict[Location, dict[str, int]] = {}
-    for path, size in root.sizes().items():
-        name, _, file = path.partition("/")
-        if _NAME.fullmatch(name):
-            found.setdefault(root / name, {})[file] = size
-    return dict(sorted(found.items(), key=lambda one: _order(one[0])))
+    names = {folder.name for folder in root.folders()}
+    with suppress(FileNotFoundError, ValueError):  # none yet, or damaged: the listing is left
+        names |= set(json.loads((root / _KNOWN).read_bytes()))
+    return sorted((root / name for name in names if _NAME.fullmatch(name)), key=_order)
+
+
+def _remember(folders: Iterable[Location], artifact: Location) -> None:
+    names = sorted({folder.name for folder in folders})
+    (artifact / FOLDER / _KNOWN).write_text(json.dumps(names))
 
 
 def _order(folder: Location) -> tuple[int, str]:

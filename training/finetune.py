@@ -71,12 +71,14 @@ class Setup:
     def steps(self, trial: Trial) -> int:
         return trial.epochs * math.ceil(len(self.prepared.splits["train"].targets) / trial.batch_size)
 
+    def parts(self, variant: str) -> list[str]:
+        """The names of the parts that a variant has: one for each trial and, once all are there, its own."""
+        return [*(f"{variant}-{trial.name}" for trial in self.config.trials), variant]
+
     def finished(self, variant: str) -> int:
         """Steps of the variant that need not be made again."""
-        there = self.out.part(variant)
-        return sum(
-            self.steps(trial) for trial in self.config.trials if there or self.out.part(f"{variant}-{trial.name}")
-        )
+        there = self.out.parts(self.parts(variant))
+        return sum(self.steps(trial) for trial in self.config.trials if f"{variant}-{trial.name}" in there)
 
 
 @dataclass
@@ -138,7 +140,7 @@ class Worker:
         """Each variant that is not there yet: its trials, then the best of them on the test part."""
         out, trials = self.setup.out, self.setup.config.trials
         for variant in VARIANTS:
-            if self._part(variant):
+            if all(map(self._part, self.setup.parts(variant))):
                 self.done += sum(map(self.setup.steps, trials))
                 continue
             merits: dict[Trial, tuple[float, float]] = {}
@@ -329,7 +331,8 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
     _check_model(checkpoint.config(), tokenizer, config)
     prepared = classification.prepare(examples, labels, tokenizer, config.max_seq_length)
     setup = Setup(config, prepared, examples, checkpoint, vocab, out)
-    if not all(map(out.part, VARIANTS)):
+    names = [name for variant in VARIANTS for name in setup.parts(variant)]
+    if len(out.parts(names)) < len(names):
         group = Group.fitting(
             nodes(),
             stage=f"finetune-{config.name}",
@@ -340,9 +343,11 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
         )
         total = len(VARIANTS) * sum(map(setup.steps, config.trials))
         fit(_work, setup, group, out, total, "steps", done=sum(map(setup.finished, VARIANTS)))
-    facts = _facts(setup)
-    out.commit("scores", {"scores.json": json.dumps(facts["scores"], indent=1, ensure_ascii=False).encode()})
+    parts = out.planned(names)
+    facts = _facts(setup, {part.name: part.facts for part in parts})
+    scores = out.commit("scores", {"scores.json": json.dumps(facts["scores"], indent=1, ensure_ascii=False).encode()})
     return out.finish(
+        [*parts, scores],
         identity(config),
         {"checkpoint": checkpoint.digest, "vocab": vocab.fingerprint, "data": data.identity},
         counts={split: len(prepared.splits[split].targets) for split in classification.SPLITS}
@@ -365,9 +370,8 @@ def _check_model(saved: SavedConfig, tokenizer: "Tokenizer", config: FinetuneCon
         )
 
 
-def _facts(setup: Setup) -> dict[str, Any]:
-    """What the report shows, from the finished parts."""
-    parts = {part.name: part.facts for part in setup.out.parts()}
+def _facts(setup: Setup, parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the report shows, from the facts of the finished parts."""
     test = _test(setup.examples)
     truth = [example.label for example in test]
     train = [example.label for example in setup.examples if example.split == "train"]
@@ -379,7 +383,7 @@ def _facts(setup: Setup) -> dict[str, Any]:
         "variants": {
             variant: {key: value for key, value in parts[variant].items() if key != "predicted"} for variant in VARIANTS
         },
-        "trials": {name: facts for name, facts in parts.items() if "merit" in facts and name not in VARIANTS},
+        "trials": {name: facts for name, facts in parts.items() if name not in VARIANTS},
         "examples": _shown(test, predicted["pretrained"], setup.config.seed),
         "notes": [] if setup.checkpoint.config().nsp else [_NO_POOLER],
     }

@@ -25,7 +25,7 @@ from training.guards import Skip
 from training.model import BertConfig
 from training.optim import OptimizerConfig
 from training.record import lines, summary
-from training.start import starting_weights, vocabulary
+from training.start import register, starting_weights, vocabulary
 from training.trainer import Hook, Setup, work
 from training.workers import Group, fit, nodes
 
@@ -227,7 +227,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     if skipped:
         files[guards.FILE] = guards.lines(skipped)
     written = _files(out.location, last) | (_files(out.location, better) if better else {})
-    out.commit("checkpoint", files, written=written)
+    part = out.commit("checkpoint", files, written=written)
     facts = {
         "checkpoint": _fact(out.location, last),
         "best": _fact(out.location, better) if better else None,
@@ -236,8 +236,11 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
         "init": {"sha256": init.sha256, "notes": notes} if init else None,
         "metrics": summary(rows),
     }
+    root = Location(out.location.uri.rsplit("/", 2)[0])
+    for checkpoint in filter(None, (last, better)):
+        register(root, checkpoint)
     fingerprints = {name: given.sha256 if given is init else given.fingerprint for name, given in inputs.items()}
-    return out.finish(config.model_dump(mode="json"), fingerprints, counts={"steps": last.step}, facts=facts)
+    return out.finish([part], config.model_dump(mode="json"), fingerprints, counts={"steps": last.step}, facts=facts)
 
 
 def _trained(setup: Setup, on_step: Hook | None, out: Output) -> CheckpointRef:

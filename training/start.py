@@ -3,6 +3,8 @@
 The other model is a checkpoint of ours, in its artifact, or the folder of a Hugging Face BERT, as cloze export writes.
 """
 
+import glob
+import json
 import re
 from typing import NamedTuple
 
@@ -11,13 +13,14 @@ from torch import Tensor
 from pipeline import vocab_file
 from pipeline.artifacts import SourceFile, read_manifest
 from pipeline.config import MissingFile, UserError
-from pipeline.storage import Location
+from pipeline.storage import Location, find
 from pipeline.vocab_file import VocabFile
 from training import hub
-from training.checkpoint import reference
+from training.checkpoint import CheckpointRef, reference
 from training.model import BertConfig
 
 _WEIGHTS = "model.safetensors"
+_DIGESTS = "digests"  # under a root: a file for each finished checkpoint, named by its digest
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _HEADS = {"bert.pooler.": "pooler", "mlm.": "masked-LM head", "nsp.": "next-sentence head"}
 _OF_PAIRS = ("bert.pooler.", "nsp.")
@@ -118,18 +121,22 @@ def weights_file(init: str, root: Location) -> str:
         folder = Location(init)
         legacy = folder / "pytorch_model.bin"
         return (legacy if legacy.is_file() and not (folder / _WEIGHTS).is_file() else folder / _WEIGHTS).uri
-    found: dict[str, str] = {}  # by digest: another run may have made the same one
-    for file in (root / "pretrain").files():
-        if file.name == "manifest.json" and file.uri.count("/") == root.uri.count("/") + 3:
-            facts = read_manifest(Location(file.uri.rpartition("/")[0]))
-            for fact in (facts.facts.get("checkpoint"), facts.facts.get("best")) if facts else ():
-                if fact and fact["digest"].startswith(init):
-                    found[fact["digest"]] = f"{file.uri.rpartition('/')[0]}/{fact['path']}/{_WEIGHTS}"
-    if not found:
+    try:
+        named = find(f"{glob.escape(root.uri)}/{_DIGESTS}/{init}*.json")
+    except MissingFile:
+        named = []
+    if len(named) > 1:
+        raise UserError(f"pretrain.init: {init} begins {len(named)} digests; give more of it")
+    weights = [file for record in named if (file := root / json.loads(record.read_bytes())["weights"]).is_file()]
+    if not weights:
         raise MissingFile(
             f"pretrain.init: no finished checkpoint under {root} has a digest that begins with {init}; give the folder "
             "of a model, or a digest from the manifest.json of a pretrain artifact"
         )
-    if len(found) > 1:
-        raise UserError(f"pretrain.init: {init} begins {len(found)} digests; give more of it")
-    return next(iter(found.values()))
+    return weights[0].uri
+
+
+def register(root: Location, checkpoint: CheckpointRef) -> None:
+    """Make a checkpoint known by its digest to `weights_file`."""
+    path = checkpoint.location.uri.removeprefix(f"{root}/")
+    (root / _DIGESTS / f"{checkpoint.digest}.json").write_text(json.dumps({"weights": f"{path}/{_WEIGHTS}"}))

@@ -206,14 +206,12 @@ def fit(
 @contextmanager
 def _storage(artifact: Location) -> Iterator[Location]:
     """A folder that Ray wants, which all nodes can reach, as long as we are inside."""
-    folder = artifact / "ray" / uuid.uuid4().hex
+    folder = artifact / f"ray-{uuid.uuid4().hex}"
     try:
         yield folder
     finally:
         with suppress(OSError):
             folder.delete()
-            if not (artifact / "ray").files():  # another run of the same fingerprint may be at work
-                (artifact / "ray").delete()
 
 
 class _Room:

@@ -28,9 +28,9 @@ def run(config: ReportConfig, inputs: Mapping[str, Artifact], out: Output) -> Ma
     root = Location(out.location.uri.rsplit("/", 2)[0])
     stages = Stages([StageView(name, artifact.location, "done") for name, artifact in inputs.items()])
     page = render(config.name, stages, root).encode()
-    out.commit("report", {"report.html": page}, {"bytes": len(page)})
+    page_part = out.commit("report", {"report.html": page}, {"bytes": len(page)})
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
-    return out.finish(config.model_dump(mode="json"), fingerprints)
+    return out.finish([page_part], config.model_dump(mode="json"), fingerprints)
 
 
 def publish(artifact: Location, target: Location) -> None:

@@ -20,13 +20,15 @@ from tests.benchmarks._reference import VOCABULARY
 def prepare(folder: Path, shards: Iterable[pa.Table]) -> None:
     """Write shards of documents and the published vocabulary as the artifacts that the two stages read."""
     documents, vocab = _output(folder, "documents"), _output(folder, "vocab")
-    for number, table in enumerate(shards):
+    parts = [
         documents.commit(f"{number:05}", {f"documents/{number:05}.parquet": parquet_bytes(table)})
-    documents.finish({}, {})
+        for number, table in enumerate(shards)
+    ]
+    documents.finish(parts, {}, {})
     pieces = VOCABULARY.read_text()
     tokenizer = build(pieces.split("\n")[:-1]).to_str()
-    vocab.commit("vocab", {"vocab.txt": pieces.encode(), "tokenizer.json": tokenizer.encode()})
-    vocab.finish({}, {})
+    part = vocab.commit("vocab", {"vocab.txt": pieces.encode(), "tokenizer.json": tokenizer.encode()})
+    vocab.finish([part], {}, {})
 
 
 def made(folder: Path, shards: Iterable[pa.Table], **settings: Any) -> Artifact:
