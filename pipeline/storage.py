@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -206,12 +206,13 @@ class Location:
         """
         for _ in range(_LISTINGS):
             kind = self.info().type
-            if kind == pafs.FileType.File:
-                self.fs.delete_file(self.path)
-            elif kind == pafs.FileType.Directory:
-                self.fs.delete_dir(self.path)
-            else:
+            if kind == pafs.FileType.NotFound:
                 return
+            with suppress(FileNotFoundError):  # a listing may show what has just gone
+                if kind == pafs.FileType.File:
+                    self.fs.delete_file(self.path)
+                else:
+                    self.fs.delete_dir(self.path)
             if not self.is_s3:
                 return
 

@@ -1,6 +1,7 @@
 import itertools
 import random
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +256,36 @@ def test_a_run_goes_on_from_finished_pieces_of_every_step_and_leaves_no_scratch(
         left = out.location.files()
         assert not any("scratch" in file.uri for file in left)
         assert all(stamps[file] == file.info().mtime_ns for file in left if file in stamps)
+
+
+@pytest.mark.parametrize("step", ["judge", "write"])
+def test_a_run_that_is_done_first_takes_nothing_from_one_that_is_still_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    documents = artifact(tmp_path / "in", *([doc(f"{s}-{n}", prose(n)) for n in range(4)] for s in range(3)))
+    reached, go_on, finished = threading.Event(), threading.Event(), list[Manifest]()
+    real = getattr(Steps, step)
+
+    def held(steps: Steps, number: int) -> None:
+        if not reached.is_set():
+            reached.set()
+            assert go_on.wait(60)
+        real(steps, number)
+
+    def attempt() -> None:
+        out = Output(Location(str(tmp_path / "out")), "dedup", VERSION, "e" * 16)
+        finished.append(run(DedupConfig(), {"documents": documents}, out))
+
+    monkeypatch.setattr(Steps, step, held)
+    slow = threading.Thread(target=attempt)
+    slow.start()
+    assert reached.wait(60)
+    monkeypatch.setattr(Steps, step, real)
+    attempt()
+    go_on.set()
+    slow.join()
+    assert len(finished) == 2 and finished[0].files == finished[1].files
+    assert not list((tmp_path / "out").glob("scratch-*"))
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def quiet(dump: SourceFile, tmp_path_factory: pytest.TempPathFactory) -> tuple[d
     return said(extracted), said(kept)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**32), st.booleans())
 def test_whatever_listings_say_the_same_comes_out(
     dump: SourceFile, quiet: tuple[dict, dict], seed: int, stop: bool

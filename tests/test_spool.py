@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -137,6 +138,32 @@ def test_a_run_goes_on_from_what_is_spooled_and_parsed_with_the_same_bytes(tmp_p
     resumed = run(settings, inputs, half)
     assert digests(resumed) == digests(full) and resumed.counts == full.counts
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items() if path.suffix == ".parquet")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_that_is_done_first_takes_no_pieces_from_one_that_is_still_at_work(tmp_path: Path, monkeypatch):
+    (tmp_path / "dump").write_bytes(bz2.compress(dump()))
+    reached, go_on, finished = threading.Event(), threading.Event(), list[Manifest]()
+    real = spool.stored_bytes
+
+    def held(piece: spool.Stored, truncation: Truncation):
+        if not reached.is_set():
+            reached.set()
+            assert go_on.wait(60)
+        return real(piece, truncation)
+
+    def attempt() -> None:
+        finished.append(run(config(), {"w": given(tmp_path / "dump")}, output(tmp_path / "out")))
+
+    monkeypatch.setattr(spool, "stored_bytes", held)
+    slow = threading.Thread(target=attempt)
+    slow.start()
+    assert reached.wait(60)
+    attempt()
+    go_on.set()
+    slow.join()
+    assert len(finished) == 2 and finished[0].files == finished[1].files
+    assert not list((tmp_path / "out").glob("scratch-*"))
 
 
 @pytest.mark.usefixtures("tiny")
