@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from infra import heldout
 from infra.progress import duration
 from infra.run import RunConfig
 from pipeline.artifacts import Artifact, Manifest
@@ -83,7 +84,8 @@ def card(config: RunConfig, made: Mapping[str, Artifact]) -> str:
         _table(("key", "value"), [*_settings(config)]),
         "## How good it is",
         "On held-out documents, at the end of training:",
-        _table(("figure", "value"), [*_figures(pretrain.facts["metrics"]["heldout"])]),
+        _table(("figure", "value", "baseline"), [*_figures(pretrain.facts["metrics"]["heldout"])]),
+        " ".join(heldout.verdict(pretrain.facts["metrics"]["heldout"], objective)),
         "What the text that it has seen leaves out or gets wrong, so does the model.",
         "## What made it",
         _table(("what", "which"), [*_provenance(pretrain)]),
@@ -203,11 +205,16 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, json.dumps(value, ensure_ascii=False)
 
 
-def _figures(heldout: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+def _figures(row: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
+    """A figure, the model's, and that of a baseline where it has one."""
+
+    def written(key: str, value: float) -> str:
+        return f"{100 * value:.1f} %" if key.endswith("accuracy") else f"{value:,.4g}"
+
     for key, name in _FIGURES.items():
-        if key in heldout:
-            value = heldout[key]
-            yield name, f"{100 * value:.1f} %" if key.endswith("accuracy") else f"{value:,.4g}"
+        if key in row:
+            base = row.get(f"{key}_baseline")
+            yield name, written(key, row[key]), "" if base is None else written(key, base)
 
 
 def _provenance(pretrain: Manifest) -> Iterator[tuple[str, str]]:

@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, function, text in (
         ("run", _run, "bring about every output that is not there yet"),
         ("plan", _plan, "say what `run` would do, and why"),
-        ("status", _status, "say how far each stage is"),
+        ("status", _status, "say how far each stage is and what it scores by now"),
         ("report", _report, "write the page about the run, from what is finished"),
         ("export", _export, "write the pretrained model as transformers and the Hugging Face Hub take it"),
         ("predict", _predict, "say what the pretrained model would put in place of each [MASK]"),

@@ -1,4 +1,4 @@
-"""A run -> a table that says how far each stage is, what came out and where it lies."""
+"""A run -> a table that says how far each stage is, what came out and where it lies, and what it scores by now."""
 
 import re
 import sys
@@ -7,7 +7,10 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.table import Table
 
+from infra import heldout
 from infra.progress import duration, shown, summary
+from infra.report.pretraining import newest
+from infra.report.stages import StageView
 from infra.run import Run, Stage, Step
 from pipeline.artifacts import read_manifest
 from pipeline.storage import Location
@@ -16,22 +19,29 @@ _CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/c
 
 
 def print_status(run: Run) -> None:
-    """One line a stage: done, half-done, not started or waiting for another; then the results there are."""
+    """One line a stage: done, half-done, not started or waiting for another; then the results there are by now."""
     table = Table("stage", "state", "took", "result", "size", "output", box=None, pad_edge=False, header_style="bold")
-    for step in run.plan():
+    steps = run.plan()
+    for step in steps:
         table.add_row(*_row(step))
     console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     console.print(table)
     for line in results(run):
         console.print(line, soft_wrap=True)
+    for step in steps:
+        if step.output and read_manifest(step.output.location) is None:
+            for line in _heldout(run, step.stage.name, step.output.location):
+                console.print(line, soft_wrap=True)
 
 
 def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
-    """What a person wants of finished stages (all by default): the scores of tasks, where the report is."""
+    """What a person wants of finished stages (all by default): held-out figures and the scores of tasks beside their
+    baselines, where the report is."""
     for stage in stages or run.stages.values():
         name = stage.name
         if not (artifact := run.artifact(name)):
             continue
+        yield from _heldout(run, name, artifact.location)
         if scores := artifact.manifest.facts.get("scores"):
             low, high = scores["pretrained"]["interval"]
             pretrained, random, majority = (scores[name]["accuracy"] for name in ("pretrained", "random", "majority"))
@@ -41,6 +51,13 @@ def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
             )
         if artifact.files("report.html"):
             yield f"{name}: {run.page.local_path or run.page}"
+
+
+def _heldout(run: Run, name: str, location: Location) -> Iterator[str]:
+    """The newest evaluation of a stage that has one, finished or not."""
+    if row := newest(StageView(name, location, "").metrics, "heldout"):
+        for sentence in heldout.verdict(row, run.config.examples.objective):
+            yield f"{name}, step {row['step']:,}: {sentence}"
 
 
 def _row(step: Step) -> tuple[str, str, str, str, str, str]:

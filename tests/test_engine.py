@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,7 @@ def in_worker(rank: int, folder: str) -> None:
     resumed.load(box[0], updates=3)
     found["resumed-parted"] = outcome(resumed)
     found["midway-parted"] = read_between(Engine(model(0.1, hidden_size=320), OPTIMIZER, zero_stage=3))
+    found["evaluated"] = astuple(Engine(model(), OPTIMIZER).evaluate([batches(9)[rank::2]]))
     cpu, gains = torch.device("cpu"), ((2.0, 1.2), (2.0, 0.9))  # of each worker
     found["agreed"] = [fastest(cpu, lambda _, gain=gain: [gain[rank], 1.0]) for gain in gains]
     if rank == 0:
@@ -326,6 +328,22 @@ def test_the_model_is_given_a_mask_where_there_is_padding_alone() -> None:
     assert given[0] is padded.attention_mask
     assert given[1] is None
     assert (totals.tokens, totals.slots) == (2 * 16 - 3 + 2 * cut, 2 * 16 + 2 * cut)
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_evaluation_counts_labels_and_answers_of_all_workers_and_of_no_idle_row(found: dict[str, Any]) -> None:
+    whole = batches(9)
+    unlabelled = whole[0]._replace(next_sentence_label=torch.full_like(whole[0].next_sentence_label, IGNORED))
+    labels = torch.cat([batch.next_sentence_label for batch in whole])
+    engine = Engine(model(), OPTIMIZER)
+    assert found["evaluated"] == pytest.approx(astuple(engine.evaluate(iter([whole]))))
+    for bias, answer in ((9.0, 1), (-9.0, 0)):
+        with torch.no_grad():
+            engine.model.nsp.bias.copy_(torch.tensor([0.0, bias]))
+        totals = engine.evaluate(iter([[*whole, unlabelled]]))
+        assert (totals.labels, totals.labels_1) == (len(labels), int(labels.sum()))
+        assert totals.answers_1 == (len(labels) if answer else 0)
+        assert totals.nsp_correct == int((labels == answer).sum())
 
 
 @pytest.mark.usefixtures("alone")

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from pretraining_drivers import command
-from small_examples import alone  # noqa: F401 (a fixture)
+from small_examples import PIECES, alone  # noqa: F401 (alone: a fixture)
 from small_pretraining import (
     config,
     elastic_config,
@@ -30,7 +30,9 @@ from small_pretraining import (
 from pipeline.artifacts import Artifact
 from pipeline.config import UserError
 from training.checkpoint import newest
+from training.data import Examples
 from training.pretrain import PretrainConfig, final_checkpoint
+from training.unigram import unigram_baseline
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,9 @@ def uninterrupted(ray_session: None, inputs: dict[str, Artifact], tmp_path_facto
     return trained(tmp_path_factory.mktemp("uninterrupted"), inputs, config())
 
 
-def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(uninterrupted: Artifact) -> None:
+def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(
+    uninterrupted: Artifact, inputs: dict[str, Artifact]
+) -> None:
     found = rows(uninterrupted)
     assert [row["step"] for row in found if row["split"] == "train"] == list(range(1, 9))
     assert [row["step"] for row in found if row["split"] == "heldout"] == [4, 8]
@@ -52,6 +56,12 @@ def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(uninterr
     assert facts["checkpoint"]["digest"] == newest(uninterrupted.location).digest
     assert facts["metrics"]["train"]["step"] == 8
     assert facts["peak"]["origin"] == "measured" and facts["peak"]["flops"] > 1e9  # of both workers
+    assert facts["metrics"]["heldout"].items() >= found[-1].items()
+    unigram = unigram_baseline(
+        Examples(inputs["examples-16"], "train"), Examples(inputs["examples-16"], "heldout").sample(0, 12, 12), PIECES
+    )
+    assert (found[-1]["mlm_loss_baseline"], found[-1]["mlm_accuracy_baseline"]) == unigram  # worker 0's
+    assert (found[-1]["pairs"], found[-1]["pairs_1"], found[-1]["nsp_accuracy_baseline"]) == (12, 6, 0.5)
     losses = {row["step"]: row["loss"] for row in found if row["split"] == "heldout"}
     assert facts["checkpoint"]["heldout_loss"] == losses[8]
     assert facts["best"]["heldout_loss"] == min(losses.values())

@@ -1,7 +1,10 @@
 """The operations that examples need, and what rows of metrics say of them."""
 
+import math
+
 import pytest
 
+from training.metrics import Baseline
 from training.model import BertConfig
 from training.record import Recorder, Totals, training_flops
 
@@ -43,3 +46,20 @@ def test_a_row_tells_the_share_of_the_peak_over_the_steps_since_the_row_before()
     recorder.add(Totals(examples=5), seconds=2.0, waited=0.0)
     recorder.train_row(3, lambda totals: 10 * totals.examples, 50.0)
     assert [row["mfu"] for row in recorder.rows] == [40 / 4 / 50, 50 / 2 / 50]
+
+
+def test_a_held_out_row_has_the_baselines_of_what_was_evaluated() -> None:
+    recorder, unigram = Recorder(), Baseline(6.5, 0.05)
+    masked = Totals(mlm_loss=60.0, mlm_correct=1, masked=10, examples=4)
+    recorder.heldout_row(7, masked, unigram)
+    recorder.heldout_row(8, masked + Totals(nsp_loss=2.8, nsp_correct=3, labels=4, labels_1=3, answers_1=4), unigram)
+    alone, paired = ({key: row[key] for key in row if "baseline" in key} for row in recorder.rows)
+    assert alone == {"loss_baseline": 6.5, "mlm_loss_baseline": 6.5, "mlm_accuracy_baseline": 0.05}
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert paired == alone | {
+        "loss_baseline": pytest.approx(6.5 + entropy),
+        "nsp_loss_baseline": pytest.approx(entropy),
+        "nsp_accuracy_baseline": 0.75,
+    }
+    counts = ("masked", "pairs", "pairs_1", "answers_1")
+    assert [[row.get(key) for key in counts] for row in recorder.rows] == [[10, None, None, None], [10, 4, 3, 4]]

@@ -118,7 +118,7 @@ def examples(root: Path) -> Artifact:
     part = out.commit("00000", {"train/00000.parquet": shard, "heldout/00000.parquet": shard}, counts)
     out.finish(
         [part],
-        {"max_seq_length": 32, "dupe_factor": 5, "masked_lm_prob": 0.15},
+        {"max_seq_length": 32, "dupe_factor": 5, "masked_lm_prob": 0.15, "objective": "mlm+nsp"},
         {"tokens": "b" * 16, "vocab": "a" * 16},
     )
     return finished(out)
@@ -142,16 +142,19 @@ def metric_rows() -> list[dict[str, Any]]:
         }
         rows.append({"split": "train", "step": step, **means, **rates, "seconds": 3.0})
         if step % 50 == 0:
-            rows.append({"split": "heldout", "step": step, **means, "examples": 64})
+            base = {"loss": 4.2, "mlm_loss": 3.6 - step / 1000, "mlm_accuracy": 0.04, "nsp_loss": 0.68}
+            base = {f"{key}_baseline": value for key, value in (base | {"nsp_accuracy": 0.58}).items()}
+            counts = {"masked": 600, "pairs": 100, "pairs_1": 58, "answers_1": 90}
+            rows.append({"split": "heldout", "step": step, **means, **base, **counts, "examples": 100})
     return rows
 
 
-def pretrain(root: Path, complete: bool = True, **settings: Any) -> Artifact:
+def pretrain(root: Path, complete: bool = True, rows: list[dict[str, Any]] | None = None, **settings: Any) -> Artifact:
     from training.checkpoint import SavedConfig, Standing, save
     from training.model import BertConfig, BertForPreTraining
 
     out = output(root, "pretrain", "f" * 16)
-    lines = "".join(json.dumps(row) + "\n" for row in metric_rows()).encode()
+    lines = "".join(json.dumps(row) + "\n" for row in rows or metric_rows()).encode()
     if not complete:
         (out.location / "metrics.jsonl").write_bytes(lines)
         return finished(out)
@@ -395,6 +398,60 @@ def test_curves_hold_every_value_for_the_pointer(page: str) -> None:
     assert loss["across"] == "step"
     assert [line["label"] for line in loss["lines"]] == ["training", "held-out"]
     assert [point[:2] for point in loss["lines"][1]["points"]] == [[50, "3.5"], [100, "3"]]
+
+
+def chart_of(page: str, title: str) -> str:
+    start = page.index(f"<figcaption><b>{title}</b>")
+    return page[start : page.index("</figure>", start)]
+
+
+def test_held_out_figures_stand_beside_what_is_scored_without_a_model(page: str) -> None:
+    text = Reader(page).text
+    assert "names 10.0 % of 600 masked pieces (loss 2.300), where a unigram model" in text
+    assert "names 4.0 % (loss 3.500). Its loss is 34.3 % lower." in text
+    assert 'always answering "random" is right in 58.0 % (loss 0.680). It is no better than that' in text
+    assert "a unigram model fills in 4.0 % (3.50)" in text  # under the title
+    assert 'always answering "random" 58.0 %' in text
+    assert "coin" not in text
+
+
+def test_an_answer_that_is_always_the_same_is_said_also_of_a_run_that_is_half_way(tmp_path: Path) -> None:
+    rows = [row | {"answers_1": 100} if "answers_1" in row else row for row in metric_rows()]
+    views = [
+        StageView("examples-32", examples(tmp_path).location, "done"),
+        StageView("pretrain", pretrain(tmp_path, complete=False, rows=rows).location, "half-done", ()),
+    ]
+    text = Reader(render("voyage", Stages(views), Location(str(tmp_path)))).text
+    assert 'It answers "random" to every one of the 100 pairs, as a constant would.' in text
+
+
+def test_each_chart_of_held_out_figures_has_a_line_of_its_baseline_that_steps_where_that_changes(page: str) -> None:
+    names = {
+        "Loss, all of it": "the baselines' sum",
+        "Masked-LM loss": "unigram model",
+        "Masked-LM accuracy": "unigram model",
+        "Loss of pairs": "best constant answer",
+        "Accuracy of pairs": 'always answering "random"',
+    }
+    for title, name in names.items():
+        chart = chart_of(page, title)
+        [line] = re.findall(r'<path d="([^"]*)" class="reference"', chart)
+        assert len(set(re.findall(r"V([\d.]+)", line))) == (2 if title == "Masked-LM loss" else 1)
+        assert name in Reader(chart).text
+    assert 'class="reference"' not in chart_of(page, "Learning rate")
+    line = re.findall(r'<path d="([^"]*)" class="reference"', chart_of(page, "Masked-LM loss"))[0]
+    x, first, second = re.fullmatch(r"M52 ([\d.]+)V\1H([\d.]+)V([\d.]+)H446\.0H446", line).group(2, 1, 3)
+    assert float(x) == pytest.approx((52 + 446) / 2)  # where the first phase ended: step 50 of 100
+    assert float(second) > float(first)  # drawn from above: a lower loss
+
+
+def test_without_pairs_no_chart_and_no_sentence_is_about_them(tmp_path: Path) -> None:
+    of_pairs = ("nsp", "pairs", "answers")
+    rows = [{key: value for key, value in row.items() if not key.startswith(of_pairs)} for row in metric_rows()]
+    artifact = pretrain(tmp_path, rows=rows)
+    page = page_of(tmp_path, {artifact.stage: artifact})
+    assert "Loss of pairs" not in page and "held-out pairs" not in page and "always answering" not in page
+    assert "unigram model" in Reader(chart_of(page, "Loss, all of it")).text
 
 
 def test_fill_ins_hide_words_of_held_out_documents_alone(made: Made) -> None:

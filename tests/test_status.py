@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from infra.run import Run
 from infra.status import print_status, results
 from pipeline.artifacts import Output
 from pipeline.config import UserError
+from pipeline.examples import ExamplesConfig
 
 Make = Callable[..., Run]
 
@@ -62,6 +64,37 @@ def test_a_stopped_training_tells_its_newest_checkpoint(make: Make, capsys: pyte
     for step, last_file in ((900_000, "manifest.json"), (1_000_000, "manifest.json"), (1_100_000, "model.safetensors")):
         (output.location / f"checkpoints/step-{step:06d}-0123abcd/{last_file}").write_text("{}")
     assert status(make(), capsys)["letters"].startswith("half-done checkpoint of step 1,000,000 root/letters/")
+
+
+_MASKED = {"mlm_loss": 3.0, "mlm_accuracy": 0.4, "mlm_loss_baseline": 6.5, "mlm_accuracy_baseline": 0.05, "masked": 50}
+_PAIRS = {"nsp_loss": 0.69, "nsp_accuracy": 0.5, "nsp_loss_baseline": 0.6931, "nsp_accuracy_baseline": 0.5}
+_COUNTS = {"pairs": 10, "pairs_1": 5, "answers_1": 10}
+EVALUATED = {"split": "heldout", "step": 1200, **_MASKED, **_PAIRS, **_COUNTS}
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_the_newest_evaluation_stands_beside_its_baselines_finished_or_not(
+    make: Make, capsys: pytest.CaptureFixture[str], complete: bool
+) -> None:
+    run = make()
+    vars(run.config)["examples"] = ExamplesConfig(objective="mlm+sop")
+    output = run.plan()[0].output
+    assert output
+    rows = [EVALUATED | {"step": 900}, {"split": "train", "step": 1000, "loss": 7.0}, EVALUATED]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if complete:
+        output.commit("checkpoint", {"metrics.jsonl": lines})
+        output.finish({}, {})
+    else:
+        (output.location / "metrics.jsonl").write_bytes(lines)
+    capsys.readouterr()
+    print_status(run)
+    masked, pairs = (line for line in capsys.readouterr().out.splitlines() if line.startswith("letters, "))
+    assert masked.startswith("letters, step 1,200: Of documents it was never trained on the model names 40.0 % of 50")
+    assert "names 5.0 % (loss 6.500). Its loss is 53.8 % lower." in masked
+    assert pairs.startswith("letters, step 1,200: It answers right in 50.0 % of 10 pairs")
+    assert pairs.endswith('It answers "swapped" to every one of the 10 pairs, as a constant would.')
+    assert len(list(results(run))) == (2 if complete else 0)
 
 
 def test_the_results_are_scores_and_the_reports_place(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from small_examples import alone, examples_artifact  # noqa: F401 (alone: a fixture)
+from small_examples import PIECES, alone, examples_artifact  # noqa: F401 (alone: a fixture)
 from small_pretraining import config, last, lone_worker, same_bits, small_inputs, steps_of, untimed
 
 from pipeline.artifacts import Artifact
@@ -19,6 +20,7 @@ from pipeline.storage import Location
 from training import device, saves, trainer
 from training.checkpoint import CheckpointRef, best
 from training.data import Examples
+from training.unigram import unigram_baseline
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -144,6 +146,30 @@ def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_pat
     whole = outcome("whole", 7)
     assert outcome("first", 2) == outcome("edge", 3) == outcome("second", 5) == whole
     assert [row["step"] for row in whole if row["split"] == "heldout"] == [3, 4, 7]
+
+
+def test_each_phases_evaluations_stand_beside_the_baselines_of_the_very_examples_they_look_at(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    """24 of the 40 held-out examples in the first phase, all twelve in the second."""
+    both = {**inputs, "examples-12": examples_artifact(tmp_path / "inputs", heldout=40, length=12, masked=False)}
+    phases = [
+        {"max_seq_length": length, "max_predictions_per_seq": 3, "steps": steps} for length, steps in ((12, 4), (16, 2))
+    ]
+    worker = lone_worker(config(phases=phases, eval_every=2, eval_batches=2), both, tmp_path / "out")
+    worker.train()
+    rows = [row for row in worker.recorder.rows if row["split"] == "heldout"]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    for row, length in zip(rows, (12, 12, 16), strict=True):
+        artifact = both[f"examples-{length}"]
+        looked_at = Examples(artifact, "heldout").sample(0, 24, 12)
+        labels = np.concatenate([one.next_sentence_label for one in looked_at])
+        assert row["pairs"] == row["examples"] == len(labels) == (24 if length == 12 else 12)
+        assert row["pairs_1"] == labels.sum() and 0 <= row["answers_1"] <= row["pairs"]
+        assert row["masked"] == sum(len(one.masks.labels.values) for one in looked_at)
+        unigram = unigram_baseline(Examples(artifact, "train"), looked_at, PIECES)
+        assert (row["mlm_loss_baseline"], row["mlm_accuracy_baseline"]) == unigram
+    assert rows[1]["mlm_loss_baseline"] != rows[2]["mlm_loss_baseline"]
 
 
 def test_a_run_goes_on_in_the_precision_it_began_with(

@@ -106,6 +106,15 @@ class Rows:
         )
 
 
+def unmasked(rows: Rows) -> Ints:
+    """The pieces of all rows, one row after the other, with stored masks undone."""
+    if rows.masks is None:
+        return rows.input_ids.values
+    ids, (positions, labels) = rows.input_ids.values.copy(), rows.masks
+    ids[np.repeat(rows.input_ids.offsets[:-1], positions.lengths) + positions.values] = labels.values
+    return ids
+
+
 @dataclass(frozen=True)
 class Masking:
     """Draws the masks of examples that are stored without: by (seed, epoch, example), so each epoch has others."""
@@ -229,6 +238,12 @@ class Examples:
             tables = list(readers.map(self._table, wanted, wanted.values()))
         index = np.concatenate([np.arange(*self._starts[number : number + 2]) for number in sorted(groups)])
         return _rows(pa.concat_tables(tables), index, epoch)
+
+    def spread(self, count: int) -> Rows:
+        """About `count` examples (all, if there are fewer), the same each time: whole row groups, evenly spread."""
+        groups = len(self._groups)
+        picked = min(groups, -(-count // int(np.diff(self._starts).max())))
+        return self.read((2 * np.arange(picked) + 1) * groups // (2 * picked))
 
     def _table(self, file: int, groups: list[int]) -> pa.Table:
         with parquet_file(self.files[file], self._footers.get(file)) as opened:

@@ -122,21 +122,24 @@ class Objective(nn.Module):
                 batch.masked_lm_positions,
             )  # [n, vocab]; [b, 2], or None where nothing is learnt of pairs
         mlm_loss = functional.cross_entropy(mlm_logits, batch.masked_lm_labels, reduction="sum")
-        nsp_loss, nsp_correct = torch.zeros_like(mlm_loss), torch.zeros_like(mlm_loss)
+        nsp_loss, answers = torch.zeros_like(mlm_loss), torch.zeros_like(batch.next_sentence_label)
         if nsp_logits is not None:
             nsp_loss = functional.cross_entropy(
                 nsp_logits, batch.next_sentence_label, reduction="sum", ignore_index=IGNORED
             )
-            nsp_correct = (nsp_logits.argmax(-1) == batch.next_sentence_label).sum()
+            answers = nsp_logits.argmax(-1)
         with torch.no_grad():
+            labelled = batch.next_sentence_label != IGNORED
             real = batch.attention_mask * batch.counted[:, None]
             sums = (
                 mlm_loss,
                 (mlm_logits.argmax(-1) == batch.masked_lm_labels).sum(),
                 torch.tensor(batch.masked_lm_labels.numel()),
                 nsp_loss,
-                nsp_correct,
-                (batch.next_sentence_label != IGNORED).sum(),
+                (answers == batch.next_sentence_label).sum(),
+                labelled.sum(),
+                (batch.next_sentence_label == 1).sum(),
+                (answers * labelled).sum(),
                 batch.counted.sum(),
                 real.sum(),
                 torch.tensor(real.numel()),

@@ -3,8 +3,23 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 Label = str | int
+
+
+class Baseline(NamedTuple):
+    """What is scored without a model: the mean loss in nats, the share that is right."""
+
+    loss: float
+    accuracy: float
+
+
+def constant_baseline(ones: float, total: float) -> Baseline:
+    """The best constant answer to labels of which `ones` are 1 and the others 0: the entropy of the labels is the loss
+    of the one probability that has the least, the majority's share is the accuracy of the one label."""
+    shares = [share for share in (ones / total, 1 - ones / total) if share]
+    return Baseline(-sum(share * math.log(share) for share in shares), max(shares))
 
 
 def accuracy(labels: Sequence[Label], predictions: Sequence[Label]) -> float:

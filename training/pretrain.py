@@ -29,7 +29,7 @@ from training.start import register, starting_weights, vocabulary
 from training.trainer import Hook, Setup, work
 from training.workers import Group, fit, nodes
 
-VERSION = 6
+VERSION = 7
 
 _Count = Annotated[int, Field(gt=0)]
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
+from training.metrics import Baseline, constant_baseline
+
 if TYPE_CHECKING:
     from training.model import BertConfig
 
@@ -22,6 +24,8 @@ class Totals:
     nsp_loss: float = 0.0
     nsp_correct: float = 0.0
     labels: float = 0.0  # next-sentence ones
+    labels_1: float = 0.0  # of these, the pairs whose second segment is random or has changed places
+    answers_1: float = 0.0  # of these, the pairs of which the model says so
     examples: float = 0.0
     tokens: float = 0.0  # real ones
     slots: float = 0.0  # with the padding
@@ -39,6 +43,19 @@ class Totals:
         if self.labels:
             found |= {"nsp_loss": nsp_loss, "nsp_accuracy": self.nsp_correct / self.labels}
         return found | {"padding": 1 - self.tokens / max(1.0, self.slots)}
+
+
+def baselines(totals: Totals, unigram: Baseline) -> dict[str, float]:
+    """What is scored without a model on the held-out examples of `totals`, by the names of their means and _baseline;
+    how many masked pieces and pairs these are, how many pairs are labelled 1, how many answered with 1."""
+    found = {"mlm_loss": unigram.loss, "mlm_accuracy": unigram.accuracy}
+    counts = {"masked": int(totals.masked)}
+    if totals.labels:
+        constant = constant_baseline(totals.labels_1, totals.labels)
+        found |= {"nsp_loss": constant.loss, "nsp_accuracy": constant.accuracy}
+        counts |= {"pairs": int(totals.labels), "pairs_1": int(totals.labels_1), "answers_1": int(totals.answers_1)}
+    found = {"loss": found["mlm_loss"] + found.get("nsp_loss", 0.0)} | found
+    return {f"{name}_baseline": value for name, value in found.items()} | counts
 
 
 def training_flops(totals: Totals, model: "BertConfig", vocab_size: int) -> float:
@@ -92,9 +109,11 @@ class Recorder:
         )
         self._totals, self._seconds, self._waited = type(totals)(), 0.0, 0.0
 
-    def heldout_row(self, step: int, totals: Totals) -> None:
+    def heldout_row(self, step: int, totals: Totals, unigram: Baseline) -> None:
+        """An evaluation beside its baselines, of which `unigram` is that of the masked pieces."""
         self.rows.append(
-            {"split": "heldout", "step": step, **totals.means(), "examples": int(totals.examples), "time": time.time()}
+            {"split": "heldout", "step": step, **totals.means(), **baselines(totals, unigram)}
+            | {"examples": int(totals.examples), "time": time.time()}
         )
 
 

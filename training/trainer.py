@@ -29,11 +29,13 @@ from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, pai
 from training.device import Precision, fastest, layer_seconds, peak, processor, worker_device
 from training.engine import Engine
 from training.guards import Fault, Guard, Skip
+from training.metrics import Baseline
 from training.model import BertForPreTraining
 from training.optim import LossScale, learning_rate_at, learning_rate_in_time
 from training.record import Recorder, Row, lines, training_flops
 from training.saves import Saves
 from training.start import starting_weights
+from training.unigram import unigram_baseline
 from training.workers import Tell
 
 if TYPE_CHECKING:
@@ -150,7 +152,9 @@ class Worker:
         artifact = self.setup.examples[number]
         examples, heldout = Examples(artifact, "train"), Examples(artifact, "heldout")
         masking = None if examples.masked else _masking(self.config.seed, artifact, self.setup.pieces)
-        sample = [self._share(rows) for rows in heldout.sample(_HELDOUT_SEED, self.config.eval_batches * size, size)]
+        evaluated = heldout.sample(_HELDOUT_SEED, self.config.eval_batches * size, size)
+        sample = [self._share(rows) for rows in evaluated]
+        unigram = agreed(self._unigram(examples, evaluated))
         if self.step == first:
             self.guard.forget()
         steps = Prefetched(
@@ -169,13 +173,17 @@ class Worker:
                 if self._done() or self.step % self.config.log_every == 0:
                     self._log(now)
                 if self.phase > number or self.step % self.config.eval_every == 0:
-                    self._evaluate(sample, number)
+                    self._evaluate(sample, number, unigram)
                 if self._done() or warned or self.leaving or self.step % self.config.checkpoint_every == 0:
                     self._save(self._done() or self.leaving)
                 if self.on_step:
                     self.on_step(self.rank, self.step)
         finally:
             steps.close()
+
+    def _unigram(self, train: Examples, heldout: Sequence[Rows]) -> Baseline:
+        """Worker 0's, which alone has to read the examples for it."""
+        return unigram_baseline(train, heldout, self.setup.pieces) if self.rank == 0 else Baseline(math.nan, math.nan)
 
     def _log(self, of_now: Mapping[str, float]) -> None:
         self.recorder.train_row(
@@ -264,9 +272,9 @@ class Worker:
         scale = self.engine.loss_scale
         return {"loss_scale": scale.factor, "overflows": self.step - self.engine.updates} if scale else {}
 
-    def _evaluate(self, sample: Sequence[list[Batch]], phase: int) -> None:
+    def _evaluate(self, sample: Sequence[list[Batch]], phase: int, unigram: Baseline) -> None:
         totals = self.engine.evaluate(iter(sample))
-        self.recorder.heldout_row(self.step, totals)
+        self.recorder.heldout_row(self.step, totals, unigram)
         loss = totals.means()["loss"]
         self.heldout = Heldout(phase=phase, loss=loss) if math.isfinite(loss) else None
 

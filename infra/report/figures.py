@@ -87,6 +87,13 @@ class Axis(NamedTuple):
     include: Sequence[float] = ()
 
 
+class Reference(NamedTuple):
+    """A level to compare with, as a dashed line under its name: (x, level up to there), x rising, one at least."""
+
+    label: str
+    levels: Sequence[Point]
+
+
 def thin(points: Sequence[Point], limit: int = 300) -> list[Point]:
     """At most `limit` points: means over equal stretches, so that a long run's page stays small and its line true."""
     if len(points) <= limit:
@@ -100,17 +107,14 @@ def line_chart(
     title: str,
     series: Sequence[Series],
     axis: Axis,
-    reference: tuple[float, str] | None = None,
+    reference: Reference | None = None,
     across: str = "step",
 ) -> Markup:
-    """Lines over steps (or epochs), with the values under the pointer for the page's script in data-series.
-
-    `reference` is a level to compare with, and its name: a dashed line.
-    """
+    """Lines over steps (or epochs), with the values under the pointer for the page's script in data-series."""
     series = [line._replace(points=thin(line.points)) for line in series if line.points]
     xs = [x for line in series for x, _ in line.points]
     ys = [y for line in series for _, y in line.points if math.isfinite(y)]
-    ys += [*axis.include, *([reference[0]] if reference else [])]
+    ys += [*axis.include, *(level for _, level in (reference.levels if reference else ()))]
     end = max(xs, default=1)
     x_ticks = [tick for tick in ticks(0, end, least=1) if tick <= end]
     y_ticks = ticks(min(ys, default=0), max(ys, default=1))
@@ -128,9 +132,10 @@ def line_chart(
         if line.dots or len(drawn) == 1:
             drawing += [tag("circle", cx=x, cy=y, r=2.8, class_=f"dot {line.kind}") for x, y in drawn]
     if reference:  # over the lines, so that it can be read
-        level, name = at(0, reference[0])[1], reference[1]
-        drawing.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=level, y2=level, class_="reference"))
-        drawing.append(tag("text", name, x=_WIDTH - _RIGHT, y=level - 5, class_="end quiet over-lines"))
+        levels = [at(x, level) for x, level in reference.levels]
+        drawing.append(tag("path", d=_stairs(levels), class_="reference"))
+        place = {"x": _WIDTH - _RIGHT, "y": levels[-1][1] - 5, "class_": "end quiet over-lines"}
+        drawing.append(tag("text", reference.label, **place))
     drawing.append(tag("line", x1=0, x2=0, y1=_TOP, y2=_HEIGHT - _BOTTOM, class_="cursor"))
     hover = [
         {"label": line.label, "points": [[x, axis.value(y), *map(round, at(x, y))] for x, y in line.points]}
@@ -168,6 +173,12 @@ def _axes(
 
 def _path(points: Iterable[Point]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _stairs(points: Sequence[Point]) -> str:
+    """A line to the end of a chart whose height at each point is that of the stretch before it."""
+    steps = "".join(f"V{y:.1f}H{x:.1f}" for x, y in points)
+    return f"M{_LEFT} {points[0][1]:.1f}{steps}H{_WIDTH - _RIGHT}"
 
 
 class Piece(NamedTuple):

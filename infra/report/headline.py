@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from infra.heldout import constant
 from infra.progress import duration
 from infra.report.figures import number, percent, short
 from infra.report.finetuning import Task
-from infra.report.pretraining import newest_heldout, shape, weights
+from infra.report.pretraining import newest_heldout, objective_of, shape, weights
 from infra.report.stages import Stages
 
 
@@ -36,7 +37,8 @@ def outcome(stages: Stages, tasks: Sequence[Task]) -> str:
         said += (
             f" A BERT of {short(weights(pretrain))} weights, trained on them for {number(heldout['step'])} steps, "
             f"fills in {percent(heldout['mlm_accuracy'])} of the hidden pieces of documents it has not seen "
-            f"(loss {heldout['mlm_loss']:.2f})."
+            f"(loss {heldout['mlm_loss']:.2f}); a unigram model fills in {percent(heldout['mlm_accuracy_baseline'])} "
+            f"({heldout['mlm_loss_baseline']:.2f})."
         )
     for task in tasks:
         score, random, majority = (percent(estimate.value) for estimate in task.estimates.values())
@@ -58,8 +60,11 @@ def figures(stages: Stages, tasks: Sequence[Task]) -> list[Figure]:
     ]
     found = [figure for figure in counted if figure.value != "0"]
     if heldout:
-        note = f"{percent(heldout['mlm_accuracy'])} of masked pieces right"
+        note = f"unigram model {heldout['mlm_loss_baseline']:.3f}; {percent(heldout['mlm_accuracy'])} of pieces right"
         found.append(Figure("held-out masked-LM loss", f"{heldout['mlm_loss']:.3f}", note))
+    if "pairs" in heldout:
+        note = f"{constant(heldout, objective_of(stages))} {percent(heldout['nsp_accuracy_baseline'])}"
+        found.append(Figure("held-out pairs right", percent(heldout["nsp_accuracy"]), note))
     for task in tasks:
         score, random, majority = (percent(estimate.value) for estimate in task.estimates.values())
         found.append(Figure(f"{task.name}, test accuracy", score, f"random weights {random}, majority {majority}"))

@@ -100,7 +100,7 @@ class Page:
 
     @cached_property
     def training(self) -> pretraining.Section | None:
-        return pretraining.curves(self.stages.get("pretrain"))
+        return pretraining.curves(self.stages)
 
     @cached_property
     def guesses(self) -> fillins.FillIns | None:

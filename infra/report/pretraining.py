@@ -3,18 +3,19 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log, prod
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 from markupsafe import Markup
 
+from infra import heldout
 from infra.progress import duration
-from infra.report.figures import Axis, Series, line_chart, number, percent
+from infra.report.figures import Axis, Reference, Series, line_chart, number, percent
 from infra.report.stages import Stages, StageView
 
 Row = Mapping[str, Any]
 
-_CHANCE_LOSS, _CHANCE = log(2), 0.5  # of a coin for each pair
 SHARE: dict[str, Any] = {"tick": lambda value: f"{100 * value:g} %", "value": percent}
 
 
@@ -24,14 +25,16 @@ class Section:
     charts: list[Markup]
 
 
-def curves(stage: StageView) -> Section | None:
+def curves(stages: Stages) -> Section | None:
     """From the metrics that there are by now; None before the first."""
+    stage = stages.get("pretrain")
     if not stage.metrics:
         return None
-    return Section(_sentence(stage, stage.metrics), _charts(stage.metrics))
+    objective = objective_of(stages)
+    return Section(_sentence(stage, objective), _charts(stage.metrics, objective))
 
 
-def _charts(rows: Sequence[Row]) -> list[Markup]:
+def _charts(rows: Sequence[Row], objective: str | None) -> list[Markup]:
     def both(key: str) -> list[Series]:
         return [
             Series("training", _points(rows, "train", key)),
@@ -41,13 +44,25 @@ def _charts(rows: Sequence[Row]) -> list[Markup]:
     def training(key: str) -> list[Series]:
         return [Series("training", _points(rows, "train", key))]
 
+    def baseline(key: str, label: str) -> Reference | None:
+        """A level up to the last evaluation of each phase, at its end: phases have held-out examples of their own."""
+        points = _points(rows, "heldout", f"{key}_baseline")
+        last = [point for point, (_, after) in pairwise(points) if point[1] != after]
+        return Reference(label, [*last, points[-1]]) if points else None
+
+    unigram, pairs = "unigram model", _baseline_of_pairs(rows, objective)
     charts = [
-        ("Loss, all of it", both("loss"), Axis("nats"), None),
+        ("Loss, all of it", both("loss"), Axis("nats"), baseline("loss", "the baselines' sum" if pairs else unigram)),
         ("Learning rate", training("learning_rate"), Axis("per step", include=(0,)), None),
-        ("Masked-LM loss", both("mlm_loss"), Axis("nats per masked piece"), None),
-        ("Masked-LM accuracy", both("mlm_accuracy"), Axis("of masked pieces", **SHARE, include=(0,)), None),
-        ("Loss of pairs", both("nsp_loss"), Axis("nats per pair"), (_CHANCE_LOSS, "a coin")),
-        ("Accuracy of pairs", both("nsp_accuracy"), Axis("of pairs", **SHARE), (_CHANCE, "a coin")),
+        ("Masked-LM loss", both("mlm_loss"), Axis("nats per masked piece"), baseline("mlm_loss", unigram)),
+        (
+            "Masked-LM accuracy",
+            both("mlm_accuracy"),
+            Axis("of masked pieces", **SHARE, include=(0,)),
+            baseline("mlm_accuracy", unigram),
+        ),
+        ("Loss of pairs", both("nsp_loss"), Axis("nats per pair"), baseline("nsp_loss", "best constant answer")),
+        ("Accuracy of pairs", both("nsp_accuracy"), Axis("of pairs", **SHARE), baseline("nsp_accuracy", pairs)),
         ("Sequences", training("sequences_per_second"), Axis("per second", include=(0,)), None),
         ("Real pieces, without padding", training("tokens_per_second"), Axis("per second", include=(0,)), None),
         ("Use of the peak (MFU)", training("mfu"), Axis("of the devices' FLOPS", **SHARE, include=(0,)), None),
@@ -59,11 +74,18 @@ def _charts(rows: Sequence[Row]) -> list[Markup]:
     ]
 
 
+def _baseline_of_pairs(rows: Sequence[Row], objective: str | None) -> str:
+    """The name of the answer that it always gives, where that is one for all phases; empty where there are no pairs."""
+    names = {heldout.constant(row, objective) for row in rows if "pairs" in row}
+    return names.pop() if len(names) == 1 else "the more frequent answer" if names else ""
+
+
 def _points(rows: Sequence[Row], split: str, key: str) -> list[tuple[float, float]]:
     return [(row["step"], row[key]) for row in rows if row.get("split") == split and row.get(key) is not None]
 
 
-def _last(rows: Sequence[Row], split: str) -> Row:
+def newest(rows: Sequence[Row], split: str) -> Row:
+    """The last row of a split; empty when there is none."""
     return next((row for row in reversed(rows) if row.get("split") == split), {})
 
 
@@ -72,9 +94,10 @@ def _extent(phase: Row) -> str:
     return number(phase["steps"]) if phase["steps"] else f"{percent(phase['share'])} of the time"
 
 
-def _sentence(stage: StageView, rows: Sequence[Row]) -> str:
+def _sentence(stage: StageView, objective: str | None) -> str:
+    rows = stage.metrics
     train = [row for row in rows if row.get("split") == "train"]
-    newest = _last(rows, "heldout")
+    evaluated = newest(rows, "heldout")
     parts = [f"{number(rows[-1]['step'])} steps"]
     if size := stage.config.get("global_batch_size"):
         parts[0] += f" of {number(size)} sequences"
@@ -96,23 +119,20 @@ def _sentence(stage: StageView, rows: Sequence[Row]) -> str:
             f"or {number(round(pieces))} real pieces a second"
         )
     text = "; ".join(parts) + "."
-    if newest:
-        text += (
-            f" Of documents it was never trained on the model names {percent(newest['mlm_accuracy'])} of the masked "
-            f"pieces (loss {newest['mlm_loss']:.3f})"
-        )
-        if "nsp_loss" in newest:
-            text += (
-                f" and answers right in {percent(newest['nsp_accuracy'])} of pairs, where a coin has 50 % "
-                f"(loss {newest['nsp_loss']:.3f})"
-            )
-        text += "."
+    if evaluated:
+        said = " ".join(["", *heldout.verdict(evaluated, objective)])
+        text += said.replace(" %", "\N{NO-BREAK SPACE}%")
     return text
+
+
+def objective_of(stages: Stages) -> str | None:
+    """What the examples ask; None where they are gone."""
+    return next((stage.config.get("objective") for stage in stages.starting("examples-") if stage.manifest), None)
 
 
 def newest_heldout(stages: Stages) -> Row:
     """The newest held-out row of pretraining; empty when there is none."""
-    return _last(stages.get("pretrain").metrics, "heldout")
+    return newest(stages.get("pretrain").metrics, "heldout")
 
 
 def weights(stage: StageView) -> int:
