@@ -83,8 +83,7 @@ def test_the_newest_evaluation_stands_beside_its_baselines_finished_or_not(
     rows = [EVALUATED | {"step": 900}, {"split": "train", "step": 1000, "loss": 7.0}, EVALUATED]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     if complete:
-        output.commit("checkpoint", {"metrics.jsonl": lines})
-        output.finish({}, {})
+        output.finish([output.commit("checkpoint", {"metrics.jsonl": lines})], {}, {})
     else:
         (output.location / "metrics.jsonl").write_bytes(lines)
     capsys.readouterr()
