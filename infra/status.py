@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.table import Table
 
-from infra.progress import duration, shown, summary
+from infra.progress import duration, shown, summary, warnings
 from infra.run import Run, Stage, Step
 from pipeline.artifacts import read_manifest
 from pipeline.storage import Location
@@ -27,11 +27,13 @@ def print_status(run: Run) -> None:
 
 
 def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
-    """What a person wants of finished stages (all by default): the scores of tasks, where the report is."""
+    """What a person wants of finished stages (all by default): warnings, the scores of tasks, where the report is."""
     for stage in stages or run.stages.values():
         name = stage.name
         if not (artifact := run.artifact(name)):
             continue
+        for warning in warnings(artifact.manifest):
+            yield f"warning: {warning}"
         if scores := artifact.manifest.facts.get("scores"):
             low, high = scores["pretrained"]["interval"]
             pretrained, random, majority = (scores[name]["accuracy"] for name in ("pretrained", "random", "majority"))
