@@ -235,8 +235,12 @@ def _warnings(said: Mapping[str, Any], config: VocabConfig) -> Iterator[str]:
         )
     share = said["heldout"].get("unknown_share", 0)
     if share > _MANY_UNKNOWN:
-        learnt = f"raise vocab.size or vocab.character_coverage (now {config.character_coverage:g}), or add sources"
-        mend = "give another vocab.file" if config.file else learnt
+        if config.file:
+            mend = "give another vocab.file"
+        elif said["left_out"]["words"]:
+            mend = f"raise vocab.size or vocab.character_coverage (now {config.character_coverage:g})"
+        else:
+            mend = "add sources, for these words have characters that the training text lacks"
         yield f"vocab: {100 * share:.1f} % of the words of held-out documents are unknown; {mend}"
 
 

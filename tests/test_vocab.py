@@ -139,7 +139,7 @@ def test_ideographs_and_a_run_of_kana_are_known_where_1000_characters_were_not_e
 
 
 @given(
-    st.dictionaries(st.text(alphabet="abc☃♜字", min_size=1, max_size=6), st.integers(1, 5), min_size=1, max_size=12),
+    st.dictionaries(st.text(alphabet="abc☃♜ж", min_size=1, max_size=6), st.integers(1, 5), min_size=1, max_size=12),
     st.integers(30, 45),
     st.floats(0.1, 1),
 )
@@ -300,6 +300,20 @@ def test_what_was_left_out_is_told_and_many_unknown_words_are_a_warning(ray_sess
     share = 100 * facts["heldout"]["unknown_share"]
     assert warning.startswith(f"vocab: {share:.1f} % of the words of held-out documents are unknown; raise vocab.size")
     assert share > 1 and left["words"] / left["of_words"] > 0.01
+
+
+def test_characters_that_the_training_text_lacks_call_for_more_of_it(ray_session, tmp_path):
+    texts = {"train": "the cat saw the cat", "heldout": "die Katze ist süß"}
+    documents = [
+        document([text], doc_id=split, source="s", heldout_fraction=float(split == "heldout"))
+        for split, text in texts.items()
+    ]
+    out = output(tmp_path, "vocab")
+    facts = run(VocabConfig(size=23), {"documents": documents_artifact(tmp_path, documents, 1)}, out).facts
+    assert facts["warnings"] == [
+        "vocab: 100.0 % of the words of held-out documents are unknown; add sources, for these words have characters "
+        "that the training text lacks"
+    ]
 
 
 def brought(path: Path) -> SourceFile:
