@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -41,9 +41,10 @@ class Display:
         self._stage, self._began, self._first, self._shown = stage, time.monotonic(), None, 0.0
         self._show(f"{self._head(stage)}  {action}: {reason}", self._began, last=True)
 
-    def finish(self, stage: str, summary: str) -> None:
+    def finish(self, stage: str, summary: str, warnings: Sequence[str] = ()) -> None:
         self.close()
-        self._console.print(Text(f"{self._head(stage)}  {summary}", overflow="fold"))
+        for line in (summary, *(f"warning: {warning}" for warning in warnings)):
+            self._console.print(Text(f"{self._head(stage)}  {line}", overflow="fold"))
 
     def close(self) -> None:
         if self._live:
@@ -99,6 +100,11 @@ def summary(manifest: Manifest) -> str:
     """A stage's counts and drops in words: `1,234 documents, 56,789 words; dropped 12 redirects`."""
     drops = {reason: number for reason, number in manifest.drops.items() if number}
     return _words(manifest.counts) + (f"; dropped {_words(drops)}" if drops else "")
+
+
+def warnings(manifest: Manifest) -> list[str]:
+    """What came out otherwise than the configuration asks for, or worse than it should: a line each, with the mend."""
+    return list(manifest.facts.get("warnings", ()))
 
 
 def _words(numbers: Mapping[str, int]) -> str:

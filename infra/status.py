@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra import heldout
-from infra.progress import duration, shown, summary
+from infra.progress import duration, shown, summary, warnings
 from infra.report.pretraining import newest
 from infra.report.stages import StageView
 from infra.run import Run, Stage, Step
@@ -35,12 +35,14 @@ def print_status(run: Run) -> None:
 
 
 def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
-    """What a person wants of finished stages (all by default): held-out figures and the scores of tasks beside their
-    baselines, where the report is."""
+    """What a person wants of finished stages (all by default): warnings, held-out figures and the scores of tasks
+    beside their baselines, where the report is."""
     for stage in stages or run.stages.values():
         name = stage.name
         if not (artifact := run.artifact(name)):
             continue
+        for warning in warnings(artifact.manifest):
+            yield f"warning: {warning}"
         yield from _heldout(run, name, artifact.location)
         if scores := artifact.manifest.facts.get("scores"):
             low, high = scores["pretrained"]["interval"]

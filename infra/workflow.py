@@ -18,7 +18,7 @@ from pathlib import Path
 
 import dagster
 
-from infra.progress import Display, duration, summary
+from infra.progress import Display, duration, summary, warnings
 from infra.run import Run, RunConfig, Stage, Step
 from infra.status import results
 from pipeline.artifacts import Manifest
@@ -166,8 +166,10 @@ def _execute(work: _Work, stage: Stage, force: bool) -> tuple[Step, Manifest, fl
         work.display.start(stage.name, step.action, step.reason)
     step, manifest = work.run.execute(stage.name, force)
     seconds = time.monotonic() - began
-    done = f"skip: {step.reason}" if step.action == "skip" else f"done in {duration(seconds)}: {summary(manifest)}"
-    work.display.finish(stage.name, done)
+    if step.action == "skip":
+        work.display.finish(stage.name, f"skip: {step.reason}")
+    else:
+        work.display.finish(stage.name, f"done in {duration(seconds)}: {summary(manifest)}", warnings(manifest))
     return step, manifest, seconds
 
 
@@ -180,6 +182,7 @@ def _metadata(step: Step, manifest: Manifest, seconds: float) -> dict[str, dagst
         "location": dagster.MetadataValue.path(step.output.location.uri),
         "seconds": dagster.MetadataValue.float(round(seconds, 3)),
         **{name: dagster.MetadataValue.int(number) for name, number in numbers.items()},
+        **{f"warning {place}": dagster.MetadataValue.text(line) for place, line in enumerate(warnings(manifest), 1)},
     }
 
 

@@ -5,7 +5,7 @@ brought, and the words only say how they fare.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -30,10 +30,14 @@ from pipeline.tokenizer import (
     chunks_of,
     transformers_config,
 )
-from pipeline.wordpiece import alphabet, learn
+from pipeline.wordpiece import alphabet, learn, spell
 
-VERSION = 2
+VERSION = 3
 _SHOWN = 24  # sample pieces in the facts
+# For so many places one character is in the alphabet, however rare it is: a language written with few loses none of its
+# own. BERT's own vocabulary has 997 characters in 30,522 places.
+_PLACES_PER_CHARACTER = 30
+_MANY_UNKNOWN = 0.01  # of the words of held-out documents: worth a warning
 _ROWS = 1 << 16
 
 Counts = Counter[str]
@@ -42,7 +46,7 @@ Counts = Counter[str]
 class VocabConfig(Config):
     """What the vocabulary is learnt from is the train split; `size` counts everything in it.
 
-    Where there is a `file`, nothing is learnt: size, layout, min_frequency and limit_alphabet say nothing then.
+    Where there is a `file`, nothing is learnt: size, layout, min_frequency, character_coverage say nothing.
     """
 
     size: int = Field(default=30522, gt=len(SPECIAL_TOKENS))
@@ -54,7 +58,9 @@ class VocabConfig(Config):
     lowercase: bool = True
     strip_accents: bool | None = None  # None: as `lowercase`
     min_frequency: int = Field(default=2, gt=0)  # of a pair of pieces that is to become one
-    limit_alphabet: int = Field(default=1000, gt=0)  # characters
+    #: The alphabet is the most frequent characters that make up this share of the text, and never fewer than a 30th of
+    #: `size`. Rarer ones take what places the pairs leave.
+    character_coverage: float = Field(default=0.9995, gt=0, le=1)
     workers: Annotated[int, Compute] = Field(default=2, gt=0)
 
     @model_validator(mode="after")
@@ -79,22 +85,58 @@ def count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counts:
 
 
 def make_pieces(words: Mapping[str, int], config: VocabConfig) -> list[str]:
-    """Counted words -> the vocabulary in file order: special tokens, alphabet, merges as they were found.
+    """Counted words -> the vocabulary in file order: special tokens, alphabet, merges as they were found, and in places
+    that are still empty the characters that the alphabet leaves out, the most frequent first.
 
-    Raises UserError when there are no words, or more characters than `size` has room for.
+    Raises UserError when there are no words, or when `size` has no room for the alphabet.
     """
     short = {word: count for word, count in words.items() if len(word) <= MAX_CHARS_PER_WORD}
     if not short:
         raise UserError("vocab: the documents hold no text to train on; lower extract.heldout_fraction or add sources")
     reserved = LAYOUTS[config.layout]
-    first = [*reserved, *alphabet(short, config.limit_alphabet)]
+    room = config.size - len(reserved)
+    characters, rare = alphabet(short, config.character_coverage, room // _PLACES_PER_CHARACTER)
+    first = [*reserved, *characters]
     if len(first) > config.size:
         raise UserError(
             f"vocab.size: {config.size} has no room for {len(reserved)} special tokens (vocab.layout: {config.layout}) "
-            f"and the alphabet's {len(first) - len(reserved)} pieces; set it to {len(first)} at least, or lower "
-            "vocab.limit_alphabet"
+            f"and the alphabet's {len(characters)} pieces; set it to {len(first)} at least, or lower "
+            f"vocab.character_coverage (now {config.character_coverage:g})"
         )
-    return first + learn(short, first, config.size - len(first), config.min_frequency)
+    pieces = first + learn(short, first, config.size - len(first), config.min_frequency)
+    return pieces + rare[: config.size - len(pieces)]
+
+
+def left_out(words: Mapping[str, int], pieces: Iterable[str]) -> dict[str, Any]:
+    """Counted words -> which of their characters the pieces lack, and how many words are unknown for that.
+
+    Each figure stands beside that of the whole. A word that is too long is unknown whatever it is made of: it is
+    counted as such, and its characters are not.
+    """
+    known = set(pieces)
+    found, missing = Counter[str](), Counter[str]()
+    unknown = long = 0
+    for word, count in words.items():
+        if len(word) > MAX_CHARS_PER_WORD:
+            long += count
+            continue
+        spelt = spell(word)
+        lacks = [piece for piece in spelt if piece not in known]
+        for piece in spelt:
+            found[piece] += count
+        for piece in lacks:
+            missing[piece] += count
+        unknown += count * bool(lacks)
+    return {
+        "distinct_characters": len({piece[-1] for piece in missing}),
+        "of_distinct_characters": len({piece[-1] for piece in found}),
+        "characters": missing.total(),
+        "of_characters": found.total(),
+        "words": unknown,
+        "long_words": long,
+        "of_words": sum(words.values()),
+        "most_frequent": sorted(missing, key=lambda piece: (-missing[piece], piece))[:_SHOWN],
+    }
 
 
 def quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> dict[str, float]:
@@ -140,8 +182,14 @@ def _sum(files: Iterable[Location]) -> tuple[Counts, Counts]:
     return train, heldout
 
 
-def facts(pieces: list[str], tokenizer: Tokenizer, config: VocabConfig, heldout: Mapping[str, int]) -> dict[str, Any]:
-    """What the report says of a vocabulary."""
+def facts(
+    pieces: list[str],
+    tokenizer: Tokenizer,
+    config: VocabConfig,
+    train: Mapping[str, int],
+    heldout: Mapping[str, int],
+) -> dict[str, Any]:
+    """What the report says of a vocabulary; its "warnings" are for whoever started the run."""
     of_text = [piece for piece in pieces if piece not in RESERVED]
     step = max(1, len(pieces) // _SHOWN)
     said: dict[str, Any] = {
@@ -152,14 +200,48 @@ def facts(pieces: list[str], tokenizer: Tokenizer, config: VocabConfig, heldout:
     }
     if config.file:
         said["note"] = f"The pieces are those of {Location(config.file).name}; none is learnt from this text."
-        return said
-    said["asked"] = config.size
-    if len(pieces) < config.size:
-        said["note"] = (
-            f"The text gives {len(pieces):,} pieces of the {config.size:,} asked for: no other pair of pieces stands "
-            f"in it {config.min_frequency} times."
-        )
+    else:
+        said |= {"asked": config.size, "left_out": left_out(train, pieces)}
+        if note := _note(said["left_out"]):
+            said["note"] = note
+    said["warnings"] = list(_warnings(said, config))
     return said
+
+
+def _note(left: Mapping[str, Any]) -> str:
+    """What was left out, in words; empty when nothing was."""
+    said: list[str] = []
+    if left["characters"]:
+        said.append(
+            f"The vocabulary leaves out {left['distinct_characters']:,} of the training text's "
+            f"{left['of_distinct_characters']:,} different characters, which are {left['characters']:,} of all its "
+            f"{left['of_characters']:,}; for them {left['words']:,} of its {left['of_words']:,} words are unknown."
+        )
+    if left["long_words"]:
+        said.append(
+            f"Words of more than {MAX_CHARS_PER_WORD} characters are unknown too: {left['long_words']:,} of "
+            f"{left['of_words']:,}."
+        )
+    return " ".join(said)
+
+
+def _warnings(said: Mapping[str, Any], config: VocabConfig) -> Iterator[str]:
+    """What a person should know before days of training on this vocabulary."""
+    if not config.file and said["size"] < config.size:
+        yield (
+            f"vocab.size: {config.size} cannot be reached, the text gives {said['size']} pieces: every character has a "
+            f"place and no other pair of pieces occurs vocab.min_frequency ({config.min_frequency}) times in words "
+            f"that the alphabet spells; lower vocab.size to {said['size']} or add sources"
+        )
+    share = said["heldout"].get("unknown_share", 0)
+    if share > _MANY_UNKNOWN:
+        if config.file:
+            mend = "give another vocab.file"
+        elif said["left_out"]["words"]:
+            mend = f"raise vocab.size or vocab.character_coverage (now {config.character_coverage:g})"
+        else:
+            mend = "add sources, for these words have characters that the training text lacks"
+        yield f"vocab: {100 * share:.1f} % of the words of held-out documents are unknown; {mend}"
 
 
 def _has_capitals(pieces: Iterable[str]) -> bool:
@@ -196,7 +278,7 @@ def run(config: VocabConfig, inputs: Mapping[str, Any], out: Output) -> Manifest
             "tokenizer_config.json": transformers_config(),
         }
         out.commit("vocab", {name: text.encode() for name, text in files.items()})
-    said = facts(pieces, tokenizer, config, heldout)
+    said = facts(pieces, tokenizer, config, train, heldout)
     if "compare" in given:
         theirs = given["compare"].pieces
         lowercase = config.lowercase or not _has_capitals(theirs)

@@ -5,18 +5,27 @@ integers and cannot overflow. A merge costs what it changes, not a look at every
 """
 
 import heapq
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 _CONTINUES = "##"
 Pair = tuple[int, int]
 
 
-def alphabet(words: Mapping[str, int], limit: int) -> list[str]:
-    """The pieces of one character, at most `limit` characters: first those that begin a word, then those that go on.
+def spell(word: str) -> list[str]:
+    """A word as pieces of one character."""
+    return [word[0], *(_CONTINUES + character for character in word[1:])]
 
-    The rarest characters fall away. One that only ever was a whole word (punctuation, an ideograph) goes on with none.
+
+def alphabet(words: Mapping[str, int], coverage: float, least: int = 0) -> tuple[list[str], list[str]]:
+    """The pieces of one character, of those that belong to the alphabet and of those that are left out of it.
+
+    The alphabet's characters are the most frequent ones that make up `coverage` of all characters of the words (what
+    sentencepiece calls character coverage), at least `least` of them: first the pieces that begin a word, then those
+    that go on. The others stand by frequency, the beginning before what goes on. A character that only ever was a whole
+    word (punctuation, an ideograph) goes on with none. Of characters equally frequent the first by code point is taken.
     """
     counts: Counter[str] = Counter()
     joined: set[str] = set()
@@ -25,8 +34,13 @@ def alphabet(words: Mapping[str, int], limit: int) -> list[str]:
             counts[character] += count
         if len(word) > 1:
             joined.update(word)
-    kept = sorted(sorted(counts, key=lambda character: (-counts[character], character))[:limit])
-    return kept + [_CONTINUES + character for character in kept if character in joined]
+    ordered = sorted(counts, key=lambda character: (-counts[character], character))
+    covered = list(accumulate(counts[character] for character in ordered))
+    enough = max(least, bisect_left(covered, coverage * counts.total()) + 1)
+    kept, rare = sorted(ordered[:enough]), ordered[enough:]
+    goes_on = {character: [_CONTINUES + character] for character in joined}
+    left_out = [piece for character in rare for piece in (character, *goes_on.get(character, ()))]
+    return kept + [piece for character in kept for piece in goes_on.get(character, ())], left_out
 
 
 def learn(words: Mapping[str, int], known: list[str], size: int, min_frequency: int) -> list[str]:
@@ -61,7 +75,7 @@ class _Merges:
         heapq.heapify(self._heap)
 
     def _add(self, word: str, count: int) -> None:
-        spelt = [word[0], *(_CONTINUES + character for character in word[1:])]
+        spelt = spell(word)
         if any(piece not in self._ids for piece in spelt):
             return
         start = len(self._symbols)

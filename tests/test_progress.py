@@ -59,6 +59,16 @@ def test_the_time_left_counts_from_where_a_stopped_stage_goes_on(clock: Clock) -
     assert stream.getvalue().splitlines()[-1].endswith("510/600 steps, 1 min 30 s left")
 
 
+def test_warnings_stand_under_the_line_of_the_stage_that_is_done(clock: Clock) -> None:
+    stream = io.StringIO()
+    Display(["vocab"], stream).finish("vocab", "done in 30 s", ["vocab.size: 9 cannot be reached", "mend it"])
+    assert stream.getvalue().splitlines() == [
+        "[  1/1] vocab  done in 30 s",
+        "[  1/1] vocab  warning: vocab.size: 9 cannot be reached",
+        "[  1/1] vocab  warning: mend it",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],

@@ -92,6 +92,9 @@ def vocab(root: Path) -> Artifact:
     facts = {
         "heldout": {"words": 2140, "unknown_share": 0.0125, "pieces_per_word": 1.284},
         "compared": {"name": "vocab.txt", "size": 30522, "words": 2140, "unknown_share": 0, "pieces_per_word": 1.416},
+        "note": "The vocabulary leaves out 2 of the training text's 40 different characters.",
+        "left_out": {"most_frequent": ["☃", "##<♜>"]},
+        "warnings": ["vocab.size: 99 cannot be reached, the text gives 40 pieces; lower it"],
     }
     out.finish([part], {"size": len(PIECES)}, {"documents": "d" * 16}, counts={"pieces": len(PIECES)}, facts=facts)
     return finished(out)
@@ -286,6 +289,18 @@ def test_the_vocabulary_stands_beside_the_one_that_it_was_compared_with(page: st
         "Held-out documents take 1.28 pieces a word; of their 2,140 words 1.2 % are unknown to it, where vocab.txt of "
         "30,522 pieces takes 1.42 and leaves 0 % unknown."
     ) in Reader(page).text
+
+
+def test_what_the_vocabulary_leaves_out_is_said_and_shown(page: str) -> None:
+    text = Reader(page).text
+    assert "unknown. The vocabulary leaves out 2 of the training text's 40 different characters." in text
+    assert "The most frequent of the characters left out ☃ ##<♜>" in text
+
+
+def test_warnings_stand_at_the_top_of_the_page(page: str) -> None:
+    said = "Warning: vocab.size: 99 cannot be reached, the text gives 40 pieces; lower it."
+    assert page.count(said) == 1
+    assert page.index("<h1>") < page.index(said) < page.index("<nav")
 
 
 def test_what_users_wrote_is_escaped(page: str) -> None:

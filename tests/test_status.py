@@ -45,6 +45,13 @@ def test_a_finished_stage_tells_counts_size_and_place(make: Make, capsys: pytest
     assert line.endswith(manifest.fingerprint)
 
 
+def test_what_a_finished_stage_warns_of_stands_below_the_table(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(letters=ToyConfig(warning="letters.size: 9 cannot be reached"))
+    assert "warning:" not in status(run, capsys)
+    run.execute("letters")
+    assert status(run, capsys)["warning:"] == "letters.size: 9 cannot be reached"
+
+
 def test_a_stopped_stage_tells_its_parts(
     make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

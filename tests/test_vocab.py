@@ -19,14 +19,14 @@ from pipeline.config import load as load_config
 from pipeline.schema import document
 from pipeline.storage import Location
 from pipeline.tokenizer import SPECIAL_TOKENS, build, load, transformers_config
-from pipeline.vocab import VERSION, VocabConfig, count_words, make_pieces, quality, run
-from pipeline.wordpiece import alphabet, learn
+from pipeline.vocab import VERSION, VocabConfig, count_words, left_out, make_pieces, quality, run
+from pipeline.wordpiece import alphabet, learn, spell
 
 QUICKSTART = Path(__file__).parents[1] / "configs/quickstart.yaml"
 
 
-def pieces(words: dict[str, int], size: int, min_frequency: int = 1, limit: int = 1000) -> list[str]:
-    known = alphabet(words, limit)
+def pieces(words: dict[str, int], size: int, min_frequency: int = 1) -> list[str]:
+    known, _ = alphabet(words, coverage=1)
     return learn(words, known, size, min_frequency)
 
 
@@ -79,16 +79,95 @@ def test_counts_beyond_32_bits_do_not_overflow():
 
 
 def test_the_alphabet_is_the_most_frequent_characters_and_words_alone_do_not_go_on():
-    assert alphabet({"ab": 2, "ba": 1, "!": 9, "c": 1}, 3) == ["!", "a", "b", "##a", "##b"]
+    words = {"ab": 2, "ba": 1, "!": 9, "c": 1}
+    assert alphabet(words, coverage=15 / 16) == (["!", "a", "b", "##a", "##b"], ["c"])
+    assert alphabet(words, coverage=9 / 16) == (["!"], ["a", "##a", "b", "##b", "c"])
+    assert alphabet(words, coverage=9 / 16, least=2) == (["!", "a", "##a"], ["b", "##b", "c"])
+    assert alphabet(words, coverage=1) == (["!", "a", "b", "c", "##a", "##b"], [])
+
+
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=4), st.integers(1, 2**60), min_size=1, max_size=20),
+    st.floats(0.01, 1),
+)
+def test_the_alphabet_covers_the_share_asked_for_and_no_character_of_it_could_be_spared(words, coverage):
+    kept, rare = alphabet(words, coverage)
+    counts = Counter[str]()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    beginnings = [piece for piece in kept if len(piece) == 1]
+    covered = sum(counts[character] for character in beginnings)
+    assert covered >= coverage * counts.total() * (1 - 1e-12)
+    assert covered - min(counts[character] for character in beginnings) < coverage * counts.total()
+    assert not set(kept) & set(rare)
+    assert {piece for word in words for piece in spell(word)} <= {*kept, *rare}
 
 
 def test_a_character_outside_the_alphabet_is_unknown_and_never_vanishes_from_a_word():
     words = {"ab": 9, "a☃b": 2, "cab": 3}
-    config = VocabConfig(size=12, limit_alphabet=3, min_frequency=1)
+    config = VocabConfig(size=12, character_coverage=0.9, min_frequency=1)
     vocabulary = make_pieces(words, config)
     tokenizer = build(vocabulary)
     assert "☃" not in "".join(vocabulary)
     assert tokenizer.encode("ab a☃b cab", add_special_tokens=False).tokens == ["ab", "[UNK]", "c", "##a", "##b"]
+
+
+def test_places_that_pairs_leave_empty_go_to_the_characters_left_out():
+    words = {"ab": 97, "x☃": 1, "♜": 2}
+    config = VocabConfig(size=20, character_coverage=0.9)
+    vocabulary = make_pieces(words, config)
+    assert vocabulary == [*SPECIAL_TOKENS, "a", "b", "##a", "##b", "ab", "♜", "x", "##x", "☃", "##☃"]
+    for size in range(10, 16):  # each place more is one piece more
+        assert make_pieces(words, VocabConfig(size=size, character_coverage=0.9)) == vocabulary[:size]
+
+
+def test_an_alphabet_that_is_small_beside_the_vocabulary_is_whole():
+    words = {"a" * 100: 10**6, **dict.fromkeys("bcdefghij", 1)}
+    for size, kept in ((5 + 9 * 30, 9), (5 + 10 * 30, 10)):
+        vocabulary = make_pieces(words, VocabConfig(size=size))
+        assert len([piece for piece in vocabulary[5 : 5 + kept] if len(piece) == 1]) == kept
+        assert vocabulary[5 + kept] == "##a"
+
+
+def test_ideographs_and_a_run_of_kana_are_known_where_1000_characters_were_not_enough():
+    rare = {chr(0x4E00 + number): 2 for number in range(3000)}
+    words = {**rare, "カタカナ": 50, "ひらかな": 50_000}
+    vocabulary = make_pieces(words, VocabConfig(size=4000))
+    assert quality(build(vocabulary), words)["unknown_share"] == 0
+    assert len(vocabulary) == len(set(vocabulary)) < 4000
+
+
+@given(
+    st.dictionaries(st.text(alphabet="abc☃♜ж", min_size=1, max_size=6), st.integers(1, 5), min_size=1, max_size=12),
+    st.integers(30, 45),
+    st.floats(0.1, 1),
+)
+def test_what_is_said_to_be_left_out_is_what_the_tokenizer_does_not_know(words, size, coverage):
+    words = words | {"a" * 201: 3}
+    vocabulary = make_pieces(words, VocabConfig(size=size, character_coverage=coverage))
+    left = left_out(words, vocabulary)
+    unknown = quality(build(vocabulary), words)
+    assert left["words"] + left["long_words"] == round(unknown["unknown_share"] * unknown["words"])
+    assert (left["of_words"], left["long_words"]) == (unknown["words"], 3)
+    assert left["of_characters"] == sum(len(word) * count for word, count in words.items() if len(word) <= 200)
+    assert left["characters"] <= left["of_characters"] and left["distinct_characters"] <= len(set("".join(words)))
+    assert not set(left["most_frequent"]) & set(vocabulary)
+    assert bool(left["most_frequent"]) == bool(left["words"]) == bool(left["distinct_characters"])
+
+
+def test_what_is_left_out_is_said_in_numbers():
+    words = {"ab": 97, "x☃☃": 1, "♜": 2, "a" * 201: 4}
+    assert left_out(words, [*SPECIAL_TOKENS, "a", "##b", "x", "♜"]) == {
+        "distinct_characters": 1,
+        "of_distinct_characters": 5,
+        "characters": 2,
+        "of_characters": 199,
+        "words": 1,
+        "long_words": 4,
+        "of_words": 104,
+        "most_frequent": ["##☃"],
+    }
 
 
 def test_the_special_tokens_come_first_and_the_size_is_met():
@@ -99,6 +178,8 @@ def test_the_special_tokens_come_first_and_the_size_is_met():
 
 def test_no_room_for_the_alphabet_is_an_error_that_says_how_much_there_must_be():
     with pytest.raises(UserError, match=r"vocab\.size: 8 has no room .* set it to 11 at least"):
+        make_pieces({"abc": 1}, VocabConfig(size=8))
+    with pytest.raises(UserError, match=r"or lower vocab\.character_coverage \(now 0\.9995\)$"):
         make_pieces({"abc": 1}, VocabConfig(size=8))
     assert len(make_pieces({"abc": 1}, VocabConfig(size=11))) == 11
 
@@ -128,7 +209,7 @@ def test_the_google_layout_needs_room_for_all_that_it_reserves():
 def test_the_order_of_the_words_does_not_matter(words, random):
     shuffled = list(words.items())
     random.shuffle(shuffled)
-    config = VocabConfig(size=40, min_frequency=1, limit_alphabet=3)
+    config = VocabConfig(size=40, min_frequency=1, character_coverage=0.7)
     assert make_pieces(dict(shuffled), config) == make_pieces(words, config)
 
 
@@ -190,17 +271,49 @@ def test_the_artifact_holds_the_vocabulary_and_says_how_it_fares(ray_session, tm
 def test_the_bytes_are_those_of_this_version(ray_session, tmp_path):
     made(tmp_path, None, 3, 2)
     found = digest(finished(output(tmp_path, "vocab")))
-    assert (VERSION, found) == (2, "6802e669abc8"), (
+    assert (VERSION, found) == (3, "95c8e7b34f3a"), (
         "the same input gives other bytes: raise VERSION in pipeline/vocab.py"
     )
 
 
-def test_more_pieces_than_the_text_gives_are_no_error_but_are_said(ray_session, tmp_path):
+def test_more_pieces_than_the_text_gives_are_no_error_but_a_warning(ray_session, tmp_path):
     text = document(["the cat saw the cat"], doc_id="a", source="s", heldout_fraction=0)
     out = output(tmp_path, "vocab")
     manifest = run(VocabConfig(size=500), {"documents": documents_artifact(tmp_path, [text], 1)}, out)
     assert manifest.counts["pieces"] == manifest.facts["size"] < 500
-    assert manifest.facts["note"].startswith(f"The text gives {manifest.facts['size']} pieces of the 500 asked for")
+    (warning,) = manifest.facts["warnings"]
+    assert warning.startswith(f"vocab.size: 500 cannot be reached, the text gives {manifest.facts['size']} pieces:")
+    assert "note" not in manifest.facts and manifest.facts["left_out"]["words"] == 0
+
+
+def test_what_was_left_out_is_told_and_many_unknown_words_are_a_warning(ray_session, tmp_path):
+    out = output(tmp_path, "vocab")
+    config = VocabConfig(size=300, character_coverage=0.9)
+    facts = run(config, {"documents": documents_artifact(tmp_path, golden_documents(), 3)}, out).facts
+    left = facts["left_out"]
+    assert facts["note"] == (
+        f"The vocabulary leaves out {left['distinct_characters']} of the training text's "
+        f"{left['of_distinct_characters']} different characters, which are {left['characters']:,} of all its "
+        f"{left['of_characters']:,}; for them {left['words']:,} of its {left['of_words']:,} words are unknown."
+    )
+    (warning,) = facts["warnings"]
+    share = 100 * facts["heldout"]["unknown_share"]
+    assert warning.startswith(f"vocab: {share:.1f} % of the words of held-out documents are unknown; raise vocab.size")
+    assert share > 1 and left["words"] / left["of_words"] > 0.01
+
+
+def test_characters_that_the_training_text_lacks_call_for_more_of_it(ray_session, tmp_path):
+    texts = {"train": "the cat saw the cat", "heldout": "die Katze ist süß"}
+    documents = [
+        document([text], doc_id=split, source="s", heldout_fraction=float(split == "heldout"))
+        for split, text in texts.items()
+    ]
+    out = output(tmp_path, "vocab")
+    facts = run(VocabConfig(size=23), {"documents": documents_artifact(tmp_path, documents, 1)}, out).facts
+    assert facts["warnings"] == [
+        "vocab: 100.0 % of the words of held-out documents are unknown; add sources, for these words have characters "
+        "that the training text lacks"
+    ]
 
 
 def brought(path: Path) -> SourceFile:

@@ -97,6 +97,20 @@ def test_a_run_makes_every_stage_in_order_and_a_second_skips_them(
     assert len(lines) == 3 and all("  skip: done " in line and line.endswith("nothing changed") for line in lines)
 
 
+def test_a_warning_is_said_when_its_stage_ends_and_again_when_the_run_does(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    toy_run = make(words=ToyConfig(warning="words.size: 9 cannot be reached"))
+    workflow.materialize(toy_run, "cloze run toy.yaml")
+    out, err = capfd.readouterr()
+    assert err.splitlines()[4].endswith("words    warning: words.size: 9 cannot be reached")
+    assert out == "warning: words.size: 9 cannot be reached\n"
+    assert materializations()["words"]["warning 1"] == "words.size: 9 cannot be reached"
+    workflow.materialize(toy_run, "cloze run toy.yaml")  # skips all
+    out, err = capfd.readouterr()
+    assert "warning" not in err and out == "warning: words.size: 9 cannot be reached\n"
+
+
 def test_dagster_itself_prints_nothing(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
     workflow.materialize(make(), "cloze run toy.yaml")
     out, err = capfd.readouterr()

@@ -19,6 +19,7 @@ before_part: Callable[[str, str], None] | None = None
 class ToyConfig(Config):
     parts: str = "abc"
     size: int = 1
+    warning: str = ""
     workers: Annotated[int, Compute] = 1
 
 
@@ -32,7 +33,9 @@ def run(config: ToyConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
             files = {} if vowel else {f"letters/{letter}.txt": letter.encode() * config.size}
             out.commit(letter, files, counts={"letters": int(not vowel)}, drops={"vowels": int(vowel)})
         out.progress(done, len(config.parts), "letters")
-    facts = {"inputs": sorted(inputs), "checkpoint": {"digest": f"digest of {config.parts}"}}
+    facts: dict[str, Any] = {"inputs": sorted(inputs), "checkpoint": {"digest": f"digest of {config.parts}"}}
+    if config.warning:
+        facts["warnings"] = [config.warning]
     return out.finish(out.planned(list(config.parts)), identity(config), {}, facts=facts)
 
 

@@ -91,7 +91,7 @@ class Vocabulary:
 
 
 def vocabulary(stages: Stages) -> Vocabulary | None:
-    """The vocabulary's size, how it fares on text that it was not learnt from, and some of its pieces."""
+    """The vocabulary's size, how it fares on text that it was not learnt from, some of its pieces, what is left out."""
     stage = stages.get("vocab")
     if stage.artifact is None:
         return None
@@ -104,7 +104,11 @@ def vocabulary(stages: Stages) -> Vocabulary | None:
         _quality(stage.facts.get("heldout", {}), stage.facts.get("compared", {})),
         stage.facts.get("note", ""),
     ]
-    samples = [("Words and beginnings", _spread(words)), ("What goes on with a word", _spread(endings))]
+    samples = [
+        ("Words and beginnings", _spread(words)),
+        ("What goes on with a word", _spread(endings)),
+        ("The most frequent of the characters left out", stage.facts.get("left_out", {}).get("most_frequent", [])),
+    ]
     return Vocabulary(" ".join(filter(None, said)), [(title, shown) for title, shown in samples if shown])
 
 

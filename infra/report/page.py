@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from infra.progress import duration
+from infra.progress import duration, warnings
 from infra.report import data, examples, fillins, finetuning, headline, lineage, pretraining
 from infra.report.stages import Stages
 from pipeline.storage import Location
@@ -59,6 +59,11 @@ class Page:
     def unfinished(self) -> str:
         """The stages that are not finished, and how far they are; empty when all are."""
         return ", ".join(f"{stage.name} ({stage.state})" for stage in self.stages if not stage.manifest)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the finished stages warn of, in their order."""
+        return [warning for stage in self.stages.finished if stage.manifest for warning in warnings(stage.manifest)]
 
     @property
     def contents(self) -> list[tuple[str, str]]:
