@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple
 
+from pipeline import words
 from pipeline.sentences import split_sentences
 
 _START = re.compile(
@@ -75,7 +76,7 @@ _NAMED = re.compile(
     r"|POSTSCRIPT|PROEM|INTRODUCTORY|ETYMOLOGY|EXTRACTS|L[’']ENVOI|DEDICATION|APPENDIX|ADVERTISEMENT)\b[^a-z]{0,40}\.?$",
     re.IGNORECASE,
 )
-_LINE_END = re.compile(r"[.!?:;,…—-][\"'”’»)\]_*]*$")
+_LINE_END = re.compile(r"[.!?:;,…—。！？：；，、-][\"'”’»)\]」』_*]*$")
 _EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
 _PARTS = re.compile(r"(?:BOOK|PART|VOLUME|VOL)\b", re.IGNORECASE)
 _LONGEST_NOTE = 10  # blocks
@@ -272,8 +273,8 @@ def _is_heading(block: _Block, listed: Set[str]) -> str:
 
 def _in_title_case(text: str) -> bool:
     """The Nightingale and the Rose."""
-    words = re.findall(r"[^\W\d_][\w’']*", text)
-    return len(text) < 60 and bool(words) and words[0][0].isupper() and all(w[0].isupper() for w in words if len(w) > 4)
+    found = re.findall(r"[^\W\d_][\w’']*", text)
+    return len(text) < 60 and bool(found) and found[0][0].isupper() and all(w[0].isupper() for w in found if len(w) > 4)
 
 
 def _titled(text: str, gap: int) -> bool:
@@ -283,10 +284,10 @@ def _titled(text: str, gap: int) -> bool:
 def _is_prose(block: _Block) -> bool:
     """Whether a block holds a sentence, or verse; a title page, a list of names or a table does not."""
     text = block.text
-    words = text.split()
-    if len(words) < 4 or text.isupper():
+    found = words.count(text)
+    if found < 4 or text.isupper():
         return False
-    return bool(_LINE_END.search(text)) or (len(words) > 12 and len(text) / len(block.lines) > 30)
+    return bool(_LINE_END.search(text)) or (found > 12 and len(text) / len(block.lines) > 30)
 
 
 def _chapters(blocks: list[_Block]) -> list[Chapter]:
@@ -342,7 +343,7 @@ def _demoted(blocks: list[_Block], kinds: list[str]) -> list[str]:
             if kind in sizes:
                 sizes[kind].append(0)
         elif last in sizes:
-            sizes[last][-1] += len(block.text.split())
+            sizes[last][-1] += words.count(block.text)
     new = {}
     for kind, least in _MIN_WORDS.items():
         filled = sorted(size for size in sizes[kind] if size)

@@ -20,7 +20,7 @@ from pipeline.encodings import Encoding, decode
 from pipeline.schema import Document, document, document_table, parquet_bytes
 from pipeline.sentences import as_given
 
-VERSION = 2
+VERSION = 3
 
 _RANGE = 16 << 20  # bytes of plain XML in a unit
 _RANGE_BZ2 = 4 << 20  # compressed bytes in a unit of a multistream dump
@@ -110,7 +110,8 @@ Source = Annotated[WikipediaSource | BooksSource | DocumentsSource | SentencesSo
 class ExtractConfig(Config):
     sources: list[Source] = Field(min_length=1)
     heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
-    min_words: int = Field(default=10, ge=0)  # shorter documents are dropped
+    #: Shorter documents are dropped. A character of a script without spaces, as Japanese, is a word (words.py).
+    min_words: int = Field(default=10, ge=0)
     min_letters: float = Field(default=0.6, ge=0, le=1)  # of all but white space; below it are tables and numbers
     beam: Annotated[list[str], Compute] = Field(default=["--runner=FnApiRunner"])  # any options of Beam's
 

@@ -138,6 +138,11 @@ def test_a_file_without_prose_has_no_chapters():
     assert read_book("CONTENTS\n\nI. One\nII. Two").chapters == []
 
 
+def test_a_book_of_a_script_without_spaces_has_prose():
+    (chapter,) = read_book(book("第一章", "天气很冷，钟敲了十三下。", "她抬起头来，说不行。")).chapters
+    assert chapter.paragraphs[-1] == "她抬起头来，说不行。"
+
+
 @given(st.lists(st.lists(st.integers(1, 9), max_size=4), max_size=4), st.integers(1, 7))
 def test_a_book_is_cut_every_so_many_sentences_within_its_paragraphs(sizes: list[list[int]], every: int):
     chapters = [Chapter("", [" ".join(f"Sentence {n}." for n in range(size)) for size in row]) for row in sizes]
