@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 
 from pipeline.config import UserError
 from pipeline.storage import Location
+from pipeline.streams import Record
 from pipeline.words import case_folded, count_ascii, count_folded
 
+_NOWHERE = Record()
 _SPACES = bytes(code for code in range(128) if chr(code).isspace())
 
 Split = Literal["train", "heldout"]
@@ -41,6 +43,20 @@ DOCUMENT = pa.schema(
         pa.field("num_words", pa.int64(), False, {"about": "as words.py has them"}),
         pa.field("content_hash", pa.string(), False, {"about": "SHA-256 of the text without case and white space"}),
         pa.field("licence", pa.string(), False),
+        pa.field("file_sha256", pa.string(), False, {"about": "SHA-256 of the source file, as it was brought"}),
+        pa.field(
+            "record_stream",
+            pa.int64(),
+            False,
+            {"about": "byte of the file from which on to decompress; 0 where it is not compressed"},
+        ),
+        pa.field(
+            "record_offset",
+            pa.int64(),
+            False,
+            {"about": "bytes from there to the record, decompressed; of Parquet the row's number, from 0"},
+        ),
+        pa.field("record_bytes", pa.int64(), False, {"about": "the record's length, decompressed; of Parquet 0"}),
     ]
 )
 
@@ -62,6 +78,10 @@ class Document:
     num_words: int
     content_hash: str
     licence: str
+    file_sha256: str
+    record_stream: int
+    record_offset: int
+    record_bytes: int
 
 
 def document(
@@ -76,8 +96,14 @@ def document(
     revision: int = 0,
     timestamp: str = "",
     licence: str = "",
+    file_sha256: str = "",
+    record: Record = _NOWHERE,
 ) -> Document:
-    """Paragraphs and what is known of them -> a Document with its split, counts and hash filled in."""
+    """Paragraphs and what is known of them -> a Document with its split, counts and hash filled in.
+
+    `record` is where in the file of `file_sha256` the document is from: its dump's whole <page>, its line of JSON, its
+    row of CSV, its lines of a book.
+    """
     text = unicodedata.normalize("NFC", "\n\n".join(paragraphs))
     num_words, digest = _measured(text)
     return Document(
@@ -94,6 +120,10 @@ def document(
         num_words=num_words,
         content_hash=digest,
         licence=licence,
+        file_sha256=file_sha256,
+        record_stream=record.stream,
+        record_offset=record.offset,
+        record_bytes=record.bytes,
     )
 
 

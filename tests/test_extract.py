@@ -19,7 +19,7 @@ from pipeline.storage import Location
 DATA = Path(__file__).parent / "data/extract"
 DUMPS = ["enwiki.xml.bz2", "nlwiki.xml", "viwiki-cut.xml.xz", "pear-0.3.xml"]
 #: Of the documents below: raise VERSION when the bytes are meant to change, then set this anew.
-DIGEST = "bd0134438bcecdd1"
+DIGEST = "13ac8daeff8aaa63"
 
 PROSE = "It was a long day at sea, and nobody on board the ship had anything at all to say about it."
 BOOK = f"A TALE\n\nBy JANE DOE\n\n\n\nCHAPTER I\n\n{PROSE}\n\n{PROSE}\n\n\n\nCHAPTER II\n\n{PROSE} Then it ended.\n"
@@ -99,7 +99,26 @@ def test_an_article_carries_its_pages_identity(whole: tuple[Path, Manifest]):
         "num_words": words.count(text),
         "content_hash": row["content_hash"],
         "licence": "CC BY-SA 4.0",
+        "file_sha256": hashlib.sha256((DATA / "enwiki.xml.bz2").read_bytes()).hexdigest(),
+        "record_stream": 0,
+        "record_offset": 7446,
+        "record_bytes": 12758,
     }
+
+
+def test_every_document_is_found_again_by_its_digest_and_record(whole: tuple[Path, Manifest]):
+    given = {name.split("/")[1]: digest for name, digest in whole[1].inputs.items()}
+    for row in rows(*whole):
+        assert given[row["file_sha256"][:12]] == row["file_sha256"]
+        place = row["record_stream"], row["record_offset"], row["record_bytes"]
+        if row["source"] == "own":
+            line = json.dumps({"key": "mine-1", "body": PROSE}) + "\n"
+            assert (row["doc_id"], place) == ("own:mine-1", (0, 0, len(line)))
+        elif row["source"] == "shelf":
+            record = BOOK.encode()[place[1] : place[1] + place[2]].decode()
+            assert record.startswith("CHAPTER") and record.rstrip("\n").endswith(row["text"])
+        else:
+            assert row["record_stream"] == 0 < row["record_offset"] and row["record_bytes"] > 100
 
 
 def test_chapters_and_rows_carry_theirs(whole: tuple[Path, Manifest]):
