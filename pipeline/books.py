@@ -7,10 +7,11 @@ neither; a chapter is a heading with the prose up to the next one.
 
 import re
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import NamedTuple
 
+from pipeline import words
 from pipeline.sentences import split_sentences
 
 _START = re.compile(
@@ -75,16 +76,26 @@ _NAMED = re.compile(
     r"|POSTSCRIPT|PROEM|INTRODUCTORY|ETYMOLOGY|EXTRACTS|L[’']ENVOI|DEDICATION|APPENDIX|ADVERTISEMENT)\b[^a-z]{0,40}\.?$",
     re.IGNORECASE,
 )
-_LINE_END = re.compile(r"[.!?:;,…—-][\"'”’»)\]_*]*$")
+_LINE_END = re.compile(r"[.!?:;,…—。！？：；，、-][\"'”’»)\]」』_*]*$")
 _EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
 _PARTS = re.compile(r"(?:BOOK|PART|VOLUME|VOL)\b", re.IGNORECASE)
 _LONGEST_NOTE = 10  # blocks
 _MIN_WORDS = {"numeral": 150, "title": 60}  # with fewer below them, numerals count stanzas and capitals name speakers
 
 
+class Span(NamedTuple):
+    """Lines of a text, numbered from 0: [first, end)."""
+
+    first: int
+    end: int
+
+
 class Chapter(NamedTuple):
+    """A chapter. `spans` says for each paragraph where it stands in the text; the first one's takes the headings in."""
+
     title: str
     paragraphs: list[str]
+    spans: list[Span]
 
 
 class Book(NamedTuple):
@@ -100,6 +111,7 @@ class Book(NamedTuple):
 class _Block:
     lines: list[str]
     gap: int  # blank lines before it
+    span: Span
 
     @property
     def text(self) -> str:
@@ -110,11 +122,12 @@ def cut(chapters: Sequence[Chapter], every: int) -> list[Chapter]:
     """A book in pieces of so many sentences, the last of fewer; paragraphs keep their boundaries."""
     pieces: list[Chapter] = []
     room = 0
-    for paragraph in (paragraph for chapter in chapters for paragraph in chapter.paragraphs):
+    _, paragraphs, spans = whole(chapters)
+    for paragraph, span in zip(paragraphs, spans, strict=True):
         sentences = split_sentences(paragraph)
         while sentences:
             if not room:
-                pieces.append(Chapter("", []))
+                pieces.append(Chapter("", [], []))
                 room = every
             taken, sentences = sentences[:room], sentences[room:]
             room -= len(taken)
@@ -122,34 +135,43 @@ def cut(chapters: Sequence[Chapter], every: int) -> list[Chapter]:
             for sentence in taken:
                 end = paragraph.index(sentence, end) + len(sentence)
             pieces[-1].paragraphs.append(paragraph[:end])
+            pieces[-1].spans.append(span)
             paragraph = paragraph[end:].lstrip()
     return pieces
 
 
+def whole(chapters: Sequence[Chapter]) -> Chapter:
+    """A book as one chapter without a title."""
+    paragraphs = [paragraph for chapter in chapters for paragraph in chapter.paragraphs]
+    return Chapter("", paragraphs, [span for chapter in chapters for span in chapter.spans])
+
+
 def read_book(text: str) -> Book:
     """Chapters of a book's text, front and back matter dropped. A book without headings is one chapter."""
-    header, body = _body(text)
+    header, body, first = _body(text)
     fields = {match[1]: " ".join(match[2].split()) for match in _HEADER_FIELD.finditer(header)}
-    blocks = _without_notes(_blocks(body))
+    blocks = _without_notes(_blocks(body, first))
     title, author = fields.get("Title", ""), fields.get("Author", "")
     if not title and blocks:
         title, author = _title_page(blocks)
     return Book(title, author, fields.get("Language", ""), _chapters(blocks))
 
 
-def _body(text: str) -> tuple[str, str]:
-    """The distributor's header and the book itself, without the distributor's footer."""
+def _body(text: str) -> tuple[str, str, int]:
+    """The distributor's header; the book itself, without the distributor's footer; the line that it begins in."""
     starts = list(_START.finditer(text, 0, min(len(text), 60_000)))
     start = starts[-1].end() if starts else 0
     end = _END.search(text, start)
-    return text[:start] or text[:2000], text[start : end.start() if end else len(text)]
+    body = text[start : end.start() if end else len(text)]
+    return text[:start] or text[:2000], body, text.count("\n", 0, start)
 
 
-def _blocks(body: str) -> list[_Block]:
+def _blocks(body: str, first: int = 0) -> list[_Block]:
+    """Blocks of a text whose first line has the number `first`."""
     blocks: list[_Block] = []
     lines: list[str] = []
     gap = blank = 0
-    for raw in body.split("\n"):
+    for number, raw in enumerate([*body.split("\n"), ""], first):
         line = raw.strip()
         if line:
             if not lines:
@@ -159,10 +181,8 @@ def _blocks(body: str) -> list[_Block]:
         else:
             blank += 1
             if lines:
-                blocks.append(_Block(lines, gap))
+                blocks.append(_Block(lines, gap, Span(number - len(lines), number)))
                 lines = []
-    if lines:
-        blocks.append(_Block(lines, gap))
     return blocks
 
 
@@ -188,7 +208,7 @@ def _without_notes(blocks: list[_Block]) -> list[_Block]:
         elif _FIGURE.match(text):
             bracket = "" if text.count("]") >= text.count("[") or not _closes(blocks, number) else "["
             if text.rfind("]") < len(text) - 2 and "]" in text:
-                kept.append(_Block([_FIGURE_END.sub("", text)], block.gap))
+                kept.append(replace(block, lines=[_FIGURE_END.sub("", text)]))
         elif not (_CREDITS.match(text) or _RULE.match(text) or _FINISH.match(text)):
             kept.append(block)
     return kept
@@ -272,8 +292,8 @@ def _is_heading(block: _Block, listed: Set[str]) -> str:
 
 def _in_title_case(text: str) -> bool:
     """The Nightingale and the Rose."""
-    words = re.findall(r"[^\W\d_][\w’']*", text)
-    return len(text) < 60 and bool(words) and words[0][0].isupper() and all(w[0].isupper() for w in words if len(w) > 4)
+    found = re.findall(r"[^\W\d_][\w’']*", text)
+    return len(text) < 60 and bool(found) and found[0][0].isupper() and all(w[0].isupper() for w in found if len(w) > 4)
 
 
 def _titled(text: str, gap: int) -> bool:
@@ -283,10 +303,10 @@ def _titled(text: str, gap: int) -> bool:
 def _is_prose(block: _Block) -> bool:
     """Whether a block holds a sentence, or verse; a title page, a list of names or a table does not."""
     text = block.text
-    words = text.split()
-    if len(words) < 4 or text.isupper():
+    found = words.count(text)
+    if found < 4 or text.isupper():
         return False
-    return bool(_LINE_END.search(text)) or (len(words) > 12 and len(text) / len(block.lines) > 30)
+    return bool(_LINE_END.search(text)) or (found > 12 and len(text) / len(block.lines) > 30)
 
 
 def _chapters(blocks: list[_Block]) -> list[Chapter]:
@@ -294,13 +314,16 @@ def _chapters(blocks: list[_Block]) -> list[Chapter]:
     listed = _listed(blocks)
     kinds = _demoted(blocks, [_is_heading(block, listed) for block in blocks])
     chapters: list[Chapter] = []
-    title: list[str] = []
+    title: list[_Block] = []
     body: list[_Block] = []
     last = ""
 
     def finish() -> None:
-        if paragraphs := _paragraphs(body):
-            chapters.append(Chapter(_EMPHASIS.sub("", ". ".join(part.strip(" .") for part in title)), paragraphs))
+        if found := _paragraphs(body):
+            name = _EMPHASIS.sub("", ". ".join(block.text.strip(" .") for block in title))
+            first = (title or body)[0].span.first
+            spans = [Span(first, found[0][1].end), *(span for _, span in found[1:])]
+            chapters.append(Chapter(name, [paragraph for paragraph, _ in found], spans))
         body.clear()
 
     for block, kind in zip(blocks, kinds, strict=True):
@@ -311,15 +334,15 @@ def _chapters(blocks: list[_Block]) -> list[Chapter]:
                 finish()
                 title = []
             again = kind == "chapter" or (kind == "listed" and last != "chapter")
-            if kind == "contents" or (again and not all(map(_PARTS.match, title))):
+            if kind == "contents" or (again and not all(_PARTS.match(block.text) for block in title)):
                 title = []
             if kind != "contents":
-                title = [*title[-2:], block.text]
+                title = [*title[-2:], block]
             last = kind
         elif last != "contents" or (_is_prose(block) and len(block.text) > 200):
             last = ""
             if title and not body and _is_subtitle(block):
-                title.append(block.text)
+                title.append(block)
             elif title or body or chapters or _is_prose(block):
                 body.append(block)
     finish()
@@ -342,7 +365,7 @@ def _demoted(blocks: list[_Block], kinds: list[str]) -> list[str]:
             if kind in sizes:
                 sizes[kind].append(0)
         elif last in sizes:
-            sizes[last][-1] += len(block.text.split())
+            sizes[last][-1] += words.count(block.text)
     new = {}
     for kind, least in _MIN_WORDS.items():
         filled = sorted(size for size in sizes[kind] if size)
@@ -353,8 +376,8 @@ def _demoted(blocks: list[_Block], kinds: list[str]) -> list[str]:
     return [new.get(kind, kind) for kind in kinds]
 
 
-def _paragraphs(body: list[_Block]) -> list[str]:
-    """Blocks -> paragraphs of joined lines; none where nothing in them is prose."""
+def _paragraphs(body: list[_Block]) -> list[tuple[str, Span]]:
+    """Blocks -> paragraphs of joined lines, and where each stands; none where nothing in them is prose."""
     if not any(map(_is_prose, body)):
         return []
     paragraphs = []
@@ -365,5 +388,5 @@ def _paragraphs(body: list[_Block]) -> list[str]:
             text += line if joined or not text else " " + line
         text = " ".join(_EMPHASIS.sub("", _MARKER.sub("", text)).split()).strip()
         if any(map(str.isalpha, text)):
-            paragraphs.append(text)
+            paragraphs.append((text, block.span))
     return paragraphs

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pipeline import foreign
 from pipeline.config import UserError
 from pipeline.storage import Location
-from pipeline.streams import Range, Truncation, blocks
+from pipeline.streams import Block, Range, Record, Truncation, blocks
 
 MAX_PAGE = 16 << 20  # bytes: MediaWiki's longest text has 2 MB, which escapes make 12 MB of XML at most
 _TAIL = 64  # bytes in which a tag that goes on in the next block may begin
@@ -22,15 +22,15 @@ _SECTION = re.compile(rb"<!--.*?-->|<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _SECTIONS = {b"<!--": b"-->", b"<![CDATA[": b"]]>"}
 
 
-def page_bytes(location: Location, span: Range, dbname: str, truncation: Truncation) -> Iterator[bytes]:
-    """The pages that begin in `span`; b"" for one that has no end or is longer than `MAX_PAGE`.
+def page_bytes(location: Location, span: Range, dbname: str, truncation: Truncation) -> Iterator[tuple[bytes, Record]]:
+    """The pages that begin in `span`, and where each lies; b"" for one that has no end or is longer than `MAX_PAGE`.
 
     Of a page with many revisions those between the first and the last may be missing. Says in `truncation` if the file
     is cut. Raises UserError: damaged compression, a document type definition, pages of another wiki than `dbname`.
     """
     cutter = _Cutter(location, dbname)
-    for block, inside in blocks(location, span, truncation):
-        yield from cutter.cut(block, inside)
+    for block in blocks(location, span, truncation):
+        yield from cutter.cut(block)
         if cutter.done:
             return
     if cutter.open:
@@ -50,12 +50,19 @@ class _Cutter:
         self._buffer = b""
         self._owned = 0  # so many first bytes of the buffer lie in the span
         self._skipping = False  # through a page that is too long
+        self._left_out = 0  # bytes of the page that the buffer begins with, which is open
+        self._read = 0  # bytes of all blocks
+        self._streams: list[tuple[int, int, int]] = []  # where in these bytes streams begin; the stream, its byte there
 
-    def cut(self, block: bytes, inside: bool) -> Iterator[bytes]:
+    def cut(self, block: Block) -> Iterator[tuple[bytes, Record]]:
         """The pages that end in this block."""
+        inside = block.inside
         if inside:
-            self._owned = len(self._buffer) + len(block)
-        self._buffer += block
+            self._owned = len(self._buffer) + len(block.data)
+        if not self._streams or self._streams[-1][1] != block.stream:
+            self._streams.append((self._read, block.stream, block.offset))
+        self._read += len(block.data)
+        self._buffer += block.data
         position = self._skipped() if self._skipping else 0
         keep = len(self._buffer) - _TAIL if self._skipping else None
         while keep is None and (token := _OUTSIDE.search(self._buffer, position)):
@@ -66,7 +73,8 @@ class _Cutter:
                 stop, whole, plain = self._page_end(token.end())
                 self.open, self.ended = stop < 0, False
                 if not self.open:
-                    yield _clean(self._buffer[token.start() : stop], plain) if whole else b""
+                    record = self._record(token.start(), stop)
+                    yield _clean(self._buffer[token.start() : stop], plain) if whole else b"", record
             elif token[0] == b"<!":
                 stop = self._section_end(token.start())
             else:
@@ -83,6 +91,16 @@ class _Cutter:
         if len(self._buffer) > MAX_PAGE:
             yield from self._shorten()
         self.done = self._owned <= 0 and not inside
+
+    def _record(self, start: int, stop: int) -> Record:
+        """Where in the file a page of the buffer lies."""
+        end = self._read - len(self._buffer) + stop
+        begin = end - (stop - start) - self._left_out
+        self._left_out = 0
+        while len(self._streams) > 1 and self._streams[1][0] <= begin:
+            del self._streams[0]
+        at, stream, offset = self._streams[0]
+        return Record(stream, offset + begin - at, end - begin)
 
     def _page_end(self, position: int) -> tuple[int, bool, bool]:
         """Where the page ends, -1 if not in this block; whether with </page>; whether without sections."""
@@ -125,16 +143,18 @@ class _Cutter:
         self._skipping = self.open = False
         return token.end()
 
-    def _shorten(self) -> Iterator[bytes]:
+    def _shorten(self) -> Iterator[tuple[bytes, Record]]:
         """Leave out of the page in the buffer what is not needed; give it up if it is still too long."""
         if not self.open:
             raise UserError(f"{self._location}: has a comment of more than {MAX_PAGE >> 20} MB; {foreign.MEND}")
         before = len(self._buffer)
         self._buffer = _newest(self._buffer)
+        self._left_out += before - len(self._buffer)
         self._owned = max(1, self._owned - before + len(self._buffer))
         if len(self._buffer) > MAX_PAGE:
             self._skipping = True
-            yield b""
+            self._left_out = 0
+            yield b"", Record()
             self._drop(len(self._buffer) - _TAIL)
 
     def _drop(self, count: int) -> None:

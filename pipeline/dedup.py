@@ -13,7 +13,7 @@ step reads its bucket of every file of the step before, which it knows by name.
 
 Every rule orders by what the documents hold, never by where they lie: first the newest revision of a doc_id (then the
 longest); of equal contents, and of near duplicates, the longest (then the newest revision); a draw by the digest of
-doc_id where that is equal.
+doc_id where that is equal, and at last by the digest of all else, where in its source's files it is from included.
 
 Memory: a bucket holds 32 MB of rows, or 8 MB of bands with at most 64 MB of signatures; a shard its own text. `join`
 alone grows with the input: by 100 bytes for each document that has a near duplicate, and nothing for the others.

@@ -14,7 +14,7 @@ from pipeline import foreign, multistream
 from pipeline.config import UserError
 from pipeline.cutting import definition, page_bytes
 from pipeline.storage import Location
-from pipeline.streams import Range, Truncation, blocks, compression, packed
+from pipeline.streams import Range, Record, Truncation, blocks, compression, packed
 
 _HEADER = 1 << 18  # no <siteinfo> is longer than this
 _END = 1 << 10  # bytes at the end of plain XML that are never a range of their own
@@ -54,6 +54,7 @@ class Page(NamedTuple):
     timestamp: str
     model: str
     text: str
+    record: Record  # the whole <page>, with all its revisions
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def read_site(location: Location) -> Site:
     compression(location)
     head = b""
     truncation = Truncation()
-    for block, _ in blocks(location, Range(0, 1), truncation):
-        head += block
+    for block in blocks(location, Range(0, 1), truncation):
+        head += block.data
         if len(head) >= _HEADER or b"<page>" in head or b"</mediawiki>" in head:
             break
     head = head[:_HEADER]
@@ -148,9 +149,9 @@ def pages(location: Location, span: Range, site: Site, truncation: Truncation) -
     return parsed(location, page_bytes(location, span, site.dbname, truncation), site)
 
 
-def parsed(location: Location, found: Iterable[bytes], site: Site) -> Iterator[Page | None]:
+def parsed(location: Location, found: Iterable[tuple[bytes, Record]], site: Site) -> Iterator[Page | None]:
     """What `page_bytes` gives -> the pages; None for one without a title or id, cut in itself or too long."""
-    for data in found:
+    for data, record in found:
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # as XML has it
         try:
@@ -161,11 +162,11 @@ def parsed(location: Location, found: Iterable[bytes], site: Site) -> Iterator[P
             raise UserError(
                 f"{location}: is not UTF-8 in the page {name} (byte {data[error.start]:#04x}); convert it first (iconv)"
             ) from error
-        page = None if "\0" in text else _page(text, site)
+        page = None if "\0" in text else _page(text, site, record)
         yield page if page and len(page.title) <= _MAX_TITLE else None
 
 
-def _page(text: str, site: Site) -> Page | None:
+def _page(text: str, site: Site, record: Record) -> Page | None:
     """The fields of one <page>, in its last revision; None where it has no title or id."""
     last = text.rfind("<revision>")
     head, revision = (text[:last], text[last:]) if last >= 0 else (text, "")
@@ -186,6 +187,7 @@ def _page(text: str, site: Site) -> Page | None:
         timestamp=timestamp[1] if timestamp else "",
         model=model[1] if model else "wikitext",
         text=body,
+        record=record,
     )
 
 

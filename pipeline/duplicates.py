@@ -11,7 +11,9 @@ import pyarrow as pa
 from pipeline import minhash
 
 REASONS = ("older revision", "same doc_id", "duplicate", "near duplicate")
+#: What decides last, by a digest: even of documents that are equal but for where they are from, the same one stays.
 TIES = ["source", "language", "title", "url", "timestamp", "licence", "text"]
+TIES += ["file_sha256", "record_stream", "record_offset", "record_bytes"]
 
 #: A document. `place` says where it lies; the others say what it holds: digests of 64 bits, or numbers.
 ROW = np.dtype(
@@ -34,7 +36,7 @@ def described(table: pa.Table, first: int) -> npt.NDArray[Any]:
         rows[name], rows[f"{name}_more"] = np.frombuffer(digests, ">u8").reshape(-1, 2).T
     ties = [hashlib.sha256() for _ in rows]
     for name in TIES:
-        for tie, value in zip(ties, table[name], strict=True):
+        for tie, value in zip(ties, table[name].cast(pa.string()), strict=True):
             tie.update(value.as_buffer())
             tie.update(b"\0")
     rows["tie"] = np.frombuffer(b"".join(tie.digest()[:8] for tie in ties), ">u8")

@@ -5,7 +5,9 @@ encodings by what stands inside its words, and anything else wants its encoding 
 """
 
 import codecs
+import io
 import re
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -60,16 +62,31 @@ def marked(head: bytes) -> str:
 
 def decode(data: bytes, name: str, encoding: str = "") -> str:
     """Text with plain newlines. `encoding` overrules what is found. Raises UserError: the file, the byte, the mend."""
+    return _read(data, name, encoding)[0]
+
+
+def decode_lines(data: bytes, name: str, encoding: str = "") -> tuple[str, list[int]]:
+    """What `decode` gives, and of its lines the byte at which each begins, with the end of the last: [lines + 1]."""
+    text, codec = _read(data, name, encoding)
+    start, codec = unmarked(data[:4], codec)
+    starts = [start]
+    for line in byte_lines(io.BytesIO(data[start:]), codec):
+        starts.append(starts[-1] + len(line))
+    return text, starts
+
+
+def _read(data: bytes, name: str, encoding: str) -> tuple[str, str]:
+    """Text with plain newlines, and the codec that it was in."""
     head = data[:_HEAD]
     for magic, what in _BINARY.items():
         if head.startswith(magic):
             raise UserError(f"{name}: is {what}; give plain text in UTF-8")
-    text = _decoded(data, name, encoding)
+    text, codec = _decoded(data, name, encoding)
     if "\x00" in text[: 1 << 16]:
         if half := _utf16(head):
             raise UserError(f"{name}: seems to be UTF-16 without a mark; set encoding: {half}, or convert it to UTF-8")
         raise UserError(f"{name}: is no text (it holds zero bytes); give plain text in UTF-8")
-    return text.rstrip("\x1a").replace("\r\n", "\n").replace("\r", "\n")
+    return text.rstrip("\x1a").replace("\r\n", "\n").replace("\r", "\n"), codec
 
 
 def of_stream(head: bytes, encoding: str = "") -> str:
@@ -78,16 +95,43 @@ def of_stream(head: bytes, encoding: str = "") -> str:
     return found if not encoding or codecs.lookup(encoding).name == found.removesuffix("-sig") else encoding
 
 
+def unmarked(head: bytes, codec: str) -> tuple[int, str]:
+    """The bytes of the mark that a stream begins with, and the codec of what follows it, which writes no mark."""
+    name = codecs.lookup(codec).name
+    if name not in _MARKS.values():
+        return 0, codec
+    mark = next((mark for mark, marks in _MARKS.items() if marks == name and head.startswith(mark)), b"")
+    if name == "utf-8-sig":
+        return len(mark), "utf-8"
+    return len(mark), f"{name}-be" if mark in (codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE) else f"{name}-le"
+
+
+def byte_lines(file: io.BufferedReader | io.BytesIO, codec: str) -> Iterator[bytes]:
+    """The lines of a stream without a mark, as bytes, with their ends (LF, CR LF or CR).
+
+    Raises UnicodeDecodeError: UTF-16 or UTF-32 that ends in mid-character.
+    """
+    if "\r\n".encode(codec) == b"\r\n":  # and in no such codec is either a part of another character
+        for line in file:
+            if b"\r" in line:
+                yield from line.splitlines(keepends=True)
+            else:
+                yield line
+    else:
+        for line in io.TextIOWrapper(file, codec, "surrogatepass", newline=""):
+            yield line.encode(codec, "surrogatepass")
+
+
 def wrong_byte(error: UnicodeDecodeError, offset: int = 0) -> str:
     """What an error points at. UTF-16 that ends in mid-character has no byte to show."""
     shown = error.object[error.start : error.start + 1]
     return f"byte 0x{shown.hex()} at {offset + error.start}" if shown else f"its end at {offset + error.start}"
 
 
-def _decoded(data: bytes, name: str, encoding: str) -> str:
-    stated = encoding or marked(data[:4])
+def _decoded(data: bytes, name: str, encoding: str) -> tuple[str, str]:
+    stated, codec = encoding or marked(data[:4]), of_stream(data[:4], encoding)
     try:
-        return data.decode(of_stream(data[:4], encoding))
+        return data.decode(codec), codec
     except UnicodeDecodeError as error:
         where = wrong_byte(error)
     mend = "set the source's encoding, for example cp1252, or convert it (iconv -f WINDOWS-1252 -t UTF-8)"
@@ -96,12 +140,12 @@ def _decoded(data: bytes, name: str, encoding: str) -> str:
     declared = _declared(data[:_HEAD])
     if declared not in ("", "utf-8", "ascii"):
         try:
-            return data.decode(declared)
+            return data.decode(declared), declared
         except UnicodeDecodeError as error:
             where = wrong_byte(error)
         raise UserError(f"{name}: declares {declared} and is not ({where}); {mend}")
     if _is_western(data):
-        return data.decode("cp1252")
+        return data.decode("cp1252"), "cp1252"
     raise UserError(f"{name}: is not UTF-8 ({where}), and what else it is in is not certain; {mend}")
 
 

@@ -17,12 +17,13 @@ from pipeline.artifacts import Manifest, Output, Part, SourceFile
 from pipeline.attempts import scratch
 from pipeline.beam import carried, pipeline
 from pipeline.config import Compute, Config, UserError
-from pipeline.encodings import Encoding, decode
+from pipeline.encodings import Encoding, decode_lines
 from pipeline.schema import Document, document, document_table, parquet_bytes
 from pipeline.sentences import as_given
 from pipeline.storage import Location
+from pipeline.streams import Record
 
-VERSION = 2
+VERSION = 3
 
 _RANGE = 16 << 20  # bytes of plain XML in a unit
 _RANGE_BZ2 = 4 << 20  # compressed bytes in a unit of a multistream dump
@@ -112,7 +113,8 @@ Source = Annotated[WikipediaSource | BooksSource | DocumentsSource | SentencesSo
 class ExtractConfig(Config):
     sources: list[Source] = Field(min_length=1)
     heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
-    min_words: int = Field(default=10, ge=0)  # shorter documents are dropped
+    #: Shorter documents are dropped. A character of a script without spaces, as Japanese, is a word (words.py).
+    min_words: int = Field(default=10, ge=0)
     min_letters: float = Field(default=0.6, ge=0, le=1)  # of all but white space; below it are tables and numbers
     beam: Annotated[list[str], Compute] = Field(default=["--runner=FnApiRunner"])  # any options of Beam's
 
@@ -289,6 +291,8 @@ def _articles(
             revision=page.revision,
             timestamp=page.timestamp,
             licence=source.licence,
+            file_sha256=piece.file.sha256,
+            record=page.record,
         )
     if truncation.reason:
         notes.truncated.append({"file": piece.file.uri, "reason": truncation.reason})
@@ -315,16 +319,18 @@ def _chapters(source: BooksSource, piece: Piece, config: ExtractConfig) -> Itera
         raise UserError(
             f"{file.uri}: has {file.bytes:,} bytes, more than a book of at most {_BOOK:,}; give a file for each book"
         )
-    book = books.read_book(decode(file.location.read_bytes(), file.uri, source.encoding))
+    text, starts = decode_lines(file.location.read_bytes(), file.uri, source.encoding)
+    book = books.read_book(text)
     if not book.chapters:
         yield Dropped("no prose", file.location.name)
         return
     chapters = book.chapters
     if source.unit == "book":
-        chapters = [books.Chapter("", [paragraph for chapter in chapters for paragraph in chapter.paragraphs])]
+        chapters = [books.whole(chapters)]
     elif source.every:
         chapters = books.cut(chapters, source.every)
     for number, chapter in enumerate(chapters):
+        first = starts[chapter.spans[0].first]
         yield document(
             chapter.paragraphs,
             doc_id=f"{source.name}:{file.sha256[:16]}:{number}",
@@ -333,12 +339,14 @@ def _chapters(source: BooksSource, piece: Piece, config: ExtractConfig) -> Itera
             language=source.language or _LANGUAGES.get(book.language, ""),
             title=": ".join(filter(None, (book.title, chapter.title))),
             licence=source.licence,
+            file_sha256=file.sha256,
+            record=Record(0, first, starts[chapter.spans[-1].end] - first),
         )
 
 
 def _rows(source: DocumentsSource, piece: Piece, config: ExtractConfig) -> Iterator[Document | Dropped]:
     file = piece.file
-    for number, row in enumerate(documents.rows(file.location, source.columns, source.encoding)):
+    for number, (record, row) in enumerate(documents.rows(file.location, source.columns, source.encoding)):
         text = documents.paragraphs(row.text)
         if not text:
             yield Dropped("empty", row.title or f"row {number + 1}")
@@ -353,12 +361,14 @@ def _rows(source: DocumentsSource, piece: Piece, config: ExtractConfig) -> Itera
             url=row.url,
             timestamp=row.timestamp,
             licence=row.licence or source.licence,
+            file_sha256=file.sha256,
+            record=record,
         )
 
 
 def _given(source: SentencesSource, piece: Piece, config: ExtractConfig) -> Iterator[Document | Dropped]:
     file = piece.file
-    for offset, sentences in lines.documents(file.location, piece.span, source.rule, source.encoding):
+    for offset, sentences, size in lines.documents(file.location, piece.span, source.rule, source.encoding):
         yield document(
             as_given(sentences),
             doc_id=f"{source.name}:{file.sha256[:16]}:{offset}",
@@ -366,6 +376,8 @@ def _given(source: SentencesSource, piece: Piece, config: ExtractConfig) -> Iter
             heldout_fraction=config.heldout_fraction,
             language=source.language,
             licence=source.licence,
+            file_sha256=file.sha256,
+            record=Record(0, offset, size),
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import words
 from pipeline.config import UserError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _kinds() -> npt.NDArray[np.uint8]:
 def language(text: str) -> str:
     """The ISO 639 code of the language that a text is in, empty where that is not certain."""
     start = text[:_JUDGED]
-    if len(start.split()) < _FEWEST_WORDS and start.isascii():
+    if start.isascii() and words.count(start) < _FEWEST_WORDS:
         return ""
     code, probability = _identifier().classify(start)
     return str(code) if probability >= _CERTAIN else ""

@@ -38,10 +38,11 @@ class Rule(NamedTuple):
 
 
 class Given(NamedTuple):
-    """A document: the byte where it begins (of the decompressed file), and its sentences."""
+    """A document: the byte where it begins (of the decompressed file), its sentences, and the bytes of its lines."""
 
     offset: int
     sentences: list[str]
+    bytes: int
 
 
 def ranges(location: Location, rule: Rule, size: int) -> Iterator[Range]:
@@ -100,14 +101,14 @@ def documents(location: Location, span: Range, rule: Rule, encoding: str = "") -
                 held.append(text)
             if (count == rule.every) if rule.every else between:
                 if held:
-                    yield Given(begin, held)
+                    yield Given(begin, held, (offset if rule.every else where) - begin)
                 if where >= end:
                     return
                 begin, count, held, here = offset, 0, [], True
             elif len(held) > _LONGEST:
                 raise UserError(f"{name}: {NO_BOUNDARIES} ({_LONGEST:,} lines from byte {begin} on have none)")
         if held:
-            yield Given(begin, held)
+            yield Given(begin, held, offset - begin)
 
 
 def shape(head: str) -> Literal["", "flat", "documents"]:

@@ -1,23 +1,22 @@
 """Texts -> MinHash signatures -> which of them are near duplicates.
 
-The resemblance of two texts is the share of their shingles (five words in a row) that both have (Broder 1997, "On the
-resemblance and containment of documents"). A signature holds 128 minima of the shingles' hashes, one for each of 128
-permutations, a byte of each (Li and König 2010, "b-Bit minwise hashing"): two signatures agree in a value with
-probability s + (1 - s) / 256 at resemblance s. Eight values are a band, and texts that share one of the 16 bands are
-compared (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), which finds 1 - (1 - s^8)^16 of the
-pairs: 6 % at 0.5, 61 % at 0.7, 95 % at 0.8, 99.99 % at 0.9. The estimate of 0.8 by 128 values has a deviation of 0.035.
+The resemblance of two texts is the share of their shingles (five words in a row, as words.py has words) that both have
+(Broder 1997, "On the resemblance and containment of documents"). A signature holds 128 minima of the shingles' hashes,
+one for each of 128 permutations, a byte of each (Li and König 2010, "b-Bit minwise hashing"): two signatures agree in a
+value with probability s + (1 - s) / 256 at resemblance s. Eight values are a band, and texts that share one of the 16
+bands are compared (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), which finds 1 - (1 -
+s^8)^16 of the pairs: 6 % at 0.5, 61 % at 0.7, 95 % at 0.8, 99.99 % at 0.9. The estimate of 0.8 by 128 values has a
+deviation of 0.035.
 """
 
-import unicodedata
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.ragged import offsets_of, ragged_ranges
 from pipeline.randomness import mixed
-from pipeline.schema import case_folded
+from pipeline.words import bounds, case_folded
 
 VALUES = 128
 BANDS = 16
@@ -35,14 +34,6 @@ _SHIFTS = (mixed(2, np.arange(VALUES)) >> np.uint64(32)).astype(np.uint32)
 _SCATTER = np.uint32(0x9E3779B1)  # a byte of a minimum that depends on all its bits
 _LETTERS = mixed(3, np.arange(64)) | np.uint64(1)  # a factor for each place in a word
 _PLACES = mixed(4, np.arange(WORDS)) | np.uint64(1)  # and for each word of a shingle
-
-_LAST = 0x20000  # from here on all is ideographs
-# Scripts that put no spaces between words: each character is a word.
-_UNSPACED = (
-    (0x0E00, 0x0EFF), (0x0F00, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0x3005, 0x3007),
-    (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA980, 0xA9FF), (0xAA60, 0xAA7F),
-    (0xF900, 0xFAFF),
-)  # fmt: skip
 
 
 def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint8]:
@@ -84,10 +75,7 @@ def shingles(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[
     """Texts -> the hashes of their shingles in the order of the text, and offsets [texts + 1]."""
     folded = [case_folded(text) for text in texts]
     codes = np.frombuffer("".join(f"{text}\n" for text in folded).encode("utf-32-le"), "<u4")
-    kinds = _kinds()[np.minimum(codes, _LAST)]
-    inside = kinds > 0
-    begins = inside.copy()
-    begins[1:] &= (kinds[1:] != 1) | (kinds[:-1] != 1)
+    inside, begins = bounds(codes)
     words_offsets = np.searchsorted(np.flatnonzero(begins), offsets_of([len(text) + 1 for text in folded]))
     words = _words(codes[inside], np.flatnonzero(begins[inside]))
     counts = np.maximum(np.diff(words_offsets) - WORDS + 1, 0)
@@ -108,15 +96,6 @@ def _words(letters: npt.NDArray[np.uint32], first: npt.NDArray[np.int64]) -> npt
     lengths = np.diff(np.append(first, len(letters)))
     place = np.arange(len(letters)) - np.repeat(first, lengths)
     return mixed(np.add.reduceat(letters * _LETTERS[place & 63], first))
-
-
-@cache
-def _kinds() -> npt.NDArray[np.uint8]:
-    """By code point: 0 separates words, 1 is part of a word, 2 is a word."""
-    kinds = np.fromiter((unicodedata.category(chr(code))[0] in "LMN" for code in range(_LAST)), np.uint8, _LAST)
-    for start, end in _UNSPACED:
-        kinds[start : end + 1] *= 2
-    return np.append(kinds, np.uint8(2))
 
 
 def _runs(offsets: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:

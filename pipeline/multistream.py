@@ -49,10 +49,10 @@ def dumps(given: Sequence[Location]) -> list[Location]:
 def is_index(location: Location) -> bool:
     """Whether a file, compressed or not, begins as an index does: offset:page id:title."""
     try:
-        block, _ = next(blocks(location, Range(0, 1 << 10), Truncation()), (b"", True))
+        block = next(blocks(location, Range(0, 1 << 10), Truncation()), None)
     except UserError:
         return False  # damaged: whoever reads it says so
-    return bool(_ENTRY.match(block))
+    return bool(block and _ENTRY.match(block.data))
 
 
 def _indexed(location: Location, index: Location, at_least: int) -> list[int]:
@@ -73,8 +73,8 @@ def _indexed(location: Location, index: Location, at_least: int) -> list[int]:
 
 def _listed(index: Location, at_least: int) -> Iterator[int]:
     last, rest = 0, b""
-    for block, _ in blocks(index, Range(0, index.size()), Truncation()):
-        data = rest + block
+    for block in blocks(index, Range(0, index.size()), Truncation()):
+        data = rest + block.data
         position, end = 0, data.rfind(b"\n") + 1
         while position < end:
             stop = data.find(b"\n", min(position + _LINES, end - 1)) + 1

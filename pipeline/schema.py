@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 
 from pipeline.config import UserError
 from pipeline.storage import Location
+from pipeline.streams import Record
+from pipeline.words import case_folded, count_ascii, count_folded
 
+_NOWHERE = Record()
 _SPACES = bytes(code for code in range(128) if chr(code).isspace())
-_IS_SPACE = bytes(code in _SPACES for code in range(256))
 
 Split = Literal["train", "heldout"]
 IGNORED = -100  # a next_sentence_label that counts for nothing, as in PyTorch's losses
@@ -38,9 +40,23 @@ DOCUMENT = pa.schema(
         ),
         pa.field("split", pa.string(), False, {"about": "train or heldout, by a hash of doc_id"}),
         pa.field("num_chars", pa.int64(), False),
-        pa.field("num_words", pa.int64(), False, {"about": "runs of non-space characters"}),
+        pa.field("num_words", pa.int64(), False, {"about": "as words.py has them"}),
         pa.field("content_hash", pa.string(), False, {"about": "SHA-256 of the text without case and white space"}),
         pa.field("licence", pa.string(), False),
+        pa.field("file_sha256", pa.string(), False, {"about": "SHA-256 of the source file, as it was brought"}),
+        pa.field(
+            "record_stream",
+            pa.int64(),
+            False,
+            {"about": "byte of the file from which on to decompress; 0 where it is not compressed"},
+        ),
+        pa.field(
+            "record_offset",
+            pa.int64(),
+            False,
+            {"about": "bytes from there to the record, decompressed; of Parquet the row's number, from 0"},
+        ),
+        pa.field("record_bytes", pa.int64(), False, {"about": "the record's length, decompressed; of Parquet 0"}),
     ]
 )
 
@@ -62,6 +78,10 @@ class Document:
     num_words: int
     content_hash: str
     licence: str
+    file_sha256: str
+    record_stream: int
+    record_offset: int
+    record_bytes: int
 
 
 def document(
@@ -76,8 +96,14 @@ def document(
     revision: int = 0,
     timestamp: str = "",
     licence: str = "",
+    file_sha256: str = "",
+    record: Record = _NOWHERE,
 ) -> Document:
-    """Paragraphs and what is known of them -> a Document with its split, counts and hash filled in."""
+    """Paragraphs and what is known of them -> a Document with its split, counts and hash filled in.
+
+    `record` is where in the file of `file_sha256` the document is from: its dump's whole <page>, its line of JSON, its
+    row of CSV, its lines of a book.
+    """
     text = unicodedata.normalize("NFC", "\n\n".join(paragraphs))
     num_words, digest = _measured(text)
     return Document(
@@ -94,6 +120,10 @@ def document(
         num_words=num_words,
         content_hash=digest,
         licence=licence,
+        file_sha256=file_sha256,
+        record_stream=record.stream,
+        record_offset=record.offset,
+        record_bytes=record.bytes,
     )
 
 
@@ -108,25 +138,19 @@ def content_hash(text: str) -> str:
     return _measured(text)[1]
 
 
-def case_folded(text: str) -> str:
-    """Text without case and compatibility forms; lower case is all that ASCII needs."""
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-
-
 def _measured(text: str) -> tuple[int, str]:
     """The number of words and the content hash. Lines of ASCII, the most by far in English, are taken at once."""
-    words = 0
-    plain, folded = [], []
+    plain, others, bare = [], [], []
     for line in text.split("\n"):
+        folded = case_folded(line)
         if line.isascii():
             plain.append(line)
-            folded.append(case_folded(line))
+            bare.append(folded)
         else:
-            words += len(line.split())
-            folded.append("".join(case_folded(line).split()))
-    space = np.frombuffer("\n".join([*plain, ""]).encode().translate(_IS_SPACE), bool)
-    words += int(np.count_nonzero(space[1:] > space[:-1]))
-    return words, hashlib.sha256("".join(folded).encode().translate(None, _SPACES)).hexdigest()
+            others.append(folded)
+            bare.append("".join(folded.split()))
+    words = count_ascii("\n".join(plain)) + count_folded("\n".join(others))
+    return words, hashlib.sha256("".join(bare).encode().translate(None, _SPACES)).hexdigest()
 
 
 def document_table(documents: Sequence[Document]) -> pa.Table:

@@ -1,10 +1,12 @@
 """A compressed stream that only one reader can read -> pieces of whole pages, which many can (Beam).
 
-Pieces lie in scratch, zstd-compressed, each in a file whose name says how far in the stream it reaches. A record of all
-of them is written last: without it the stream is not spooled yet.
+Pieces lie in scratch, zstd-compressed, each in a file whose name says how far in the stream it reaches; before each
+page stands where in the user's file it lies. A record of all of them is written last: without it the stream is not
+spooled yet.
 """
 
 import json
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +16,9 @@ from pipeline.artifacts import Output, in_parallel, repeated
 from pipeline.beam import carried, pipeline
 from pipeline.cutting import page_bytes
 from pipeline.storage import Location
-from pipeline.streams import Range, Truncation
+from pipeline.streams import Range, Record, Truncation
 
-_NO_PAGE = b"<page></page>"  # in the place of one that is no whole page, so that it is counted
+_HEAD = struct.Struct("<4q")  # before a page: its Record, and the bytes that are stored of it, none if it is not whole
 
 
 class Stream(NamedTuple):
@@ -80,8 +82,8 @@ def spool(stream: Stream, scratch: Location, out: Output, size: int) -> None:
             ends.append(truncation.read)
 
         piece = _Piece()
-        for page in page_bytes(stream.location, stream.span, stream.dbname, truncation):
-            piece.add(page or _NO_PAGE)
+        for page, record in page_bytes(stream.location, stream.span, stream.dbname, truncation):
+            piece.add(page, record)
             if piece.size >= size:
                 close(piece)
                 piece = _Piece()
@@ -108,15 +110,17 @@ def stored(stream: Stream, scratch: Location, out: Output) -> list[Stored]:
     return [*pieces[:-1], pieces[-1]._replace(truncated=record["truncated"])]
 
 
-def stored_bytes(piece: Stored, truncation: Truncation) -> Iterator[bytes]:
+def stored_bytes(piece: Stored, truncation: Truncation) -> Iterator[tuple[bytes, Record]]:
     """The pages of a piece, as `page_bytes` gave them."""
     with piece.location.open() as file, pa.input_stream(file, compression="zstd") as stream:
         data = stream.read()
-    start = 0
-    while stop := data.find(b"</page>", start) + 1:
-        yield data[start : stop + 6]
-        start = stop + 6
-    assert start == len(data), f"{piece.location} does not end with a page"
+    stop = 0
+    while stop < len(data):
+        *place, size = _HEAD.unpack_from(data, stop)
+        start = stop + _HEAD.size
+        stop = start + size
+        yield data[start:stop], Record(*place)
+    assert stop == len(data), f"{piece.location} does not end with a page"
     truncation.reason = piece.truncated
 
 
@@ -145,9 +149,11 @@ class _Piece:
         self._sink = pa.BufferOutputStream()
         self._stream = pa.CompressedOutputStream(self._sink, "zstd")
 
-    def add(self, page: bytes) -> None:
+    def add(self, page: bytes, record: Record) -> None:
+        head = _HEAD.pack(*record, len(page))
+        self._stream.write(head)
         self._stream.write(page)
-        self.size += len(page)
+        self.size += len(head) + len(page)
 
     def data(self) -> pa.Buffer:
         self._stream.close()

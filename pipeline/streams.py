@@ -24,6 +24,27 @@ class Range(NamedTuple):
     end: int
 
 
+class Record(NamedTuple):
+    """Where in its file a record lies: decompress the file from `stream` on, skip `offset` bytes, take `bytes`.
+
+    `stream` is the byte of the file at which a compressed stream (of bz2 or xz; a gzip member) begins: in a dump, the
+    one in which the record begins; 0 where the file is not compressed. The record may go on in the streams behind it.
+    """
+
+    stream: int = 0
+    offset: int = 0
+    bytes: int = 0
+
+
+class Block(NamedTuple):
+    """Decompressed bytes, whether they begin in the span, and where: the compressed stream, and the byte of it."""
+
+    data: bytes
+    inside: bool
+    stream: int
+    offset: int
+
+
 @dataclass
 class Truncation:
     """What a reader met: why the file seems cut, empty if it does not, and how many bytes of the file it has read."""
@@ -42,8 +63,8 @@ def compression(location: Location) -> str:
     return kind or "xml"
 
 
-def blocks(location: Location, span: Range, truncation: Truncation) -> Iterator[tuple[bytes, bool]]:
-    """Decompressed blocks from `span.start` to the end of the file, and whether each begins in the span.
+def blocks(location: Location, span: Range, truncation: Truncation) -> Iterator[Block]:
+    """Decompressed blocks from `span.start` to the end of the file.
 
     Raises UserError: damaged compression.
     """
@@ -71,16 +92,16 @@ def packed(head: bytes) -> str:
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
 
 
-def _plain_blocks(file: BinaryIO, span: Range, truncation: Truncation) -> Iterator[tuple[bytes, bool]]:
+def _plain_blocks(file: BinaryIO, span: Range, truncation: Truncation) -> Iterator[Block]:
     file.seek(span.start)
     position = span.start
     while block := file.read(_READ if position >= span.end else min(_READ, span.end - position)):
         truncation.read = position + len(block)
-        yield block, position < span.end
+        yield Block(block, position < span.end, 0, position)
         position += len(block)
 
 
-def _decompressed(file: BinaryIO, kind: str, span: Range, truncation: Truncation) -> Iterator[tuple[bytes, bool]]:
+def _decompressed(file: BinaryIO, kind: str, span: Range, truncation: Truncation) -> Iterator[Block]:
     """One compressed stream after another, as the tools that concatenate them leave them."""
     file.seek(span.start)
     truncation.read = span.start
@@ -92,12 +113,13 @@ def _decompressed(file: BinaryIO, kind: str, span: Range, truncation: Truncation
 
     data = more()
     while data:
-        inside = truncation.read - len(data) < span.end
+        start, offset = truncation.read - len(data), 0
         stream = _stream(kind)
         while not stream.eof:
             block = stream.decompress(data, _BLOCK)
             if block:
-                yield block, inside
+                yield Block(block, start < span.end, start, offset)
+                offset += len(block)
             if stream.eof:
                 break
             data = b""

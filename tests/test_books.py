@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.books import Chapter, cut, read_book
+from pipeline.books import Chapter, Span, cut, read_book
 from pipeline.sentences import split_sentences
 
 PARAGRAPH = (
@@ -16,6 +16,10 @@ JOINED = PARAGRAPH.replace("\n", " ")
 
 def book(*blocks: str) -> str:
     return "\n\n".join(blocks)
+
+
+def chapter_of(*paragraphs: str) -> Chapter:
+    return Chapter("", list(paragraphs), [Span(2 * n, 2 * n + 1) for n in range(len(paragraphs))])
 
 
 HEADER = (
@@ -47,12 +51,12 @@ def test_header_and_footer_go_in_every_wording(start: str, end: str):
     text = book(HEADER + start, "Produced by Judith Boss and David Widger", "\n\nCHAPTER I", PARAGRAPH, "THE END", end)
     found = read_book(text + "\n\n\nSection 1. General Terms of Use: the licence goes on.\n")
     assert (found.title, found.author, found.language) == ("A Tale Of Two Things", "Jane Doe", "English")
-    assert found.chapters == [("CHAPTER I", [JOINED])]
+    assert [chapter[:2] for chapter in found.chapters] == [("CHAPTER I", [JOINED])]
 
 
 def test_a_header_without_marker_goes_too():
     found = read_book(book(HEADER + "Produced by Nobody", "\n\n\nCHAPTER I", PARAGRAPH))
-    assert found.chapters == [("CHAPTER I", [JOINED])]
+    assert [chapter[:2] for chapter in found.chapters] == [("CHAPTER I", [JOINED])]
 
 
 @pytest.mark.parametrize(
@@ -138,9 +142,14 @@ def test_a_file_without_prose_has_no_chapters():
     assert read_book("CONTENTS\n\nI. One\nII. Two").chapters == []
 
 
+def test_a_book_of_a_script_without_spaces_has_prose():
+    (chapter,) = read_book(book("第一章", "天气很冷，钟敲了十三下。", "她抬起头来，说不行。")).chapters
+    assert chapter.paragraphs[-1] == "她抬起头来，说不行。"
+
+
 @given(st.lists(st.lists(st.integers(1, 9), max_size=4), max_size=4), st.integers(1, 7))
 def test_a_book_is_cut_every_so_many_sentences_within_its_paragraphs(sizes: list[list[int]], every: int):
-    chapters = [Chapter("", [" ".join(f"Sentence {n}." for n in range(size)) for size in row]) for row in sizes]
+    chapters = [chapter_of(*(" ".join(f"Sentence {n}." for n in range(size)) for size in row)) for row in sizes]
     paragraphs = [paragraph for chapter in chapters for paragraph in chapter.paragraphs]
     pieces = cut(chapters, every)
     counts = [sum(len(split_sentences(paragraph)) for paragraph in piece.paragraphs) for piece in pieces]
@@ -152,7 +161,7 @@ def test_a_book_is_cut_every_so_many_sentences_within_its_paragraphs(sizes: list
 
 
 def test_cut_sentences_of_a_script_without_spaces_stay_together():
-    (first, second) = cut([Chapter("", ["一。二。三。"])], 2)
+    (first, second) = cut([chapter_of("一。二。三。")], 2)
     assert (first.paragraphs, second.paragraphs) == (["一。二。"], ["三。"])
 
 

@@ -18,8 +18,10 @@ from pipeline.artifacts import Artifact, Manifest, Output
 from pipeline.attempts import scratch
 from pipeline.config import UserError
 from pipeline.dedup import VERSION, DedupConfig, Steps, run
+from pipeline.duplicates import by_content, by_id, described
 from pipeline.schema import DOCUMENT, document, document_table, parquet_bytes
 from pipeline.storage import Location
+from pipeline.streams import Record
 
 
 def doc(doc_id: str, text: str, revision: int = 0):
@@ -77,6 +79,22 @@ def test_the_newest_revision_of_a_document_stays(tmp_path: Path):
         ("Old words, and more of them.", "New words."),
         ("Stale words.", "Kept words."),
     ]
+
+
+def test_of_documents_that_differ_only_in_where_they_are_from_the_same_one_stays():
+    places = [("ab", Record(0, 1, 9)), ("ab", Record(0, 7, 9)), ("ab", Record(4, 1, 9)), ("cd", Record(0, 1, 9))]
+    found = set()
+    for order in itertools.permutations(places):
+        given = [replace(doc("a", "Same."), file_sha256=name, **at(record)) for name, record in order]
+        for by in (by_id, by_content):
+            ((kept,), gone) = (rows["place"] for rows in by(described(document_table(given), 0)))
+            found.add(order[kept])
+            assert len(gone) == 3
+    assert len(found) == 1
+
+
+def at(record: Record) -> dict[str, int]:
+    return {f"record_{name}": value for name, value in record._asdict().items()}
 
 
 def test_every_document_that_goes_is_counted_under_its_own_reason(tmp_path: Path):

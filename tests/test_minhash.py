@@ -1,3 +1,4 @@
+import hashlib
 import random
 
 import numpy as np
@@ -29,6 +30,17 @@ def test_case_punctuation_and_compatibility_forms_do_not_count():
 @pytest.mark.parametrize("text", ["我们在海上度过了漫长的一天", "พวกเราใช้เวลาทั้งวันในทะเล"])
 def test_scripts_without_spaces_are_cut_by_character(text: str):
     assert shingles([text])[1][-1] == len(text) - 4
+
+
+def test_signatures_stay_what_they_are():
+    texts = [
+        "The SHIP’S ﬁne crew — left, at dawn; for home!",
+        "我们在海上度过了漫长的一天",
+        "พวกเราใช้เวลาทั้งวันในทะเล",
+        "ｶﾞﾗｽの東京2020年 and 12½ °C is word—word 𠀀𠀁",
+    ]
+    digest = hashlib.sha256(signatures(texts).tobytes()).hexdigest()
+    assert digest == "d80b93beb3e6a4e7b31f0cc4038dd86f910c5f00f3290b304644b10b39c95348", "raise dedup's VERSION"
 
 
 def test_a_text_of_too_few_shingles_has_no_signature():
