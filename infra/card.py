@@ -35,14 +35,16 @@ _FIGURES = {
     "examples": "examples",
 }
 _LOADING = """```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+print(pipeline("fill-mask", model="path/to/this/folder")("She opened the [MASK]."))
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 model = AutoModelForMaskedLM.from_pretrained("path/to/this/folder")
 ```
 
-{others} The tokenizer takes "[MASK]" in a text for text;
-`tokenizer("A [MASK] word.", split_special_tokens=False, return_tensors="pt")` takes it for the mask."""
+{others} The tokenizer takes "[MASK]", "[SEP]" and the like in a text for what they mark. In the text it was trained on
+they were text: `tokenizer("A [MASK] word.", split_special_tokens=True)` takes them so."""
 
 _OTHERS = "AutoModel gives the encoder alone, AutoModelForPreTraining both heads."
 _OTHERS_OF_MLM = (

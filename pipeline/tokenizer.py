@@ -85,6 +85,7 @@ def transformers_config() -> str:
     """The text of the tokenizer_config.json with which transformers' AutoTokenizer gives the ids of tokenizer.json.
 
     Its class takes tokenizer.json as it is, where BertTokenizer would put its own normalizer in the place of ours.
+    As with the text that a model is trained on, a marker in a text is text; an exported model says otherwise.
     """
     said = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -12,16 +12,24 @@ import torch
 from golden import published_vocabulary, unpack
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertForMaskedLM
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+    BertForMaskedLM,
+    pipeline,
+)
 from transformers import BertConfig as TheirConfig
 from transformers import BertForPreTraining as TheirBert
 
 from pipeline.config import UserError
 from pipeline.storage import Location
-from pipeline.tokenizer import build, transformers_config
+from pipeline.tokenizer import SPECIAL_TOKENS, build, transformers_config
+from pipeline.tokenizer import load as load_tokenizer
 from pipeline.vocab_file import VocabFile
 from training.checkpoint import CheckpointRef, SavedConfig, Standing, save
-from training.features import load_model
+from training.features import load_model, predict_masked
 from training.hub import export, read, theirs
 from training.model import BertConfig, BertForPreTraining, load_encoder
 
@@ -67,9 +75,9 @@ def vocab(tmp_path_factory: pytest.TempPathFactory) -> Location:
     return write_vocab(tmp_path_factory.mktemp("vocab"), published_vocabulary())
 
 
-def write_vocab(folder: Path, pieces: list[str]) -> Location:
+def write_vocab(folder: Path, pieces: list[str], lowercase: bool = True) -> Location:
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
-    (folder / "tokenizer.json").write_text(build(pieces).to_str())
+    (folder / "tokenizer.json").write_text(build(pieces, lowercase).to_str())
     (folder / "tokenizer_config.json").write_text(transformers_config())
     return Location(str(folder))
 
@@ -162,6 +170,37 @@ def test_transformers_gives_the_ids_of_our_tokenizer(exported: str) -> None:
     assert pairs["token_type_ids"] == [encoding.type_ids for encoding in ours]
     assert tokenizer.model_max_length == CONFIG.max_position_embeddings
     assert (tokenizer.mask_token, tokenizer.pad_token_id) == ("[MASK]", 0)
+
+
+@pytest.mark.parametrize(("nsp", "lowercase"), [(True, True), (True, False), (False, True)])
+def test_fill_mask_gives_the_pieces_and_probabilities_of_predict(nsp: bool, lowercase: bool, tmp_path: Path) -> None:
+    (tmp_path / "vocab").mkdir()
+    vocab = write_vocab(tmp_path / "vocab", published_vocabulary(), lowercase)
+    checkpoint = saved(trained(BertForPreTraining(CONFIG, len(published_vocabulary()), nsp=nsp)), tmp_path / "made")
+    export(checkpoint, vocab, Location(str(tmp_path / "bert")), "")
+    fill = pipeline("fill-mask", model=str(tmp_path / "bert"))
+    model, tokenizer = load_model(checkpoint), load_tokenizer(vocab / "tokenizer.json")
+    texts = ["She opened the [MASK].", "[MASK]", "Ein café[MASK]ΑΣ, 東京 [MASK] [MASK]!", LINES[0] + " [MASK]"]
+    for text, filled in zip(texts, fill(texts, batch_size=2), strict=True):
+        guesses = predict_masked(model, tokenizer, text)
+        fills = [filled] if len(guesses) == 1 else filled
+        for of_ours, of_theirs in zip(guesses, fills, strict=True):
+            pieces = fill.tokenizer.convert_ids_to_tokens([one["token"] for one in of_theirs])
+            assert pieces == [guess.piece for guess in of_ours]
+            scores = [one["score"] for one in of_theirs]
+            assert scores == pytest.approx([guess.probability for guess in of_ours], abs=1e-5)
+
+
+def test_a_marker_is_one_to_who_loads_the_export_and_text_to_who_asks_and_to_cloze(exported: str) -> None:
+    text = "a [MASK]b [SEP] [CLS]. [PAD] [UNK]"
+    theirs, ours = AutoTokenizer.from_pretrained(exported), load_tokenizer(Location(exported) / "tokenizer.json")
+    special = set(theirs.convert_tokens_to_ids(list(SPECIAL_TOKENS)))
+    assert special <= set(theirs(text, add_special_tokens=False)["input_ids"])
+    as_text = ours.encode(text, add_special_tokens=False).ids
+    assert not special & set(as_text)
+    assert theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == as_text
+    asked = AutoTokenizer.from_pretrained(exported, split_special_tokens=True)
+    assert asked(text, add_special_tokens=False)["input_ids"] == as_text
 
 
 def test_what_is_exported_is_read_bit_for_bit(

@@ -1,11 +1,15 @@
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import free_port, wait_for_port
@@ -122,6 +126,44 @@ def test_an_address_is_an_http_address() -> None:
         load(ClusterConfig, "cluster.yaml")
 
 
+def cluster(**keys: Any) -> ClusterConfig:
+    return ClusterConfig(name="a", address="http://10.0.0.1:8265", **keys)
+
+
+def test_a_job_has_the_interpreter_that_runs_cloze_only_where_the_cluster_sees_it() -> None:
+    assert cluster(shared_disk=True).interpreter == sys.executable
+    assert cluster().interpreter == "python"
+    assert cluster(shared_disk=True, pip=("six",)).interpreter == "python"  # of the environment that Ray makes
+    for disk in (False, True):
+        assert cluster(shared_disk=disk, python="/opt/bert/bin/python").interpreter == "/opt/bert/bin/python"
+        assert cluster(shared_disk=disk, python="python3.11").interpreter == "python3.11"
+
+
+def test_workers_are_told_the_jobs_interpreter_unless_it_is_the_clusters_own() -> None:
+    told = [
+        ray_jobs._environment(one)["env_vars"].get("CLOZE_WORKERS_PYTHON")
+        for one in (cluster(), cluster(pip=("six",)), cluster(shared_disk=True), cluster(python="python3.11"))
+    ]
+    assert told == [None, None, sys.executable, "python3.11"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            "python: .venv/bin/python\n",
+            r"python \.venv/bin/python would be looked for in the job's own folder; ",
+        ),
+        ("python: python3\npip: [six]\n", "python names an environment and pip makes one of its own; keep one of them"),
+        ('python: ""\n', r'^cluster\.yaml:3: python is "": '),
+    ],
+)
+def test_an_interpreter_that_no_machine_could_find_is_refused(lines: str, message: str) -> None:
+    Path("cluster.yaml").write_text(f"name: a\naddress: http://10.0.0.1:8265\n{lines}")
+    with pytest.raises(UserError, match=message):
+        load(ClusterConfig, "cluster.yaml")
+
+
 def submit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`cloze submit` as a user runs it, in the current folder."""
     command = [sys.executable, "-m", "infra.cli", "submit", CONFIG, "--cluster", "cluster.yaml", *arguments]
@@ -139,20 +181,39 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line() -> None:
     )
 
 
+def test_where_no_agent_takes_jobs_the_port_that_it_may_lack_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithoutAgent:
+        def submit_job(self, **_: Any) -> None:
+            raise RuntimeError("Request failed with status code 500: No available agent to submit job")
+
+        def get_address(self) -> str:
+            return "http://10.0.0.1:8265"
+
+    monkeypatch.setattr(ray_jobs, "_STARTING_SECONDS", -1)
+    with pytest.raises(UserError, match="No available agent to submit job; start Ray with --dashboard-agent-listen-po"):
+        ray_jobs._submit(WithoutAgent(), "job", "python", {})
+
+
 @pytest.fixture(scope="module")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The dashboard's address of a real `ray start --head` that wants the token `secret`."""
-    home = tmp_path_factory.mktemp("ray")
+    with started_head(sys.executable, tmp_path_factory.mktemp("ray")) as address:
+        yield address
+
+
+@contextmanager
+def started_head(python: str, home: Path) -> Iterator[str]:
+    """`ray start --head` of that interpreter's environment, which is on no PATH, as long as we are inside."""
     dashboard = free_port()
-    scripts = str(Path(sys.executable).parent)
     env = {
         **os.environ,
         "HOME": str(home),
-        "PATH": f"{scripts}:{os.environ['PATH']}",
+        "PATH": os.defpath,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "secret",
     }
-    command = [f"{scripts}/ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}"]
+    command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
+    command += [f"--port={free_port()}", f"--ray-client-server-port={free_port()}"]
     command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     command += [f"--temp-dir={home}/r", "--disable-usage-stats"]
     with (home / "log").open("wb") as log:
@@ -185,6 +246,48 @@ def test_a_real_cluster_runs_what_is_sent_and_hands_back_its_exit_status(ray_hea
 
 
 @pytest.mark.slow
+def test_an_interpreter_that_is_not_there_or_lacks_a_package_is_said_in_one_line(ray_head: str) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "bare"], check=True)
+    said = f"name: head\naddress: {ray_head}\nshared_disk: true\n"
+    mend = "give python: there the interpreter of an environment with Cloze's packages, or start Ray in one\n"
+    for python, wrong in (
+        (f"{Path.cwd()}/bare/bin/python", r"{} has no module \w+ on the cluster head"),
+        (f"{Path.cwd()}/gone/bin/python", "the cluster head cannot run {}"),
+    ):
+        Path("cluster.yaml").write_text(f"{said}python: {python}\n")
+        done = submit(RAY_AUTH_TOKEN="secret")
+        assert done.returncode == 2
+        sent, line = done.stderr.splitlines(keepends=True)
+        assert sent.startswith("sent as quickstart-")
+        assert re.fullmatch(f"cloze: cluster.yaml: {wrong.format(python)}; {mend}", line)
+
+
+@pytest.mark.slow
+def test_workers_have_the_jobs_packages_where_ray_was_started_without_them(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lacking = environment_without("tokenizers", tmp_path / "lacking")
+    with started_head(lacking, tmp_path_factory.mktemp("ray")) as address:  # a short path: sockets lie there
+        Path("cluster.yaml").write_text(f"name: head\naddress: {address}\nshared_disk: true\n")
+        done = submit("--until", "vocab", "vocab.size=500", RAY_AUTH_TOKEN="secret")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "vocab             done in" in done.stdout
+
+
+def environment_without(package: str, folder: Path) -> str:
+    """The interpreter of an environment that has all packages of this one but that."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    ours, theirs = (Path(sysconfig.get_path("purelib", vars={"base": str(base)})) for base in (sys.prefix, folder))
+    for entry in ours.iterdir():
+        if not entry.name.startswith((package, "__editable__")):
+            (theirs / entry.name).symlink_to(entry)
+    python = f"{folder}/bin/python"
+    lacks = subprocess.run([python, "-c", f"import ray, {package}"], capture_output=True, text=True, check=False)
+    assert lacks.stderr.endswith(f"No module named '{package}'\n")
+    return python
+
+
+@pytest.mark.slow
 def test_leaving_a_job_and_sending_it_again_attaches(ray_head: str) -> None:
     Path("cluster.yaml").write_text(f"name: head\naddress: {ray_head}\nshared_disk: true\nauth: token\n")
     command = [sys.executable, "-m", "infra.cli", "submit", CONFIG, "--cluster", "cluster.yaml", "--until", "vocab"]
@@ -198,7 +301,8 @@ def test_leaving_a_job_and_sending_it_again_attaches(ray_head: str) -> None:
         left = first.stderr.read()
         assert first.wait(60) == 130
     job = sent.split()[-1]
-    assert f"detached; {job} goes on" in left and f"ray job stop --address {ray_head} {job}" in left
+    assert f"detached; {job} goes on" in left
+    assert f" {Path(sys.executable).parent}/ray job stop --address {ray_head} {job}\n" in left
 
     again = submit("--until", "vocab", RAY_AUTH_TOKEN="secret")
     assert again.returncode == 0, again.stdout + again.stderr

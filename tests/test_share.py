@@ -1,5 +1,6 @@
 """`cloze export` and `cloze predict`, on a run whose stages are finished; pretraining's weights are random ones."""
 
+import ast
 import re
 import signal
 from collections.abc import Iterator
@@ -35,9 +36,14 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+def objective() -> str:
+    return "mlm+nsp"
+
+
+@pytest.fixture
+def run(objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """The quickstart, finished, with a vocabulary of nine pieces and four documents."""
-    config = load(RunConfig, CONFIG)
+    config = load(RunConfig, CONFIG, [f"examples.objective={objective}"])
     made = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
     monkeypatch.setattr(Run, "artifact", lambda _, name: made[name])
     return config
@@ -198,17 +204,40 @@ def test_a_licence_is_said_in_the_words_of_the_hub(name, said):
     assert _licence(name) == said
 
 
-def test_the_lines_of_the_card_load_the_model(run):
-    main(["export", CONFIG, "--to", "bert"])
-    card = Path("bert/README.md").read_text()
-    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("path/to/this/folder", "bert")
+def of_the_readme() -> str:
+    return (REPOSITORY / "README.md").read_text().partition("\n## A model for others\n")[2]
+
+
+def of_the_card() -> str:
+    return Path("path/to/this/folder/README.md").read_text()
+
+
+@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm", "mlm+sop"])
+@pytest.mark.parametrize(("folder", "text"), [("DIR", of_the_readme), ("path/to/this/folder", of_the_card)])
+def test_the_lines_that_are_shown_load_the_model_and_fill_masks_as_predict_does(run, folder, text, objective, capsys):
+    overrides = [f"examples.objective={objective}"]
+    assert main(["export", CONFIG, "--to", folder, *overrides]) == 0
+    capsys.readouterr()
+    lines = re.search(r"```python\n(.*?)```", text(), re.DOTALL)[1]
     found = {}
     exec(lines, found)
-    call = re.search(r"`(tokenizer\(.*?\))`", card)[1]
-    ids = eval(call, found)["input_ids"].tolist()
-    assert ids[0].count(PIECES.index("[MASK]")) == 1
-    assert PIECES.index("[MASK]") not in found["tokenizer"]("A [MASK] word.")["input_ids"]
+    filled = ast.literal_eval(capsys.readouterr().out)
     assert found["model"].config.vocab_size == len(PIECES)
+    assert "She opened the [MASK]." in lines
+    assert main(["predict", CONFIG, "She opened the [MASK].", *overrides]) == 0
+    _, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert [PIECES[fill["token"]] for fill in filled] == [piece for piece, _, _ in rows]
+    assert [100 * fill["score"] for fill in filled] == pytest.approx([float(share) for _, share, _ in rows], abs=0.06)
+
+
+def test_the_call_that_the_card_shows_reads_a_marker_as_text(run):
+    from transformers import AutoTokenizer
+
+    main(["export", CONFIG, "--to", "bert"])
+    tokenizer = AutoTokenizer.from_pretrained("bert")
+    call = re.search(r"`(tokenizer\(.*?\))`", Path("bert/README.md").read_text())[1]
+    assert PIECES.index("[MASK]") not in eval(call)["input_ids"]
+    assert tokenizer("A [MASK] word.")["input_ids"].count(PIECES.index("[MASK]")) == 1
 
 
 def test_predict_shows_a_column_for_each_mask(run, capsys):

@@ -88,6 +88,7 @@ def _renamed(name: str, modules: Mapping[str, str]) -> str:
 def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) -> None:
     """Write the folder that transformers' AutoModel..., AutoTokenizer and the Hub take; `card` is its README.md.
 
+    There a marker such as [MASK] in a text is the special token, as in published BERTs, so that "fill-mask" answers.
     config.json comes last: without it nothing loads, and nobody takes the folder for finished. `vocab` is a vocab
     artifact's folder. Raises UserError when `to` holds anything or cannot be written.
     """
@@ -104,6 +105,8 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
         )
     tokenizer_config = json.loads((vocab / "tokenizer_config.json").read_bytes())
     tokenizer_config["model_max_length"] = saved.model.max_position_embeddings
+    # [MASK] is the mask to those who load a model; in training text, for which the vocabulary's folder is, it is text.
+    tokenizer_config["split_special_tokens"] = False
     files = {
         "model.safetensors": save(theirs(checkpoint.weights()), {"format": "pt"}),
         "vocab.txt": (vocab / "vocab.txt").read_bytes(),

@@ -13,6 +13,9 @@ from typing import Any
 # Workers import the package from wherever the driver found it, also when it is not installed.
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
+#: Names the interpreter of the workers of a submitted job; without it they have the one with which Ray was started.
+WORKERS_PYTHON = "CLOZE_WORKERS_PYTHON"
+
 #: What Ray is told before it starts: no statistics sent home, no warnings that no user can mend.
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,7 +43,8 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     path = os.pathsep.join(filter(None, [_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")]))
     variables = {"PYTHONPATH": path, "THP_MEM_ALLOC_ENABLE": "1"}  # torch's large pages: fewer of them to clear
-    ray.init(**options, runtime_env={"env_vars": variables})
+    python = os.environ.get(WORKERS_PYTHON)
+    ray.init(**options, runtime_env={"env_vars": variables} | ({"py_executable": python} if python else {}))
     if threading.current_thread() is threading.main_thread():  # Ray's own would dump its stack
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:

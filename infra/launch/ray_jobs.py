@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -20,8 +21,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from infra.launch.local import WORKERS_PYTHON
 from infra.run import Run, RunConfig
 from pipeline.artifacts import git_commit
 from pipeline.config import Config, UserError, load
@@ -35,6 +37,9 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _CONFIG = "run.yaml"
 _MOST_BYTES = 95_000_000  # Ray takes working directories up to 100 MiB
 _STARTING_SECONDS = 60.0
+_NO_AGENT = "No available agent"  # it has not started, or its port was another Ray's: each `ray.init` takes 52365
+_NOT_RUN = (126, 127)  # a shell's exit status for a command that it may not run, or does not find
+_ANY_PYTHON = "python"  # the one on the PATH with which Ray was started, or of the environment that `pip` makes
 _STOP_SECONDS = 300  # between a job's SIGTERM, at which it saves, and its SIGKILL, which Ray would send after 3
 
 
@@ -47,7 +52,29 @@ class ClusterConfig(Config):
     shared_disk: bool = False  # the cluster sees this machine's files under the same paths
     overrides: tuple[str, ...] = ()  # key=value, before those of the command line
     env_vars: dict[str, str] = Field(default={})
+    python: str | None = Field(default=None, min_length=1)  # a path or a name on all its machines; see interpreter
     pip: tuple[str, ...] = ()  # what the cluster's machines have not installed
+
+    @model_validator(mode="after")
+    def _python_can_be_found(self) -> "ClusterConfig":
+        if self.python and "/" in self.python and not self.python.startswith("/"):
+            raise ValueError(
+                f"python {self.python} would be looked for in the job's own folder; give an absolute path, or a name"
+            )
+        if self.python and self.pip:
+            raise ValueError("python names an environment and pip makes one of its own; keep one of them")
+        return self
+
+    @property
+    def interpreter(self) -> str:
+        """The job's and its workers': the one that `python` names; else this process's, where the cluster sees it.
+
+        Where it does not, or `pip` has Ray make an environment, the job has what is called python there, and the
+        workers have Ray's own.
+        """
+        if self.python:
+            return self.python
+        return sys.executable if self.shared_disk and not self.pip else _ANY_PYTHON
 
 
 def submit(
@@ -56,13 +83,13 @@ def submit(
     """Send `cloze run` to a cluster, or attach to it if the same is running there; returns its exit status.
 
     Ctrl-C leaves the job running and returns 130. Raises UserError: cluster not reachable, token refused, a root or a
-    file that the cluster cannot see.
+    file that the cluster cannot see, an interpreter that is not there or lacks a package.
     """
     cluster = load(ClusterConfig, cluster_path)
     config = load(RunConfig, config_path, [*cluster.overrides, *overrides])
     client = _connect(cluster, cluster_path)
     options = [*(["--until", until] if until else []), *(word for stage in force for word in ("--force", stage))]
-    entrypoint = shlex.join(["python", "-m", "infra.cli", "run", _CONFIG, *options])
+    entrypoint = shlex.join([cluster.interpreter, "-m", "infra.cli", "run", _CONFIG, *options])
     with tempfile.TemporaryDirectory(prefix="cloze-") as folder:
         stage_files(Path(folder), config, cluster, until)
         job = _send(client, config.name, entrypoint, Path(folder), _environment(cluster))
@@ -74,8 +101,11 @@ def submit(
         ) from error
     except KeyboardInterrupt:
         _say(f"\ndetached; {job} goes on. The same command attaches again; this stops it:")
-        _say(f"  RAY_AUTH_MODE={cluster.auth} ray job stop --address {cluster.address} {job}")
+        ray = shlex.quote(str(Path(sys.executable).with_name("ray")))  # whatever is on the PATH
+        _say(f"  RAY_AUTH_MODE={cluster.auth} {ray} job stop --address {cluster.address} {job}")
         return 130
+    if message := _unfit(cluster, details):
+        raise UserError(f"{cluster_path}: {message}")
     return _exit_status(job, details)
 
 
@@ -157,6 +187,9 @@ def _environment(cluster: ClusterConfig) -> dict[str, Any]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS),
     }
+    if cluster.interpreter != _ANY_PYTHON:
+        # Not py_executable: a job whose own worker cannot start waits for ever, and this one's command says so.
+        env_vars[WORKERS_PYTHON] = cluster.interpreter
     if cluster.shared_disk:
         from infra.workflow import home
 
@@ -212,9 +245,10 @@ def _submit(client: "JobSubmissionClient", job: str, entrypoint: str, environmen
             client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
             return
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+            if _NO_AGENT not in str(error) or time.monotonic() > deadline:
                 said = " ".join(str(error).split())[:300]
-                raise UserError(f"{client.get_address()}: the cluster did not take the job: {said}") from error
+                mend = "; start Ray with --dashboard-agent-listen-port=0" if _NO_AGENT in said else ""
+                raise UserError(f"{client.get_address()}: the cluster did not take the job: {said}{mend}") from error
         time.sleep(2)
 
 
@@ -237,6 +271,21 @@ async def _follow(client: "JobSubmissionClient", job: str) -> "JobDetails":
             print(client.get_job_logs(job)[shown:], end="", flush=True)
             return details
         time.sleep(1)
+
+
+def _unfit(cluster: ClusterConfig, details: "JobDetails") -> str | None:
+    """What is wrong with the interpreter, if that is why the job has failed; the last lines of its log say so."""
+    python, message = cluster.interpreter, details.message or ""
+    mend = "give python: there the interpreter of an environment with Cloze's packages, or start Ray in one"
+    if details.driver_exit_code in _NOT_RUN:
+        return f"the cluster {cluster.name} cannot run {python}; {mend}"
+    lines = [line for line in message.splitlines() if line and not line.startswith("Running entrypoint")]
+    missing = re.match(r"ModuleNotFoundError: No module named '([^']+)'", lines[-1]) if lines else None
+    if not missing or not details.driver_exit_code:
+        return None
+    if python == _ANY_PYTHON and "ray.exceptions." in message:  # raised in a worker
+        python = "the Python with which Ray was started"
+    return f"{python} has no module {missing[1]} on the cluster {cluster.name}; {mend}"
 
 
 def _exit_status(job: str, details: "JobDetails") -> int:
