@@ -20,7 +20,7 @@ from pipeline.encodings import Encoding, decode
 from pipeline.schema import Document, document, document_table, parquet_bytes
 from pipeline.sentences import as_given
 
-VERSION = 2
+VERSION = 3
 
 _RANGE = 16 << 20  # bytes of plain XML in a unit
 _RANGE_BZ2 = 4 << 20  # compressed bytes in a unit of a multistream dump

@@ -2,8 +2,8 @@
 
 Four linear passes, none of them recursive: `_structure` resolves what nests (templates, tables, tags, comments) with
 one tokenizer and one stack; `_links` resolves links; `_blocks` reads marks of bold and italics and sorts lines into
-paragraphs and what is no paragraph; `_clean` finishes characters. An opening without its end loses its own mark only,
-never the text behind it.
+paragraphs and what is no paragraph (pipeline.indented says which lines behind a colon are); `_clean` finishes
+characters. An opening without its end loses its own mark only, never the text behind it.
 
 Where something was dropped the text carries the mark U+0000 (which XML cannot hold) up to `_clean`, so that the empty
 brackets and loose commas which dropping leaves are mended there and nowhere else. Text inside <nowiki> is carried in
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from pipeline import templates
+from pipeline import indented, templates
 from pipeline.wikitables import (
     BLOCK_TAGS,
     DROPPED_SECTIONS,
@@ -366,17 +366,23 @@ def _blocks(text: str, rules: Rules) -> list[str]:
     """Lines -> paragraphs: lines that follow one another are one; headings, lists and rows of tables go."""
     blocks: list[str] = []
     lines: list[str] = []
+    indents: list[str] = []
+    section = 0  # the block that the section begins with
     hidden = 0  # the level of the heading that hides what follows
 
     def flush() -> None:
         if lines:
-            blocks.append(" ".join(lines))
+            if not indented.points(block := " ".join(lines)):
+                blocks.append(block)
             lines.clear()
+        if indents:
+            blocks.extend(indented.prose(indents, len(blocks) == section))
+            indents.clear()
 
     for raw in text.split("\n"):
         line = raw.strip(" \t\r\x00")
         if not line:
-            if lines:
+            if lines or indents:
                 flush()
             continue
         first = line[0]
@@ -391,10 +397,15 @@ def _blocks(text: str, rules: Rules) -> list[str]:
                 hidden = level if name in rules.sections and not subject else 0
             if rules.keep_headings and not hidden:
                 blocks.append(title)
+            section = len(blocks)
             if rest and not hidden:
                 lines.append(rest)
         elif hidden:
             continue
+        elif first in ":;" and not rules.keep_lists:
+            if lines:
+                flush()
+            indents.append(line)
         elif first in "*#:;":
             flush()
             if rules.keep_lists:
@@ -410,6 +421,8 @@ def _blocks(text: str, rules: Rules) -> list[str]:
             if "=" not in line:
                 lines.append(line[1:])
         else:
+            if indents:
+                flush()
             lines.append(line if raw[0] != _MARK else _MARK + line)
     flush()
     return blocks
