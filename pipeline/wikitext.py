@@ -281,32 +281,33 @@ def _elisions(pieces: list[str], marks: list[int], literal: list[int]) -> list[i
 
     Mark i stands behind pieces[2 * i] and `literal[i]` apostrophes. Where bold and italics are both marked an odd
     number of times, MediaWiki takes one three: the first behind a word of one letter, else behind a longer word, else
-    behind a blank. Here one inside a word comes before one at its edge, which is more often bold, and further ones are
-    taken in pairs that would make bold of half an italic phrase.
+    behind a blank. Here those come first that cannot be bold by what stands around them, unless that leaves one odd.
     """
 
-    def in_a_word(i: int) -> bool:
-        """Between letters and next to a two; the bold initials of an acronym are next to threes."""
-        before, after = pieces[2 * i][-1:], pieces[2 * i + 2][:1]
-        letters = before.isalnum() and not literal[i] and (after.isalnum() or after in _OPENERS)
-        return letters and 2 in marks[max(0, i - 1) : i + 2]
+    def surely(i: int) -> bool:
+        """Inside a word, and the mark behind it closes italics or the one before it opens them."""
+        left, right = pieces[2 * i], pieces[2 * i + 2]
+        if literal[i] or not left[-1:].isalnum() or not (right[:1].isalnum() or right[:1] in _OPENERS):
+            return False
+        before, behind = marks[i - 1] if i else 0, marks[i + 1] if i + 1 < len(marks) else 0
+        if behind == 2 and not right[-1:].isspace() and not pieces[2 * i + 4][:1].isalnum():
+            return before != 3 or " " in left  # else the end of bold letters inside a word
+        opened = before == 2 and not left[:1].isspace() and not pieces[2 * i - 2][-1:].isalnum()
+        return opened and (behind != 3 or " " in right)
 
     def rank(i: int) -> int:
         before = pieces[2 * i][-2:] + "'" * literal[i]
-        return 3 if before[-1:] == " " else 0 if before[-2:-1] == " " else 1 if in_a_word(i) else 2
+        return 2 if before[-1:] == " " else 0 if before[-2:-1] == " " else 1
 
     threes = [i for i, mark in enumerate(marks) if mark == 3]
-    found: list[int] = []
     fives = marks.count(5)
-    if (len(threes) + fives) % 2 and (marks.count(2) + fives) % 2:
-        found.append(min(threes, key=rank))
-        threes.remove(found[0])
-    inside = [i for i in threes if in_a_word(i)]
-    if not fives and (len(threes) - len(inside)) % 2 == 0:
-        for first, last in zip(inside[::2], inside[1::2], strict=False):
-            if sum(mark == 2 or i in found[:1] for i, mark in enumerate(marks[first:last], first)) % 2:
-                found += [first, last]
-    return found
+    odd = (len(threes) + fives) % 2 and (marks.count(2) + fives) % 2
+    found = [i for i in threes if surely(i)]
+    if len(found) % 2:
+        return found if odd else []
+    taken = set(found)
+    others = [i for i in threes if i not in taken]
+    return [*found, min(others, key=rank)] if odd and others else found
 
 
 def _links(text: str, hidden: frozenset[str]) -> str:
