@@ -5,6 +5,13 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+def _by_beginning(phrases: str) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for phrase in " ".join(phrases.split()).split("; "):
+        found[phrase[:2]] = (*found.get(phrase[:2], ()), phrase)
+    return found
+
+
 #: Extension tags: what stands between them is not wikitext.
 RAW_TAGS = _words(
     "ref nowiki math ce chem gallery timeline score imagemap graph hiero pre syntaxhighlight source templatedata "
@@ -70,6 +77,40 @@ DROPPED_SECTIONS = frozenset(
 
 #: Titles of such sections that, below the second level, may as well be what an article is about.
 SUBJECTS_ALSO = _words("literatur литература література litteratur kirjallisuus quellen извори links sources")
+
+#: How a line begins, in lower case, that only leads to another article.
+_POINTERS = """
+    see also; see main; main article:; main articles:; main page:; not to be confused with; this article is
+    about; this page is about; for other uses; siehe auch; siehe:; hauptartikel:; article détaillé:; article
+    détaillé :; articles détaillés:; articles détaillés :; voir aussi; voir article; pour les articles
+    homonymes; vedi anche; voce principale:; per approfondire; lo stesso argomento in dettaglio; véase; artículo
+    principal:; para otros usos; ver também; ver artigo principal; artigo principal:; vegeu també; véxase tamén;
+    ikus, gainera; zie ook; zie voor; zie verder; hoofdartikel:; se även; huvudartikel:; se også; hovedartikel:;
+    hovedartikkel:; katso myös; pääartikkeli:; zobacz też; osobny artykuł:; główny artykuł:; viz též; viz také;
+    hlavní článek:; pozri aj; hlavný článok:; lásd még; vezi și; articol principal:; ayrıca bakınız; ana madde:;
+    həmçinin bax; vaata ka; skatīt arī; taip pat skaitykite; xem thêm; xem bài; xem chi tiết; bài chi tiết:; bài
+    chính:; lihat pula; lihat juga; artikel utama:; см. также; основная статья:; див. також; основна стаття:;
+    вижте също; основна статия:; види још; главни чланак:; δείτε επίσης; κύριο λήμμα:; আরও দেখুন; মূল নিবন্ধ:;
+    मुख्य लेख:; इन्हें भी देखें; यह भी देखें; انظر أيضا; مقالة رئيسية:; المقالة الرئيسية:; همچنین ببینید; نوشتار
+    اصلی:; ראו גם; ערך מורחב:; ดูเพิ่ม; ดูบทความหลัก:; บทความหลัก:; 参见; 參見; 主条目:; 主条目：; 主條目:; 主條目：;
+    详见; 詳見; further information:; article principal:; article principal :; подробнее:; подробнее см; докладніше:;
+    докладніше див; bővebben:; bővebben lásd
+"""
+
+#: The same by their first two characters.
+POINTERS_BEGIN = _by_beginning(_POINTERS)
+
+#: How such a line ends.
+POINTERS_END = (
+    "を参照",
+    "も参照",
+    "を参照のこと",
+    "を参照されたい",
+    "を見よ",
+    "redirects here",
+    "참고하십시오",
+    "문서를 참고",
+)
 
 #: Prefixes of links to the same page in other languages.
 LANGUAGE_CODES = _words(

@@ -1,8 +1,9 @@
 """Wikitext -> paragraphs of running text.
 
 Four linear passes, none of them recursive: `_structure` resolves what nests (templates, tables, tags, comments) with
-one tokenizer and one stack; `_links` resolves links; `_blocks` sorts lines into paragraphs and what is no paragraph;
-`_clean` finishes characters. An opening without its end loses its own mark only, never the text behind it.
+one tokenizer and one stack; `_links` resolves links; `_blocks` reads marks of bold and italics and sorts lines into
+paragraphs and what is no paragraph (pipeline.indented says which lines behind a colon are); `_clean` finishes
+characters. An opening without its end loses its own mark only, never the text behind it.
 
 Where something was dropped the text carries the mark U+0000 (which XML cannot hold) up to `_clean`, so that the empty
 brackets and loose commas which dropping leaves are mended there and nowhere else. Text inside <nowiki> is carried in
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from pipeline import templates
+from pipeline import indented, templates
 from pipeline.wikitables import (
     BLOCK_TAGS,
     DROPPED_SECTIONS,
@@ -28,11 +29,13 @@ from pipeline.wikitables import (
 )
 
 _MARK = "\x00"  # here something was dropped
+_EDGE = "\x01"  # the apostrophes on its two sides are not one mark
 _OPEN_TABLE = "\x02"  # here a table begins that may have no end
 _SPECIAL = "[]{}|'<>&*#:;=_!"
 _CARRIERS = "\x03\x04\x05\x06\x07\x08\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17"
 _PROTECT = str.maketrans(_SPECIAL, _CARRIERS)
 _UNPROTECT = str.maketrans(_CARRIERS, _SPECIAL)
+_SHOWN = "''".translate(_PROTECT)  # two apostrophes that are no mark
 _CONTROL = "".join(map(chr, (*range(9), *range(14, 32))))
 _MAX_DEPTH = 40  # templates inside templates whose text is kept; deeper ones are dropped, to bound the copying
 
@@ -50,14 +53,20 @@ _EXTERNAL = re.compile(
     r"\[(?:(?:https?:|ftps?:|ircs?:)?//|mailto:|news:)[^\s\[\]<>]*+"
     r"([^\[\]\n]*+(?:\[\[[^\[\]\n]*+\]\][^\[\]\n]*+)*+)\]"
 )
-_QUOTES = re.compile(r"''(?:''''+|'''|'?(?!'))")  # of four in a row the first is an apostrophe
+_QUOTES = re.compile("(''+)")
+_ITALICS = re.compile("''")
+_LITERAL = re.compile(r"(?<=\w)''(?=\w)")  # in a title that is shown: [[Lista d''e paise]]
 _MAGIC = re.compile(r"__(?=[^\W\da-z_])[^\Wa-z]+__")
 _VARIANT = re.compile(r"-\{(?:([^{}|\n]*+)\|)?([^{}\n]*+)\}-")
 _ENTITY = re.compile(r"&(?:#(\d{1,7})|#[xX]([0-9a-fA-F]{1,6})|([A-Za-z][A-Za-z0-9]{1,31}));")
 _MEDIA = re.compile(r"\.(?:jpe?g|png|svg|gif|tiff?|webp|xcf|pdf|djvu|og[agv]|webm|midi?|wav|flac)\s*$", re.IGNORECASE)
 _LETTER = re.compile(r"[^\W_]")
 _ODD_SPACES = "\t\x0b\x0c\r\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+_OPENERS = tuple('"«“„‘([')
+_PAUSES, _PAUSES_OR_STOPS = tuple(",;:、，；：،؛"), tuple(",;.、，；。،؛")
 _LOOSE = " ,;:/–、，；：،؛"  # goes between a bracket and what was dropped
+
+_LEFT_BEFORE, _LEFT_BEHIND = frozenset(_LOOSE + "(（["), frozenset(_LOOSE + ".。!?)）]")  # where there may be work
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,11 @@ class _Structure:
         if pattern is None or self.open["{"] > _MAX_DEPTH:
             self.dropped[name[:60]] += 1
             return _MARK
-        return templates.render(pattern, content.partition(":")[2] if name.endswith(":") else body, _MARK)
+        return _edged(templates.render(pattern, content.partition(":")[2] if name.endswith(":") else body, _MARK))
+
+    def edge(self) -> str:
+        """What stands for a tag that goes alone."""
+        return _EDGE if self.out and self.out[-1].endswith("'") else ""
 
     def tag(self, token: str, end: int) -> int:
         """Handle one HTML or extension tag; returns where to read on."""
@@ -148,8 +161,7 @@ class _Structure:
                     content = _ENTITY.sub(_entity, self.text[end : stop[0]]) if kept else ""
                     self.out.append(content.translate(_PROTECT) if kept else _MARK)
                     return stop[1]
-            if name != "nowiki":
-                self.out.append(_MARK)
+            self.out.append(_MARK if name != "nowiki" else self.edge())
         elif name in DROPPED_TAGS:
             if closing:
                 self.drop(name)
@@ -158,8 +170,8 @@ class _Structure:
                 self.out.append("\n" if name != "rt" else "")
         elif name in BLOCK_TAGS:
             self.out.append(BLOCK_TAGS[name])
-        elif name not in INLINE_TAGS:
-            self.out.append(token)
+        else:
+            self.out.append(self.edge() if name in INLINE_TAGS else token)
         return end
 
     def comment(self, start: int) -> int:
@@ -220,6 +232,11 @@ def _named(head: str) -> tuple[str, str | None]:
     return name, "{1|text}" if name.startswith("lang-") else None
 
 
+def _edged(text: str) -> str:
+    """Keep the apostrophes at the ends of a template's text or a link's label apart from those around it."""
+    return _EDGE * text.startswith("'") + text + _EDGE * text.endswith("'")
+
+
 def _structure(text: str, rules: Rules, dropped: Counter[str]) -> str:
     """Resolve templates, tables, tags and comments; links, quotes and lines are left as they stand."""
     return _Structure("\n" + text, rules, dropped).run()  # a table is looked for at the beginning of a line
@@ -236,6 +253,61 @@ def _raw_end(text: str, position: int, name: str) -> tuple[int, int] | None:
     if match is None:
         return None
     return match.span() if match[1] else (position, position)
+
+
+def _quotes(line: str) -> str:
+    """A line whose bold marks are gone and whose marks of italics are two apostrophes each (Parser::doQuotes).
+
+    Of four apostrophes in a row, and of six, the first is one; more than six are marks put twice, and none of them is.
+    Which threes are an apostrophe and italics, `_elisions` says.
+    """
+    pieces = _QUOTES.split(line)  # text, apostrophes, text, ...
+    runs = list(map(len, pieces[1::2]))
+    if runs.count(3) == len(runs):  # most lines
+        return "".join(pieces[::2])
+    marks = [3 if run == 4 else min(run, 5) for run in runs]
+    literal = [int(run in (4, 6)) for run in runs]
+    if 3 in marks and len(set(marks)) > 1:
+        for i in _elisions(pieces, marks, literal):
+            marks[i] = 2
+            literal[i] += 1
+    for i, count in enumerate(literal):
+        pieces[2 * i + 1] = ("'" if count == 1 else _SHOWN[:1] * count) + ("" if marks[i] == 3 else "''")
+    return "".join(pieces)
+
+
+def _elisions(pieces: list[str], marks: list[int], literal: list[int]) -> list[int]:
+    """Which threes are an apostrophe and italics, as in l'''Iliade'' and ''Eagle'''s.
+
+    Mark i stands behind pieces[2 * i] and `literal[i]` apostrophes. Where bold and italics are both marked an odd
+    number of times, MediaWiki takes one three: the first behind a word of one letter, else behind a longer word, else
+    behind a blank. Here those come first that cannot be bold by what stands around them, unless that leaves one odd.
+    """
+
+    def surely(i: int) -> bool:
+        """Inside a word, and the mark behind it closes italics or the one before it opens them."""
+        left, right = pieces[2 * i], pieces[2 * i + 2]
+        if literal[i] or not left[-1:].isalnum() or not (right[:1].isalnum() or right[:1] in _OPENERS):
+            return False
+        before, behind = marks[i - 1] if i else 0, marks[i + 1] if i + 1 < len(marks) else 0
+        if behind == 2 and not right[-1:].isspace() and not pieces[2 * i + 4][:1].isalnum():
+            return before != 3 or " " in left  # else the end of bold letters inside a word
+        opened = before == 2 and not left[:1].isspace() and not pieces[2 * i - 2][-1:].isalnum()
+        return opened and (behind != 3 or " " in right)
+
+    def rank(i: int) -> int:
+        before = pieces[2 * i][-2:] + "'" * literal[i]
+        return 2 if before[-1:] == " " else 0 if before[-2:-1] == " " else 1
+
+    threes = [i for i, mark in enumerate(marks) if mark == 3]
+    fives = marks.count(5)
+    odd = (len(threes) + fives) % 2 and (marks.count(2) + fives) % 2
+    found = [i for i in threes if surely(i)]
+    if len(found) % 2:
+        return found if odd else []
+    taken = set(found)
+    others = [i for i in threes if i not in taken]
+    return [*found, min(others, key=rank)] if odd and others else found
 
 
 def _links(text: str, hidden: frozenset[str]) -> str:
@@ -256,6 +328,8 @@ def _links(text: str, hidden: frozenset[str]) -> str:
                 target = rest
             elif prefix.lower() in hidden or (prefix in LANGUAGE_CODES and rest) or _MEDIA.search(rest):
                 return None
+        if "'" in label:
+            label = _edged(_quotes(label).replace("''", ""))
         return label if label.strip() else target
 
     before, *rest = _EXTERNAL.sub(external, text).split("[[")
@@ -271,6 +345,11 @@ def _links(text: str, hidden: frozenset[str]) -> str:
         if "|" in content or ":" in content:
             found = label(content)
             content = _MARK if found is None else found
+        elif "'" in content:
+            content = _edged(_LITERAL.sub(_SHOWN, content))
+        if len(pieces) == 2:
+            out += content, pieces[1]
+            continue
         out.append(content)
         for piece in pieces[1:-1]:
             out.append(piece)
@@ -288,43 +367,63 @@ def _blocks(text: str, rules: Rules) -> list[str]:
     """Lines -> paragraphs: lines that follow one another are one; headings, lists and rows of tables go."""
     blocks: list[str] = []
     lines: list[str] = []
+    indents: list[str] = []
+    section = 0  # the block that the section begins with
     hidden = 0  # the level of the heading that hides what follows
 
     def flush() -> None:
         if lines:
-            blocks.append(" ".join(lines))
+            if not indented.points(block := " ".join(lines)):
+                blocks.append(block)
             lines.clear()
+        if indents:
+            blocks.extend(indented.prose(indents, len(blocks) == section))
+            indents.clear()
 
     for raw in text.split("\n"):
         line = raw.strip(" \t\r\x00")
         if not line:
-            flush()
+            if lines or indents:
+                flush()
             continue
         first = line[0]
+        if "'''" in line:
+            line = _quotes(raw).strip(" \t\r\x00") or "''"
         if first == "=" and (heading := _heading(line)):
             flush()
             level, title, rest = heading
             if not hidden or level <= hidden:
-                name = title.replace("'''", "").replace("''", "").strip(" :\x00").lower()
+                name = title.replace("''", "").strip(" :\x00").lower()
                 subject = level > 2 and name in SUBJECTS_ALSO
                 hidden = level if name in rules.sections and not subject else 0
             if rules.keep_headings and not hidden:
                 blocks.append(title)
+            section = len(blocks)
             if rest and not hidden:
                 lines.append(rest)
         elif hidden:
             continue
+        elif first in ":;" and not rules.keep_lists:
+            if lines:
+                flush()
+            indents.append(line)
         elif first in "*#:;":
             flush()
             if rules.keep_lists:
                 blocks.append(line.lstrip("*#:; "))
-        elif first == "|" or line.startswith("----") or (first == "!" and ("!!" in line or "|" in line)):
+        elif (
+            first == "|"
+            or (first == "-" and line.startswith("----"))
+            or (first == "!" and ("!!" in line or "|" in line))
+        ):
             flush()
         elif first == _OPEN_TABLE:
             flush()
             if "=" not in line:
                 lines.append(line[1:])
         else:
+            if indents:
+                flush()
             lines.append(line if raw[0] != _MARK else _MARK + line)
     flush()
     return blocks
@@ -344,10 +443,10 @@ def _heading(line: str) -> tuple[int, str, str] | None:
 
 
 def _clean(blocks: list[str]) -> list[str]:
-    """Quotes, magic words, entities, white space, and what dropping left; blocks without a letter or digit go."""
-    text = "\n".join(blocks)
-    if "''" in text:
-        text = _QUOTES.sub("", text)
+    """Italics, magic words, entities, white space, and what dropping left; blocks without a letter or digit go."""
+    text = _ITALICS.sub("", "\n".join(blocks))  # faster than str.replace
+    if _EDGE in text:
+        text = text.replace(_EDGE, "")
     if "_" in text:
         text = _MAGIC.sub(_MARK, text)
     if "{" in text:
@@ -376,6 +475,10 @@ def _mend(block: str) -> str:
             continue
         before = left.rstrip(" ")
         spaced = spaced or len(before) < len(left)
+        if before and before[-1] not in _LEFT_BEFORE and after[0] not in _LEFT_BEHIND:
+            out.append(before + " " if spaced else before)
+            left, spaced = after, False
+            continue
         tail, head = before.rstrip(_LOOSE), after.lstrip(_LOOSE)
         if tail.endswith(("(", "（", "[")):
             if head.startswith((")", "）", "]")):
@@ -385,7 +488,7 @@ def _mend(block: str) -> str:
                 before, after, spaced = tail, head, False
         elif head.startswith((")", "）", "]")):
             before, after, spaced = tail, head, False
-        if before.endswith(tuple(",;:、，；：،؛")) and after.startswith(tuple(",;.、，；。،؛")):
+        if before.endswith(_PAUSES) and after.startswith(_PAUSES_OR_STOPS):
             before = before[:-1]
         if after.startswith((",", ".", ")")) or (after.startswith((";", ":", "!", "?")) and not right.startswith(" ")):
             spaced = False
