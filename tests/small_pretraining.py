@@ -102,4 +102,4 @@ def same_bits(one: CheckpointRef, other: CheckpointRef) -> bool:
 
 def steps_of(folder: Path) -> list[int]:
     """The steps whose checkpoints are there."""
-    return sorted(int(found.name[5:11]) for found in (folder / "checkpoints").iterdir())
+    return sorted(int(found.name[5:11]) for found in (folder / "checkpoints").glob("step-*"))
