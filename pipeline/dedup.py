@@ -43,7 +43,7 @@ from pipeline.ragged import offsets_of
 from pipeline.schema import DOCUMENT
 from pipeline.storage import Location
 
-VERSION = 2
+VERSION = 3
 
 _ROWS = 1 << 19  # in a bucket: documents, or bands
 _AT_ONCE = 1 << 16  # documents whose bands are written at once
