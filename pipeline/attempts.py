@@ -138,10 +138,7 @@ def _end(folder: Location, number: int, own: Location) -> State | None:
         silent = (own.info().mtime - record.info().mtime).total_seconds()
     except (FileNotFoundError, ValidationError, TypeError):  # it is just being removed
         return None
-    if owner.machine == ours.machine:
-        dead = owner.started != _started(owner.process)
-    else:
-        dead = silent > _SILENT
+    dead = owner.started != _started(owner.process) if owner.machine == ours.machine else silent > _SILENT
     if owner.state == "working":
         return "stopped" if dead else None
     return owner.state if owner.state == "stopped" or dead else None

@@ -186,11 +186,10 @@ def test_one_that_was_killed_while_it_took_anothers_folder_away_leaves_nothing_t
         (left / "rows").delete()
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        with pytest.raises(KeyboardInterrupt), scratch(artifact) as other:
-            left = stopped(artifact)  # while the other is at work
-            (left / "done").write_text("")
-            patch.setattr(attempts, "_remove", half)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), scratch(artifact) as other:
+        left = stopped(artifact)  # while the other is at work
+        (left / "done").write_text("")
+        patch.setattr(attempts, "_remove", half)
     died(monkeypatch)
     with scratch(artifact) as folder:
         assert folder != left
