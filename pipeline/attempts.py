@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from pipeline.artifacts import repeated
-from pipeline.config import Config
+from pipeline.config import Config, UserError
 from pipeline.storage import Location
 
 State = Literal["working", "stopped", "finished"]
@@ -42,8 +42,8 @@ class _Owner(Config):
 def scratch(artifact: Location) -> Iterator[Location]:
     """A folder for this attempt: a new one, or a dead attempt's with what is in it.
 
-    When the block ends it is removed, with those of other dead attempts; where the block raises, it stays for the next,
-    unless a file was not found.
+    When the block ends it is removed, with those of other dead attempts; where the block raises, it stays for the next.
+    Raises UserError, and removes it, where a file in it was not found: the next attempt would not find it either.
     """
     folder, number = artifact / f"{_PREFIX}{uuid.uuid4().hex[:12]}", 0
     _record(folder, number).write_text(_ourselves().model_dump_json())
@@ -56,10 +56,15 @@ def scratch(artifact: Location) -> Iterator[Location]:
     try:
         with repeated(partial(_beat, own, heir), _BEAT):
             yield folder / _WORK
-    except FileNotFoundError:  # maybe of what lies there: the next attempt would fail in the same way
+    except FileNotFoundError as error:
+        if folder.path not in str(error):
+            _say(own, "stopped")
+            raise
         with suppress(OSError):
             _finish(folder, own, heir)
-        raise
+        raise UserError(
+            f"{folder}: a file in it was taken away, by another run or by hand; run again ({error})"
+        ) from error
     except BaseException:
         _say(own, "stopped")
         raise

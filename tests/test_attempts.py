@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import attempts
 from pipeline.attempts import clear, scratch
+from pipeline.config import UserError
 from pipeline.storage import Location
 
 REPOSITORY = Path(__file__).parents[1]
@@ -237,11 +238,20 @@ def test_a_process_that_is_dead_and_still_listed_keeps_nothing() -> None:
 
 
 def test_one_that_lacks_a_file_is_not_the_next_ones(artifact: Location) -> None:
-    with pytest.raises(FileNotFoundError), scratch(artifact) as lacking:
+    said = r"/scratch-\w+: a file in it was taken away, by another run or by hand; run again"
+    with pytest.raises(UserError, match=said), scratch(artifact) as lacking:
         (lacking / "rows.done").write_text("")
         (lacking / "rows").read_bytes()
     with scratch(artifact) as folder:
         assert folder != lacking
+
+
+def test_one_that_lacks_a_file_of_another_place_is_the_next_ones(artifact: Location) -> None:
+    with pytest.raises(FileNotFoundError), scratch(artifact) as left:
+        (left / "rows").write_text("half")
+        (artifact / "dump.xml").read_bytes()
+    with scratch(artifact) as folder:
+        assert folder == left
     assert artifact.files() == []
 
 
