@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from infra.launch.local import ray_session
 from infra.report import ReportConfig, publish
 from pipeline.artifacts import Artifact, Manifest, Output, SourceFile, fingerprint, lost, read_manifest, source_file
+from pipeline.attempts import clear
 from pipeline.config import Compute, Config, MissingFile, UserError, identity
 from pipeline.dedup import DedupConfig
 from pipeline.examples import ExamplesConfig, LengthConfig
@@ -268,6 +269,8 @@ class Run:
                 self._ray = True
             module = importlib.import_module(stage.module)
             module.run(stage.config, self._inputs(stage), step.output)
+        else:
+            clear(step.output.location)
         if isinstance(stage.config, ReportConfig):
             publish(step.output.location, self.page)
         manifest = read_manifest(step.output.location)

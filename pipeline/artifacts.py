@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -273,12 +273,17 @@ class Output:
 
 @contextmanager
 def repeated(look: Callable[[], bool], seconds: float) -> Iterator[None]:
-    """While inside, call `look` so often in a thread, until it gives False."""
+    """While inside, call `look` so often in a thread, until it gives False.
+
+    Where a disk or S3 fails to answer it, it is called again the next time: what is done meanwhile goes on.
+    """
     stop = threading.Event()
 
     def keep_looking() -> None:
-        while not stop.wait(seconds) and look():
-            pass
+        going = True
+        while going and not stop.wait(seconds):
+            with suppress(OSError):
+                going = look()
 
     thread = threading.Thread(target=keep_looking, daemon=True)
     thread.start()

@@ -343,10 +343,10 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
     shards = documents.files("documents/")
     of_shards = [f"{number:05}" for number in range(len(shards))]
     names = [*of_shards, _SAMPLES_PART]
-    if len(out.parts(names)) < len(names):
-        count = documents.manifest.counts.get("documents", 0)
-        buckets, band_buckets = 1 + count // _ROWS, 1 + count * minhash.BANDS // _ROWS
-        with scratch(out.location) as folder:
+    count = documents.manifest.counts.get("documents", 0)
+    buckets, band_buckets = 1 + count // _ROWS, 1 + count * minhash.BANDS // _ROWS
+    with scratch(out.location) as folder:  # also where nothing is left to do: an attempt killed at its end left its own
+        if len(out.parts(names)) < len(names):
             steps = Steps(shards, out, folder, config.near_threshold, buckets, band_buckets)
             _do_all(steps, config)
             out.commit(_SAMPLES_PART, {}, facts={"samples": steps.samples(out.planned(of_shards))})

@@ -434,7 +434,7 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
     with scratch(out.location) as folder:
         work = _spooled(units(config, inputs), config, folder, out)
         _extract_all(work, config, out)
-    parts = out.planned([unit.name for unit in work])
+        parts = out.planned([unit.name for unit in work])  # inside: what is missing is made again from what lies there
     if not sum(part.counts.get("documents", 0) for part in parts):
         raise UserError(
             f"{', '.join(inputs)}: hold no document; give other files or lower min_words (now {config.min_words})"

@@ -150,7 +150,7 @@ class Location:
                 except FileExistsError:
                     return False
                 return True
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         bucket, _, key = self.path.partition("/")
         try:
@@ -158,6 +158,8 @@ class Location:
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
                 return False
+            raise OSError(f"AWS Error: {error}") from error
+        except BotoCoreError as error:  # no answer, no credentials
             raise OSError(f"AWS Error: {error}") from error
         return True
 
@@ -217,11 +219,15 @@ class Location:
                 return
 
     def sweep(self) -> None:
-        """Remove what writers killed over an hour ago left half-written in this local folder."""
-        if self.local_path and self.local_path.is_dir():
-            for path in self.local_path.rglob(f".*{_TEMPORARY}"):
-                if path.exists() and time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink(missing_ok=True)
+        """Remove what writers killed over an hour ago left half-written in this local folder.
+
+        Others may be at work in it: a folder or file that goes meanwhile is passed over.
+        """
+        for folder, _, names in os.walk(self.local_path) if self.local_path else ():
+            for path in (Path(folder, name) for name in names if name.startswith(".") and name.endswith(_TEMPORARY)):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                        path.unlink()
 
 
 def find(pattern: str) -> list[Location]:

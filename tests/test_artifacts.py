@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import subprocess
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from pipeline.artifacts import (
     git_commit,
     lost,
     read_manifest,
+    repeated,
     source_file,
     versions,
 )
@@ -261,3 +263,18 @@ def test_two_writers_of_one_artifact_leave_it_whole(folder: str) -> None:
 def test_a_source_files_path_is_no_part_of_its_identity() -> None:
     assert SourceFile("a/b.txt", "00", 1).identity == SourceFile("s3://c/d.TXT", "00", 1).identity == "00.txt"
     assert SourceFile("a/x.jsonl.gz", "00", 1).identity == "00.jsonl.gz" != SourceFile("x.txt.gz", "00", 1).identity
+
+
+def test_what_looks_at_a_disk_that_fails_once_looks_again() -> None:
+    looked, again = list[int](), threading.Event()
+
+    def look() -> bool:
+        looked.append(1)
+        if len(looked) == 1:
+            raise OSError(5, "Input/output error")
+        again.set()
+        return False
+
+    with repeated(look, 0.01):
+        assert again.wait(10)
+    assert len(looked) == 2

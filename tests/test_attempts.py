@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pyarrow.fs as pafs
 import pytest
 
 from pipeline import attempts
-from pipeline.attempts import scratch
+from pipeline.attempts import clear, scratch
+from pipeline.config import UserError
 from pipeline.storage import Location
 
 REPOSITORY = Path(__file__).parents[1]
@@ -82,7 +84,7 @@ def test_of_several_that_would_take_it_over_one_does(artifact: Location) -> None
 
 def test_what_a_killed_process_left_is_the_next_ones(tmp_path: Path) -> None:
     code = f"""
-from pipeline.attempts import scratch
+from pipeline.attempts import clear, scratch
 from pipeline.storage import Location
 with scratch(Location({str(tmp_path)!r})) as folder:
     (folder / "rows").write_text("half")
@@ -122,7 +124,7 @@ def test_an_attempt_on_another_machine_is_dead_when_it_was_silent_for_an_hour(
 ) -> None:
     there = attempts._ourselves().model_copy(update={"machine": "another"})
     with monkeypatch.context() as patch:
-        patch.setattr(attempts, "_ourselves", lambda: there)
+        patch.setattr(attempts, "_ourselves", lambda *_: there)
         patch.setattr(attempts, "_say", lambda *_: True)  # it was cut off
         left = stopped(artifact)
     silent_for(hours, f"{left.uri.split('/')[-2]}/owner-0.json", monkeypatch)
@@ -162,7 +164,125 @@ def test_one_that_was_killed_while_it_took_its_folder_away_leaves_nothing_to_go_
         patch.setattr(attempts, "_remove", lambda _: None)
         with scratch(artifact) as finished:
             (finished / "rows").write_text("all")
-    monkeypatch.setattr(attempts, "_started", lambda process: "later" if process == os.getpid() else "")
+    died(monkeypatch)
     with scratch(artifact) as folder:
         assert folder != finished
     assert artifact.files() == []
+
+
+def died(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this process is another, and the one it was runs no more."""
+    monkeypatch.setattr(attempts, "_started", lambda process: "later" if process == os.getpid() else "")
+
+
+def test_one_that_was_killed_while_it_took_anothers_folder_away_leaves_nothing_to_go_on_with(
+    artifact: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = attempts._remove
+
+    def half(folder: Location) -> None:
+        if folder.uri != left.uri.rpartition("/")[0]:
+            real(folder)
+            return
+        (left / "rows").delete()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), scratch(artifact) as other:
+        left = stopped(artifact)  # while the other is at work
+        (left / "done").write_text("")
+        patch.setattr(attempts, "_remove", half)
+    died(monkeypatch)
+    with scratch(artifact) as folder:
+        assert folder != left
+    assert artifact.files() == [] and not other.exists()
+
+
+def test_one_taken_for_dead_that_comes_back_leaves_the_folder_to_its_heir(
+    artifact: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = attempts._ourselves().model_copy(update={"machine": "another"})
+    monkeypatch.setattr(attempts, "_BEAT", 0.01)
+    paused = scratch(artifact)
+    with monkeypatch.context() as patch:
+        patch.setattr(attempts, "_ourselves", lambda *_: there)
+        patch.setattr(attempts, "repeated", lambda *_: nullcontext())
+        folder = paused.__enter__()
+    owner = f"{folder.uri.split('/')[-2]}/owner-0.json"
+    with monkeypatch.context() as patch:
+        silent_for(1.5, owner, patch)
+        heir = scratch(artifact)
+        assert heir.__enter__() == folder
+    (folder / "rows").write_text("the heir's")
+    paused.__exit__(None, None, None)
+    assert (folder / "rows").exists()
+    assert attempts._beat(artifact / owner, artifact / owner.replace("0.json", "1.json")) is False
+    heir.__exit__(None, None, None)
+    assert artifact.files() == []
+
+
+def test_a_process_of_this_machine_that_was_suspended_keeps_its_folder(
+    artifact: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scratch(artifact) as suspended:
+        silent_for(9, f"{suspended.uri.split('/')[-2]}/owner-0.json", monkeypatch)
+        with scratch(artifact) as folder:
+            assert folder != suspended
+
+
+def test_a_process_that_is_dead_and_still_listed_keeps_nothing() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert attempts._started(process.pid)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its exit code is not fetched
+        assert attempts._started(process.pid) == ""
+
+
+def test_one_that_lacks_a_file_is_not_the_next_ones(artifact: Location) -> None:
+    said = r"/scratch-\w+: a file in it was taken away, by another run or by hand; run again"
+    with pytest.raises(UserError, match=said), scratch(artifact) as lacking:
+        (lacking / "rows.done").write_text("")
+        (lacking / "rows").read_bytes()
+    with scratch(artifact) as folder:
+        assert folder != lacking
+
+
+def test_one_that_lacks_a_file_of_another_place_is_the_next_ones(artifact: Location) -> None:
+    with pytest.raises(FileNotFoundError), scratch(artifact) as left:
+        (left / "rows").write_text("half")
+        (artifact / "dump.xml").read_bytes()
+    with scratch(artifact) as folder:
+        assert folder == left
+    assert artifact.files() == []
+
+
+def test_what_workers_write_after_their_folder_was_removed_goes_with_the_next(artifact: Location) -> None:
+    with scratch(artifact) as removed:
+        pass
+    (removed / "rows").write_text("late")
+    with scratch(artifact) as folder:
+        assert folder != removed
+    assert artifact.files() == []
+
+
+def test_clearing_takes_away_what_dead_attempts_left_and_nothing_of_one_at_work(artifact: Location) -> None:
+    stopped(artifact)
+    (artifact / "manifest.json").write_text("{}")
+    with scratch(artifact) as working:  # takes the stopped one's over
+        (working / "rows").write_text("half")
+        left = stopped(artifact)
+        clear(artifact)
+        assert not left.exists() and (working / "rows").exists()
+    assert artifact.files() == [artifact / "manifest.json"]
+
+
+def test_clearing_where_nothing_can_be_written_is_left_to_others(
+    artifact: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = stopped(artifact)
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Location, "write_bytes", denied)
+    clear(artifact)
+    assert (left / "rows").exists()

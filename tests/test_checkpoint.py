@@ -12,11 +12,12 @@ import torch
 
 from pipeline.config import UserError
 from pipeline.storage import Location
-from training import saves
+from training import checkpoint, saves
 from training.agreement import Exchange
 from training.checkpoint import (
     FOLDER,
     KINDS,
+    CheckpointManifest,
     CheckpointRef,
     Heldout,
     SavedConfig,
@@ -162,6 +163,26 @@ def test_a_listing_that_leaves_checkpoints_out_or_shows_pruned_ones_changes_noth
         assert newest(artifact) == refs[3] and best(artifact) == refs[1]
         prune(artifact, keep=2)
     assert folders(artifact) == {ref.location.name for ref in refs[1:]}
+
+
+def test_one_that_is_finished_while_another_run_looks_at_it_is_not_damaged(
+    artifact: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, new = write(artifact, 2), write(artifact, 4)
+    manifest = new.location / "manifest.json"
+    data = manifest.read_bytes()
+    manifest.delete()
+    read = checkpoint._manifest
+
+    def late(folder: Location) -> CheckpointManifest:
+        try:
+            return read(folder)
+        finally:
+            manifest.write_bytes(data)  # by the run whose checkpoint it is
+
+    monkeypatch.setattr(checkpoint, "_manifest", late)
+    assert newest(artifact) in (before, new)
+    assert newest(artifact) == new and not (new.location / "damaged.json").exists()
 
 
 def test_a_list_of_checkpoints_that_is_lost_or_damaged_leaves_the_listing(artifact: Location) -> None:

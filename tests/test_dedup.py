@@ -276,6 +276,18 @@ def test_a_run_goes_on_from_finished_pieces_of_every_step_and_leaves_no_scratch(
         assert all(stamps[file] == file.info().mtime_ns for file in left if file in stamps)
 
 
+def test_a_run_with_nothing_left_to_do_takes_away_what_one_killed_at_its_end_left(tmp_path: Path):
+    full, _ = dedup(tmp_path, [doc("a-1", prose(1))], [doc("b-1", prose(2))])
+    documents = Artifact(Location(str(tmp_path / "out-in")), "extract", "f" * 16)
+    out = Output(Location(str(tmp_path / "out")), "dedup", VERSION, "e" * 16)
+    with pytest.raises(KeyboardInterrupt), scratch(out.location) as folder:
+        (folder / "rows/00000").write_text("half removed")
+        raise KeyboardInterrupt
+    (out.location / "manifest.json").delete()
+    assert run(DedupConfig(), {"documents": documents}, out).files == full.files
+    assert not list((tmp_path / "out").glob("scratch-*"))
+
+
 @pytest.mark.parametrize("step", ["judge", "write"])
 def test_a_run_that_is_done_first_takes_nothing_from_one_that_is_still_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -6,6 +6,7 @@ import toy_run as toy
 from toy_run import ToyConfig
 
 from infra.run import Run
+from pipeline.attempts import scratch
 from pipeline.config import UserError
 from pipeline.storage import Location
 
@@ -173,6 +174,18 @@ def test_a_lost_file_is_made_again_and_its_neighbours_are_not(
     assert execute_all(make()) == {"letters": "skip", "words": "continue", "pages": "skip"}
     assert made == ["b"]
     assert files(make()) == whole
+
+
+def test_a_stage_that_is_skipped_loses_what_a_dead_attempt_left(make_anywhere: Make) -> None:
+    run = make_anywhere()
+    execute_all(run)
+    artifact = run.artifact("words")
+    assert artifact
+    with pytest.raises(KeyboardInterrupt), scratch(artifact.location) as left:  # another run, that was the slower one
+        (left / "rows").write_text("half")
+        raise KeyboardInterrupt
+    assert execute_all(make_anywhere())["words"] == "skip"
+    assert not left.exists() and "scratch-" not in str(artifact.location.files())
 
 
 def test_a_stage_whose_input_is_not_there_is_refused(make: Make) -> None:

@@ -141,6 +141,21 @@ def test_a_run_goes_on_from_what_is_spooled_and_parsed_with_the_same_bytes(tmp_p
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_part_that_is_lost_meanwhile_is_made_again_without_cutting_its_stream_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "dump").write_bytes(bz2.compress(dump()))
+    inputs, out = {"w": given(tmp_path / "dump")}, output(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(out), "commit", lambda *_, **__: None)
+        with pytest.raises(UserError, match=r"parts/00000\.00000\.json: this part was planned and is not there"):
+            run(config(), inputs, out)
+    monkeypatch.setattr(spool, "spool", lambda *_: pytest.fail("cut again"))
+    resumed = run(config(), inputs, out)
+    assert resumed.counts["records"] == PAGES + 3
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_run_that_is_done_first_takes_no_pieces_from_one_that_is_still_at_work(tmp_path: Path, monkeypatch):
     (tmp_path / "dump").write_bytes(bz2.compress(dump()))
     reached, go_on, finished = threading.Event(), threading.Event(), list[Manifest]()

@@ -143,6 +143,17 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def test_a_checkpoint_that_two_artifacts_have_is_found_when_one_of_them_is_deleted(
+    checkpoint: CheckpointRef, tmp_path: Path
+) -> None:
+    root = Location(str(tmp_path / "runs"))
+    second = root / f"pretrain/p2/checkpoints/{checkpoint.location.name}"
+    shutil.copytree(checkpoint.location.path, second.path)
+    register(root, CheckpointRef(second, checkpoint.digest, checkpoint.step))
+    second.delete()
+    assert weights_file(checkpoint.digest[:8], root) == f"{checkpoint.location}/model.safetensors"
+
+
 def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     root = Location(str(tmp_path / "runs"))
     file = weights_file(checkpoint.digest[:8], root)

@@ -1,8 +1,11 @@
 import os
+import shutil
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from conftest import free_port
 
 from pipeline.config import UserError
 from pipeline.storage import Location, find
@@ -137,6 +140,36 @@ def test_unfinished_writes_are_not_listed_and_swept_when_old(tmp_path: Path) -> 
     assert root.files() == [root / "a.txt"]
     root.sweep()
     assert fresh.exists() and not stale.exists()
+
+
+def test_sweeping_passes_over_folders_that_another_run_takes_away(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def another() -> None:
+        while not stop.is_set():
+            for number in range(20):
+                (tmp_path / f"scratch/{number}/deep").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(tmp_path / "scratch")
+
+    thread = threading.Thread(target=another)
+    thread.start()
+    try:
+        for _ in range(1000):
+            Location(str(tmp_path)).sweep()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_an_s3_that_does_not_answer_a_conditional_write_is_an_os_error(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3
+
+    closed = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr("pipeline.storage._s3_client", lambda: boto3.client("s3", endpoint_url=closed))
+    with pytest.raises(OSError, match=closed):
+        Location(f"{s3_bucket}/a").create(b"a")
 
 
 def test_a_location_is_a_value() -> None:

@@ -186,7 +186,9 @@ def final(artifact: Location) -> CheckpointRef | None:
 
 
 def _whole(folder: Location) -> CheckpointRef | None:
-    """A checkpoint, unless it is damaged, or another run of the same fingerprint has just pruned it."""
+    """A checkpoint, unless it is damaged, or another run of the same fingerprint is just writing or has pruned it."""
+    if not (folder / _MANIFEST).is_file():  # asked first: one that is written meanwhile is not damaged
+        return None
     try:
         return verified(folder)
     except UserError as error:

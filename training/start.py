@@ -20,7 +20,7 @@ from training.checkpoint import CheckpointRef, reference
 from training.model import BertConfig
 
 _WEIGHTS = "model.safetensors"
-_DIGESTS = "digests"  # under a root: a file for each finished checkpoint, named by its digest
+_DIGESTS = "digests"  # under a root: a file for each finished checkpoint, named by its digest and its artifact's
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _HEADS = {"bert.pooler.": "pooler", "mlm.": "masked-LM head", "nsp.": "next-sentence head"}
 _OF_PAIRS = ("bert.pooler.", "nsp.")
@@ -125,18 +125,22 @@ def weights_file(init: str, root: Location) -> str:
         named = find(f"{glob.escape(root.uri)}/{_DIGESTS}/{init}*.json")
     except MissingFile:
         named = []
-    if len(named) > 1:
-        raise UserError(f"pretrain.init: {init} begins {len(named)} digests; give more of it")
-    weights = [file for record in named if (file := root / json.loads(record.read_bytes())["weights"]).is_file()]
-    if not weights:
+    found: dict[str, str] = {}  # by digest: another artifact may have the same one
+    for record in named:
+        if (file := root / json.loads(record.read_bytes())["weights"]).is_file():
+            found[record.name.partition(".")[0]] = file.uri
+    if len(found) > 1:
+        raise UserError(f"pretrain.init: {init} begins {len(found)} digests; give more of it")
+    if not found:
         raise MissingFile(
             f"pretrain.init: no finished checkpoint under {root} has a digest that begins with {init}; give the folder "
             "of a model, or a digest from the manifest.json of a pretrain artifact"
         )
-    return weights[0].uri
+    return next(iter(found.values()))
 
 
 def register(root: Location, checkpoint: CheckpointRef) -> None:
     """Make a checkpoint known by its digest to `weights_file`."""
     path = checkpoint.location.uri.removeprefix(f"{root}/")
-    (root / _DIGESTS / f"{checkpoint.digest}.json").write_text(json.dumps({"weights": f"{path}/{_WEIGHTS}"}))
+    file = root / _DIGESTS / f"{checkpoint.digest}.{path.split('/')[-3]}.json"
+    file.write_text(json.dumps({"weights": f"{path}/{_WEIGHTS}"}))
