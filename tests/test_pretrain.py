@@ -65,7 +65,7 @@ def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(
     losses = {row["step"]: row["loss"] for row in found if row["split"] == "heldout"}
     assert facts["checkpoint"]["heldout_loss"] == losses[8]
     assert facts["best"]["heldout_loss"] == min(losses.values())
-    assert not any(folder.name.startswith("ray") for folder in uninterrupted.location.folders())
+    assert not any(folder.name.startswith("scratch") for folder in uninterrupted.location.folders())
 
 
 def test_what_another_run_has_trained_to_its_end_is_not_trained_again(

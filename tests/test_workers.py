@@ -78,7 +78,7 @@ def test_what_a_user_can_mend_ends_the_group_with_one_line_and_no_second_try(ray
     with pytest.raises(UserError, match=r"^the loss is nan; lower learning_rate$"):
         fit(work, tmp_path, Group(1, 1, False), Output(Location(str(tmp_path)), "stage", 1, "0"), 10, "steps")
     assert (tmp_path / "tries").read_text() == "x"
-    assert not list(tmp_path.glob("ray*"))
+    assert not list(tmp_path.glob("scratch-*/work"))
 
 
 def test_what_a_worker_could_not_read_or_write_is_said_in_one_line_after_the_last_try(ray_session, tmp_path):
@@ -91,7 +91,7 @@ def test_what_a_worker_could_not_read_or_write_is_said_in_one_line_after_the_las
     with pytest.raises(TrainingFailedError) as error:
         fit(work, tmp_path, Group(1, 1, False), out, 10, "steps", max_failures=0)
     assert (explain(error.value) or "").startswith("no space is left on the device")
-    assert not list(tmp_path.glob("ray*"))
+    assert not list(tmp_path.glob("scratch-*/work"))
 
 
 def test_progress_begins_where_an_earlier_run_stopped_and_needs_nobody_to_read_it(ray_session, tmp_path):
@@ -111,7 +111,7 @@ def test_progress_begins_where_an_earlier_run_stopped_and_needs_nobody_to_read_i
     out = Output(Location(str(tmp_path)), "stage", 1, "0", show)
     fit(work, tmp_path, Group(1, 1, False), out, 12, "steps", done=7)
     assert told[0] == (7, "starting 1 worker") and told[-1][0] > 8
-    assert not list(tmp_path.glob("ray*"))
+    assert not list(tmp_path.glob("scratch-*/work"))
 
 
 def test_a_group_that_cannot_begin_is_a_failure_and_not_tried_for_ever(ray_session, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 from pipeline.artifacts import Output, repeated
+from pipeline.attempts import scratch
 from pipeline.config import UserError
 from pipeline.storage import Location
 
@@ -206,12 +207,12 @@ def fit(
 @contextmanager
 def _storage(artifact: Location) -> Iterator[Location]:
     """A folder that Ray wants, which all nodes can reach, as long as we are inside."""
-    folder = artifact / f"ray-{uuid.uuid4().hex}"
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):
-            folder.delete()
+    with scratch(artifact) as folder:
+        try:
+            yield folder / uuid.uuid4().hex
+        finally:
+            with suppress(OSError):  # nothing in it is of use to another attempt
+                folder.delete()
 
 
 class _Room:
