@@ -94,7 +94,7 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
     """
     from safetensors.torch import save
 
-    if to.is_file() or to.files():
+    if to.is_file() or (to / "config.json").is_file() or to.files():  # by its name: a listing may leave it out
         raise UserError(f"{to}: is there already and not empty; delete it or name another folder")
     saved = checkpoint.config()
     pieces = vocab_file.read((vocab / "vocab.txt").read_bytes(), f"{vocab}/vocab.txt").pieces
