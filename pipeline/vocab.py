@@ -244,7 +244,10 @@ def _warnings(said: Mapping[str, Any], config: VocabConfig) -> Iterator[str]:
         elif said["left_out"]["words"]:
             mend = f"raise vocab.size or vocab.character_coverage (now {config.character_coverage:g})"
         else:
-            mend = "add sources, for these words have characters that the training text lacks"
+            mend = (
+                f"add sources, for these words have characters that the training text lacks, or they have more than "
+                f"{MAX_CHARS_PER_WORD} and want spaces"
+            )
         yield f"vocab: {100 * share:.1f} % of the words of held-out documents are unknown; {mend}"
 
 

@@ -324,7 +324,7 @@ def test_characters_that_the_training_text_lacks_call_for_more_of_it(ray_session
     facts = run(VocabConfig(size=23), {"documents": documents_artifact(tmp_path, documents, 1)}, out).facts
     assert facts["warnings"] == [
         "vocab: 100.0 % of the words of held-out documents are unknown; add sources, for these words have characters "
-        "that the training text lacks"
+        "that the training text lacks, or they have more than 200 and want spaces"
     ]
 
 
