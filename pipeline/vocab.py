@@ -1,7 +1,8 @@
 """documents -> vocab.txt, tokenizer.json and what transformers reads beside it, tokenizer_config.json.
 
-Ray Data counts the words of each shard, one machine merges them. Or the pieces are those of a file that somebody
-brought, and the words only say how they fare.
+Words are here what BERT's tokenizer cuts into pieces, a mark of punctuation each, and not those of words.py. Ray Data
+counts those of each shard, one machine merges them. Or the pieces are those of a file that somebody brought, and the
+words only say how they fare.
 """
 
 from collections import Counter
