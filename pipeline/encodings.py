@@ -29,6 +29,7 @@ _NAMES = [
     (re.compile(r"8859[-_ ]?(\d+)", re.IGNORECASE), "iso-8859-{}"),
     (re.compile(r"(?:windows|code ?page|cp)\D{0,12}(\d{3,4})", re.IGNORECASE), "cp{}"),
 ]
+_UNUSABLE = ("punycode", "idna", "iso2022_kr")  # two of host names; one whose lines mean nothing without the first
 _HEAD = 8192
 
 _WESTERN = "àáâãäåæçèéêëìíîïñòóôõöøùúûüœßÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜŒ"
@@ -45,9 +46,9 @@ def _known(name: str) -> str:
     except (LookupError, UnicodeError):
         usable = False
     else:
-        usable = codecs.lookup(name or "utf-8").name not in ("punycode", "idna")  # of host names
+        usable = codecs.lookup(name or "utf-8").name not in _UNUSABLE
     if not usable:
-        raise ValueError(f"{name!r} is no encoding; write one such as utf-8, cp1252, utf-16 or shift_jis")
+        raise ValueError(f"{name!r} is no encoding that is read here; write utf-8, cp1252, utf-16 or shift_jis, say")
     return name
 
 

@@ -1,7 +1,8 @@
 """documents -> vocab.txt, tokenizer.json and what transformers reads beside it, tokenizer_config.json.
 
-Ray Data counts the words of each shard, one machine merges them. Or the pieces are those of a file that somebody
-brought, and the words only say how they fare.
+Words are here what BERT's tokenizer cuts into pieces, a mark of punctuation each, and not those of words.py. Ray Data
+counts those of each shard, one machine merges them. Or the pieces are those of a file that somebody brought, and the
+words only say how they fare.
 """
 
 from collections import Counter
@@ -85,8 +86,9 @@ def count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counts:
 
 
 def make_pieces(words: Mapping[str, int], config: VocabConfig) -> list[str]:
-    """Counted words -> the vocabulary in file order: special tokens, alphabet, merges as they were found, and in places
-    that are still empty the characters that the alphabet leaves out, the most frequent first.
+    """Counted words -> the vocabulary in file order: special tokens, alphabet, merges as they were found; in places
+    that are still empty the characters that the alphabet leaves out, the most frequent first; where all of these have
+    one, what is found in the words that they spell as well.
 
     Raises UserError when there are no words, or when `size` has no room for the alphabet.
     """
@@ -104,7 +106,10 @@ def make_pieces(words: Mapping[str, int], config: VocabConfig) -> list[str]:
             f"vocab.character_coverage (now {config.character_coverage:g})"
         )
     pieces = first + learn(short, first, config.size - len(first), config.min_frequency)
-    return pieces + rare[: config.size - len(pieces)]
+    pieces += rare[: config.size - len(pieces)]
+    if rare and len(pieces) < config.size:
+        pieces += learn(short, pieces, config.size - len(pieces), config.min_frequency)
+    return pieces
 
 
 def left_out(words: Mapping[str, int], pieces: Iterable[str]) -> dict[str, Any]:
@@ -230,8 +235,8 @@ def _warnings(said: Mapping[str, Any], config: VocabConfig) -> Iterator[str]:
     if not config.file and said["size"] < config.size:
         yield (
             f"vocab.size: {config.size} cannot be reached, the text gives {said['size']} pieces: every character has a "
-            f"place and no other pair of pieces occurs vocab.min_frequency ({config.min_frequency}) times in words "
-            f"that the alphabet spells; lower vocab.size to {said['size']} or add sources"
+            f"place and no other pair of pieces occurs vocab.min_frequency ({config.min_frequency}) times; lower "
+            f"vocab.size to {said['size']} or add sources"
         )
     share = said["heldout"].get("unknown_share", 0)
     if share > _MANY_UNKNOWN:
@@ -240,7 +245,10 @@ def _warnings(said: Mapping[str, Any], config: VocabConfig) -> Iterator[str]:
         elif said["left_out"]["words"]:
             mend = f"raise vocab.size or vocab.character_coverage (now {config.character_coverage:g})"
         else:
-            mend = "add sources, for these words have characters that the training text lacks"
+            mend = (
+                f"add sources, for these words have characters that the training text lacks, or they have more than "
+                f"{MAX_CHARS_PER_WORD} and want spaces"
+            )
         yield f"vocab: {100 * share:.1f} % of the words of held-out documents are unknown; {mend}"
 
 

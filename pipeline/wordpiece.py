@@ -46,7 +46,8 @@ def alphabet(words: Mapping[str, int], coverage: float, least: int = 0) -> tuple
 def learn(words: Mapping[str, int], known: list[str], size: int, min_frequency: int) -> list[str]:
     """Pieces, in the order in which they are found, until there are `size` of them besides those `known`.
 
-    The alphabet is among the known. A word with a character outside it will be unknown as a whole, and teaches nothing.
+    Characters and pieces found before are among the known. A word with a character that is not will be unknown as a
+    whole, and teaches nothing.
     Fewer pieces come out when no pair is left that occurs `min_frequency` times.
     """
     merges = _Merges(words, known)

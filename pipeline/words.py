@@ -1,9 +1,9 @@
 """What a word is: the one definition that counts, filters, reading of books and near duplicates share.
 
 A text is taken without case and compatibility forms (NFKC: half-width katakana are katakana, "½" is "1⁄2"). A word is
-then a run of letters, marks and numbers (Unicode's categories L, M and N); but of a script that puts no spaces between
-words (Chinese, Japanese, Thai, Lao, Burmese, Khmer, Tibetan) each such character is a word by itself. So "don't" has
-two words, "word—word" two, "東京2020年" four, "..." none.
+then a run of letters, marks and numbers (Unicode's categories L, M and N, save variation selectors); but of a script
+that puts no spaces between words (Chinese, Japanese, Thai, Lao, Burmese, Khmer, Tibetan) each such character is a word
+by itself. So "don't" has two words, "word—word" two, "東京2020年" four, "..." and "❤️" none.
 """
 
 import unicodedata
@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 _AT_ONCE = 1 << 18  # characters
-_LAST = 0x20000  # from here on all is ideographs
+_LAST = 0x33480  # no letter of Unicode 17 from here on
 # Scripts that put no spaces between words: each character is a word.
 _UNSPACED = (
     (0x0E00, 0x0EFF), (0x0F00, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0x3005, 0x3007),
     (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA980, 0xA9FF), (0xAA60, 0xAA7F),
-    (0xF900, 0xFAFF),
+    (0xF900, 0xFAFF), (0x20000, 0x3347F),
 )  # fmt: skip
+_VARIATIONS = slice(0xFE00, 0xFE10)  # variation selectors: behind a heart, that it is to be red
 _IS_WORD = bytes(code < 128 and chr(code).isalnum() for code in range(256))
 
 
@@ -68,4 +69,5 @@ def _kinds() -> npt.NDArray[np.uint8]:
     kinds = np.fromiter((unicodedata.category(chr(code))[0] in "LMN" for code in range(_LAST)), np.uint8, _LAST)
     for start, end in _UNSPACED:
         kinds[start : end + 1] *= 2
-    return np.append(kinds, np.uint8(2))
+    kinds[_VARIATIONS] = 0
+    return np.append(kinds, np.uint8(0))

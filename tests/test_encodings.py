@@ -89,7 +89,7 @@ def test_known_encodings_can_be_set(name: str):
     assert TypeAdapter(Encoding).validate_python(name) == name
 
 
-@pytest.mark.parametrize("name", ["klingon", "hex", "zlib", "punycode", "undefined"])
+@pytest.mark.parametrize("name", ["klingon", "hex", "zlib", "punycode", "undefined", "iso2022_kr"])
 def test_what_is_no_encoding_cannot_be_set(name: str):
     with pytest.raises(ValidationError, match="is no encoding"):
         TypeAdapter(Encoding).validate_python(name)

@@ -122,6 +122,18 @@ def test_places_that_pairs_leave_empty_go_to_the_characters_left_out():
         assert make_pieces(words, VocabConfig(size=size, character_coverage=0.9)) == vocabulary[:size]
 
 
+@given(
+    st.dictionaries(st.text(alphabet="abc☃♜ж", min_size=1, max_size=6), st.integers(1, 5), min_size=1, max_size=12),
+    st.floats(0.1, 1),
+    st.integers(1, 3),
+)
+def test_no_place_is_empty_while_a_pair_of_any_word_is_frequent_enough(words, coverage, min_frequency):
+    config = VocabConfig(size=90, character_coverage=coverage, min_frequency=min_frequency)
+    vocabulary = make_pieces(words, config)
+    assert len(vocabulary) == len(set(vocabulary)) < 90
+    assert learn(words, vocabulary, 1, min_frequency) == []
+
+
 def test_an_alphabet_that_is_small_beside_the_vocabulary_is_whole():
     words = {"a" * 100: 10**6, **dict.fromkeys("bcdefghij", 1)}
     for size, kept in ((5 + 9 * 30, 9), (5 + 10 * 30, 10)):
@@ -312,7 +324,7 @@ def test_characters_that_the_training_text_lacks_call_for_more_of_it(ray_session
     facts = run(VocabConfig(size=23), {"documents": documents_artifact(tmp_path, documents, 1)}, out).facts
     assert facts["warnings"] == [
         "vocab: 100.0 % of the words of held-out documents are unknown; add sources, for these words have characters "
-        "that the training text lacks"
+        "that the training text lacks, or they have more than 200 and want spaces"
     ]
 
 
