@@ -30,7 +30,7 @@ def _masked_pieces(row: Mapping[str, Any]) -> str:
         return f"{said} Its loss is {_percent(gain)} lower."
     if gain > 0:
         return f"{said} Its loss is {_percent(gain)} lower: of the pieces around a masked one it makes little yet."
-    return f"{said} It is no better than that."
+    return f"{said} By its loss it is no better than that."
 
 
 def _pairs(row: Mapping[str, Any], objective: str | None) -> str:

@@ -80,7 +80,7 @@ SUBJECTS_ALSO = _words("literatur литература література litt
 
 #: How a line begins, in lower case, that only leads to another article.
 _POINTERS = """
-    see also; see main; main article:; main articles:; main page:; not to be confused with; this article is
+    see also; see main article; main article:; main articles:; main page:; not to be confused with; this article is
     about; this page is about; for other uses; siehe auch; siehe:; hauptartikel:; article détaillé:; article
     détaillé :; articles détaillés:; articles détaillés :; voir aussi; voir article; pour les articles
     homonymes; vedi anche; voce principale:; per approfondire; lo stesso argomento in dettaglio; véase; artículo

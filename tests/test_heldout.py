@@ -58,14 +58,20 @@ def test_the_answers_are_those_of_the_objective(objective: str | None, one: str,
     [
         (3.0, "Its loss is 53.8 % lower."),
         (6.4, "Its loss is 1.5 % lower: of the pieces around a masked one it makes little yet."),
-        (6.6, "It is no better than that."),
-        (float("nan"), "It is no better than that."),
+        (6.6, "By its loss it is no better than that."),
+        (float("nan"), "By its loss it is no better than that."),
     ],
 )
 def test_a_loss_stands_beside_that_of_a_unigram_model(loss: float, said: str) -> None:
     masked = verdict(row(400, 371, 400, mlm_loss=loss), "mlm+nsp")[0]
     assert f"names 50.0 % of 6,400 masked pieces (loss {loss:.3f})" in masked
     assert f"and nothing else, names 5.0 % (loss 6.500). {said}" in masked
+
+
+def test_of_pairs_that_are_all_alike_the_constant_answer_has_no_loss() -> None:
+    for ones in (0, 640):
+        said = verdict(row(right=640, ones=ones, answers=ones), "mlm+nsp")[1]
+        assert "is right in 100.0 % (loss 0.000). It is no better than that" in said
 
 
 def test_without_pairs_nothing_is_said_of_them() -> None:

@@ -21,6 +21,7 @@ SENTENCES = [
     "الفلسفة علم قديم جدا منذ القدم.",
     "Φιλοσοφία είναι μια πολύ παλιά επιστήμη.",
     "Այս քաղաքը շատ հին է։",
+    "ទីក្រុងនេះស្ថិតនៅលើច្រាំងទន្លេ។",
     "I have a sore throat.",
 ]
 
@@ -55,6 +56,19 @@ def test_a_passage_that_ends_in_no_stop_stays_if_a_sentence_ends_inside_it():
     passage = "The rule is as old as the town. It was written down by the council in these words:"
     assert paragraphs(":" + passage) == [passage]
     assert paragraphs(":areas of the old town in which neither the council nor the guild had a seat or a voice") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "この城は古くて大きい。（1945年焼失）",
+        "「まだ名前は無いという。どこで生れたか」",
+        "「我来了，我看见了，我征服了。」——恺撒",
+    ],
+)
+def test_a_sentence_that_ends_in_a_wide_stop_stays_with_the_note_behind_it(line: str):
+    assert paragraphs(":" + line) == [line]
+    assert paragraphs(":城。（1945年焼失した大きい城）") == []
 
 
 def test_thai_prose_needs_no_stop():
@@ -115,6 +129,7 @@ def test_a_line_of_verse_is_no_sentence_because_a_stop_stands_at_its_end():
         ":''This one tells of birds and of nothing else.''",
         ":For other birds of this name, see [[Eagle]].",
         ": ''Main article: [[Eagle]]''",
+        "''See main article [[Eagle]]''",
         ":Siehe auch [[Adler]].",
         ":Article détaillé : [[Aigle]].",
         ":''Xem thêm bài [[Đại bàng]], [[Chim]].''",
@@ -135,6 +150,7 @@ def test_a_line_that_only_leads_elsewhere_goes(line: str):
         "See also the two towers behind the church. They are as old as it is.",
         "詳細は不明である。",
         "Siehe, das Meer war ruhig.",
+        "See mainly the blue ones, which are old.",
     ],
 )
 def test_a_sentence_that_only_begins_like_a_pointer_stays(text: str):

@@ -274,6 +274,16 @@ def test_workers_have_the_jobs_packages_where_ray_was_started_without_them(
     assert "vocab             done in" in done.stdout
 
 
+@pytest.mark.slow
+def test_an_interpreter_may_lie_in_a_folder_whose_name_has_a_blank(ray_head: str) -> None:
+    Path("our environment").symlink_to(sys.prefix)
+    said = f"name: head\naddress: {ray_head}\nshared_disk: true\npython: {Path.cwd()}/our environment/bin/python\n"
+    Path("cluster.yaml").write_text(said)
+    done = submit("--until", "vocab", "vocab.size=500", RAY_AUTH_TOKEN="secret")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "vocab             done in" in done.stdout
+
+
 def environment_without(package: str, folder: Path) -> str:
     """The interpreter of an environment that has all packages of this one but that."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)

@@ -19,7 +19,7 @@ def constant_baseline(ones: float, total: float) -> Baseline:
     """The best constant answer to labels of which `ones` are 1 and the others 0: the entropy of the labels is the loss
     of the one probability that has the least, the majority's share is the accuracy of the one label."""
     shares = [share for share in (ones / total, 1 - ones / total) if share]
-    return Baseline(-sum(share * math.log(share) for share in shares), max(shares))
+    return Baseline(sum(share * math.log(1 / share) for share in shares), max(shares))  # 0.0, not -0.0, of one label
 
 
 def accuracy(labels: Sequence[Label], predictions: Sequence[Label]) -> float:

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -43,8 +44,10 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     path = os.pathsep.join(filter(None, [_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")]))
     variables = {"PYTHONPATH": path, "THP_MEM_ALLOC_ENABLE": "1"}  # torch's large pages: fewer of them to clear
-    python = os.environ.get(WORKERS_PYTHON)
-    ray.init(**options, runtime_env={"env_vars": variables} | ({"py_executable": python} if python else {}))
+    environment: dict[str, Any] = {"env_vars": variables}
+    if python := os.environ.get(WORKERS_PYTHON):
+        environment["py_executable"] = shlex.quote(python)  # it is put into a shell's command
+    ray.init(**options, runtime_env=environment)
     if threading.current_thread() is threading.main_thread():  # Ray's own would dump its stack
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
