@@ -111,6 +111,12 @@ def _italic(line: str) -> bool:
     return len(text) <= _LONGEST_POINTER and text.startswith("''") and text.endswith("''")
 
 
+def is_pointer(paragraph: str) -> bool:
+    """Whether a paragraph that is not indented only leads to another article: not if it is a sentence without a colon,
+    which is running text though all that it says is where to read on."""
+    return points(paragraph) and (":" in paragraph or "：" in paragraph or not _ends(paragraph))
+
+
 def points(line: str) -> bool:
     """Whether a line only leads to another article."""
     if len(line) > _LONGEST_POINTER:

@@ -373,7 +373,7 @@ def _blocks(text: str, rules: Rules) -> list[str]:
 
     def flush() -> None:
         if lines:
-            if not indented.points(block := " ".join(lines)):
+            if not indented.is_pointer(block := " ".join(lines)):
                 blocks.append(block)
             lines.clear()
         if indents:

@@ -221,3 +221,11 @@ def test_a_megabyte_of_anything_indented_is_read_in_linear_time(token: str):
     start = time.process_time()
     paragraphs(":" + token * (1_000_000 // len(token)))
     assert time.process_time() - start < 8
+
+
+def test_a_paragraph_that_is_a_sentence_stays_though_it_says_where_to_read_on():
+    for text in (
+        "For the simplest of them in all three notations, see the examples.",
+        "語彙については、語彙の項を参照。",
+    ):
+        assert paragraphs(text) == [text] and paragraphs(f":{text}") == []
