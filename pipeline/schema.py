@@ -40,7 +40,7 @@ DOCUMENT = pa.schema(
         ),
         pa.field("split", pa.string(), False, {"about": "train or heldout, by a hash of doc_id"}),
         pa.field("num_chars", pa.int64(), False),
-        pa.field("num_words", pa.int64(), False, {"about": "as words.py has them"}),
+        pa.field("num_words", pa.int64(), False, {"about": "as pipeline/words.py defines a word"}),
         pa.field("content_hash", pa.string(), False, {"about": "SHA-256 of the text without case and white space"}),
         pa.field("licence", pa.string(), False),
         pa.field("file_sha256", pa.string(), False, {"about": "SHA-256 of the source file, as it was brought"}),
