@@ -149,6 +149,7 @@ def test_no_paragraph_of_the_test_part_was_pretrained_on(finished, labels):
     assert not [paragraph for paragraph in test if any(paragraph in text for text in seen)]
 
 
+@pytest.mark.slow
 def test_the_whole_quickstart_passes_on_s3_with_the_same_bytes(finished, s3_bucket):
     _, made = finished
     done = run(f"{s3_bucket}/runs")

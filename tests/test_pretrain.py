@@ -99,6 +99,7 @@ def test_a_killed_worker_leaves_the_same_bits_and_the_same_metrics(
     assert final_checkpoint(uninterrupted).digest == final_checkpoint(again).digest
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_ended_and_training_goes_on_to_the_same_bits(
     uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
