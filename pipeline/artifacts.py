@@ -169,6 +169,11 @@ class Output:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "reporter": None}
 
+    @property
+    def root(self) -> Location:
+        """Where the artifacts of every stage lie: this one is <root>/<stage>/<fingerprint>/."""
+        return Location(self.location.uri.rsplit("/", 2)[0])
+
     def part(self, name: str) -> Part | None:
         """The record of a part finished before, if it can be read and its files are still there in full."""
         try:

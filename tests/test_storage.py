@@ -151,6 +151,9 @@ def test_sweeping_passes_over_folders_that_another_run_takes_away(tmp_path: Path
                 (tmp_path / f"scratch/{number}/deep").mkdir(parents=True, exist_ok=True)
             shutil.rmtree(tmp_path / "scratch")
 
+    stale = tmp_path / ".c.txt.5678.tmp"
+    stale.write_text("half")
+    os.utime(stale, (time.time() - 7200, time.time() - 7200))
     thread = threading.Thread(target=another)
     thread.start()
     try:
@@ -159,6 +162,7 @@ def test_sweeping_passes_over_folders_that_another_run_takes_away(tmp_path: Path
     finally:
         stop.set()
         thread.join()
+    assert not stale.exists()
 
 
 def test_an_s3_that_does_not_answer_a_conditional_write_is_an_os_error(

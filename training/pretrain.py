@@ -236,9 +236,8 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
         "init": {"sha256": init.sha256, "notes": notes} if init else None,
         "metrics": summary(rows),
     }
-    root = Location(out.location.uri.rsplit("/", 2)[0])
     for checkpoint in filter(None, (last, better)):
-        register(root, checkpoint)
+        register(out.root, checkpoint)
     fingerprints = {name: given.sha256 if given is init else given.fingerprint for name, given in inputs.items()}
     return out.finish([part], config.model_dump(mode="json"), fingerprints, counts={"steps": last.step}, facts=facts)
 

@@ -25,9 +25,8 @@ class ReportConfig(Config):
 
 def run(config: ReportConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
     """inputs: every stage of the run, in order. Writes report.html."""
-    root = Location(out.location.uri.rsplit("/", 2)[0])
     stages = Stages([StageView(name, artifact.location, "done") for name, artifact in inputs.items()])
-    page = render(config.name, stages, root).encode()
+    page = render(config.name, stages, out.root).encode()
     page_part = out.commit("report", {"report.html": page}, {"bytes": len(page)})
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     return out.finish([page_part], config.model_dump(mode="json"), fingerprints)
