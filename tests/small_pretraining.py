@@ -12,7 +12,7 @@ from pipeline.artifacts import Artifact, Output
 from pipeline.storage import Location
 from training.checkpoint import CheckpointRef, newest
 from training.pretrain import PretrainConfig, run
-from training.trainer import Hook, Setup, Worker
+from training.trainer import Hook, Setup, Trainer
 
 TIMED = {"sequences_per_second", "tokens_per_second", "mfu", "wait", "seconds", "time", "peak_memory"}
 
@@ -79,10 +79,10 @@ def lone_worker(
     on_step: Hook | None = None,
     tell: Callable[[float, str], bool] = silent,
     preempted: Callable[[], bool] = lambda: False,
-) -> Worker:
+) -> Trainer:
     """Without Ray; wants the fixture `alone`."""
     examples = tuple(inputs[f"examples-{phase.max_seq_length}"] for phase in settings.phases)
-    return Worker(Setup(settings, examples, Location(str(folder)), PIECES), tell, on_step, preempted)
+    return Trainer(Setup(settings, examples, Location(str(folder)), PIECES), tell, on_step, preempted)
 
 
 def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

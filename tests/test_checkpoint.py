@@ -30,7 +30,7 @@ from training.checkpoint import (
     verified,
 )
 from training.model import BertConfig
-from training.saves import Saves
+from training.saves import AsyncSaver
 
 CONFIG = SavedConfig(
     model=BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8), vocab_size=9
@@ -326,7 +326,8 @@ def test_a_checkpoint_that_is_whole_outlives_whatever_fails_after_it(
         if len(attempts) == 1:
             raise OSError("S3 does not answer")
 
-    mine, whole = Saves(lambda note: found.append(newest(artifact))), write(artifact / "beside", 2)
+    mine = AsyncSaver(artifact, 2, lambda note: found.append(newest(artifact)))
+    whole = write(artifact / "beside", 2)
     found: list[CheckpointRef | None] = []
     mine.begin(2, save_and_prune)
     mine.wait()
@@ -340,7 +341,7 @@ def test_what_no_new_attempt_would_mend_ends_every_worker(artifact: Location) ->
             if rank == 1:
                 raise UserError("the folder cannot be made")
 
-        mine = Saves(lambda note: None, exchange)
+        mine = AsyncSaver(artifact, 2, lambda note: None, exchange)
         mine.begin(2, work)
         with pytest.raises((UserError, RuntimeError)) as error:
             mine.wait()
@@ -365,7 +366,7 @@ def test_when_one_workers_disk_fails_there_is_no_checkpoint_and_all_try_again(
     monkeypatch.setattr(saves, "_PAUSE", 0.0)
 
     def as_worker(rank: int, exchange: Exchange) -> str:
-        mine = Saves(shown.append, exchange)
+        mine = AsyncSaver(artifact, 2, shown.append, exchange)
         mine.begin(2, lambda: save_part(artifact, rank, 2, exchange))
         mine.wait()
         return mine.failed

@@ -120,7 +120,7 @@ def test_after_its_driver_or_everything_was_killed_the_same_run_ends_with_the_sa
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("disturbed", ["_noise", "_masking"])
+@pytest.mark.parametrize("disturbed", ["keyed_seed", "_masking"])
 def test_other_random_states_after_a_stop_are_seen(
     inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturbed: str
 ) -> None:
@@ -128,9 +128,9 @@ def test_other_random_states_after_a_stop_are_seen(
 
     def goes_on(name: str) -> tuple[CheckpointRef, list[dict[str, Any]]]:
         worker = lone_worker(config(), inputs, tmp_path / name)
-        assert worker.step == 5
+        assert worker.state.step == 5
         worker.train()
-        return last(tmp_path / name), untimed(worker.recorder.rows)
+        return last(tmp_path / name), untimed(worker.state.metrics.rows)
 
     for name in ("same", "disturbed"):
         lone_worker(config(), inputs, tmp_path / name, tell=lambda done, note: done >= 5).train()

@@ -6,13 +6,13 @@ import random
 import pytest
 
 from pipeline.storage import Location
-from training.guards import FILE, Guard, Skip, lines, noted, place
+from training.guards import FILE, RecentSteps, Skip, lines, noted, place
 
 
-def judged(losses: list[float], factor: float | None = 20.0, warmup: int = 0) -> list[int]:
+def judged(losses: list[float], factor: float | None = 20.0) -> list[int]:
     """The steps at fault, when each but those is remembered."""
-    guard = Guard(factor, warmup)
-    return [step for step, loss in enumerate(losses, start=1) if guard.fault(step, loss, 1.0)]
+    recent = RecentSteps()
+    return [step for step, loss in enumerate(losses, start=1) if recent.fault(loss, 1.0, factor)]
 
 
 def scattered(count: int, level: float = 3.0, deviation: float = 0.1) -> list[float]:
@@ -35,13 +35,12 @@ def test_a_jump_is_at_fault_and_does_not_move_what_the_next_is_judged_by() -> No
     ("losses", "settings"),
     [
         ([*scattered(99), 6.0], {}),  # too few to judge by
-        ([*scattered(150), 6.0], {"warmup": 151}),
         ([*scattered(150), 6.0], {"factor": None}),
         ([*scattered(150), 0.1], {}),  # far below is no fault
         ([3.0] * 150 + [3.5], {}),  # a twentieth of the level, though nothing has ever scattered
     ],
 )
-def test_what_is_not_far_above_a_hundred_steps_after_the_warmup_passes(losses: list[float], settings: dict) -> None:
+def test_what_is_not_far_above_a_hundred_steps_passes(losses: list[float], settings: dict) -> None:
     assert judged(losses, **settings) == []
     assert judged([*scattered(150), 6.0]) == [151]  # which all of these resemble
 
@@ -50,38 +49,38 @@ def test_a_gradient_out_of_all_proportion_is_at_fault_though_its_loss_is_not() -
     norms = [math.exp(level) for level in scattered(150, 0.0, 0.2)]
 
     def faults(*last: float, factor: float | None = 20.0) -> list[int]:
-        guard = Guard(factor, 0)
-        verdicts = (guard.fault(step, 3.0, norm) for step, norm in enumerate([*norms, *last], start=1))
+        recent = RecentSteps()
+        verdicts = [recent.fault(3.0, norm, factor) for norm in [*norms, *last]]
         return [step for step, verdict in enumerate(verdicts, start=1) if verdict]
 
     assert faults(1000.0, 1000.0, *norms) == [151, 152]
     assert faults(10.0, 0.0, 1e-6) == []  # clipping takes care of the first
     assert faults(1000.0, factor=None) == []
     for factor in (2.0, 20.0):
-        guard = Guard(factor, 0)
-        for step in range(1, 101):
-            guard.fault(step, 3.0, 0.5)
-        assert guard.fault(101, 3.0, 40.0) is None  # though nothing has ever scattered
-        reason, value = guard.fault(102, 3.0, 60.0) or ("", 0.0)
+        recent = RecentSteps()
+        for _ in range(100):
+            recent.fault(3.0, 0.5, factor)
+        assert recent.fault(3.0, 40.0, factor) is None  # though nothing has ever scattered
+        reason, value = recent.fault(3.0, 60.0, factor) or ("", 0.0)
         assert reason == "the gradient norm is far above the median of 100 steps, 0.5" and value == 60.0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_at_fault_from_the_first_step(value: float) -> None:
-    reason, found = Guard(None, 100).fault(1, value, 1.0) or ("", 0.0)
+    reason, found = RecentSteps().fault(value, 1.0, None) or ("", 0.0)
     assert reason == "the loss is not finite" and str(found) == str(value)
-    reason, found = Guard(None, 100).fault(1, 3.0, value) or ("", 0.0)
+    reason, found = RecentSteps().fault(3.0, value, None) or ("", 0.0)
     assert reason == "the gradient norm is not finite" and str(found) == str(value)
 
 
-def test_a_saved_guard_judges_as_the_one_it_was_saved_from() -> None:
+def test_saved_steps_judge_as_those_they_were_saved_from() -> None:
     losses = scattered(400)
-    whole, first = Guard(2.0, 0), Guard(2.0, 0)
-    verdicts = [whole.fault(step, loss, 1.0) for step, loss in enumerate(losses, start=1)]
-    for step, loss in enumerate(losses[:200], start=1):
-        first.fault(step, loss, 1.0)
-    second = Guard(2.0, 0, first.state())
-    assert [second.fault(step, loss, 1.0) for step, loss in enumerate(losses[200:], start=201)] == verdicts[200:]
+    whole, first = RecentSteps(), RecentSteps()
+    verdicts = [whole.fault(loss, 1.0, 2.0) for loss in losses]
+    for loss in losses[:200]:
+        first.fault(loss, 1.0, 2.0)
+    second = RecentSteps(*first.to_json())
+    assert [second.fault(loss, 1.0, 2.0) for loss in losses[200:]] == verdicts[200:]
     assert any(verdicts[200:])
 
 

@@ -17,7 +17,7 @@ from small_pretraining import config, last, lone_worker, same_bits, small_inputs
 from pipeline.artifacts import Artifact
 from pipeline.config import UserError
 from pipeline.storage import Location
-from training import device, saves, trainer
+from training import device, run_control, saves, trainer
 from training.checkpoint import CheckpointRef, best
 from training.data import Examples
 from training.unigram import unigram_baseline
@@ -37,7 +37,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 def saved_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps at which a save was tried; at 4 it always fails, at 6 the first time."""
     tried: list[int] = []
-    real = trainer.save
+    real = saves.save
 
     def save(artifact: Location, step: int, *rest: Any) -> CheckpointRef:
         tried.append(step)
@@ -45,7 +45,7 @@ def saved_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise OSError("No space left on device")
         return real(artifact, step, *rest)
 
-    monkeypatch.setattr(trainer, "save", save)
+    monkeypatch.setattr(saves, "save", save)
     monkeypatch.setattr(saves, "_PAUSE", 0.0)
     return tried
 
@@ -56,7 +56,7 @@ def test_a_full_disk_does_not_end_training(inputs: Inputs, tmp_path: Path, saved
         config(keep_checkpoints=9),
         inputs,
         tmp_path,
-        on_step=lambda rank, step: worker.saves.wait(),
+        on_step=lambda rank, step: worker.saver.wait(),
         tell=lambda done, note: notes.append(note) or False,
     )
     worker.train()
@@ -82,7 +82,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     """The save of step 2 ends when step 3 is done; that of step 4 waits for it, and holds what step 4 has left."""
     import threading
 
-    real, third = trainer.save, threading.Event()
+    real, third = saves.save, threading.Event()
 
     def save(artifact: Location, step: int, *rest: Any) -> CheckpointRef:
         assert step > 2 or third.wait(60)
@@ -95,7 +95,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
     settings = config(keep_checkpoints=9)
     lone_worker(settings, inputs, tmp_path / "plain").train()
-    monkeypatch.setattr(trainer, "save", save)
+    monkeypatch.setattr(saves, "save", save)
     lone_worker(settings, inputs, tmp_path / "slow", on_step=hook).train()
     assert steps_of(tmp_path / "slow") == steps_of(tmp_path / "plain") == [2, 4, 6, 8]
     digests = [
@@ -111,7 +111,7 @@ def digest(folder: Path) -> str:
 def test_what_another_run_has_finished_or_pruned_is_neither_written_over_nor_the_end(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "_WRITE_SECONDS", -1.0)
+    monkeypatch.setattr(saves, "_WRITE_SECONDS", -1.0)
     for name in ("manifest.json", "metrics.jsonl"):
         (tmp_path / name).write_text("another's")
     lone_worker(config(), inputs, tmp_path).train()
@@ -139,9 +139,9 @@ def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_pat
         with contextlib.suppress(InterruptedError):
             lone_worker(settings, both, tmp_path / folder, stop).train()
         worker = lone_worker(settings, both, tmp_path / folder)
-        assert worker.step == stop_after
+        assert worker.state.step == stop_after
         worker.train()
-        return untimed(worker.recorder.rows)
+        return untimed(worker.state.metrics.rows)
 
     whole = outcome("whole", 7)
     assert outcome("first", 2) == outcome("edge", 3) == outcome("second", 5) == whole
@@ -158,7 +158,7 @@ def test_each_phases_evaluations_stand_beside_the_baselines_of_the_very_examples
     ]
     worker = lone_worker(config(phases=phases, eval_every=2, eval_batches=2), both, tmp_path / "out")
     worker.train()
-    rows = [row for row in worker.recorder.rows if row["split"] == "heldout"]
+    rows = [row for row in worker.state.metrics.rows if row["split"] == "heldout"]
     assert [row["step"] for row in rows] == [2, 4, 6]
     for row, length in zip(rows, (12, 12, 16), strict=True):
         artifact = both[f"examples-{length}"]
@@ -187,7 +187,7 @@ def test_a_run_goes_on_in_the_precision_it_began_with(
         worker.train()
         machine(1 / gain)
         again = lone_worker(settings, inputs, tmp_path / precision)
-        assert again.step == 4 and worker.precision == again.precision == precision
+        assert again.state.step == 4 and worker.state.precision == again.state.precision == precision
         again.train()
         assert last(tmp_path / precision).state()["precision"] == precision
     assert not same_bits(last(tmp_path / "bf16"), last(tmp_path / "fp32"))
@@ -202,8 +202,8 @@ def test_the_model_is_the_one_that_the_settings_ask_for(inputs: Inputs, tmp_path
 def test_every_row_of_training_tells_the_share_of_the_peak_that_was_of_use(inputs: Inputs, tmp_path: Path) -> None:
     worker = lone_worker(config(), inputs, tmp_path)
     worker.train()
-    assert all(0 < row["mfu"] < 1 for row in worker.recorder.rows if row["split"] == "train")
-    assert last(tmp_path).state()["peak"] == {"flops": worker.peak.flops, "origin": "measured"}
+    assert all(0 < row["mfu"] < 1 for row in worker.state.metrics.rows if row["split"] == "train")
+    assert last(tmp_path).state()["peak"] == {"flops": worker.state.peak.flops, "origin": "measured"}
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -223,8 +223,8 @@ def test_fp16_steps_that_overflow_are_no_faults_and_a_run_goes_on_with_their_sca
     again = lone_worker(settings, inputs, tmp_path / "left")
     again.train()
     assert same_bits(last(tmp_path / "whole"), last(tmp_path / "left"))
-    assert untimed(again.recorder.rows) == untimed(whole.recorder.rows)
-    rows = [row for row in whole.recorder.rows if row["split"] == "train"]
+    assert untimed(again.state.metrics.rows) == untimed(whole.state.metrics.rows)
+    rows = [row for row in whole.state.metrics.rows if row["split"] == "train"]
     overflows = [row["overflows"] for row in rows]
     assert overflows[:2] == [1, 2] and 2 <= overflows[-1] < 8
     assert [row["loss_scale"] for row in rows] == [2.0 ** (24 - count) for count in overflows]
@@ -258,6 +258,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def install(condition: Callable[[int, set[int]], bool]) -> None:
         def step(engine: Engine, batches: Any, *rest: Any) -> Step:
             done = real(engine, batches, *rest)
+            assert done
             numbers = {int(piece) - 5 for batch in batches for piece in batch.input_ids[:, 1]}
             if not condition(engine.updates, numbers):
                 return done
@@ -294,7 +295,7 @@ def test_batches_with_a_bad_example_are_stepped_over_and_listed_and_again_the_sa
     assert [skip["batch"] for skip in found] == [n for n in range(good[-1]) if n not in good] and len(found) >= 2
     assert [skip["examples"] for skip in found] == [data[skip["batch"]] for skip in found]
     assert {(skip["reason"], skip["value"]) for skip in found} == {("the loss is not finite", "nan")}
-    rows = [row for row in worker.recorder.rows if row["split"] == "train"]
+    rows = [row for row in worker.state.metrics.rows if row["split"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, 9)) and rows[-1]["skipped"] == len(found)
     assert last(tmp_path / "once").step == 8 and last(tmp_path / "once").state()["skipped"] == found
     lone_worker(config(max_rollbacks=9), inputs, tmp_path / "again").train()
@@ -372,6 +373,7 @@ def test_a_jump_of_the_loss_is_a_fault_of_its_batch(
 
     def step(engine: Engine, *given: Any) -> Step:
         done = real(engine, *given)
+        assert done
         jump = engine.updates in once and not once.clear()
         return Step(done.totals + Totals(mlm_loss=1e4), done.grad_norm) if jump else done
 
@@ -380,10 +382,12 @@ def test_a_jump_of_the_loss_is_a_fault_of_its_batch(
     (found,) = skipped(tmp_path)
     assert found["step"] == 6 and found["reason"].startswith("the loss is far above the median of 3 steps")
     assert float(found["value"]) > 100
-    once.append(6)
-    lone_worker(config(guard_factor=None), inputs, tmp_path / "unguarded").train()
-    assert not once and last(tmp_path / "unguarded").step == 8
-    assert not (tmp_path / "unguarded/skipped.jsonl").exists()
+    still_warm = config().optimizer.model_dump() | {"warmup_steps": 6}
+    for name, changed in (("unguarded", {"guard_factor": None}), ("in the warmup", {"optimizer": still_warm})):
+        once.append(6)
+        lone_worker(config(**changed), inputs, tmp_path / name).train()
+        assert not once and last(tmp_path / name).step == 8
+        assert not (tmp_path / name / "skipped.jsonl").exists()
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -394,7 +398,7 @@ def test_a_gradient_that_is_no_number_is_a_fault_though_its_loss_is_one(
     worker, once = lone_worker(config(zero_stage=zero_stage), inputs, tmp_path), [4]
 
     def poison(_: Any, given: Any, out: Any) -> None:
-        if worker.step + 1 in once and out[0].requires_grad:
+        if worker.state.step + 1 in once and out[0].requires_grad:
             once.clear()
             out[0].register_hook(lambda gradient: gradient * float("nan"))
 
@@ -402,7 +406,7 @@ def test_a_gradient_that_is_no_number_is_a_fault_though_its_loss_is_one(
     worker.train()
     (found,) = skipped(tmp_path)
     assert (found["step"], found["batch"], found["reason"]) == (4, 3, "the gradient norm is not finite")
-    assert worker.step == 8
+    assert worker.state.step == 8
     assert all(value.isfinite().all() for value in last(tmp_path).weights().values())
 
 
@@ -411,7 +415,7 @@ def test_a_wish_to_leave_saves_the_step_that_is_done_and_the_run_goes_on_to_the_
 ) -> None:
     worker = lone_worker(config(), inputs, tmp_path / "left", tell=lambda done, note: done >= 3)
     worker.train()
-    assert worker.step == last(tmp_path / "left").step == 3
+    assert worker.state.step == last(tmp_path / "left").step == 3
     lone_worker(config(), inputs, tmp_path / "left").train()
     lone_worker(config(), inputs, tmp_path / "stayed").train()
     assert same_bits(last(tmp_path / "left"), last(tmp_path / "stayed"))
@@ -421,14 +425,14 @@ def test_a_wish_to_leave_saves_the_step_that_is_done_and_the_run_goes_on_to_the_
 def test_a_long_step_is_left_between_its_micro_batches_and_the_run_goes_on_to_the_same_bits(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
 ) -> None:
-    monkeypatch.setattr(trainer, "_LONG_STEP", -1.0)
+    monkeypatch.setattr(run_control, "_LONG_STEP", -1.0)
     settings = config(zero_stage=zero_stage, checkpoint_every=100, model=config().model.model_dump() | DROPOUT)
     asked: list[float] = []  # for each step: before its second and its third micro-batch, and at its end
     tell = lambda done, note: asked.append(done) or len(asked) >= 3 * 3 + 2  # noqa: E731
     worker = lone_worker(settings, inputs, tmp_path / "left", tell=tell)
     worker.train()
     assert asked == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert worker.step == last(tmp_path / "left").step == 3 and worker.engine.updates == 3
+    assert worker.state.step == last(tmp_path / "left").step == 3 and worker.engine.updates == 3
     lone_worker(settings, inputs, tmp_path / "left").train()
     lone_worker(settings, inputs, tmp_path / "stayed").train()
     assert same_bits(last(tmp_path / "left"), last(tmp_path / "stayed"))
@@ -437,7 +441,7 @@ def test_a_long_step_is_left_between_its_micro_batches_and_the_run_goes_on_to_th
 def test_the_notice_that_a_node_goes_saves_once_and_training_goes_on(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "_ASK_SECONDS", 0.0)
+    monkeypatch.setattr(run_control, "_ASK_SECONDS", 0.0)
     answers = iter([False, False, True])
     settings = config(checkpoint_every=100, keep_checkpoints=9)
     lone_worker(settings, inputs, tmp_path, preempted=lambda: next(answers)).train()
@@ -450,15 +454,15 @@ def test_in_a_long_step_the_notice_saves_the_step_before_and_changes_no_bit(
 ) -> None:
     settings = config(zero_stage=zero_stage, checkpoint_every=100, keep_checkpoints=9)
     lone_worker(settings, inputs, tmp_path / "undisturbed").train()
-    monkeypatch.setattr(trainer, "_LONG_STEP", -1.0)
-    monkeypatch.setattr(trainer, "_ASK_SECONDS", 0.0)
+    monkeypatch.setattr(run_control, "_LONG_STEP", -1.0)
+    monkeypatch.setattr(run_control, "_ASK_SECONDS", 0.0)
     answers = iter([*[False] * 3 * 3, True])  # for each step: before its second and its third micro-batch, at its end
     lone_worker(settings, inputs, tmp_path / "noticed", preempted=lambda: next(answers)).train()
     assert steps_of(tmp_path / "noticed") == [3, 8]
     assert same_bits(last(tmp_path / "noticed"), last(tmp_path / "undisturbed"))
     for folder in (tmp_path / "noticed/checkpoints").glob("step-000008-*"):
         shutil.rmtree(folder)
-    assert lone_worker(settings, inputs, tmp_path / "noticed").step == 3
+    assert lone_worker(settings, inputs, tmp_path / "noticed").state.step == 3
     lone_worker(settings, inputs, tmp_path / "noticed").train()
     assert same_bits(last(tmp_path / "noticed"), last(tmp_path / "undisturbed"))
 
@@ -474,7 +478,7 @@ def test_metrics_are_written_before_there_is_a_checkpoint(
         rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         return [row["step"] for row in rows if row["split"] == "train"]
 
-    monkeypatch.setattr(trainer, "_WRITE_SECONDS", -1.0)
+    monkeypatch.setattr(saves, "_WRITE_SECONDS", -1.0)
     with contextlib.suppress(InterruptedError):
         lone_worker(config(checkpoint_every=100), inputs, tmp_path, stop).train()
     assert steps() == list(range(1, 8))
@@ -499,15 +503,16 @@ def test_the_best_checkpoint_stays_beside_the_last(
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The trainer's clock, which stands still until somebody moves it."""
     now = [1000.0]
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for module in (trainer, run_control):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
-def rates(worker: trainer.Worker) -> list[float]:
-    return [row["learning_rate"] for row in worker.recorder.rows if row["split"] == "train"]
+def rates(worker: trainer.Trainer) -> list[float]:
+    return [row["learning_rate"] for row in worker.state.metrics.rows if row["split"] == "train"]
 
 
-def timed(inputs: Inputs, folder: Path, clock: list[float], seconds: float, stop_after: int = 0) -> trainer.Worker:
+def timed(inputs: Inputs, folder: Path, clock: list[float], seconds: float, stop_after: int = 0) -> trainer.Trainer:
     """Train for 90 s, every step of which takes `seconds`."""
 
     def step_takes(rank: int, step: int) -> None:
@@ -528,7 +533,7 @@ def test_the_schedule_ends_when_the_time_does_however_long_a_step_takes(
 ) -> None:
     """The clock moves after a step: when the last one ends, 90 s are over."""
     worker = timed(inputs, tmp_path, clock, seconds)
-    assert worker.step == last(tmp_path).step == steps and last(tmp_path).manifest().done
+    assert worker.state.step == last(tmp_path).step == steps and last(tmp_path).manifest().done
     warmup = [0.5] + [1.0] * (steps - 1)
     spent = [min(1.0, max(0, step - 1) * seconds / 90) for step in range(steps)]
     assert rates(worker) == pytest.approx([1e-3 * w * (1 - s) for w, s in zip(warmup, spent, strict=True)])
@@ -538,11 +543,13 @@ def test_a_run_with_a_budget_goes_on_with_the_time_it_had_left(
     inputs: Inputs, tmp_path: Path, clock: list[float]
 ) -> None:
     whole = timed(inputs, tmp_path / "whole", clock, 10.0)
-    assert timed(inputs, tmp_path / "stopped", clock, 10.0, stop_after=5).step == 5
+    assert timed(inputs, tmp_path / "stopped", clock, 10.0, stop_after=5).state.step == 5
     assert last(tmp_path / "stopped").step == 4
     clock[0] += 10_000.0  # nobody trains
     again = timed(inputs, tmp_path / "stopped", clock, 10.0)
-    assert again.step == last(tmp_path / "stopped").step == 11  # the step that was lost has taken none of the rest
+    assert (
+        again.state.step == last(tmp_path / "stopped").step == 11
+    )  # the step that was lost has taken none of the rest
     assert rates(again)[:4] == rates(whole)[:4] and rates(again)[4] == rates(whole)[3] * 6 / 7
 
 
@@ -552,7 +559,7 @@ def test_time_that_was_undone_is_spent(
     once = [6]
     spoil(lambda updates, numbers: updates in once and not once.clear())
     worker = timed(inputs, tmp_path, clock, 10.0)
-    assert len(worker.skipped) == 1 and worker.step == 9 and last(tmp_path).state()["spent"] == 90.0
+    assert len(worker.state.skipped) == 1 and worker.state.step == 9 and last(tmp_path).state()["spent"] == 90.0
 
 
 def test_phases_share_the_budget(inputs: Inputs, tmp_path: Path, clock: list[float]) -> None:
@@ -566,4 +573,4 @@ def test_phases_share_the_budget(inputs: Inputs, tmp_path: Path, clock: list[flo
 
     worker = lone_worker(config(phases=phases, budget="100s", eval_every=100), both, tmp_path / "out", step_takes)
     worker.train()
-    assert [row["step"] for row in worker.recorder.rows if row["split"] == "heldout"] == [8, 11]
+    assert [row["step"] for row in worker.state.metrics.rows if row["split"] == "heldout"] == [8, 11]

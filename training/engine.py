@@ -187,15 +187,15 @@ class Engine:
         self,
         batches: Sequence[Batch],
         learning_rate: float,
-        noise: int,
-        between: Callable[[], None] = lambda: None,
-    ) -> Step:
-        """One update from this worker's micro-batches. `noise` seeds the dropout: give each worker and step its own.
+        dropout_seed: int,
+        leave: Callable[[], bool] = lambda: False,
+    ) -> Step | None:
+        """One update from this worker's micro-batches. Give each worker and step a `dropout_seed` of its own.
 
-        What `between`, called before each micro-batch but the first, raises in all workers ends the step: weights and
-        moments are as before it, and can be saved, but no other step may follow.
+        Where `leave`, asked before each micro-batch but the first, says so in all workers, the step is given up, and
+        None returned: weights and moments are as before it, and can be saved, but no other step may follow.
         """
-        torch.manual_seed(noise)
+        torch.manual_seed(dropout_seed)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.train()
@@ -203,8 +203,8 @@ class Engine:
         masked, labels = self._counts(batches)
         scale = self._set_scale()
         for turn, batch in enumerate(batches, start=1):
-            if turn > 1:
-                between()
+            if turn > 1 and leave():
+                return None
             self._engine.set_gradient_accumulation_boundary(turn == len(batches))
             loss, sums = self._engine(batch.to(self.device), masked, labels)
             loss = loss * self.workers  # DeepSpeed averages over the workers

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
+from typing import NamedTuple
 
 from pipeline.storage import Location
 
@@ -38,46 +39,48 @@ class Skip:
     examples: list[list[int]]  # the epoch and the index of each
 
 
-class Fault(Exception):
-    """A step whose update must be undone."""
+class Fault(NamedTuple):
+    """A step whose update must be undone, and the batch that is left out for it."""
 
-    def __init__(self, skip: Skip, loss: float, grad_norm: float) -> None:
-        super().__init__(skip, loss, grad_norm)
-        self.skip, self.loss, self.grad_norm = skip, loss, grad_norm
+    skip: Skip
+    loss: float
+    grad_norm: float
 
 
-class Guard:
-    """Judges each step by those before it; what it remembers is saved with each checkpoint."""
+class RecentSteps:
+    """The losses and gradient norms of the last hundred steps, by which the next one is judged."""
 
-    def __init__(self, factor: float | None, warmup_steps: int, saved: Sequence[Sequence[float]] = ((), ())) -> None:
-        """Without a `factor` only numbers that are not finite are at fault."""
-        self._factor, self._warmup = factor, warmup_steps
-        self._losses, self._norms = (deque(values, maxlen=_RECENT) for values in saved)  # the logarithms of norms
+    def __init__(self, losses: Iterable[float] = (), log_norms: Iterable[float] = ()) -> None:
+        self._losses, self._log_norms = deque(losses, maxlen=_RECENT), deque(log_norms, maxlen=_RECENT)
 
-    def state(self) -> list[list[float]]:
-        return [list(self._losses), list(self._norms)]
+    def to_json(self) -> list[list[float]]:
+        """What the constructor takes."""
+        return [list(self._losses), list(self._log_norms)]
 
     def forget(self) -> None:
         """What comes now has losses of its own: longer sequences, say."""
         self._losses.clear()
-        self._norms.clear()
+        self._log_norms.clear()
 
-    def fault(self, step: int, loss: float, grad_norm: float) -> tuple[str, float] | None:
-        """The reason and the value where this step is at fault; else its loss and its norm are remembered."""
+    def fault(self, loss: float, grad_norm: float, factor: float | None) -> tuple[str, float] | None:
+        """The reason and the value where a step is at fault; else its loss and its norm are remembered.
+
+        Without a `factor`, as during the warmup, only numbers that are not finite are at fault.
+        """
         if not math.isfinite(loss):
             return "the loss is not finite", loss
         if not math.isfinite(grad_norm):
             return "the gradient norm is not finite", grad_norm
         size = math.log(max(grad_norm, _TINY))
-        if self._factor and step > self._warmup and len(self._losses) == _RECENT:
+        if factor and len(self._losses) == _RECENT:
             middle = median(self._losses)
-            if loss > _bound(self._losses, self._factor, self._factor * _LEAST * middle):
+            if loss > _bound(self._losses, factor, factor * _LEAST * middle):
                 return f"the loss is far above the median of {_RECENT} steps, {middle:.4f}", loss
-            if size > _bound(self._norms, self._factor, math.log(_LEAST_TIMES)):
-                usual = math.exp(median(self._norms))
+            if size > _bound(self._log_norms, factor, math.log(_LEAST_TIMES)):
+                usual = math.exp(median(self._log_norms))
                 return f"the gradient norm is far above the median of {_RECENT} steps, {usual:.4g}", grad_norm
         self._losses.append(loss)
-        self._norms.append(size)
+        self._log_norms.append(size)
         return None
 
 

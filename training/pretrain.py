@@ -21,12 +21,11 @@ from training import events, guards
 from training.checkpoint import CheckpointRef, best, final, newest, prune
 from training.data import Examples, paired
 from training.engine import DeepSpeedConfig
-from training.guards import Skip
 from training.model import BertConfig
 from training.optim import OptimizerConfig
 from training.record import lines, summary
 from training.start import register, starting_weights, vocabulary
-from training.trainer import Hook, Setup, work
+from training.trainer import Hook, Setup, TrainState, work
 from training.workers import Group, fit, nodes
 
 VERSION = 7
@@ -221,18 +220,19 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     setup = Setup(config, tuple(examples), out.location, pieces, init)
     last = _trained(setup, on_step, out)
     prune(out.location, config.keep_checkpoints)
-    state, better = last.state(), best(out.location)
-    rows, skipped = state["metrics"]["rows"], [Skip(**row) for row in state["skipped"]]
+    stored, better = last.state(), best(out.location)
+    state = TrainState.from_json(stored)
+    rows = state.metrics.rows
     files = {"metrics.jsonl": lines(rows), events.FILE: events.EventFile()(rows)}
-    if skipped:
-        files[guards.FILE] = guards.lines(skipped)
+    if state.skipped:
+        files[guards.FILE] = guards.lines(state.skipped)
     written = _files(out.location, last) | (_files(out.location, better) if better else {})
     part = out.commit("checkpoint", files, written=written)
     facts = {
         "checkpoint": _fact(out.location, last),
         "best": _fact(out.location, better) if better else None,
-        **{key: state[key] for key in ("precision", "processor", "workers", "peak")},
-        "skipped": len(skipped),
+        **{key: stored[key] for key in ("precision", "processor", "workers", "peak")},
+        "skipped": len(state.skipped),
         "init": {"sha256": init.sha256, "notes": notes} if init else None,
         "metrics": summary(rows),
     }
@@ -247,7 +247,7 @@ def _trained(setup: Setup, on_step: Hook | None, out: Output) -> CheckpointRef:
     if ended := final(out.location):
         return ended
     config, before = setup.config, newest(out.location)
-    state = before.state() if before else {"step": 0, "spent": 0.0}
+    state = TrainState.from_json(before.state()) if before else TrainState()
     group = Group.fitting(
         nodes(),
         stage="pretrain",
@@ -263,7 +263,7 @@ def _trained(setup: Setup, on_step: Hook | None, out: Output) -> CheckpointRef:
             group,
             out,
             *config.extent,
-            done=config.done(state["step"], state["spent"]),
+            done=config.done(state.step, state.seconds),
             max_failures=config.max_failures,
             step_timeout=config.step_timeout,
             leaves=True,
