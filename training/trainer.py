@@ -1,10 +1,16 @@
 """One worker's part of pretraining; `Trainer.train` is the loop: take a batch, step, judge the loss, log, save.
 
 A step depends on nothing but the weights before it and its number, by which data, masks and dropout are keyed: the same
-processors with the same workers give the same bits. One whose loss or gradient is at fault (training/guards.py) has
-spoiled the weights by the time it is seen: all workers go back to the newest checkpoint, and step over that step's
-batch when they come to it again. A worker that is lost ends its group: the next one (training/workers.py) begins here,
-from the newest checkpoint.
+processors with the same workers give the same bits. What happens when
+
+    a loss spikes        the weights are spoiled by the time it is seen: all workers go back to the newest checkpoint,
+                         and step over that step's batch when they come to it again (`_judged`, `_go_back`, guards.py)
+    a worker is lost     its group ends, and the next one begins here, from the newest checkpoint (workers.py)
+    a node gives notice  the step that is done is saved at once, and training goes on (run_control.py)
+    the driver leaves    so it is, and training ends: the same command goes on from there (run_control.py)
+    the disk is full     a checkpoint is tried three times, then training goes on without it; only the last one has to
+                         be written (saves.py, `_save`)
+    the budget ends      so does the last phase, with the learning rate at zero (`_end_phase`, `_learning_rate`)
 """
 
 import hashlib
