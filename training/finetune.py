@@ -27,11 +27,13 @@ from training import metrics
 from training.agreement import agreed
 from training.checkpoint import CheckpointRef, SavedConfig
 from training.device import Precision, autocast, has_bf16, worker_device
+from training.elastic import Placement, nodes
+from training.heartbeat import Progress, Tell
 from training.model import BertForSequenceClassification, load_encoder
 from training.optim import OptimizerConfig, adamw, learning_rate_at, parameter_groups
+from training.ray_train import RestartPolicy, run_workers
 from training.tasks import classification
 from training.tasks.classification import ClassificationTask, Encoded, Example, Prepared, Trial
-from training.workers import Group, Tell, fit, nodes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -333,7 +335,7 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
     setup = Setup(config, prepared, examples, checkpoint, vocab, out)
     names = [name for variant in VARIANTS for name in setup.parts(variant)]
     if len(out.parts(names)) < len(names):
-        group = Group.fitting(
+        placement = Placement.fitting(
             nodes(),
             stage=f"finetune-{config.name}",
             gpus=config.gpus,
@@ -342,7 +344,8 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
             without_gpus=1,
         )
         total = len(VARIANTS) * sum(map(setup.steps, config.trials))
-        fit(_work, setup, group, out, total, "steps", done=sum(map(setup.finished, VARIANTS)))
+        progress = Progress(out, total, "steps", sum(map(setup.finished, VARIANTS)))
+        run_workers(_work, setup, placement, RestartPolicy(), progress)
     parts = out.planned(names)
     facts = _facts(setup, {part.name: part.facts for part in parts})
     scores = out.commit("scores", {"scores.json": json.dumps(facts["scores"], indent=1, ensure_ascii=False).encode()})
