@@ -20,10 +20,9 @@ from pipeline.extract import ExtractConfig
 from pipeline.storage import Location, find
 from pipeline.tokens import TokensConfig
 from pipeline.vocab import VocabConfig
-from training.finetune import FinetuneConfig
 from training.pretrain import PretrainConfig
 from training.start import weights_file
-from training.tasks import classification
+from training.tasks.registry import FinetuneConfig
 
 Action = Literal["run", "continue", "skip", "wait"]
 NOT_YET = "its input is not there yet"  # why a stage waits that a run would come to
@@ -248,11 +247,9 @@ class Run:
         for stage in self.until(until):
             if missing := self._missing(stage):
                 raise UserError(missing)
-            if stage.name in ("vocab", "tokens", "pretrain"):
+            unread = stage.module == "training.finetune" and self.artifact(stage.name) is None
+            if unread or stage.name in ("vocab", "tokens", "pretrain"):
                 importlib.import_module(stage.module).check(stage.config, self._source_file(stage))
-            if isinstance(stage.config, FinetuneConfig) and self.artifact(stage.name) is None:
-                location = self._source_files(stage)["data"][0].location
-                classification.check(classification.read(location, stage.config.columns), location)
 
     def execute(self, name: str, force: bool = False) -> tuple[Step, Manifest]:
         """Bring one stage's output about, whose inputs are there: skip it, continue it or run it."""

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from training.device import worker_device
-from training.workers import Tell
+from training.heartbeat import Tell
 
 _LONG_STEP = 2.0  # seconds, from which on a step is left between its micro-batches
 _ASK_SECONDS = 5.0  # between two looks for a notice that a node will be taken away

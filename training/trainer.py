@@ -5,7 +5,7 @@ processors with the same workers give the same bits. What happens when
 
     a loss spikes        the weights are spoiled by the time it is seen: all workers go back to the newest checkpoint,
                          and step over that step's batch when they come to it again (`_judged`, `_go_back`, guards.py)
-    a worker is lost     its group ends, and the next one begins here, from the newest checkpoint (workers.py)
+    a worker is lost     its group ends, and the next one begins here, from the newest checkpoint (ray_train.py)
     a node gives notice  the step that is done is saved at once, and training goes on (run_control.py)
     the driver leaves    so it is, and training ends: the same command goes on from there (run_control.py)
     the disk is full     a checkpoint is tried three times, then training goes on without it; only the last one has to
@@ -36,6 +36,7 @@ from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, pai
 from training.device import Peak, Precision, fastest, layer_seconds, peak, processor, worker_device
 from training.engine import Engine, Step
 from training.guards import Fault, RecentSteps, Skip
+from training.heartbeat import Tell
 from training.metrics import Baseline
 from training.model import BertForPreTraining
 from training.optim import LossScale, learning_rate_at, learning_rate_in_time
@@ -44,7 +45,6 @@ from training.run_control import RunControl
 from training.saves import AsyncSaver
 from training.start import starting_weights
 from training.unigram import unigram_baseline
-from training.workers import Tell
 
 if TYPE_CHECKING:
     from training.pretrain import PretrainConfig
