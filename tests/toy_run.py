@@ -8,7 +8,7 @@ import pytest
 
 from infra.run import Run, RunConfig, Stage
 from pipeline.artifacts import Manifest, Output
-from pipeline.config import Compute, Config, identity
+from pipeline.config import Compute, Config, identity, load
 
 VERSION = 1
 
@@ -52,4 +52,5 @@ def toy_run(patch: pytest.MonkeyPatch, root: str | Path, source: str | Path, **c
     ]
     patch.setattr("infra.run.stages", lambda _: stages)
     patch.setattr("training.pretrain.final_checkpoint", lambda artifact: artifact.manifest.facts["checkpoint"])
-    return Run(RunConfig.model_construct(name="toy", root=str(root), schedule="0 3 * * 0"))
+    quickstart = Path(__file__).parents[1] / "configs/quickstart.yaml"
+    return Run(load(RunConfig, quickstart, ["name=toy", f"root={root}"]))
