@@ -114,10 +114,15 @@ def _check(
             )
 
 
+def is_digest(init: str) -> bool:
+    """Whether `pretrain.init` names a checkpoint under the run's root; else it names a folder."""
+    return _DIGEST.fullmatch(init) is not None
+
+
 def weights_file(init: str, root: Location) -> str:
     """`pretrain.init` -> the file of weights that it names: in a folder, or of the checkpoint under `root` whose digest
     begins like that. Raises MissingFile when there is none, UserError when there are several."""
-    if not _DIGEST.fullmatch(init):
+    if not is_digest(init):
         folder = Location(init)
         legacy = folder / "pytorch_model.bin"
         return (legacy if legacy.is_file() and not (folder / _WEIGHTS).is_file() else folder / _WEIGHTS).uri

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
-from pipeline.config import Compute, Config, UserError
+from pipeline.config import Config, InputPath, UserError
 from pipeline.ragged import offsets_of, padded
 from pipeline.storage import Location
 from pipeline.tokenizer import CLS, SEP
@@ -72,7 +72,7 @@ class ClassificationTask(Config):
 
     kind: Literal["classification"] = "classification"
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    file: Annotated[str, Compute]  # its bytes are in the fingerprint, not its path
+    file: Annotated[str, InputPath("data")]
     columns: Columns = Columns()
     max_seq_length: int = Field(default=128, ge=3)
     learning_rate: Annotated[tuple[_PositiveFloat, ...], _Tried, Field(min_length=1)]
