@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pipeline.config import UserError
 
 if TYPE_CHECKING:
-    from infra.run import Run
+    from infra.planner import Run
 
 _EPILOG = """examples:
   cloze run configs/quickstart.yaml                        every stage that is not done yet
@@ -101,14 +101,13 @@ def _plan(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from infra.planner import NOT_YET
     from infra.progress import shown
-    from infra.run import NOT_YET
 
     table = Table("stage", "", "why", "output", box=None, pad_edge=False, header_style="bold")
     for step in run.plan(options.until, options.force or []):
-        before = (
-            step.stage.inputs.get("checkpoint", "the stages before it") if step.stage.inputs else "its file is there"
-        )
+        names = step.waits_for or ("its file is there",)
+        before = names[0] if len(names) == 1 else "the stages before it"
         output = shown(step.output.location) if step.output else f"after {before}"
         table.add_row(step.stage.name, "run" if step.reason == NOT_YET else step.action, step.reason, output)
     Console(width=None if sys.stdout.isatty() else 240).print(table)
@@ -161,7 +160,8 @@ def _load(options: argparse.Namespace) -> "Run":
     # Both packages look for these at import time.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
-    from infra.run import Run, RunConfig
+    from infra.planner import Run
+    from infra.run_config import RunConfig
     from pipeline.config import load
 
     run = Run(load(RunConfig, options.config, options.overrides))

@@ -2,7 +2,7 @@
 
 import sys
 
-from infra.run import Run
+from infra.planner import Run
 from pipeline.artifacts import Artifact
 from pipeline.config import UserError
 from pipeline.storage import Location

@@ -133,12 +133,15 @@ def _paths_inside(value: Any, keys: tuple[str | int, ...], names: tuple[str, ...
             yield from _paths_inside(item, (*keys, place), (*names, str(getattr(item, "name", place))))
 
 
-def with_paths(config: Config, place: Callable[[MarkedPath], Sequence[str]]) -> dict[str, Any]:
-    """The configuration as plain JSON, with what `place` gives in place of each path."""
+def with_paths(config: Config, place: Callable[[MarkedPath, str], Sequence[str]]) -> dict[str, Any]:
+    """The configuration as plain JSON; instead of each marked path or pattern it has what `place` gives for it.
+
+    Raises UserError when that is several files for a field of one.
+    """
     data = config.model_dump(mode="json")
     for path in input_paths(config):
         *parents, last = path.keys
-        placed = list(place(path))
+        placed = [file for pattern in path.patterns for file in place(path, pattern)]
         path.check_number(placed)
         reduce(operator.getitem, parents, cast(Any, data))[last] = placed if path.several else placed[0]
     return data

@@ -5,7 +5,7 @@ import pytest
 import toy_run as toy
 from toy_run import ToyConfig
 
-from infra.run import Run
+from infra.planner import Run
 from pipeline.attempts import scratch
 from pipeline.config import UserError
 from pipeline.storage import Location

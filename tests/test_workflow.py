@@ -17,7 +17,7 @@ from conftest import free_port, wait_for_port
 from toy_run import ToyConfig
 
 from infra import workflow
-from infra.run import Run
+from infra.planner import Run
 from pipeline.config import UserError
 
 Make = Callable[..., Run]

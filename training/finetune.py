@@ -314,6 +314,12 @@ def _model_files(setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, by
 # In the driver
 
 
+def check(config: FinetuneConfig, sources: Mapping[str, SourceFile]) -> None:
+    """Raises UserError for a labelled file that cannot be read, learned from or scored."""
+    location = sources["data"].location
+    classification.check(classification.read(location, config.columns), location)
+
+
 def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     """inputs: "checkpoint" (CheckpointRef), "vocab" (Artifact), "data" (SourceFile). Wants a Ray session.
 
