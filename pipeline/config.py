@@ -103,8 +103,8 @@ def _plain(value: Any) -> Any:
 def input_paths(config: Config) -> list[MarkedPath]:
     """The fields marked `InputPath`, at any depth, that are set.
 
-    An input is called by its field; in an entry of a list by the entry's name and the field, which the mark may leave
-    empty: the field `files` of the source enwiki, marked InputPath(""), is the input enwiki.
+    An input is called by its field; in an entry of a list or mapping by the entry's name (or place) and the field,
+    which the mark may leave empty: the field `files` of the source enwiki, marked InputPath(""), is the input enwiki.
     """
     return list(_input_paths(config, (), ()))
 

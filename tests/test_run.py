@@ -55,6 +55,18 @@ def test_a_first_run_makes_everything_and_a_second_nothing(make_anywhere: Make) 
     assert all(reason.endswith("UTC, nothing changed") for reason in reasons(make_anywhere()).values())
 
 
+def test_a_step_names_the_stages_that_it_waits_for(make: Make, tmp_path: Path) -> None:
+    def waits(run: Run) -> list[tuple[str, ...]]:
+        return [step.waits_for for step in run.plan()]
+
+    assert waits(make()) == [(), (), ("words",)]
+    make().execute("letters")
+    make().execute("words")
+    assert waits(make()) == [(), (), ()]
+    (tmp_path / "source.txt").unlink()
+    assert waits(make()) == [(), ("letters",), ("words", "letters")]
+
+
 def test_planning_writes_no_output(make: Make) -> None:
     make().plan()
     assert not [file for file in make().root.files() if "/sources/" not in file.uri]
