@@ -1,24 +1,49 @@
-"""cloze run|plan|status|report|export|predict|submit CONFIG [key=value ...]"""
+"""cloze run|plan|status|report|export|predict|submit RUN [key=value ...] [--root ROOT]"""
 
 import argparse
 import errno
+import json
+import math
 import os
 import signal
 import sqlite3
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.config import UserError
 
 if TYPE_CHECKING:
-    from infra.planner import Run
+    from infra.planner import Run, Step
 
+_RUN = """RUN is a YAML file (anything with a / in it, or that ends in .yaml or .yml: ./quickstart.yaml), or else the
+name of a run that was started before under --root: then its configuration is the one that it was last
+started with, which ROOT/runs/NAME.yaml keeps. key=value overrides any key of it, and so do the keys of a
+further YAML file.
+"""
+_JSON = {
+    "plan": """--json prints one list, an object for each stage, in order:
+  stage, action (run, continue, skip; wait where a file of yours is missing), reason,
+  output (a path or s3://), fingerprint: null while they hang on what a stage before will give
+""",
+    "status": """--json prints one list, an object for each stage, in order:
+  stage, state (done, half-done, not started, waiting), reason,
+  location (a path or s3://), fingerprint, bytes (of all that lies there): null while waiting,
+  seconds, counts, drops (name -> number): null unless the stage has ended,
+  progress ({parts, checkpoint_step}): null unless half-done,
+  warnings (a list of lines), heldout (the newest held-out row of metrics.jsonl, or null),
+  scores (pretrained, random, majority -> accuracy, interval, ..., or null), page (the report's, or null)
+A number that is none (NaN, infinite) is null.
+""",
+    "predict": """--json prints one list, for each [MASK] a list of {piece, probability}, the likeliest first
+""",
+}
 _EPILOG = """examples:
   cloze run configs/quickstart.yaml                        every stage that is not done yet
   cloze plan configs/quickstart.yaml vocab.size=8000       what that change would run again
   cloze run configs/quickstart.yaml root=s3://bucket/runs  the same, on S3
+  cloze status quickstart --root s3://bucket/runs          a run by its name, from any folder
   cloze export configs/quickstart.yaml --to my-bert        what transformers' AutoModel and AutoTokenizer load
   cloze predict configs/quickstart.yaml "She opened the [MASK]."
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
@@ -89,6 +114,8 @@ def _explain_os_error(error: OSError) -> str | None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return _plan(options)
     run = _load(options)
     from infra.workflow import materialize
 
@@ -97,27 +124,42 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    run = _load(options)
+    steps = _load(options).plan(options.until, options.force or [])
+    if options.json:
+        return _print_json([_planned(step) for step in steps])
     from rich.console import Console
     from rich.table import Table
 
-    from infra.planner import NOT_YET
     from infra.progress import shown
 
     table = Table("stage", "", "why", "output", box=None, pad_edge=False, header_style="bold")
-    for step in run.plan(options.until, options.force or []):
+    for step in steps:
         names = step.waits_for or ("its file is there",)
         before = names[0] if len(names) == 1 else "the stages before it"
         output = shown(step.output.location) if step.output else f"after {before}"
-        table.add_row(step.stage.name, "run" if step.reason == NOT_YET else step.action, step.reason, output)
+        table.add_row(step.stage.name, _planned(step)["action"], step.reason, output)
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     return 0
 
 
+def _planned(step: "Step") -> dict[str, Any]:
+    from infra.planner import NOT_YET
+
+    return {
+        "stage": step.stage.name,
+        "action": "run" if step.reason == NOT_YET else step.action,  # a run would come to it
+        "reason": step.reason,
+        "output": step.output and step.output.location.uri,
+        "fingerprint": step.output and step.output.fingerprint,
+    }
+
+
 def _status(options: argparse.Namespace) -> int:
     run = _load(options)
-    from infra.status import print_status
+    from infra.status import print_status, statuses
 
+    if options.json:
+        return _print_json([status.plain() for status in statuses(run)])
     print_status(run)
     return 0
 
@@ -143,28 +185,51 @@ def _export(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     run = _load(options)
-    from infra.share import print_guesses
+    from infra.share import guesses, print_guesses
 
-    print_guesses(run, options.text)
+    found = guesses(run, options.text)
+    if options.json:
+        return _print_json([[guess._asdict() for guess in of_mask] for of_mask in found])
+    print_guesses(found)
     return 0
+
+
+def _print_json(value: Any) -> int:
+    print(json.dumps(_finite(value), indent=1, allow_nan=False))
+    return 0
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for a number that JSON has not."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _submit(options: argparse.Namespace) -> int:
     _load(options)  # a wrong configuration is said here, not on the cluster
     from infra.launch.ray_jobs import submit
 
-    return submit(options.config, options.overrides, options.cluster, until=options.until, force=options.force or [])
+    return submit(
+        options.run,
+        options.overrides,
+        options.cluster,
+        until=options.until,
+        force=options.force or [],
+        root=options.root,
+    )
 
 
 def _load(options: argparse.Namespace) -> "Run":
     # Both packages look for these at import time.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
+    from infra import named_runs
     from infra.planner import Run
-    from infra.run_config import RunConfig
-    from pipeline.config import load
 
-    run = Run(load(RunConfig, options.config, options.overrides))
+    run = Run(named_runs.read(options.run, options.overrides, options.root))
     for name in [*(options.force or []), *([options.until] if options.until else [])]:
         run.stage(name)
     return run
@@ -194,14 +259,29 @@ def _parser() -> argparse.ArgumentParser:
         ("predict", _predict, "say what the pretrained model would put in place of each [MASK]"),
         ("submit", _submit, "send the run to a Ray cluster, follow its log, return its exit status"),
     ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text}\n\n{_RUN}",
+            epilog=_JSON.get(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("run", metavar="RUN", help="such as configs/quickstart.yaml, or quickstart")
         if name == "predict":
             command.add_argument("text", metavar="TEXT", help='such as "She opened the [MASK]."')
         command.add_argument(
             "overrides", metavar="key=value", nargs="*", help="for example pretrain.seed=7; or a YAML file of such keys"
         )
-        command.set_defaults(until=None, force=None)
+        command.add_argument(
+            "--root",
+            metavar="ROOT",
+            help='a folder or s3://bucket/prefix: root= of the run; of a NAME "runs" by default',
+        )
+        command.set_defaults(until=None, force=None, json=False)
+        if name in _JSON:
+            command.add_argument("--json", action="store_true", help="for a program to read; see below")
+        if name == "run":
+            command.add_argument("--dry-run", action="store_true", help="what `plan` does")
         if name in ("run", "plan", "submit"):
             command.add_argument("--until", metavar="STAGE", help="stop after this stage")
             command.add_argument("--force", metavar="STAGE", action="append", help="run this stage again (repeatable)")

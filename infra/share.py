@@ -1,11 +1,16 @@
 """a run's finished model -> a folder that others load; text with [MASK] -> what the model would put there."""
 
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from infra.planner import Run
 from pipeline.artifacts import Artifact
 from pipeline.config import UserError
 from pipeline.storage import Location
+
+if TYPE_CHECKING:
+    from training.features import Guess
 
 
 def export_run(run: Run, to: Location) -> None:
@@ -21,27 +26,33 @@ def export_run(run: Run, to: Location) -> None:
     export(final_checkpoint(made["pretrain"]), made["vocab"].location, to, card(run.config, made))
 
 
-def print_guesses(run: Run, text: str) -> None:
-    """A column for each [MASK] of the text: the likeliest pieces, the likeliest first. Raises UserError."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from pipeline.tokenizer import MASK, load
+def guesses(run: Run, text: str) -> "list[list[Guess]]":
+    """For each [MASK] of the text the likeliest pieces, the likeliest first. Raises UserError."""
+    from pipeline.tokenizer import load
     from training.features import load_model, predict_masked
     from training.pretrain import final_checkpoint
 
     model = load_model(final_checkpoint(_finished(run, "pretrain")))
     tokenizer = load(_finished(run, "vocab").location / "tokenizer.json")
     try:
-        guesses = predict_masked(model, tokenizer, text)
+        return predict_masked(model, tokenizer, text)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def print_guesses(found: "Sequence[Sequence[Guess]]") -> None:
+    """A column for each [MASK]."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.tokenizer import MASK
+
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number in range(1, len(guesses) + 1):
-        table.add_column(Text(f"{MASK} {number}" if len(guesses) > 1 else MASK))
+    for number in range(1, len(found) + 1):
+        table.add_column(Text(f"{MASK} {number}" if len(found) > 1 else MASK))
         table.add_column("", justify="right")
-    for row in zip(*guesses, strict=True):
+    for row in zip(*found, strict=True):
         table.add_row(*(Text(cell) for guess in row for cell in (guess.piece, f"{100 * guess.probability:.1f} %")))
     Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
 

@@ -2,7 +2,10 @@
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -13,76 +16,176 @@ from infra.progress import duration, shown, summary, warnings
 from infra.report.pretraining import newest
 from infra.report.stages import StageView
 from infra.stages import Stage
-from pipeline.artifacts import read_manifest
+from pipeline.artifacts import Manifest, read_manifest
 from pipeline.storage import Location
 
 _CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoint.py: written last
 
 
+State = Literal["done", "half-done", "not started", "waiting"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a person wants of a stage beside its counts. `heldout` is the newest held-out row of its metrics, `scores`
+    are its task's beside the baselines', `page` is where the report is."""
+
+    warnings: tuple[str, ...]
+    heldout: Mapping[str, Any] | None
+    scores: Mapping[str, Any] | None
+    page: Location | None
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """What is finished of a stage that was stopped: its parts, its newest checkpoint."""
+
+    parts: int
+    checkpoint_step: int | None
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far one stage is. `location` and `fingerprint` are None while it waits for another; `manifest` is None until
+    the stage has ended; `progress` is there for a half-done stage alone."""
+
+    stage: str
+    state: State
+    reason: str
+    location: Location | None
+    fingerprint: str | None
+    manifest: Manifest | None
+    progress: StageProgress | None
+    findings: Findings
+
+    @cached_property
+    def bytes(self) -> int | None:
+        """Of all that lies there."""
+        return None if self.location is None else sum(self.location.sizes().values())
+
+    def plain(self) -> dict[str, Any]:
+        """The same as JSON has it: always these keys."""
+        manifest, found = self.manifest, self.findings
+        return {
+            "stage": self.stage,
+            "state": self.state,
+            "reason": self.reason,
+            "location": self.location and self.location.uri,
+            "fingerprint": self.fingerprint,
+            "bytes": self.bytes,
+            "seconds": manifest and manifest.seconds,
+            "counts": manifest and manifest.counts,
+            "drops": manifest and manifest.drops,
+            "progress": self.progress and asdict(self.progress),
+            "warnings": list(found.warnings),
+            "heldout": found.heldout,
+            "scores": found.scores,
+            "page": found.page and found.page.uri,
+        }
+
+
+def statuses(run: Run) -> list[StageStatus]:
+    """Every stage of a run, in order."""
+    return [_status(run, step) for step in run.plan()]
+
+
 def print_status(run: Run) -> None:
     """One line a stage: done, half-done, not started or waiting for another; then the results there are by now."""
     table = Table("stage", "state", "took", "result", "size", "output", box=None, pad_edge=False, header_style="bold")
-    steps = run.plan()
-    for step in steps:
-        table.add_row(*_row(step))
+    stages = statuses(run)
+    for stage in stages:
+        table.add_row(*_row(stage))
     console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     console.print(table)
-    for line in results(run):
-        console.print(line, soft_wrap=True)
-    for step in steps:
-        if step.output and read_manifest(step.output.location) is None:
-            for line in _heldout(run, step.stage.name, step.output.location):
-                console.print(line, soft_wrap=True)
+    for stage in stages:
+        for line in _told(run, stage.stage, stage.findings):
+            console.print(line, soft_wrap=True)
 
 
 def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
     """What a person wants of finished stages (all by default): warnings, held-out figures and the scores of tasks
     beside their baselines, where the report is."""
     for stage in stages or run.stages.values():
-        name = stage.name
-        if not (artifact := run.artifact(name)):
-            continue
-        for warning in warnings(artifact.manifest):
-            yield f"warning: {warning}"
-        yield from _heldout(run, name, artifact.location)
-        if scores := artifact.manifest.facts.get("scores"):
-            low, high = scores["pretrained"]["interval"]
-            pretrained, random, majority = (scores[name]["accuracy"] for name in ("pretrained", "random", "majority"))
-            yield (
-                f"{name}: accuracy {pretrained:.3f} ({low:.3f} to {high:.3f}); "
-                f"{random:.3f} from random weights, {majority:.3f} for the majority class"
-            )
-        if artifact.files("report.html"):
-            yield f"{name}: {run.page.local_path or run.page}"
+        if artifact := run.artifact(stage.name):
+            yield from _told(run, stage.name, _findings(run, stage.name, artifact.location, artifact.manifest))
 
 
-def _heldout(run: Run, name: str, location: Location) -> Iterator[str]:
-    """The newest evaluation of a stage that has one, finished or not."""
-    if row := newest(StageView(name, location, "").metrics, "heldout"):
+def _status(run: Run, step: Step) -> StageStatus:
+    output = step.output
+    location = output and output.location
+    manifest = read_manifest(location) if location else None
+    progress = None
+    if location is None:
+        state: State = "waiting"
+    elif step.action == "skip" and manifest:
+        state = "done"
+    elif step.action == "continue":
+        state, progress = "half-done", _progress(location)
+    else:
+        state = "not started"
+    return StageStatus(
+        stage=step.stage.name,
+        state=state,
+        reason=step.reason,
+        location=location,
+        fingerprint=output and output.fingerprint,
+        manifest=manifest,
+        progress=progress,
+        findings=_findings(run, step.stage.name, location, manifest),
+    )
+
+
+def _findings(run: Run, name: str, location: Location | None, manifest: Manifest | None) -> Findings:
+    """The newest evaluation is of a stage that has one, finished or not; the others are of a finished stage."""
+    return Findings(
+        warnings=tuple(warnings(manifest)) if manifest else (),
+        heldout=newest(StageView(name, location, "").metrics, "heldout") or None,
+        scores=manifest.facts.get("scores") if manifest else None,
+        page=run.page if manifest and "report.html" in manifest.files else None,
+    )
+
+
+def _told(run: Run, name: str, found: Findings) -> Iterator[str]:
+    """The same in lines."""
+    for warning in found.warnings:
+        yield f"warning: {warning}"
+    if row := found.heldout:
         for sentence in heldout.verdict(row, run.config.examples.objective):
             yield f"{name}, step {row['step']:,}: {sentence}"
+    if scores := found.scores:
+        low, high = scores["pretrained"]["interval"]
+        pretrained, random, majority = (scores[name]["accuracy"] for name in ("pretrained", "random", "majority"))
+        yield (
+            f"{name}: accuracy {pretrained:.3f} ({low:.3f} to {high:.3f}); "
+            f"{random:.3f} from random weights, {majority:.3f} for the majority class"
+        )
+    if found.page:
+        yield f"{name}: {found.page.local_path or found.page}"
 
 
-def _row(step: Step) -> tuple[str, str, str, str, str, str]:
-    name = step.stage.name
-    if step.output is None:
-        return name, "waiting", "", step.reason, "", ""
-    location = step.output.location
-    manifest = read_manifest(location)
-    if step.action == "skip" and manifest:
-        return name, "done", duration(manifest.seconds), summary(manifest), _size(location), shown(location)
-    if step.action == "continue":
-        return name, "half-done", "", ", ".join(_progress(location)) or step.reason, "", shown(location)
-    return name, "not started", "", step.reason, "", shown(location)
+def _row(status: StageStatus) -> tuple[str, str, str, str, str, str]:
+    name, location, manifest = status.stage, status.location, status.manifest
+    if location is None:
+        return name, status.state, "", status.reason, "", ""
+    if status.state == "done" and manifest:
+        return name, status.state, duration(manifest.seconds), summary(manifest), _size(location), shown(location)
+    result = ", ".join(_words(status.progress)) if status.progress else ""
+    return name, status.state, "", result or status.reason, "", shown(location)
 
 
-def _progress(location: Location) -> Iterator[str]:
-    """What is finished of a stage that was stopped: its parts, its newest checkpoint."""
-    if parts := len((location / "parts").files()):
+def _words(progress: StageProgress) -> Iterator[str]:
+    if parts := progress.parts:
         yield f"{parts:,} part{'s' if parts > 1 else ''}"
+    if progress.checkpoint_step is not None:
+        yield f"checkpoint of step {progress.checkpoint_step:,}"
+
+
+def _progress(location: Location) -> StageProgress:
     saved = (_CHECKPOINT.search(file.uri) for file in (location / "checkpoints").files())
-    if steps := [int(match[1]) for match in saved if match]:
-        yield f"checkpoint of step {max(steps):,}"
+    return StageProgress(
+        parts=len((location / "parts").files()),
+        checkpoint_step=max((int(match[1]) for match in saved if match), default=None),
+    )
 
 
 def _size(location: Location) -> str:

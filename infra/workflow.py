@@ -17,13 +17,14 @@ from pathlib import Path
 
 import dagster
 
+from infra import named_runs
 from infra.planner import Run, Step
 from infra.progress import Display, duration, summary, warnings
 from infra.run_config import RunConfig
 from infra.stages import Stage
 from infra.status import results
 from pipeline.artifacts import Manifest
-from pipeline.config import UserError, load
+from pipeline.config import UserError
 
 # Tags of a run in Dagster's history.
 _COMMAND = "cloze/command"
@@ -46,8 +47,9 @@ _UNFINISHED = [
 
 @dagster.definitions
 def defs() -> dagster.Definitions:
-    """What `dagster dev -m infra.workflow` shows: the runs that CLOZE_CONFIG names, paths with spaces between."""
-    configs = [load(RunConfig, path) for path in os.environ.get("CLOZE_CONFIG", "configs/quickstart.yaml").split()]
+    """What `dagster dev -m infra.workflow` shows: the runs that CLOZE_CONFIG names, as `cloze run` takes them, spaces
+    between."""
+    configs = [named_runs.read(run) for run in os.environ.get("CLOZE_CONFIG", "configs/quickstart.yaml").split()]
     names = [_identifier(config.name) for config in configs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"CLOZE_CONFIG has two runs named {twice[0]}; give each configuration a name of its own")
@@ -118,6 +120,7 @@ class _Work:
 def _at_work(config: RunConfig) -> Iterator[_Work]:
     display = Display(list(Run(config).stages))
     try:
+        named_runs.keep(config)
         with Run(config, progress=display) as run:
             yield _Work(run, display)
     finally:

@@ -153,30 +153,44 @@ def load(model: type[Model], path: str | Path, overrides: Sequence[str] = ()) ->
 
     Raises UserError: a file is missing or no YAML, an override is neither, a key is unknown, a value impossible.
     """
-    data, lines = _read(path)
+    return parse(model, _read(path), str(path), overrides)
+
+
+def parse(model: type[Model], text: bytes, where: str, overrides: Sequence[str] = ()) -> Model:
+    """The same of a file's content; `where` is what errors call it."""
+    data, lines = _mapping(text, where)
     origin: dict[tuple[str | int, ...], str] = {}
     for override in overrides:
         if "=" not in override and override.endswith((".yaml", ".yml")):
-            more, more_lines = _read(override)
+            more, more_lines = _mapping(_read(override), override)
             origin |= {keys: f"{override}:{more_lines[keys]}" for keys in _merge(data, more)}
         else:
             origin[_override(data, override)] = override
     try:
         return model.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise UserError(_first_error(error, model, data, str(path), lines, origin)) from None
+        raise UserError(_first_error(error, model, data, where, lines, origin)) from None
 
 
-def _read(path: str | Path) -> tuple[dict[str, Any], Lines]:
+def dump(data: Mapping[str, Any]) -> str:
+    """Plain data as YAML that `parse` reads as the same data, to the last bit of a number."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+
+
+def _read(path: str | Path) -> bytes:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a configuration file") from error
+
+
+def _mapping(text: bytes, where: str) -> tuple[dict[str, Any], Lines]:
+    try:
+        data, lines = _parse(text.decode("utf-8"), where)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text; give the path of a YAML configuration file") from error
-    data, lines = _parse(text, str(path))
+        raise UserError(f"{where}: is not UTF-8 text; give the path of a YAML configuration file") from error
     if not isinstance(data, dict):
-        raise UserError(f"{path}: holds no keys; a configuration is a YAML mapping such as configs/quickstart.yaml")
+        raise UserError(f"{where}: holds no keys; a configuration is a YAML mapping such as configs/quickstart.yaml")
     return data, lines
 
 
@@ -279,6 +293,20 @@ for _tag, _pattern, _starts in (
     ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _starts)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would take for something else."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Between single quotes PyYAML writes Unicode's line ends as such, and reads others.
+    style = '"' if text.splitlines() != [text] else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+_Dumper.add_representer(str, _text)
 
 
 def _parse(text: str, where: str) -> tuple[Any, Lines]:

@@ -1,4 +1,6 @@
 import errno
+import json
+import math
 import os
 import signal
 import subprocess
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.cli import explain, main
+from infra.cli import _print_json, explain, main
 from infra.run_config import RunConfig
 from infra.stages import stages
 from pipeline.config import UserError, load
@@ -48,8 +50,14 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         ([], "the following arguments are required: COMMAND; see cloze --help"),
         (["rnu", CONFIG], "argument COMMAND: invalid choice: 'rnu'"),
-        (["run"], "the following arguments are required: CONFIG, key=value; see cloze run --help"),
+        (["run"], "the following arguments are required: RUN, key=value; see cloze run --help"),
         (["run", CONFIG, "--untill", "vocab"], "unrecognized arguments: --untill"),
+        (["report", CONFIG, "--json"], "unrecognized arguments: --json"),
+        (["run", "quickstart"], "quickstart: is no run under runs, where there is none; give another name, its root "),
+        (["submit", "quickstart", "--cluster", "gone.yaml"], "quickstart: is no run under runs, where there is none; "),
+        (["run", CONFIG, "--root", "gs://bucket"], "gs://bucket: gs:// is not supported; "),
+        (["plan", "quickstart", "--root", "gs://bucket"], "gs://bucket: gs:// is not supported; "),
+        (["plan", "quickstart", "--root", ""], "an empty path names nothing; "),
         (["run", "gone.yaml"], "gone.yaml: cannot be read (No such file or directory); "),
         (["run", CONFIG, "vocab"], "vocab: is not an override; write key=value"),
         (["run", CONFIG, "vocab.sise=9"], "vocab.sise=9: vocab.sise: unknown key; did you mean size?"),
@@ -115,6 +123,56 @@ def test_the_papers_configurations_are_planned_before_their_data_is_there(
     out = capsys.readouterr().out
     assert all(f"\n{stage} " in out for stage in ("extract", "examples-128", "examples-512", "pretrain", "report"))
     assert "no file matches" in out
+
+
+def test_a_plan_as_json_has_for_each_stage_what_the_table_says(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = "finetune.authors.file=gone.jsonl"
+    assert main(["plan", CONFIG, missing, "--until", "finetune-authors"]) == 0
+    table = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()[1:]}
+    assert main(["plan", CONFIG, missing, "--until", "finetune-authors", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    planned = json.loads(out)
+    assert [stage["stage"] for stage in planned] == list(table)
+    assert all(list(stage) == ["stage", "action", "reason", "output", "fingerprint"] for stage in planned)
+    assert [stage["action"] for stage in planned] == [line[1] for line in table.values()]
+    first, last = planned[0], planned[-1]
+    assert first["reason"] == "no output yet"
+    assert first["output"] == f"{Path.cwd()}/runs/extract/{first['fingerprint']}"
+    assert (last["stage"], last["action"]) == ("finetune-authors", "wait")
+    assert last["reason"].startswith("gone.jsonl: no such file in ")
+    assert last["output"] is None and last["fingerprint"] is None
+
+
+def test_a_dry_run_is_the_plan_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for command in (["plan", CONFIG], ["run", CONFIG, "--dry-run"]):
+        assert main([*command, "--until", "dedup", "--force", "dedup"]) == 0
+        said.append(capsys.readouterr())
+    assert said[0] == said[1] and "forced" in said[0].out
+    assert [path.name for path in Path("runs").iterdir()] == ["sources"]
+    assert not Path("dagster").exists()
+
+
+def test_a_number_that_is_none_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_json([{"loss": math.nan, "rows": (1, -math.inf, {"a": 0.1})}, True, None, "ü"])
+    out = capsys.readouterr().out
+    assert json.loads(out, parse_constant=pytest.fail) == [
+        {"loss": None, "rows": [1, None, {"a": 0.1}]},
+        True,
+        None,
+        "ü",
+    ]
+
+
+def test_the_help_says_what_a_run_is_and_what_its_json_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("run", "plan", "status", "report", "export", "predict", "submit"):
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        out = capsys.readouterr().out
+        assert end.value.code == 0
+        assert "anything with a / in it, or that ends in .yaml" in out and "--root ROOT" in out
+        assert ("--json prints one list" in out) is (command in ("plan", "status", "predict"))
 
 
 def test_overrides_may_stand_before_and_behind_options(capsys: pytest.CaptureFixture[str]) -> None:

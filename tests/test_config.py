@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from pipeline.config import Compute, Config, InputPath, UserError, identity, input_paths, load, with_paths
+from pipeline.config import (
+    Compute,
+    Config,
+    InputPath,
+    UserError,
+    dump,
+    identity,
+    input_paths,
+    load,
+    parse,
+    with_paths,
+)
 
 
 class Phase(Config):
@@ -253,6 +264,15 @@ def test_a_wrong_key_of_such_a_file_is_named_with_its_file_and_line(file: Path) 
 )
 def test_a_wrong_override_is_named_in_one_line(file: Path, override: str, line: str) -> None:
     assert error(None, override).startswith(line)
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "1e-4", "010", "~", "", "a: b #c", " x\n", "é\u2028\x85\x00", "😀" * 99, "!!int 7"]
+)
+def test_what_is_dumped_is_read_as_it_was(text: str) -> None:
+    toy = Toy(name=text, sources=(Source(name="a", files=(text, "*.txt")),), note=text)
+    toy = toy.model_copy(update={"tuning": Tuning(phases=(Phase(steps=1, rate=1e-300), Phase(steps=2, rate=0.1)))})
+    assert parse(Toy, dump(toy.model_dump(mode="json")).encode(), "toy.yaml") == toy
 
 
 def test_identity_leaves_out_how_and_where_to_run() -> None:

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from conftest import free_port, wait_for_port
 
+from infra import named_runs
 from infra.launch import ray_jobs
 from infra.launch.ray_jobs import ClusterConfig, stage_files
 from infra.run_config import RunConfig
-from pipeline.config import UserError, load
+from pipeline.config import UserError, load, parse
+from pipeline.storage import Location
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = str(REPOSITORY / "configs/quickstart.yaml")
@@ -41,7 +43,8 @@ def staged(cluster: ClusterConfig, *overrides: str, until: str | None = None) ->
 
 def test_the_job_gets_the_code_and_nothing_else() -> None:
     folder, _ = staged(SHARED)
-    assert sorted(path.name for path in folder.iterdir()) == ["infra", "pipeline", "run.yaml", "training"]
+    names = ["infra", "pipeline", "run.yaml", "started-as.yaml", "training"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     sent = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {"infra/cli.py", "pipeline/storage.py", "training/pretrain.py", "infra/launch/ray_jobs.py"} <= sent
     assert not [name for name in sent if "__pycache__" in name]
@@ -67,6 +70,24 @@ def test_without_a_shared_disk_local_files_are_sent_along() -> None:
     assert len(files) == 5 and all(file.startswith("sources/") for file in files)
     books = {(folder / file).read_bytes() for file in config.extract.sources[1].files}
     assert books == {book.read_bytes() for book in Path("configs/quickstart/books").iterdir()}
+
+
+def test_the_job_keeps_under_the_root_the_paths_that_the_user_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, config = staged(REMOTE, "root=s3://bucket/runs", "pretrain.seed=7")
+    for name, value in ray_jobs._environment(REMOTE)["env_vars"].items():
+        monkeypatch.setenv(name, value)
+    written: dict[str, bytes] = {}
+    monkeypatch.setattr(Location, "exists", lambda _: False)
+    monkeypatch.setattr(Location, "write_bytes", lambda self, data: written.update({self.uri: data}))
+    here = Path.cwd()
+    monkeypatch.chdir(folder)  # where Ray starts a job
+    named_runs.keep(config)
+    [(place, text)] = written.items()
+    assert place == "s3://bucket/runs/runs/quickstart.yaml"
+    kept = parse(RunConfig, text, place)
+    assert (kept.root, kept.pretrain.seed) == ("s3://bucket/runs", 7)
+    assert kept.extract.sources[1].files == [f"{here}/configs/quickstart/books/*.txt"]
+    assert kept.finetune[0].file == f"{here}/configs/quickstart/authors.jsonl.gz"
 
 
 def test_vocabularies_and_a_splitter_are_sent_when_their_stages_are() -> None:
@@ -256,6 +277,9 @@ def test_a_real_cluster_runs_what_is_sent_and_hands_back_its_exit_status(ray_hea
     assert done.stderr.startswith("sent as quickstart-")
     assert "vocab             done in" in done.stdout
     assert list(Path("runs").glob("vocab/*/vocab.txt"))
+    kept = named_runs.read("quickstart")
+    assert kept.vocab.size == 500
+    assert kept.extract.sources[1].files == [f"{Path.cwd()}/configs/quickstart/books/*.txt"]
 
     Path("no.xml").write_text("hello")
     wrong = submit("extract.sources.enwiki.files=[no.xml]", RAY_AUTH_TOKEN="secret")

@@ -29,7 +29,7 @@ def test_the_configuration_shown_is_the_quickstarts() -> None:
 def test_every_command_shown_is_one() -> None:
     from infra.cli import _parser
 
-    shown = set(re.findall(r"^    cloze (\w+) CONFIG", README, re.MULTILINE))
+    shown = set(re.findall(r"^    cloze (\w+) RUN", README, re.MULTILINE))
     choices = next(action.choices for action in _parser()._actions if action.choices)
     assert shown == set(choices)
 

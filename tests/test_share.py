@@ -1,6 +1,7 @@
 """`cloze export` and `cloze predict`, on a run whose stages are finished; pretraining's weights are random ones."""
 
 import ast
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -247,6 +248,18 @@ def test_predict_shows_a_column_for_each_mask(run, capsys):
     assert head.split() == ["[MASK]", "1", "[MASK]", "2"]
     assert len(lines) == 5
     assert all(re.fullmatch(r"(\S+) +[\d.]+ % +(\S+) +[\d.]+ % *", line) for line in lines), lines
+
+
+def test_predictions_as_json_are_a_list_for_each_mask(run, capsys):
+    assert main(["predict", CONFIG, "a [MASK] [MASK]"]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert main(["predict", CONFIG, "a [MASK] [MASK]", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(list(guess) == ["piece", "probability"] for of_mask in found for guess in of_mask)
+    for column, of_mask in zip((0, 3), found, strict=True):
+        assert [guess["piece"] for guess in of_mask] == [row[column] for row in table]
+        shares = [float(row[column + 1]) / 100 for row in table]
+        assert [guess["probability"] for guess in of_mask] == pytest.approx(shares, abs=6e-4)
 
 
 def test_a_piece_that_looks_like_markup_is_shown_as_it_is(run, monkeypatch, capsys):

@@ -1,13 +1,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy_run as toy
 from toy_run import ToyConfig
 
 from infra.planner import Run
-from infra.status import print_status, results
+from infra.status import print_status, results, statuses
 from pipeline.artifacts import Output
 from pipeline.config import UserError
 from pipeline.examples import ExamplesConfig
@@ -73,6 +74,44 @@ def test_a_stopped_training_tells_its_newest_checkpoint(make: Make, capsys: pyte
     assert status(make(), capsys)["letters"].startswith("half-done checkpoint of step 1,000,000 root/letters/")
 
 
+KEYS = ["stage", "state", "reason", "location", "fingerprint", "bytes", "seconds", "counts", "drops", "progress"]
+KEYS += ["warnings", "heldout", "scores", "page"]
+
+
+def plain(run: Run) -> dict[str, dict[str, Any]]:
+    """Stage -> its status as JSON has it."""
+    found = [status.plain() for status in statuses(run)]
+    assert all(list(stage) == KEYS for stage in found)
+    return {stage["stage"]: stage for stage in found}
+
+
+def test_a_status_has_the_same_keys_however_far_the_stage_is(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(letters=ToyConfig(warning="letters.size: 9 cannot be reached"))
+    nothing = {"seconds": None, "counts": None, "drops": None, "progress": None, "warnings": [], "heldout": None}
+    before = plain(run)
+    assert before["letters"].items() >= {**nothing, "state": "not started", "bytes": 0, "page": None}.items()
+    waiting = {"state": "waiting", "location": None, "fingerprint": None, "bytes": None}
+    assert before["pages"].items() >= {**nothing, **waiting}.items()
+    _, manifest = run.execute("letters")
+    letters = plain(run)["letters"]
+    assert letters["state"] == "done" and letters["warnings"] == ["letters.size: 9 cannot be reached"]
+    assert letters["location"] == f"{Path.cwd()}/root/letters/{manifest.fingerprint}"
+    assert letters["fingerprint"] == manifest.fingerprint
+    assert letters["counts"] == {"letters": 2} and letters["drops"] == {"vowels": 1}
+    assert letters["seconds"] == manifest.seconds
+    assert letters["bytes"] == sum(file.stat().st_size for file in Path("root/letters").rglob("*") if file.is_file())
+
+
+def test_the_progress_of_a_stopped_stage_is_its_parts_and_its_newest_checkpoint(make: Make) -> None:
+    output = make().plan()[0].output
+    assert output
+    output.commit("b", {"letters/b.txt": b"b"})
+    assert plain(make())["letters"]["progress"] == {"parts": 1, "checkpoint_step": None}
+    (output.location / "checkpoints/step-000020-0123abcd/manifest.json").write_text("{}")
+    letters = plain(make())["letters"]
+    assert letters["state"] == "half-done" and letters["progress"] == {"parts": 1, "checkpoint_step": 20}
+
+
 _MASKED = {"mlm_loss": 3.0, "mlm_accuracy": 0.4, "mlm_loss_baseline": 6.5, "mlm_accuracy_baseline": 0.05, "masked": 50}
 _PAIRS = {"nsp_loss": 0.69, "nsp_accuracy": 0.5, "nsp_loss_baseline": 0.6931, "nsp_accuracy_baseline": 0.5}
 _COUNTS = {"pairs": 10, "pairs_1": 5, "answers_1": 10}
@@ -101,6 +140,7 @@ def test_the_newest_evaluation_stands_beside_its_baselines_finished_or_not(
     assert pairs.startswith("letters, step 1,200: It answers right in 50.0 % of 10 pairs")
     assert pairs.endswith('It answers "swapped" to every one of the 10 pairs, as a constant would.')
     assert len(list(results(run))) == (2 if complete else 0)
+    assert plain(run)["letters"]["heldout"] == EVALUATED
 
 
 def test_the_results_are_scores_and_the_reports_place(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,4 +157,5 @@ def test_the_results_are_scores_and_the_reports_place(make: Make, capsys: pytest
         "letters: accuracy 0.750 (0.700 to 0.800); 0.500 from random weights, 0.400 for the majority class",
         f"letters: {make().page}",
     ]
+    assert plain(make())["letters"].items() >= {"scores": scores, "page": f"{Path.cwd()}/root/toy.html"}.items()
     assert "letters:" in status(make(), capsys)

@@ -16,7 +16,8 @@ import toy_run as toy
 from conftest import free_port, wait_for_port
 from toy_run import ToyConfig
 
-from infra import workflow
+from infra import named_runs, workflow
+from infra.cli import main
 from infra.planner import Run
 from pipeline.config import UserError
 
@@ -109,6 +110,41 @@ def test_a_warning_is_said_when_its_stage_ends_and_again_when_the_run_does(
     workflow.materialize(toy_run, "cloze run toy.yaml")  # skips all
     out, err = capfd.readouterr()
     assert "warning" not in err and out == "warning: words.size: 9 cannot be reached\n"
+
+
+def test_a_run_that_was_started_is_known_by_its_name(
+    make: Make, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def cloze(*arguments: str) -> str:
+        assert main(arguments) == 0
+        return capfd.readouterr().out
+
+    make()  # its stages are those of every run from here on
+    handler = signal.getsignal(signal.SIGTERM)
+    root = ("--root", f"{folder}/root")
+    monkeypatch.chdir(Path(__file__).parents[1])
+    cloze("run", "configs/quickstart.yaml", "name=toy", "vocab.size=777", *root, "--until", "words")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    planned = json.loads(cloze("plan", "toy", *root, "--json"))
+    assert [stage["action"] for stage in planned] == ["skip", "skip", "run"]
+    assert cloze("run", "toy", *root, "--dry-run") == cloze("plan", "toy", *root)
+    states = [stage["state"] for stage in json.loads(cloze("status", "toy", *root, "--json"))]
+    assert states == ["done", "done", "not started"]
+    cloze("run", "toy", *root, "schedule=0 4 * * *")
+    assert "pages    done " in cloze("status", "toy", *root)
+    kept = named_runs.read("toy", root=root[1])
+    assert (kept.name, kept.vocab.size, kept.schedule) == ("toy", 777, "0 4 * * *")
+    assert main(["status", "tory", *root]) == 2
+    assert " where there are toy; give another name" in capfd.readouterr().err
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_a_run_that_cannot_start_is_not_kept(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "source.txt").unlink()
+    with pytest.raises(UserError):
+        workflow.materialize(make(), "cloze run")
+    assert not (tmp_path / "root/runs/toy.yaml").exists()
 
 
 def test_dagster_itself_prints_nothing(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +284,29 @@ def test_the_pages_show_every_run_of_cloze_config(monkeypatch: pytest.MonkeyPatc
         workflow.defs()
 
 
+def test_the_pages_show_a_run_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = Path(__file__).parents[1] / "configs/quickstart.yaml"
+    monkeypatch.chdir(tmp_path)
+    named_runs.keep(named_runs.read(str(config), ["name=mine"]))
+    monkeypatch.setenv("CLOZE_CONFIG", f"mine {config}")
+    assert {job.name for job in workflow.defs().jobs or []} >= {"quickstart", "mine"}
+
+
+def test_a_root_where_no_configuration_can_be_kept_is_said_in_one_line(
+    make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/runs").write_text("")
+    handler = signal.getsignal(signal.SIGTERM)
+    config = str(Path(__file__).parents[1] / "configs/quickstart.yaml")
+    assert main(["run", config, "--root", str(tmp_path / "root")]) == 2
+    assert capfd.readouterr().err.startswith(
+        f"cloze: {tmp_path}/root/runs: cannot be made (File exists); set root= to "
+    )
+    signal.signal(signal.SIGTERM, handler)
+
+
 _ASSETS = "{ assetNodes { assetKey { path } } }"
 _SCHEDULES = """
 { repositoriesOrError { ... on RepositoryConnection { nodes { schedules { cronSchedule scheduleState { status } }}}}}
@@ -308,3 +367,4 @@ def test_the_pages_open_and_a_stage_can_be_launched_there(pages: Ask, tmp_path: 
         time.sleep(1)
     assert status == "SUCCESS"
     assert list(tmp_path.glob("extract/*/manifest.json"))
+    assert named_runs.read("quickstart", root=str(tmp_path)).root == str(tmp_path)

@@ -11,7 +11,7 @@ from infra.planner import Run
 from infra.run_config import RunConfig
 from infra.stages import Stage
 from pipeline.artifacts import Manifest, Output
-from pipeline.config import Compute, Config, InputPath, identity
+from pipeline.config import Compute, Config, InputPath, identity, load
 
 VERSION = 1
 
@@ -66,4 +66,5 @@ def toy_run(patch: pytest.MonkeyPatch, root: str | Path, source: str | Path, **c
         ),
     ]
     patch.setattr("infra.planner.stages", lambda _: stages)
-    return Run(RunConfig.model_construct(name="toy", root=str(root), schedule="0 3 * * 0"))
+    quickstart = Path(__file__).parents[1] / "configs/quickstart.yaml"
+    return Run(load(RunConfig, quickstart, ["name=toy", f"root={root}"]))

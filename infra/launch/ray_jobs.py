@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from infra import named_runs
 from infra.launch.local import WORKERS_PYTHON
 from infra.planner import Run
 from infra.run_config import RunConfig
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("pipeline", "training", "infra")
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _CONFIG = "run.yaml"
+_STARTED_AS = "started-as.yaml"  # the same with the user's paths, which the job leaves under the root
 _MOST_BYTES = 95_000_000  # Ray takes working directories up to 100 MiB
 _STARTING_SECONDS = 60.0
 _NO_AGENT = "No available agent"  # it has not started, or its port was another Ray's: each `ray.init` takes 52365
@@ -79,15 +81,22 @@ class ClusterConfig(Config):
 
 
 def submit(
-    config_path: str, overrides: Sequence[str], cluster_path: str, until: str | None = None, force: Sequence[str] = ()
+    run: str,
+    overrides: Sequence[str],
+    cluster_path: str,
+    until: str | None = None,
+    force: Sequence[str] = (),
+    root: str | None = None,
 ) -> int:
     """Send `cloze run` to a cluster, or attach to it if the same is running there; returns its exit status.
+
+    `run`, `overrides` and `root` are those of `named_runs.read`.
 
     Ctrl-C leaves the job running and returns 130. Raises UserError: cluster not reachable, token refused, a root or a
     file that the cluster cannot see, an interpreter that is not there or lacks a package.
     """
     cluster = load(ClusterConfig, cluster_path)
-    config = load(RunConfig, config_path, [*cluster.overrides, *overrides])
+    config = named_runs.read(run, overrides, root, defaults=cluster.overrides)
     client = _connect(cluster, cluster_path)
     options = [*(["--until", until] if until else []), *(word for stage in force for word in ("--force", stage))]
     entrypoint = shlex.join([cluster.interpreter, "-m", "infra.cli", "run", _CONFIG, *options])
@@ -132,6 +141,8 @@ def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: 
     data = {**with_paths(config, place), "root": root}
     # JSON is YAML, and quotes every text.
     (folder / _CONFIG).write_text(json.dumps(data, indent=1, ensure_ascii=False))
+    started_as = named_runs.started_as(config.model_copy(update={"root": data["root"]}))
+    (folder / _STARTED_AS).write_text(started_as, encoding="utf-8")
 
 
 def _root(config: RunConfig, cluster: ClusterConfig) -> str:
@@ -155,7 +166,7 @@ def _placed(path: MarkedPath, pattern: str, uploads: "_Uploads | None") -> list[
     if uploads:
         return uploads(pattern)
     find(pattern)  # raises MissingFile
-    return [os.path.abspath(pattern)]  # noqa: PTH100 (a pattern, no path)
+    return [named_runs.absolute(pattern)]
 
 
 class _Uploads:
@@ -186,6 +197,7 @@ def _environment(cluster: ClusterConfig) -> dict[str, Any]:
     """The job's runtime environment, without its working directory."""
     env_vars = {
         "CLOZE_GIT_COMMIT": git_commit(),
+        named_runs.STARTED_AS: _STARTED_AS,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS),
     }
