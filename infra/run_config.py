@@ -10,8 +10,8 @@ from pipeline.examples import ExamplesConfig
 from pipeline.extract import ExtractConfig
 from pipeline.tokens import TokensConfig
 from pipeline.vocab import VocabConfig
-from training.finetune import FinetuneConfig
 from training.pretrain import PretrainConfig
+from training.tasks.registry import FinetuneConfig
 
 
 class RunConfig(Config):

@@ -19,7 +19,7 @@ from small_pretraining import trained
 from infra.launch.local import ray_session
 from pipeline.artifacts import Artifact
 from pipeline.storage import Location
-from training import workers
+from training import elastic as elastic_size
 from training.pretrain import PretrainConfig
 
 # Ray is imported where it is used: it reads the environment then.
@@ -86,7 +86,7 @@ def elastic(train: Train, steps: Path) -> None:
     """Two nodes; one is lost without notice after six steps, another comes after four more. `told`: step, workers."""
     import ray
 
-    workers._ROOM_SECONDS = 1.0
+    elastic_size._LOOK_SECONDS = 1.0
     cluster, (_, lost) = nodes()
     told = steps / "told"
 

@@ -15,13 +15,11 @@ from pipeline.config import Config, UserError, identity, load
 from pipeline.storage import Location
 from pipeline.tokenizer import SPECIAL_TOKENS, build
 from training.tasks.classification import (
-    ClassificationTask,
+    ClassificationConfig,
     Columns,
     Example,
-    Trial,
     accuracy_and_loss,
     batch,
-    batches,
     check,
     label_counts,
     predictions,
@@ -29,6 +27,7 @@ from training.tasks.classification import (
     read,
     scores,
 )
+from training.tasks.task import Trial
 
 ROWS = [
     ('He said "no", twice', "novel", "train"),
@@ -167,24 +166,6 @@ def test_a_text_becomes_cls_pieces_sep_and_is_cut_to_the_length():
     assert not token_type_ids.any()
 
 
-def test_an_epoch_has_every_row_once_and_little_padding():
-    lengths = np.random.default_rng(1).integers(10, 128, 1000)
-    first = batches(lengths, 32, seed=1, epoch=0)
-    assert sorted(np.concatenate(first).tolist()) == list(range(1000))
-    assert max(map(len, first)) == 32
-    padded = sum(lengths[rows].max() * len(rows) for rows in first) / lengths.sum()
-    assert padded < 1.1
-    widths = [lengths[rows].max() for rows in first]
-    assert abs(np.corrcoef(widths, np.arange(len(widths)))[0, 1]) < 0.5  # not from short to long
-
-
-def test_the_order_depends_on_seed_and_epoch_alone():
-    lengths = np.arange(10, 110)
-    assert all(map(np.array_equal, batches(lengths, 8, 1, 0), batches(lengths, 8, 1, 0)))
-    for other in (batches(lengths, 8, 1, 1), batches(lengths, 8, 2, 0)):
-        assert not all(map(np.array_equal, batches(lengths, 8, 1, 0), other))
-
-
 def test_accuracy_and_loss_are_those_of_the_true_labels():
     probabilities = np.array([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]], dtype=np.float32)
     accuracy, loss = accuracy_and_loss(probabilities, np.array([0, 1]))
@@ -205,7 +186,7 @@ def test_scores_hold_the_interval_of_the_accuracy():
 
 
 class Tasks(Config):
-    tasks: tuple[ClassificationTask, ...]
+    tasks: tuple[ClassificationConfig, ...]
 
 
 def test_one_value_or_several_to_try_are_read_from_yaml(tmp_path):
@@ -239,5 +220,5 @@ def test_an_impossible_setting_is_named(tmp_path, setting, message):
 
 
 def test_the_path_of_the_file_is_no_part_of_the_identity():
-    here, there = (ClassificationTask(name="a", file=file, learning_rate=1e-3) for file in ("a.csv", "b/a.csv"))
+    here, there = (ClassificationConfig(name="a", file=file, learning_rate=1e-3) for file in ("a.csv", "b/a.csv"))
     assert identity(here) == identity(there)

@@ -12,18 +12,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load as load_tensors
+from shares_task import Shares, SharesConfig
 from small_examples import alone  # noqa: F401 (a fixture)
 
 from pipeline.artifacts import Artifact, Manifest, Output, SourceFile, source_file
-from pipeline.config import UserError
+from pipeline.config import Config, UserError
+from pipeline.config import load as load_config
 from pipeline.storage import Location
 from pipeline.tokenizer import SPECIAL_TOKENS, build, load, transformers_config
 from training import checkpoint
 from training.checkpoint import SavedConfig
 from training.device import cpu_threads
-from training.finetune import VARIANTS, FinetuneConfig, Setup, Worker, run, thinned
+from training.finetune import VARIANTS, Setup, Worker, batches, check, run, thinned
 from training.model import BertConfig, BertForPreTraining, BertForSequenceClassification
-from training.tasks import classification
+from training.tasks import registry
+from training.tasks.classification import ClassificationConfig
+from training.tasks.registry import task_of
+from training.tasks.task import TaskConfig
 
 COLOURS, SHAPES, OTHERS = ("red", "blue", "green"), ("round", "square", "flat"), ("the", "a", "is", "of", "old", "new")
 PIECES = [*SPECIAL_TOKENS, *COLOURS, *SHAPES, *OTHERS]
@@ -34,7 +39,7 @@ Inputs = dict[str, Any]
 Silent: Callable[[float, str], None] = lambda done, note: None  # noqa: E731
 
 
-def config(**changed: Any) -> FinetuneConfig:
+def config(**changed: Any) -> ClassificationConfig:
     settings = {
         "max_seq_length": 16,
         "learning_rate": 0.02,
@@ -44,7 +49,7 @@ def config(**changed: Any) -> FinetuneConfig:
         "threads": 1,
         "seed": 3,
     }
-    return FinetuneConfig(**{"name": "words", "file": "words.jsonl", **settings, **changed})
+    return ClassificationConfig(**{"name": "words", "file": "words.jsonl", **settings, **changed})
 
 
 def labelled() -> list[dict[str, str]]:
@@ -86,19 +91,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return {"checkpoint": write_checkpoint(root), "vocab": write_vocab(root), "data": write_data(root)}
 
 
-def setup(settings: FinetuneConfig, inputs: Inputs, out: Output) -> Setup:
-    examples = classification.read(inputs["data"].location, settings.columns)
-    labels = classification.check(examples, inputs["data"].location)
-    tokenizer = load(inputs["vocab"].location / "tokenizer.json")
-    prepared = classification.prepare(examples, labels, tokenizer, settings.max_seq_length)
-    return Setup(settings, prepared, examples, inputs["checkpoint"], inputs["vocab"], out)
+def setup(settings: TaskConfig, inputs: Inputs, out: Output) -> Setup:
+    task = task_of(settings).read(settings, inputs["data"].location)
+    prepared = task.prepare(load(inputs["vocab"].location / "tokenizer.json"))
+    return Setup(settings, task, prepared, inputs["checkpoint"], inputs["vocab"], out)
 
 
 def output(folder: Path) -> Output:
     return Output(Location(str(folder)), "finetune-words", 1, "0")
 
 
-def trained_here(settings: FinetuneConfig, inputs: Inputs, folder: Path) -> Output:
+def trained_here(settings: TaskConfig, inputs: Inputs, folder: Path) -> Output:
     """Both variants, trained in this process on one thread."""
     out = output(folder)
     with cpu_threads(settings.threads):
@@ -306,6 +309,24 @@ def test_texts_longer_than_the_models_positions_are_refused_before_training(inpu
         run(config(max_seq_length=17), inputs, output(tmp_path / "out"))
 
 
+def test_an_epoch_has_every_row_once_and_little_padding():
+    lengths = np.random.default_rng(1).integers(10, 128, 1000)
+    first = batches(lengths, 32, seed=1, epoch=0)
+    assert sorted(np.concatenate(first).tolist()) == list(range(1000))
+    assert max(map(len, first)) == 32
+    padded = sum(lengths[rows].max() * len(rows) for rows in first) / lengths.sum()
+    assert padded < 1.1
+    widths = [lengths[rows].max() for rows in first]
+    assert abs(np.corrcoef(widths, np.arange(len(widths)))[0, 1]) < 0.5  # not from short to long
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    lengths = np.arange(10, 110)
+    assert all(map(np.array_equal, batches(lengths, 8, 1, 0), batches(lengths, 8, 1, 0)))
+    for other in (batches(lengths, 8, 1, 1), batches(lengths, 8, 2, 0)):
+        assert not all(map(np.array_equal, batches(lengths, 8, 1, 0), other))
+
+
 def test_a_long_curve_is_thinned_to_means():
     points = thinned([float(step) for step in range(1000)])
     assert len(points) == 200
@@ -313,3 +334,54 @@ def test_a_long_curve_is_thinned_to_means():
     assert points[-1] == (1000, 997.0)
     assert thinned([3.0, 2.0]) == [(1, 3.0), (2, 2.0)]
     assert sum(mean for _, mean in thinned([1.0] * 401)) == pytest.approx(len(thinned([1.0] * 401)))
+
+
+def test_a_kind_of_task_is_a_file_and_a_row_of_the_registry(inputs, alone, tmp_path, monkeypatch):  # noqa: F811
+    """A regression, of which training/finetune.py knows nothing: read from YAML, checked, trained, scored."""
+    monkeypatch.setitem(registry.TASKS, SharesConfig, Shares)
+
+    class Tasks(Config):
+        finetune: tuple[registry.of_any_kind(registry.TASKS), ...]
+
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "finetune:\n"
+        "  - {name: words, kind: shares, file: x, learning_rate: 2e-2, batch_size: 9, epochs: 2, "
+        "max_seq_length: 16, threads: 1}\n"
+        "  - {name: others, file: x, learning_rate: 1e-3}\n"
+    )
+    settings, other = load_config(Tasks, file).finetune
+    assert isinstance(settings, SharesConfig) and isinstance(other, ClassificationConfig)
+    check(settings, inputs)
+    with pytest.raises(UserError, match="every text is 0; give some that are not"):
+        check(settings.model_copy(update={"column": "text"}), inputs)
+
+    out = trained_here(settings, inputs, tmp_path / "out")
+    manifest = run(settings, inputs, out)
+    facts = manifest.facts
+    assert list(facts["scores"]) == ["pretrained", "random", "mean"]
+    assert facts["scores"]["mean"] == {"error": 0.25} and facts["shapes"] > 0
+    curves = facts["variants"]["random"]
+    assert len(curves["loss"]) == 2 * 8 and len(curves["dev_error"]) == 2
+    assert curves["merit"] == [-min(curves["dev_error"])]
+    assert {"model/column.txt", "predictions/random.jsonl"} <= manifest.files.keys()
+    assert manifest.config["kind"] == "shares" and manifest.counts["test"] == 20
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{name: a, kind: spans, file: x, learning_rate: 1e-3}", r"its kind is none that there is; give one of: class"),
+        ("{name: a, file: x, learning_rate: 1e-3, column: label}", r"unknown key; did you mean columns"),
+        ("{name: a, file: x, learning_rate: 1e-3, columns: {txt: b}}", r"columns\.txt: unknown key; did you mean text"),
+        ("{name: a, file: x}", r"learning_rate: is missing; add it"),
+    ],
+)
+def test_a_task_that_cannot_be_is_an_error_of_one_line(tmp_path, entry, message):
+    class Tasks(Config):
+        finetune: tuple[registry.FinetuneConfig, ...]
+
+    (tmp_path / "run.yaml").write_text(f"finetune:\n  - {entry}\n")
+    with pytest.raises(UserError, match=rf"run\.yaml:2: finetune\.0.*{message}") as caught:
+        load_config(Tasks, tmp_path / "run.yaml")
+    assert "\n" not in str(caught.value)

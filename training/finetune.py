@@ -10,28 +10,27 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
-from pydantic import Field
 from torch import nn
-from torch.nn import functional
 
 from pipeline.artifacts import Artifact, Manifest, Output, Part, SourceFile
-from pipeline.config import Compute, UserError, identity
+from pipeline.config import UserError, identity
 from pipeline.tokenizer import load
-from training import metrics
 from training.agreement import agreed
 from training.checkpoint import CheckpointRef, SavedConfig
+from training.data import Ints
 from training.device import Precision, autocast, has_bf16, worker_device
-from training.model import BertForSequenceClassification, load_encoder
+from training.elastic import Placement, nodes
+from training.heartbeat import Progress, Tell
+from training.model import load_encoder
 from training.optim import OptimizerConfig, adamw, learning_rate_at, parameter_groups
-from training.tasks import classification
-from training.tasks.classification import ClassificationTask, Encoded, Example, Prepared, Trial
-from training.workers import Group, Tell, fit, nodes
+from training.ray_train import RestartPolicy, run_workers
+from training.tasks.registry import task_of
+from training.tasks.task import SPLITS, Encoded, Prepared, Rows, Task, TaskConfig, Trial
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -49,27 +48,19 @@ _SHOWN = 4  # test examples of each kind for the report
 _SHOWN_CHARS = 400
 
 
-class FinetuneConfig(ClassificationTask):
-    """The task, and how and where to train."""
-
-    gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
-    workers: Annotated[int | None, Compute, Field(gt=0)] = None  # one for each GPU, one without any
-    threads: Annotated[int, Compute, Field(gt=0)] = 2  # of a worker's processor cores
-
-
 @dataclass(frozen=True)
 class Setup:
     """What every worker is given."""
 
-    config: FinetuneConfig
+    config: TaskConfig
+    task: Task
     prepared: Prepared
-    examples: list[Example]
     checkpoint: CheckpointRef
     vocab: Artifact
     out: Output
 
     def steps(self, trial: Trial) -> int:
-        return trial.epochs * math.ceil(len(self.prepared.splits["train"].targets) / trial.batch_size)
+        return trial.epochs * math.ceil(len(self.prepared.splits["train"].lengths) / trial.batch_size)
 
     def parts(self, variant: str) -> list[str]:
         """The names of the parts that a variant has: one for each trial and, once all are there, its own."""
@@ -83,31 +74,24 @@ class Setup:
 
 @dataclass
 class Outcome:
-    """What a trial gives: curves, its best epoch (of equal accuracies the one of lower loss) and that one's weights."""
+    """What a trial gives: curves, its best epoch (of equal ones the first) and that one's weights."""
 
     losses: list[float] = field(default_factory=list)  # a step
-    dev_accuracy: list[float] = field(default_factory=list)  # an epoch
-    dev_loss: list[float] = field(default_factory=list)
+    dev: list[Mapping[str, float]] = field(default_factory=list)  # the task's metrics, an epoch
+    merit: tuple[float, ...] = ()  # what trials and epochs are compared by
     best_epoch: int = 0  # from 1
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def add_epoch(self, accuracy: float, loss: float, model: nn.Module) -> None:
-        self.dev_accuracy.append(accuracy)
-        self.dev_loss.append(loss)
-        if not self.best_epoch or (accuracy, -loss) > self.merit:
-            self.best_epoch = len(self.dev_accuracy)
+    def add_epoch(self, metrics: Mapping[str, float], merit: tuple[float, ...], model: nn.Module) -> None:
+        self.dev.append(metrics)
+        if not self.best_epoch or merit > self.merit:
+            self.best_epoch, self.merit = len(self.dev), merit
             self.weights = copy.deepcopy(model.state_dict())
-
-    @property
-    def merit(self) -> tuple[float, float]:
-        """What trials and epochs are compared by."""
-        return self.dev_accuracy[self.best_epoch - 1], -self.dev_loss[self.best_epoch - 1]
 
     def facts(self) -> dict[str, Any]:
         return {
             "loss": thinned(self.losses),
-            "dev_accuracy": self.dev_accuracy,
-            "dev_loss": self.dev_loss,
+            **{f"dev_{name}": [metrics[name] for metrics in self.dev] for name in self.dev[0]},
             "best_epoch": self.best_epoch,
             "merit": list(self.merit),
         }
@@ -118,6 +102,22 @@ def thinned(losses: Sequence[float]) -> list[tuple[int, float]]:
     stretch = math.ceil(len(losses) / _CURVE_POINTS)
     parts = [losses[start : start + stretch] for start in range(0, len(losses), stretch)]
     return [(min((i + 1) * stretch, len(losses)), sum(part) / len(part)) for i, part in enumerate(parts)]
+
+
+def batches(lengths: Ints, batch_size: int, seed: int, epoch: int) -> list[Rows]:
+    """The rows of each batch of an epoch: every row once, by lot, with those of like length together.
+
+    Within every 16 batches' rows the batches are cut along the length, then the batches are shuffled: a quarter of the
+    work would be padding otherwise.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order, window = random.permutation(len(lengths)), 16 * batch_size
+    found = []
+    for start in range(0, len(order), window):
+        rows = order[start : start + window]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        found += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    return [found[i] for i in random.permutation(len(found))]
 
 
 # In a worker
@@ -143,13 +143,12 @@ class Worker:
             if all(map(self._part, self.setup.parts(variant))):
                 self.done += sum(map(self.setup.steps, trials))
                 continue
-            merits: dict[Trial, tuple[float, float]] = {}
+            merits: dict[Trial, tuple[float, ...]] = {}
             kept: tuple[Trial, Outcome] | None = None  # the best of this attempt
             for trial in trials:
                 name = f"{variant}-{trial.name}"
                 if part := self._part(name):
-                    accuracy, negative_loss = part.facts["merit"]
-                    merits[trial] = (accuracy, negative_loss)
+                    merits[trial] = tuple(part.facts["merit"])
                     self.done += self.setup.steps(trial)
                     continue
                 outcome = self.train(variant, trial)
@@ -170,7 +169,7 @@ class Worker:
 
     def train(self, variant: str, trial: Trial) -> Outcome:
         """One trial from its first step to its last."""
-        data, seed = self.setup.prepared.splits["train"], self.setup.config.seed
+        data, seed, task = self.setup.prepared.splits["train"], self.setup.config.seed, self.setup.task
         steps = self.setup.steps(trial)
         # with the correction of Adam's bias, without which some seeds fail on small sets (arXiv:2006.05987)
         settings = OptimizerConfig(
@@ -181,7 +180,7 @@ class Worker:
         outcome = Outcome()
         torch.manual_seed(seed * self.workers + self.rank)  # dropout
         for epoch in range(trial.epochs):
-            for rows in classification.batches(data.ids.lengths, trial.batch_size, seed, epoch):
+            for rows in batches(data.lengths, trial.batch_size, seed, epoch):
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = learning_rate_at(len(outcome.losses), settings, steps)
                 loss = self._step(model, optimizer, rows, settings)
@@ -189,35 +188,26 @@ class Worker:
                 self.done += 1
                 self.tell(self.done, f"{variant}, epoch {epoch + 1} of {trial.epochs}, loss {loss:.3f}")
             dev = self.setup.prepared.splits["dev"]
-            outcome.add_epoch(*classification.accuracy_and_loss(self.predict(model, dev), dev.targets), model)
+            metrics = task.evaluate(self.answers(model, dev), dev)
+            outcome.add_epoch(metrics, task.merit(metrics), model)
         return outcome
 
-    def _model(self, variant: str) -> BertForSequenceClassification:
-        labels = len(self.setup.prepared.labels)
-        model = BertForSequenceClassification(
-            self.saved.model, self.saved.vocab_size, labels, seed=self.setup.config.seed
-        )
+    def _model(self, variant: str) -> nn.Module:
+        model = self.setup.task.model(self.saved)
         if variant == "pretrained":
             load_encoder(model, self.setup.checkpoint.weights())
         return model.to(self.device)
 
-    def _step(
-        self,
-        model: BertForSequenceClassification,
-        optimizer: torch.optim.Optimizer,
-        rows: NDArray[np.int64],
-        settings: OptimizerConfig,
-    ) -> float:
+    def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Rows, settings: OptimizerConfig) -> float:
         """An update from the mean loss over `rows`, of which each worker takes its share; that loss."""
-        data, mine = self.setup.prepared.splits["train"], rows[self.rank :: self.workers]
+        data, mine, task = self.setup.prepared.splits["train"], rows[self.rank :: self.workers], self.setup.task
         model.train()
         optimizer.zero_grad()
         loss = torch.zeros((), device=self.device)
         if len(mine):
             with autocast(self.device, self.precision):
-                logits = model(*classification.batch(data, mine, self.device))
-            targets = torch.from_numpy(data.targets[mine]).to(self.device)
-            loss = functional.cross_entropy(logits, targets, reduction="sum") / len(rows)
+                outputs = model(*task.inputs(data, mine, self.device))
+            loss = task.loss(outputs, data, mine) / len(rows)
             loss.backward()
         loss = self._summed(model, loss.detach())
         if not math.isfinite(loss):
@@ -241,32 +231,33 @@ class Worker:
             gradient.copy_(values.view_as(gradient))
         return total.item()
 
-    def predict(self, model: BertForSequenceClassification, data: Encoded) -> NDArray[np.float32]:
-        """The probability of each label for each example [n, labels]; the workers share the examples."""
-        order = np.argsort(data.ids.lengths, kind="stable")  # rows of like length together: little padding
+    def answers(self, model: nn.Module, data: Encoded) -> list[Any]:
+        """The task's answer for each example, in their order; the workers share the examples."""
+        order = np.argsort(data.lengths, kind="stable")  # rows of like length together: little padding
         mine = order[self.rank :: self.workers]
-        found = np.zeros((len(mine), len(self.setup.prepared.labels)), dtype=np.float32)
+        found = list[Any]()
         model.eval()
         with torch.inference_mode(), autocast(self.device, self.precision):
             for start in range(0, len(mine), _EVAL_BATCH):
-                logits = model(*classification.batch(data, mine[start : start + _EVAL_BATCH], self.device))
-                found[start : start + _EVAL_BATCH] = logits.softmax(-1).cpu().numpy()
+                rows = mine[start : start + _EVAL_BATCH]
+                outputs = model(*self.setup.task.inputs(data, rows, self.device))
+                found += self.setup.task.answers(outputs, data, rows)
         shares: list[Any] = [None] * self.workers
         dist.all_gather_object(shares, found)
-        probabilities = np.empty((len(order), found.shape[1]), dtype=np.float32)
+        answers: list[Any] = [None] * len(order)
         for rank, share in enumerate(shares):
-            probabilities[order[rank :: self.workers]] = share
-        return probabilities
+            for row, answer in zip(order[rank :: self.workers], share, strict=True):
+                answers[row] = answer
+        return answers
 
     def _finish(self, variant: str, trial: Trial, outcome: Outcome) -> None:
         """Test the best epoch of the best trial, and commit the variant: predictions, and the model if pretrained."""
         model = self._model(variant)
         model.load_state_dict(outcome.weights)
-        probabilities = self.predict(model, self.setup.prepared.splits["test"])
+        answers = self.answers(model, self.setup.prepared.splits["test"])
         if self.rank:
             return
-        prepared = self.setup.prepared
-        predictions = classification.predictions(_test(self.setup.examples), prepared.labels, probabilities)
+        predictions = self.setup.task.predictions(_examples(self.setup.task, "test"), answers)
         files = {f"predictions/{variant}.jsonl": _lines(predictions)}
         if variant == "pretrained":
             files |= _model_files(self.setup, outcome.weights)
@@ -279,7 +270,7 @@ class Worker:
         self.setup.out.commit(variant, files, facts=facts)
 
 
-def _best(merits: Mapping[Trial, tuple[float, float]]) -> Trial:
+def _best(merits: Mapping[Trial, tuple[float, ...]]) -> Trial:
     """The trial with the best epoch on dev, of equals the first."""
     return max(merits, key=lambda trial: merits[trial])
 
@@ -288,8 +279,8 @@ def _work(setup: Setup, tell: Tell) -> None:
     Worker(setup, tell).train_all()
 
 
-def _test(examples: Sequence[Example]) -> list[Example]:
-    return [example for example in examples if example.split == "test"]
+def _examples(task: Task, split: str) -> list[Any]:
+    return [example for example in task.examples if example.split == split]
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -306,7 +297,7 @@ def _model_files(setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, by
     return {
         "model/model.safetensors": save({name: weight.cpu().contiguous() for name, weight in weights.items()}),
         "model/config.json": config.encode(),
-        "model/labels.json": json.dumps(setup.prepared.labels, ensure_ascii=False).encode(),
+        **{f"model/{name}": data for name, data in setup.task.model_files().items()},
         **{f"model/{name}": data for name, data in vocab.items()},
     }
 
@@ -314,32 +305,30 @@ def _model_files(setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, by
 # In the driver
 
 
-def check(config: FinetuneConfig, sources: Mapping[str, SourceFile]) -> None:
-    """Raises UserError for a labelled file that cannot be read, learned from or scored."""
-    location = sources["data"].location
-    classification.check(classification.read(location, config.columns), location)
+def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
+    """Raises UserError when the labelled file cannot be read, learned from or scored."""
+    task_of(config).read(config, sources["data"].location)
 
 
-def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
+def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     """inputs: "checkpoint" (CheckpointRef), "vocab" (Artifact), "data" (SourceFile). Wants a Ray session.
 
-    facts: "labels" (split -> label -> count), "scores" (pretrained, random, majority -> accuracy, interval, macro_f1,
-    matthews), "variants" (pretrained, random -> trial, loss, dev_accuracy, dev_loss, best_epoch), "trials" (the same
-    for each), "examples" (some of the test part, right and wrong), "notes" (what a user should know of the start).
+    facts: what the task says of its file, "scores" (pretrained, random and the task's baseline -> numbers by name),
+    "variants" (pretrained, random -> trial, loss, the task's metrics on dev, best_epoch), "trials" (the same for each),
+    "examples" (some of the test part, right and wrong), "notes" (what a user should know of the start).
     Raises UserError.
     """
     checkpoint: CheckpointRef = inputs["checkpoint"]
     vocab: Artifact = inputs["vocab"]
     data: SourceFile = inputs["data"]
-    examples = classification.read(data.location, config.columns)
-    labels = classification.check(examples, data.location)
+    task = task_of(config).read(config, data.location)
     tokenizer = load(vocab.location / "tokenizer.json")
     _check_model(checkpoint.config(), tokenizer, config)
-    prepared = classification.prepare(examples, labels, tokenizer, config.max_seq_length)
-    setup = Setup(config, prepared, examples, checkpoint, vocab, out)
+    prepared = task.prepare(tokenizer)
+    setup = Setup(config, task, prepared, checkpoint, vocab, out)
     names = [name for variant in VARIANTS for name in setup.parts(variant)]
     if len(out.parts(names)) < len(names):
-        group = Group.fitting(
+        placement = Placement.fitting(
             nodes(),
             stage=f"finetune-{config.name}",
             gpus=config.gpus,
@@ -348,7 +337,8 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
             without_gpus=1,
         )
         total = len(VARIANTS) * sum(map(setup.steps, config.trials))
-        fit(_work, setup, group, out, total, "steps", done=sum(map(setup.finished, VARIANTS)))
+        progress = Progress(out, total, "steps", sum(map(setup.finished, VARIANTS)))
+        run_workers(_work, setup, placement, RestartPolicy(), progress)
     parts = out.planned(names)
     facts = _facts(setup, {part.name: part.facts for part in parts})
     scores = out.commit("scores", {"scores.json": json.dumps(facts["scores"], indent=1, ensure_ascii=False).encode()})
@@ -356,13 +346,12 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
         [*parts, scores],
         identity(config),
         {"checkpoint": checkpoint.digest, "vocab": vocab.fingerprint, "data": data.identity},
-        counts={split: len(prepared.splits[split].targets) for split in classification.SPLITS}
-        | {"truncated": prepared.truncated},
+        counts={split: len(prepared.splits[split].lengths) for split in SPLITS} | {"truncated": prepared.truncated},
         facts=facts,
     )
 
 
-def _check_model(saved: SavedConfig, tokenizer: "Tokenizer", config: FinetuneConfig) -> None:
+def _check_model(saved: SavedConfig, tokenizer: "Tokenizer", config: TaskConfig) -> None:
     """Raises UserError when the checkpoint fits neither the vocabulary nor the length."""
     if saved.vocab_size != tokenizer.get_vocab_size():
         raise UserError(
@@ -378,29 +367,27 @@ def _check_model(saved: SavedConfig, tokenizer: "Tokenizer", config: FinetuneCon
 
 def _facts(setup: Setup, parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """What the report shows, from the facts of the finished parts."""
-    test = _test(setup.examples)
-    truth = [example.label for example in test]
-    train = [example.label for example in setup.examples if example.split == "train"]
-    predicted = {variant: parts[variant]["predicted"] for variant in VARIANTS}
-    predicted["majority"] = metrics.majority(train, truth)
+    task, test = setup.task, _examples(setup.task, "test")
+    baseline, answers = task.baseline(test)
+    predicted = {**{variant: parts[variant]["predicted"] for variant in VARIANTS}, baseline: answers}
     return {
-        "labels": classification.label_counts(setup.examples),
-        "scores": {name: classification.scores(truth, labels) for name, labels in predicted.items()},
+        **task.facts(),
+        "scores": {name: task.scores(test, answers) for name, answers in predicted.items()},
         "variants": {
             variant: {key: value for key, value in parts[variant].items() if key != "predicted"} for variant in VARIANTS
         },
         "trials": {name: facts for name, facts in parts.items() if name not in VARIANTS},
-        "examples": _shown(test, predicted["pretrained"], setup.config.seed),
+        "examples": _shown([task.sample(example) for example in test], predicted["pretrained"], setup.config.seed),
         "notes": [] if setup.checkpoint.config().nsp else [_NO_POOLER],
     }
 
 
-def _shown(test: Sequence[Example], predicted: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """Some test examples that were classified rightly and some that were not, drawn by lot, in the file's order."""
+def _shown(test: Sequence[Mapping[str, Any]], predicted: Sequence[Any], seed: int) -> list[dict[str, Any]]:
+    """Some test examples that were answered rightly and some that were not, drawn by lot, in the file's order."""
     order = np.random.default_rng(seed).permutation(len(test))
-    right = [i for i in order if test[i].label == predicted[i]][:_SHOWN]
-    wrong = [i for i in order if test[i].label != predicted[i]][:_SHOWN]
+    right = [i for i in order if test[i]["label"] == predicted[i]][:_SHOWN]
+    wrong = [i for i in order if test[i]["label"] != predicted[i]][:_SHOWN]
     return [
-        {"text": test[i].text[:_SHOWN_CHARS], "label": test[i].label, "predicted": predicted[i]}
+        {**test[i], "text": test[i]["text"][:_SHOWN_CHARS], "predicted": predicted[i]}
         for i in [*sorted(right), *sorted(wrong)]
     ]

@@ -20,14 +20,16 @@ from pipeline.storage import Location
 from training import events, guards
 from training.checkpoint import CheckpointRef, best, final, newest, prune
 from training.data import Examples, paired
+from training.elastic import Placement, nodes
 from training.engine import DeepSpeedConfig
 from training.guards import Skip
+from training.heartbeat import Progress
 from training.model import BertConfig
 from training.optim import OptimizerConfig
+from training.ray_train import RestartPolicy, run_workers
 from training.record import lines, summary
 from training.start import is_digest, register, starting_weights, vocabulary, weights_file
 from training.trainer import Hook, Setup, work
-from training.workers import Group, fit, nodes
 
 VERSION = 7
 
@@ -137,12 +139,12 @@ class PretrainConfig(Config):
         return spent / budget * self.extent[0] if budget else step
 
     @property
-    def numbers(self) -> list[int]:
+    def allowed_worker_counts(self) -> list[int]:
         """The numbers of workers that a group may have, where it is to shrink and to grow: rising."""
         if not isinstance(self.workers, tuple):
             return []
         least, most = self.workers
-        return [number for number in range(least, most + 1) if self.global_batch_size % number == 0]
+        return [count for count in range(least, most + 1) if self.global_batch_size % count == 0]
 
     @property
     def shares(self) -> list[float]:
@@ -161,7 +163,7 @@ class PretrainConfig(Config):
             raise ValueError(
                 f"gpus is {self.gpus} beside workers from {least} to {most}; remove gpus, or give one number"
             )
-        if not self.numbers:
+        if not self.allowed_worker_counts:
             raise ValueError(
                 f"workers: no number from {least} to {most} divides global_batch_size {self.global_batch_size}; "
                 "give another range"
@@ -248,27 +250,18 @@ def _trained(setup: Setup, on_step: Hook | None, out: Output) -> CheckpointRef:
         return ended
     config, before = setup.config, newest(out.location)
     state = before.state() if before else {"step": 0, "spent": 0.0}
-    group = Group.fitting(
+    placement = Placement.fitting(
         nodes(),
         stage="pretrain",
         gpus=config.gpus,
-        workers=config.numbers or config.workers,
+        workers=config.allowed_worker_counts or config.workers,
         threads=config.threads,
         without_gpus=2,
     )
+    restart = RestartPolicy(config.max_failures, config.step_timeout, leaves=True)
+    progress = Progress(out, *config.extent, config.done(state["step"], state["spent"]))
     try:
-        fit(
-            work,
-            (setup, on_step),
-            group,
-            out,
-            *config.extent,
-            done=config.done(state["step"], state["spent"]),
-            max_failures=config.max_failures,
-            step_timeout=config.step_timeout,
-            leaves=True,
-            numbers=config.numbers,
-        )
+        run_workers(work, (setup, on_step), placement, restart, progress)
     except KeyboardInterrupt as end:
         raise KeyboardInterrupt(_saved(out.location)) from end
     if ended := final(out.location):

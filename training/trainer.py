@@ -29,6 +29,7 @@ from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, pai
 from training.device import Precision, fastest, layer_seconds, peak, processor, worker_device
 from training.engine import Engine
 from training.guards import Fault, Guard, Skip
+from training.heartbeat import Tell
 from training.metrics import Baseline
 from training.model import BertForPreTraining
 from training.optim import LossScale, learning_rate_at, learning_rate_in_time
@@ -36,7 +37,6 @@ from training.record import Recorder, Row, lines, training_flops
 from training.saves import Saves
 from training.start import starting_weights
 from training.unigram import unigram_baseline
-from training.workers import Tell
 
 if TYPE_CHECKING:
     from training.pretrain import PretrainConfig

@@ -41,8 +41,8 @@ from training.device import has_bf16, processor, sheet_flops
 from training.engine import Objective
 from training.model import BertConfig, BertForPreTraining
 from training.optim import OptimizerConfig, adamw, parameter_groups
+from training.ray_train import keep_freed_memory
 from training.record import Totals, training_flops
-from training.workers import keep_freed_memory
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
 GROUP = 64  # rows of like length together

@@ -9,39 +9,32 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from torch import Tensor
+from torch.nn import functional
 
-from pipeline.config import Config, InputPath, UserError
+from pipeline.config import Config, UserError
 from pipeline.ragged import offsets_of, padded
 from pipeline.storage import Location
 from pipeline.tokenizer import CLS, SEP
 from training import metrics
 from training.data import Ints, Ragged
+from training.model import BertForSequenceClassification
+from training.tasks.task import SPLITS, Prepared, Rows, TaskConfig
 
 if TYPE_CHECKING:
-    import torch
     from tokenizers import Tokenizer
-    from torch import Tensor
 
-SPLITS = ("train", "dev", "test")
+    from training.checkpoint import SavedConfig
 
 _FORMATS = "a .jsonl, .csv, .tsv or .parquet file, .gz behind it or not"
 _UNREADABLE = (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError, pa.ArrowException)
-
-
-def _several(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-_Tried = BeforeValidator(_several)  # one value, or a list whose best is chosen on dev
-_Positive = Annotated[int, Field(gt=0)]
-_PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class Columns(Config):
@@ -52,38 +45,11 @@ class Columns(Config):
     split: str = "split"
 
 
-class Trial(NamedTuple):
-    """One way to train, out of those to try on dev."""
-
-    learning_rate: float
-    batch_size: int
-    epochs: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.learning_rate:g}-batch-{self.batch_size}-epochs-{self.epochs}"
-
-
-class ClassificationTask(Config):
-    """A labelled file and how to train on it. Of several rates, batch sizes or epochs each combination is tried.
-
-    The paper's own search: learning_rate [5e-5, 3e-5, 2e-5], batch_size [16, 32], epochs [2, 3, 4].
-    """
+class ClassificationConfig(TaskConfig):
+    """A file of texts, each with one label."""
 
     kind: Literal["classification"] = "classification"
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    file: Annotated[str, InputPath("data")]
     columns: Columns = Columns()
-    max_seq_length: int = Field(default=128, ge=3)
-    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Tried, Field(min_length=1)]
-    batch_size: Annotated[tuple[_Positive, ...], _Tried, Field(min_length=1)] = (32,)
-    epochs: Annotated[tuple[_Positive, ...], _Tried, Field(min_length=1)] = (3,)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-    @property
-    def trials(self) -> list[Trial]:
-        return [Trial(*values) for values in itertools.product(self.learning_rate, self.batch_size, self.epochs)]
 
 
 @dataclass(frozen=True)
@@ -103,14 +69,68 @@ class Encoded:
     ids: Ragged
     targets: NDArray[np.int64]
 
+    @property
+    def lengths(self) -> Ints:
+        return self.ids.lengths
+
 
 @dataclass(frozen=True)
-class Prepared:
-    """A task's data, ready for workers."""
+class Classification:
+    """A labelled file, of which a model is to learn the label of each text."""
 
+    config: ClassificationConfig
+    examples: list[Example]
     labels: list[str]
-    splits: dict[str, Encoded]
-    truncated: int
+
+    @classmethod
+    def read(cls, config: ClassificationConfig, location: Location) -> Self:
+        examples = read(location, config.columns)
+        return cls(config, examples, check(examples, location))
+
+    def prepare(self, tokenizer: "Tokenizer") -> Prepared:
+        return prepare(self.examples, self.labels, tokenizer, self.config.max_seq_length)
+
+    def model(self, saved: "SavedConfig") -> BertForSequenceClassification:
+        return BertForSequenceClassification(saved.model, saved.vocab_size, len(self.labels), seed=self.config.seed)
+
+    def inputs(self, data: Encoded, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        return batch(data, rows, device)
+
+    def loss(self, outputs: Tensor, data: Encoded, rows: Rows) -> Tensor:
+        """Of logits [b, labels]."""
+        targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
+        return functional.cross_entropy(outputs, targets, reduction="sum")
+
+    def answers(self, outputs: Tensor, data: Encoded, rows: Rows) -> list[NDArray[np.float32]]:
+        """The probability of each label [labels] for each example."""
+        return list(outputs.softmax(-1).cpu().numpy())
+
+    def evaluate(self, answers: Sequence[NDArray[np.float32]], data: Encoded) -> dict[str, float]:
+        accuracy, loss = accuracy_and_loss(np.stack(answers), data.targets)
+        return {"accuracy": accuracy, "loss": loss}
+
+    def merit(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """The accuracy; of equal ones the one of lower loss."""
+        return metrics["accuracy"], -metrics["loss"]
+
+    def predictions(self, examples: Sequence[Example], answers: Sequence[NDArray[np.float32]]) -> list[dict[str, Any]]:
+        return predictions(examples, self.labels, np.stack(answers))
+
+    def scores(self, examples: Sequence[Example], predicted: Sequence[str]) -> dict[str, Any]:
+        return scores([example.label for example in examples], predicted)
+
+    def baseline(self, examples: Sequence[Example]) -> tuple[str, list[metrics.Label]]:
+        train = [example.label for example in self.examples if example.split == "train"]
+        return "majority", metrics.majority(train, [example.label for example in examples])
+
+    def sample(self, example: Example) -> dict[str, Any]:
+        return {"text": example.text, "label": example.label}
+
+    def facts(self) -> dict[str, Any]:
+        return {"labels": label_counts(self.examples)}
+
+    def model_files(self) -> dict[str, bytes]:
+        return {"labels.json": json.dumps(self.labels, ensure_ascii=False).encode()}
 
 
 def read(location: Location, columns: Columns) -> list[Example]:
@@ -217,29 +237,11 @@ def prepare(examples: Sequence[Example], labels: list[str], tokenizer: "Tokenize
         offsets = offsets_of(np.array([len(row) for row in rows]))
         ids = Ragged(np.fromiter(itertools.chain(*rows), np.int64, offsets[-1]), offsets)
         splits[split] = Encoded(ids, np.array([index[example.label] for example in chosen], np.int64))
-    return Prepared(labels, splits, truncated)
+    return Prepared(splits, truncated)
 
 
-def batches(lengths: Ints, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """The rows of each batch of an epoch: every row once, by lot, with those of like length together.
-
-    Within every 16 batches' rows the batches are cut along the length, then the batches are shuffled: a quarter of the
-    work would be padding otherwise.
-    """
-    random = np.random.default_rng([seed, epoch])
-    order, window = random.permutation(len(lengths)), 16 * batch_size
-    found = []
-    for start in range(0, len(order), window):
-        rows = order[start : start + window]
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        found += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    return [found[i] for i in random.permutation(len(found))]
-
-
-def batch(data: Encoded, rows: NDArray[np.int64], device: "torch.device") -> "tuple[Tensor, Tensor, Tensor]":
+def batch(data: Encoded, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Some rows of a split -> input_ids, token_type_ids, attention_mask, each [b, longest of them]."""
-    import torch
-
     chosen = data.ids.take(rows)
     width = int(chosen.lengths.max())
     input_ids = torch.from_numpy(padded(*chosen, width)).to(device)  # padding is masked: its piece does not matter

@@ -1,0 +1,39 @@
+"""the `kind` of a fine-tuning task in a configuration -> the task."""
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Discriminator, Tag
+
+from training.tasks.classification import Classification, ClassificationConfig
+from training.tasks.task import Task, TaskConfig
+
+#: Every kind there is: its configuration, whose field `kind` has the kind's name by default, and its task.
+TASKS: dict[type[TaskConfig], type[Task]] = {
+    ClassificationConfig: Classification,
+}
+
+
+def of_any_kind(tasks: Mapping[type[TaskConfig], type[Task]]) -> Any:
+    """The type of a configuration of any of these kinds, which its `kind` tells; one that says none is of the first."""
+    kinds = [config.model_fields["kind"].default for config in tasks]
+
+    def kind(given: Any) -> Any:
+        return given.get("kind", kinds[0]) if isinstance(given, dict) else getattr(given, "kind", None)
+
+    members = (Annotated[config, Tag(name)] for name, config in zip(kinds, tasks, strict=True))
+    message = f"its kind is none that there is; give one of: {', '.join(kinds)}"
+    return Annotated[reduce(or_, members), Discriminator(kind, custom_error_type="kind", custom_error_message=message)]
+
+
+if TYPE_CHECKING:
+    FinetuneConfig = TaskConfig
+else:
+    FinetuneConfig = of_any_kind(TASKS)
+
+
+def task_of(config: TaskConfig) -> type[Task]:
+    """The kind of task that a configuration is of."""
+    return TASKS[type(config)]
