@@ -11,7 +11,7 @@ import yaml
 
 from infra import heldout
 from infra.progress import duration
-from infra.run import RunConfig
+from infra.run_config import RunConfig
 from pipeline.artifacts import Artifact, Manifest
 from pipeline.config import identity
 from pipeline.extract import Source, WikipediaSource

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pipeline.config import UserError
 
 if TYPE_CHECKING:
-    from infra.run import Run, Step
+    from infra.planner import Run, Step
 
 _RUN = """RUN is a YAML file (anything with a / in it, or that ends in .yaml or .yml: ./quickstart.yaml), or else the
 name of a run that was started before under --root: then its configuration is the one that it was last
@@ -134,9 +134,8 @@ def _plan(options: argparse.Namespace) -> int:
 
     table = Table("stage", "", "why", "output", box=None, pad_edge=False, header_style="bold")
     for step in steps:
-        before = (
-            step.stage.inputs.get("checkpoint", "the stages before it") if step.stage.inputs else "its file is there"
-        )
+        names = step.waits_for or ("its file is there",)
+        before = names[0] if len(names) == 1 else "the stages before it"
         output = shown(step.output.location) if step.output else f"after {before}"
         table.add_row(step.stage.name, _planned(step)["action"], step.reason, output)
     Console(width=None if sys.stdout.isatty() else 240).print(table)
@@ -144,7 +143,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _planned(step: "Step") -> dict[str, Any]:
-    from infra.run import NOT_YET
+    from infra.planner import NOT_YET
 
     return {
         "stage": step.stage.name,
@@ -228,7 +227,7 @@ def _load(options: argparse.Namespace) -> "Run":
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
     from infra import named_runs
-    from infra.run import Run
+    from infra.planner import Run
 
     run = Run(named_runs.read(options.run, options.overrides, options.root))
     for name in [*(options.force or []), *([options.until] if options.until else [])]:

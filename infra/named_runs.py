@@ -9,12 +9,10 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from infra.run import RunConfig
-from pipeline.config import UserError, dump, identity, load, parse
+from infra.run_config import RunConfig
+from pipeline.config import UserError, dump, identity, load, parse, with_paths
 from pipeline.storage import Location
-from training.start import is_digest
 
 #: Names a file with the text that `keep` is to write: a job on a cluster reads copies of the user's files, whose paths
 #: are gone with the job.
@@ -49,17 +47,8 @@ def keep(config: RunConfig) -> None:
 
 def started_as(config: RunConfig) -> str:
     """The configuration as YAML, with its defaults; paths of the user's, and the root, are made absolute."""
-    data: dict[str, Any] = config.model_dump(mode="json")
+    data = with_paths(config, lambda path, pattern: [pattern if path.mark.is_name(pattern) else absolute(pattern)])
     data["root"] = Location(config.root).absolute().uri
-    for source in data["extract"]["sources"]:
-        source["files"] = [absolute(pattern) for pattern in source["files"]]
-    for stage, name in (("vocab", "file"), ("vocab", "compare"), ("tokens", "splitter")):
-        if data[stage][name]:
-            data[stage][name] = absolute(data[stage][name])
-    if (init := config.pretrain.init) and not is_digest(init):
-        data["pretrain"]["init"] = absolute(init)
-    for task in data["finetune"]:
-        task["file"] = absolute(task["file"])
     return f"# {config.name} as it was last started\n{dump(data)}"
 
 

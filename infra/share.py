@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from infra.run import Run
+from infra.planner import Run
 from pipeline.artifacts import Artifact
 from pipeline.config import UserError
 from pipeline.storage import Location

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from infra import heldout
+from infra.planner import Run, Step
 from infra.progress import duration, shown, summary, warnings
 from infra.report.pretraining import newest
 from infra.report.stages import StageView
-from infra.run import Run, Stage, Step
+from infra.stages import Stage
 from pipeline.artifacts import Manifest, read_manifest
 from pipeline.storage import Location
 

@@ -1,4 +1,4 @@
-"""A run's stages as Dagster assets, with a job and a weekly schedule. Thin: what a stage does, and when, is run.py's.
+"""A run's stages as Dagster assets, with a job and a weekly schedule. Thin: what is done, and when, is planner.py's.
 
 `cloze run` materializes the assets in this process; `python -m infra.workflow` opens Dagster's pages over the same ones
 (`defs`). One DAGSTER_HOME, by default ./.dagster, keeps the history of both.
@@ -13,14 +13,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import dagster
 
 from infra import named_runs
+from infra.planner import Run, Step
 from infra.progress import Display, duration, summary, warnings
-from infra.run import Run, RunConfig, Stage, Step
+from infra.run_config import RunConfig
+from infra.stages import Stage
 from infra.status import results
 from pipeline.artifacts import Manifest
 from pipeline.config import UserError
@@ -42,16 +43,6 @@ _UNFINISHED = [
     dagster.DagsterRunStatus.STARTED,
     dagster.DagsterRunStatus.CANCELING,
 ]
-_KINDS = {
-    "pipeline.extract": {"beam", "parquet"},
-    "pipeline.dedup": {"beam", "parquet"},
-    "pipeline.vocab": {"ray"},
-    "pipeline.tokens": {"ray", "parquet"},
-    "pipeline.examples": {"ray", "parquet"},
-    "training.pretrain": {"ray", "deepspeed", "pytorch"},
-    "training.finetune": {"ray", "pytorch"},
-    "infra.report": {"report"},
-}
 
 
 @dagster.definitions
@@ -141,10 +132,10 @@ def _asset(run_name: str, stage: Stage, priority: int) -> dagster.AssetsDefiniti
 
     @dagster.asset(
         key=_key(run_name, stage.name),
-        deps=[_key(run_name, name) for name in dict.fromkeys(stage.inputs.values())],
+        deps=[_key(run_name, name) for name in stage.after],
         group_name=resource,
-        description=import_module(stage.module).__doc__,
-        kinds=_KINDS.get(stage.module, set()),
+        description=stage.description,
+        kinds=set(stage.kinds),
         code_version=str(stage.version),
         op_tags={"dagster/priority": str(priority)},
         required_resource_keys={resource},

@@ -2,13 +2,19 @@
 
 import difflib
 import json
+import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+if TYPE_CHECKING:
+    from pipeline.storage import Location
 
 Model = TypeVar("Model", bound="Config")
 Lines = dict[tuple[str | int, ...], int]
@@ -28,6 +34,36 @@ class _Compute:
 
 #: Marks a field that says how or where to run, not what comes out: `workers: Annotated[int, Compute] = 2`.
 Compute = _Compute()
+
+
+@dataclass(frozen=True)
+class InputPath(_Compute):
+    """Marks a field that names the user's files, by a path, a glob or a list: `file: Annotated[str, InputPath()]`.
+
+    Their bytes are an input of the stage; where they lie changes nothing, so the mark is a `Compute`, too. `input` is
+    what the stage calls the input, where that is not the field's name. A field that names a folder says by `file_in`,
+    (value, run's root) -> path, which file of it is read, and by `is_name` which values are no path at all but the name
+    of something under the root.
+    """
+
+    input: str | None = None
+    file_in: "Callable[[str, Location], str] | None" = None
+    is_name: Callable[[str], bool] = lambda _: False
+
+
+class MarkedPath(NamedTuple):
+    """A field that is marked `InputPath`, and set."""
+
+    keys: tuple[str | int, ...]  # where it stands: ("sources", 0, "files")
+    input: str  # what the stage calls it
+    patterns: tuple[str, ...]
+    several: bool  # a list, which may name any number of files; a single text names one
+    mark: InputPath
+
+    def check_number(self, found: Sequence[str]) -> None:
+        """Raises UserError when a field for one file names several."""
+        if len(found) > 1 and not self.several:
+            raise UserError(f"{self.patterns[0]}: names {len(found)} files ({found[0]}, ...); name one")
 
 
 class Config(BaseModel):
@@ -62,6 +98,53 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def input_paths(config: Config) -> list[MarkedPath]:
+    """The fields marked `InputPath`, at any depth, that are set.
+
+    An input is called by its field; in an entry of a list or mapping by the entry's name (or place) and the field,
+    which the mark may leave empty: the field `files` of the source enwiki, marked InputPath(""), is the input enwiki.
+    """
+    return list(_input_paths(config, (), ()))
+
+
+def _input_paths(config: Config, keys: tuple[str | int, ...], names: tuple[str, ...]) -> Iterator[MarkedPath]:
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        marks = [mark for mark in field.metadata if isinstance(mark, InputPath)]
+        if not marks:
+            yield from _paths_inside(value, (*keys, name), names)
+        elif value is not None:
+            own = name if marks[0].input is None else marks[0].input
+            several = not isinstance(value, str)
+            patterns = tuple(value) if several else (value,)
+            yield MarkedPath((*keys, name), ".".join(filter(None, (*names, own))), patterns, several, marks[0])
+
+
+def _paths_inside(value: Any, keys: tuple[str | int, ...], names: tuple[str, ...]) -> Iterator[MarkedPath]:
+    if isinstance(value, Config):
+        yield from _input_paths(value, keys, names)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _paths_inside(item, (*keys, key), (*names, str(key)))
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from _paths_inside(item, (*keys, place), (*names, str(getattr(item, "name", place))))
+
+
+def with_paths(config: Config, place: Callable[[MarkedPath, str], Sequence[str]]) -> dict[str, Any]:
+    """The configuration as plain JSON; instead of each marked path or pattern it has what `place` gives for it.
+
+    Raises UserError when that is several files for a field of one.
+    """
+    data = config.model_dump(mode="json")
+    for path in input_paths(config):
+        *parents, last = path.keys
+        placed = [file for pattern in path.patterns for file in place(path, pattern)]
+        path.check_number(placed)
+        reduce(operator.getitem, parents, cast(Any, data))[last] = placed if path.several else placed[0]
+    return data
 
 
 def load(model: type[Model], path: str | Path, overrides: Sequence[str] = ()) -> Model:

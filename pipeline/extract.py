@@ -16,7 +16,7 @@ from pipeline import books, documents, dump, filters, lines, multistream, spool,
 from pipeline.artifacts import Manifest, Output, Part, SourceFile
 from pipeline.attempts import scratch
 from pipeline.beam import carried, pipeline
-from pipeline.config import Compute, Config, UserError
+from pipeline.config import Compute, Config, InputPath, UserError
 from pipeline.encodings import Encoding, decode_lines
 from pipeline.schema import Document, document, document_table, parquet_bytes
 from pipeline.sentences import as_given
@@ -42,7 +42,7 @@ _LANGUAGES = {
 
 class _Source(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    files: Annotated[list[str], Compute] = Field(min_length=1)  # what is in them counts, not where they lie
+    files: Annotated[list[str], InputPath("")] = Field(min_length=1)
     language: str = ""
     only_languages: list[str] = Field(default=[])  # what is certainly in another one is dropped
 

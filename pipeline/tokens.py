@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from pipeline.artifacts import Manifest, Output, SourceFile
-from pipeline.config import Compute, Config
+from pipeline.config import Compute, Config, InputPath
 from pipeline.corpus import DOCUMENT_RUN, shard_files
 from pipeline.parallel import for_each
 from pipeline.ragged import offsets_of
@@ -27,7 +27,7 @@ class TokensConfig(Config):
     """How text is cut into sentences; the vocabulary decides the rest."""
 
     #: A Python file that defines split_sentences(paragraph) -> list[str], in place of our rules; its bytes count.
-    splitter: Annotated[str | None, Compute] = None
+    splitter: Annotated[str | None, InputPath()] = None
     workers: Annotated[int, Compute] = Field(default=2, gt=0)
 
 

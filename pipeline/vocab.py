@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from pipeline import vocab_file
 from pipeline.artifacts import Artifact, Manifest, Output, SourceFile
-from pipeline.config import Compute, Config, UserError
+from pipeline.config import Compute, Config, InputPath, UserError
 from pipeline.parallel import for_each
 from pipeline.schema import parquet_bytes, read_table
 from pipeline.storage import Location
@@ -53,9 +53,9 @@ class VocabConfig(Config):
     size: int = Field(default=30522, gt=len(SPECIAL_TOKENS))
     layout: Literal["compact", "google"] = "compact"  # special tokens first; or as published, with 994 [unused]
     #: A vocab.txt or tokenizer.json to use instead; its bytes are an input.
-    file: Annotated[str | None, Compute] = None
+    file: Annotated[str | None, InputPath()] = None
     #: Another of these, to be measured on the same held-out text.
-    compare: Annotated[str | None, Compute] = None
+    compare: Annotated[str | None, InputPath()] = None
     lowercase: bool = True
     strip_accents: bool | None = None  # None: as `lowercase`
     min_frequency: int = Field(default=2, gt=0)  # of a pair of pieces that is to become one

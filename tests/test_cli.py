@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from infra.cli import _print_json, explain, main
-from infra.run import RunConfig, stages
+from infra.run_config import RunConfig
+from infra.stages import stages
 from pipeline.config import UserError, load
 
 REPOSITORY = Path(__file__).parents[1]
@@ -191,7 +192,7 @@ def test_a_fault_of_ours_gets_a_traceback_and_status_1(
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("infra.run.Run.plan", broken)
+    monkeypatch.setattr("infra.planner.Run.plan", broken)
     assert main(["plan", CONFIG]) == 1
     assert capsys.readouterr().err.endswith("RuntimeError: a bug\n")
 
@@ -200,7 +201,7 @@ def test_a_fault_of_ours_gets_a_traceback_and_status_1(
 def test_a_run_that_is_stopped_ends_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr("infra.run.Run.plan", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("infra.planner.Run.plan", lambda *_: os.kill(os.getpid(), number))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         assert main(["plan", CONFIG]) == 130

@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from pipeline.config import Compute, Config, UserError, dump, identity, load, parse
+from pipeline.config import (
+    Compute,
+    Config,
+    InputPath,
+    UserError,
+    dump,
+    identity,
+    input_paths,
+    load,
+    parse,
+    with_paths,
+)
 
 
 class Phase(Config):
@@ -302,6 +313,52 @@ def test_what_is_not_set_is_no_part_of_the_identity() -> None:
     assert identity(After()) == identity(Before()) == {"size": 1}
     assert identity(After(added=0)) == {"size": 1, "added": 0}
     assert identity(After(part=Guard())) == {"size": 1, "part": {"factor": 20.0}}
+
+
+class Corpus(Config):
+    name: str
+    files: Annotated[list[str], InputPath("")]
+    stopwords: Annotated[str | None, InputPath()] = None
+
+
+class Reading(Config):
+    size: int = 1
+    file: Annotated[str, InputPath("data")] = "a.txt"
+    other: Annotated[str | None, InputPath()] = None
+    init: Annotated[str | None, InputPath(file_in=lambda folder, root: f"{folder}/x", is_name=str.isdigit)] = None
+    corpora: tuple[Corpus, ...] = ()
+
+
+WIKI = Corpus(name="wiki", files=["b*.txt", "c.txt"], stopwords="d.txt")
+READING = Reading(init="model", corpora=(WIKI, Corpus(name="x", files=[])))
+
+
+def test_marked_paths_are_found_at_any_depth_under_their_inputs_names() -> None:
+    assert [(path.keys, path.input, path.patterns) for path in input_paths(READING)] == [
+        (("file",), "data", ("a.txt",)),
+        (("init",), "init", ("model",)),
+        (("corpora", 0, "files"), "wiki", ("b*.txt", "c.txt")),
+        (("corpora", 0, "stopwords"), "wiki.stopwords", ("d.txt",)),
+        (("corpora", 1, "files"), "x", ()),
+    ]
+
+
+def test_where_a_marked_path_lies_is_no_part_of_the_identity() -> None:
+    assert identity(READING) == {"size": 1, "corpora": [{"name": "wiki"}, {"name": "x"}]}
+
+
+def test_marked_paths_can_be_replaced_and_nothing_else_changes() -> None:
+    replaced = with_paths(READING, lambda _, pattern: [f"/{pattern}"])
+    assert Reading.model_validate_json(json.dumps(replaced)) == Reading(
+        file="/a.txt",
+        init="/model",
+        corpora=(Corpus(name="wiki", files=["/b*.txt", "/c.txt"], stopwords="/d.txt"), Corpus(name="x", files=[])),
+    )
+
+
+def test_a_field_for_one_file_that_names_several_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^a\.txt: names 2 files \(b\.txt, \.\.\.\); name one$"):
+        with_paths(READING, lambda *_: ["b.txt", "c.txt"])
 
 
 def test_a_configuration_is_frozen() -> None:

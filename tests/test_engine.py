@@ -14,7 +14,7 @@ import torch.distributed as dist
 from small_examples import alone  # noqa: F401 (a fixture)
 from torch.nn import functional
 
-from infra.run import RunConfig
+from infra.run_config import RunConfig
 from pipeline.config import UserError, load
 from training.data import IGNORED, Batch
 from training.device import fastest

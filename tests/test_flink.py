@@ -13,7 +13,7 @@ import pytest
 from conftest import free_port, wait_for_port
 from test_extract import BOOK, BOOKS, DATA, WIKI, config, digests, files
 
-from infra.run import RunConfig
+from infra.run_config import RunConfig
 from pipeline import dedup, extract
 from pipeline.artifacts import Artifact, Manifest, Output
 from pipeline.config import UserError, load

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from infra import named_runs
-from infra.run import Run, RunConfig
+from infra.planner import Run
+from infra.run_config import RunConfig
 from pipeline.config import UserError, load, parse
 from pipeline.storage import Location, find
 

@@ -17,7 +17,7 @@ from conftest import free_port, wait_for_port
 from infra import named_runs
 from infra.launch import ray_jobs
 from infra.launch.ray_jobs import ClusterConfig, stage_files
-from infra.run import RunConfig
+from infra.run_config import RunConfig
 from pipeline.config import UserError, load, parse
 from pipeline.storage import Location
 
@@ -105,6 +105,24 @@ def test_vocabularies_and_a_splitter_are_sent_when_their_stages_are() -> None:
     shutil.rmtree(folder)
     _, config = staged(REMOTE, *overrides, until="vocab")
     assert config.tokens.splitter == "rules.py"
+
+
+def test_a_model_to_begin_with_is_named_from_any_folder_and_is_no_file_to_send() -> None:
+    _, config = staged(SHARED, "pretrain.init=models/bert")
+    assert config.pretrain.init == f"{Path.cwd()}/models/bert"
+    shutil.rmtree("sent")
+    remote = ["root=s3://bucket/runs", "pretrain.init=models/bert"]
+    _, config = staged(REMOTE, *remote, until="vocab")
+    assert config.pretrain.init == "models/bert"
+    shutil.rmtree("sent")
+    with pytest.raises(UserError, match=r"^pretrain\.init: models/bert is a folder of this machine; put it on S3"):
+        staged(REMOTE, *remote)
+
+
+@pytest.mark.parametrize("init", ["0123456789ab", "s3://models/bert"])
+def test_a_model_named_by_its_digest_or_on_s3_stays_named_so(init: str) -> None:
+    _, config = staged(REMOTE, "root=s3://bucket/runs", f"pretrain.init='{init}'")
+    assert config.pretrain.init == init
 
 
 def test_what_lies_on_s3_stays_there() -> None:

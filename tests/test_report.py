@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from infra import report
+from infra.planner import Run
 from infra.report import figures
 from infra.report.fillins import heldout_sentences
 from infra.report.finetuning import verdict
 from infra.report.page import render
 from infra.report.pretraining import weights
 from infra.report.stages import Stages, StageView
-from infra.run import Run, RunConfig
+from infra.run_config import RunConfig
 from pipeline.artifacts import Artifact, Output
 from pipeline.config import load as load_config
 from pipeline.schema import document, document_table, parquet_bytes

@@ -5,7 +5,7 @@ import pytest
 import toy_run as toy
 from toy_run import ToyConfig
 
-from infra.run import Run
+from infra.planner import Run
 from pipeline.attempts import scratch
 from pipeline.config import UserError
 from pipeline.storage import Location
@@ -53,6 +53,18 @@ def test_a_first_run_makes_everything_and_a_second_nothing(make_anywhere: Make) 
         == {"letters": "skip", "words": "skip", "pages": "skip"}
     )
     assert all(reason.endswith("UTC, nothing changed") for reason in reasons(make_anywhere()).values())
+
+
+def test_a_step_names_the_stages_that_it_waits_for(make: Make, tmp_path: Path) -> None:
+    def waits(run: Run) -> list[tuple[str, ...]]:
+        return [step.waits_for for step in run.plan()]
+
+    assert waits(make()) == [(), (), ("words",)]
+    make().execute("letters")
+    make().execute("words")
+    assert waits(make()) == [(), (), ()]
+    (tmp_path / "source.txt").unlink()
+    assert waits(make()) == [(), ("letters",), ("words", "letters")]
 
 
 def test_planning_writes_no_output(make: Make) -> None:

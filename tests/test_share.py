@@ -13,7 +13,8 @@ from golden import documents_artifact, finished, output
 
 from infra.card import _licence, card
 from infra.cli import main
-from infra.run import Run, RunConfig
+from infra.planner import Run
+from infra.run_config import RunConfig
 from pipeline.artifacts import Artifact
 from pipeline.config import load
 from pipeline.schema import Document, document

@@ -11,7 +11,8 @@ import torch
 from small_examples import PIECES, alone, examples_artifact  # noqa: F401 (alone: a fixture)
 from small_pretraining import config, last, lone_worker, silent, small_inputs
 
-from infra.run import Run, RunConfig
+from infra.planner import Run
+from infra.run_config import RunConfig
 from pipeline.artifacts import Output, SourceFile
 from pipeline.config import UserError
 from pipeline.config import load as load_config

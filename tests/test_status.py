@@ -7,7 +7,7 @@ import pytest
 import toy_run as toy
 from toy_run import ToyConfig
 
-from infra.run import Run
+from infra.planner import Run
 from infra.status import print_status, results, statuses
 from pipeline.artifacts import Output
 from pipeline.config import UserError

@@ -12,7 +12,8 @@ from golden import digest, documents_artifact, finished, golden_documents, outpu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.run import Run, RunConfig
+from infra.planner import Run
+from infra.run_config import RunConfig
 from pipeline.artifacts import SourceFile
 from pipeline.config import UserError
 from pipeline.config import load as load_config

@@ -18,7 +18,7 @@ from toy_run import ToyConfig
 
 from infra import named_runs, workflow
 from infra.cli import main
-from infra.run import Run
+from infra.planner import Run
 from pipeline.config import UserError
 
 Make = Callable[..., Run]

@@ -6,9 +6,12 @@ from typing import Annotated, Any
 
 import pytest
 
-from infra.run import Run, RunConfig, Stage
+from infra.inputs import FinalCheckpoint, StageOutput
+from infra.planner import Run
+from infra.run_config import RunConfig
+from infra.stages import Stage
 from pipeline.artifacts import Manifest, Output
-from pipeline.config import Compute, Config, identity, load
+from pipeline.config import Compute, Config, InputPath, identity, load
 
 VERSION = 1
 
@@ -17,6 +20,7 @@ before_part: Callable[[str, str], None] | None = None
 
 
 class ToyConfig(Config):
+    file: Annotated[str | None, InputPath("data")] = None
     parts: str = "abc"
     size: int = 1
     warning: str = ""
@@ -33,10 +37,14 @@ def run(config: ToyConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
             files = {} if vowel else {f"letters/{letter}.txt": letter.encode() * config.size}
             out.commit(letter, files, counts={"letters": int(not vowel)}, drops={"vowels": int(vowel)})
         out.progress(done, len(config.parts), "letters")
-    facts: dict[str, Any] = {"inputs": sorted(inputs), "checkpoint": {"digest": f"digest of {config.parts}"}}
+    facts: dict[str, Any] = {"inputs": sorted(inputs), "checkpoint": _checkpoint(config)}
     if config.warning:
         facts["warnings"] = [config.warning]
     return out.finish(out.planned(list(config.parts)), identity(config), {}, facts=facts)
+
+
+def _checkpoint(config: ToyConfig) -> dict[str, Any]:
+    return {"path": "letters", "digest": f"digest of {config.parts}", "step": len(config.parts)}
 
 
 def toy_run(patch: pytest.MonkeyPatch, root: str | Path, source: str | Path, **configs: ToyConfig) -> Run:
@@ -44,13 +52,19 @@ def toy_run(patch: pytest.MonkeyPatch, root: str | Path, source: str | Path, **c
 
     `configs` gives a stage other settings than the default. Lasts as long as `patch`.
     """
-    config = {name: configs.get(name, ToyConfig()) for name in ("letters", "words", "pages")}
+    letters, words, pages = (configs.get(name, ToyConfig()) for name in ("letters", "words", "pages"))
+    letters = letters.model_copy(update={"file": str(source)})
     stages = [
-        Stage("letters", __name__, config["letters"], sources={"data": [str(source)]}),
-        Stage("words", __name__, config["words"], inputs={"letters": "letters"}),
-        Stage("pages", __name__, config["pages"], inputs={"checkpoint": "words", "letters": "letters"}),
+        Stage("letters", letters, VERSION, run),
+        Stage("words", words, VERSION, run, reads={"letters": StageOutput("letters")}),
+        Stage(
+            "pages",
+            pages,
+            VERSION,
+            run,
+            reads={"checkpoint": FinalCheckpoint("words"), "letters": StageOutput("letters")},
+        ),
     ]
-    patch.setattr("infra.run.stages", lambda _: stages)
-    patch.setattr("training.pretrain.final_checkpoint", lambda artifact: artifact.manifest.facts["checkpoint"])
+    patch.setattr("infra.planner.stages", lambda _: stages)
     quickstart = Path(__file__).parents[1] / "configs/quickstart.yaml"
     return Run(load(RunConfig, quickstart, ["name=toy", f"root={root}"]))

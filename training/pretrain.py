@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import Artifact, FileRecord, Manifest, Output, SourceFile
-from pipeline.config import Compute, Config, UserError
+from pipeline.config import Compute, Config, InputPath, UserError
 from pipeline.storage import Location
 from training import events, guards
 from training.checkpoint import CheckpointRef, best, final, newest, prune
@@ -27,7 +27,7 @@ from training.model import BertConfig
 from training.optim import OptimizerConfig
 from training.ray_train import RestartPolicy, run_workers
 from training.record import lines, summary
-from training.start import register, starting_weights, vocabulary
+from training.start import is_digest, register, starting_weights, vocabulary, weights_file
 from training.trainer import Hook, Setup, TrainState, work
 
 VERSION = 7
@@ -53,7 +53,7 @@ class PretrainConfig(Config):
 
     model: BertConfig
     #: The folder of a model whose weights to begin with, or a finished checkpoint's digest; the weights' bytes count.
-    init: Annotated[str | None, Compute] = None
+    init: Annotated[str | None, InputPath(file_in=weights_file, is_name=is_digest)] = None
     phases: list[Phase] = Field(min_length=1)
     #: How long training may take, such as 90s, 20m or 2h: the schedule ends when the time does, whatever the machine.
     budget: str | None = None

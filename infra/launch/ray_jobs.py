@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,9 +25,10 @@ from pydantic import Field, model_validator
 
 from infra import named_runs
 from infra.launch.local import WORKERS_PYTHON
-from infra.run import Run, RunConfig
+from infra.planner import Run
+from infra.run_config import RunConfig
 from pipeline.artifacts import git_commit
-from pipeline.config import Config, UserError, load
+from pipeline.config import Config, MarkedPath, UserError, input_paths, load, with_paths
 from pipeline.storage import find
 
 if TYPE_CHECKING:
@@ -124,23 +125,20 @@ def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: 
     """
     for package in _PACKAGES:
         shutil.copytree(_PACKAGE_ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    place = _absolute if cluster.shared_disk else _Uploads(folder)
-    data = config.model_dump(mode="json")
-    data["root"] = _root(config, cluster)
-    asked = {stage.name for stage in Run(config).until(until)}
-    for source in data["extract"]["sources"]:
-        source["files"] = [file for pattern in source["files"] for file in _placed(pattern, place)]
-    for stage, names in (("vocab", ("file", "compare")), ("tokens", ("splitter",))):
-        for name in names:
-            if stage in asked and data[stage][name]:
-                data[stage][name] = _placed(data[stage][name], place)[0]
-    if "pretrain" in asked and (init := config.pretrain.init) and Path(init).expanduser().is_dir():
-        if not cluster.shared_disk:
-            raise UserError(f"pretrain.init: {init} is a folder of this machine; put it on S3, and name it there")
-        data["pretrain"]["init"] = str(Path(init).expanduser().absolute())
-    for task in data["finetune"]:
-        if f"finetune-{task['name']}" in asked:
-            task["file"] = _placed(task["file"], place)[0]
+    root = _root(config, cluster)
+    uploads = None if cluster.shared_disk else _Uploads(folder)
+    read = {
+        pattern
+        for stage in Run(config).until(until)
+        for path in input_paths(stage.config)
+        for pattern in path.patterns
+        if not pattern.startswith("s3://") and not path.mark.is_name(pattern)
+    }
+
+    def place(path: MarkedPath, pattern: str) -> list[str]:
+        return _placed(path, pattern, uploads) if pattern in read else [pattern]
+
+    data = {**with_paths(config, place), "root": root}
     # JSON is YAML, and quotes every text.
     (folder / _CONFIG).write_text(json.dumps(data, indent=1, ensure_ascii=False))
     started_as = named_runs.started_as(config.model_copy(update={"root": data["root"]}))
@@ -158,11 +156,15 @@ def _root(config: RunConfig, cluster: ClusterConfig) -> str:
     return str(Path(config.root).absolute())
 
 
-def _placed(pattern: str, place: Callable[[str], list[str]]) -> list[str]:
-    return [pattern] if pattern.startswith("s3://") else place(pattern)
-
-
-def _absolute(pattern: str) -> list[str]:
+def _placed(path: MarkedPath, pattern: str, uploads: "_Uploads | None") -> list[str]:
+    """What the job is to read in place of one of this machine's paths."""
+    if path.mark.file_in:
+        if uploads:
+            key = ".".join(map(str, path.keys))
+            raise UserError(f"{key}: {pattern} is a folder of this machine; put it on S3, and name it there")
+        return [str(Path(pattern).expanduser().absolute())]
+    if uploads:
+        return uploads(pattern)
     find(pattern)  # raises MissingFile
     return [named_runs.absolute(pattern)]
 

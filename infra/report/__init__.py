@@ -10,7 +10,7 @@ from pipeline.config import Config
 from pipeline.storage import Location
 
 if TYPE_CHECKING:
-    from infra.run import Run
+    from infra.planner import Run
 
 VERSION = 1
 
@@ -46,10 +46,10 @@ def render_run(run: "Run") -> str:
             step.stage.name,
             step.output.location if step.output else None,
             _STATES[step.action],
-            tuple(dict.fromkeys(step.stage.inputs.values())),
+            step.stage.after,
         )
         for step in run.plan()
-        if step.stage.module != __name__
+        if step.stage.publish is None  # every stage but the page's own
     ]
     run.page.write_text(render(run.config.name, Stages(views), run.root))
     return run.page.uri

@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--config", default="configs/quickstart.yaml")
     options = parser.parse_args(arguments)
 
-    from infra.run import RunConfig, stages
+    from infra.run_config import RunConfig
+    from infra.stages import stages
     from pipeline.config import load
 
     names = [stage.name for stage in stages(load(RunConfig, options.config))]

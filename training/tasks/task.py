@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
-from pipeline.config import Compute, Config
+from pipeline.config import Compute, Config, InputPath
 from pipeline.storage import Location
 from training.data import Ints
 
@@ -57,7 +57,7 @@ class TaskConfig(Config):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    file: Annotated[str, Compute]  # its bytes are in the fingerprint, not its path
+    file: Annotated[str, InputPath("data")]
     max_seq_length: int = Field(default=128, ge=3)
     learning_rate: Annotated[tuple[_PositiveFloat, ...], _Tried, Field(min_length=1)]
     batch_size: Annotated[tuple[_Positive, ...], _Tried, Field(min_length=1)] = (32,)
