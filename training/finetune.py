@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
+from pipeline import json_lines
 from pipeline.artifacts import Artifact, Manifest, Output, Part, SourceFile
 from pipeline.config import Compute, UserError, identity
 from pipeline.tokenizer import load
@@ -267,7 +268,7 @@ class Worker:
             return
         prepared = self.setup.prepared
         predictions = classification.predictions(_test(self.setup.examples), prepared.labels, probabilities)
-        files = {f"predictions/{variant}.jsonl": _lines(predictions)}
+        files = {f"predictions/{variant}.jsonl": json_lines.encode(predictions, escaped=False)}
         if variant == "pretrained":
             files |= _model_files(self.setup, outcome.weights)
         facts = {
@@ -290,10 +291,6 @@ def _work(setup: Setup, tell: Tell) -> None:
 
 def _test(examples: Sequence[Example]) -> list[Example]:
     return [example for example in examples if example.split == "test"]
-
-
-def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def _model_files(setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, bytes]:

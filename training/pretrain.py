@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline import json_lines
 from pipeline.artifacts import Artifact, FileRecord, Manifest, Output, SourceFile
 from pipeline.config import Compute, Config, UserError
 from pipeline.storage import Location
@@ -24,7 +25,7 @@ from training.engine import DeepSpeedConfig
 from training.guards import Skip
 from training.model import BertConfig
 from training.optim import OptimizerConfig
-from training.record import lines, summary
+from training.record import summary
 from training.start import register, starting_weights, vocabulary
 from training.trainer import Hook, Setup, work
 from training.workers import Group, fit, nodes
@@ -223,7 +224,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     prune(out.location, config.keep_checkpoints)
     state, better = last.state(), best(out.location)
     rows, skipped = state["metrics"]["rows"], [Skip(**row) for row in state["skipped"]]
-    files = {"metrics.jsonl": lines(rows), events.FILE: events.EventFile()(rows)}
+    files = {"metrics.jsonl": json_lines.encode(rows), events.FILE: events.EventFile()(rows)}
     if skipped:
         files[guards.FILE] = guards.lines(skipped)
     written = _files(out.location, last) | (_files(out.location, better) if better else {})
