@@ -37,10 +37,10 @@ from pipeline import minhash
 from pipeline.artifacts import Artifact, Manifest, Output, Part, repeated
 from pipeline.attempts import scratch
 from pipeline.beam import carried, pipeline
-from pipeline.config import Compute, Config, UserError
+from pipeline.config import Compute, Config
 from pipeline.duplicates import GONE, PAIR, REASONS, ROW, TIES, by_content, by_group, by_id, described, forest, tied
 from pipeline.ragged import offsets_of
-from pipeline.schema import DOCUMENT
+from pipeline.schema import DOCUMENT, parquet_errors
 from pipeline.storage import Location
 
 VERSION = 3
@@ -305,15 +305,14 @@ def _by_shard(places: npt.NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
 
 def _tables(shard: Location, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """A shard's documents, a few at a time. Raises UserError where it is damaged."""
-    try:
-        with shard.open() as file, pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
-            bytes_each = 1 + _size(parquet.metadata) // max(parquet.metadata.num_rows, 1)
-            for batch in parquet.iter_batches(min(max(_READ // bytes_each, 1), _GROUP), columns=columns):
-                yield pa.Table.from_batches([batch]).replace_schema_metadata(parquet.schema_arrow.metadata)
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(f"{shard}: is damaged; run its stage again with --force") from error
+    with (
+        parquet_errors(shard),
+        shard.open() as file,
+        pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet,
+    ):
+        bytes_each = 1 + _size(parquet.metadata) // max(parquet.metadata.num_rows, 1)
+        for batch in parquet.iter_batches(min(max(_READ // bytes_each, 1), _GROUP), columns=columns):
+            yield pa.Table.from_batches([batch]).replace_schema_metadata(parquet.schema_arrow.metadata)
 
 
 def _size(metadata: pq.FileMetaData) -> int:
