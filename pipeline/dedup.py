@@ -23,7 +23,7 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from pipeline import minhash
-from pipeline.artifacts import Artifact, Manifest, Output, Part, repeated
+from pipeline.artifacts import Artifact, Manifest, Output, Part
 from pipeline.attempts import scratch
 from pipeline.beam import carried, pipeline
 from pipeline.config import Compute, Config
@@ -319,21 +319,14 @@ def _size(metadata: pq.FileMetaData) -> int:
     return sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
 
 
-@contextmanager
-def _watch(steps: Steps) -> Iterator[None]:
+def _watch(steps: Steps) -> AbstractContextManager[None]:
     """While inside, show as progress how many pieces of all steps are done, wherever the workers are."""
-    total = sum(steps.plan().values())
     records = steps.out.location / "parts"
 
-    def look() -> bool:
-        done = sum(name.endswith(".done") for name in steps.scratch.sizes())
-        steps.out.progress(min(done + len(records.files()), total), total, "pieces")
-        return True
+    def done() -> int:
+        return sum(name.endswith(".done") for name in steps.scratch.sizes()) + len(records.files())
 
-    look()
-    with repeated(look, 2.0 if records.is_s3 else 0.5):
-        yield
-    look()
+    return steps.out.telling(done, sum(steps.plan().values()), "pieces")
 
 
 def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
