@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from pipeline import json_lines
+from pipeline import json_lines, vocab_file
 from pipeline.artifacts import Artifact, Manifest, Output, Part, SourceFile
 from pipeline.config import Compute, UserError, identity
 from pipeline.tokenizer import load
@@ -297,14 +297,12 @@ def _model_files(setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, by
     """The fine-tuned model and all that is needed to use it."""
     from safetensors.torch import save
 
-    names = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
     config = setup.checkpoint.config().model_dump_json(indent=1, exclude={"nsp"})  # its head is another one
-    vocab = {name: (setup.vocab.location / name).read_bytes() for name in names}
     return {
         "model/model.safetensors": save({name: weight.cpu().contiguous() for name, weight in weights.items()}),
         "model/config.json": config.encode(),
         "model/labels.json": json.dumps(setup.prepared.labels, ensure_ascii=False).encode(),
-        **{f"model/{name}": data for name, data in vocab.items()},
+        **{f"model/{name}": data for name, data in vocab_file.files(setup.vocab.location).items()},
     }
 
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from infra.report.figures import histogram, number, percent
 from infra.report.stages import Stages, StageView
+from pipeline import vocab_file
 from pipeline.schema import IGNORED, parquet_file
 from pipeline.tokenizer import CLS, MASK, SEP
 
@@ -63,7 +64,7 @@ def examples(stages: Stages) -> Examples | None:
     vocab = stages.get("vocab").artifact
     if not finished or vocab is None:
         return None
-    pieces = (vocab.location / "vocab.txt").read_text().split("\n")
+    pieces = vocab_file.pieces_in(vocab.location)
     charts = [chart for stage in finished if (chart := _lengths(stage))]
     chosen = percent(finished[0].config.get("masked_lm_prob", 0.0))
     pairs = finished[0].config.get("objective") != "mlm"
