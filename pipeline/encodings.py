@@ -5,15 +5,19 @@ encodings by what stands inside its words, and anything else wants its encoding 
 """
 
 import codecs
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from pydantic import AfterValidator
 
 from pipeline import file_types
 from pipeline.config import UserError
+from pipeline.storage import Location
 
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8-sig",
@@ -50,6 +54,21 @@ def _known(name: str) -> str:
 
 #: The setting: empty for what this file finds out.
 Encoding = Annotated[str, AfterValidator(_known)]
+
+
+def is_gzip(location: Location) -> bool:
+    """By its name, as what is read so is known by its suffixes."""
+    return location.name.lower().endswith(".gz")
+
+
+@contextmanager
+def decompressed(location: Location) -> Iterator[io.BufferedReader]:
+    """A file that can be read by lines; what ends in .gz is decompressed. Raises UserError where that is damaged."""
+    with location.open() as file:
+        try:
+            yield io.BufferedReader(gzip.GzipFile(fileobj=file) if is_gzip(location) else file, 1 << 20)  # type: ignore[arg-type]
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{location}: is damaged gzip ({error}); write it again") from error
 
 
 def marked(head: bytes) -> str:
