@@ -12,7 +12,7 @@ from rich.table import Table
 
 from infra import heldout
 from infra.planner import Run, Step
-from infra.progress import duration, shown, summary, warnings
+from infra.progress import duration, shown, size, summary, warnings
 from infra.report.pretraining import newest
 from infra.report.stages import StageView
 from infra.stages import Stage
@@ -168,7 +168,14 @@ def _row(status: StageStatus) -> tuple[str, str, str, str, str, str]:
     if location is None:
         return name, status.state, "", status.reason, "", ""
     if status.state == "done" and manifest:
-        return name, status.state, duration(manifest.seconds), summary(manifest), _size(location), shown(location)
+        return (
+            name,
+            status.state,
+            duration(manifest.seconds),
+            summary(manifest),
+            size(sum(location.sizes().values())),
+            shown(location),
+        )
     result = ", ".join(_words(status.progress)) if status.progress else ""
     return name, status.state, "", result or status.reason, "", shown(location)
 
@@ -186,13 +193,3 @@ def _progress(location: Location) -> StageProgress:
         parts=len((location / "parts").files()),
         checkpoint_step=max((int(match[1]) for match in saved if match), default=None),
     )
-
-
-def _size(location: Location) -> str:
-    """The bytes of all that lies there, as people say them."""
-    size = float(sum(location.sizes().values()))
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -5,23 +5,23 @@ encodings by what stands inside its words, and anything else wants its encoding 
 """
 
 import codecs
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from pydantic import AfterValidator
 
+from pipeline import file_types
 from pipeline.config import UserError
+from pipeline.storage import Location
 
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
-}  # fmt: skip
-_BINARY = {
-    b"%PDF": "a PDF", b"PK\x03\x04": "a zip archive or an EPUB", b"\x1f\x8b": "compressed with gzip",
-    b"BZh": "compressed with bzip2", b"\xfd7zXZ": "compressed with xz", b"{\\rtf": "RTF",
-    b"\xd0\xcf\x11\xe0": "a Word file",
 }  # fmt: skip
 _DECLARED = re.compile(rb"Cha[rt]acter set encoding:[ \t]*([^\r\n]{2,60})", re.IGNORECASE)
 _NAMES = [
@@ -56,6 +56,21 @@ def _known(name: str) -> str:
 Encoding = Annotated[str, AfterValidator(_known)]
 
 
+def is_gzip(location: Location) -> bool:
+    """By its name, as what is read so is known by its suffixes."""
+    return location.name.lower().endswith(".gz")
+
+
+@contextmanager
+def decompressed(location: Location) -> Iterator[io.BufferedReader]:
+    """A file that can be read by lines; what ends in .gz is decompressed. Raises UserError where that is damaged."""
+    with location.open() as file:
+        try:
+            yield io.BufferedReader(gzip.GzipFile(fileobj=file) if is_gzip(location) else file, 1 << 20)  # type: ignore[arg-type]
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{location}: is damaged gzip ({error}); write it again") from error
+
+
 def marked(head: bytes) -> str:
     """The encoding that a byte order mark names; empty without one."""
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
@@ -79,9 +94,8 @@ def decode_lines(data: bytes, name: str, encoding: str = "") -> tuple[str, list[
 def _read(data: bytes, name: str, encoding: str) -> tuple[str, str]:
     """Text with plain newlines, and the codec that it was in."""
     head = data[:_HEAD]
-    for magic, what in _BINARY.items():
-        if head.startswith(magic):
-            raise UserError(f"{name}: is {what}; give plain text in UTF-8")
+    if found := file_types.known(head):
+        raise UserError(f"{name}: is {found.what}; give plain text in UTF-8")
     text, codec = _decoded(data, name, encoding)
     if "\x00" in text[: 1 << 16]:
         if half := _utf16(head):

@@ -1,6 +1,5 @@
 """What makes a document unwanted: too few letters, a page that only tells names apart, another language."""
 
-import unicodedata
 from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from pipeline.config import UserError
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
-_LETTERS_END = 0x33480  # no letter of Unicode 17 lies beyond
 _CERTAIN = 0.9  # probability; correct guesses on Wikipedia's articles of 20 words and more have at least 0.8
 _FEWEST_WORDS = 20  # of which a language is judged
 _JUDGED = 4000  # characters
@@ -79,10 +77,7 @@ def is_disambiguation(title: str, text: str, templates: Iterable[str], more: fro
 
 def letters(text: str) -> float:
     """The share of letters, with the marks that belong to them, among the characters that are no white space."""
-    codes = np.frombuffer(text.encode("utf-16-le", "surrogatepass"), np.uint16)
-    if len(codes) > len(text):  # it has characters of more than 16 bits
-        codes = np.minimum(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32), _LETTERS_END - 1)
-    kinds = _kinds()[codes]
+    kinds = words.of_each(_kinds(), words.code_points(text))
     others = len(kinds) - np.count_nonzero(kinds)
     found = np.count_nonzero(kinds == 1)
     return found / max(1, found + others)
@@ -91,8 +86,10 @@ def letters(text: str) -> float:
 @cache
 def _kinds() -> npt.NDArray[np.uint8]:
     """Of each character: 1 a letter or a mark, 2 white space, 0 anything else."""
-    characters = map(chr, range(_LETTERS_END))
-    return np.array([2 if c.isspace() else unicodedata.category(c)[0] in "LM" for c in characters], np.uint8)
+    categories = words.categories()
+    kinds = np.isin(categories, tuple(b"LM")).astype(np.uint8)
+    kinds[[code for code in range(len(categories)) if chr(code).isspace()]] = 2
+    return kinds
 
 
 def language(text: str) -> str:

@@ -4,17 +4,14 @@ Between two documents stands a blank line (the input of BERT's original code), o
 one. A file of any size is read in ranges of bytes, each with the documents that begin in it.
 """
 
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 from pipeline.config import UserError
 from pipeline.dump import Range
-from pipeline.encodings import marked, of_stream, wrong_byte
+from pipeline.encodings import decompressed, is_gzip, marked, of_stream, wrong_byte
 from pipeline.sentences import split_sentences
 from pipeline.storage import Location
 
@@ -54,7 +51,7 @@ def ranges(location: Location, rule: Rule, size: int) -> Iterator[Range]:
         if rule == Rule() and shape(head.decode("utf-8", "replace")) == "flat":
             raise UserError(f"{location}: {NO_BOUNDARIES}")
         length = location.size()
-        if _is_gzip(location):
+        if is_gzip(location):
             if length > _GZIP:
                 raise UserError(f"{location}: is too large to be read in one piece; decompress it first (gunzip)")
             yield Range(0, length)
@@ -82,7 +79,7 @@ def documents(location: Location, span: Range, rule: Rule, encoding: str = "") -
     Raises UserError: bytes that are not of the encoding, a line or a document without end, damaged gzip.
     """
     name, codec = str(location), encoding or "utf-8"
-    end = float("inf") if _is_gzip(location) else span.end
+    end = float("inf") if is_gzip(location) else span.end
     with decompressed(location) as file:
         offset, here = span.start, not span.start or bool(rule.every)
         file.seek(offset if here else offset - 1)
@@ -152,17 +149,3 @@ def _line(file: io.BufferedReader, name: str) -> bytes:
     if len(line) == _LINE:
         raise UserError(f"{name}: has a line of more than {_LINE:,} bytes; write a sentence a line")
     return line
-
-
-def _is_gzip(location: Location) -> bool:
-    return location.name.lower().endswith(".gz")
-
-
-@contextmanager
-def decompressed(location: Location) -> Iterator[io.BufferedReader]:
-    """A file that can be read by lines; what ends in .gz is decompressed. Raises UserError where that is damaged."""
-    with location.open() as file:
-        try:
-            yield io.BufferedReader(gzip.GzipFile(fileobj=file) if _is_gzip(location) else file, 1 << 20)  # type: ignore[arg-type]
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{location}: is damaged gzip ({error}); write it again") from error

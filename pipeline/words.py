@@ -47,16 +47,32 @@ def count_folded(text: str) -> int:
     for start in range(0, len(text), _AT_ONCE):
         before = min(start, 1)  # what decides whether the first character goes on with a word
         some = text[start - before : start + _AT_ONCE]
-        codes = np.frombuffer(some.encode("utf-16-le", "surrogatepass"), "<u2")
-        if len(codes) > len(some):  # it has characters of more than 16 bits
-            codes = np.frombuffer(some.encode("utf-32-le", "surrogatepass"), "<u4")
-        found += int(np.count_nonzero(bounds(codes)[1][before:]))
+        found += int(np.count_nonzero(bounds(code_points(some))[1][before:]))
     return found
+
+
+def code_points(text: str) -> npt.NDArray[Any]:
+    """Those of the text's characters, [n]: as 16 bits where all have no more, else as 32."""
+    codes = np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2")
+    if len(codes) > len(text):
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    return codes
+
+
+@cache
+def categories() -> npt.NDArray[np.uint8]:
+    """By code point the first letter of Unicode's category, as ASCII; [_LAST + 1], the last for all that follow."""
+    return np.frombuffer("".join(unicodedata.category(chr(code))[0] for code in range(_LAST)).encode() + b"C", np.uint8)
+
+
+def of_each(kinds: npt.NDArray[np.uint8], codes: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """What a table of as many entries as `categories` has says of each code point, [n]."""
+    return kinds[codes if codes.itemsize < 4 else np.minimum(codes, _LAST)]
 
 
 def bounds(codes: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Code points of a folded text, [n] -> which of them belong to a word, and which begin one, [n] each."""
-    kinds = _kinds()[codes if codes.itemsize < 4 else np.minimum(codes, _LAST)]
+    kinds = of_each(_kinds(), codes)
     inside = kinds > 0
     begins = inside.copy()
     begins[1:] &= (kinds[1:] != 1) | (kinds[:-1] != 1)
@@ -66,8 +82,8 @@ def bounds(codes: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[
 @cache
 def _kinds() -> npt.NDArray[np.uint8]:
     """By code point: 0 separates words, 1 is part of a word, 2 is a word."""
-    kinds = np.fromiter((unicodedata.category(chr(code))[0] in "LMN" for code in range(_LAST)), np.uint8, _LAST)
+    kinds = np.isin(categories(), tuple(b"LMN")).astype(np.uint8)
     for start, end in _UNSPACED:
         kinds[start : end + 1] *= 2
     kinds[_VARIATIONS] = 0
-    return np.append(kinds, np.uint8(0))
+    return kinds

@@ -72,7 +72,9 @@ def write(folder: Path, name: str) -> Location:
 SPACES = str.maketrans("\t\n", "  ")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.csv.gz", "a.tsv.gz"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.csv.gz", "a.tsv.gz", "a.parquet.gz"]
+)
 def test_every_format_gives_the_same_examples(tmp_path, name):
     found = read(write(tmp_path, name), Columns())
     expected = [tuple(value.translate(SPACES) for value in row) if ".tsv" in name else row for row in ROWS]
@@ -89,18 +91,27 @@ def test_columns_may_have_other_names_and_labels_be_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"text": "x", "split": "dev"}', r"a.jsonl:1: has no column 'label', it has text, split; name it"),
+        ("a.jsonl", '{"text": "x", "split": "dev"}', r"a.jsonl:1: has no column label; it has text, split: set"),
         ("a.jsonl", '{"text": "x"', r"a.jsonl:1: is not JSON"),
-        ("a.jsonl", '\n["x"]', r"a.jsonl:2: is no JSON object"),
+        ("a.jsonl", '\n["x"]', r"a.jsonl:2: holds a list; write one object a line"),
         ("a.csv", "text,label,split\nx,y,validation\n", r"a.csv:2: split is 'validation'; write train, dev or test"),
         ("a.csv", "text,label,split\nx,,train\n", r"a.csv:2: label is empty"),
-        ("a.csv", "text,label,split\nx,y\n", r"a.csv:2: split is empty"),
-        ("a.csv", "text,label,split\nx, z,y,train\n", r"a.csv:2: has more columns than the header; quote its text"),
-        ("a.csv", 'text,label,split\n"x,y,train\n', r"a.csv: cannot be read as .csv"),
-        ("a.csv", b"text,label,split\n\xff,y,train\n", r"a.csv: cannot be read as .csv"),
-        ("a.parquet", "no parquet", r"a.parquet: cannot be read as .parquet"),
-        ("a.jsonl.gz", "no gzip", r"a.jsonl.gz: cannot be read as .jsonl"),
-        ("a.xlsx", "PK", r"a.xlsx: is no labelled file; give a .jsonl, .csv, .tsv or .parquet file"),
+        ("a.csv", "text,label,split\nx,y\n", r"a.csv:2: has more or fewer fields than the header; quote its text"),
+        (
+            "a.csv",
+            "text,label,split\nx, z,y,train\n",
+            r"a.csv:2: has more or fewer fields than the header; quote its text",
+        ),
+        ("a.csv", 'text,label,split\n"x,y,train\n', r"a.csv:2: is not CSV .unexpected end of data.; quote its text"),
+        (
+            "a.tsv",
+            "text\tlabel\tsplit\nx\n",
+            r"a.tsv:2: has more or fewer fields than the header; leave no tab or line",
+        ),
+        ("a.csv", b"text,label,split\n\xff,y,train\n", r"a.csv: is not UTF-8 .byte 0xff at 17.; convert it"),
+        ("a.parquet", "no parquet", r"a.parquet: is no Parquet file .*; correct its suffix"),
+        ("a.jsonl.gz", "no gzip", r"a.jsonl.gz: is damaged gzip .*; write it again"),
+        ("a.xlsx", "PK", r"a.xlsx: is no table; give one of .parquet, .jsonl, .ndjson, .json, .csv, .tsv"),
     ],
 )
 def test_an_unusable_file_is_named_with_the_row_and_the_mend(tmp_path, name, content, message):
@@ -114,7 +125,7 @@ def test_an_unusable_file_is_named_with_the_row_and_the_mend(tmp_path, name, con
 def test_a_truncated_gzip_is_an_error(tmp_path):
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(gzip.compress(b'{"text": "x"}\n' * 1000)[:-9])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is damaged gzip"):
         read(Location(str(file)), Columns())
 
 

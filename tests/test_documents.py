@@ -74,7 +74,7 @@ def test_null_is_empty(tmp_path: Path):
     [
         ("x.jsonl", b'{"text": "a"}\n{"text": ', ":2: is not JSON"),
         ("x.jsonl", b'[{"text": "a"}]', ":1: holds a list"),
-        ("x.jsonl", b'{"text": "a"}\n{"other": 1, "more": 2}', ":2: has no text; it has other, more"),
+        ("x.jsonl", b'{"text": "a"}\n{"other": 1, "more": 2}', ":2: has no column text; it has other, more"),
         ("x.jsonl", b'{"text": ' + b"[" * 100_000, ":1: is JSON too deep"),
         ("x.jsonl", b'{"text": ' + b"1" * 5000 + b"}", ":1: is JSON too deep or too long"),
         ("x.jsonl", b'{"text": 5}', ":1: text holds int 5, not text"),

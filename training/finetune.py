@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pipeline import json_lines, vocab_file
 from pipeline.artifacts import Artifact, Manifest, Output, Part, SourceFile
 from pipeline.config import UserError, identity
 from pipeline.tokenizer import load
@@ -258,7 +259,7 @@ class Worker:
         if self.rank:
             return
         predictions = self.setup.task.predictions(_examples(self.setup.task, "test"), answers)
-        files = {f"predictions/{variant}.jsonl": _lines(predictions)}
+        files = {f"predictions/{variant}.jsonl": json_lines.encode(predictions, escaped=False)}
         if variant == "pretrained":
             files |= _model_files(self.setup, outcome.weights)
         facts = {
@@ -283,22 +284,16 @@ def _examples(task: Task, split: str) -> list[Any]:
     return [example for example in task.examples if example.split == split]
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
 def _model_files(setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, bytes]:
     """The fine-tuned model and all that is needed to use it."""
     from safetensors.torch import save
 
-    names = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
     config = setup.checkpoint.config().model_dump_json(indent=1, exclude={"nsp"})  # its head is another one
-    vocab = {name: (setup.vocab.location / name).read_bytes() for name in names}
     return {
         "model/model.safetensors": save({name: weight.cpu().contiguous() for name, weight in weights.items()}),
         "model/config.json": config.encode(),
         **{f"model/{name}": data for name, data in setup.task.model_files().items()},
-        **{f"model/{name}": data for name, data in vocab.items()},
+        **{f"model/{name}": data for name, data in vocab_file.files(setup.vocab.location).items()},
     }
 
 

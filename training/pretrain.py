@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline import json_lines, vocab_file
 from pipeline.artifacts import Artifact, FileRecord, Manifest, Output, SourceFile
 from pipeline.config import Compute, Config, InputPath, UserError
 from pipeline.storage import Location
@@ -26,8 +27,8 @@ from training.heartbeat import Progress
 from training.model import BertConfig
 from training.optim import OptimizerConfig
 from training.ray_train import RestartPolicy, run_workers
-from training.record import lines, summary
-from training.start import is_digest, register, starting_weights, vocabulary, weights_file
+from training.record import summary
+from training.start import is_digest, register, starting_weights, weights_file
 from training.trainer import Hook, Setup, TrainState, work
 
 VERSION = 7
@@ -214,18 +215,19 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     `on_step` is called in each worker after each step, with its rank and the number of steps done.
     """
     _check_examples(config, inputs)
-    pieces, init = _pieces(inputs["vocab"]), inputs.get("init")
+    pieces, init = tuple(vocab_file.pieces_in(inputs["vocab"].location)), inputs.get("init")
     examples = _examples(config, inputs)
     notes: tuple[str, ...] = ()
     if init:
-        notes = starting_weights(init, config.model, vocabulary(inputs["vocab"].location), nsp=paired(examples)).notes
+        vocab = vocab_file.read_file(inputs["vocab"].location / "tokenizer.json")
+        notes = starting_weights(init, config.model, vocab, nsp=paired(examples)).notes
     setup = Setup(config, tuple(examples), out.location, pieces, init)
     last = _trained(setup, on_step, out)
     prune(out.location, config.keep_checkpoints)
     stored, better = last.state(), best(out.location)
     state = TrainState.from_json(stored)
     rows = state.metrics.rows
-    files = {"metrics.jsonl": lines(rows), events.FILE: events.EventFile()(rows)}
+    files = {"metrics.jsonl": json_lines.encode(rows), events.FILE: events.EventFile()(rows)}
     if state.skipped:
         files[guards.FILE] = guards.lines(state.skipped)
     written = _files(out.location, last) | (_files(out.location, better) if better else {})
@@ -309,7 +311,3 @@ def final_checkpoint(artifact: Artifact) -> CheckpointRef:
 def _examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> list[Artifact]:
     """Those of each phase."""
     return [inputs[examples_input(phase.max_seq_length)] for phase in config.phases]
-
-
-def _pieces(vocab: Artifact) -> tuple[str, ...]:
-    return tuple((vocab.location / "vocab.txt").read_text().split("\n")[:-1])

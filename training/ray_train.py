@@ -10,11 +10,12 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 from pipeline.attempts import scratch
 from pipeline.config import UserError
+from pipeline.signals import first_sets
 from pipeline.storage import Location
 from training.elastic import GroupSize, Placement
 from training.heartbeat import Progress, Tell, begun, end_workers, failure, new_board, watched
@@ -92,24 +93,9 @@ def _storage(artifact: Location) -> Iterator[Location]:
                 folder.delete()
 
 
-@contextmanager
-def _terminated(leaves: bool) -> Iterator[threading.Event]:
+def _terminated(leaves: bool) -> AbstractContextManager[threading.Event]:
     """While inside, the first SIGTERM sets the event and does nothing else, if the work `leaves`."""
-    wanted = threading.Event()
-    if not leaves or threading.current_thread() is not threading.main_thread():  # only there are signals handled
-        yield wanted
-        return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def handle(*_: object) -> None:
-        wanted.set()
-        signal.signal(signal.SIGTERM, before)
-
-    signal.signal(signal.SIGTERM, handle)
-    try:
-        yield wanted
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return first_sets(signal.SIGTERM) if leaves else nullcontext(threading.Event())
 
 
 def _run(trainer: Any) -> None:

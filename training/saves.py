@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
+from pipeline import json_lines
 from pipeline.storage import Location
 from training import guards
 from training.agreement import Exchange, alone, together
@@ -18,7 +19,7 @@ from training.checkpoint import Standing, Tensors, prune, save
 from training.events import FILE as EVENTS
 from training.events import EventFile
 from training.guards import Skip
-from training.record import Row, lines
+from training.record import Row
 
 _ATTEMPTS = 3
 _PAUSE = 1.0  # seconds before the second attempt
@@ -94,5 +95,5 @@ class AsyncSaver:
     def _metrics(self, rows: Sequence[Row]) -> None:
         if (self._artifact / "manifest.json").exists():  # another run of the same fingerprint has finished it
             return
-        (self._artifact / "metrics.jsonl").write_bytes(lines(rows))
+        (self._artifact / "metrics.jsonl").write_bytes(json_lines.encode(rows))
         (self._artifact / EVENTS).write_bytes(self._events(rows))

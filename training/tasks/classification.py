@@ -1,24 +1,19 @@
 """a labelled file -> [CLS] text [SEP] -> one label for each text, and what it is worth."""
 
-import csv
-import gzip
-import io
 import itertools
 import json
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline import tables
 from pipeline.config import Config, UserError
 from pipeline.ragged import offsets_of, padded
 from pipeline.storage import Location
@@ -32,9 +27,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from training.checkpoint import SavedConfig
-
-_FORMATS = "a .jsonl, .csv, .tsv or .parquet file, .gz behind it or not"
-_UNREADABLE = (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError, pa.ArrowException)
 
 
 class Columns(Config):
@@ -138,66 +130,18 @@ def read(location: Location, columns: Columns) -> list[Example]:
 
     Raises UserError: not one of the formats, damaged, a column missing, a value empty, a split of another name.
     """
+    wanted = (columns.text, columns.label, columns.split)
     examples = []
-    for row, record in _records(location):
-        where = f"{location}:{row}"
-        for column in (columns.text, columns.label, columns.split):
-            if column not in record:
-                raise UserError(f"{where}: has no column {column!r}, it has {', '.join(record)}; name it under columns")
-            if record[column] is None or not str(record[column]).strip():
-                raise UserError(f"{where}: {column} is empty; fill it in or delete the row")
-        split = str(record[columns.split])
+    # Tab-separated labelled files, such as GLUE's, hold single quotes as characters.
+    for row in tables.rows(location, wanted, tsv_quotes=False):
+        for column in wanted:
+            if row.values[column] is None or not str(row.values[column]).strip():
+                raise UserError(f"{row.where}: {column} is empty; fill it in or delete the row")
+        text, label, split = (str(row.values[column]) for column in wanted)
         if split not in SPLITS:
-            raise UserError(f"{where}: {columns.split} is {split!r}; write train, dev or test")
-        examples.append(Example(row, str(record[columns.text]), str(record[columns.label]), split))
+            raise UserError(f"{row.where}: {columns.split} is {split!r}; write train, dev or test")
+        examples.append(Example(row.number, text, label, split))
     return examples
-
-
-def _records(location: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    name = location.name.lower()
-    kind = name.removesuffix(".gz").rsplit(".", 1)[-1]
-    if kind not in ("jsonl", "csv", "tsv", "parquet"):
-        raise UserError(f"{location}: is no labelled file; give {_FORMATS}")
-    try:
-        with location.open() as raw:
-            file = io.BytesIO(gzip.decompress(raw.read())) if name.endswith(".gz") else raw
-            yield from _parquet_records(file) if kind == "parquet" else _text_records(file, kind, location)
-    except _UNREADABLE as error:
-        raise UserError(f"{location}: cannot be read as .{kind} ({error}); give {_FORMATS}") from error
-
-
-def _parquet_records(file: BinaryIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    yield from enumerate(pq.read_table(file).to_pylist(), start=1)
-
-
-def _text_records(file: BinaryIO, kind: str, location: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    if kind == "jsonl":
-        for row, line in enumerate(lines, start=1):
-            if line.strip():
-                yield row, _json_object(line, f"{location}:{row}")
-        return
-    csv.field_size_limit(1 << 30)
-    # a tab-separated file has no quotes (GLUE's hold single ones), a comma-separated one has
-    reader = (
-        csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if kind == "tsv"
-        else csv.DictReader(lines, strict=True)
-    )
-    for record in reader:
-        if None in record:
-            raise UserError(f"{location}:{reader.line_num}: has more columns than the header; quote its text")
-        yield reader.line_num, record
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: is not JSON ({error}); write one object a line") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: is no JSON object; write one object a line")
-    return value
 
 
 def label_counts(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
