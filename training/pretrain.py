@@ -20,7 +20,7 @@ from pipeline.storage import Location
 from training import events, guards
 from training.checkpoint import CheckpointRef, best, final, newest, prune
 from training.data import Examples, paired
-from training.engine import DeepSpeedConfig
+from training.deepspeed_config import DeepSpeedConfig
 from training.guards import Skip
 from training.model import BertConfig
 from training.optim import OptimizerConfig
