@@ -25,9 +25,10 @@ from pipeline.config import Compute, UserError, identity
 from pipeline.tokenizer import load
 from training import metrics
 from training.agreement import agreed
+from training.architectures import architecture_of
 from training.checkpoint import CheckpointRef, SavedConfig
 from training.device import Precision, autocast, has_bf16, worker_device
-from training.model import BertForSequenceClassification, load_encoder
+from training.model import load_encoder
 from training.optim import OptimizerConfig, adamw, learning_rate_at, parameter_groups
 from training.tasks import classification
 from training.tasks.classification import ClassificationTask, Encoded, Example, Prepared, Trial
@@ -192,9 +193,9 @@ class Worker:
             outcome.add_epoch(*classification.accuracy_and_loss(self.predict(model, dev), dev.targets), model)
         return outcome
 
-    def _model(self, variant: str) -> BertForSequenceClassification:
+    def _model(self, variant: str) -> nn.Module:
         labels = len(self.setup.prepared.labels)
-        model = BertForSequenceClassification(
+        model = architecture_of(self.saved.model).classifier(
             self.saved.model, self.saved.vocab_size, labels, seed=self.setup.config.seed
         )
         if variant == "pretrained":
@@ -203,7 +204,7 @@ class Worker:
 
     def _step(
         self,
-        model: BertForSequenceClassification,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         rows: NDArray[np.int64],
         settings: OptimizerConfig,
@@ -241,7 +242,7 @@ class Worker:
             gradient.copy_(values.view_as(gradient))
         return total.item()
 
-    def predict(self, model: BertForSequenceClassification, data: Encoded) -> NDArray[np.float32]:
+    def predict(self, model: nn.Module, data: Encoded) -> NDArray[np.float32]:
         """The probability of each label for each example [n, labels]; the workers share the examples."""
         order = np.argsort(data.ids.lengths, kind="stable")  # rows of like length together: little padding
         mine = order[self.rank :: self.workers]

@@ -18,11 +18,11 @@ from pipeline.artifacts import Artifact, FileRecord, Manifest, Output, SourceFil
 from pipeline.config import Compute, Config, UserError
 from pipeline.storage import Location
 from training import events, guards
+from training.architectures import ModelConfig
 from training.checkpoint import CheckpointRef, best, final, newest, prune
 from training.data import Examples, paired
 from training.deepspeed_config import DeepSpeedConfig
 from training.guards import Skip
-from training.model import BertConfig
 from training.optim import OptimizerConfig
 from training.record import lines, summary
 from training.start import register, starting_weights, vocabulary
@@ -50,7 +50,7 @@ class PretrainConfig(Config):
     What is marked Compute changes rounding alone, but that workers and micro_batch_size also change dropout's draws.
     """
 
-    model: BertConfig
+    model: ModelConfig
     #: The folder of a model whose weights to begin with, or a finished checkpoint's digest; the weights' bytes count.
     init: Annotated[str | None, Compute] = None
     phases: list[Phase] = Field(min_length=1)

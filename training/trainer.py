@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from pipeline.artifacts import Artifact, SourceFile
 from pipeline.config import UserError
@@ -24,15 +25,15 @@ from pipeline.masking import mask_rules
 from pipeline.storage import Location
 from training import events, guards
 from training.agreement import Item, agreed, new_exchange
+from training.architectures import pretraining_model
 from training.checkpoint import KINDS, CheckpointRef, Heldout, SavedConfig, Standing, Tensors, newest, prune, save
 from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, paired, share
 from training.device import Precision, fastest, layer_seconds, peak, processor, worker_device
 from training.engine import Engine
 from training.guards import Fault, Guard, Skip
 from training.metrics import Baseline
-from training.model import BertForPreTraining
 from training.optim import LossScale, learning_rate_at, learning_rate_in_time
-from training.record import Recorder, Row, lines, training_flops
+from training.record import Recorder, Row, lines
 from training.saves import Saves
 from training.start import starting_weights
 from training.unigram import unigram_baseline
@@ -188,7 +189,7 @@ class Worker:
     def _log(self, of_now: Mapping[str, float]) -> None:
         self.recorder.train_row(
             self.step,
-            partial(training_flops, model=self.config.model, vocab_size=len(self.setup.pieces)),
+            partial(self.config.model.training_flops, vocab_size=len(self.setup.pieces)),
             self.peak.flops,
             **of_now,
             **self._scaling(),
@@ -322,10 +323,10 @@ class Worker:
             _read(start.tensors) if start else self._first_tensors(), state.get("updates", 0), _loss_scale(state)
         )
 
-    def _model(self, init: SourceFile | None) -> BertForPreTraining:
+    def _model(self, init: SourceFile | None) -> nn.Module:
         """With random weights, or those of another model."""
         config, pieces, nsp = self.config, self.setup.pieces, self.setup.nsp
-        model = BertForPreTraining(
+        model = pretraining_model(
             config.model,
             len(pieces),
             config.seed,

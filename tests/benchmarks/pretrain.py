@@ -41,7 +41,7 @@ from training.device import has_bf16, processor, sheet_flops
 from training.model import BertConfig, BertForPreTraining
 from training.objective import Objective
 from training.optim import OptimizerConfig, adamw, parameter_groups
-from training.record import Totals, training_flops
+from training.record import Totals
 from training.workers import keep_freed_memory
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
@@ -108,7 +108,7 @@ def on_gpu(device: torch.device, repeats: int) -> dict[str, float]:
     peak = sheet_flops(processor(device), "bf16")
     for name, shape in ON_GPU.items():
         of_one = Totals(tokens=shape.length, squares=shape.length**2, masked=shape.predictions)
-        flops = training_flops(of_one, BertConfig.model_validate(shape.config()), VOCAB_SIZE)
+        flops = BertConfig.model_validate(shape.config()).training_flops(of_one, VOCAB_SIZE)
         given = full_rows(shape.batch, shape.length, shape.predictions).to(device)
         for side, make in (("cloze", ours), ("transformers", theirs)):
             step = make(shape, True, device)
