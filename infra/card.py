@@ -144,17 +144,18 @@ def _licence(name: str) -> dict[str, str]:
 def _summary(vocab: Manifest, pretrain: Manifest, nsp: bool) -> str:
     import torch
 
-    from training.model import BertConfig, BertForPreTraining
+    from training.architectures import architecture_of, pretraining_model
+    from training.checkpoint import SavedConfig
 
-    model = BertConfig.model_validate(pretrain.config["model"])
     size = vocab.counts["pieces"]
+    model = SavedConfig.model_validate({"model": pretrain.config["model"], "vocab_size": size}).model
     with torch.device("meta"):
-        weights = sum(weight.numel() for weight in BertForPreTraining(model, size, nsp=nsp).parameters())
+        weights = sum(weight.numel() for weight in pretraining_model(model, size, nsp=nsp).parameters())
     case = "lower case" if vocab.config["lowercase"] else "upper and lower case"
     longest = max(phase["max_seq_length"] for phase in pretrain.config["phases"])
     note = f" {vocab.facts['note']}" if "note" in vocab.facts else ""
     return (
-        "A BERT ([Devlin et al. 2019](https://arxiv.org/abs/1810.04805)), pretrained with Cloze: "
+        f"{architecture_of(model).title}, pretrained with Cloze: "
         f"{model.num_hidden_layers} layers, {model.hidden_size} wide, {model.num_attention_heads} heads, "
         f"{model.max_position_embeddings} positions, {size:,} WordPieces in {case}, {weights:,} weights.{note} "
         f"It was trained on at most {longest} pieces at once."

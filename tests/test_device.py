@@ -1,10 +1,14 @@
 """Which precision is the fastest here, and how much could be done: timed, agreed on by all workers."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from small_examples import alone  # noqa: F401 (a fixture)
 
 from training import device
+from training.architectures import ARCHITECTURES
 from training.device import Precision, cpu_threads, fastest, has_bf16, layer_seconds, peak, sheet_flops
 from training.model import BertConfig, Layer
 
@@ -26,6 +30,11 @@ def test_bf16_has_to_be_clearly_faster(full: float, half: float, chosen: str) ->
     assert fastest(CPU, lambda precisions: [{"fp32": full, "bf16": half}[name] for name in precisions]) == chosen
 
 
+def timing(monkeypatch: pytest.MonkeyPatch, layer: Any) -> None:
+    """Have this be a layer of BERT."""
+    monkeypatch.setitem(ARCHITECTURES, "bert", replace(ARCHITECTURES["bert"], layer=layer))
+
+
 def test_a_layer_is_timed_in_each_precision() -> None:
     full, half = layer_seconds(SHAPE, CPU, ("fp32", "bf16"))
     assert 0 < full < 1 and 0 < half < 1
@@ -39,7 +48,7 @@ def test_a_processor_times_with_one_thread_and_trains_with_as_many_as_before(mon
             seen.append(torch.get_num_threads())
             return super().forward(hidden, visible)
 
-    monkeypatch.setattr(device, "Layer", Watched)
+    timing(monkeypatch, Watched)
     with cpu_threads(2):
         layer_seconds(SHAPE, CPU, ("fp32", "bf16"))
         assert set(seen) == {1} and torch.get_num_threads() == 2
@@ -50,7 +59,7 @@ def test_a_precision_that_is_hopeless_costs_no_more_than_a_small_product(monkeyp
         return 0.1 if dtype == torch.bfloat16 else 0.001
 
     monkeypatch.setattr(device, "_product_seconds", product)
-    monkeypatch.setattr(device, "Layer", None)  # which is not even made
+    timing(monkeypatch, None)  # which is not even made
     assert layer_seconds(SHAPE, CPU, ("fp32", "bf16")) == [0.001, 0.1]
 
 

@@ -1,7 +1,8 @@
-"""DeepSpeed behind Engine: a step over workers and micro-batches is the step of one process, at any ZeRO stage."""
+"""A step over workers and micro-batches is the step of one process, in torch alone and at any of DeepSpeed's stages."""
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import astuple
@@ -13,12 +14,14 @@ import torch
 import torch.distributed as dist
 from small_examples import alone  # noqa: F401 (a fixture)
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from infra.run_config import RunConfig
 from pipeline.config import UserError, load
 from training.data import IGNORED, Batch
+from training.deepspeed_config import DeepSpeedConfig, ZeroOptimization
 from training.device import fastest
-from training.engine import DeepSpeedConfig, Engine, ZeroOptimization
+from training.engine import Engine
 from training.model import BertConfig, BertForPreTraining
 from training.optim import LossScale, OptimizerConfig, adamw, parameter_groups
 
@@ -98,9 +101,9 @@ def steps(trained: Engine, numbers: range, between: Callable[[], object] = lambd
     found = []
     for step in numbers:
         mine = batches(step)[trained.rank :: trained.workers]
-        totals, grad_norm, _ = trained.step(mine, RATE, 2 * step + trained.rank, between)
-        means = totals.means()
-        found.append({"mlm_loss": means["mlm_loss"], "nsp_loss": means["nsp_loss"], "grad_norm": grad_norm})
+        done = trained.step(mine, RATE, 2 * step + trained.rank, between)
+        means = done.totals.means()
+        found.append({"mlm_loss": means["mlm_loss"], "nsp_loss": means["nsp_loss"], "grad_norm": done.grad_norm})
     return found
 
 
@@ -116,7 +119,8 @@ def in_worker(rank: int, folder: str) -> None:
         found[f"losses-{stage}"], found[f"weights-{stage}"] = steps(exact, range(STEPS)), exact.tensors()
         tuned = Engine(model(), OPTIMIZER, zero_stage=stage, more=TUNED)
         found[f"tuned-{stage}"] = steps(tuned, range(STEPS)), tuned.tensors()
-        found[f"handed-{stage}"] = handed_on(tuned)
+        if stage:
+            found[f"handed-{stage}"] = handed_on(tuned)
         noisy = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=stage)
         steps(noisy, range(3))
         box = [noisy.tensors()]
@@ -131,6 +135,8 @@ def in_worker(rank: int, folder: str) -> None:
             found[f"{name}-{stage}"] = outcome(again)
         midway = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=stage)
         found[f"midway-{stage}"] = read_between(midway)
+    short = Engine(model(), OPTIMIZER, zero_stage=0, more=DeepSpeedConfig(communication_data_type="bf16"))
+    found["short"] = steps(short, range(STEPS))
     for stage in range(4):
         found[f"fp16-{stage}"] = overflowing(stage)
     for name, recomputes in (("through", False), ("recomputed", True)):
@@ -154,7 +160,7 @@ def in_worker(rank: int, folder: str) -> None:
 
 def handed_on(trained: Engine) -> dict[str, Any]:
     """What DeepSpeed has made of TUNED's keys."""
-    settings = trained._engine._config
+    settings = trained._back_end._engine._config
     zero = settings.zero_config.model_dump(by_alias=True)
     names = TUNED.zero_optimization.model_dump(exclude_none=True)
     return {"communication_data_type": settings.communication_data_type} | {name: zero[name] for name in names}
@@ -175,11 +181,11 @@ def overflowing(stage: int) -> dict[str, Any]:
     lone.loss_scale = LossScale(2.0**15)
     after = Engine(model(), OPTIMIZER, zero_stage=stage, precision="fp16")
     before = after.tensors()
-    hook = after._engine.module.register_forward_hook(lambda _, given, out: (out[0] * 1e38, out[1]))
+    hook = after.objective.register_forward_hook(lambda _, given, out: (out[0] * 1e38, out[1]))
     if after.rank == 0:
         hook.remove()
     mine = batches(0)[after.rank :: after.workers]
-    overflow = after.step(mine, RATE, noise=0)
+    overflow = after.step(mine, RATE, dropout_seed=0)
     hook.remove()
     return {
         "overflow": (overflow.overflowed, overflow.grad_norm, overflow.totals.means()["loss"]),
@@ -219,13 +225,20 @@ def test_two_workers_and_two_micro_batches_make_the_step_of_one_process(
 
 @pytest.mark.parametrize("stage", range(4))
 def test_how_deepspeed_communicates_is_handed_on_and_changes_no_step(found: dict[str, Any], stage: int) -> None:
-    asked = TUNED.zero_optimization.model_dump(exclude_none=True)
-    assert found[f"handed-{stage}"] == {"communication_data_type": torch.float32} | asked
+    if stage:  # without DeepSpeed there is nobody to hand anything on to
+        asked = TUNED.zero_optimization.model_dump(exclude_none=True)
+        assert found[f"handed-{stage}"] == {"communication_data_type": torch.float32} | asked
     for mine, plain in zip(found[f"tuned-{stage}"][0], found[f"losses-{stage}"], strict=True):
         assert mine == pytest.approx(plain, abs=1e-5)
     for kind, named in found[f"weights-{stage}"].items():
         for name, value in named.items():
             torch.testing.assert_close(found[f"tuned-{stage}"][1][kind][name], value, atol=1e-5, rtol=0)
+
+
+def test_gradients_that_travel_in_16_bits_are_rounded_on_the_way_alone(found: dict[str, Any]) -> None:
+    for mine, plain in zip(found["short"], found["losses-0"], strict=True):
+        assert mine == pytest.approx(plain, rel=0.02)
+        assert mine["grad_norm"] != plain["grad_norm"]
 
 
 def test_deepspeed_knows_each_key_that_may_be_handed_on() -> None:
@@ -302,7 +315,7 @@ def same_tensors(one: Any, other: Any) -> bool:
     return all(torch.equal(value, other[kind][name]) for kind in one for name, value in one[kind].items())
 
 
-def test_dropout_depends_on_the_noise_alone(found: dict[str, Any]) -> None:
+def test_dropout_depends_on_its_seed_alone(found: dict[str, Any]) -> None:
     """The control of the test above: the losses of another dropout are others."""
     assert found["through-1"][0][0] != pytest.approx(found["losses-1"][3], abs=1e-4)
 
@@ -346,6 +359,40 @@ def test_an_evaluation_counts_labels_and_answers_of_all_workers_and_of_no_idle_r
         assert totals.nsp_correct == int((labels == answer).sum())
 
 
+class NoWaiting(TorchDispatchMode):
+    """Nothing in it may ask for the value of a tensor on the device, here those in floating point."""
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert operation is not torch.ops.aten._local_scalar_dense.default or not args[0].is_floating_point()
+        return operation(*args, **kwargs or {})
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_of_torch_alone_asks_for_no_value_until_it_is_read(precision: Any) -> None:
+    waiting, trained = (Engine(model(0.1), OPTIMIZER, zero_stage=0, precision=precision) for _ in range(2))
+    with NoWaiting():
+        steps_read_later = [trained.step(batches(step), RATE, dropout_seed=step) for step in range(3)]
+        with pytest.raises(AssertionError):
+            _ = steps_read_later[0].grad_norm
+    for step, later in enumerate(steps_read_later):
+        at_once = waiting.step(batches(step), RATE, dropout_seed=step)
+        assert (later.totals, later.grad_norm) == (at_once.totals, at_once.grad_norm)
+    assert same_tensors(trained.tensors(), waiting.tensors())
+
+
+@pytest.mark.usefixtures("alone")
+def test_without_deepspeed_one_worker_trains_and_dividing_a_model_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    assert steps(Engine(model(), OPTIMIZER, zero_stage=0), range(1))[0]["grad_norm"] > 0
+    with pytest.raises(UserError, match=r"zero_stage is 2, which needs DeepSpeed .*set pretrain.zero_stage to 0"):
+        Engine(model(), OPTIMIZER, zero_stage=2)
+
+
 @pytest.mark.usefixtures("alone")
 def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_loss() -> None:
     full, half = (Engine(model(), OPTIMIZER, precision=precision) for precision in ("fp32", "bf16"))
@@ -364,18 +411,19 @@ def test_without_pairs_the_loss_is_that_of_the_masks_alone(nsp: bool) -> None:
         batch._replace(next_sentence_label=torch.full_like(batch.next_sentence_label, IGNORED)) for batch in batches(0)
     ]
     trained = Engine(model(nsp=nsp), OPTIMIZER)
-    totals, grad_norm, _ = trained.step(unpaired, RATE, noise=0)
-    paired = Engine(model(), OPTIMIZER).step(batches(0), RATE, noise=0).totals
+    done = trained.step(unpaired, RATE, dropout_seed=0)
+    totals = done.totals
+    paired = Engine(model(), OPTIMIZER).step(batches(0), RATE, dropout_seed=0).totals
     assert totals.means()["loss"] == totals.means()["mlm_loss"] == paired.means()["mlm_loss"]
     assert (totals.labels, totals.examples) == (0, 10)
-    assert 0 < grad_norm < float("inf")
+    assert 0 < done.grad_norm < float("inf")
 
 
 @pytest.mark.usefixtures("alone")
 def test_the_lengths_that_are_counted_are_those_without_padding_and_idle_rows() -> None:
     *counted, idle = batches(0)
     idle = idle._replace(counted=torch.zeros_like(idle.counted))
-    totals = Engine(model(), OPTIMIZER).step([*counted, idle], RATE, noise=0).totals
+    totals = Engine(model(), OPTIMIZER).step([*counted, idle], RATE, dropout_seed=0).totals
     lengths = [int(row.sum()) for batch in counted for row in batch.attention_mask]
     assert totals.tokens == sum(lengths) < totals.slots == 2 * 16 + 3 * 9 + 12 + 4 * 8
     assert totals.squares == sum(length**2 for length in lengths)

@@ -30,7 +30,8 @@ from pipeline.tokenizer import load as load_tokenizer
 from pipeline.vocab_file import VocabFile
 from training.checkpoint import CheckpointRef, SavedConfig, Standing, save
 from training.features import load_model, predict_masked
-from training.hub import export, read, theirs
+from training.hub import export, read
+from training.layout import BERT
 from training.model import BertConfig, BertForPreTraining, load_encoder
 
 CONFIG = BertConfig(
@@ -305,7 +306,7 @@ def test_an_old_pickle_of_an_encoder_alone_is_read(
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "tokenize_chinese_chars": false}')
     encoder = {
         name.removeprefix("bert.").replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): tensor
-        for name, tensor in theirs(small.state_dict()).items()
+        for name, tensor in BERT.theirs(small.state_dict()).items()
         if name.startswith("bert.")
     }
     assert "embeddings.LayerNorm.gamma" in encoder and "encoder.layer.1.output.LayerNorm.beta" in encoder
@@ -343,7 +344,7 @@ def test_what_transformers_saves_is_read(kind: Any, tmp_path: Path) -> None:
     assert found.model == CONFIG
     assert found.vocab is None
     assert found.notes == ()
-    back = theirs(found.weights)
+    back = BERT.theirs(found.weights)
     expected = load_file(tmp_path / "model.safetensors")
     assert back.keys() == expected.keys()
     assert all(torch.equal(back[name], expected[name].float()) for name in expected)
@@ -352,7 +353,7 @@ def test_what_transformers_saves_is_read(kind: Any, tmp_path: Path) -> None:
 def test_a_decoder_that_is_saved_again_is_read_where_it_is_tied(
     small: BertForPreTraining, folder_of: Callable[..., Location]
 ) -> None:
-    weights = theirs(small.state_dict())
+    weights = BERT.theirs(small.state_dict())
     weights["cls.predictions.decoder.weight"] = weights["bert.embeddings.word_embeddings.weight"]
     weights["cls.predictions.decoder.bias"] = weights.pop("cls.predictions.bias")
     found = read(folder_of(weights)).weights
@@ -390,7 +391,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not(
     tmp_path: Path,
 ) -> None:
     location, target = folder_of({}), tmp_path / "created"
-    write({"first": Malicious(target), **theirs(small.state_dict())}, tmp_path)
+    write({"first": Malicious(target), **BERT.theirs(small.state_dict())}, tmp_path)
     assert refusal(location).startswith("pytorch_model.bin: asks for posix.mkdir, which is no weight, and ")
     assert not target.exists()
     pickle.loads(pickle.dumps(Malicious(target)))
@@ -419,7 +420,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not(
 def test_what_is_no_such_bert_is_refused(
     small: BertForPreTraining, folder_of: Callable[..., Location], changes: dict[str, Any], line: str
 ) -> None:
-    assert refusal(folder_of(theirs(small.state_dict()), **changes)).startswith(line)
+    assert refusal(folder_of(BERT.theirs(small.state_dict()), **changes)).startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +435,7 @@ def test_what_is_no_such_bert_is_refused(
 def test_weights_that_are_not_those_of_a_bert_are_refused(
     small: BertForPreTraining, folder_of: Callable[..., Location], more: dict[str, Any], line: str
 ) -> None:
-    weights = {**theirs(small.state_dict()), **more}
+    weights = {**BERT.theirs(small.state_dict()), **more}
     location = folder_of({name: tensor for name, tensor in weights.items() if tensor is not None})
     assert refusal(location).startswith(f"model.safetensors: {line}")
 
@@ -467,7 +468,7 @@ def test_weights_that_are_not_those_of_a_bert_are_refused(
 def test_a_file_that_is_damaged_or_another_ones_is_refused(
     small: BertForPreTraining, folder_of: Callable[..., Location], tmp_path: Path, name: str, data: bytes, line: str
 ) -> None:
-    location = folder_of(theirs(small.state_dict()))
+    location = folder_of(BERT.theirs(small.state_dict()))
     if name == "pytorch_model.bin":
         (tmp_path / "model.safetensors").unlink()
     (tmp_path / name).write_bytes(data)

@@ -6,7 +6,7 @@ import pytest
 
 from training.metrics import Baseline
 from training.model import BertConfig
-from training.record import Recorder, Totals, training_flops
+from training.record import Recorder, Totals
 
 VOCAB_SIZE = 30522
 BASE = BertConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
@@ -24,12 +24,12 @@ def sequence(length: int, predictions: int, slots: int = 0) -> Totals:
 def test_a_sequence_of_bert_needs_so_many_operations(
     model: BertConfig, length: int, predictions: int, gigaflops: float
 ) -> None:
-    assert round(training_flops(sequence(length, predictions), model, VOCAB_SIZE) / 1e9, 3) == gigaflops
+    assert round(model.training_flops(sequence(length, predictions), VOCAB_SIZE) / 1e9, 3) == gigaflops
 
 
 def test_padding_needs_none_and_sequences_do_not_attend_to_one_another() -> None:
     def flops(totals: Totals) -> float:
-        return training_flops(totals, BASE, VOCAB_SIZE)
+        return BASE.training_flops(totals, VOCAB_SIZE)
 
     long, short = sequence(128, 20), sequence(32, 5, slots=128)
     assert flops(short) == flops(sequence(32, 5))

@@ -243,7 +243,7 @@ def test_fp16_gradients_that_overflow_at_the_lowest_scale_are_a_fault(
     monkeypatch.setattr(engine, "_FIRST_SCALE", 2.0)
     monkeypatch.setitem(device._PRODUCT, "cpu", 64)
     worker = lone_worker(config(precision="fp16", max_rollbacks=0), inputs, tmp_path)
-    worker.engine._engine.module.register_forward_hook(lambda _, given, out: (out[0] * 1e38, out[1]))
+    worker.engine.objective.register_forward_hook(lambda _, given, out: (out[0] * 1e38, out[1]))
     with pytest.raises(UserError, match=r"gradient norm inf at step 2; .*the gradient norm is not finite"):
         worker.train()
 
@@ -251,7 +251,7 @@ def test_fp16_gradients_that_overflow_at_the_lowest_scale_are_a_fault(
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Call it with a condition on (updates done, numbers of the batch's examples): such steps lose their numbers."""
-    from training.engine import Engine, Step, Totals
+    from training.engine import Engine, Step
 
     real = Engine.step
 
@@ -264,7 +264,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 return done
             for parameter in engine.model.parameters():  # as an update from such a gradient leaves it
                 parameter.data.fill_(float("nan"))
-            return Step(done.totals + Totals(mlm_loss=float("nan")), done.grad_norm)
+            done.sums[0] = float("nan")
+            return done
 
         monkeypatch.setattr(Engine, "step", step)
 
@@ -366,7 +367,7 @@ def test_a_jump_of_the_loss_is_a_fault_of_its_batch(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from training import guards
-    from training.engine import Engine, Step, Totals
+    from training.engine import Engine, Step
 
     real, once = Engine.step, [6]
     monkeypatch.setattr(guards, "_RECENT", 3)
@@ -374,8 +375,10 @@ def test_a_jump_of_the_loss_is_a_fault_of_its_batch(
     def step(engine: Engine, *given: Any) -> Step:
         done = real(engine, *given)
         assert done
-        jump = engine.updates in once and not once.clear()
-        return Step(done.totals + Totals(mlm_loss=1e4), done.grad_norm) if jump else done
+        if engine.updates in once:
+            once.clear()
+            done.sums[0] += 1e4
+        return done
 
     monkeypatch.setattr(Engine, "step", step)
     lone_worker(config(), inputs, tmp_path).train()
@@ -402,7 +405,7 @@ def test_a_gradient_that_is_no_number_is_a_fault_though_its_loss_is_one(
             once.clear()
             out[0].register_hook(lambda gradient: gradient * float("nan"))
 
-    worker.engine._engine.module.register_forward_hook(poison)
+    worker.engine.objective.register_forward_hook(poison)
     worker.train()
     (found,) = skipped(tmp_path)
     assert (found["step"], found["batch"], found["reason"]) == (4, 3, "the gradient norm is not finite")

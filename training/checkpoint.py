@@ -24,7 +24,7 @@ from pipeline.artifacts import FileRecord, in_parallel, is_whole
 from pipeline.config import Config, UserError
 from pipeline.storage import Location
 from training.agreement import Exchange, alone, together
-from training.model import BertConfig
+from training.architectures import ModelConfig
 
 Tensors = dict[str, dict[str, Tensor]]  # a kind -> name of a parameter -> fp32, on the CPU
 
@@ -39,7 +39,7 @@ _BLOCK = 1 << 20
 class SavedConfig(Config):
     """config.json: what is needed to build the model."""
 
-    model: BertConfig
+    model: ModelConfig
     vocab_size: int
     nsp: bool = True  # whether there are a head for pairs and the pooler beneath it
 

@@ -140,10 +140,11 @@ class Batch(NamedTuple):
     padded: bool = True  # whether attention_mask hides anything: training would wait for a GPU to answer that
 
     def to(self, device: torch.device) -> "Batch":
+        """To a GPU from pinned memory: a copy from any other would wait for what the GPU still does."""
         if device.type == "cpu":
             return self
         *tensors, padded = self
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), padded=padded)
+        return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors), padded=padded)
 
 
 def batch(rows: Rows, masking: Masking | None = None) -> Batch:

@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 import torch
 import torch.distributed as dist
 
+from training.architectures import architecture_of
 from training.cpuinfo import cpuinfo
-from training.model import BertConfig, Layer
+from training.model import BertConfig
 from training.products import linear
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -142,7 +143,7 @@ def layer_seconds(config: BertConfig, device: torch.device, precisions: Sequence
     small = [_product_seconds((64, config.hidden_size), device, DTYPES[precision]) for precision in precisions]
     if max(small) > _HOPELESS * min(small):
         return small
-    layer = Layer(config).to(device).train()
+    layer = architecture_of(config).layer(config).to(device).train()
     hidden = torch.randn(_SEQUENCES[device.type], _LENGTH, config.hidden_size, device=device, requires_grad=True)
     visible = torch.ones(len(hidden), 1, 1, _LENGTH, dtype=torch.bool, device=device)
 

@@ -1,13 +1,15 @@
 """checkpoint + text -> what the model says of it."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from pipeline.tokenizer import CLS, MASK, SEP
+from training.architectures import pretraining_model
 from training.checkpoint import CheckpointRef
-from training.model import BertForPreTraining
+from training.model import BertConfig
 
 
 class Guess(NamedTuple):
@@ -17,16 +19,16 @@ class Guess(NamedTuple):
     probability: float
 
 
-def load_model(checkpoint: CheckpointRef) -> BertForPreTraining:
+def load_model(checkpoint: CheckpointRef) -> nn.Module:
     """A pretrained model as its checkpoint has it."""
     saved = checkpoint.config()
-    model = BertForPreTraining(saved.model, saved.vocab_size, nsp=saved.nsp)
+    model = pretraining_model(saved.model, saved.vocab_size, nsp=saved.nsp)
     model.load_state_dict(checkpoint.weights())
     return model
 
 
 @torch.inference_mode()
-def predict_masked(model: BertForPreTraining, tokenizer: Tokenizer, text: str, k: int = 5) -> list[list[Guess]]:
+def predict_masked(model: nn.Module, tokenizer: Tokenizer, text: str, k: int = 5) -> list[list[Guess]]:
     """The `k` likeliest pieces for each [MASK] in `text`, the likeliest first.
 
     Raises ValueError when there is no [MASK], or more pieces than the model has positions.
@@ -39,13 +41,13 @@ def predict_masked(model: BertForPreTraining, tokenizer: Tokenizer, text: str, k
         masks.append(len(ids))
         ids += [mask, *part]
     ids.append(sep)
-    positions = model.bert.embeddings.position_embeddings.num_embeddings
+    positions = cast(BertConfig, model.config).max_position_embeddings
     if not masks:
         raise ValueError(f"{text!r} has no {MASK}; put one where a piece is to be guessed")
     if len(ids) > positions:
         raise ValueError(f"{text[:40]!r}... has {len(ids)} pieces, the model {positions} positions; shorten it")
     model.eval()
-    device = model.mlm.bias.device
+    device = next(model.parameters()).device
     input_ids = torch.tensor([ids], device=device)
     logits, _ = model(
         input_ids, torch.zeros_like(input_ids), None, torch.tensor(masks, device=device)

@@ -17,69 +17,13 @@ from pipeline import vocab_file
 from pipeline.config import UserError
 from pipeline.storage import Location
 from pipeline.tokenizer import PAD, strips_accents
+from training.architectures import ARCHITECTURES, DEFAULT, Architecture, architecture_of, pretraining_model
 from training.checkpoint import CheckpointRef, SavedConfig
-from training.model import BertConfig, BertForPreTraining
+from training.layout import Layout
+from training.model import BertConfig
 
-#: Our modules -> those of transformers' BertForPreTraining; {} is a layer's number. The others are called alike.
-_MODULES = {
-    "bert.embeddings.norm": "bert.embeddings.LayerNorm",
-    "bert.layers.{}.attention.qkv": "bert.encoder.layer.{}.attention.self.qkv",  # three there: see _PARTS
-    "bert.layers.{}.attention.output": "bert.encoder.layer.{}.attention.output.dense",
-    "bert.layers.{}.attention_norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
-    "bert.layers.{}.intermediate": "bert.encoder.layer.{}.intermediate.dense",
-    "bert.layers.{}.output": "bert.encoder.layer.{}.output.dense",
-    "bert.layers.{}.output_norm": "bert.encoder.layer.{}.output.LayerNorm",
-    "bert.pooler": "bert.pooler.dense",
-    "mlm": "cls.predictions",
-    "mlm.transform": "cls.predictions.transform.dense",
-    "mlm.norm": "cls.predictions.transform.LayerNorm",
-    "nsp": "cls.seq_relationship",
-}
-_OURS = {theirs: ours for ours, theirs in _MODULES.items()}
-_QKV, _PARTS = ".self.qkv.", (".self.query.", ".self.key.", ".self.value.")
-
-_TIED = {  # a second name of a weight that their files may hold
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-_POSITION_IDS = "bert.embeddings.position_ids"  # 0, 1, 2, ...: a buffer of older versions
 _RENAMED = ((re.compile(r"\.gamma$"), ".weight"), (re.compile(r"\.beta$"), ".bias"))  # as TensorFlow had them
 _BARE = re.compile(r"^(?=(embeddings|encoder|pooler)\.)")  # an encoder without heads has no "bert." before its names
-_MAY_LACK = ("bert.pooler.", "cls.predictions.", "cls.seq_relationship.")  # each whole or not at all
-_ONLY: dict[str, tuple[str | bool, ...]] = {  # keys of config.json that change what is computed -> what we compute
-    "model_type": ("bert",),
-    "hidden_act": ("gelu", "gelu_python"),  # one function; gelu_new and others are approximations of it
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-}
-
-
-def ours(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights (or their gradients) by transformers' names -> by ours; query, key and value become one."""
-    joined = {name: tensor for name, tensor in weights.items() if name not in {*_TIED, _POSITION_IDS}}
-    query = _PARTS[0]
-    for name in [name for name in joined if query in name]:
-        joined[name.replace(query, _QKV)] = torch.cat([joined.pop(name.replace(query, part)) for part in _PARTS])
-    return {_renamed(name, _OURS): tensor for name, tensor in joined.items()}
-
-
-def theirs(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by our names -> by transformers', each tied one once."""
-    split: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        renamed = _renamed(name, _MODULES)
-        if _QKV in renamed:
-            split |= {renamed.replace(_QKV, part): rows for part, rows in zip(_PARTS, tensor.chunk(3), strict=True)}
-        else:
-            split[renamed] = tensor
-    return split
-
-
-def _renamed(name: str, modules: Mapping[str, str]) -> str:
-    module, _, leaf = name.rpartition(".")
-    found = modules.get(re.sub(r"\d+", "{}", module))
-    return f"{found.format(*re.findall(r'[0-9]+', module))}.{leaf}" if found else name
 
 
 # Export
@@ -97,7 +41,7 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
     if to.is_file() or (to / "config.json").is_file() or to.files():  # by its name: a listing may leave it out
         raise UserError(f"{to}: is there already and not empty; delete it or name another folder")
     saved = checkpoint.config()
-    pieces = vocab_file.pieces_in(vocab)
+    layout, pieces = architecture_of(saved.model).layout, vocab_file.pieces_in(vocab)
     if len(pieces) != saved.vocab_size:
         raise UserError(
             f"{vocab}: has {len(pieces)} pieces and {checkpoint.location} was trained with {saved.vocab_size}; "
@@ -109,7 +53,7 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
     # [MASK] is the mask to those who load a model; in training text, for which the vocabulary's folder is, it is text.
     tokenizer_config["split_special_tokens"] = False
     files = {
-        "model.safetensors": save(theirs(checkpoint.weights()), {"format": "pt"}),
+        "model.safetensors": save(layout.theirs(checkpoint.weights()), {"format": "pt"}),
         **vocab_files,
         "tokenizer_config.json": _json(tokenizer_config),
         "README.md": card.encode(),
@@ -127,14 +71,15 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
 
 
 def _their_config(saved: SavedConfig, pieces: list[str]) -> dict[str, Any]:
+    layout = architecture_of(saved.model).layout
     return {
-        "architectures": ["BertForPreTraining" if saved.nsp else "BertForMaskedLM"],
-        "model_type": "bert",
+        "architectures": [layout.classes[0 if saved.nsp else 1]],
+        "model_type": layout.model_type,
         "vocab_size": saved.vocab_size,
         "pad_token_id": pieces.index(PAD),
         "position_embedding_type": "absolute",
         "tie_word_embeddings": True,
-        **saved.model.model_dump(mode="json"),
+        **saved.model.model_dump(mode="json", exclude={"architecture"}),
     }
 
 
@@ -162,14 +107,15 @@ def read(location: Location) -> Imported:
     no BERT as published, or not whole.
     """
     model, vocab_size = _config(location / "config.json")
+    layout = architecture_of(model).layout
     file, stored = _stored(location)
-    found = _tied(_named(stored, file), file)
+    found = _tied(_named(stored, file, layout), file, layout)
     with torch.device("meta"):
-        expected = theirs(BertForPreTraining(model, vocab_size).state_dict())
-    lacking = tuple(prefix for prefix in _MAY_LACK if not any(name.startswith(prefix) for name in found))
+        expected = layout.theirs(pretraining_model(model, vocab_size).state_dict())
+    lacking = tuple(prefix for prefix in layout.may_lack if not any(name.startswith(prefix) for name in found))
     _check(found, {name: tensor for name, tensor in expected.items() if not name.startswith(lacking)}, file)
     vocab, notes = _vocabulary(location, vocab_size)
-    return Imported(model, vocab_size, ours(found), vocab, tuple(notes))
+    return Imported(model, vocab_size, layout.ours(found), vocab, tuple(notes))
 
 
 def _config(file: Location) -> tuple[BertConfig, int]:
@@ -177,13 +123,14 @@ def _config(file: Location) -> tuple[BertConfig, int]:
     if not file.is_file():
         raise UserError(f"{file}: no such file; give the folder of a Hugging Face BERT, which has it")
     said = _read_json(file)
-    for key, known in _ONLY.items():
+    kind = _architecture(said)
+    for key, known in kind.layout.only.items():
         value = said.get(key)
         if value is not None and value not in known:
             raise UserError(f"{file}: {key} is {json.dumps(value)}; give a BERT whose {key} is {json.dumps(known[0])}")
-    sizes = {name: said[name] for name in BertConfig.model_fields if name in said} | {"hidden_act": "gelu"}
+    sizes = {name: said[name] for name in kind.config.model_fields if name in said} | {"hidden_act": "gelu"}
     try:
-        model = BertConfig.model_validate(sizes)
+        model = kind.config.model_validate(sizes)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the configuration"
@@ -193,6 +140,12 @@ def _config(file: Location) -> tuple[BertConfig, int]:
     if type(vocab_size) is not int or vocab_size < 1:
         raise UserError(f"{file}: vocab_size is {json.dumps(vocab_size)}; set it to the number of pieces")
     return model, vocab_size
+
+
+def _architecture(said: Mapping[str, Any]) -> Architecture:
+    """The one whose model_type a config.json has, else BERT."""
+    named = (one for one in ARCHITECTURES.values() if one.layout.model_type == said.get("model_type"))
+    return next(named, ARCHITECTURES[DEFAULT])
 
 
 def _read_json(file: Location) -> dict[str, Any]:
@@ -231,14 +184,14 @@ def _stored(location: Location) -> tuple[Location, dict[str, Tensor]]:
     return file, stored
 
 
-def _named(stored: Mapping[str, Any], file: Location) -> dict[str, Tensor]:
+def _named(stored: Mapping[str, Any], file: Location, layout: Layout) -> dict[str, Tensor]:
     """The weights, in fp32, under the names that a whole model of today has."""
     found: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         today = _BARE.sub("bert.", name)
         for old, new in _RENAMED:
             today = old.sub(new, today)
-        if today == _POSITION_IDS:
+        if today in layout.ignored:
             continue
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise UserError(f"{file}: {name} is no plain tensor of fractions; save the model in float32")
@@ -246,10 +199,10 @@ def _named(stored: Mapping[str, Any], file: Location) -> dict[str, Tensor]:
     return found
 
 
-def _tied(found: dict[str, Tensor], file: Location) -> dict[str, Tensor]:
+def _tied(found: dict[str, Tensor], file: Location, layout: Layout) -> dict[str, Tensor]:
     """Each tied weight once, by its first name."""
-    once = {name: tensor for name, tensor in found.items() if name not in _TIED}
-    for copy, name in _TIED.items():
+    once = {name: tensor for name, tensor in found.items() if name not in layout.tied}
+    for copy, name in layout.tied.items():
         if copy in found and not torch.equal(once.setdefault(name, found[copy]), found[copy]):
             raise UserError(f"{file}: {copy} is not {name}; give a BERT whose decoder is tied to its embeddings")
     return once

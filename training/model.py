@@ -8,7 +8,7 @@ and products in fp32 take the faster of torch's two libraries (products.py).
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Config
 from training.products import Linear, linear
+
+if TYPE_CHECKING:
+    from training.record import Totals
 
 _VOCAB_MULTIPLE = {"cuda": 64}  # rows of the decoder that tensor cores want a multiple of, by the kind of device
 
@@ -37,6 +40,17 @@ class BertConfig(Config):
     layer_norm_eps: float = Field(default=1e-12, gt=0)
     hidden_act: Literal["gelu"] = "gelu"
 
+    #: What two models have to have alike for one to begin with the weights of the other.
+    SHAPE: ClassVar[tuple[str, ...]] = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "type_vocab_size",
+        "layer_norm_eps",
+    )
+
     @model_validator(mode="after")
     def _heads_divide_hidden_size(self) -> "BertConfig":
         if self.hidden_size % self.num_attention_heads:
@@ -44,6 +58,19 @@ class BertConfig(Config):
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
         return self
+
+    def training_flops(self, totals: "Totals", vocab_size: int) -> float:
+        """The floating-point operations of matrix products, forward and backward, that these examples need.
+
+        Of real tokens and predictions alone: padding is work that nobody needs, and dropout, norms and the pooled [CLS]
+        are little beside. The backward pass costs twice the forward (arXiv:2001.08361, section 2.1).
+        """
+        hidden, wide = self.hidden_size, self.intermediate_size
+        linear = 8 * hidden * hidden + 4 * hidden * wide  # query, key, value and output; into the wide layer and back
+        attention = 4 * hidden  # scores and context, for each pair of tokens
+        prediction = 2 * hidden * hidden + 2 * hidden * vocab_size
+        encoder = self.num_hidden_layers * (linear * totals.tokens + attention * totals.squares)
+        return 3 * (encoder + prediction * totals.masked)
 
 
 class Dropout(nn.Module):
@@ -210,6 +237,7 @@ class BertForPreTraining(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.config = config
         self.bert = BertModel(config, vocab_size, pooler=nsp, activation_checkpointing=activation_checkpointing)
         self.mlm = MaskedLMHead(config, vocab_size)
         self.nsp = Linear(config.hidden_size, 2) if nsp else None

@@ -35,6 +35,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
+def fresh_state(weights: Tensor) -> dict[str, Tensor]:
+    """AdamW's state of some weights before their first update, which is when it would make it: no moments yet."""
+    moments = {name: torch.zeros_like(weights) for name in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.tensor(0.0, device=weights.device), **moments}
+
+
 class UncorrectedAdamW(torch.optim.AdamW):
     """AdamW without the correction of the moments' bias towards zero: the optimizer of BERT's own code.
 
@@ -48,8 +54,7 @@ class UncorrectedAdamW(torch.optim.AdamW):
         parameters = [one for group in self.param_groups for one in group["params"] if one.grad is not None]
         for parameter in parameters:
             if not self.state[parameter]:
-                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-                self.state[parameter] = {"step": torch.tensor(0.0, device=parameter.device), **moments}
+                self.state[parameter] = fresh_state(parameter)
             self.state[parameter]["step"] += _LONG_AGO
         loss = super().step(closure)
         for parameter in parameters:

@@ -19,12 +19,12 @@ from pipeline.artifacts import Artifact, FileRecord, Manifest, Output, SourceFil
 from pipeline.config import Compute, Config, InputPath, UserError
 from pipeline.storage import Location
 from training import events, guards
+from training.architectures import ModelConfig
 from training.checkpoint import CheckpointRef, best, final, newest, prune
 from training.data import Examples, paired
+from training.deepspeed_config import DeepSpeedConfig
 from training.elastic import Placement, nodes
-from training.engine import DeepSpeedConfig
 from training.heartbeat import Progress
-from training.model import BertConfig
 from training.optim import OptimizerConfig
 from training.ray_train import RestartPolicy, run_workers
 from training.record import summary
@@ -52,7 +52,7 @@ class PretrainConfig(Config):
     What is marked Compute changes rounding alone, but that workers and micro_batch_size also change dropout's draws.
     """
 
-    model: BertConfig
+    model: ModelConfig
     #: The folder of a model whose weights to begin with, or a finished checkpoint's digest; the weights' bytes count.
     init: Annotated[str | None, InputPath(file_in=weights_file, is_name=is_digest)] = None
     phases: list[Phase] = Field(min_length=1)

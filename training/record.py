@@ -3,12 +3,9 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from training.metrics import Baseline, constant_baseline
-
-if TYPE_CHECKING:
-    from training.model import BertConfig
 
 Row = dict[str, Any]
 
@@ -57,20 +54,6 @@ def baselines(totals: Totals, unigram: Baseline) -> dict[str, float]:
     return {f"{name}_baseline": value for name, value in found.items()} | counts
 
 
-def training_flops(totals: Totals, model: "BertConfig", vocab_size: int) -> float:
-    """The floating-point operations of matrix products, forward and backward, that these examples need.
-
-    Of real tokens and predictions alone: padding is work that nobody needs, and dropout, norms and the pooled [CLS] are
-    little beside. The backward pass costs twice the forward (arXiv:2001.08361, section 2.1).
-    """
-    hidden, wide = model.hidden_size, model.intermediate_size
-    linear = 8 * hidden * hidden + 4 * hidden * wide  # query, key, value and output; into the wide layer and back
-    attention = 4 * hidden  # scores and context, for each pair of tokens
-    prediction = 2 * hidden * hidden + 2 * hidden * vocab_size
-    encoder = model.num_hidden_layers * (linear * totals.tokens + attention * totals.squares)
-    return 3 * (encoder + prediction * totals.masked)
-
-
 class Recorder:
     """The rows of metrics so far and the sums since the last of them: all of it is saved with each checkpoint."""
 
@@ -97,7 +80,7 @@ class Recorder:
     def train_row(self, step: int, flops: Callable[[Totals], float], peak: float, **of_now: float) -> None:
         """The means of the steps since the last row, and what is `of_now`; the seconds are those of steps alone.
 
-        `mfu` is the model FLOPs utilisation (arXiv:2204.02311, appendix B): training_flops a second, of `peak`.
+        `mfu` is the model FLOPs utilisation (arXiv:2204.02311, appendix B): `flops` a second, of `peak`.
         """
         totals, seconds = self._totals, max(self._seconds, 1e-9)
         self.rows.append(

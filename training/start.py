@@ -16,6 +16,7 @@ from pipeline.config import MissingFile, UserError
 from pipeline.storage import Location, find
 from pipeline.vocab_file import VocabFile
 from training import hub
+from training.architectures import architecture_name
 from training.checkpoint import CheckpointRef, reference
 from training.model import BertConfig
 
@@ -24,15 +25,6 @@ _DIGESTS = "digests"  # under a root: a file for each finished checkpoint, named
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _HEADS = {"bert.pooler.": "pooler", "mlm.": "masked-LM head", "nsp.": "next-sentence head"}
 _OF_PAIRS = ("bert.pooler.", "nsp.")
-_SHAPE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-)
 
 
 class Start(NamedTuple):
@@ -100,7 +92,12 @@ def _check(
         )
     if our_vocab and our_vocab.lowercase is not None:  # an artifact's tokenizer.json always says it
         vocab_file.check(their_vocab, f"pretrain.init: {folder}", our_vocab.lowercase, our_vocab.strip_accents)
-    for name in _SHAPE:
+    if type(theirs) is not type(ours):
+        raise UserError(
+            f"pretrain.init: {folder} has the architecture {architecture_name(theirs)}; set "
+            f"pretrain.model.architecture to it, which is {architecture_name(ours)}"
+        )
+    for name in ours.SHAPE:
         if getattr(theirs, name) != getattr(ours, name):
             raise UserError(
                 f"pretrain.init: {folder} has {name} {getattr(theirs, name)}; set pretrain.model.{name} to it, "

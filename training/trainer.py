@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from pipeline.artifacts import Artifact, SourceFile
 from pipeline.config import UserError
@@ -31,6 +32,7 @@ from pipeline.masking import mask_rules
 from pipeline.storage import Location
 from training import guards
 from training.agreement import Item, agreed, new_exchange
+from training.architectures import pretraining_model
 from training.checkpoint import KINDS, CheckpointRef, Heldout, SavedConfig, Standing, Tensors, newest
 from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, paired, share
 from training.device import Peak, Precision, fastest, layer_seconds, peak, processor, worker_device
@@ -38,9 +40,8 @@ from training.engine import Engine, Step
 from training.guards import Fault, RecentSteps, Skip
 from training.heartbeat import Tell
 from training.metrics import Baseline
-from training.model import BertForPreTraining
 from training.optim import LossScale, learning_rate_at, learning_rate_in_time
-from training.record import Recorder, training_flops
+from training.record import Recorder
 from training.run_control import RunControl
 from training.saves import AsyncSaver
 from training.start import starting_weights
@@ -286,7 +287,7 @@ class Trainer:
         assert state.peak
         state.metrics.train_row(
             state.step,
-            partial(training_flops, model=self.config.model, vocab_size=len(self.setup.pieces)),
+            partial(self.config.model.training_flops, vocab_size=len(self.setup.pieces)),
             state.peak.flops,
             learning_rate=learning_rate,
             **({} if step.overflowed else {"grad_norm": step.grad_norm}),  # infinity is no JSON
@@ -330,10 +331,10 @@ class Trainer:
         to_come = [skip for skip in skips if skip.step > state.step and skip not in state.skipped]
         return checkpoint, replace(state, skipped=[*state.skipped, *to_come])
 
-    def _model(self, init: SourceFile | None) -> BertForPreTraining:
+    def _model(self, init: SourceFile | None) -> nn.Module:
         """With random weights, or those of another model."""
         config, pieces, nsp = self.config, self.setup.pieces, self.setup.nsp
-        model = BertForPreTraining(
+        model = pretraining_model(
             config.model,
             len(pieces),
             config.seed,

@@ -15,8 +15,7 @@ from pipeline.tokenizer import MASK, load
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from training.model import BertForPreTraining
+    from torch import nn
 
 #: Where the documents are English, these are asked too.
 _ENGLISH = [
@@ -82,14 +81,14 @@ def fill_ins(stages: Stages) -> FillIns | None:
     return FillIns(_sentence([row for _, rows in groups for row in rows]), groups) if groups else None
 
 
-def _model(pretrain: Artifact) -> "BertForPreTraining":
+def _model(pretrain: Artifact) -> "nn.Module":
     from training.features import load_model
     from training.pretrain import final_checkpoint
 
     return load_model(final_checkpoint(pretrain))
 
 
-def _guesses(model: "BertForPreTraining", tokenizer: "Tokenizer", hidden: Hidden) -> list[Guess]:
+def _guesses(model: "nn.Module", tokenizer: "Tokenizer", hidden: Hidden) -> list[Guess]:
     from training.features import predict_masked
 
     [guesses] = predict_masked(model, tokenizer, f"{hidden.before}{MASK}{hidden.after}")

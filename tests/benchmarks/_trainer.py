@@ -19,8 +19,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from pipeline.artifacts import Artifact
 from pipeline.storage import Location
 from tests.benchmarks._reference import VOCAB_SIZE
-from training import hub
 from training.data import Examples, Rows, batch
+from training.layout import BERT
 from training.model import BertConfig, BertForPreTraining
 
 TIMED = 6  # steps of each precision before the choice; two more warm up
@@ -73,7 +73,7 @@ class Clock(TrainerCallback):
     def keep(self, model: Any) -> None:
         began, at = time.monotonic(), self.elapsed()
         file = self.to / f"{len(self.points):03}.safetensors"
-        save_file({name: one.contiguous() for name, one in hub.ours(model.state_dict()).items()}, file)
+        save_file({name: one.contiguous() for name, one in BERT.ours(model.state_dict()).items()}, file)
         self.points.append((at / 60, str(file)))
         self.moments.pop(0)
         self.start += time.monotonic() - began
@@ -85,7 +85,7 @@ def trainer_of(to: Path, given: Given, asked: dict[str, Any]) -> Trainer:
     shape, optimizer = asked["model"], asked["optimizer"]
     model = TheirModel(TheirConfig(vocab_size=VOCAB_SIZE, attn_implementation="sdpa", **shape))
     first = BertForPreTraining(BertConfig.model_validate(shape), VOCAB_SIZE, asked["seed"]).state_dict()
-    lacking = model.load_state_dict(hub.theirs(first), strict=False)
+    lacking = model.load_state_dict(BERT.theirs(first), strict=False)
     assert all("decoder" in name for name in lacking.missing_keys), lacking  # tied to what is there
     return Trainer(
         model,

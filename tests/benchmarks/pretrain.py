@@ -39,11 +39,11 @@ from tests.benchmarks._reference import VOCAB_SIZE, VOCABULARY
 from tests.benchmarks._show import show
 from training.data import Batch, Examples, Masking, Prefetched, batch
 from training.device import has_bf16, processor, sheet_flops
-from training.engine import Objective
 from training.model import BertConfig, BertForPreTraining
+from training.objective import Objective
 from training.optim import OptimizerConfig, adamw, parameter_groups
 from training.ray_train import keep_freed_memory
-from training.record import Totals, training_flops
+from training.record import Totals
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
 GROUP = 64  # rows of like length together
@@ -109,7 +109,7 @@ def on_gpu(device: torch.device, repeats: int) -> dict[str, float]:
     peak = sheet_flops(processor(device), "bf16")
     for name, shape in ON_GPU.items():
         of_one = Totals(tokens=shape.length, squares=shape.length**2, masked=shape.predictions)
-        flops = training_flops(of_one, BertConfig.model_validate(shape.config()), VOCAB_SIZE)
+        flops = BertConfig.model_validate(shape.config()).training_flops(of_one, VOCAB_SIZE)
         given = full_rows(shape.batch, shape.length, shape.predictions).to(device)
         for side, make in (("cloze", ours), ("transformers", theirs)):
             step = make(shape, True, device)

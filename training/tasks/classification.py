@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline import tables
@@ -19,8 +19,8 @@ from pipeline.ragged import offsets_of, padded
 from pipeline.storage import Location
 from pipeline.tokenizer import CLS, SEP
 from training import metrics
+from training.architectures import architecture_of
 from training.data import Ints, Ragged
-from training.model import BertForSequenceClassification
 from training.tasks.task import SPLITS, Prepared, Rows, TaskConfig
 
 if TYPE_CHECKING:
@@ -82,8 +82,9 @@ class Classification:
     def prepare(self, tokenizer: "Tokenizer") -> Prepared:
         return prepare(self.examples, self.labels, tokenizer, self.config.max_seq_length)
 
-    def model(self, saved: "SavedConfig") -> BertForSequenceClassification:
-        return BertForSequenceClassification(saved.model, saved.vocab_size, len(self.labels), seed=self.config.seed)
+    def model(self, saved: "SavedConfig") -> nn.Module:
+        classifier = architecture_of(saved.model).classifier
+        return classifier(saved.model, saved.vocab_size, len(self.labels), seed=self.config.seed)
 
     def inputs(self, data: Encoded, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         return batch(data, rows, device)
