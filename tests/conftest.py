@@ -10,6 +10,15 @@ from pathlib import Path
 
 import pytest
 
+#: Of the files that take minutes, the longest first: `make test` runs two files at once, and none shall be left over.
+_LONGEST = ("main_job", "pretrain", "crashes", "ray_jobs", "trainer", "workers", "finetune", "engine", "dedup")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {f"test_{name}": place for place, name in enumerate(_LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -66,7 +66,8 @@ def spot(train: Train, steps: Path) -> None:
     def slowly(rank: int, step: int) -> None:
         with (steps / ray.get_runtime_context().get_node_id()).open("a") as file:
             file.write(f"{step}\n")
-        time.sleep(0.5)
+        if len(list(steps.iterdir())) == 1:  # until the other node is at work
+            time.sleep(0.5)
 
     def drain() -> None:
         while not (at_work := [file for file in steps.iterdir() if "\n3\n" in file.read_text()]):
@@ -86,7 +87,7 @@ def elastic(train: Train, steps: Path) -> None:
     """Two nodes; one is lost without notice after six steps, another comes after four more. `told`: step, workers."""
     import ray
 
-    workers._ROOM_SECONDS = 1.0
+    workers._ROOM_SECONDS = 3.0  # twice that is more than a group takes to be placed: until then its room seems free
     cluster, (_, lost) = nodes()
     told = steps / "told"
 
@@ -96,7 +97,7 @@ def elastic(train: Train, steps: Path) -> None:
         if rank == 0:
             with told.open("a") as file:
                 file.write(f"{step} {dist.get_world_size()}\n")
-        time.sleep(0.25)
+        time.sleep(0.5 if dist.get_world_size() == 1 else 0.1)  # alone until the other node is there
 
     def wait(workers: int, steps: int) -> None:
         while training.is_alive() and not (told.exists() and told.read_text().count(f" {workers}\n") >= steps):
