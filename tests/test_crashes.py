@@ -153,6 +153,7 @@ def test_after_its_driver_or_everything_was_killed_the_same_run_ends_with_the_sa
 ) -> None:
     stage, uninterrupted = whole
     step = random.Random().randrange(1, STEPS - 1)
+    print(f"killed after step {step}")
     kill_driver(step, everything, inputs, tmp_path, stage)
     again = trained(tmp_path, inputs, settings(stage))
     assert same(uninterrupted, again), f"killed after step {step}"
