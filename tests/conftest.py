@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-#: Of the files that take minutes, the longest first: `make test` runs two files at once, and none shall be left over.
-_LONGEST = ("main_job", "pretrain", "crashes", "ray_jobs", "trainer", "workers", "finetune", "engine", "dedup")
+#: Files that take long, the longest first: `make test` runs two at once, and none shall be left over at the end.
+_LONGEST = ["pretrain", "main_job", "crashes", "ray_jobs", "trainer", "workers", "finetune", "flink", "kills", "engine"]
+_LONGEST += ["dedup", "readme", "workflow", "spool", "beam"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
