@@ -118,8 +118,8 @@ def test_one_run_whose_driver_and_everything_and_a_worker_were_killed_ends_with_
     stage, uninterrupted = whole
     draw = random.Random()
     driver, everything = sorted(draw.sample(range(1, 5), 2))
-    killed, saving = {draw.randrange(9, 11): draw.randrange(2)}, 10
-    told = f"driver {driver}, everything {everything}, then {killed} (by rank) and while saving step {saving}"
+    saving, killed = 8, {draw.randrange(9, STEPS): draw.randrange(2)}
+    told = f"driver {driver}, everything {everything}, then while saving step {saving} and {killed} (by rank)"
     print(told)
     kill_driver(driver, False, inputs, tmp_path, stage)
     kill_driver(everything, True, inputs, tmp_path, stage)
@@ -137,7 +137,7 @@ def test_workers_killed_at_random_steps_and_while_saving_leave_the_same_losses_a
     draw = random.Random()
     first, second = sorted(draw.sample(range(1, STEPS), 2))
     killed = {first: draw.randrange(2), second: draw.randrange(2)}
-    saving = draw.randrange(1, STEPS // 2 - 1) * 2  # a checkpoint is written every second step
+    saving = draw.randrange(1, STEPS // 2 - 1) * 2  # every second step; later ones take away what is left of it
     told = f"killed after steps {killed} (by rank) and while saving step {saving}"
     print(told)
     again = trained(tmp_path / "out", inputs, settings(stage), on_step=crashing(tmp_path, killed, saving))
