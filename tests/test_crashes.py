@@ -89,7 +89,7 @@ def kill_driver(step: int, everything: bool, inputs: dict[str, Artifact], folder
     """Pretraining in a process of its own, which is killed after that step: alone, or `everything` it has started."""
     steps = folder / "steps"
     with subprocess.Popen(command("local", inputs, folder, settings(stage))) as driver:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not any(int(done.name) >= step for done in steps.glob("*")):  # it may go on beyond that step
             assert driver.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
