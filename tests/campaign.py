@@ -11,6 +11,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs/checks.md"
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
     return done.returncode
 
 
-def section(report: ElementTree.ElementTree) -> str:
+def section(report: "ElementTree.ElementTree[Any]") -> str:
     """pytest's report in XML -> Markdown: when and where it was, and a table."""
     cases = [case for case in report.iter("testcase") if case.find("skipped") is None]
     total = sum(float(case.get("time", 0)) for case in cases)
