@@ -1,4 +1,5 @@
-# make demo: the quickstart, from a fresh clone to a scored model.   make test: the tests.
+# make demo: the quickstart, from a fresh clone to a scored model.   make test [ARGS="..."]: the tests, two files at once.
+# make campaign: faults at random steps, a quarter of an hour.      .ci/run: lint, all other tests, the quickstart twice.
 # make ui: the run's history and schedule in a browser.              make bench [ONLY=name ARGS="..."]   make lint
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -10,7 +11,10 @@ demo: .venv/.installed
 	$(BIN)/cloze run $(CONFIG)
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+campaign: .venv/.installed-test
+	.ci/with-flink $(BIN)/python -m tests.campaign $(ARGS)
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright && $(BIN)/lint-imports
@@ -38,4 +42,4 @@ bench: .venv/.installed-bench
 	@$(INSTALL) -e '.[$*]'
 	@touch $@
 
-.PHONY: demo test lint ui bench
+.PHONY: demo test campaign lint ui bench

@@ -10,6 +10,16 @@ from pathlib import Path
 
 import pytest
 
+#: Files that take long, the longest first: `make test` runs two at once, and none shall be left over at the end.
+_LONGEST = ["pretrain", "main_job", "crashes", "ray_jobs", "trainer", "ray_train", "finetune", "flink", "kills", "engine"]
+_LONGEST += ["dedup", "readme", "workflow", "spool", "beam"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {f"test_{name}": place for place, name in enumerate(_LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -66,7 +66,8 @@ def spot(train: Train, steps: Path) -> None:
     def slowly(rank: int, step: int) -> None:
         with (steps / ray.get_runtime_context().get_node_id()).open("a") as file:
             file.write(f"{step}\n")
-        time.sleep(0.5)
+        if len(list(steps.iterdir())) == 1:  # until the other node is at work
+            time.sleep(0.5)
 
     def drain() -> None:
         while not (at_work := [file for file in steps.iterdir() if "\n3\n" in file.read_text()]):
@@ -96,7 +97,7 @@ def elastic(train: Train, steps: Path) -> None:
         if rank == 0:
             with told.open("a") as file:
                 file.write(f"{step} {dist.get_world_size()}\n")
-        time.sleep(0.25)
+        time.sleep(0.5 if dist.get_world_size() == 1 else 0.1)  # alone until the other node is there
 
     def wait(workers: int, steps: int) -> None:
         while training.is_alive() and not (told.exists() and told.read_text().count(f" {workers}\n") >= steps):
@@ -118,7 +119,7 @@ def nodes() -> tuple[Any, list[Any]]:
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     added = [cluster.add_node(num_cpus=1) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False)
     return cluster, added

@@ -65,7 +65,7 @@ def test_what_a_stopped_attempt_left_is_the_next_ones(artifact: Location) -> Non
 
 def test_of_several_that_would_take_it_over_one_does(artifact: Location) -> None:
     left = stopped(artifact)
-    start, found = threading.Barrier(4), list[Location]()
+    start, found = threading.Barrier(4, timeout=60), list[Location]()
 
     def attempt() -> None:
         start.wait()

@@ -3,6 +3,7 @@ that never was, bit for bit."""
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -21,6 +22,7 @@ from pipeline.storage import Location
 from training import trainer
 from training.checkpoint import CheckpointRef
 from training.pretrain import PretrainConfig, final_checkpoint
+from training.trainer import Hook
 
 STEPS = 12
 PHASES = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": STEPS}]
@@ -38,7 +40,7 @@ def settings(stage: int) -> PretrainConfig:
     return config(zero_stage=stage, phases=PHASES, deepspeed=parted)
 
 
-@pytest.fixture(scope="module", params=[1, 3])
+@pytest.fixture(scope="module")
 def whole(
     request: pytest.FixtureRequest,
     ray_session: None,
@@ -54,26 +56,19 @@ def same(one: Artifact, other: Artifact) -> bool:
     return same_bits(final_checkpoint(one), final_checkpoint(other)) and rows(one) == rows(other)
 
 
-@pytest.mark.slow
-def test_workers_killed_at_random_steps_and_while_saving_leave_the_same_losses_and_bits(
-    whole: tuple[int, Artifact], inputs: dict[str, Artifact], tmp_path: Path
-) -> None:
-    stage, uninterrupted = whole
-    draw = random.Random()
-    first, second = sorted(draw.sample(range(1, STEPS), 2))
-    plan = {first: draw.randrange(2), second: draw.randrange(2)}
-    saving = draw.randrange(1, STEPS // 2 - 1) * 2  # a checkpoint is written every second step
+def crashing(folder: Path, killed: dict[int, int], saving: int) -> Hook:
+    """Kills, once each, the rank of each step in `killed` after that step, and worker 0 amid saving step `saving`."""
 
     def crash(rank: int, step: int) -> None:
-        if plan.get(step) == rank and not (tmp_path / f"killed-{step}").exists():
-            (tmp_path / f"killed-{step}").touch()
+        if killed.get(step) == rank and not (folder / f"killed-{step}").exists():
+            (folder / f"killed-{step}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        if rank == 0 and not (tmp_path / "killed-saving").exists():
+        if rank == 0 and not (folder / "killed-saving").exists():
             real = Location.write_bytes
 
             def half_written(file: Location, data: Any) -> None:
-                if f"/step-{saving:06d}-" in file.uri and not (tmp_path / "killed-saving").exists():
-                    (tmp_path / "killed-saving").touch()
+                if f"/step-{saving:06d}-" in file.uri and not (folder / "killed-saving").exists():
+                    (folder / "killed-saving").touch()
                     half = Path(file.path).with_name(f".{file.name}.0f.tmp")  # as write_bytes has it until it is whole
                     half.parent.mkdir(parents=True, exist_ok=True)
                     half.write_bytes(bytes(data)[: len(data) // 2])
@@ -82,39 +77,84 @@ def test_workers_killed_at_random_steps_and_while_saving_leave_the_same_losses_a
 
             Location.write_bytes = half_written
 
-    told = f"killed after steps {plan} (by rank) and while saving step {saving}"
-    print(told)
-    again = trained(tmp_path / "out", inputs, settings(stage), on_step=crash)
-    assert len(list(tmp_path.glob("killed-*"))) == 3, told
-    assert same(uninterrupted, again), told
-    assert not list((tmp_path / "out").glob(f"checkpoints/step-{saving:06d}-*/*.tmp")), told
+    return crash
 
 
-def killed(*processes: psutil.Process) -> None:
+def assert_crashed(folder: Path, times: int, saving: int, told: str) -> None:
+    assert len(list(folder.glob("killed-*"))) == times, told
+    assert not list(folder.glob(f"**/checkpoints/step-{saving:06d}-*/*.tmp")), told
+
+
+def kill_driver(step: int, everything: bool, inputs: dict[str, Artifact], folder: Path, stage: int) -> None:
+    """Pretraining in a process of its own, which is killed after that step: alone, or `everything` it has started."""
+    steps = folder / "steps"
+    with subprocess.Popen(command("local", inputs, folder, settings(stage))) as driver:
+        deadline = time.monotonic() + 300
+        while not any(int(done.name) >= step for done in steps.glob("*")):  # it may go on beyond that step
+            assert driver.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        children = psutil.Process(driver.pid).children(recursive=True)
+        workers = [child for child in children if child.is_running() and child.name().startswith("ray::RayTrain")]
+        assert len(workers) == 2
+        kill(*(children if everything else ()), psutil.Process(driver.pid))
+    left = psutil.wait_procs(workers, timeout=30)[1]
+    assert not [worker for worker in left if worker.status() != psutil.STATUS_ZOMBIE]  # none outlives its driver
+    kill(*children)  # two agents of Ray's do
+    shutil.rmtree(steps)
+
+
+def kill(*processes: psutil.Process) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):  # Ray's end one another too
             process.kill()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("whole", [3], indirect=True)
+def test_one_run_whose_driver_and_everything_and_a_worker_were_killed_ends_with_the_same_losses_and_bits(
+    whole: tuple[int, Artifact], inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    """One fault of each kind, one after the other: the campaign has them apart, at random steps of any ZeRO stage."""
+    stage, uninterrupted = whole
+    draw = random.Random()
+    driver, everything = sorted(draw.sample(range(1, 5), 2))
+    saving, killed = 8, {draw.randrange(9, STEPS): draw.randrange(2)}
+    told = f"driver {driver}, everything {everything}, then while saving step {saving} and {killed} (by rank)"
+    print(told)
+    kill_driver(driver, False, inputs, tmp_path, stage)
+    kill_driver(everything, True, inputs, tmp_path, stage)
+    again = trained(tmp_path, inputs, settings(stage), on_step=crashing(tmp_path, killed, saving))
+    assert_crashed(tmp_path, 2, saving, told)
+    assert same(uninterrupted, again), told
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("whole", [1, 3], indirect=True)
+def test_workers_killed_at_random_steps_and_while_saving_leave_the_same_losses_and_bits(
+    whole: tuple[int, Artifact], inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    stage, uninterrupted = whole
+    draw = random.Random()
+    first, second = sorted(draw.sample(range(1, STEPS), 2))
+    killed = {first: draw.randrange(2), second: draw.randrange(2)}
+    saving = draw.randrange(1, STEPS // 2 - 1) * 2  # every second step; later ones take away what is left of it
+    told = f"killed after steps {killed} (by rank) and while saving step {saving}"
+    print(told)
+    again = trained(tmp_path / "out", inputs, settings(stage), on_step=crashing(tmp_path, killed, saving))
+    assert_crashed(tmp_path, 3, saving, told)
+    assert same(uninterrupted, again), told
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("whole", [1, 3], indirect=True)
 @pytest.mark.parametrize("everything", [False, True])
 def test_after_its_driver_or_everything_was_killed_the_same_run_ends_with_the_same_losses_and_bits(
     whole: tuple[int, Artifact], inputs: dict[str, Artifact], tmp_path: Path, everything: bool
 ) -> None:
     stage, uninterrupted = whole
     step = random.Random().randrange(1, STEPS - 1)
-    with subprocess.Popen(command("local", inputs, tmp_path, settings(stage))) as driver:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / f"steps/{step}").exists():
-            assert driver.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        children = psutil.Process(driver.pid).children(recursive=True)
-        workers = [child for child in children if child.is_running() and child.name().startswith("ray::RayTrain")]
-        assert len(workers) == 2
-        killed(*(children if everything else ()), psutil.Process(driver.pid))
-    left = psutil.wait_procs(workers, timeout=30)[1]
-    assert not [worker for worker in left if worker.status() != psutil.STATUS_ZOMBIE]  # none outlives its driver
-    killed(*children)  # two agents of Ray's do
+    print(f"killed after step {step}")
+    kill_driver(step, everything, inputs, tmp_path, stage)
     again = trained(tmp_path, inputs, settings(stage))
     assert same(uninterrupted, again), f"killed after step {step}"
 

@@ -318,8 +318,9 @@ def test_a_run_that_is_done_first_takes_nothing_from_one_that_is_still_at_work(
     assert not list((tmp_path / "out").glob("scratch-*"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.campaign)]
+)
 def test_many_processes_write_the_same_bytes_as_one(tmp_path: Path, workers: int):
     shards = [[doc(f"{s}-{n}", prose(n * s % 50, 30 + s), n) for n in range(100)] for s in range(5)]
     options = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]

@@ -280,8 +280,9 @@ def test_impossible_sources_are_refused(wrong: dict):
         config(x=wrong)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.campaign)]
+)
 def test_many_processes_write_the_same_bytes_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int):
     monkeypatch.setattr(extract, "_RANGE", 8000)
     settings, inputs = config(w=WIKI), {"w": files(*(DATA / name for name in DUMPS))}

@@ -68,6 +68,7 @@ def both(folder: Path, beam: list[str]) -> tuple[Manifest, Manifest]:
 
 
 @pytest.mark.slow
+@pytest.mark.flink
 def test_flink_writes_the_bytes_that_one_process_writes(tmp_path: Path, flink: list[str], monkeypatch):
     monkeypatch.setattr(extract, "_RANGE", 8000)
     found = {}
@@ -81,6 +82,7 @@ def test_flink_writes_the_bytes_that_one_process_writes(tmp_path: Path, flink: l
 
 
 @pytest.mark.slow
+@pytest.mark.flink
 def test_an_error_on_flink_arrives_as_its_one_line(tmp_path: Path, flink: list[str]):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     settings = config(b=BOOKS).model_copy(update={"beam": flink})

@@ -14,8 +14,6 @@ from test_extract import DATA, WIKI, config, digests, files, output
 from pipeline import extract
 from pipeline.artifacts import Manifest
 
-pytestmark = pytest.mark.slow
-
 RANGE = 20_000  # bytes
 CHILD = f"""
 import sys
@@ -61,7 +59,9 @@ def until_parts(child: subprocess.Popen, folder: Path, number: int) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("number", [1, 20])
+@pytest.mark.parametrize(
+    "number", [pytest.param(1, marks=pytest.mark.campaign), pytest.param(20, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("victim", ["the run", "a worker"])
 def test_a_kill_loses_nothing_that_was_finished(dump: Path, full: Manifest, tmp_path: Path, victim: str, number: int):
     command = [sys.executable, "-c", CHILD, str(dump), str(tmp_path)]

@@ -120,6 +120,7 @@ def test_a_worker_that_hangs_is_ended_and_training_goes_on_to_the_same_bits(
     assert not psutil.pid_exists(int(hung.read_text()))
 
 
+@pytest.mark.slow
 def test_a_terminated_driver_saves_the_last_step_and_the_run_goes_on_to_the_same_bits(
     uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:

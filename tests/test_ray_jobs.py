@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -254,7 +255,8 @@ def started_head(python: str, home: Path) -> Iterator[str]:
     command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
     command += [f"--port={free_port()}", f"--ray-client-server-port={free_port()}"]
     command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
-    command += [f"--temp-dir={home}/r", "--disable-usage-stats"]
+    sockets = tempfile.mkdtemp(prefix="cloze-")  # a short path: Ray's sockets lie there
+    command += [f"--temp-dir={sockets}/r", "--disable-usage-stats"]
     with (home / "log").open("wb") as log:
         head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -263,6 +265,7 @@ def started_head(python: str, home: Path) -> Iterator[str]:
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 @pytest.mark.slow
@@ -309,7 +312,7 @@ def test_workers_have_the_jobs_packages_where_ray_was_started_without_them(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     lacking = environment_without("tokenizers", tmp_path / "lacking")
-    with started_head(lacking, tmp_path_factory.mktemp("ray")) as address:  # a short path: sockets lie there
+    with started_head(lacking, tmp_path_factory.mktemp("ray")) as address:
         Path("cluster.yaml").write_text(f"name: head\naddress: {address}\nshared_disk: true\n")
         done = submit("--until", "vocab", "vocab.size=500", RAY_AUTH_TOKEN="secret")
     assert done.returncode == 0, done.stdout + done.stderr

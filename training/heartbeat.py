@@ -148,7 +148,7 @@ def watched(
 
         try:
             (done, note), now_heard, stepping = ray.get(board.told.remote())
-            note += _asked_to_leave(board, leave, size)
+            note += _asked_to_leave(board, leave, size if stepping else None)  # the room of one not placed seems free
             if now_heard != heard:
                 heard, since = now_heard, time.monotonic()
             limit = step_timeout and (step_timeout if stepping else max(step_timeout, _START_TIMEOUT))
