@@ -20,6 +20,7 @@ from pipeline.extract import ExtractConfig
 from pipeline.storage import Location, find
 from pipeline.tokens import TokensConfig
 from pipeline.vocab import VocabConfig
+from training.facts import PretrainFacts
 from training.finetune import FinetuneConfig
 from training.pretrain import PretrainConfig
 from training.start import weights_file
@@ -309,7 +310,7 @@ class Run:
         for name, upstream in stage.inputs.items():
             if name == "checkpoint":
                 artifact = self.artifact(upstream)
-                found[name] = artifact and str(artifact.manifest.facts["checkpoint"]["digest"])
+                found[name] = artifact and PretrainFacts.final(artifact.manifest).digest
             elif isinstance(stage.config, ReportConfig):  # it shows times and curves, which a forced stage changes
                 artifact = self.artifact(upstream)
                 found[name] = artifact and f"{artifact.fingerprint} {artifact.manifest.finished}"

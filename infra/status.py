@@ -14,6 +14,7 @@ from infra.report.stages import StageView
 from infra.run import Run, Stage, Step
 from pipeline.artifacts import read_manifest
 from pipeline.storage import Location
+from training.facts import FinetuneFacts
 
 _CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoint.py: written last
 
@@ -44,9 +45,9 @@ def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
         for warning in warnings(artifact.manifest):
             yield f"warning: {warning}"
         yield from _heldout(run, name, artifact.location)
-        if scores := artifact.manifest.facts.get("scores"):
-            low, high = scores["pretrained"]["interval"]
-            pretrained, random, majority = (scores[name]["accuracy"] for name in ("pretrained", "random", "majority"))
+        if scores := FinetuneFacts.of(artifact.manifest).scores:
+            low, high = scores["pretrained"].interval
+            pretrained, random, majority = (scores[name].accuracy for name in ("pretrained", "random", "majority"))
             yield (
                 f"{name}: accuracy {pretrained:.3f} ({low:.3f} to {high:.3f}); "
                 f"{random:.3f} from random weights, {majority:.3f} for the majority class"

@@ -33,7 +33,10 @@ def run(config: ToyConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
             files = {} if vowel else {f"letters/{letter}.txt": letter.encode() * config.size}
             out.commit(letter, files, counts={"letters": int(not vowel)}, drops={"vowels": int(vowel)})
         out.progress(done, len(config.parts), "letters")
-    facts: dict[str, Any] = {"inputs": sorted(inputs), "checkpoint": {"digest": f"digest of {config.parts}"}}
+    facts: dict[str, Any] = {
+        "inputs": sorted(inputs),
+        "checkpoint": {"path": "", "digest": f"digest of {config.parts}", "step": 0},
+    }
     if config.warning:
         facts["warnings"] = [config.warning]
     return out.finish(out.planned(list(config.parts)), identity(config), {}, facts=facts)

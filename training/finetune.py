@@ -27,6 +27,7 @@ from training import metrics
 from training.agreement import agreed
 from training.checkpoint import CheckpointRef, SavedConfig
 from training.device import Precision, autocast, has_bf16, worker_device
+from training.facts import CurvesFact, FinetuneFacts, ScoreFact, ShownExample
 from training.model import BertForSequenceClassification, load_encoder
 from training.optim import OptimizerConfig, adamw, learning_rate_at, parameter_groups
 from training.tasks import classification
@@ -317,9 +318,6 @@ def _model_files(setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, by
 def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     """inputs: "checkpoint" (CheckpointRef), "vocab" (Artifact), "data" (SourceFile). Wants a Ray session.
 
-    facts: "labels" (split -> label -> count), "scores" (pretrained, random, majority -> accuracy, interval, macro_f1,
-    matthews), "variants" (pretrained, random -> trial, loss, dev_accuracy, dev_loss, best_epoch), "trials" (the same
-    for each), "examples" (some of the test part, right and wrong), "notes" (what a user should know of the start).
     Raises UserError.
     """
     checkpoint: CheckpointRef = inputs["checkpoint"]
@@ -345,9 +343,9 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Any], out: Output) -> Manif
         fit(_work, setup, group, out, total, "steps", done=sum(map(setup.finished, VARIANTS)))
     parts = out.planned(names)
     facts = _facts(setup, {part.name: part.facts for part in parts})
-    scores = out.commit("scores", {"scores.json": json.dumps(facts["scores"], indent=1, ensure_ascii=False).encode()})
+    scores = json.dumps(facts.plain["scores"], indent=1, ensure_ascii=False)
     return out.finish(
-        [*parts, scores],
+        [*parts, out.commit("scores", {"scores.json": scores.encode()})],
         identity(config),
         {"checkpoint": checkpoint.digest, "vocab": vocab.fingerprint, "data": data.identity},
         counts={split: len(prepared.splits[split].targets) for split in classification.SPLITS}
@@ -370,31 +368,29 @@ def _check_model(saved: SavedConfig, tokenizer: "Tokenizer", config: FinetuneCon
         )
 
 
-def _facts(setup: Setup, parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _facts(setup: Setup, parts: Mapping[str, dict[str, Any]]) -> FinetuneFacts:
     """What the report shows, from the facts of the finished parts."""
     test = _test(setup.examples)
     truth = [example.label for example in test]
     train = [example.label for example in setup.examples if example.split == "train"]
     predicted = {variant: parts[variant]["predicted"] for variant in VARIANTS}
     predicted["majority"] = metrics.majority(train, truth)
-    return {
-        "labels": classification.label_counts(setup.examples),
-        "scores": {name: classification.scores(truth, labels) for name, labels in predicted.items()},
-        "variants": {
-            variant: {key: value for key, value in parts[variant].items() if key != "predicted"} for variant in VARIANTS
-        },
-        "trials": {name: facts for name, facts in parts.items() if name not in VARIANTS},
-        "examples": _shown(test, predicted["pretrained"], setup.config.seed),
-        "notes": [] if setup.checkpoint.config().nsp else [_NO_POOLER],
-    }
+    return FinetuneFacts(
+        labels=classification.label_counts(setup.examples),
+        scores={name: ScoreFact(**classification.scores(truth, labels)) for name, labels in predicted.items()},
+        variants={variant: CurvesFact(**parts[variant]) for variant in VARIANTS},
+        trials={name: CurvesFact(**facts) for name, facts in parts.items() if name not in VARIANTS},
+        examples=_shown(test, predicted["pretrained"], setup.config.seed),
+        notes=[] if setup.checkpoint.config().nsp else [_NO_POOLER],
+    )
 
 
-def _shown(test: Sequence[Example], predicted: Sequence[str], seed: int) -> list[dict[str, Any]]:
+def _shown(test: Sequence[Example], predicted: Sequence[str], seed: int) -> list[ShownExample]:
     """Some test examples that were classified rightly and some that were not, drawn by lot, in the file's order."""
     order = np.random.default_rng(seed).permutation(len(test))
     right = [i for i in order if test[i].label == predicted[i]][:_SHOWN]
     wrong = [i for i in order if test[i].label != predicted[i]][:_SHOWN]
     return [
-        {"text": test[i].text[:_SHOWN_CHARS], "label": test[i].label, "predicted": predicted[i]}
+        ShownExample(text=test[i].text[:_SHOWN_CHARS], label=test[i].label, predicted=str(predicted[i]))
         for i in [*sorted(right), *sorted(wrong)]
     ]
