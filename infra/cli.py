@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.config import UserError
+from pipeline.signals import interrupted_by
 
 if TYPE_CHECKING:
     from infra.run import Run
@@ -25,6 +26,7 @@ _EPILOG = """examples:
 """
 
 
+@interrupted_by(signal.SIGTERM)  # a terminated driver ends as an interrupted one: workers stopped, the last line said
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0: done; 1: a bug or a fault of the machine, with a traceback; 2: one line that says what to mend."""
     parser = _parser()
@@ -33,8 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     options.overrides += rest
-    # A terminated driver must end as an interrupted one does: workers stopped, the last line said.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return int(options.command(options))
     except KeyboardInterrupt as end:

@@ -91,6 +91,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def size(count: int) -> str:
+    """Bytes as a person says them: 999 B, 905.6 kB, 1.2 GB."""
+    if count < 1000:
+        return f"{count} B"
+    number, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if round(number, 1) < 1000:  # as it will be shown: 999,999 bytes are 1.0 MB, and not 1000.0 kB
+            break
+        number, unit = number / 1000, larger
+    return f"{number:.1f} {unit}"
+
+
 def shown(location: Location) -> str:
     """A place as a person in the current folder would write it."""
     here = f"{Path.cwd()}/"

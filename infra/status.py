@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra import heldout
-from infra.progress import duration, shown, summary, warnings
+from infra.progress import duration, shown, size, summary, warnings
 from infra.report.pretraining import newest
 from infra.report.stages import StageView
 from infra.run import Run, Stage, Step
@@ -70,7 +70,8 @@ def _row(step: Step) -> tuple[str, str, str, str, str, str]:
     location = step.output.location
     manifest = read_manifest(location)
     if step.action == "skip" and manifest:
-        return name, "done", duration(manifest.seconds), summary(manifest), _size(location), shown(location)
+        bytes_there = size(sum(location.sizes().values()))
+        return name, "done", duration(manifest.seconds), summary(manifest), bytes_there, shown(location)
     if step.action == "continue":
         return name, "half-done", "", ", ".join(_progress(location)) or step.reason, "", shown(location)
     return name, "not started", "", step.reason, "", shown(location)
@@ -83,13 +84,3 @@ def _progress(location: Location) -> Iterator[str]:
     saved = (_CHECKPOINT.search(file.uri) for file in (location / "checkpoints").files())
     if steps := [int(match[1]) for match in saved if match]:
         yield f"checkpoint of step {max(steps):,}"
-
-
-def _size(location: Location) -> str:
-    """The bytes of all that lies there, as people say them."""
-    size = float(sum(location.sizes().values()))
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from infra.run import Run, RunConfig, Stage, Step
 from infra.status import results
 from pipeline.artifacts import Manifest
 from pipeline.config import UserError, load
+from pipeline.signals import interrupted_by
 
 # Tags of a run in Dagster's history.
 _COMMAND = "cloze/command"
@@ -149,7 +149,7 @@ def _asset(run_name: str, stage: Stage, priority: int) -> dagster.AssetsDefiniti
     def bring_about(context: dagster.AssetExecutionContext) -> dagster.MaterializeResult:
         work: _Work = getattr(context.resources, resource)
         force = stage.name in context.run.tags.get(_FORCE, "").split()
-        with _plain_interrupts():
+        with interrupted_by(signal.SIGINT, signal.SIGTERM):  # Dagster would raise an exception of its own
             step, manifest, seconds = _execute(work, stage, force)
         assert step.output
         return dagster.MaterializeResult(
@@ -213,20 +213,6 @@ def _process(pid: int) -> str:
     with suppress(OSError):
         start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return f"{socket.gethostname()} {pid} {start}"
-
-
-@contextmanager
-def _plain_interrupts() -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM raise KeyboardInterrupt, where Dagster would raise an exception of its own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _key(run_name: str, stage_name: str) -> dagster.AssetKey:

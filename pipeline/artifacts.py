@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -250,18 +250,22 @@ class Output:
             self.reporter(done, total, unit, note)
 
     @contextmanager
-    def watch(self, total: int, unit: str) -> Iterator[None]:
-        """While inside, show as progress how many parts are committed, wherever the workers are."""
-        records = self.location / "parts"
+    def telling(self, done: Callable[[], float], total: float, unit: str, note: str = "") -> Iterator[None]:
+        """While inside, show again and again how much of the total is `done`, and once before and behind it."""
 
         def look() -> bool:
-            self.progress(min(len(records.files()), total), total, unit)
+            self.progress(min(done(), total), total, unit, note)
             return True
 
-        self.progress(len(records.files()), total, unit)
+        look()
         with repeated(look, 2.0 if self.location.is_s3 else 0.5):
             yield
-        self.progress(len(records.files()), total, unit)
+        look()
+
+    def watch(self, total: int, unit: str) -> AbstractContextManager[None]:
+        """While inside, show as progress how many parts are committed, wherever the workers are."""
+        records = self.location / "parts"
+        return self.telling(lambda: len(records.files()), total, unit)
 
     def planned(self, names: Sequence[str]) -> list[Part]:
         """Every part that was planned, by name. Raises UserError when one is not there, rather than go without it."""

@@ -23,7 +23,7 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -34,14 +34,14 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from pipeline import minhash
-from pipeline.artifacts import Artifact, Manifest, Output, Part, repeated
+from pipeline.artifacts import Artifact, Manifest, Output, Part
 from pipeline.attempts import scratch
 from pipeline.beam import carried, pipeline
-from pipeline.config import Compute, Config, UserError
+from pipeline.config import Compute, Config
 from pipeline.duplicates import GONE, PAIR, REASONS, ROW, TIES, by_content, by_group, by_id, described, forest, tied
 from pipeline.facts import DedupFacts, DroppedDocument
 from pipeline.ragged import offsets_of
-from pipeline.schema import DOCUMENT
+from pipeline.schema import DOCUMENT, parquet_errors
 from pipeline.storage import Location
 
 VERSION = 3
@@ -307,36 +307,28 @@ def _by_shard(places: npt.NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
 
 def _tables(shard: Location, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """A shard's documents, a few at a time. Raises UserError where it is damaged."""
-    try:
-        with shard.open() as file, pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
-            bytes_each = 1 + _size(parquet.metadata) // max(parquet.metadata.num_rows, 1)
-            for batch in parquet.iter_batches(min(max(_READ // bytes_each, 1), _GROUP), columns=columns):
-                yield pa.Table.from_batches([batch]).replace_schema_metadata(parquet.schema_arrow.metadata)
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(f"{shard}: is damaged; run its stage again with --force") from error
+    with (
+        parquet_errors(shard),
+        shard.open() as file,
+        pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet,
+    ):
+        bytes_each = 1 + _size(parquet.metadata) // max(parquet.metadata.num_rows, 1)
+        for batch in parquet.iter_batches(min(max(_READ // bytes_each, 1), _GROUP), columns=columns):
+            yield pa.Table.from_batches([batch]).replace_schema_metadata(parquet.schema_arrow.metadata)
 
 
 def _size(metadata: pq.FileMetaData) -> int:
     return sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
 
 
-@contextmanager
-def _watch(steps: Steps) -> Iterator[None]:
+def _watch(steps: Steps) -> AbstractContextManager[None]:
     """While inside, show as progress how many pieces of all steps are done, wherever the workers are."""
-    total = sum(steps.plan().values())
     records = steps.out.location / "parts"
 
-    def look() -> bool:
-        done = sum(name.endswith(".done") for name in steps.scratch.sizes())
-        steps.out.progress(min(done + len(records.files()), total), total, "pieces")
-        return True
+    def done() -> int:
+        return sum(name.endswith(".done") for name in steps.scratch.sizes()) + len(records.files())
 
-    look()
-    with repeated(look, 2.0 if records.is_s3 else 0.5):
-        yield
-    look()
+    return steps.out.telling(done, sum(steps.plan().values()), "pieces")
 
 
 def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:

@@ -5,17 +5,16 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline import lines
 from pipeline.config import Config, UserError
 from pipeline.encodings import byte_lines, decode, of_stream, unmarked, wrong_byte
+from pipeline.schema import parquet_errors
 from pipeline.storage import Location
 from pipeline.streams import Record
 
@@ -119,27 +118,16 @@ def _check(location: Location, columns: Columns, there: list[str]) -> None:
 
 def _parquet(location: Location, columns: Columns) -> Iterator[tuple[Record, Row]]:
     with location.open() as file:
-        with _damage(location, "is no Parquet file ({}); correct its suffix"):
+        with parquet_errors(location, "is no Parquet file ({}); correct its suffix"):
             parquet = pq.ParquetFile(file)
         _check(location, columns, parquet.schema_arrow.names)
         wanted = list(dict.fromkeys(columns.named.values()))
         number = 0
-        with _damage(location, "is damaged Parquet ({}); write it again"):
+        with parquet_errors(location, "is damaged Parquet ({}); write it again"):
             for batch in parquet.iter_batches(batch_size=_BATCH, columns=wanted):
                 for values in batch.to_pylist():
                     yield Record(offset=number), _row(values, columns, f"{location}: row {number + 1}")
                     number += 1
-
-
-@contextmanager
-def _damage(location: Location, said: str) -> Iterator[None]:
-    """Arrow's errors of what a file holds become UserErrors in one line."""
-    try:
-        yield
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(f"{location}: {said.format(str(error).partition(chr(10))[0])}") from error
 
 
 def _json_lines(location: Location, columns: Columns, encoding: str) -> Iterator[tuple[Record, Row]]:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from pipeline import foreign, multistream
 from pipeline.config import UserError
 from pipeline.cutting import definition, page_bytes
+from pipeline.file_types import packed
 from pipeline.storage import Location
-from pipeline.streams import Range, Record, Truncation, blocks, compression, packed
+from pipeline.streams import Range, Record, Truncation, blocks, compression
 
 _HEADER = 1 << 18  # no <siteinfo> is longer than this
 _END = 1 << 10  # bytes at the end of plain XML that are never a range of their own
@@ -104,7 +105,7 @@ def read_site(location: Location) -> Site:
     if packed(head):
         raise UserError(f"{location}: is compressed twice; unpack it once first")
     foreign.refuse(location, head)
-    text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
+    text = head.decode("utf-8-sig", "replace")
     if truncation.reason and "<page>" not in text:
         raise UserError(f"{location}: is cut off: it ends before its first page; fetch it again")
     if not text.strip():

@@ -12,16 +12,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from pipeline import file_types
 from pipeline.config import UserError
 
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
-}  # fmt: skip
-_BINARY = {
-    b"%PDF": "a PDF", b"PK\x03\x04": "a zip archive or an EPUB", b"\x1f\x8b": "compressed with gzip",
-    b"BZh": "compressed with bzip2", b"\xfd7zXZ": "compressed with xz", b"{\\rtf": "RTF",
-    b"\xd0\xcf\x11\xe0": "a Word file",
 }  # fmt: skip
 _DECLARED = re.compile(rb"Cha[rt]acter set encoding:[ \t]*([^\r\n]{2,60})", re.IGNORECASE)
 _NAMES = [
@@ -79,9 +75,8 @@ def decode_lines(data: bytes, name: str, encoding: str = "") -> tuple[str, list[
 def _read(data: bytes, name: str, encoding: str) -> tuple[str, str]:
     """Text with plain newlines, and the codec that it was in."""
     head = data[:_HEAD]
-    for magic, what in _BINARY.items():
-        if head.startswith(magic):
-            raise UserError(f"{name}: is {what}; give plain text in UTF-8")
+    if found := file_types.known(head):
+        raise UserError(f"{name}: is {found.what}; give plain text in UTF-8")
     text, codec = _decoded(data, name, encoding)
     if "\x00" in text[: 1 << 16]:
         if half := _utf16(head):

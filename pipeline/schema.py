@@ -181,13 +181,26 @@ def parquet_bytes(table: pa.Table, row_group_size: int = 1024, numbers: bool = F
 @contextmanager
 def parquet_file(location: Location, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
     """A Parquet file of an artifact's; its footer is read unless it is given. Raises UserError where it is damaged."""
+    with (
+        parquet_errors(location),
+        location.open() as file,
+        pq.ParquetFile(file, metadata=metadata, pre_buffer=location.is_s3) as opened,
+    ):
+        yield opened
+
+
+@contextmanager
+def parquet_errors(location: Location, said: str = "is damaged; run its stage again with --force") -> Iterator[None]:
+    """Arrow's errors of what a Parquet file holds become UserErrors in one line; those of its disk stay what they are.
+
+    `said` may show Arrow's words as {}.
+    """
     try:
-        with location.open() as file, pq.ParquetFile(file, metadata=metadata, pre_buffer=location.is_s3) as opened:
-            yield opened
-    except (OSError, pa.ArrowException) as error:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"{location}: is damaged; run its stage again with --force") from error
+        raise UserError(f"{location}: {said.format(str(error).partition(chr(10))[0])}") from error
 
 
 def read_table(location: Location, columns: list[str] | None = None) -> pa.Table:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.artifacts import Output, in_parallel, repeated
+from pipeline.artifacts import Output, in_parallel
 from pipeline.beam import carried, pipeline
 from pipeline.cutting import page_bytes
 from pipeline.storage import Location
@@ -49,13 +49,10 @@ def spool_all(streams: Sequence[Stream], options: Sequence[str], scratch: Locati
         return
     total = sum(stream.span.end - stream.span.start for stream in missing)
 
-    def look() -> bool:
-        done = sum(max(0, _reach(scratch / stream.name) - stream.span.start) for stream in missing)
-        out.progress(done / 1e6, total / 1e6, "MB", "cutting compressed files into pieces")
-        return True
+    def done() -> float:
+        return sum(max(0, _reach(scratch / stream.name) - stream.span.start) for stream in missing) / 1e6
 
-    look()
-    with repeated(look, 2.0), pipeline(options) as running:
+    with out.telling(done, total / 1e6, "MB", "cutting compressed files into pieces"), pipeline(options) as running:
         import apache_beam as beam
 
         _ = (

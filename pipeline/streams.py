@@ -9,12 +9,12 @@ from typing import BinaryIO, NamedTuple
 
 from pipeline import foreign
 from pipeline.config import UserError
+from pipeline.file_types import HEAD, packed
 from pipeline.storage import Location
 
 _READ = 1 << 20  # bytes of the file at a time
 _BLOCK = 4 << 20  # decompressed bytes at a time, however well they compress
 _MEMORY = 256 << 20  # bytes of memory that unpacking xz may want; xz -9 wants 65 MB
-_MAGIC = {b"BZh": "bz2", b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"]\x00\x00": "xz"}
 
 
 class Range(NamedTuple):
@@ -56,7 +56,7 @@ class Truncation:
 def compression(location: Location) -> str:
     """ "xml", "bz2", "gz" or "xz", by the file's first bytes whatever its name; UserError for what is no dump."""
     with location.open() as file:
-        head = file.read(foreign.HEAD)
+        head = file.read(HEAD)
     kind = packed(head)
     if not kind:
         foreign.refuse(location, head)
@@ -69,7 +69,7 @@ def blocks(location: Location, span: Range, truncation: Truncation) -> Iterator[
     Raises UserError: damaged compression.
     """
     with location.open() as file:
-        kind = packed(file.read(foreign.HEAD))
+        kind = packed(file.read(HEAD))
         if not kind:
             yield from _plain_blocks(file, span, truncation)
             return
@@ -85,11 +85,6 @@ def blocks(location: Location, span: Range, truncation: Truncation) -> Iterator[
             raise UserError(
                 f"{location}: is damaged {kind} ({error}); fetch it again and compare its checksum"
             ) from error
-
-
-def packed(head: bytes) -> str:
-    """The compression of what begins like this, empty where it has none that is read here."""
-    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
 
 
 def _plain_blocks(file: BinaryIO, span: Range, truncation: Truncation) -> Iterator[Block]:
@@ -131,7 +126,7 @@ def _decompressed(file: BinaryIO, kind: str, span: Range, truncation: Truncation
         data = stream.unused_data or more()
         while kind == "xz" and data and not (data := data.lstrip(b"\0")):  # streams may be padded
             data = more()
-        if len(data) < foreign.HEAD:
+        if len(data) < HEAD:
             data += more()
         if packed(data) != kind:
             return  # padding, or what bzip2 and gzip ignore as well

@@ -260,7 +260,7 @@ def _has_capitals(pieces: Iterable[str]) -> bool:
 
 def check(config: VocabConfig, sources: Mapping[str, SourceFile]) -> dict[str, vocab_file.VocabFile]:
     """What the vocabularies that are given hold. Raises UserError for one that cannot be used."""
-    given = {name: vocab_file.read(source.location.read_bytes(), source.uri) for name, source in sources.items()}
+    given = {name: vocab_file.read_file(source.location) for name, source in sources.items()}
     if "file" in given:
         vocab_file.check(given["file"], sources["file"].uri, config.lowercase, config.strip_accents)
     return given

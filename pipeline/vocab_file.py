@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from pipeline.config import UserError
+from pipeline.storage import Location
 from pipeline.tokenizer import SPECIAL_TOKENS, UNK, build, ids_of, strips_accents
 
+FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")  # of a vocab artifact
 _PREFIX = "##"
 
 
@@ -18,6 +20,21 @@ class VocabFile(NamedTuple):
     pieces: list[str]
     lowercase: bool | None = None
     strip_accents: bool | None = None
+
+
+def files(folder: Location) -> dict[str, bytes]:
+    """The FILES in the folder of a vocab artifact, by name."""
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def pieces_in(folder: Location) -> list[str]:
+    """The pieces in the folder of a vocab artifact, in the order of their ids. Raises UserError as `read` does."""
+    return read_file(folder / "vocab.txt").pieces
+
+
+def read_file(file: Location) -> VocabFile:
+    """What `read` says of a file."""
+    return read(file.read_bytes(), file.uri)
 
 
 def read(data: bytes, name: str) -> VocabFile:

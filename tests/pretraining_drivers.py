@@ -18,6 +18,7 @@ from small_pretraining import trained
 
 from infra.launch.local import ray_session
 from pipeline.artifacts import Artifact
+from pipeline.signals import interrupted_by
 from pipeline.storage import Location
 from training import workers
 from training.pretrain import PretrainConfig
@@ -48,9 +49,8 @@ def local(train: Train, steps: Path) -> None:
         (steps / str(step)).touch()
         time.sleep(0.7)
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with ray_session(num_cpus=2):
+        with interrupted_by(signal.SIGTERM), ray_session(num_cpus=2):
             train(on_step=slowly)
     except KeyboardInterrupt as end:
         print(end)

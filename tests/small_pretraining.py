@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from small_examples import PIECES, examples_artifact, vocab_artifact
 
+from pipeline import json_lines
 from pipeline.artifacts import Artifact, Output
 from pipeline.storage import Location
 from training.checkpoint import CheckpointRef, newest
@@ -65,7 +66,7 @@ def trained(folder: Path, inputs: dict[str, Artifact], settings: PretrainConfig,
 
 
 def rows(artifact: Artifact) -> list[dict[str, Any]]:
-    return untimed([json.loads(line) for line in (artifact.location / "metrics.jsonl").read_text().splitlines()])
+    return untimed(json_lines.read(artifact.location / "metrics.jsonl"))
 
 
 def silent(done: float, note: str) -> bool:

@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -247,6 +248,18 @@ def test_watching_shows_the_parts_as_they_are_committed(tmp_path: Path) -> None:
         out.commit("two", {})
         out.commit("three", {})
     assert told[0] == 1 and told[-1] == 3
+
+
+def test_progress_is_told_before_meanwhile_and_at_the_end_and_never_more_than_all(tmp_path: Path) -> None:
+    told: list[tuple[float, float, str, str]] = []
+    out = Output(Location(str(tmp_path)), "letters", 1, "0123", reporter=lambda *what: told.append(what))
+    counts = iter([0, 1, 2, *[5] * 1000])
+    with out.telling(lambda: next(counts), 3, "files", "slowly"):
+        deadline = time.monotonic() + 10
+        while len(told) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert told[:3] == [(number, 3, "files", "slowly") for number in range(3)]
+    assert told[-1] == (3, 3, "files", "slowly")
 
 
 def test_two_writers_of_one_artifact_leave_it_whole(folder: str) -> None:

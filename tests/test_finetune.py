@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from small_examples import alone  # noqa: F401 (a fixture)
 
+from pipeline import json_lines
 from pipeline.artifacts import Artifact, Manifest, Output, SourceFile, source_file
 from pipeline.config import UserError
 from pipeline.storage import Location
@@ -60,7 +61,7 @@ def labelled() -> list[dict[str, str]]:
 
 
 def write_data(root: Path) -> SourceFile:
-    (root / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled()))
+    (root / "words.jsonl").write_bytes(json_lines.encode(labelled()))
     return source_file(Location(str(root / "words.jsonl")), Location(str(root / "cache")))
 
 
@@ -115,7 +116,7 @@ class Finished:
     shown: list[tuple[Any, ...]]
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+        return json_lines.read(Location(str(self.folder / name)))
 
 
 @pytest.fixture(scope="module")

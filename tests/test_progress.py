@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from infra import progress
-from infra.progress import Display, duration, shown, summary
+from infra.progress import Display, duration, shown, size, summary
 from pipeline.artifacts import Output
 from pipeline.storage import Location
 
@@ -75,6 +75,24 @@ def test_warnings_stand_under_the_line_of_the_stage_that_is_done(clock: Clock) -
 )
 def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (905_600, "905.6 kB"),
+        (999_949, "999.9 kB"),
+        (999_999, "1.0 MB"),
+        (1_234_567_890, "1.2 GB"),
+        (999_999_999_999, "1.0 TB"),
+        (5_000_000_000_000_000, "5000.0 TB"),
+    ],
+)
+def test_bytes_are_said_as_people_do(count: int, words: str) -> None:
+    assert size(count) == words
 
 
 def test_a_summary_leaves_out_what_was_not_dropped(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from infra.report.page import render
 from infra.report.pretraining import weights
 from infra.report.stages import Stages, StageView
 from infra.run import Run, RunConfig
+from pipeline import json_lines
 from pipeline.artifacts import Artifact, Output
 from pipeline.config import load as load_config
 from pipeline.schema import document, document_table, parquet_bytes
@@ -157,7 +158,7 @@ def pretrain(root: Path, complete: bool = True, rows: list[dict[str, Any]] | Non
     from training.model import BertConfig, BertForPreTraining
 
     out = output(root, "pretrain", "f" * 16)
-    lines = "".join(json.dumps(row) + "\n" for row in rows or metric_rows()).encode()
+    lines = json_lines.encode(rows or metric_rows())
     if not complete:
         (out.location / "metrics.jsonl").write_bytes(lines)
         return finished(out)
@@ -190,9 +191,7 @@ def finetune(root: Path, checkpoint: str, pretrained: tuple[int, int], random: t
     predictions = [("Austen", "Austen"), ("Austen", "Melville"), ("Melville", "Melville")]
     rows = [{"row": i, "label": label, "predicted": said} for i, (label, said) in enumerate(predictions)]
     out = output(root, "finetune-authors", "9" * 16)
-    part = out.commit(
-        "pretrained", {"predictions/pretrained.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
-    )
+    part = out.commit("pretrained", {"predictions/pretrained.jsonl": json_lines.encode(rows)})
     facts = {
         "labels": {"train": {"Austen": 5, "Melville": 4}},
         "scores": {"pretrained": scored(*pretrained), "random": scored(*random), "majority": scored(30, 100)},

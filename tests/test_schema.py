@@ -1,10 +1,16 @@
 import unicodedata
 
+import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import words
-from pipeline.schema import content_hash, document
+from pipeline.config import UserError
+from pipeline.schema import content_hash, document, parquet_errors
+from pipeline.storage import Location
+
+NO_TEXT = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid")
 
 
 @given(st.text(st.sampled_from("aB é\u00a0´ß½\u3000漢ｶﾞ\n\t\x1c"), max_size=60))
@@ -21,3 +27,18 @@ def test_case_forms_and_white_space_make_no_other_content():
     }
     assert len(same) == 1
     assert content_hash("Die Straße ist leer.") not in same
+
+
+@pytest.mark.parametrize("error", [pa.ArrowInvalid("bad\npage"), OSError("bad\npage"), NO_TEXT])
+def test_what_a_damaged_parquet_file_raises_is_one_line_with_the_mend(error: Exception):
+    with pytest.raises(UserError) as raised, parquet_errors(Location("x")):
+        raise error
+    assert str(raised.value) == "x: is damaged; run its stage again with --force"
+    with pytest.raises(UserError) as raised, parquet_errors(Location("x"), "is damaged ({}); write it again"):
+        raise error
+    assert str(raised.value) == f"x: is damaged ({str(error).partition(chr(10))[0]}); write it again"
+
+
+def test_a_disk_that_fails_is_no_damaged_parquet_file():
+    with pytest.raises(OSError, match="Input/output error"), parquet_errors(Location("x")):
+        raise OSError(5, "Input/output error")

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from toy_run import ToyConfig
 
 from infra.run import Run
 from infra.status import print_status, results
+from pipeline import json_lines
 from pipeline.artifacts import Output
 from pipeline.config import UserError
 from pipeline.examples import ExamplesConfig
@@ -88,7 +88,7 @@ def test_the_newest_evaluation_stands_beside_its_baselines_finished_or_not(
     output = run.plan()[0].output
     assert output
     rows = [EVALUATED | {"step": 900}, {"split": "train", "step": 1000, "loss": 7.0}, EVALUATED]
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    lines = json_lines.encode(rows)
     if complete:
         output.finish([output.commit("checkpoint", {"metrics.jsonl": lines})], {}, {})
     else:

@@ -1,6 +1,7 @@
 """Somebody's vocab.txt or tokenizer.json -> pieces, case and accents."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from golden import published_vocabulary, unpack
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from pipeline.config import UserError
+from pipeline.storage import Location
 from pipeline.tokenizer import SPECIAL_TOKENS, build
-from pipeline.vocab_file import VocabFile, check, read
+from pipeline.vocab_file import VocabFile, check, files, pieces_in, read
 
 PIECES = [*SPECIAL_TOKENS, "a", "##b"]
 
@@ -159,3 +161,20 @@ def test_the_same_case_and_accents_pass_and_so_does_a_file_that_does_not_say(low
         assert found[1:] == (lowercase, lowercase if strip_accents is None else strip_accents)
         check(found, "t.json", lowercase, strip_accents)
     check(VocabFile(PIECES), "vocab.txt", lowercase, strip_accents)
+
+
+def test_the_folder_of_an_artifact_gives_its_pieces_and_its_files(tmp_path: Path) -> None:
+    pieces = [*SPECIAL_TOKENS, "a", "##b", "\u2028"]
+    said = {
+        "vocab.txt": "".join(f"{piece}\n" for piece in pieces),
+        "tokenizer.json": "{}",
+        "tokenizer_config.json": "{}",
+    }
+    for name, text in said.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "manifest.json").write_text("{}")
+    assert pieces_in(Location(str(tmp_path))) == pieces
+    assert files(Location(str(tmp_path))) == {name: text.encode() for name, text in said.items()}
+    (tmp_path / "vocab.txt").write_text("a\n")
+    with pytest.raises(UserError, match=r"vocab\.txt: the vocabulary has no "):
+        pieces_in(Location(str(tmp_path)))

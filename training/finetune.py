@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
+from pipeline import json_lines, vocab_file
 from pipeline.artifacts import Artifact, Manifest, Output, Part, SourceFile
 from pipeline.config import Compute, UserError, identity
 from pipeline.tokenizer import load
@@ -268,7 +269,7 @@ class Worker:
             return
         prepared = self.setup.prepared
         predictions = classification.predictions(_test(self.setup.examples), prepared.labels, probabilities)
-        files = {f"predictions/{variant}.jsonl": _lines(predictions)}
+        files = {f"predictions/{variant}.jsonl": json_lines.encode(predictions, escaped=False)}
         if variant == "pretrained":
             files |= _model_files(self.setup, outcome.weights)
         facts = {
@@ -293,22 +294,16 @@ def _test(examples: Sequence[Example]) -> list[Example]:
     return [example for example in examples if example.split == "test"]
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
 def _model_files(setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, bytes]:
     """The fine-tuned model and all that is needed to use it."""
     from safetensors.torch import save
 
-    names = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
     config = setup.checkpoint.config().model_dump_json(indent=1, exclude={"nsp"})  # its head is another one
-    vocab = {name: (setup.vocab.location / name).read_bytes() for name in names}
     return {
         "model/model.safetensors": save({name: weight.cpu().contiguous() for name, weight in weights.items()}),
         "model/config.json": config.encode(),
         "model/labels.json": json.dumps(setup.prepared.labels, ensure_ascii=False).encode(),
-        **{f"model/{name}": data for name, data in vocab.items()},
+        **{f"model/{name}": data for name, data in vocab_file.files(setup.vocab.location).items()},
     }
 
 

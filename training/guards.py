@@ -9,13 +9,13 @@ are large, only one that is out of all proportion is at fault: a hundredfold at 
 hundredth of the median at least, or large batches, whose losses hardly scatter, would be judged by noise.
 """
 
-import json
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
+from pipeline import json_lines
 from pipeline.storage import Location
 
 FILE = "skipped.jsonl"
@@ -98,10 +98,9 @@ def place(turn: int, skipped: Iterable[int]) -> int:
 
 def lines(skips: Sequence[Skip]) -> bytes:
     """Skips as JSON lines."""
-    return "".join(json.dumps(asdict(skip)) + "\n" for skip in skips).encode()
+    return json_lines.encode(map(asdict, skips))
 
 
 def noted(artifact: Location) -> list[Skip]:
     """What an artifact's skipped.jsonl holds."""
-    file = artifact / FILE
-    return [Skip(**json.loads(line)) for line in file.read_bytes().splitlines()] if file.exists() else []
+    return [Skip(**row) for row in json_lines.read(artifact / FILE)]

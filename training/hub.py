@@ -97,20 +97,20 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
     if to.is_file() or (to / "config.json").is_file() or to.files():  # by its name: a listing may leave it out
         raise UserError(f"{to}: is there already and not empty; delete it or name another folder")
     saved = checkpoint.config()
-    pieces = vocab_file.read((vocab / "vocab.txt").read_bytes(), f"{vocab}/vocab.txt").pieces
+    pieces = vocab_file.pieces_in(vocab)
     if len(pieces) != saved.vocab_size:
         raise UserError(
             f"{vocab}: has {len(pieces)} pieces and {checkpoint.location} was trained with {saved.vocab_size}; "
             "give the vocabulary that belongs to the checkpoint"
         )
-    tokenizer_config = json.loads((vocab / "tokenizer_config.json").read_bytes())
+    vocab_files = vocab_file.files(vocab)
+    tokenizer_config = json.loads(vocab_files["tokenizer_config.json"])
     tokenizer_config["model_max_length"] = saved.model.max_position_embeddings
     # [MASK] is the mask to those who load a model; in training text, for which the vocabulary's folder is, it is text.
     tokenizer_config["split_special_tokens"] = False
     files = {
         "model.safetensors": save(theirs(checkpoint.weights()), {"format": "pt"}),
-        "vocab.txt": (vocab / "vocab.txt").read_bytes(),
-        "tokenizer.json": (vocab / "tokenizer.json").read_bytes(),
+        **vocab_files,
         "tokenizer_config.json": _json(tokenizer_config),
         "README.md": card.encode(),
         "config.json": _json(_their_config(saved, pieces)),
@@ -287,7 +287,7 @@ def _vocabulary(location: Location, vocab_size: int) -> tuple[vocab_file.VocabFi
             break
     else:
         return None, []
-    found = vocab_file.read(file.read_bytes(), file.uri)
+    found = vocab_file.read_file(file)
     if len(found.pieces) != vocab_size:
         raise UserError(
             f"{file}: has {len(found.pieces)} pieces and config.json says vocab_size {vocab_size}; "

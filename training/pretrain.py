@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline import json_lines, vocab_file
 from pipeline.artifacts import Artifact, FileRecord, Manifest, Output, SourceFile
 from pipeline.config import Compute, Config, UserError
 from pipeline.storage import Location
@@ -25,8 +26,8 @@ from training.facts import CheckpointFact, InitFact, MetricsFact, PretrainFacts
 from training.guards import Skip
 from training.model import BertConfig
 from training.optim import OptimizerConfig
-from training.record import lines, summary
-from training.start import register, starting_weights, vocabulary
+from training.record import summary
+from training.start import register, starting_weights
 from training.trainer import Hook, Setup, work
 from training.workers import Group, fit, nodes
 
@@ -214,17 +215,18 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     `on_step` is called in each worker after each step, with its rank and the number of steps done.
     """
     _check_examples(config, inputs)
-    pieces, init = _pieces(inputs["vocab"]), inputs.get("init")
+    pieces, init = tuple(vocab_file.pieces_in(inputs["vocab"].location)), inputs.get("init")
     examples = _examples(config, inputs)
     notes: tuple[str, ...] = ()
     if init:
-        notes = starting_weights(init, config.model, vocabulary(inputs["vocab"].location), nsp=paired(examples)).notes
+        vocab = vocab_file.read_file(inputs["vocab"].location / "tokenizer.json")
+        notes = starting_weights(init, config.model, vocab, nsp=paired(examples)).notes
     setup = Setup(config, tuple(examples), out.location, pieces, init)
     last = _trained(setup, on_step, out)
     prune(out.location, config.keep_checkpoints)
     state, better = last.state(), best(out.location)
     rows, skipped = state["metrics"]["rows"], [Skip(**row) for row in state["skipped"]]
-    files = {"metrics.jsonl": lines(rows), events.FILE: events.EventFile()(rows)}
+    files = {"metrics.jsonl": json_lines.encode(rows), events.FILE: events.EventFile()(rows)}
     if skipped:
         files[guards.FILE] = guards.lines(skipped)
     written = _files(out.location, last) | (_files(out.location, better) if better else {})
@@ -317,7 +319,3 @@ def final_checkpoint(artifact: Artifact) -> CheckpointRef:
 def _examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> list[Artifact]:
     """Those of each phase."""
     return [inputs[examples_input(phase.max_seq_length)] for phase in config.phases]
-
-
-def _pieces(vocab: Artifact) -> tuple[str, ...]:
-    return tuple((vocab.location / "vocab.txt").read_text().split("\n")[:-1])

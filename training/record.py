@@ -1,6 +1,5 @@
 """sums over examples -> rows of metrics, each step once however often a run is resumed."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -115,11 +114,6 @@ class Recorder:
             {"split": "heldout", "step": step, **totals.means(), **baselines(totals, unigram)}
             | {"examples": int(totals.examples), "time": time.time()}
         )
-
-
-def lines(rows: Sequence[Row]) -> bytes:
-    """Rows as JSON lines."""
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:

@@ -70,23 +70,17 @@ def starting_weights(file: SourceFile, model: BertConfig, vocab: VocabFile | Non
     return Start(weights, (*(f"{folder.name} has no {what}: it began with random weights" for what in lacking), *notes))
 
 
-def vocabulary(vocab: Location) -> VocabFile:
-    """What the artifact of a vocabulary holds."""
-    file = vocab / "tokenizer.json"
-    return vocab_file.read(file.read_bytes(), file.uri)
-
-
 def _trained_on(checkpoint: Location) -> VocabFile:
     """The vocabulary of a checkpoint of ours: ROOT/pretrain/FINGERPRINT/checkpoints/NAME -> ROOT/vocab/FINGERPRINT."""
     artifact = Location(checkpoint.uri.rsplit("/", 2)[0])
     root = Location(artifact.uri.rsplit("/", 2)[0])
     manifest = read_manifest(artifact)
-    vocab = root / "vocab" / (manifest.inputs["vocab"] if manifest else "?")
-    if not (vocab / "tokenizer.json").is_file():
+    vocab = root / "vocab" / (manifest.inputs["vocab"] if manifest else "?") / "tokenizer.json"
+    if not vocab.is_file():
         raise UserError(
             f"{checkpoint}: its vocabulary is not beside it; export it and name that folder as pretrain.init"
         )
-    return vocabulary(vocab)
+    return vocab_file.read_file(vocab)
 
 
 def _check(

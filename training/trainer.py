@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from pipeline import json_lines
 from pipeline.artifacts import Artifact, SourceFile
 from pipeline.config import UserError
 from pipeline.masking import mask_rules
@@ -32,7 +33,7 @@ from training.guards import Fault, Guard, Skip
 from training.metrics import Baseline
 from training.model import BertForPreTraining
 from training.optim import LossScale, learning_rate_at, learning_rate_in_time
-from training.record import Recorder, Row, lines, training_flops
+from training.record import Recorder, Row, training_flops
 from training.saves import Saves
 from training.start import starting_weights
 from training.unigram import unigram_baseline
@@ -387,7 +388,7 @@ class Worker:
     def _write_metrics(self, rows: Sequence[Row]) -> None:
         if (self.setup.location / "manifest.json").exists():  # another run of the same fingerprint has finished it
             return
-        (self.setup.location / "metrics.jsonl").write_bytes(lines(rows))
+        (self.setup.location / "metrics.jsonl").write_bytes(json_lines.encode(rows))
         (self.setup.location / events.FILE).write_bytes(self.events(rows))
 
 

@@ -13,12 +13,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Literal, NamedTuple
 
 from pipeline.artifacts import Output, repeated
 from pipeline.attempts import scratch
 from pipeline.config import UserError
+from pipeline.signals import first_sets
 from pipeline.storage import Location
 
 Tell = Callable[[float, str], bool]  # how much is done, and a note -> whether the driver wants worker 0 to leave
@@ -362,24 +363,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-@contextmanager
-def _terminated(leaves: bool) -> Iterator[threading.Event]:
+def _terminated(leaves: bool) -> AbstractContextManager[threading.Event]:
     """While inside, the first SIGTERM sets the event and does nothing else, if the work `leaves`."""
-    wanted = threading.Event()
-    if not leaves or threading.current_thread() is not threading.main_thread():  # only there are signals handled
-        yield wanted
-        return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def handle(*_: object) -> None:
-        wanted.set()
-        signal.signal(signal.SIGTERM, before)
-
-    signal.signal(signal.SIGTERM, handle)
-    try:
-        yield wanted
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return first_sets(signal.SIGTERM) if leaves else nullcontext(threading.Event())
 
 
 @contextmanager

@@ -5,11 +5,12 @@ import os
 import secrets
 import shlex
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pipeline.signals import reinstall
 
 # Workers import the package from wherever the driver found it, also when it is not installed.
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
@@ -48,8 +49,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     if python := os.environ.get(WORKERS_PYTHON):
         environment["py_executable"] = shlex.quote(python)  # it is put into a shell's command
     ray.init(**options, runtime_env=environment)
-    if threading.current_thread() is threading.main_thread():  # Ray's own would dump its stack
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    reinstall(signal.SIGTERM)  # Ray's own would dump its stack
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from infra.report.figures import Piece, bar, number
 from infra.report.stages import Stages, StageView
+from pipeline import vocab_file
 from pipeline.storage import Location
 from pipeline.tokenizer import RESERVED
 
@@ -95,7 +96,7 @@ def vocabulary(stages: Stages) -> Vocabulary | None:
     stage = stages.get("vocab")
     if stage.artifact is None:
         return None
-    pieces = [line for line in (stage.artifact.location / "vocab.txt").read_text().split("\n") if line]
+    pieces = vocab_file.pieces_in(stage.artifact.location)
     words = [piece for piece in pieces if len(piece) > 1 and not piece.startswith("##") and piece not in RESERVED]
     endings = [piece for piece in pieces if len(piece) > 3 and piece.startswith("##")]
     said = [

@@ -6,12 +6,12 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from infra.report.figures import histogram, number, percent
 from infra.report.stages import Stages, StageView
-from pipeline.schema import IGNORED
+from pipeline import vocab_file
+from pipeline.schema import IGNORED, parquet_file
 from pipeline.tokenizer import CLS, MASK, SEP
 
 #: By objective and next_sentence_label.
@@ -64,7 +64,7 @@ def examples(stages: Stages) -> Examples | None:
     vocab = stages.get("vocab").artifact
     if not finished or vocab is None:
         return None
-    pieces = (vocab.location / "vocab.txt").read_text().split("\n")
+    pieces = vocab_file.pieces_in(vocab.location)
     charts = [chart for stage in finished if (chart := _lengths(stage))]
     chosen = percent(finished[0].config.get("masked_lm_prob", 0.0))
     pairs = finished[0].config.get("objective") != "mlm"
@@ -110,8 +110,8 @@ def _batches(stage: StageView, split: str, rows: int, columns: list[str] | None 
     """The first `rows` examples of a split, in record batches."""
     read = 0
     for file in stage.artifact.files(f"{split}/") if stage.artifact else []:
-        with file.open() as opened:
-            for batch in pq.ParquetFile(opened).iter_batches(min(rows, 4096), columns=columns):
+        with parquet_file(file) as opened:
+            for batch in opened.iter_batches(min(rows, 4096), columns=columns):
                 yield batch
                 read += len(batch)
                 if read >= rows:

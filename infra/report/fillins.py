@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
 from infra.report.figures import percent
 from infra.report.stages import Stages
 from pipeline.artifacts import Artifact
+from pipeline.schema import parquet_file
 from pipeline.sentences import sentences_of
 from pipeline.tokenizer import MASK, load
 
@@ -128,8 +127,8 @@ def _heldout(documents: Artifact) -> Iterator[tuple[str, str, str]]:
     """Source, language and text of the first held-out documents of some shards, spread over all of them."""
     files = documents.files("documents/")
     for file in files[:: -(-len(files) // _SHARDS)]:
-        with file.open() as opened:
-            batches = pq.ParquetFile(opened).iter_batches(64, columns=["source", "language", "text", "split"])
+        with parquet_file(file) as opened:
+            batches = opened.iter_batches(64, columns=["source", "language", "text", "split"])
             rows = (row for batch in batches for row in batch.to_pylist() if row["split"] == "heldout")
             yield from ((row["source"], row["language"], row["text"]) for row in islice(rows, _DOCUMENTS))
 

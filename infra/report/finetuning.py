@@ -1,6 +1,5 @@
 """fine-tuning's scores -> what they mean, in a sentence and in pictures."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from infra.progress import duration
 from infra.report.figures import Axis, Estimate, Series, intervals, line_chart, number, percent
 from infra.report.pretraining import SHARE, Row
 from infra.report.stages import Stages, StageView
+from pipeline import json_lines
 
 _CONFUSION_LABELS = 12  # a table of more would not be read
 _SAMPLE_CHARS = 280
@@ -133,10 +133,10 @@ def _task_charts(variants: Mapping[str, Row]) -> list[Markup]:
 def _confusion(stage: StageView) -> Confusion | None:
     """From the predictions on the test part."""
     assert stage.location
-    file = stage.location / "predictions/pretrained.jsonl"
-    if not file.exists():
+    predictions = json_lines.read(stage.location / "predictions/pretrained.jsonl")
+    if not predictions:
         return None
-    pairs = Counter((row["label"], row["predicted"]) for row in map(json.loads, file.read_text().splitlines()))
+    pairs = Counter((row["label"], row["predicted"]) for row in predictions)
     labels = sorted({label for pair in pairs for label in pair})
     if len(labels) > _CONFUSION_LABELS:
         return None

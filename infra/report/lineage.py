@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from infra.progress import duration
+from infra.progress import duration, size
 from infra.report.figures import Estimate, percent, svg, tag
 from infra.report.stages import Source, Stages, StageView, sources
 from pipeline.storage import Location
@@ -49,7 +49,7 @@ def picture(stages: Stages, root: Location, scores: Mapping[str, Mapping[str, Es
 
 def _file_node(stage: StageView, name: str, files: Sequence[Source]) -> Node:
     lines = [
-        " · ".join(filter(None, (_cut(file.name, 26), file.sha256[:_DIGITS], size(file.bytes))))
+        " · ".join(filter(None, (_cut(file.name, 26), file.sha256[:_DIGITS], _size(file))))
         for file in files[:_FILES_NAMED]
     ]
     if len(files) > _FILES_NAMED:
@@ -77,14 +77,9 @@ def _score_node(task: str, estimates: Mapping[str, Estimate]) -> Node:
     return Node(f"score/{task}", f"{task} {percent(best.value)}", lines, "score", (f"finetune-{task}",), "#scores")
 
 
-def size(count: int | None) -> str:
-    """Bytes as a person says them."""
-    if count is None:
-        return ""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count} B"
+def _size(file: Source) -> str:
+    """Empty where it is not known any more."""
+    return "" if file.bytes is None else size(file.bytes)
 
 
 def _cut(text: str, length: int) -> str:

@@ -1,13 +1,14 @@
 """artifacts -> the stages as the page sees them: finished, half-way or not begun."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import yaml
 
+from pipeline import json_lines
 from pipeline.artifacts import Artifact, FileRecord, Manifest, read_manifest
 from pipeline.storage import Location
 
@@ -38,12 +39,9 @@ class StageView:
         return Artifact(self.location, self.name, self.manifest.fingerprint)
 
     @cached_property
-    def metrics(self) -> list[Mapping[str, Any]]:
+    def metrics(self) -> Sequence[Mapping[str, Any]]:
         """What training has measured so far, a row for each split and step; also while it runs."""
-        file = self.location / "metrics.jsonl" if self.location else None
-        if file is None or not file.exists():
-            return []
-        return [json.loads(line) for line in file.read_text().splitlines()]
+        return json_lines.read(self.location / "metrics.jsonl") if self.location else []
 
     @property
     def counts(self) -> Mapping[str, int]:

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
+from pipeline import json_lines
 from pipeline.artifacts import Artifact, Output, read_manifest
 from pipeline.schema import Document, document, document_table
 from pipeline.storage import Location
@@ -190,7 +191,7 @@ def ours(seed: int, minutes: float, folder: Path, artifact: Artifact) -> dict[st
         inputs = {"vocab": _examples.artifact(folder / "books", "vocab"), "examples-128": artifact}
         with ray_session():
             run(config, inputs, Output(Location(str(to)), "pretrain", 1, "0", Teller()))
-    rows = [json.loads(line) for line in (to / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines.read(Location(str(to / "metrics.jsonl")))
     train = [row for row in rows if row["split"] == "train"]
     start = train[0]["time"] - train[0]["seconds"]
     at = {row["step"]: (row["time"] - start) / 60 for row in train}

@@ -31,6 +31,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from pipeline import json_lines
 from pipeline.artifacts import Artifact
 from pipeline.masking import mask_rules
 from tests.benchmarks import _examples, examples
@@ -268,7 +269,7 @@ def of_the_stage(folder: Path, bf16: bool, to: Path) -> float:
     inputs = {"vocab": _examples.artifact(folder, "vocab"), "examples-128": _examples.artifact(folder, "examples")}
     config = PretrainConfig.model_validate_json(json.dumps(settings))
     run(config, inputs, Output(Location(str(to)), "pretrain", 1, "0"))
-    rows = [json.loads(line) for line in (to / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines.read(Location(str(to / "metrics.jsonl")))
     times = {row["step"]: row["time"] for row in rows if row["split"] == "train"}
     return times[WARM + TIMED] - times[WARM]
 

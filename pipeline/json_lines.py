@@ -1,0 +1,18 @@
+"""Rows <-> JSON lines, one object a line."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.storage import Location
+
+
+def encode(rows: Iterable[Mapping[str, Any]], *, escaped: bool = True) -> bytes:
+    """`escaped`: characters beyond ASCII are; else they stand as they are, for people to read."""
+    return "".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in rows).encode()
+
+
+def read(file: Location) -> list[dict[str, Any]]:
+    """The rows of a file that we wrote; none where there is no file yet."""
+    # Lines of bytes end at line feeds; those of a str would also end at U+2028, which may stand in a value.
+    return [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
