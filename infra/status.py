@@ -45,12 +45,11 @@ def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
         for warning in warnings(artifact.manifest):
             yield f"warning: {warning}"
         yield from _heldout(run, name, artifact.location)
-        if scores := FinetuneFacts.of(artifact.manifest).scores:
-            low, high = scores["pretrained"].interval
-            pretrained, random, majority = (scores[name].accuracy for name in ("pretrained", "random", "majority"))
+        if scores := FinetuneFacts.of(artifact.manifest).accuracies:
+            pretrained, random, majority = (scores[name] for name in ("pretrained", "random", "majority"))
             yield (
-                f"{name}: accuracy {pretrained:.3f} ({low:.3f} to {high:.3f}); "
-                f"{random:.3f} from random weights, {majority:.3f} for the majority class"
+                f"{name}: accuracy {pretrained.value:.3f} ({pretrained.low:.3f} to {pretrained.high:.3f}); "
+                f"{random.value:.3f} from random weights, {majority.value:.3f} for the majority class"
             )
         if artifact.files("report.html"):
             yield f"{name}: {run.page.local_path or run.page}"

@@ -173,3 +173,14 @@ def test_examples_whose_rows_nobody_has_counted_are_one_line(facts: dict[str, An
 def test_a_file_s_row_groups_are_full_but_for_the_last() -> None:
     facts = ExamplesFacts(rows={"a": 5, "b": 4}, row_group_size=2)
     assert (facts.row_groups("a"), facts.row_groups("b")) == ([2, 2, 1], [2, 2])
+
+
+def test_what_a_task_alone_measures_is_kept_and_its_scores_are_no_accuracies(tmp_path: Path) -> None:
+    written = {
+        "scores": {name: {"pearson": 0.5} for name in ("pretrained", "random", "mean")},
+        "variants": {"pretrained": {"loss": [[1, 1.5]], "best_epoch": 1, "dev_pearson": [0.25]}},
+        "examples": [{"text": "It is", "label": 2.5, "predicted": 2.25, "second": "It was"}],
+        "range": [0, 5],
+    }
+    facts = FinetuneFacts.of(finish(tmp_path, written)[0].manifest)
+    assert facts.plain == written and facts.accuracies == {}

@@ -3,7 +3,7 @@
 The stage writes the model, `Facts.of` reads it back. Defaults stand for what manifests of earlier versions lack.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -77,10 +77,9 @@ class TrialFact(Fact):
     epochs: int
 
 
-class CurvesFact(Fact):
-    """What a trial gave, or the best one of a variant: (step, loss) points, and two figures an epoch.
-
-    JSON has no NaN: a loss that is none is None.
+class CurvesFact(Fact, extra="allow"):
+    """What a trial gave, or the best one of a variant: (step, loss) points, and `dev_` figures an epoch, which are the
+    task's own. JSON has no NaN: a figure that is none is None.
     """
 
     trial: TrialFact | None = None
@@ -92,25 +91,40 @@ class CurvesFact(Fact):
     merit: list[float | None] = Field(default=[])
 
 
-class ScoreFact(Fact):
-    """On the test part."""
+class ScoreFact(Fact, extra="allow"):
+    """On the test part, by the task's own measures: these are classification's."""
 
-    accuracy: float
-    interval: tuple[float, float]  # 95 %
-    macro_f1: float = 0.0
-    matthews: float = 0.0
+    accuracy: float | None = None
+    interval: tuple[float, float] | None = None  # 95 %
+    macro_f1: float | None = None
+    matthews: float | None = None
 
 
-class ShownExample(Fact):
+class ShownExample(Fact, extra="allow"):
     """An example of the test part."""
 
     text: str
-    label: str
-    predicted: str
+    label: Any
+    predicted: Any
+
+    @property
+    def right(self) -> bool:
+        return self.label == self.predicted
 
 
-class FinetuneFacts(Facts):
-    """`scores` are those of pretrained, random and majority; `variants` of the first two; `trials` are all, by name."""
+class Accuracy(NamedTuple):
+    """With its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class FinetuneFacts(Facts, extra="allow"):
+    """`scores` are those of the `variants`, pretrained and random, and of a baseline; `trials` are all, by name.
+
+    What a task alone tells stands beside it: labels are classification's.
+    """
 
     labels: dict[str, dict[str, int]] = Field(default={})  # split -> label -> count
     scores: dict[str, ScoreFact] = Field(default={})
@@ -118,3 +132,13 @@ class FinetuneFacts(Facts):
     trials: dict[str, CurvesFact] = Field(default={})
     examples: list[ShownExample] = Field(default=[])
     notes: list[str] = Field(default=[])  # what a user should know of the start
+
+    @property
+    def accuracies(self) -> dict[str, Accuracy]:
+        """Of pretrained, random and majority; empty where the task is not scored so."""
+        found = {
+            name: Accuracy(score.accuracy, *score.interval)
+            for name, score in self.scores.items()
+            if score.accuracy is not None and score.interval
+        }
+        return found if found.keys() >= {"pretrained", "random", "majority"} else {}

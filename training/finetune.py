@@ -373,7 +373,10 @@ def _facts(setup: Setup, parts: Mapping[str, dict[str, Any]]) -> FinetuneFacts:
     return FinetuneFacts(
         labels=classification.label_counts(setup.examples),
         scores={name: ScoreFact(**classification.scores(truth, labels)) for name, labels in predicted.items()},
-        variants={variant: CurvesFact(**parts[variant]) for variant in VARIANTS},
+        variants={
+            variant: CurvesFact(**{key: value for key, value in parts[variant].items() if key != "predicted"})
+            for variant in VARIANTS
+        },
         trials={name: CurvesFact(**facts) for name, facts in parts.items() if name not in VARIANTS},
         examples=_shown(test, predicted["pretrained"], setup.config.seed),
         notes=[] if setup.checkpoint.config().nsp else [_NO_POOLER],
