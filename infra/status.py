@@ -10,7 +10,7 @@ from rich.table import Table
 from infra import heldout
 from infra.progress import duration, shown, size, summary, warnings
 from infra.report.pretraining import newest
-from infra.report.stages import StageView
+from infra.report.reading import metrics
 from infra.run import Run, Stage, Step
 from pipeline.artifacts import read_manifest
 from pipeline.storage import Location
@@ -57,7 +57,7 @@ def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
 
 def _heldout(run: Run, name: str, location: Location) -> Iterator[str]:
     """The newest evaluation of a stage that has one, finished or not."""
-    if row := newest(StageView(name, location, "").metrics, "heldout"):
+    if row := newest(metrics(location), "heldout"):
         for sentence in heldout.verdict(row, run.config.examples.objective):
             yield f"{name}, step {row['step']:,}: {sentence}"
 

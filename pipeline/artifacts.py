@@ -338,7 +338,10 @@ def repeated(look: Callable[[], bool], seconds: float) -> Iterator[None]:
 
 
 def source_file(location: Location, cache_folder: Location) -> SourceFile:
-    """A user's file with the SHA-256 of its bytes, remembered by (URI, size, mtime or ETag) under `cache_folder`."""
+    """A user's file with the SHA-256 of its bytes, remembered by (URI, size, mtime or ETag) under `cache_folder`.
+
+    Its digest names another record there, for `source_by_digest`.
+    """
     info = location.info()
     stamp = location.etag() if location.is_s3 else str(info.mtime_ns)
     key = hashlib.sha256(f"{location.fs.type_name} {location.path} {info.size} {stamp}".encode()).hexdigest()[:32]
@@ -349,8 +352,16 @@ def source_file(location: Location, cache_folder: Location) -> SourceFile:
     with location.open() as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    cached.write_text(json.dumps({"uri": location.uri, "sha256": digest.hexdigest(), "bytes": info.size}))
+    record = json.dumps({"uri": location.uri, "sha256": digest.hexdigest(), "bytes": info.size})
+    (cache_folder / f"{digest.hexdigest()}.json").write_text(record)
+    cached.write_text(record)
     return SourceFile(location.uri, digest.hexdigest(), int(info.size))
+
+
+def source_by_digest(cache_folder: Location, sha256: str) -> SourceFile | None:
+    """What was last remembered of a file of these bytes; None where nobody has, as in a folder of earlier versions."""
+    record = cache_folder / f"{sha256}.json"
+    return SourceFile(**json.loads(record.read_bytes())) if record.exists() else None
 
 
 @cache
