@@ -105,7 +105,7 @@ def _evaluated(pretrain: Manifest) -> Row:
         return row
     raise UserError(
         f"{pretrain.stage}/{pretrain.fingerprint}/manifest.json: facts.metrics.heldout: is not there; "
-        f"run {pretrain.stage} again with --force"
+        "delete that folder and run again"
     )
 
 

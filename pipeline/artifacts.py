@@ -103,7 +103,7 @@ class Facts(Fact):
             where = ".".join(map(str, ("facts", *first["loc"])))
             raise UserError(
                 f"{manifest.stage}/{manifest.fingerprint}/manifest.json: {where}: {first['msg']}; "
-                f"is damaged: run {manifest.stage} again with --force"
+                "is damaged: delete that folder and run again"
             ) from error
 
 

@@ -152,13 +152,13 @@ def test_facts_of_another_shape_are_one_line_with_the_file_and_the_place(
     model: type[Facts], facts: dict[str, Any], where: str, tmp_path: Path
 ) -> None:
     artifact, _ = finish(tmp_path, facts)
-    with pytest.raises(UserError, match=rf"^pretrain/0/manifest\.json: {where}.*run pretrain again with --force$"):
+    with pytest.raises(UserError, match=rf"^pretrain/0/manifest\.json: {where}.*delete that folder and run again$"):
         model.of(artifact.manifest)
 
 
 def test_a_pretraining_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
     artifact, _ = finish(tmp_path, {"best": None})
-    with pytest.raises(UserError, match=r"^pretrain/0/manifest\.json: facts\.checkpoint: is not there; .*--force$"):
+    with pytest.raises(UserError, match=r"^pretrain/0/manifest\.json: facts\.checkpoint: is not there; .*run again$"):
         PretrainFacts.final(artifact.manifest)
 
 
@@ -166,7 +166,7 @@ def test_a_pretraining_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
 def test_examples_whose_rows_nobody_has_counted_are_one_line(facts: dict[str, Any], tmp_path: Path) -> None:
     out = Output(Location(str(tmp_path)), "examples-16", 1, "0")
     out.finish([out.commit("all", {"train/0.parquet": b""})], {}, {}, facts=facts)
-    with pytest.raises(UserError, match=r"manifest\.json: does not say how many rows train/0\.parquet has; run exam"):
+    with pytest.raises(UserError, match=r"manifest\.json: does not say how many rows train/0\.parquet has; delete"):
         Examples(Artifact(out.location, "examples-16", "0"), "train")
 
 

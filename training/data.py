@@ -208,7 +208,7 @@ class Examples:
         if unsaid := [name for name in names if name not in facts.rows or not facts.row_group_size]:
             raise UserError(
                 f"{artifact.location}/manifest.json: does not say how many rows {unsaid[0]} has; "
-                f"run {artifact.stage} again with --force"
+                "delete that folder and run again"
             )
         self._groups: list[tuple[int, int]] = []  # (file, row group)
         sizes: list[int] = []

@@ -65,7 +65,7 @@ class PretrainFacts(Facts):
             return checkpoint
         raise UserError(
             f"{manifest.stage}/{manifest.fingerprint}/manifest.json: facts.checkpoint: is not there; "
-            f"is damaged: run {manifest.stage} again with --force"
+            "is damaged: delete that folder and run again"
         )
 
 
