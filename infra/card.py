@@ -13,9 +13,11 @@ from infra import heldout
 from infra.progress import duration
 from infra.run_config import RunConfig
 from pipeline.artifacts import Artifact, Manifest
-from pipeline.config import identity
+from pipeline.config import UserError, identity
 from pipeline.extract import Source, WikipediaSource
+from pipeline.facts import VocabFacts
 from pipeline.schema import read_table
+from training.facts import PretrainFacts, Row
 
 _LISTED = 8  # files, languages or licences of a source
 _LICENCE_IDS = {"apache-2.0", "cc0-1.0", "mit"}  # of the Hub's, beside Creative Commons' others
@@ -65,8 +67,9 @@ class Text:
 
 
 def card(config: RunConfig, made: Mapping[str, Artifact]) -> str:
-    """`made`: the run's artifacts of extract, dedup, vocab and pretrain, by these names."""
+    """`made`: the run's artifacts of extract, dedup, vocab and pretrain, by these names. Raises UserError."""
     sources, pretrain, objective = config.extract.sources, made["pretrain"].manifest, config.examples.objective
+    facts, evaluated = PretrainFacts.of(pretrain), _evaluated(pretrain)
     texts = _texts([source.name for source in sources], made["dedup"])
     sections = [
         f"# {config.name}",
@@ -79,29 +82,38 @@ def card(config: RunConfig, made: Mapping[str, Artifact]) -> str:
             [(source.name, source.kind, *_row(texts[source.name])) for source in sources],
         ),
         "These are the documents that deduplication left; held-out ones are not trained on.",
-        *_beginning(pretrain),
+        *_beginning(facts),
         *(_attribution(source, texts[source.name], made["extract"].manifest) for source in sources),
         "## How it was trained",
         f"{_OBJECTIVES[objective]} {_MASKS} The settings, by their keys in the run's configuration:",
         _table(("key", "value"), [*_settings(config)]),
         "## How good it is",
         "On held-out documents, at the end of training:",
-        _table(("figure", "value", "baseline"), [*_figures(pretrain.facts["metrics"]["heldout"])]),
-        " ".join(heldout.verdict(pretrain.facts["metrics"]["heldout"], objective)),
+        _table(("figure", "value", "baseline"), [*_figures(evaluated)]),
+        " ".join(heldout.verdict(evaluated, objective)),
         "What the text that it has seen leaves out or gets wrong, so does the model.",
         "## What made it",
         _table(("what", "which"), [*_provenance(pretrain)]),
     ]
-    known = [] if pretrain.facts.get("init") else texts.values()  # of another model's text nothing is
+    known = [] if facts.init else texts.values()  # of another model's text nothing is
     return f"---\n{_front(texts.values(), known)}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _beginning(pretrain: Manifest) -> Iterator[str]:
-    if init := pretrain.facts.get("init"):
+def _evaluated(pretrain: Manifest) -> Row:
+    """What was measured on held-out documents at the end."""
+    if row := PretrainFacts.of(pretrain).metrics.heldout:
+        return row
+    raise UserError(
+        f"{pretrain.stage}/{pretrain.fingerprint}/manifest.json: facts.metrics.heldout: is not there; "
+        "delete that folder and run again"
+    )
+
+
+def _beginning(facts: PretrainFacts) -> Iterator[str]:
+    if init := facts.init:
         yield (
-            f"Training began with the weights of another model (SHA-256 of their file: {init['sha256']}). The text that"
-            " one was trained on, and its licence, are not listed here."
-            + "".join(f" {note}." for note in init["notes"])
+            f"Training began with the weights of another model (SHA-256 of their file: {init.sha256}). The text that"
+            " one was trained on, and its licence, are not listed here." + "".join(f" {note}." for note in init.notes)
         )
 
 
@@ -153,7 +165,8 @@ def _summary(vocab: Manifest, pretrain: Manifest, nsp: bool) -> str:
         weights = sum(weight.numel() for weight in pretraining_model(model, size, nsp=nsp).parameters())
     case = "lower case" if vocab.config["lowercase"] else "upper and lower case"
     longest = max(phase["max_seq_length"] for phase in pretrain.config["phases"])
-    note = f" {vocab.facts['note']}" if "note" in vocab.facts else ""
+    said = VocabFacts.of(vocab).note
+    note = f" {said}" if said else ""
     return (
         f"{architecture_of(model).title}, pretrained with Cloze: "
         f"{model.num_hidden_layers} layers, {model.hidden_size} wide, {model.num_attention_heads} heads, "
@@ -221,10 +234,10 @@ def _figures(row: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
 
 
 def _provenance(pretrain: Manifest) -> Iterator[tuple[str, str]]:
-    facts = pretrain.facts
-    yield "checkpoint", f"{facts['checkpoint']['digest']}, step {facts['checkpoint']['step']:,}"
-    yield "trained in", f"{facts['precision']} on {facts['workers']} workers, {facts['processor']}"
-    yield "finished", f"{pretrain.finished}, after {duration(facts['metrics']['seconds'])} of training steps"
+    facts, checkpoint = PretrainFacts.of(pretrain), PretrainFacts.final(pretrain)
+    yield "checkpoint", f"{checkpoint.digest}, step {checkpoint.step:,}"
+    yield "trained in", f"{facts.precision} on {facts.workers} workers, {facts.processor}"
+    yield "finished", f"{pretrain.finished}, after {duration(facts.metrics.seconds)} of training steps"
     yield "cloze", f"{importlib.metadata.version('cloze')}, commit {pretrain.git_commit or 'not known'}"
     yield from pretrain.versions.items()
 

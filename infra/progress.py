@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.artifacts import Manifest
+from pipeline.facts import Warnings
 from pipeline.storage import Location
 
 # Between two lines where the output is no terminal; the second when nothing has moved.
@@ -116,7 +117,7 @@ def summary(manifest: Manifest) -> str:
 
 def warnings(manifest: Manifest) -> list[str]:
     """What came out otherwise than the configuration asks for, or worse than it should: a line each, with the mend."""
-    return list(manifest.facts.get("warnings", ()))
+    return Warnings.of(manifest).warnings
 
 
 def _words(numbers: Mapping[str, int]) -> str:

@@ -14,10 +14,11 @@ from infra import heldout
 from infra.planner import Run, Step
 from infra.progress import duration, shown, size, summary, warnings
 from infra.report.pretraining import newest
-from infra.report.stages import StageView
+from infra.report.reading import metrics
 from infra.stages import Stage
 from pipeline.artifacts import Manifest, read_manifest
 from pipeline.storage import Location
+from training.facts import Accuracy, FinetuneFacts
 
 _CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoint.py: written last
 
@@ -33,6 +34,7 @@ class Findings:
     warnings: tuple[str, ...]
     heldout: Mapping[str, Any] | None
     scores: Mapping[str, Any] | None
+    accuracies: Mapping[str, Accuracy]
     page: Location | None
 
 
@@ -139,8 +141,9 @@ def _findings(run: Run, name: str, location: Location | None, manifest: Manifest
     """The newest evaluation is of a stage that has one, finished or not; the others are of a finished stage."""
     return Findings(
         warnings=tuple(warnings(manifest)) if manifest else (),
-        heldout=newest(StageView(name, location, "").metrics, "heldout") or None,
-        scores=manifest.facts.get("scores") if manifest else None,
+        heldout=(newest(metrics(location), "heldout") or None) if location else None,
+        scores=FinetuneFacts.of(manifest).plain.get("scores") if manifest else None,
+        accuracies=FinetuneFacts.of(manifest).accuracies if manifest else {},
         page=run.page if manifest and "report.html" in manifest.files else None,
     )
 
@@ -152,12 +155,11 @@ def _told(run: Run, name: str, found: Findings) -> Iterator[str]:
     if row := found.heldout:
         for sentence in heldout.verdict(row, run.config.examples.objective):
             yield f"{name}, step {row['step']:,}: {sentence}"
-    if scores := found.scores:
-        low, high = scores["pretrained"]["interval"]
-        pretrained, random, majority = (scores[name]["accuracy"] for name in ("pretrained", "random", "majority"))
+    if found.accuracies:
+        pretrained, random, majority = (found.accuracies[which] for which in ("pretrained", "random", "majority"))
         yield (
-            f"{name}: accuracy {pretrained:.3f} ({low:.3f} to {high:.3f}); "
-            f"{random:.3f} from random weights, {majority:.3f} for the majority class"
+            f"{name}: accuracy {pretrained.value:.3f} ({pretrained.low:.3f} to {pretrained.high:.3f}); "
+            f"{random.value:.3f} from random weights, {majority.value:.3f} for the majority class"
         )
     if found.page:
         yield f"{name}: {found.page.local_path or found.page}"

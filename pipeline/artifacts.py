@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pyarrow.fs import FileType
 from pydantic import ValidationError
@@ -71,6 +71,40 @@ class Manifest(Config):
     finished: str
     versions: dict[str, str]
     git_commit: str
+
+
+class Fact(Config, extra="ignore", strict=False, allow_inf_nan=True):
+    """A value inside a stage's facts. What a later version adds is passed over, what an earlier one lacks has a
+    default; a list is a tuple where the model has one.
+    """
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """What was set of it, as JSON has it."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Facts(Fact):
+    """What a stage's manifest tells beside counts and files: a model for each stage that tells any.
+
+    The fields stand in the order in which the manifest has them, where there are only those that the stage has set.
+    """
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """What a manifest tells as far as this model knows it: of another stage's manifest, the defaults.
+
+        Raises UserError for facts of another shape.
+        """
+        try:
+            return cls.model_validate(manifest.facts)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, ("facts", *first["loc"])))
+            raise UserError(
+                f"{manifest.stage}/{manifest.fingerprint}/manifest.json: {where}: {first['msg']}; "
+                "is damaged: delete that folder and run again"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -250,7 +284,7 @@ class Output:
         inputs: Mapping[str, str],
         counts: Mapping[str, int] | None = None,
         drops: Mapping[str, int] | None = None,
-        facts: Mapping[str, Any] | None = None,
+        facts: Facts | Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Add the parts' files, counts and drops to what is given and write the manifest: the artifact is there.
 
@@ -269,7 +303,7 @@ class Output:
             counts=dict(sorted(all_counts.items())),
             drops=dict(sorted(all_drops.items())),
             files={path: file for part in parts for path, file in sorted(part.files.items())},
-            facts=dict(facts or {}),
+            facts=facts.plain if isinstance(facts, Facts) else dict(facts or {}),
             seconds=round(time.monotonic() - self.started, 3),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=versions(),
@@ -304,7 +338,10 @@ def repeated(look: Callable[[], bool], seconds: float) -> Iterator[None]:
 
 
 def source_file(location: Location, cache_folder: Location) -> SourceFile:
-    """A user's file with the SHA-256 of its bytes, remembered by (URI, size, mtime or ETag) under `cache_folder`."""
+    """A user's file with the SHA-256 of its bytes, remembered by (URI, size, mtime or ETag) under `cache_folder`.
+
+    Its digest names another record there, for `source_by_digest`.
+    """
     info = location.info()
     stamp = location.etag() if location.is_s3 else str(info.mtime_ns)
     key = hashlib.sha256(f"{location.fs.type_name} {location.path} {info.size} {stamp}".encode()).hexdigest()[:32]
@@ -315,8 +352,16 @@ def source_file(location: Location, cache_folder: Location) -> SourceFile:
     with location.open() as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    cached.write_text(json.dumps({"uri": location.uri, "sha256": digest.hexdigest(), "bytes": info.size}))
+    record = json.dumps({"uri": location.uri, "sha256": digest.hexdigest(), "bytes": info.size})
+    (cache_folder / f"{digest.hexdigest()}.json").write_text(record)
+    cached.write_text(record)
     return SourceFile(location.uri, digest.hexdigest(), int(info.size))
+
+
+def source_by_digest(cache_folder: Location, sha256: str) -> SourceFile | None:
+    """What was last remembered of a file of these bytes; None where nobody has, as in a folder of earlier versions."""
+    record = cache_folder / f"{sha256}.json"
+    return SourceFile(**json.loads(record.read_bytes())) if record.exists() else None
 
 
 @cache

@@ -39,6 +39,7 @@ from pipeline.attempts import scratch
 from pipeline.beam import carried, pipeline
 from pipeline.config import Compute, Config
 from pipeline.duplicates import GONE, PAIR, REASONS, ROW, TIES, by_content, by_group, by_id, described, forest, tied
+from pipeline.facts import DedupFacts, DroppedDocument
 from pipeline.ragged import offsets_of
 from pipeline.schema import DOCUMENT, parquet_errors
 from pipeline.storage import Location
@@ -240,14 +241,15 @@ class Steps:
         facts = {"gone": [row for some in shown for row in some.tolist()]}
         self.out.commit(name, files, counts, {reason: count for reason, count in drops.items() if count}, facts)
 
-    def samples(self, parts: Iterable[Part]) -> dict[str, list[dict[str, Any]]]:
+    def samples(self, parts: Iterable[Part]) -> DedupFacts:
         """Of every reason the first documents that went for it, each with the one that stays."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        found: dict[str, list[DroppedDocument]] = {}
         for part in parts:
             for place, kept, reason in part.facts.get("gone", []):
                 if len(shown := found.setdefault(REASONS[reason], [])) < _SAMPLES:
-                    shown.append({**self._shown(place), "kept": self._shown(self._final(kept))})
-        return {reason: found[reason] for reason in REASONS if reason in found}
+                    kept_one = DroppedDocument(**self._shown(self._final(kept)))
+                    shown.append(DroppedDocument(**self._shown(place), kept=kept_one))
+        return DedupFacts(samples={reason: found[reason] for reason in REASONS if reason in found})
 
     def _final(self, place: int) -> int:
         gone = self.gone(place >> 32)
@@ -256,7 +258,7 @@ class Steps:
             gone = self.gone(place >> 32)
         return place
 
-    def _shown(self, place: int) -> dict[str, str]:
+    def _shown(self, place: int) -> dict[str, Any]:
         row = int(_row(place))
         for table in _tables(self.shards[place >> 32], ["doc_id", "title", "source", "text"]):
             if row < len(table):
@@ -341,10 +343,10 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
         if len(out.parts(names)) < len(names):
             steps = Steps(shards, out, folder, config.near_threshold, buckets, band_buckets)
             _do_all(steps, config)
-            out.commit(_SAMPLES_PART, {}, facts={"samples": steps.samples(out.planned(of_shards))})
+            out.commit(_SAMPLES_PART, {}, facts=steps.samples(out.planned(of_shards)).plain)
     parts = out.planned(names)
-    samples = next(part.facts for part in parts if part.name == _SAMPLES_PART)
-    return out.finish(parts, config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts=samples)
+    facts = DedupFacts(**next(part.facts for part in parts if part.name == _SAMPLES_PART))
+    return out.finish(parts, config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts=facts)
 
 
 def _do_all(steps: Steps, config: DedupConfig) -> None:

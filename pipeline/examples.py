@@ -14,6 +14,7 @@ from pydantic import Field
 from pipeline.artifacts import Artifact, Manifest, Output
 from pipeline.config import Compute, Config
 from pipeline.corpus import Corpus, TokenShard, token_shards
+from pipeline.facts import ExamplesFacts
 from pipeline.masking import KeyedMaskDraws, MaskRules, MaskUnit, mask_batch, mask_rules
 from pipeline.pairs import Pair, Segment, full_sentences, make_pairs
 from pipeline.parallel import for_each
@@ -270,5 +271,5 @@ def run(config: LengthConfig, inputs: Mapping[str, Artifact], out: Output) -> Ma
     parts = out.planned(names)
     rows = {path: count for part in parts for path, count in part.facts["rows"].items()}
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
-    facts = {"rows": rows, "row_group_size": ROW_GROUP}
+    facts = ExamplesFacts(rows=rows, row_group_size=ROW_GROUP)
     return out.finish(parts, config.model_dump(mode="json"), fingerprints, facts=facts)

@@ -18,6 +18,7 @@ from pipeline.attempts import scratch
 from pipeline.beam import carried, pipeline
 from pipeline.config import Compute, Config, InputPath, UserError
 from pipeline.encodings import Encoding, decode_lines
+from pipeline.facts import DroppedRecord, ExtractFacts, TruncatedFile
 from pipeline.schema import Document, document, document_table, parquet_bytes
 from pipeline.sentences import as_given
 from pipeline.storage import Location
@@ -441,7 +442,7 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
         )
     digests = {f"{name}/{file.sha256[:12]}/{file.location.name}": file.sha256 for name, file in given}
     facts = facts_of(parts)
-    counts = {"truncated_files": len(facts["truncated"])} if facts["truncated"] else {}
+    counts = {"truncated_files": len(facts.truncated)} if facts.truncated else {}
     return out.finish(parts, config.model_dump(mode="json"), digests, counts, facts=facts)
 
 
@@ -460,23 +461,23 @@ def _extract_all(work: Sequence[Unit], config: ExtractConfig, out: Output) -> No
             )
 
 
-def facts_of(parts: Sequence[Part]) -> dict[str, Any]:
-    """For the report: what each source gave, samples of what was dropped, cut files, templates dropped most."""
+def facts_of(parts: Sequence[Part]) -> ExtractFacts:
+    """What each source gave, samples of what was dropped, cut files, the templates dropped most."""
     sources: dict[str, Counter[str]] = {}
-    samples: dict[str, list[dict[str, str]]] = {}
+    samples: dict[str, list[DroppedRecord]] = {}
     templates: Counter[str] = Counter()
-    truncated: dict[str, dict[str, str]] = {}  # by file: several ranges may meet the end of one
+    truncated: dict[str, TruncatedFile] = {}  # by file: several ranges may meet the end of one
     for part in parts:
         sources.setdefault(part.facts["source"], Counter()).update(part.counts)
         sources[part.facts["source"]].update({f"dropped: {reason}": n for reason, n in part.drops.items()})
         for reason, shown in part.facts["samples"].items():
-            samples[reason] = [*samples.get(reason, []), *shown][:_SAMPLES]
+            samples[reason] = [*samples.get(reason, []), *(DroppedRecord(**one) for one in shown)][:_SAMPLES]
         templates.update(part.facts["templates"])
         for cut in part.facts["truncated"]:
-            truncated.setdefault(cut["file"], cut)
-    return {
-        "sources": {name: dict(sorted(counts.items())) for name, counts in sources.items()},
-        "samples": samples,
-        "truncated": list(truncated.values()),
-        "templates": dict(templates.most_common(50)),
-    }
+            truncated.setdefault(cut["file"], TruncatedFile(**cut))
+    return ExtractFacts(
+        sources={name: dict(sorted(counts.items())) for name, counts in sources.items()},
+        samples=samples,
+        truncated=list(truncated.values()),
+        templates=dict(templates.most_common(50)),
+    )

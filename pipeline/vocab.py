@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from pipeline import vocab_file
 from pipeline.artifacts import Artifact, Manifest, Output, SourceFile
 from pipeline.config import Compute, Config, InputPath, UserError
+from pipeline.facts import Compared, LeftOut, Quality, VocabFacts
 from pipeline.parallel import for_each
 from pipeline.schema import parquet_bytes, read_table
 from pipeline.storage import Location
@@ -112,11 +113,10 @@ def make_pieces(words: Mapping[str, int], config: VocabConfig) -> list[str]:
     return pieces
 
 
-def left_out(words: Mapping[str, int], pieces: Iterable[str]) -> dict[str, Any]:
+def left_out(words: Mapping[str, int], pieces: Iterable[str]) -> LeftOut:
     """Counted words -> which of their characters the pieces lack, and how many words are unknown for that.
 
-    Each figure stands beside that of the whole. A word that is too long is unknown whatever it is made of: it is
-    counted as such, and its characters are not.
+    A word that is too long is unknown whatever it is made of: it is counted as such, and its characters are not.
     """
     known = set(pieces)
     found, missing = Counter[str](), Counter[str]()
@@ -132,20 +132,20 @@ def left_out(words: Mapping[str, int], pieces: Iterable[str]) -> dict[str, Any]:
         for piece in lacks:
             missing[piece] += count
         unknown += count * bool(lacks)
-    return {
-        "distinct_characters": len({piece[-1] for piece in missing}),
-        "of_distinct_characters": len({piece[-1] for piece in found}),
-        "characters": missing.total(),
-        "of_characters": found.total(),
-        "words": unknown,
-        "long_words": long,
-        "of_words": sum(words.values()),
-        "most_frequent": sorted(missing, key=lambda piece: (-missing[piece], piece))[:_SHOWN],
-    }
+    return LeftOut(
+        distinct_characters=len({piece[-1] for piece in missing}),
+        of_distinct_characters=len({piece[-1] for piece in found}),
+        characters=missing.total(),
+        of_characters=found.total(),
+        words=unknown,
+        long_words=long,
+        of_words=sum(words.values()),
+        most_frequent=sorted(missing, key=lambda piece: (-missing[piece], piece))[:_SHOWN],
+    )
 
 
-def quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> dict[str, float]:
-    """How a vocabulary fares on counted words: the share of unknown ones, and pieces per word."""
+def quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> Quality:
+    """How a vocabulary fares on counted words: the share of unknown ones, and pieces per word; nothing of no words."""
     unknown = tokenizer.token_to_id(UNK)
     total = pieces = missed = 0
     encoded = tokenizer.encode_batch_fast([[word] for word in words], is_pretokenized=True, add_special_tokens=False)
@@ -154,8 +154,8 @@ def quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> dict[str, float]:
         pieces += count * len(encoding.ids)
         missed += count * (encoding.ids == [unknown])
     if not total:
-        return {}
-    return {"words": total, "unknown_share": missed / total, "pieces_per_word": pieces / total}
+        return Quality()
+    return Quality(words=total, unknown_share=missed / total, pieces_per_word=pieces / total)
 
 
 def count_shard(name: str, documents: Mapping[str, Location], config: VocabConfig, out: Output) -> None:
@@ -193,56 +193,58 @@ def facts(
     config: VocabConfig,
     train: Mapping[str, int],
     heldout: Mapping[str, int],
-) -> dict[str, Any]:
-    """What the report says of a vocabulary; its "warnings" are for whoever started the run."""
+) -> VocabFacts:
+    """What is to be said of a vocabulary; its warnings are for whoever started the run."""
     of_text = [piece for piece in pieces if piece not in RESERVED]
     step = max(1, len(pieces) // _SHOWN)
-    said: dict[str, Any] = {
-        "size": len(pieces),
-        "longest": sorted(of_text, key=lambda piece: (-len(piece.removeprefix("##")), piece))[:_SHOWN],
-        "sample": of_text[::step][:_SHOWN],
-        "heldout": quality(tokenizer, heldout),
-    }
+    facts = VocabFacts(
+        size=len(pieces),
+        longest=sorted(of_text, key=lambda piece: (-len(piece.removeprefix("##")), piece))[:_SHOWN],
+        sample=of_text[::step][:_SHOWN],
+        heldout=quality(tokenizer, heldout),
+    )
+    more: dict[str, Any] = {}
     if config.file:
-        said["note"] = f"The pieces are those of {Location(config.file).name}; none is learnt from this text."
+        more["note"] = f"The pieces are those of {Location(config.file).name}; none is learnt from this text."
     else:
-        said |= {"asked": config.size, "left_out": left_out(train, pieces)}
-        if note := _note(said["left_out"]):
-            said["note"] = note
-    said["warnings"] = list(_warnings(said, config))
-    return said
+        left = left_out(train, pieces)
+        more |= {"asked": config.size, "left_out": left}
+        if note := _note(left):
+            more["note"] = note
+    facts = facts.model_copy(update=more)
+    return facts.model_copy(update={"warnings": list(_warnings(facts, config))})
 
 
-def _note(left: Mapping[str, Any]) -> str:
+def _note(left: LeftOut) -> str:
     """What was left out, in words; empty when nothing was."""
     said: list[str] = []
-    if left["characters"]:
+    if left.characters:
         said.append(
-            f"The vocabulary leaves out {left['distinct_characters']:,} of the training text's "
-            f"{left['of_distinct_characters']:,} different characters, which are {left['characters']:,} of all its "
-            f"{left['of_characters']:,}; for them {left['words']:,} of its {left['of_words']:,} words are unknown."
+            f"The vocabulary leaves out {left.distinct_characters:,} of the training text's "
+            f"{left.of_distinct_characters:,} different characters, which are {left.characters:,} of all its "
+            f"{left.of_characters:,}; for them {left.words:,} of its {left.of_words:,} words are unknown."
         )
-    if left["long_words"]:
+    if left.long_words:
         said.append(
-            f"Words of more than {MAX_CHARS_PER_WORD} characters are unknown too: {left['long_words']:,} of "
-            f"{left['of_words']:,}."
+            f"Words of more than {MAX_CHARS_PER_WORD} characters are unknown too: {left.long_words:,} of "
+            f"{left.of_words:,}."
         )
     return " ".join(said)
 
 
-def _warnings(said: Mapping[str, Any], config: VocabConfig) -> Iterator[str]:
+def _warnings(facts: VocabFacts, config: VocabConfig) -> Iterator[str]:
     """What a person should know before days of training on this vocabulary."""
-    if not config.file and said["size"] < config.size:
+    if not config.file and facts.size < config.size:
         yield (
-            f"vocab.size: {config.size} cannot be reached, the text gives {said['size']} pieces: every character has a "
+            f"vocab.size: {config.size} cannot be reached, the text gives {facts.size} pieces: every character has a "
             f"place and no other pair of pieces occurs vocab.min_frequency ({config.min_frequency}) times; lower "
-            f"vocab.size to {said['size']} or add sources"
+            f"vocab.size to {facts.size} or add sources"
         )
-    share = said["heldout"].get("unknown_share", 0)
+    share = facts.heldout.unknown_share
     if share > _MANY_UNKNOWN:
         if config.file:
             mend = "give another vocab.file"
-        elif said["left_out"]["words"]:
+        elif facts.left_out.words:
             mend = f"raise vocab.size or vocab.character_coverage (now {config.character_coverage:g})"
         else:
             mend = (
@@ -291,7 +293,8 @@ def run(config: VocabConfig, inputs: Mapping[str, Any], out: Output) -> Manifest
         theirs = given["compare"].pieces
         lowercase = config.lowercase or not _has_capitals(theirs)
         fares = quality(build(theirs, lowercase, config.strip_accents), heldout)
-        said["compared"] = {"name": sources["compare"].location.name, "size": len(theirs), **fares}
+        compared = Compared(name=sources["compare"].location.name, size=len(theirs), **fares.plain)
+        said = said.model_copy(update={"compared": compared})
     return out.finish(
         out.planned([*(f"words-{name}" for name in shards), "vocab"]),
         config.model_dump(mode="json"),

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 #: Files that take long, the longest first: `make test` runs two at once, and none shall be left over at the end.
-_LONGEST = ["pretrain", "main_job", "crashes", "ray_jobs", "trainer", "ray_train", "finetune", "flink", "kills", "engine"]
+_LONGEST = [
+    "pretrain",
+    "main_job",
+    "crashes",
+    "ray_jobs",
+    "trainer",
+    "ray_train",
+    "finetune",
+    "flink",
+    "kills",
+    "engine",
+]
 _LONGEST += ["dedup", "readme", "workflow", "spool", "beam"]
 
 

@@ -12,7 +12,7 @@ from small_pretraining import config, last, lone_worker, small_inputs
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from infra.run import RunConfig
+from infra.run_config import RunConfig
 from pipeline.artifacts import SourceFile
 from pipeline.config import UserError, identity, load
 from pipeline.storage import Location

@@ -18,6 +18,7 @@ from pipeline.artifacts import (
     lost,
     read_manifest,
     repeated,
+    source_by_digest,
     source_file,
     versions,
 )
@@ -70,6 +71,14 @@ def test_a_source_file_is_its_bytes_and_suffix_wherever_it_lies(folder: str) -> 
     assert one.identity == two.identity
     assert len({one.identity, csv.identity, other.identity}) == 3
     assert one.bytes == 4 and one.location == root / "a/one.txt"
+
+
+def test_a_source_file_is_remembered_by_its_digest(folder: str) -> None:
+    file, cache = Location(folder) / "a.txt", Location(folder) / "cache"
+    file.write_text("first")
+    first = source_file(file, cache)
+    assert source_by_digest(cache, first.sha256) == first
+    assert source_by_digest(cache, "0" * 64) is None
 
 
 def test_a_source_file_is_read_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def parquet() -> bytes:
     ("data", "kind", "said"),
     [
         (bz2.compress(b"x"), "bz2", "compressed with bzip2; unpack it first (bunzip2)"),
-        (gzip.compress(b"x"), "gz", "compressed with gzip; unpack it first (gunzip)"),
+        (gzip.compress(b"x", mtime=0), "gz", "compressed with gzip; unpack it first (gunzip)"),
         (lzma.compress(b"x"), "xz", "compressed with xz; unpack it first (xz -d)"),
         (lzma.compress(b"x", lzma.FORMAT_ALONE), "xz", "compressed with lzma; unpack it first (xz -d)"),
         (zipped(), "", "a zip archive or an EPUB; unpack it first (unzip)"),

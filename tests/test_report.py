@@ -21,8 +21,8 @@ from infra.report import figures
 from infra.report.fillins import heldout_sentences
 from infra.report.finetuning import verdict
 from infra.report.page import render
-from infra.report.pretraining import weights
-from infra.report.stages import Stages, StageView
+from infra.report.reading import Known, heldout_texts, read
+from infra.report.stages import ExtractView, PretrainView
 from infra.run_config import RunConfig
 from pipeline import json_lines
 from pipeline.artifacts import Artifact, Output
@@ -398,6 +398,43 @@ def test_the_lineage_names_every_fingerprint_the_files_and_the_checkpoint(page: 
     assert "authors 60.0\N{NO-BREAK SPACE}%" in picture
 
 
+def test_what_a_stage_of_the_run_made_is_no_users_file_however_long_its_digest_is(root: Path, made: Made) -> None:
+    known = [Known(name, "done", artifact.location, artifact.fingerprint) for name, artifact in made.items()]
+    stages = {stage.name: stage for stage in read(known, Location(str(root)))}
+    assert {name: list(stage.sources) for name, stage in stages.items() if stage.sources} == {
+        "extract": ["wiki"],
+        "finetune-authors": ["data"],
+    }
+    assert len(made["finetune-authors"].manifest.inputs["checkpoint"]) >= 64
+    assert stages["finetune-authors"].after == ("pretrain", "vocab")
+
+
+def test_a_users_file_is_called_by_what_it_is_to_its_stage(tmp_path: Path) -> None:
+    made = [extract(tmp_path), finetune(tmp_path, DIGEST, (60, 100), (55, 100))]
+    out = output(tmp_path, "vocab", "a" * 16)
+    part = out.commit("vocab", {"vocab.txt": "".join(f"{piece}\n" for piece in PIECES).encode()})
+    out.finish([part], {}, {"documents": "d" * 16, "compare": "cd" * 32 + ".txt"})
+    known = [Known(one.stage, "done", one.location, one.fingerprint) for one in [*made, finished(out)]]
+    known.append(Known("dedup", "not started", None, "d" * 16))
+    text = Reader(render("voyage", read(known, Location(str(tmp_path))))).text
+    assert "vocab: compare cdcdcdcdcd" in text and "authors: labelled file" in text
+    assert "vocab: labelled file" not in text and "vocab: documents" not in text
+
+
+@pytest.mark.parametrize("by_digest", [True, False])
+def test_a_users_file_is_known_by_its_digest_or_by_an_earlier_versions_record(
+    tmp_path: Path, by_digest: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = extract(tmp_path)
+    records = tmp_path / "sources"
+    if by_digest:
+        (records / "1.json").rename(records / f"{DIGEST}.json")
+        monkeypatch.setattr(Location, "files", lambda _: [])  # a listing that lags
+    known = [Known("extract", "done", artifact.location, artifact.fingerprint)]
+    [source] = read(known, Location(str(tmp_path))).one(ExtractView).sources["wiki"]
+    assert (source.name, source.bytes, source.sha256) == ("enwiki.xml.bz2", 905631, DIGEST)
+
+
 def test_each_stage_shows_its_configuration_versions_and_files(page: str, made: Made) -> None:
     text = Reader(page).text
     for artifact in made.values():
@@ -432,11 +469,11 @@ def test_held_out_figures_stand_beside_what_is_scored_without_a_model(page: str)
 
 def test_an_answer_that_is_always_the_same_is_said_also_of_a_run_that_is_half_way(tmp_path: Path) -> None:
     rows = [row | {"answers_1": 100} if "answers_1" in row else row for row in metric_rows()]
-    views = [
-        StageView("examples-32", examples(tmp_path).location, "done"),
-        StageView("pretrain", pretrain(tmp_path, complete=False, rows=rows).location, "half-done", ()),
+    known = [
+        Known("examples-32", "done", examples(tmp_path).location),
+        Known("pretrain", "half-done", pretrain(tmp_path, complete=False, rows=rows).location),
     ]
-    text = Reader(render("voyage", Stages(views), Location(str(tmp_path)))).text
+    text = Reader(render("voyage", read(known, Location(str(tmp_path))))).text
     assert 'It answers "random" to every one of the 100 pairs, as a constant would.' in text
 
 
@@ -471,7 +508,7 @@ def test_without_pairs_no_chart_and_no_sentence_is_about_them(tmp_path: Path) ->
 
 def test_fill_ins_hide_words_of_held_out_documents_alone(made: Made) -> None:
     tokenizer = load(made["vocab"].location / "tokenizer.json")
-    hidden, english = heldout_sentences(made["dedup"], tokenizer)
+    hidden, english = heldout_sentences(heldout_texts(made["dedup"]), tokenizer)
     table = pq.read_table(io.BytesIO(made["dedup"].files("documents/")[0].read_bytes())).to_pylist()
     heldout = [row["text"] for row in table if row["split"] == "heldout"]
     assert english and hidden
@@ -484,20 +521,21 @@ def test_the_model_guesses_five_pieces_for_each_hidden_word(page: str) -> None:
     assert len(re.findall(r'class="blank"', page)) * 5 == len(re.findall(r'class="guess[ "]', page)) > 0
 
 
-def test_weights_are_counted_without_loading_them(made: Made) -> None:
+def test_weights_are_counted_without_loading_them(made: Made, root: Path) -> None:
     from training.pretrain import final_checkpoint
 
     tensors = final_checkpoint(made["pretrain"]).weights().values()
-    assert weights(StageView("pretrain", made["pretrain"].location, "done")) == sum(map(torch.numel, tensors))
+    stages = read([Known("pretrain", "done", made["pretrain"].location)], Location(str(root)))
+    assert stages.one(PretrainView).weights == sum(map(torch.numel, tensors))
 
 
 def test_a_half_finished_run_has_its_curves_and_says_what_is_open(tmp_path: Path) -> None:
     done = [extract(tmp_path), dedup(tmp_path)]
-    views = [StageView(artifact.stage, artifact.location, "done") for artifact in done]
-    views.append(StageView("vocab", None, "not started", ("dedup",)))
-    views.append(StageView("pretrain", pretrain(tmp_path, complete=False).location, "half-done", ("vocab",)))
-    views.append(StageView("finetune-authors", None, "waiting", ("pretrain", "vocab")))
-    page = render("voyage", Stages(views), Location(str(tmp_path)))
+    known = [Known(artifact.stage, "done", artifact.location, artifact.fingerprint) for artifact in done]
+    known.append(Known("vocab", "not started", after=("dedup",)))
+    known.append(Known("pretrain", "half-done", pretrain(tmp_path, complete=False).location, after=("vocab",)))
+    known.append(Known("finetune-authors", "waiting", after=("pretrain", "vocab")))
+    page = render("voyage", read(known, Location(str(tmp_path))))
     text = Reader(page).text
     assert "This run is not finished: vocab (not started), pretrain (half-done), finetune-authors (waiting)." in text
     assert "Masked-LM loss" in text and 'id="scores"' not in page and 'id="fill-ins"' not in page

@@ -24,7 +24,7 @@ from training.checkpoint import CheckpointRef, SavedConfig, Standing, save
 from training.features import load_model
 from training.model import BertConfig, BertForPreTraining
 from training.start import register, starting_weights, weights_file
-from training.trainer import Setup, Worker
+from training.trainer import Setup, Trainer
 
 MODEL = BertConfig(
     hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=16
@@ -63,7 +63,7 @@ def test_training_begins_with_them_and_goes_back_to_them(tmp_path: Path) -> None
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model)
     init = source(f"{ref.location}/model.safetensors")
     setup = Setup(settings, (inputs["examples-16"],), Location(str(tmp_path / "out")), PIECES, init)
-    worker = Worker(setup, silent, None)
+    worker = Trainer(setup, silent, None)
     assert same(worker.engine.tensors()["model"], ref.weights())
     assert same(worker._first_tensors()["model"], ref.weights())
     assert not same(lone_worker(settings, inputs, tmp_path / "other").engine.tensors()["model"], ref.weights())
@@ -80,7 +80,7 @@ def test_training_on_pairs_gives_a_model_without_their_head_one_from_the_seed(
     init = source(f"{ref.location}/model.safetensors")
     setup = Setup(settings, (inputs["examples-16"],), Location(str(tmp_path / "out")), PIECES, init)
     fresh = BertForPreTraining(settings.model, len(PIECES), seed=7).state_dict()
-    assert same(Worker(setup, silent, None).engine.tensors()["model"], fresh | ref.weights())
+    assert same(Trainer(setup, silent, None).engine.tensors()["model"], fresh | ref.weights())
 
 
 @pytest.mark.usefixtures("alone")
@@ -88,7 +88,7 @@ def test_masked_lm_alone_takes_what_it_needs_and_saves_no_head_that_learnt_nothi
     settings = config(workers=1)
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model)
     init, examples = source(f"{ref.location}/model.safetensors"), examples_artifact(tmp_path, objective="mlm")
-    worker = Worker(Setup(settings, (examples,), Location(str(tmp_path / "out")), PIECES, init), silent, None)
+    worker = Trainer(Setup(settings, (examples,), Location(str(tmp_path / "out")), PIECES, init), silent, None)
     needed = {name: tensor for name, tensor in ref.weights().items() if not name.startswith(("bert.pooler.", "nsp."))}
     assert same(worker.engine.tensors()["model"], needed)
     worker.train()

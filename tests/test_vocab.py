@@ -147,7 +147,7 @@ def test_ideographs_and_a_run_of_kana_are_known_where_1000_characters_were_not_e
     rare = {chr(0x4E00 + number): 2 for number in range(3000)}
     words = {**rare, "カタカナ": 50, "ひらかな": 50_000}
     vocabulary = make_pieces(words, VocabConfig(size=4000))
-    assert quality(build(vocabulary), words)["unknown_share"] == 0
+    assert quality(build(vocabulary), words).unknown_share == 0
     assert len(vocabulary) == len(set(vocabulary)) < 4000
 
 
@@ -161,17 +161,17 @@ def test_what_is_said_to_be_left_out_is_what_the_tokenizer_does_not_know(words, 
     vocabulary = make_pieces(words, VocabConfig(size=size, character_coverage=coverage))
     left = left_out(words, vocabulary)
     unknown = quality(build(vocabulary), words)
-    assert left["words"] + left["long_words"] == round(unknown["unknown_share"] * unknown["words"])
-    assert (left["of_words"], left["long_words"]) == (unknown["words"], 3)
-    assert left["of_characters"] == sum(len(word) * count for word, count in words.items() if len(word) <= 200)
-    assert left["characters"] <= left["of_characters"] and left["distinct_characters"] <= len(set("".join(words)))
-    assert not set(left["most_frequent"]) & set(vocabulary)
-    assert bool(left["most_frequent"]) == bool(left["words"]) == bool(left["distinct_characters"])
+    assert left.words + left.long_words == round(unknown.unknown_share * unknown.words)
+    assert (left.of_words, left.long_words) == (unknown.words, 3)
+    assert left.of_characters == sum(len(word) * count for word, count in words.items() if len(word) <= 200)
+    assert left.characters <= left.of_characters and left.distinct_characters <= len(set("".join(words)))
+    assert not set(left.most_frequent) & set(vocabulary)
+    assert bool(left.most_frequent) == bool(left.words) == bool(left.distinct_characters)
 
 
 def test_what_is_left_out_is_said_in_numbers():
     words = {"ab": 97, "x☃☃": 1, "♜": 2, "a" * 201: 4}
-    assert left_out(words, [*SPECIAL_TOKENS, "a", "##b", "x", "♜"]) == {
+    assert left_out(words, [*SPECIAL_TOKENS, "a", "##b", "x", "♜"]).plain == {
         "distinct_characters": 1,
         "of_distinct_characters": 5,
         "characters": 2,
@@ -239,8 +239,12 @@ def test_words_are_counted_as_the_tokenizer_sees_them():
 
 def test_quality_is_the_share_of_unknown_words_and_pieces_per_word():
     tokenizer = build([*SPECIAL_TOKENS, "a", "##b"])
-    assert quality(tokenizer, {"a": 2, "ab": 1, "x": 1}) == {"words": 4, "unknown_share": 0.25, "pieces_per_word": 1.25}
-    assert quality(tokenizer, {}) == {}
+    assert quality(tokenizer, {"a": 2, "ab": 1, "x": 1}).plain == {
+        "words": 4,
+        "unknown_share": 0.25,
+        "pieces_per_word": 1.25,
+    }
+    assert quality(tokenizer, {}).plain == {}
 
 
 CONFIG = VocabConfig(size=1500)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipeline.artifacts import Artifact
 from pipeline.config import UserError
+from pipeline.facts import ExamplesFacts
 from pipeline.masking import KeyedMaskDraws, Masked, MaskRules, mask_batch
 from pipeline.ragged import offsets_of, padded, ragged_ranges
 from pipeline.randomness import mixed
@@ -202,15 +203,20 @@ class Examples:
     """The examples of one split of an artifact, by index: shard after shard in the order of their names."""
 
     def __init__(self, artifact: Artifact, split: str) -> None:
-        """Opens no file: the manifest says what is in them. Raises UserError when there are no examples."""
+        """Opens no file: the manifest says what is in them. Raises UserError when it does not, or there are none."""
         self.files: list[Location] = artifact.files(f"{split}/")
-        facts, names = artifact.manifest.facts, [f"{split}/{file.name}" for file in self.files]
+        facts, names = ExamplesFacts.of(artifact.manifest), [f"{split}/{file.name}" for file in self.files]
+        if unsaid := [name for name in names if name not in facts.rows or not facts.row_group_size]:
+            raise UserError(
+                f"{artifact.location}/manifest.json: does not say how many rows {unsaid[0]} has; "
+                "delete that folder and run again"
+            )
         self._groups: list[tuple[int, int]] = []  # (file, row group)
         sizes: list[int] = []
         for number, name in enumerate(names):
-            whole, rest = divmod(facts["rows"][name], facts["row_group_size"])
-            sizes += [facts["row_group_size"]] * whole + [rest] * (rest > 0)
-            self._groups += [(number, group) for group in range(whole + (rest > 0))]
+            rows = facts.row_groups(name)
+            sizes += rows
+            self._groups += [(number, group) for group in range(len(rows))]
         self._starts = offsets_of(sizes)
         if not len(self):
             raise UserError(

@@ -26,6 +26,7 @@ from training.checkpoint import CheckpointRef, SavedConfig
 from training.data import Ints
 from training.device import Precision, autocast, has_bf16, worker_device
 from training.elastic import Placement, nodes
+from training.facts import FinetuneFacts
 from training.heartbeat import Progress, Tell
 from training.model import load_encoder
 from training.optim import OptimizerConfig, adamw, learning_rate_at, parameter_groups
@@ -336,9 +337,9 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
         run_workers(_work, setup, placement, RestartPolicy(), progress)
     parts = out.planned(names)
     facts = _facts(setup, {part.name: part.facts for part in parts})
-    scores = out.commit("scores", {"scores.json": json.dumps(facts["scores"], indent=1, ensure_ascii=False).encode()})
+    scores = json.dumps(facts.plain["scores"], indent=1, ensure_ascii=False)
     return out.finish(
-        [*parts, scores],
+        [*parts, out.commit("scores", {"scores.json": scores.encode()})],
         identity(config),
         {"checkpoint": checkpoint.digest, "vocab": vocab.fingerprint, "data": data.identity},
         counts={split: len(prepared.splits[split].lengths) for split in SPLITS} | {"truncated": prepared.truncated},
@@ -360,12 +361,12 @@ def _check_model(saved: SavedConfig, tokenizer: "Tokenizer", config: TaskConfig)
         )
 
 
-def _facts(setup: Setup, parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _facts(setup: Setup, parts: Mapping[str, dict[str, Any]]) -> FinetuneFacts:
     """What the report shows, from the facts of the finished parts."""
     task, test = setup.task, _examples(setup.task, "test")
     baseline, answers = task.baseline(test)
     predicted = {**{variant: parts[variant]["predicted"] for variant in VARIANTS}, baseline: answers}
-    return {
+    told = {
         **task.facts(),
         "scores": {name: task.scores(test, answers) for name, answers in predicted.items()},
         "variants": {
@@ -375,6 +376,7 @@ def _facts(setup: Setup, parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "examples": _shown([task.sample(example) for example in test], predicted["pretrained"], setup.config.seed),
         "notes": [] if setup.checkpoint.config().nsp else [_NO_POOLER],
     }
+    return FinetuneFacts.model_validate(told)
 
 
 def _shown(test: Sequence[Mapping[str, Any]], predicted: Sequence[Any], seed: int) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from training.checkpoint import CheckpointRef, best, final, newest, prune
 from training.data import Examples, paired
 from training.deepspeed_config import DeepSpeedConfig
 from training.elastic import Placement, nodes
+from training.facts import CheckpointFact, InitFact, MetricsFact, PretrainFacts
 from training.heartbeat import Progress
 from training.optim import OptimizerConfig
 from training.ray_train import RestartPolicy, run_workers
@@ -232,14 +233,14 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
         files[guards.FILE] = guards.lines(state.skipped)
     written = _files(out.location, last) | (_files(out.location, better) if better else {})
     part = out.commit("checkpoint", files, written=written)
-    facts = {
-        "checkpoint": _fact(out.location, last),
-        "best": _fact(out.location, better) if better else None,
+    facts = PretrainFacts(
+        checkpoint=_fact(out.location, last),
+        best=_fact(out.location, better) if better else None,
         **{key: stored[key] for key in ("precision", "processor", "workers", "peak")},
-        "skipped": len(state.skipped),
-        "init": {"sha256": init.sha256, "notes": notes} if init else None,
-        "metrics": summary(rows),
-    }
+        skipped=len(state.skipped),
+        init=InitFact(sha256=init.sha256, notes=list(notes)) if init else None,
+        metrics=MetricsFact(**summary(rows)),
+    )
     for checkpoint in filter(None, (last, better)):
         register(out.root, checkpoint)
     fingerprints = {name: given.sha256 if given is init else given.fingerprint for name, given in inputs.items()}
@@ -292,20 +293,20 @@ def _files(artifact: Location, checkpoint: CheckpointRef) -> dict[str, FileRecor
     return {f"{path}/{name}": record for name, record in {**checkpoint.manifest().files, "manifest.json": own}.items()}
 
 
-def _fact(artifact: Location, checkpoint: CheckpointRef) -> dict[str, Any]:
+def _fact(artifact: Location, checkpoint: CheckpointRef) -> CheckpointFact:
     heldout = checkpoint.manifest().heldout
-    return {
-        "path": _path(artifact, checkpoint),
-        "digest": checkpoint.digest,
-        "step": checkpoint.step,
-        "heldout_loss": heldout and heldout.loss,
-    }
+    return CheckpointFact(
+        path=_path(artifact, checkpoint),
+        digest=checkpoint.digest,
+        step=checkpoint.step,
+        heldout_loss=heldout and heldout.loss,
+    )
 
 
 def final_checkpoint(artifact: Artifact) -> CheckpointRef:
-    """The checkpoint that a finished artifact ends with; what hangs on it hangs on its digest."""
-    fact = artifact.manifest.facts["checkpoint"]
-    return CheckpointRef(artifact.location / fact["path"], fact["digest"], fact["step"])
+    """The checkpoint that a finished artifact ends with; what hangs on it hangs on its digest. Raises UserError."""
+    fact = PretrainFacts.final(artifact.manifest)
+    return CheckpointRef(artifact.location / fact.path, fact.digest, fact.step)
 
 
 def _examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> list[Artifact]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from infra.report.page import render
-from infra.report.stages import Stages, StageView
+from infra.report.reading import Known, read
 from pipeline.artifacts import Artifact, Manifest, Output
 from pipeline.config import Config
 from pipeline.storage import Location
@@ -25,8 +25,8 @@ class ReportConfig(Config):
 
 def run(config: ReportConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
     """inputs: every stage of the run, in order. Writes report.html."""
-    stages = Stages([StageView(name, artifact.location, "done") for name, artifact in inputs.items()])
-    page = render(config.name, stages, out.root).encode()
+    known = [Known(name, "done", artifact.location, artifact.fingerprint) for name, artifact in inputs.items()]
+    page = render(config.name, read(known, out.root)).encode()
     page_part = out.commit("report", {"report.html": page}, {"bytes": len(page)})
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     return out.finish([page_part], config.model_dump(mode="json"), fingerprints)
@@ -41,15 +41,16 @@ def publish(artifact: Location, target: Location) -> None:
 
 def render_run(run: "Run") -> str:
     """Write the page about what is finished of a run by now to <root>/<name>.html; where that is."""
-    views = [
-        StageView(
+    known = [
+        Known(
             step.stage.name,
-            step.output.location if step.output else None,
             _STATES[step.action],
+            step.output.location if step.output else None,
+            step.output.fingerprint if step.output else None,
             step.stage.after,
         )
         for step in run.plan()
         if step.stage.publish is None  # every stage but the page's own
     ]
-    run.page.write_text(render(run.config.name, Stages(views), run.root))
+    run.page.write_text(render(run.config.name, read(known, run.root)))
     return run.page.uri

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
 from infra.report.figures import Piece, bar, number
-from infra.report.stages import Stages, StageView
-from pipeline import vocab_file
+from infra.report.stages import DedupView, ExamplesView, ExtractView, Stages, StageView, VocabView
+from pipeline.facts import Compared, DroppedDocument, DroppedRecord, Quality
 from pipeline.storage import Location
 from pipeline.tokenizer import RESERVED
 
@@ -27,7 +26,7 @@ class Level:
 
 def flow(stages: Stages) -> list[Level]:
     """records -> documents -> train and held-out -> examples; the first three on one scale, examples on their own."""
-    extract, dedup = stages.get("extract"), stages.get("dedup")
+    extract, dedup = stages.one(ExtractView), stages.one(DedupView)
     records = extract.counts.get("records", 0)
     levels = []
     for stage in (extract, dedup):
@@ -39,7 +38,7 @@ def flow(stages: Stages) -> list[Level]:
         train = dedup.counts["documents"] - heldout
         pieces = [Piece("for training", train, "kept"), Piece("held out", heldout, "heldout")]
         levels.append(_level("split", pieces, records, 0))
-    for stage in stages.starting("examples-"):
+    for stage in stages.of(ExamplesView):
         pieces = [
             Piece(label, stage.counts[split], kind)
             for split, label, kind in (("train", "to train on", "kept"), ("heldout", "held out", "heldout"))
@@ -60,29 +59,27 @@ def _level(name: str, pieces: list[Piece], whole: float, through: float) -> Leve
 
 def source_table(stages: Stages) -> list[tuple[str, Mapping[str, int]]]:
     """Source -> its counts and drops; empty where there is but one."""
-    found = stages.get("extract").facts.get("sources", {})
+    found = stages.one(ExtractView).facts.sources
     return list(found.items()) if len(found) > 1 else []
 
 
 def truncated(stages: Stages) -> list[tuple[str, str]]:
     """(file, reason) of the source files that are cut, of which all whole pages were kept."""
-    cuts = stages.get("extract").facts.get("truncated", [])
-    return [(Location(cut["file"]).name, cut["reason"]) for cut in cuts]
+    return [(Location(cut.file).name, cut.reason) for cut in stages.one(ExtractView).facts.truncated]
 
 
 def dropped(stages: Stages) -> list[tuple[str, list[tuple[str, str]]]]:
     """Reason -> some (record, how its text begins) of what was dropped for it."""
-    found = []
-    for stage in stages:
-        for reason, samples in stage.facts.get("samples", {}).items():
-            if isinstance(samples, list) and samples and all(isinstance(sample, Mapping) for sample in samples):
-                found.append((reason, [_record(sample) for sample in samples]))
-    return found
+    extracted, distinct = stages.one(ExtractView).facts.samples, stages.one(DedupView).facts.samples
+    return [
+        (reason, [_record(sample) for sample in samples])
+        for reason, samples in (*extracted.items(), *distinct.items())
+        if samples
+    ]
 
 
-def _record(sample: Mapping[str, Any]) -> tuple[str, str]:
-    name = next((str(sample[key]) for key in ("record", "title", "doc_id") if sample.get(key)), "without a name")
-    return name, " ".join(str(sample.get("text", "")).split())[:140]
+def _record(sample: DroppedRecord | DroppedDocument) -> tuple[str, str]:
+    return sample.name or "without a name", " ".join(sample.text.split())[:140]
 
 
 @dataclass(frozen=True)
@@ -93,39 +90,39 @@ class Vocabulary:
 
 def vocabulary(stages: Stages) -> Vocabulary | None:
     """The vocabulary's size, how it fares on text that it was not learnt from, some of its pieces, what is left out."""
-    stage = stages.get("vocab")
-    if stage.artifact is None:
+    stage = stages.one(VocabView)
+    if stage.manifest is None:
         return None
-    pieces = vocab_file.pieces_in(stage.artifact.location)
+    facts, pieces = stage.facts, stage.pieces
     words = [piece for piece in pieces if len(piece) > 1 and not piece.startswith("##") and piece not in RESERVED]
     endings = [piece for piece in pieces if len(piece) > 3 and piece.startswith("##")]
     said = [
         f"{number(len(pieces))} pieces: {number(len(words))} words and beginnings of words, {number(len(endings))} "
         f"that go on with a word (##), the rest single characters and the special pieces.",
-        _quality(stage.facts.get("heldout", {}), stage.facts.get("compared", {})),
-        stage.facts.get("note", ""),
+        _quality(facts.heldout, facts.compared),
+        facts.note,
     ]
     samples = [
         ("Words and beginnings", _spread(words)),
         ("What goes on with a word", _spread(endings)),
-        ("The most frequent of the characters left out", stage.facts.get("left_out", {}).get("most_frequent", [])),
+        ("The most frequent of the characters left out", facts.left_out.most_frequent),
     ]
     return Vocabulary(" ".join(filter(None, said)), [(title, shown) for title, shown in samples if shown])
 
 
-def _quality(heldout: Mapping[str, float], compared: Mapping[str, Any]) -> str:
+def _quality(heldout: Quality, compared: Compared | None) -> str:
     """How it fares on held-out text and, where there is another vocabulary, that one beside it."""
-    if not heldout:
+    if not heldout.words:
         return ""
     beside = (
-        f", where {compared['name']} of {number(compared['size'])} pieces takes {compared['pieces_per_word']:.2f} and "
-        f"leaves {_percent(compared['unknown_share'])} unknown"
+        f", where {compared.name} of {number(compared.size)} pieces takes {compared.pieces_per_word:.2f} and "
+        f"leaves {_percent(compared.unknown_share)} unknown"
         if compared
         else ""
     )
     return (
-        f"Held-out documents take {heldout['pieces_per_word']:.2f} pieces a word; of their {number(heldout['words'])} "
-        f"words {_percent(heldout['unknown_share'])} are unknown to it{beside}."
+        f"Held-out documents take {heldout.pieces_per_word:.2f} pieces a word; of their {number(heldout.words)} "
+        f"words {_percent(heldout.unknown_share)} are unknown to it{beside}."
     )
 
 

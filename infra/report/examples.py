@@ -1,6 +1,6 @@
 """example shards -> some examples with their masks shown, and how long the examples are."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -9,9 +9,8 @@ import numpy as np
 from markupsafe import Markup
 
 from infra.report.figures import histogram, number, percent
-from infra.report.stages import Stages, StageView
-from pipeline import vocab_file
-from pipeline.schema import IGNORED, parquet_file
+from infra.report.stages import ExamplesView, Stages, StageView, VocabView
+from pipeline.schema import IGNORED
 from pipeline.tokenizer import CLS, MASK, SEP
 
 #: By objective and next_sentence_label.
@@ -21,9 +20,7 @@ _KINDS = {
     "mlm": {IGNORED: "Full sentences, [SEP] between documents"},
 }
 _EACH = 2  # shown of each
-_LOOKED_AT = 400  # examples among which the shown ones are
 _LONGEST = 160  # pieces of an example that are shown
-_COUNTED = 50_000  # examples behind a histogram
 _BINS = 16
 
 
@@ -60,11 +57,10 @@ def examples(stages: Stages) -> Examples | None:
 
     The shown ones are held-out ones: their masks are stored, whatever those to train on have.
     """
-    finished = [stage for stage in stages.starting("examples-") if stage.manifest]
-    vocab = stages.get("vocab").artifact
-    if not finished or vocab is None:
+    finished = [stage for stage in stages.of(ExamplesView) if stage.manifest]
+    pieces = stages.one(VocabView).pieces
+    if not finished or not pieces:
         return None
-    pieces = vocab_file.pieces_in(vocab.location)
     charts = [chart for stage in finished if (chart := _lengths(stage))]
     chosen = percent(finished[0].config.get("masked_lm_prob", 0.0))
     pairs = finished[0].config.get("objective") != "mlm"
@@ -90,14 +86,11 @@ def _sentence(stage: StageView) -> str:
     return text
 
 
-def _lengths(stage: StageView) -> Markup | None:
+def _lengths(stage: ExamplesView) -> Markup | None:
     """How many of the first examples to train on are of which length."""
     longest = int(stage.config["max_seq_length"])
     wide = -(-longest // _BINS)  # pieces in a column
-    counts = np.zeros(-(-longest // wide), np.int64)
-    for batch in _batches(stage, "train", _COUNTED, ["input_ids"]):
-        lengths = batch["input_ids"].value_lengths().to_numpy()
-        counts += np.bincount((lengths - 1) // wide, minlength=len(counts))
+    counts = np.bincount((stage.lengths - 1) // wide, minlength=-(-longest // wide))
     if not counts.any():
         return None
     bins = [
@@ -106,23 +99,9 @@ def _lengths(stage: StageView) -> Markup | None:
     return histogram(f"How long examples are, {longest} at most", bins, "examples, by pieces with [CLS] and [SEP]")
 
 
-def _batches(stage: StageView, split: str, rows: int, columns: list[str] | None = None) -> Iterator[Any]:
-    """The first `rows` examples of a split, in record batches."""
-    read = 0
-    for file in stage.artifact.files(f"{split}/") if stage.artifact else []:
-        with parquet_file(file) as opened:
-            for batch in opened.iter_batches(min(rows, 4096), columns=columns):
-                yield batch
-                read += len(batch)
-                if read >= rows:
-                    return
-
-
-def _shown(stage: StageView, pieces: list[str]) -> list[Example]:
+def _shown(stage: ExamplesView, pieces: list[str]) -> list[Example]:
     """Of each label the first examples that are not too long to be read."""
-    batches = _batches(stage, "heldout", _LOOKED_AT)
-    rows = list(islice((row for batch in batches for row in batch.to_pylist()), _LOOKED_AT))
-    rows.sort(key=lambda row: len(row["input_ids"]) > _LONGEST)
+    rows = sorted(stage.heldout, key=lambda row: len(row["input_ids"]) > _LONGEST)
     kinds = _KINDS[stage.config.get("objective", "mlm+nsp")]
     return [_example(row, title, pieces) for label, title in kinds.items() for row in _of(rows, label)]
 

@@ -1,21 +1,18 @@
 """a trained model + held-out sentences with a word hidden -> what the model would fill in."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING
 
 from infra.report.figures import percent
-from infra.report.stages import Stages
-from pipeline.artifacts import Artifact
-from pipeline.schema import parquet_file
+from infra.report.stages import HeldoutText, TrainedModel
 from pipeline.sentences import sentences_of
-from pipeline.tokenizer import MASK, load
+from pipeline.tokenizer import MASK
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from torch import nn
 
 #: Where the documents are English, these are asked too.
 _ENGLISH = [
@@ -25,8 +22,6 @@ _ENGLISH = [
     "The [MASK] was built in the nineteenth century.",
 ]
 _HELDOUT = 6  # sentences
-_DOCUMENTS = 100  # held-out ones looked at in a shard
-_SHARDS = 40
 _CHARACTERS = range(40, 150)  # of a sentence
 
 
@@ -64,35 +59,23 @@ class FillIns:
     groups: list[tuple[str, list[FillIn]]]
 
 
-def fill_ins(stages: Stages) -> FillIns | None:
+def fill_ins(model: TrainedModel | None) -> FillIns | None:
     """The guesses of the final checkpoint; None before there is one."""
-    pretrain, vocab, documents = (stages.get(name).artifact for name in ("pretrain", "vocab", "dedup"))
-    if pretrain is None or vocab is None or documents is None or "checkpoint" not in pretrain.manifest.facts:
+    if model is None:
         return None
-    tokenizer = load(vocab.location / "tokenizer.json")
-    found, english = heldout_sentences(documents, tokenizer)
+    found, english = heldout_sentences(model.heldout(), model.tokenizer)
     ours = [Hidden(*sentence.split(MASK)) for sentence in _ENGLISH] if english else []
-    model = _model(pretrain)
     groups = [
-        (title, [FillIn(hidden, _guesses(model, tokenizer, hidden)) for hidden in asked])
+        (title, [FillIn(hidden, _guesses(model, hidden)) for hidden in asked])
         for title, asked in (("In held-out documents", found), ("In sentences of ours", ours))
         if asked
     ]
     return FillIns(_sentence([row for _, rows in groups for row in rows]), groups) if groups else None
 
 
-def _model(pretrain: Artifact) -> "nn.Module":
-    from training.features import load_model
-    from training.pretrain import final_checkpoint
-
-    return load_model(final_checkpoint(pretrain))
-
-
-def _guesses(model: "nn.Module", tokenizer: "Tokenizer", hidden: Hidden) -> list[Guess]:
-    from training.features import predict_masked
-
-    [guesses] = predict_masked(model, tokenizer, f"{hidden.before}{MASK}{hidden.after}")
-    wanted = tokenizer.encode(hidden.original, add_special_tokens=False).tokens
+def _guesses(model: TrainedModel, hidden: Hidden) -> list[Guess]:
+    guesses = model.guesses(f"{hidden.before}{MASK}{hidden.after}")
+    wanted = model.tokenizer.encode(hidden.original, add_special_tokens=False).tokens
     return [Guess(guess.piece, guess.probability, [guess.piece] == wanted) for guess in guesses]
 
 
@@ -108,28 +91,18 @@ def _sentence(rows: list[FillIn]) -> str:
     )
 
 
-def heldout_sentences(documents: Artifact, tokenizer: "Tokenizer") -> tuple[list[Hidden], bool]:
+def heldout_sentences(documents: Iterable[HeldoutText], tokenizer: "Tokenizer") -> tuple[list[Hidden], bool]:
     """Some sentences of held-out documents, the sources by turns, each with a word hidden; are they English?"""
     by_source: dict[str, list[Hidden]] = {}
     languages: dict[str, int] = {}
-    for source, language, text in _heldout(documents):
-        languages[language] = languages.get(language, 0) + 1
-        found = by_source.setdefault(source, [])
-        if len(found) < _HELDOUT and (hidden := _hidden(text, tokenizer)):
+    for document in documents:
+        languages[document.language] = languages.get(document.language, 0) + 1
+        found = by_source.setdefault(document.source, [])
+        if len(found) < _HELDOUT and (hidden := _hidden(document.text, tokenizer)):
             found.append(hidden)
     turns = chain.from_iterable(zip_longest(*by_source.values()))
     english = max(languages, key=lambda language: languages[language], default="") == "en"
     return list(islice(filter(None, turns), _HELDOUT)), english
-
-
-def _heldout(documents: Artifact) -> Iterator[tuple[str, str, str]]:
-    """Source, language and text of the first held-out documents of some shards, spread over all of them."""
-    files = documents.files("documents/")
-    for file in files[:: -(-len(files) // _SHARDS)]:
-        with parquet_file(file) as opened:
-            batches = opened.iter_batches(64, columns=["source", "language", "text", "split"])
-            rows = (row for batch in batches for row in batch.to_pylist() if row["split"] == "heldout")
-            yield from ((row["source"], row["language"], row["text"]) for row in islice(rows, _DOCUMENTS))
 
 
 def _hidden(text: str, tokenizer: "Tokenizer") -> Hidden | None:

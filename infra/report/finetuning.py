@@ -1,7 +1,8 @@
 """fine-tuning's scores -> what they mean, in a sentence and in pictures."""
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 
@@ -9,9 +10,9 @@ from markupsafe import Markup
 
 from infra.progress import duration
 from infra.report.figures import Axis, Estimate, Series, intervals, line_chart, number, percent
-from infra.report.pretraining import SHARE, Row
-from infra.report.stages import Stages, StageView
-from pipeline import json_lines
+from infra.report.pretraining import SHARE
+from infra.report.stages import FinetuneView, PretrainView, Stages
+from training.facts import CurvesFact, Row, ShownExample
 
 _CONFUSION_LABELS = 12  # a table of more would not be read
 _SAMPLE_CHARS = 280
@@ -49,8 +50,9 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Task:
-    """A fine-tuning task on the page."""
+    """A fine-tuning task on the page; `stage` is that which trained it."""
 
+    stage: str
     name: str
     sentence: str
     verdict: str
@@ -62,32 +64,28 @@ class Task:
 
 
 def tasks(stages: Stages) -> list[Task]:
-    """The finished fine-tuning tasks."""
-    pretrain = stages.get("pretrain")
-    return [_task(stage, pretrain) for stage in stages.starting("finetune-") if "scores" in stage.facts]
+    """The finished fine-tuning tasks whose score is an accuracy."""
+    pretrain = stages.one(PretrainView)
+    return [_task(stage, pretrain) for stage in stages.of(FinetuneView) if stage.facts.accuracies]
 
 
-def _task(stage: StageView, pretrain: StageView) -> Task:
-    scores = stage.facts["scores"]
-    estimates = {key: _estimate(key, scores[key]) for key in _NAMES}
+def _task(stage: FinetuneView, pretrain: PretrainView) -> Task:
+    scores = stage.facts.accuracies
+    estimates = {key: Estimate(name, *scores[key], _LOOKS[key]) for key, name in _NAMES.items()}
     return Task(
-        name=stage.name.removeprefix("finetune-"),
+        stage=stage.name,
+        name=stage.task,
         sentence=_task_sentence(stage),
         verdict=verdict(**estimates, pretraining=_pretraining(pretrain)),
         picture=intervals("Accuracy on the test part with 95 % intervals", list(estimates.values())),
-        charts=_task_charts(stage.facts.get("variants", {})),
-        confusion=_confusion(stage),
-        samples=_task_samples(stage.facts.get("examples", [])),
+        charts=_task_charts(stage.facts.variants),
+        confusion=_confusion(stage.predictions),
+        samples=_task_samples(stage.facts.examples),
         estimates=estimates,
     )
 
 
-def _estimate(key: str, score: Row) -> Estimate:
-    low, high = score["interval"]
-    return Estimate(_NAMES[key], score["accuracy"], low, high, _LOOKS[key])
-
-
-def _pretraining(stage: StageView) -> str:
+def _pretraining(stage: PretrainView) -> str:
     """How much of it there was, to begin a sentence with."""
     if stage.manifest is None:
         return "Pretraining"
@@ -95,45 +93,48 @@ def _pretraining(stage: StageView) -> str:
     return f"Pretraining of {number(stage.counts.get('steps', 0))} steps ({duration(seconds)})"
 
 
-def _task_sentence(stage: StageView) -> str:
+def _task_sentence(stage: FinetuneView) -> str:
     parts = ", ".join(
         f"{number(stage.counts[split])} {split}" for split in ("train", "dev", "test") if split in stage.counts
     )
-    labels = stage.facts.get("labels", {}).get("train", {})
+    labels = stage.facts.labels.get("train", {})
     text = f"{len(labels)} labels; {parts} examples." if labels else f"{parts} examples."
-    trial = stage.facts.get("variants", {}).get("pretrained", {}).get("trial")
-    if trial:
+    if (variant := stage.facts.variants.get("pretrained")) and (trial := variant.trial):
         text += (
-            f" Learning rate {number(trial['learning_rate'])}, batch {trial['batch_size']}, the best on dev of "
-            f"{trial['epochs']} epochs; the test part was looked at once."
+            f" Learning rate {number(trial.learning_rate)}, batch {trial.batch_size}, the best on dev of "
+            f"{trial.epochs} epochs; the test part was looked at once."
         )
-    scores = stage.facts["scores"]["pretrained"]
-    notes = "".join(f" {note}." for note in stage.facts.get("notes", []))
-    return f"{text} Macro-F1 {scores['macro_f1']:.3f}, Matthews' correlation {scores['matthews']:.3f}.{notes}"
+    score = stage.facts.scores["pretrained"]
+    others = (("Macro-F1", score.macro_f1), ("Matthews' correlation", score.matthews))
+    said = ", ".join(f"{name} {value:.3f}" for name, value in others if value is not None)
+    notes = "".join(f" {note}." for note in stage.facts.notes)
+    return f"{text}{f' {said}.' if said else ''}{notes}"
 
 
-def _task_charts(variants: Mapping[str, Row]) -> list[Markup]:
-    def both(key: str, dots: bool) -> list[Series]:
-        """A point an epoch where there are dots; (step, loss) pairs otherwise."""
-        found = [(_NAMES[name], variants.get(name, {}).get(key, []), _LOOKS[name]) for name in ("pretrained", "random")]
-        return [
-            Series(name, list(enumerate(values, start=1)) if dots else list(map(tuple, values)), look, dots)
-            for name, values, look in found
-            if values
-        ]
+def _task_charts(variants: Mapping[str, CurvesFact]) -> list[Markup]:
+    def both(points: Callable[[CurvesFact], Sequence[tuple[float, float]]], dots: bool) -> list[Series]:
+        found = [(name, points(variants[name])) for name in ("pretrained", "random") if name in variants]
+        return [Series(_NAMES[name], values, _LOOKS[name], dots) for name, values in found if values]
 
     charts = [
-        ("Accuracy on dev", both("dev_accuracy", dots=True), Axis("of examples", **SHARE), "epoch"),
-        ("Loss on dev", both("dev_loss", dots=True), Axis("nats"), "epoch"),
-        ("Loss while fine-tuning", both("loss", dots=False), Axis("nats", include=(0,)), "step"),
+        (
+            "Accuracy on dev",
+            both(lambda curves: _by_epoch(curves.dev_accuracy), dots=True),
+            Axis("of examples", **SHARE),
+            "epoch",
+        ),
+        ("Loss on dev", both(lambda curves: _by_epoch(curves.dev_loss), dots=True), Axis("nats"), "epoch"),
+        ("Loss while fine-tuning", both(lambda curves: curves.loss, dots=False), Axis("nats", include=(0,)), "step"),
     ]
     return [line_chart(title, series, axis, across=across) for title, series, axis, across in charts if series]
 
 
-def _confusion(stage: StageView) -> Confusion | None:
+def _by_epoch(values: Sequence[float | None]) -> list[tuple[float, float]]:
+    return [(epoch, math.nan if value is None else value) for epoch, value in enumerate(values, start=1)]
+
+
+def _confusion(predictions: Sequence[Row]) -> Confusion | None:
     """From the predictions on the test part."""
-    assert stage.location
-    predictions = json_lines.read(stage.location / "predictions/pretrained.jsonl")
     if not predictions:
         return None
     pairs = Counter((row["label"], row["predicted"]) for row in predictions)
@@ -143,13 +144,13 @@ def _confusion(stage: StageView) -> Confusion | None:
     return Confusion(labels, [(true, [pairs[true, said] for said in labels]) for true in labels])
 
 
-def _task_samples(examples: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+def _task_samples(examples: Sequence[ShownExample]) -> list[tuple[str, list[Row]]]:
     right: list[Row] = []
     wrong: list[Row] = []
-    for row in examples:
-        text = shorten(row["text"], _SAMPLE_CHARS, placeholder=" …")
-        if row["label"] == row["predicted"]:
-            right.append({"text": text, "note": row["label"]})
+    for example in examples:
+        text = shorten(example.text, _SAMPLE_CHARS, placeholder=" …")
+        if example.right:
+            right.append({"text": text, "note": example.label})
         else:
-            wrong.append({"text": text, "note": f"is {row['label']}, was called {row['predicted']}"})
+            wrong.append({"text": text, "note": f"is {example.label}, was called {example.predicted}"})
     return [(title, rows) for title, rows in (("Some it got right", right), ("Some it got wrong", wrong)) if rows]

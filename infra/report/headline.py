@@ -10,8 +10,8 @@ from infra.heldout import constant
 from infra.progress import duration
 from infra.report.figures import number, percent, short
 from infra.report.finetuning import Task
-from infra.report.pretraining import newest_heldout, objective_of, shape, weights
-from infra.report.stages import Stages
+from infra.report.pretraining import newest_heldout, objective_of, shape
+from infra.report.stages import DedupView, ExamplesView, ExtractView, PretrainView, Stages
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ def outcome(stages: Stages, tasks: Sequence[Task]) -> str:
     documents, examples = _documents(stages), _examples(stages)
     if not documents:
         return "Nothing is finished yet."
-    records = stages.get("extract").counts.get("records")
+    records = stages.one(ExtractView).counts.get("records")
     said = f"{number(records)} records" if records else "The sources"
     said += f" gave {number(documents)} documents"
     said += f", and these {number(examples)} examples." if examples else "."
-    pretrain, heldout = stages.get("pretrain"), newest_heldout(stages)
+    pretrain, heldout = stages.one(PretrainView), newest_heldout(stages)
     if pretrain.manifest and heldout:
         said += (
-            f" A BERT of {short(weights(pretrain))} weights, trained on them for {number(heldout['step'])} steps, "
+            f" A BERT of {short(pretrain.weights)} weights, trained on them for {number(heldout['step'])} steps, "
             f"fills in {percent(heldout['mlm_accuracy'])} of the hidden pieces of documents it has not seen "
             f"(loss {heldout['mlm_loss']:.2f}); a unigram model fills in {percent(heldout['mlm_accuracy_baseline'])} "
             f"({heldout['mlm_loss_baseline']:.2f})."
@@ -51,11 +51,11 @@ def outcome(stages: Stages, tasks: Sequence[Task]) -> str:
 
 def figures(stages: Stages, tasks: Sequence[Task]) -> list[Figure]:
     """The run's numbers, those that there are."""
-    pretrain, heldout = stages.get("pretrain"), newest_heldout(stages)
+    pretrain, heldout = stages.one(PretrainView), newest_heldout(stages)
     counted = [
         Figure("documents", number(_documents(stages))),
         Figure("examples to train on", number(_examples(stages))),
-        Figure("weights", short(weights(pretrain)), shape(pretrain)),
+        Figure("weights", short(pretrain.weights), shape(pretrain)),
         Figure("steps", number(pretrain.counts.get("steps", 0))),
     ]
     found = [figure for figure in counted if figure.value != "0"]
@@ -73,12 +73,12 @@ def figures(stages: Stages, tasks: Sequence[Task]) -> list[Figure]:
 
 def _documents(stages: Stages) -> int:
     """How many there are, after the last stage that has counted them."""
-    counts = (stages.get(name).counts.get("documents", 0) for name in ("dedup", "extract"))
+    counts = (stages.one(kind).counts.get("documents", 0) for kind in (DedupView, ExtractView))
     return next(filter(None, counts), 0)
 
 
 def _examples(stages: Stages) -> int:
-    return sum(stage.counts.get("train", 0) for stage in stages.starting("examples-"))
+    return sum(stage.counts.get("train", 0) for stage in stages.of(ExamplesView))
 
 
 def moment(text: str) -> str:
@@ -97,8 +97,8 @@ def when(stages: Stages) -> str:
 
 def machine(stages: Stages) -> str:
     """Where the model was trained, where the page was made, and with what."""
-    facts = stages.get("pretrain").facts
-    trained = [f"trained on {facts['processor']}"] if facts.get("processor") else []
+    processor = stages.one(PretrainView).facts.processor
+    trained = [f"trained on {processor}"] if processor else []
     made = f"page made on {platform.system()} {platform.machine()} with {os.cpu_count()} processor cores"
     versions = next((stage.manifest.versions for stage in reversed(stages.views) if stage.manifest), {})
     return " · ".join([*trained, made, *(f"{package} {version}" for package, version in versions.items())])

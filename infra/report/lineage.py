@@ -8,8 +8,7 @@ from markupsafe import Markup
 
 from infra.progress import duration, size
 from infra.report.figures import Estimate, percent, svg, tag
-from infra.report.stages import Source, Stages, StageView, sources
-from pipeline.storage import Location
+from infra.report.stages import ExtractView, FinetuneView, PretrainView, Source, Stages, StageView
 
 _FILES_NAMED = 3
 _DIGITS = 10  # of a digest in a box
@@ -28,22 +27,17 @@ class Node:
     link: str | None = None
 
 
-def picture(stages: Stages, root: Location, scores: Mapping[str, Mapping[str, Estimate]]) -> Markup:
-    """The lineage of a run; `scores` are those of the tasks by name."""
+def picture(stages: Stages, scores: Mapping[str, Mapping[str, Estimate]]) -> Markup:
+    """The lineage of a run; `scores` are those of the fine-tuning stages by name."""
     nodes: list[Node] = []
-    names = {stage.manifest.fingerprint: stage.name for stage in stages if stage.manifest}
-    if digest := stages.get("pretrain").facts.get("checkpoint", {}).get("digest"):
-        names[digest] = "pretrain"
     for stage in stages:
-        files = sources(stage, root)
-        nodes += [_file_node(stage, name, found) for name, found in files.items()]
-        before = stage.manifest.inputs.values() if stage.manifest else stage.after
-        made_from = [names.get(value, value) for value in before]
+        nodes += [_file_node(stage, name, found) for name, found in stage.sources.items()]
         known = {node.key for node in nodes}
-        made_from = [key for key in dict.fromkeys(made_from) if key in known]
-        nodes.append(_stage_node(stage, (*made_from, *(f"{stage.name}/{name}" for name in files))))
-    for task, estimates in scores.items():
-        nodes.append(_score_node(task, estimates))
+        made_from = [name for name in stage.after if name in known]
+        nodes.append(_stage_node(stage, (*made_from, *(f"{stage.name}/{name}" for name in stage.sources))))
+    for stage in stages.of(FinetuneView):
+        if stage.name in scores:
+            nodes.append(_score_node(stage, scores[stage.name]))
     return _drawn(nodes)
 
 
@@ -54,8 +48,14 @@ def _file_node(stage: StageView, name: str, files: Sequence[Source]) -> Node:
     ]
     if len(files) > _FILES_NAMED:
         lines.append(f"and {len(files) - _FILES_NAMED:,} more files")
-    title = name if stage.name == "extract" else f"{stage.name.removeprefix('finetune-')}: labelled file"
-    return Node(f"{stage.name}/{name}", title, tuple(lines), "file")
+    return Node(f"{stage.name}/{name}", _file_title(stage, name), tuple(lines), "file")
+
+
+def _file_title(stage: StageView, name: str) -> str:
+    """A source's name; what a task learns from; of any other stage the name of its input, such as vocab: compare."""
+    if isinstance(stage, ExtractView):
+        return name
+    return f"{stage.task}: labelled file" if isinstance(stage, FinetuneView) else f"{stage.name}: {name}"
 
 
 def _stage_node(stage: StageView, made_from: tuple[str, ...]) -> Node:
@@ -63,18 +63,18 @@ def _stage_node(stage: StageView, made_from: tuple[str, ...]) -> Node:
     if stage.manifest is None:
         return Node(stage.name, stage.name, (stage.state,), "open", made_from, link)
     lines = [f"{stage.manifest.fingerprint} · {duration(stage.manifest.seconds)}"]
-    if checkpoint := stage.facts.get("checkpoint"):
-        lines.append(f"checkpoint {checkpoint['digest'][:_DIGITS]} at step {checkpoint['step']:,}")
+    if isinstance(stage, PretrainView) and (checkpoint := stage.facts.checkpoint):
+        lines.append(f"checkpoint {checkpoint.digest[:_DIGITS]} at step {checkpoint.step:,}")
     return Node(stage.name, stage.name, tuple(lines), "stage", made_from, link)
 
 
-def _score_node(task: str, estimates: Mapping[str, Estimate]) -> Node:
+def _score_node(stage: FinetuneView, estimates: Mapping[str, Estimate]) -> Node:
     best = estimates["pretrained"]
     others = " · ".join(
         f"{value.label} {percent(value.value)}" for key, value in estimates.items() if key != "pretrained"
     )
     lines = (f"95 %: {percent(best.low)} to {percent(best.high)}", others)
-    return Node(f"score/{task}", f"{task} {percent(best.value)}", lines, "score", (f"finetune-{task}",), "#scores")
+    return Node(f"score/{stage.task}", f"{stage.task} {percent(best.value)}", lines, "score", (stage.name,), "#scores")
 
 
 def _size(file: Source) -> str:

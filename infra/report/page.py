@@ -11,12 +11,11 @@ from markupsafe import Markup
 from infra.progress import duration, warnings
 from infra.report import data, examples, fillins, finetuning, headline, lineage, pretraining
 from infra.report.stages import Stages
-from pipeline.storage import Location
 
 _HERE = Path(__file__).parent
 
 
-def render(name: str, stages: Stages, root: Location) -> str:
+def render(name: str, stages: Stages) -> str:
     """The page about a run, from what is finished of it."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -28,7 +27,7 @@ def render(name: str, stages: Stages, root: Location) -> str:
         moment=headline.moment,
     )
     assets = {key: Markup((_HERE / file).read_text()) for key, file in (("style", "style.css"), ("script", "hover.js"))}
-    return environment.get_template("page.html").render(page=Page(name, stages, root), **assets)
+    return environment.get_template("page.html").render(page=Page(name, stages), **assets)
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Page:
 
     name: str
     stages: Stages
-    root: Location
 
     @property
     def when(self) -> str:
@@ -109,7 +107,7 @@ class Page:
 
     @cached_property
     def guesses(self) -> fillins.FillIns | None:
-        return fillins.fill_ins(self.stages)
+        return fillins.fill_ins(self.stages.model)
 
     @cached_property
     def tasks(self) -> list[finetuning.Task]:
@@ -117,4 +115,4 @@ class Page:
 
     @cached_property
     def origin(self) -> Markup:
-        return lineage.picture(self.stages, self.root, {task.name: task.estimates for task in self.tasks})
+        return lineage.picture(self.stages, {task.stage: task.estimates for task in self.tasks})

@@ -1,10 +1,8 @@
 """pretraining's metrics and its checkpoint -> curves, and a paragraph that says what they come to."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 from typing import Any
 
 from markupsafe import Markup
@@ -12,9 +10,8 @@ from markupsafe import Markup
 from infra import heldout
 from infra.progress import duration
 from infra.report.figures import Axis, Reference, Series, line_chart, number, percent
-from infra.report.stages import Stages, StageView
-
-Row = Mapping[str, Any]
+from infra.report.stages import ExamplesView, PretrainView, Stages, StageView
+from training.facts import Row
 
 SHARE: dict[str, Any] = {"tick": lambda value: f"{100 * value:g} %", "value": percent}
 
@@ -27,7 +24,7 @@ class Section:
 
 def curves(stages: Stages) -> Section | None:
     """From the metrics that there are by now; None before the first."""
-    stage = stages.get("pretrain")
+    stage = stages.one(PretrainView)
     if not stage.metrics:
         return None
     objective = objective_of(stages)
@@ -94,7 +91,7 @@ def _extent(phase: Row) -> str:
     return number(phase["steps"]) if phase["steps"] else f"{percent(phase['share'])} of the time"
 
 
-def _sentence(stage: StageView, objective: str | None) -> str:
+def _sentence(stage: PretrainView, objective: str | None) -> str:
     rows = stage.metrics
     train = [row for row in rows if row.get("split") == "train"]
     evaluated = newest(rows, "heldout")
@@ -108,8 +105,8 @@ def _sentence(stage: StageView, objective: str | None) -> str:
             parts[0] += f" of {phases[0]['max_seq_length']} pieces"
     if budget := stage.config.get("budget"):
         parts.append(f"as many as fit into {budget}")
-    if workers := stage.facts.get("workers"):
-        parts.append(f"{workers} worker{'s' if workers > 1 else ''}, {stage.facts.get('precision', '')}".rstrip(", "))
+    if workers := stage.facts.workers:
+        parts.append(f"{workers} worker{'s' if workers > 1 else ''}, {stage.facts.precision}".rstrip(", "))
     seconds = sum(row.get("seconds", 0.0) for row in train)
     if seconds:
         sequences = sum(row["sequences_per_second"] * row["seconds"] for row in train) / seconds
@@ -127,22 +124,12 @@ def _sentence(stage: StageView, objective: str | None) -> str:
 
 def objective_of(stages: Stages) -> str | None:
     """What the examples ask; None where they are gone."""
-    return next((stage.config.get("objective") for stage in stages.starting("examples-") if stage.manifest), None)
+    return next((stage.config.get("objective") for stage in stages.of(ExamplesView) if stage.manifest), None)
 
 
 def newest_heldout(stages: Stages) -> Row:
     """The newest held-out row of pretraining; empty when there is none."""
-    return newest(stages.get("pretrain").metrics, "heldout")
-
-
-def weights(stage: StageView) -> int:
-    """How many weights the final checkpoint holds, from the header of its file; 0 when there is none."""
-    fact = stage.facts.get("checkpoint")
-    if stage.location is None or not fact:
-        return 0
-    with (stage.location / fact["path"] / "model.safetensors").open() as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return newest(stages.one(PretrainView).metrics, "heldout")
 
 
 def shape(stage: StageView) -> str:

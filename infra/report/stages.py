@@ -1,55 +1,57 @@
-"""artifacts -> the stages as the page sees them: finished, half-way or not begun."""
+"""What the page is given of a run: its stages, finished, half-way or not begun, and what is shown of their files.
+
+Nothing is read here nor in the sections: infra/report/reading.py has done so.
+"""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
-from pipeline import json_lines
-from pipeline.artifacts import Artifact, FileRecord, Manifest, read_manifest
+from pipeline.artifacts import FileRecord, Manifest
+from pipeline.facts import DedupFacts, ExtractFacts, VocabFacts
 from pipeline.storage import Location
+from training.facts import FinetuneFacts, PretrainFacts, Row
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from training.features import Guess
 
 _FILES_SHOWN = 24
-_SHA256 = 64  # hex digits; a fingerprint has fewer
+
+
+@dataclass(frozen=True)
+class Source:
+    """A user's file behind a stage: its name and size where the run's records of sources still have them."""
+
+    sha256: str
+    name: str
+    bytes: int | None
 
 
 @dataclass(frozen=True)
 class StageView:
-    """One stage of a run. `location` is None while an input is not known; `state` says in words how far it is.
+    """One stage of a run; `state` says in words how far it is.
 
-    `after` names the stages it reads, where there is no manifest yet to say so.
+    `location` is None while an input is not known, `manifest` before the stage is finished. `after` names the stages
+    that it reads, `sources` has the user's files by the name of the input.
     """
 
     name: str
-    location: Location | None
     state: str
+    location: Location | None = None
+    manifest: Manifest | None = None
     after: tuple[str, ...] = ()
-
-    @cached_property
-    def manifest(self) -> Manifest | None:
-        return read_manifest(self.location) if self.location else None
-
-    @property
-    def artifact(self) -> Artifact | None:
-        if self.location is None or self.manifest is None:
-            return None
-        return Artifact(self.location, self.name, self.manifest.fingerprint)
-
-    @cached_property
-    def metrics(self) -> Sequence[Mapping[str, Any]]:
-        """What training has measured so far, a row for each split and step; also while it runs."""
-        return json_lines.read(self.location / "metrics.jsonl") if self.location else []
+    sources: Mapping[str, Sequence[Source]] = field(default_factory=dict)
 
     @property
     def counts(self) -> Mapping[str, int]:
         return self.manifest.counts if self.manifest else {}
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        return self.manifest.facts if self.manifest else {}
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -75,53 +77,88 @@ class StageView:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A user's file behind a stage: its name and size where the run's record of sources still has them."""
-
-    sha256: str
-    name: str
-    bytes: int | None
+class ExtractView(StageView):
+    facts: ExtractFacts = field(default_factory=ExtractFacts)
 
 
+@dataclass(frozen=True)
+class DedupView(StageView):
+    facts: DedupFacts = field(default_factory=DedupFacts)
+
+
+@dataclass(frozen=True)
+class VocabView(StageView):
+    """`pieces` stand in the order of their ids."""
+
+    facts: VocabFacts = field(default_factory=VocabFacts)
+    pieces: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ExamplesView(StageView):
+    """`lengths` are those of the first examples to train on, in pieces; `heldout` has the first held-out rows."""
+
+    lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    heldout: Sequence[Row] = ()
+
+
+@dataclass(frozen=True)
+class PretrainView(StageView):
+    """`metrics` is what has been measured so far, also while it runs; `weights` how many the final checkpoint has."""
+
+    facts: PretrainFacts = field(default_factory=PretrainFacts)
+    metrics: Sequence[Row] = ()
+    weights: int = 0
+
+
+@dataclass(frozen=True)
+class FinetuneView(StageView):
+    """`task` is its name; `predictions` are the rows that say how the test part's examples were answered."""
+
+    facts: FinetuneFacts = field(default_factory=FinetuneFacts)
+    task: str = ""
+    predictions: Sequence[Row] = ()
+
+
+@dataclass(frozen=True)
+class HeldoutText:
+    """A document that was never trained on."""
+
+    source: str
+    language: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The final checkpoint to ask, and what about."""
+
+    tokenizer: "Tokenizer"
+    heldout: Callable[[], Iterator[HeldoutText]]  # some documents, the same ones each time
+    guesses: "Callable[[str], Sequence[Guess]]"  # text with one [MASK] -> the likeliest pieces, the likeliest first
+
+
+View = TypeVar("View", bound=StageView)
+
+
+@dataclass(frozen=True)
 class Stages:
-    """A run's stages by name, in order."""
+    """A run's stages, in order, and its model where there is one."""
 
-    def __init__(self, views: list[StageView]) -> None:
-        self.views = views
-        self._by_name = {view.name: view for view in views}
+    views: Sequence[StageView]
+    model: TrainedModel | None = None
 
     def __iter__(self) -> Iterator[StageView]:
         return iter(self.views)
 
-    def get(self, name: str) -> StageView:
-        """A stage that is not there reads as one that is not begun."""
-        return self._by_name.get(name) or StageView(name, None, "not part of this run")
+    def of(self, kind: type[View]) -> list[View]:
+        """The stages of a kind."""
+        return [view for view in self.views if isinstance(view, kind)]
 
-    def starting(self, prefix: str) -> list[StageView]:
-        return [view for view in self.views if view.name.startswith(prefix)]
+    def one(self, kind: type[View]) -> View:
+        """The stage of a kind of which a run has one; where it has none, one that is not begun."""
+        return next(iter(self.of(kind)), None) or kind("", "not part of this run")
 
     @property
     def finished(self) -> list[StageView]:
         return [view for view in self.views if view.manifest]
-
-
-def sources(stage: StageView, root: Location) -> dict[str, list[Source]]:
-    """Name of an input -> the user's files in it; inputs made by stages are left out.
-
-    A manifest has the files' digests; under <root>/sources lies how large they were and what they were called.
-    """
-    if stage.manifest is None:
-        return {}
-    known = {}
-    for record in (root / "sources").files():
-        entry = json.loads(record.read_bytes())
-        known[entry["sha256"]] = (Location(entry["uri"]).name, int(entry["bytes"]))
-    found: dict[str, list[Source]] = {}
-    for key, value in stage.manifest.inputs.items():
-        source, _, path = key.partition("/")
-        name = path.rpartition("/")[2]
-        if len(value) >= _SHA256 and key != "checkpoint":
-            digest = value[:_SHA256]
-            called, size = known.get(digest, (name or digest, None))
-            found.setdefault(source, []).append(Source(digest, name or called, size))
-    return found
