@@ -2,8 +2,8 @@
 
 A new architecture is a file beside model.py and a row here. The file has its configuration, a BertConfig with the
 field `architecture: Literal["its name"]` and what else it wants, its models, and its layout in transformers. Its models
-take and give what BertForPreTraining's and BertForSequenceClassification's do, and name as these do the encoder
-(`bert`, with its `pooler`) and the heads (`mlm`, `nsp`), which checkpoints and fine-tuning tell apart by name.
+take and give what BertForPreTraining and BertForSequenceClassification do, hold their `config`, and name the encoder
+(`bert`, with its `pooler`) and the heads (`mlm`, `nsp`) alike: checkpoints and fine-tuning tell them apart by name.
 """
 
 import json
@@ -51,6 +51,7 @@ def architecture_of(config: BertConfig) -> Architecture:
 
 
 def architecture_name(config: BertConfig) -> str:
+    """As a user writes it."""
     return getattr(config, "architecture", DEFAULT)
 
 
