@@ -6,6 +6,7 @@ A new stage is its module, its key in run_config.py and its row here: nothing el
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 from infra import report
@@ -55,104 +56,70 @@ def stages(config: RunConfig) -> list[Stage]:
     """The stages of a run, in an order in which they can be run."""
     examples_stages = _examples(config)
     before_report = [
-        Stage(
-            "extract",
-            config.extract,
-            extract.VERSION,
-            extract.run,
-            description=extract.__doc__,
-            kinds=("beam", "parquet"),
-        ),
-        Stage(
-            "dedup",
-            config.dedup,
-            dedup.VERSION,
-            dedup.run,
-            reads={"documents": StageOutput("extract")},
-            description=dedup.__doc__,
-            kinds=("beam", "parquet"),
-        ),
-        Stage(
-            "vocab",
-            config.vocab,
-            vocab.VERSION,
-            vocab.run,
-            check=vocab.check,
-            reads={"documents": StageOutput("dedup")},
-            needs_ray=True,
-            description=vocab.__doc__,
-            kinds=("ray",),
-        ),
-        Stage(
+        _stage(extract, "extract", config.extract, kinds=("beam", "parquet")),
+        _stage(dedup, "dedup", config.dedup, reads={"documents": StageOutput("extract")}, kinds=("beam", "parquet")),
+        _stage(vocab, "vocab", config.vocab, reads={"documents": StageOutput("dedup")}, needs_ray=True, kinds=("ray",)),
+        _stage(
+            tokens,
             "tokens",
             config.tokens,
-            tokens.VERSION,
-            tokens.run,
-            check=tokens.check,
             reads={"documents": StageOutput("dedup"), "vocab": StageOutput("vocab")},
             needs_ray=True,
-            description=tokens.__doc__,
             kinds=("ray", "parquet"),
         ),
         *examples_stages,
-        Stage(
+        _stage(
+            pretrain,
             "pretrain",
             config.pretrain,
-            pretrain.VERSION,
-            pretrain.run,
-            check=pretrain.check,
             reads={"vocab": StageOutput("vocab"), **{stage.name: StageOutput(stage.name) for stage in examples_stages}},
             needs_ray=True,
-            description=pretrain.__doc__,
             kinds=("ray", "deepspeed", "pytorch"),
         ),
         *[
-            Stage(
+            _stage(
+                finetune,
                 f"finetune-{task.name}",
                 task,
-                finetune.VERSION,
-                finetune.run,
-                check=finetune.check,
                 reads={"checkpoint": FinalCheckpoint("pretrain"), "vocab": StageOutput("vocab")},
                 needs_ray=True,
-                description=finetune.__doc__,
                 kinds=("ray", "pytorch"),
             )
             for task in config.finetune
         ],
     ]
-    return [
-        *before_report,
-        Stage(
-            "report",
-            report.ReportConfig(name=config.name),
-            report.VERSION,
-            report.run,
-            reads={stage.name: FinishedOutput(stage.name) for stage in before_report},
-            publish=report.publish,
-            description=report.__doc__,
-            kinds=("report",),
-        ),
-    ]
+    page = _stage(
+        report,
+        "report",
+        report.ReportConfig(name=config.name),
+        reads={stage.name: FinishedOutput(stage.name) for stage in before_report},
+        publish=report.publish,
+        kinds=("report",),
+    )
+    return [*before_report, page]
 
 
 def _examples(config: RunConfig) -> list[Stage]:
     """One for each length of pretraining's phases."""
     lengths = {phase.max_seq_length: phase for phase in config.pretrain.phases}
     return [
-        Stage(
+        _stage(
+            examples,
             f"examples-{length}",
             examples.LengthConfig(
                 **dict(config.examples),
                 max_seq_length=length,
                 max_predictions_per_seq=phase.max_predictions_per_seq,
             ),
-            examples.VERSION,
-            examples.run,
             reads={"tokens": StageOutput("tokens"), "vocab": StageOutput("vocab")},
             needs_ray=True,
-            description=examples.__doc__,
             kinds=("ray", "parquet"),
         )
         for length, phase in sorted(lengths.items())
     ]
+
+
+def _stage(module: ModuleType, name: str, config: Config, **more: Any) -> Stage:
+    """A module's stage: the module has VERSION, `run` and, where its files can be looked at before, `check`."""
+    check = getattr(module, "check", None)
+    return Stage(name, config, module.VERSION, module.run, check=check, description=module.__doc__, **more)

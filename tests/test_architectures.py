@@ -102,7 +102,7 @@ def test_a_dummy_trains_two_steps_is_exported_to_transformers_layout_and_comes_b
     for name, model in (("dummy", dummy()), ("bert", config().model.model_dump())):
         worker = lone_worker(config(model=model, phases=phases, zero_stage=0), inputs, tmp_path / name)
         worker.train()
-        assert worker.step == 2
+        assert worker.state.step == 2
     checkpoint, of_bert = last(tmp_path / "dummy"), last(tmp_path / "bert")
     saved = json.loads((checkpoint.location / "config.json").read_bytes())["model"]
     assert (saved["architecture"], saved["temperature"]) == ("dummy", 2.0)

@@ -101,7 +101,13 @@ def steps(trained: Engine, numbers: range, between: Callable[[], object] = lambd
     found = []
     for step in numbers:
         mine = batches(step)[trained.rank :: trained.workers]
-        done = trained.step(mine, RATE, 2 * step + trained.rank, between)
+
+        def leave() -> bool:
+            between()
+            return False
+
+        done = trained.step(mine, RATE, 2 * step + trained.rank, leave)
+        assert done
         means = done.totals.means()
         found.append({"mlm_loss": means["mlm_loss"], "nsp_loss": means["nsp_loss"], "grad_norm": done.grad_norm})
     return found

@@ -68,7 +68,7 @@ def test_training_begins_with_them_and_goes_back_to_them(tmp_path: Path) -> None
     assert same(worker._first_tensors()["model"], ref.weights())
     assert not same(lone_worker(settings, inputs, tmp_path / "other").engine.tensors()["model"], ref.weights())
     worker.train()
-    assert worker.step == 8
+    assert worker.state.step == 8
 
 
 @pytest.mark.usefixtures("alone")
