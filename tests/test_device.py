@@ -9,8 +9,9 @@ from small_examples import alone  # noqa: F401 (a fixture)
 
 from training import device
 from training.architectures import ARCHITECTURES
-from training.device import Precision, cpu_threads, fastest, has_bf16, layer_seconds, peak, sheet_flops
+from training.device import cpu_threads, fastest, has_bf16, layer_seconds, peak, sheet_flops
 from training.model import BertConfig, Layer
+from training.optim import Precision
 
 CPU = torch.device("cpu")
 SHAPE = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)

@@ -372,7 +372,7 @@ def test_a_kind_of_task_is_a_file_and_a_row_of_the_registry(inputs, alone, tmp_p
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("{name: a, kind: spans, file: x, learning_rate: 1e-3}", r"its kind is none that there is; give one of: class"),
+        ("{name: a, kind: spans, file: x, learning_rate: 1e-3}", r'kind is "spans": give one of classification'),
         ("{name: a, file: x, learning_rate: 1e-3, column: label}", r"unknown key; did you mean columns"),
         ("{name: a, file: x, learning_rate: 1e-3, columns: {txt: b}}", r"columns\.txt: unknown key; did you mean text"),
         ("{name: a, file: x}", r"learning_rate: is missing; add it"),

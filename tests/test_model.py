@@ -19,9 +19,9 @@ from training.model import (
     BertForPreTraining,
     BertForSequenceClassification,
     Dropout,
+    linear,
     load_encoder,
 )
-from training.products import linear
 
 VOCAB = 211
 PARTS = ("weight", "bias")

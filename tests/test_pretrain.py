@@ -216,7 +216,7 @@ def test_training_goes_on_with_the_workers_there_is_room_for_and_the_losses_stay
     worker.train()
     found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses, expected = (
-        [row["loss"] for row in either if row["split"] == "train"] for either in (found, worker.recorder.rows)
+        [row["loss"] for row in either if row["split"] == "train"] for either in (found, worker.state.metrics.rows)
     )
     assert len(losses) == 50
     assert losses == pytest.approx(expected, abs=1e-5)

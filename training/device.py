@@ -13,12 +13,8 @@ import torch.distributed as dist
 
 from training.architectures import architecture_of
 from training.cpuinfo import cpuinfo
-from training.model import BertConfig
-from training.products import linear
-
-Precision = Literal["fp32", "bf16", "fp16"]
-
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from training.model import BertConfig, linear
+from training.optim import DTYPES, Precision, autocast
 
 #: What the data sheets of GPUs promise, in TFLOPS: dense products in 16 bits, and in fp32 without tensor cores. Of two
 #: patterns that fit a name the first one counts.
@@ -109,11 +105,6 @@ def sheet_flops(name: str, precision: Precision) -> float | None:
 def _product_flops(device: torch.device, precision: Precision) -> float:
     size, cores = _PRODUCT[device.type], torch.get_num_threads() if device.type == "cpu" else 1
     return cores * 2 * size**3 / _product_seconds((size, size), device, DTYPES[precision])
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Products in the precision's 16 bits; fp32 leaves them as they are."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def fastest(device: torch.device, seconds: Callable[[Sequence[Precision]], Sequence[float]]) -> Precision:

@@ -17,13 +17,13 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 
 from training.checkpoint import KINDS, Tensors
 from training.data import IGNORED, Batch
 from training.deepspeed_config import DeepSpeedConfig
-from training.device import DTYPES, Precision, worker_device
-from training.objective import Objective
-from training.optim import LossScale, OptimizerConfig, adamw, fresh_state, parameter_groups
+from training.device import worker_device
+from training.optim import DTYPES, LossScale, OptimizerConfig, Precision, adamw, autocast, fresh_state, parameter_groups
 from training.record import Totals
 
 _FIRST_SCALE = 2.0**16  # the first steps halve it as often as it takes
@@ -49,6 +49,51 @@ class Step:
     @cached_property
     def grad_norm(self) -> float:
         return float(self.norm)
+
+
+class Objective(nn.Module):
+    """A batch -> its part of the global batch's loss, and its sums in the order of Totals."""
+
+    def __init__(self, model: nn.Module, precision: Precision) -> None:
+        super().__init__()
+        self.model = model
+        self.precision: Precision = precision
+
+    def forward(self, batch: Batch, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """`masked` and `labels` are the global batch's counts of masked positions and next-sentence labels."""
+        with autocast(batch.input_ids.device, self.precision):
+            mlm_logits, nsp_logits = self.model(
+                batch.input_ids,
+                batch.token_type_ids,
+                batch.attention_mask if batch.padded else None,
+                batch.masked_lm_positions,
+            )  # [n, vocab]; [b, 2], or None where nothing is learnt of pairs
+        mlm_loss = functional.cross_entropy(mlm_logits, batch.masked_lm_labels, reduction="sum")
+        nsp_loss, answers = torch.zeros_like(mlm_loss), torch.zeros_like(batch.next_sentence_label)
+        if nsp_logits is not None:
+            nsp_loss = functional.cross_entropy(
+                nsp_logits, batch.next_sentence_label, reduction="sum", ignore_index=IGNORED
+            )
+            answers = nsp_logits.argmax(-1)
+        with torch.no_grad():
+            labelled = batch.next_sentence_label != IGNORED
+            real = batch.attention_mask * batch.counted[:, None]
+            sums = (  # what Python counts is filled in by the device: a copy would wait for it
+                mlm_loss,
+                (mlm_logits.argmax(-1) == batch.masked_lm_labels).sum(),
+                mlm_loss.new_full((), batch.masked_lm_labels.numel(), dtype=torch.float64),
+                nsp_loss,
+                (answers == batch.next_sentence_label).sum(),
+                labelled.sum(),
+                (batch.next_sentence_label == 1).sum(),
+                (answers * labelled).sum(),
+                batch.counted.sum(),
+                real.sum(),
+                mlm_loss.new_full((), real.numel(), dtype=torch.float64),
+                real.sum(1).square().sum(),
+            )
+            totals = torch.stack([value.to(torch.float64) for value in sums])
+        return mlm_loss / masked + nsp_loss / labels, totals
 
 
 class BackEnd(Protocol):

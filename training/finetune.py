@@ -24,12 +24,12 @@ from pipeline.tokenizer import load
 from training.agreement import agreed
 from training.checkpoint import CheckpointRef, SavedConfig
 from training.data import Ints
-from training.device import Precision, autocast, has_bf16, worker_device
+from training.device import has_bf16, worker_device
 from training.elastic import Placement, nodes
 from training.facts import FinetuneFacts
 from training.heartbeat import Progress, Tell
 from training.model import load_encoder
-from training.optim import OptimizerConfig, adamw, learning_rate_at, parameter_groups
+from training.optim import OptimizerConfig, Precision, adamw, autocast, learning_rate_at, parameter_groups
 from training.ray_train import RestartPolicy, run_workers
 from training.tasks.registry import task_of
 from training.tasks.task import SPLITS, Encoded, Prepared, Rows, Task, TaskConfig, Trial

@@ -1,13 +1,17 @@
-"""parameters + settings -> parameter groups, the optimizer, the learning rate and the loss scale of a step."""
+"""parameters + settings -> parameter groups, the optimizer; the learning rate, precision and loss scale of a step."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.config import Config
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _LONG_AGO = 1e7  # steps: 0.99999 to their power is nothing, and fp32 still counts every one
 _GROWTH = 2000  # good steps after which a loss scale is tried doubled
@@ -83,6 +87,11 @@ def learning_rate_in_time(step: int, config: OptimizerConfig, spent: float) -> f
     at the end of the time, however many steps it takes, times that of the warmup, which is of warmup_steps."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return config.learning_rate * warmup * max(0.0, 1 - spent)
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Products in the precision's 16 bits; fp32 leaves them as they are."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 class LossScale(NamedTuple):

@@ -35,12 +35,12 @@ from training.agreement import Item, agreed, new_exchange
 from training.architectures import pretraining_model
 from training.checkpoint import KINDS, CheckpointRef, Heldout, SavedConfig, Standing, Tensors, newest
 from training.data import Batch, Examples, Masking, Prefetched, Rows, batch, paired, share
-from training.device import Peak, Precision, fastest, layer_seconds, peak, processor, worker_device
+from training.device import Peak, fastest, layer_seconds, peak, processor, worker_device
 from training.engine import Engine, Step
 from training.guards import Fault, RecentSteps, Skip
 from training.heartbeat import Tell
 from training.metrics import Baseline
-from training.optim import LossScale, learning_rate_at, learning_rate_in_time
+from training.optim import LossScale, Precision, learning_rate_at, learning_rate_in_time
 from training.record import Recorder
 from training.run_control import RunControl
 from training.saves import AsyncSaver

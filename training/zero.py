@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO, stages 1 to 3, as a back end of the engine: the only file that knows DeepSpeed and its names."""
+"""DeepSpeed's ZeRO, stages 1 to 3, as a back end of the engine. No other file imports DeepSpeed."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ from pipeline.config import UserError
 from training.data import Batch
 from training.deepspeed_config import DeepSpeedConfig
 from training.device import worker_device
-from training.objective import Objective
+from training.engine import Objective
 from training.optim import fresh_state
 
 

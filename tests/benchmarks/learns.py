@@ -37,8 +37,8 @@ from tests.benchmarks._reference import VOCAB_SIZE
 from tests.benchmarks._show import show
 from training.data import Examples, Rows, batch
 from training.device import processor
+from training.engine import Objective
 from training.model import BertConfig, BertForPreTraining
-from training.objective import Objective
 
 HELDOUT = 0.02  # of the chapters: about as many examples as Wikitext-2 has
 SAMPLE = 512  # examples of each held-out set for a point of the curve; its end has them all

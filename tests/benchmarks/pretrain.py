@@ -39,8 +39,8 @@ from tests.benchmarks._reference import VOCAB_SIZE, VOCABULARY
 from tests.benchmarks._show import show
 from training.data import Batch, Examples, Masking, Prefetched, batch
 from training.device import has_bf16, processor, sheet_flops
+from training.engine import Objective
 from training.model import BertConfig, BertForPreTraining
-from training.objective import Objective
 from training.optim import OptimizerConfig, adamw, parameter_groups
 from training.ray_train import keep_freed_memory
 from training.record import Totals

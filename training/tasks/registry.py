@@ -5,7 +5,8 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Tag, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from training.tasks.classification import Classification, ClassificationConfig
 from training.tasks.task import Task, TaskConfig
@@ -23,9 +24,15 @@ def of_any_kind(tasks: Mapping[type[TaskConfig], type[Task]]) -> Any:
     def kind(given: Any) -> Any:
         return given.get("kind", kinds[0]) if isinstance(given, dict) else getattr(given, "kind", None)
 
+    def known(given: Any, of_its_kind: ValidatorFunctionWrapHandler) -> Any:
+        if kind(given) not in kinds:
+            wrong = PydanticCustomError("kind", "give one of {kinds}", {"kinds": ", ".join(kinds)})
+            at = InitErrorDetails(type=wrong, loc=("kind",), input=kind(given))
+            raise ValidationError.from_exception_data("kind", [at])
+        return of_its_kind(given)
+
     members = (Annotated[config, Tag(name)] for name, config in zip(kinds, tasks, strict=True))
-    message = f"its kind is none that there is; give one of: {', '.join(kinds)}"
-    return Annotated[reduce(or_, members), Discriminator(kind, custom_error_type="kind", custom_error_message=message)]
+    return Annotated[reduce(or_, members), Discriminator(kind), WrapValidator(known)]
 
 
 if TYPE_CHECKING:
