@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes overrides in one place only; people write them behind options, too.
-    if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
+    if wrong := [
+        word for word in rest if word.startswith("-") or not ("=" in word or word.endswith((".yaml", ".yml")))
+    ]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     options.overrides += rest
     try:
@@ -129,6 +131,7 @@ def _plan(options: argparse.Namespace) -> int:
         return _print_json([_planned(step) for step in steps])
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from infra.progress import shown
 
@@ -137,7 +140,7 @@ def _plan(options: argparse.Namespace) -> int:
         names = step.waits_for or ("its file is there",)
         before = names[0] if len(names) == 1 else "the stages before it"
         output = shown(step.output.location) if step.output else f"after {before}"
-        table.add_row(step.stage.name, _planned(step)["action"], step.reason, output)
+        table.add_row(*map(Text, (step.stage.name, _planned(step)["action"], step.reason, output)))
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     return 0
 
@@ -270,7 +273,11 @@ def _parser() -> argparse.ArgumentParser:
         if name == "predict":
             command.add_argument("text", metavar="TEXT", help='such as "She opened the [MASK]."')
         command.add_argument(
-            "overrides", metavar="key=value", nargs="*", help="for example pretrain.seed=7; or a YAML file of such keys"
+            "overrides",
+            metavar="key=value",
+            nargs="*",
+            default=[],
+            help="for example pretrain.seed=7; or a YAML file of such keys",
         )
         command.add_argument(
             "--root",

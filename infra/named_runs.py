@@ -7,10 +7,11 @@ same in every folder. runs/<name>.json beside it is the planner's.
 import glob
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.run_config import RunConfig
+from infra.run_config import NAME, RunConfig
 from pipeline.config import UserError, dump, identity, load, parse, with_paths
 from pipeline.storage import Location
 
@@ -31,7 +32,10 @@ def read(run: str, overrides: Sequence[str] = (), root: str | None = None, defau
     mine = [*defaults, *(_root(root) if root is not None else []), *overrides]
     if not _is_file(run):
         where = Location(_DEFAULT_ROOT if root is None else root)
-        return parse(RunConfig, _kept(where, run), _file(where, run).uri, [*_root(where.uri), *mine])
+        kept, file = _kept(where, run), _file(where, run)
+        if (name := parse(RunConfig, kept, file.uri).name) != run:
+            raise UserError(f"{file}: holds the run {name}; give that name, or the YAML file of {run} once")
+        return parse(RunConfig, kept, file.uri, [*_root(where.uri), *mine])
     if run.startswith("s3://"):
         return parse(RunConfig, _read(Location(run)), run, mine)
     return load(RunConfig, run, mine)
@@ -57,6 +61,8 @@ def absolute(pattern: str) -> str:
     if pattern.startswith("s3://"):
         return pattern
     pattern, here = os.path.expanduser(pattern), str(Path.cwd())  # noqa: PTH111 (a name that is not known stays)
+    if Path(pattern).is_file():  # its name may have brackets of its own
+        return os.path.normpath(os.path.join(here, pattern))  # noqa: PTH118 (as below)
     # A folder's own brackets and stars are to match themselves.
     start = glob.escape(here) if glob.has_magic(here) else here
     return os.path.normpath(os.path.join(start, pattern))  # noqa: PTH118 (a pattern, no path)
@@ -84,6 +90,8 @@ def _file(root: Location, name: str) -> Location:
 
 
 def _kept(root: Location, name: str) -> bytes:
+    if not re.fullmatch(NAME, name):
+        raise UserError(f"{name}: is no name of a run; give letters, digits, - and _, or the path of a YAML file")
     file = _file(root, name)
     if file.is_file():
         return file.read_bytes()

@@ -94,13 +94,13 @@ class Run:
             return Step(stage, "continue", "was stopped half-way; goes on from its finished parts", output)
         return Step(stage, "run", self._difference(stage), output)
 
-    def check(self, until: str | None = None) -> None:
+    def check(self, until: str | None = None, force: Sequence[str] = ()) -> None:
         """Raises UserError for a file that is missing, or with which a stage that is not done cannot work: before hours
         of work, not after."""
         for stage in self.until(until):
             if missing := self._missing(stage):
                 raise UserError(missing)
-            if stage.check and self.artifact(stage.name) is None:
+            if stage.check and self.step(stage, stage.name in force).action != "skip":
                 stage.check(stage.config, self._sources(stage))
 
     def execute(self, name: str, force: bool = False) -> tuple[Step, Manifest]:
@@ -196,7 +196,10 @@ class Run:
         return self.root / "runs" / f"{self.config.name}.json"
 
     def _remembered(self) -> dict[str, Any]:
-        return json.loads(self._record.read_bytes()) if self._record.exists() else {}
+        try:
+            return json.loads(self._record.read_bytes())
+        except (FileNotFoundError, ValueError):  # none yet, or damaged: it only says what has changed
+            return {}
 
     def _remember(self, stage: Stage, digest: str) -> None:
         """Note what the run of this name last used for the stage: `plan` tells the next difference from it."""

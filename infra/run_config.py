@@ -13,11 +13,13 @@ from pipeline.vocab import VocabConfig
 from training.pretrain import PretrainConfig
 from training.tasks.registry import FinetuneConfig
 
+NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"  # of a run
+
 
 class RunConfig(Config):
     """One YAML file. `root` is where every artifact lives; runs that share a root share what they have in common."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    name: str = Field(pattern=f"^{NAME}$")
     root: Annotated[str, Compute] = "runs"
     schedule: Annotated[str, Compute] = "0 3 * * 0"  # cron, UTC: Sundays at three, when switched on in the UI
     extract: ExtractConfig

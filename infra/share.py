@@ -60,5 +60,5 @@ def print_guesses(found: "Sequence[Sequence[Guess]]") -> None:
 def _finished(run: Run, name: str) -> Artifact:
     artifact = run.artifact(name)
     if artifact is None:
-        raise UserError(f"{name}: is not finished on {run.root}; bring it about with cloze run CONFIG --until pretrain")
+        raise UserError(f"{name}: is not finished on {run.root}; finish it with cloze run and --until pretrain")
     return artifact

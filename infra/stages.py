@@ -13,10 +13,12 @@ from infra import report
 from infra.inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
 from infra.run_config import RunConfig
 from pipeline import dedup, examples, extract, tokens, vocab
-from pipeline.artifacts import Manifest, Output
+from pipeline.artifacts import Facts, Manifest, Output
 from pipeline.config import Config, input_paths
+from pipeline.facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts
 from pipeline.storage import Location
 from training import finetune, pretrain
+from training.facts import FinetuneFacts, PretrainFacts
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Stage:
     check: Callable[[Any, Any], object] | None = None
     reads: Mapping[str, StageOutput] = field(default_factory=dict)  # what other stages make
     needs_ray: bool = False
+    facts: type[Facts] = Facts  # what its manifest tells
     publish: Callable[[Location, Location], object] | None = None  # its finished output -> the page about the run
     description: str | None = None  # this and `kinds` are for Dagster's pages
     kinds: tuple[str, ...] = ()
@@ -56,9 +59,24 @@ def stages(config: RunConfig) -> list[Stage]:
     """The stages of a run, in an order in which they can be run."""
     examples_stages = _examples(config)
     before_report = [
-        _stage(extract, "extract", config.extract, kinds=("beam", "parquet")),
-        _stage(dedup, "dedup", config.dedup, reads={"documents": StageOutput("extract")}, kinds=("beam", "parquet")),
-        _stage(vocab, "vocab", config.vocab, reads={"documents": StageOutput("dedup")}, needs_ray=True, kinds=("ray",)),
+        _stage(extract, "extract", config.extract, facts=ExtractFacts, kinds=("beam", "parquet")),
+        _stage(
+            dedup,
+            "dedup",
+            config.dedup,
+            reads={"documents": StageOutput("extract")},
+            facts=DedupFacts,
+            kinds=("beam", "parquet"),
+        ),
+        _stage(
+            vocab,
+            "vocab",
+            config.vocab,
+            reads={"documents": StageOutput("dedup")},
+            needs_ray=True,
+            facts=VocabFacts,
+            kinds=("ray",),
+        ),
         _stage(
             tokens,
             "tokens",
@@ -74,6 +92,7 @@ def stages(config: RunConfig) -> list[Stage]:
             config.pretrain,
             reads={"vocab": StageOutput("vocab"), **{stage.name: StageOutput(stage.name) for stage in examples_stages}},
             needs_ray=True,
+            facts=PretrainFacts,
             kinds=("ray", "deepspeed", "pytorch"),
         ),
         *[
@@ -83,6 +102,7 @@ def stages(config: RunConfig) -> list[Stage]:
                 task,
                 reads={"checkpoint": FinalCheckpoint("pretrain"), "vocab": StageOutput("vocab")},
                 needs_ray=True,
+                facts=FinetuneFacts,
                 kinds=("ray", "pytorch"),
             )
             for task in config.finetune
@@ -113,6 +133,7 @@ def _examples(config: RunConfig) -> list[Stage]:
             ),
             reads={"tokens": StageOutput("tokens"), "vocab": StageOutput("vocab")},
             needs_ray=True,
+            facts=ExamplesFacts,
             kinds=("ray", "parquet"),
         )
         for length, phase in sorted(lengths.items())

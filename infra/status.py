@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from infra import heldout
 from infra.planner import Run, Step
@@ -96,12 +97,12 @@ def print_status(run: Run) -> None:
     table = Table("stage", "state", "took", "result", "size", "output", box=None, pad_edge=False, header_style="bold")
     stages = statuses(run)
     for stage in stages:
-        table.add_row(*_row(stage))
+        table.add_row(*map(Text, _row(stage)))
     console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     console.print(table)
     for stage in stages:
         for line in _told(run, stage.stage, stage.findings):
-            console.print(line, soft_wrap=True)
+            console.print(line, soft_wrap=True, markup=False)
 
 
 def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
@@ -109,7 +110,7 @@ def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
     beside their baselines, where the report is."""
     for stage in stages or run.stages.values():
         if artifact := run.artifact(stage.name):
-            yield from _told(run, stage.name, _findings(run, stage.name, artifact.location, artifact.manifest))
+            yield from _told(run, stage.name, _findings(run, stage, artifact.location, artifact.manifest))
 
 
 def _status(run: Run, step: Step) -> StageStatus:
@@ -133,17 +134,19 @@ def _status(run: Run, step: Step) -> StageStatus:
         fingerprint=output and output.fingerprint,
         manifest=manifest,
         progress=progress,
-        findings=_findings(run, step.stage.name, location, manifest),
+        findings=_findings(run, step.stage, location, manifest),
     )
 
 
-def _findings(run: Run, name: str, location: Location | None, manifest: Manifest | None) -> Findings:
+def _findings(run: Run, stage: Stage, location: Location | None, manifest: Manifest | None) -> Findings:
     """The newest evaluation is of a stage that has one, finished or not; the others are of a finished stage."""
+    facts = stage.facts.of(manifest) if manifest else None
+    scored = facts if isinstance(facts, FinetuneFacts) else FinetuneFacts()
     return Findings(
         warnings=tuple(warnings(manifest)) if manifest else (),
         heldout=(newest(metrics(location), "heldout") or None) if location else None,
-        scores=FinetuneFacts.of(manifest).plain.get("scores") if manifest else None,
-        accuracies=FinetuneFacts.of(manifest).accuracies if manifest else {},
+        scores=scored.plain.get("scores"),
+        accuracies=scored.accuracies,
         page=run.page if manifest and "report.html" in manifest.files else None,
     )
 
@@ -175,7 +178,7 @@ def _row(status: StageStatus) -> tuple[str, str, str, str, str, str]:
             status.state,
             duration(manifest.seconds),
             summary(manifest),
-            size(sum(location.sizes().values())),
+            size(status.bytes or 0),
             shown(location),
         )
     result = ", ".join(_words(status.progress)) if status.progress else ""

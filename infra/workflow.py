@@ -94,7 +94,7 @@ def materialize(run: Run, command: str, until: str | None = None, force: Sequenc
     """
     stages = run.until(until)
     run.check_forced(until, force)
-    run.check(until)
+    run.check(until, force)
     job = definitions(run.config).resolve_job_def(_identifier(run.config.name))
     tags = {_COMMAND: command, _FORCE: " ".join(force), _PROCESS: _process(os.getpid())}
     with dagster.DagsterInstance.local_temp(str(home()), overrides=_NO_CAPTURE) as instance:

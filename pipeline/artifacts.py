@@ -346,8 +346,8 @@ def source_file(location: Location, cache_folder: Location) -> SourceFile:
     stamp = location.etag() if location.is_s3 else str(info.mtime_ns)
     key = hashlib.sha256(f"{location.fs.type_name} {location.path} {info.size} {stamp}".encode()).hexdigest()[:32]
     cached = cache_folder / f"{key}.json"
-    if cached.exists():
-        return SourceFile(location.uri, json.loads(cached.read_bytes())["sha256"], int(info.size))
+    if known := _source_record(cached):
+        return SourceFile(location.uri, known.sha256, int(info.size))
     digest = hashlib.sha256()
     with location.open() as file:
         while block := file.read(_BLOCK):
@@ -360,8 +360,21 @@ def source_file(location: Location, cache_folder: Location) -> SourceFile:
 
 def source_by_digest(cache_folder: Location, sha256: str) -> SourceFile | None:
     """What was last remembered of a file of these bytes; None where nobody has, as in a folder of earlier versions."""
-    record = cache_folder / f"{sha256}.json"
-    return SourceFile(**json.loads(record.read_bytes())) if record.exists() else None
+    return _source_record(cache_folder / f"{sha256}.json")
+
+
+def source_records(cache_folder: Location) -> list[SourceFile]:
+    """All that is remembered there."""
+    return [found for record in cache_folder.files() if (found := _source_record(record))]
+
+
+def _source_record(record: Location) -> SourceFile | None:
+    """None where there is no such record, or a damaged one: it can be made again."""
+    try:
+        said = json.loads(record.read_bytes())
+        return SourceFile(said["uri"], said["sha256"], said["bytes"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 @cache

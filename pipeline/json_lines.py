@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipeline.config import UserError
 from pipeline.storage import Location
 
 
@@ -13,6 +14,15 @@ def encode(rows: Iterable[Mapping[str, Any]], *, escaped: bool = True) -> bytes:
 
 
 def read(file: Location) -> list[dict[str, Any]]:
-    """The rows of a file that we wrote; none where there is no file yet."""
+    """The rows of a file that we wrote; none where there is no file yet. Raises UserError where it is damaged."""
     # Lines of bytes end at line feeds; those of a str would also end at U+2028, which may stand in a value.
-    return [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(
+                f"{file}:{number}: is damaged; delete the file: the stage that wrote it makes it again"
+            ) from error
+    return rows

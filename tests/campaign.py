@@ -1,7 +1,8 @@
 """python -m tests.campaign [ARGS...]: the tests marked campaign and those on Flink, their figures into docs/checks.md.
 
 Takes pytest's arguments. Each figure is a test's seconds, its set-up included, beside what it has printed, such as the
-random steps of its kills. Exits as pytest does; where a test has failed the page is left as it is.
+random steps of its kills. Exits as pytest does. The page is left as it is where
+a test has failed, or where arguments choose among the tests.
 """
 
 import os
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
     report = REPOSITORY / ".venv/campaign.xml"
     options = ["-m", "campaign or flink", "-o", "junit_logging=system-out", f"--junitxml={report}"]
     done = subprocess.run([sys.executable, "-m", "pytest", *options, *arguments], cwd=REPOSITORY, check=False)
-    if done.returncode == 0:
+    if done.returncode == 0 and not arguments:
         before, heading, _ = PAGE.read_text().partition(HEADING)
         found = section(ElementTree.parse(report))
         PAGE.write_text(f"{before}{heading}{found}")
@@ -32,11 +33,13 @@ def main(arguments: list[str]) -> int:
 
 def section(report: "ElementTree.ElementTree[Any]") -> str:
     """pytest's report in XML -> Markdown: when and where it was, and a table."""
-    cases = [case for case in report.iter("testcase") if case.find("skipped") is None]
+    every = list(report.iter("testcase"))
+    cases = [case for case in every if case.find("skipped") is None]
     total = sum(float(case.get("time", 0)) for case in cases)
     lines = [
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}: {len(cases)} tests, none failed, {total / 60:.0f} minutes.",
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}: {len(cases)} tests, none failed, {len(every) - len(cases)} skipped, "
+        f"{total / 60:.0f} minutes.",
         "",
         "| test | seconds | what it drew |",
         "|---|---|---|",

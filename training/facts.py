@@ -64,8 +64,8 @@ class PretrainFacts(Facts):
         if checkpoint := cls.of(manifest).checkpoint:
             return checkpoint
         raise UserError(
-            f"{manifest.stage}/{manifest.fingerprint}/manifest.json: facts.checkpoint: is not there; "
-            "is damaged: delete that folder and run again"
+            f"{manifest.stage}/{manifest.fingerprint}/manifest.json: facts.checkpoint is missing; "
+            "delete that folder and run again"
         )
 
 

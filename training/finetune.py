@@ -323,6 +323,7 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     prepared = task.prepare(tokenizer)
     setup = Setup(config, task, prepared, checkpoint, vocab, out)
     names = [name for variant in VARIANTS for name in setup.parts(variant)]
+    FinetuneFacts.model_validate(task.facts())  # hours before they are told
     if len(out.parts(names)) < len(names):
         placement = Placement.fitting(
             nodes(),

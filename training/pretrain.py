@@ -24,7 +24,7 @@ from training.checkpoint import CheckpointRef, best, final, newest, prune
 from training.data import Examples, paired
 from training.deepspeed_config import DeepSpeedConfig
 from training.elastic import Placement, nodes
-from training.facts import CheckpointFact, InitFact, MetricsFact, PretrainFacts
+from training.facts import CheckpointFact, InitFact, MetricsFact, PeakFact, PretrainFacts
 from training.heartbeat import Progress
 from training.optim import OptimizerConfig
 from training.ray_train import RestartPolicy, run_workers
@@ -225,8 +225,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     setup = Setup(config, tuple(examples), out.location, pieces, init)
     last = _trained(setup, on_step, out)
     prune(out.location, config.keep_checkpoints)
-    stored, better = last.state(), best(out.location)
-    state = TrainState.from_json(stored)
+    state, better = TrainState.from_json(last.state()), best(out.location)
     rows = state.metrics.rows
     files = {"metrics.jsonl": json_lines.encode(rows), events.FILE: events.EventFile()(rows)}
     if state.skipped:
@@ -236,7 +235,10 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     facts = PretrainFacts(
         checkpoint=_fact(out.location, last),
         best=_fact(out.location, better) if better else None,
-        **{key: stored[key] for key in ("precision", "processor", "workers", "peak")},
+        precision=state.precision or "",
+        processor=state.processor,
+        workers=state.workers,
+        peak=PeakFact(**state.peak._asdict()) if state.peak else None,
         skipped=len(state.skipped),
         init=InitFact(sha256=init.sha256, notes=list(notes)) if init else None,
         metrics=MetricsFact(**summary(rows)),

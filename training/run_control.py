@@ -1,4 +1,4 @@
-"""What the driver wants, a node's notice and the clock -> whether to go on, save or leave, the same in all workers.
+"""What the driver wants, a node's notice and the clock -> whether to leave or to save, and the time, in all workers.
 
 Workers that do not agree wait for each other for ever: so what each of them knows goes into one exchange a step, and
 what comes out of it is what all of them do.
@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from training.device import worker_device
 from training.heartbeat import Tell
 
 _LONG_STEP = 2.0  # seconds, from which on a step is left between its micro-batches
@@ -21,7 +20,7 @@ _ASK_SECONDS = 5.0  # between two looks for a notice that a node will be taken a
 class Decision(NamedTuple):
     """What all workers do now."""
 
-    leave: bool  # save and return: the driver wants it
+    leave: bool  # save and return: the driver asks for it
     save: bool  # save and go on: the end of a node has just been announced
     seconds: float  # of training so far, by the clock of worker 0
 
@@ -29,14 +28,21 @@ class Decision(NamedTuple):
 class RunControl:
     """One worker's; all ask theirs at the same points of the training."""
 
-    def __init__(self, tell: Tell, preempted: Callable[[], bool], seconds: float) -> None:
-        """The clock goes on from so many `seconds` of training. `tell` shows worker 0's progress and returns what the
-        driver wants; `preempted`, which all workers call together, says whether a node will be taken away."""
-        self._tell, self._preempted, self._device = tell, preempted, worker_device()
+    def __init__(self, tell: Tell, preempted: Callable[[], bool]) -> None:
+        """`tell` shows worker 0's progress and returns whether the driver asks to leave; `preempted`, which all workers
+        call together, says whether a node will be taken away. All workers make theirs together."""
+        self._tell, self._preempted = tell, preempted
         self._is_first = dist.get_rank() == 0
+        # numbers of the CPU: a GPU would have to finish its step before it could tell them
+        self._group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else None
+        self._noticed = False
+        self.start(0.0)
+
+    def start(self, seconds: float) -> None:
+        """The clock goes on from so many seconds of training."""
         self._seconds, self._since = seconds, time.monotonic() - seconds
         self._step_seconds = 0.0  # of the last step
-        self._asked, self._noticed = time.monotonic(), False
+        self._asked = time.monotonic()
 
     def after_step(self, done: float, note: str) -> Decision:
         """`done` and `note` are what a user is shown."""
@@ -45,7 +51,7 @@ class RunControl:
         return decision
 
     def within_step(self, done: float, note: str) -> Decision | None:
-        """Between two micro-batches. None in a short step; all workers took the one before to be long, or none."""
+        """Between two micro-batches; None unless the step before was long, by the clock that all workers share."""
         return self._decide(done, note) if self._step_seconds > _LONG_STEP else None
 
     def _decide(self, done: float, note: str) -> Decision:
@@ -58,6 +64,6 @@ class RunControl:
 
     def _agree(self, *mine: float) -> list[float]:
         """The largest of all workers' numbers, each in its place."""
-        numbers = torch.tensor(mine, dtype=torch.float64, device=self._device)
-        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        numbers = torch.tensor(mine, dtype=torch.float64)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._group)
         return numbers.tolist()

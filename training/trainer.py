@@ -4,13 +4,19 @@ A step depends on nothing but the weights before it and its number, by which dat
 processors with the same workers give the same bits. What happens when
 
     a loss spikes        the weights are spoiled by the time it is seen: all workers go back to the newest checkpoint,
-                         and step over that step's batch when they come to it again (`_judged`, `_go_back`, guards.py)
-    a worker is lost     its group ends, and the next one begins here, from the newest checkpoint (ray_train.py)
-    a node gives notice  the step that is done is saved at once, and training goes on (run_control.py)
-    the driver leaves    so it is, and training ends: the same command goes on from there (run_control.py)
+                         and step over that step's batch when they come to it again; after `max_rollbacks` training
+                         ends with one line (`_fault`, `_go_back`, guards.py)
+    a worker is lost     its group ends. The next one, of at most `max_failures`, begins with `Trainer.__init__` from
+                         the newest checkpoint: the steps since then are made again (ray_train.py, elastic.py)
+    a node gives notice  heard within five seconds: the last finished step is saved, training goes on, and the loss of
+                         the node is no failure (run_control.py)
+    the driver asks to stop (SIGTERM, or to make room for a larger group)
+                         the last finished step is saved and training ends: the same command goes on from there
+                         (run_control.py, heartbeat.py)
     the disk is full     a checkpoint is tried three times, then training goes on without it; only the last one has to
                          be written (saves.py, `_save`)
-    the budget ends      so does the last phase, with the learning rate at zero (`_end_phase`, `_learning_rate`)
+    the budget ends      seen after each step: it is the last of its phase, and of training if it is the last phase's.
+                         The learning rate falls to zero towards that time (`_end_phase`, `_learning_rate`)
 """
 
 import hashlib
@@ -136,7 +142,7 @@ class Trainer:
         """Stands where the newest checkpoint does, or at the beginning. `tell` and `preempted`: see RunControl."""
         self.setup, self.config, self.on_step = setup, setup.config, on_step
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
-        self.tell, self.preempted = tell, preempted
+        self.control = RunControl(tell, preempted)
         self.history, self.loss = "", math.nan  # shown beside the progress: where training went on, the last loss
         self.saver = AsyncSaver(
             setup.location,
@@ -170,30 +176,32 @@ class Trainer:
     def train(self) -> None:
         """From the next step to the last one of the last phase, or to where the driver wants an end."""
         config, engine, data = self.config, self.engine, PhaseData(self.setup, self.rank, self.workers)
-        control = self.control = RunControl(self.tell, self.preempted, self.state.seconds)
+        self.control.start(self.state.seconds)
         leaving = False
         try:
             while not self.is_over and not leaving:
                 data.open(self.state)
+                if self.state.step == self.state.phase_start:
+                    self.state.recent.forget()
                 began = time.monotonic()
                 batch, waited = data.next()
                 learning_rate, dropout_seed = self._learning_rate(), self._dropout_seed()
-                step = engine.step(batch.micro_batches, learning_rate, dropout_seed, self._leave_within_step)
+                step = engine.step(batch.micro_batches, learning_rate, dropout_seed, self._between_micro_batches)
                 if step is None:  # all workers have left it; the weights are those of the step before
                     self._save(wait=True)
                     break
-                if fault := self._judged(step, batch):
+                if fault := self._fault(step, batch):
                     data.close()
                     self._go_back(fault)
                     continue
                 self._count(step, time.monotonic() - began, waited)
-                leaving, notice, self.state.seconds = control.after_step(self._done(), self._note())
+                leaving, noticed, self.state.seconds = self.control.after_step(self._done(), self._note())
                 phase_ended = self._end_phase()
                 if self.is_over or self.state.step % config.log_every == 0:
                     self._log(learning_rate, step)
                 if phase_ended or self.state.step % config.eval_every == 0:
                     self._evaluate(data)
-                if self.is_over or leaving or notice or self.state.step % config.checkpoint_every == 0:
+                if self.is_over or leaving or noticed or self.state.step % config.checkpoint_every == 0:
                     self._save(wait=self.is_over or leaving)
                 if self.on_step:
                     self.on_step(self.rank, self.state.step)
@@ -218,15 +226,15 @@ class Trainer:
         """Of this worker in the next step."""
         return keyed_seed(self.config.seed, self.state.step, self.rank)
 
-    def _leave_within_step(self) -> bool:
-        """Between the micro-batches of a long step: whether to leave it. Saves at the notice that a node goes."""
+    def _between_micro_batches(self) -> bool:
+        """In a long step: save at the notice that a node goes. Whether to leave the step."""
         decision = self.control.within_step(self._done(), self._note())
         if decision and decision.save and not decision.leave:
             self._save(wait=False)
         return decision is not None and decision.leave
 
-    def _judged(self, step: Step, batch: "GlobalBatch") -> Fault | None:
-        """What is wrong with a step. All workers judge the same sums."""
+    def _fault(self, step: Step, batch: "GlobalBatch") -> Fault | None:
+        """What is wrong with a step, if anything. All workers judge the same sums; to read them waits for a GPU."""
         loss, config = step.totals.means()["loss"], self.config
         if step.overflowed and math.isfinite(loss):  # no weight was changed, and a lower loss scale helps
             return None
@@ -398,8 +406,6 @@ class PhaseData:
         if self._rank == 0:  # which alone has to read the examples for it
             self.unigram = unigram_baseline(examples, sample, self._setup.pieces)
         self.unigram = agreed(self.unigram)
-        if state.step == state.phase_start:
-            state.recent.forget()
         skipped = {skip.batch for skip in state.skipped if skip.phase == state.phase}
         first = guards.place(state.step - state.phase_start, skipped)
         self._batches = Prefetched(self._from(first, examples, masking, skipped))

@@ -24,7 +24,14 @@ from infra.report.stages import (
     VocabView,
 )
 from pipeline import json_lines, vocab_file
-from pipeline.artifacts import Artifact, Manifest, SourceFile, in_parallel, read_manifest, source_by_digest
+from pipeline.artifacts import (
+    Artifact,
+    Manifest,
+    in_parallel,
+    read_manifest,
+    source_by_digest,
+    source_records,
+)
 from pipeline.facts import DedupFacts, ExtractFacts, VocabFacts
 from pipeline.schema import parquet_file
 from pipeline.storage import Location
@@ -97,10 +104,7 @@ class _Sources:
         found = in_parallel(lambda value: source_by_digest(folder, value[:_SHA256]), values)
         self._known = dict(zip(values, found, strict=True))
         if not all(self._known.values()):
-            listed = {}
-            for record in folder.files():
-                entry = json.loads(record.read_bytes())
-                listed[entry["sha256"]] = SourceFile(**entry)
+            listed = {file.sha256: file for file in source_records(folder)}
             self._known = {value: file or listed.get(value[:_SHA256]) for value, file in self._known.items()}
 
     def source(self, key: str, value: str) -> Source:

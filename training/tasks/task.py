@@ -134,7 +134,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, answers: Sequence[Any], data: Any) -> dict[str, float]:
-        """What a split's answers are worth while training: plain numbers by name, which the report shows by epoch."""
+        """What a split's answers are worth while training: plain numbers by name; the page shows accuracy and loss."""
         ...
 
     def merit(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
@@ -156,7 +156,7 @@ class Task(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What else the report shows of the file."""
+        """What else the manifest tells of the file, by names other than FinetuneFacts' own; the page shows `labels`."""
         ...
 
     def model_files(self) -> dict[str, bytes]:
