@@ -1,5 +1,5 @@
 # make demo: the quickstart, from a fresh clone to a scored model.   make test [ARGS="..."]: the tests, two files at once.
-# make campaign: faults at random steps, a quarter of an hour.      .ci/run: lint, all other tests, the quickstart twice.
+# make campaign: faults at random steps, some ten minutes.         .ci/run: lint, all other tests, the quickstart twice.
 # make ui: the run's history and schedule in a browser.              make bench [ONLY=name ARGS="..."]   make lint
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)

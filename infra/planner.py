@@ -197,8 +197,8 @@ class Run:
 
     def _remembered(self) -> dict[str, Any]:
         try:
-            return json.loads(self._record.read_bytes())
-        except (FileNotFoundError, ValueError):  # none yet, or damaged: it only says what has changed
+            return json.loads(self._record.read_bytes()) if self._record.exists() else {}
+        except ValueError:  # damaged: it only says what has changed
             return {}
 
     def _remember(self, stage: Stage, digest: str) -> None:

@@ -370,10 +370,12 @@ def source_records(cache_folder: Location) -> list[SourceFile]:
 
 def _source_record(record: Location) -> SourceFile | None:
     """None where there is no such record, or a damaged one: it can be made again."""
+    if not record.exists():
+        return None
     try:
         said = json.loads(record.read_bytes())
         return SourceFile(said["uri"], said["sha256"], said["bytes"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -115,7 +115,7 @@ def _input_paths(config: Config, keys: tuple[str | int, ...], names: tuple[str, 
         marks = [mark for mark in field.metadata if isinstance(mark, InputPath)]
         if not marks:
             yield from _paths_inside(value, (*keys, name), names)
-        elif value:  # an empty one names nothing
+        elif value not in (None, ""):
             own = name if marks[0].input is None else marks[0].input
             several = not isinstance(value, str)
             patterns = tuple(value) if several else (value,)

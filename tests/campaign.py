@@ -38,8 +38,8 @@ def section(report: "ElementTree.ElementTree[Any]") -> str:
     total = sum(float(case.get("time", 0)) for case in cases)
     lines = [
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}: {len(cases)} tests, none failed, {len(every) - len(cases)} skipped, "
-        f"{total / 60:.0f} minutes.",
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}: {len(cases)} tests, none failed, "
+        f"{len(every) - len(cases)} skipped, {total / 60:.0f} minutes.",
         "",
         "| test | seconds | what it drew |",
         "|---|---|---|",

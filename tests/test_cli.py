@@ -46,7 +46,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         ([], "the following arguments are required: COMMAND; see cloze --help"),
         (["rnu", CONFIG], "argument COMMAND: invalid choice: 'rnu'"),
-        (["run"], "the following arguments are required: RUN, key=value; see cloze run --help"),
+        (["run"], "the following arguments are required: RUN; see cloze run --help"),
         (["run", CONFIG, "--untill", "vocab"], "unrecognized arguments: --untill"),
         (["report", CONFIG, "--json"], "unrecognized arguments: --json"),
         (["run", "quickstart"], "quickstart: is no run under runs, where there is none; give another name, its root "),

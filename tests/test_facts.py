@@ -158,7 +158,7 @@ def test_facts_of_another_shape_are_one_line_with_the_file_and_the_place(
 
 def test_a_pretraining_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
     artifact, _ = finish(tmp_path, {"best": None})
-    with pytest.raises(UserError, match=r"^pretrain/0/manifest\.json: facts\.checkpoint: is not there; .*run again$"):
+    with pytest.raises(UserError, match=r"^pretrain/0/manifest\.json: facts\.checkpoint is missing; .*run again$"):
         PretrainFacts.final(artifact.manifest)
 
 

@@ -409,18 +409,6 @@ def test_what_a_stage_of_the_run_made_is_no_users_file_however_long_its_digest_i
     assert stages["finetune-authors"].after == ("pretrain", "vocab")
 
 
-def test_a_users_file_is_called_by_what_it_is_to_its_stage(tmp_path: Path) -> None:
-    made = [extract(tmp_path), finetune(tmp_path, DIGEST, (60, 100), (55, 100))]
-    out = output(tmp_path, "vocab", "a" * 16)
-    part = out.commit("vocab", {"vocab.txt": "".join(f"{piece}\n" for piece in PIECES).encode()})
-    out.finish([part], {}, {"documents": "d" * 16, "compare": "cd" * 32 + ".txt"})
-    known = [Known(one.stage, "done", one.location, one.fingerprint) for one in [*made, finished(out)]]
-    known.append(Known("dedup", "not started", None, "d" * 16))
-    text = Reader(render("voyage", read(known, Location(str(tmp_path))))).text
-    assert "vocab: compare cdcdcdcdcd" in text and "authors: labelled file" in text
-    assert "vocab: labelled file" not in text and "vocab: documents" not in text
-
-
 @pytest.mark.parametrize("by_digest", [True, False])
 def test_a_users_file_is_known_by_its_digest_or_by_an_earlier_versions_record(
     tmp_path: Path, by_digest: bool, monkeypatch: pytest.MonkeyPatch

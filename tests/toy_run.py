@@ -12,6 +12,7 @@ from infra.run_config import RunConfig
 from infra.stages import Stage
 from pipeline.artifacts import Manifest, Output
 from pipeline.config import Compute, Config, InputPath, identity, load
+from training.facts import FinetuneFacts
 
 VERSION = 1
 
@@ -55,7 +56,7 @@ def toy_run(patch: pytest.MonkeyPatch, root: str | Path, source: str | Path, **c
     letters, words, pages = (configs.get(name, ToyConfig()) for name in ("letters", "words", "pages"))
     letters = letters.model_copy(update={"file": str(source)})
     stages = [
-        Stage("letters", letters, VERSION, run),
+        Stage("letters", letters, VERSION, run, facts=FinetuneFacts),
         Stage("words", words, VERSION, run, reads={"letters": StageOutput("letters")}),
         Stage(
             "pages",

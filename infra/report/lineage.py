@@ -52,10 +52,9 @@ def _file_node(stage: StageView, name: str, files: Sequence[Source]) -> Node:
 
 
 def _file_title(stage: StageView, name: str) -> str:
-    """A source's name; what a task learns from; of any other stage the name of its input, such as vocab: compare."""
     if isinstance(stage, ExtractView):
         return name
-    return f"{stage.task}: labelled file" if isinstance(stage, FinetuneView) else f"{stage.name}: {name}"
+    return f"{stage.task if isinstance(stage, FinetuneView) else stage.name}: labelled file"
 
 
 def _stage_node(stage: StageView, made_from: tuple[str, ...]) -> Node:
