@@ -139,13 +139,13 @@ def watched(
 
     They are to leave when `leave` is set, and when there has come to be room for a larger group than `size`.
     """
+    import ray
+    from ray.exceptions import RayError
+
     heard, since = -1, time.monotonic()
 
     def look() -> bool:
         nonlocal heard, since
-        import ray
-        from ray.exceptions import RayError
-
         try:
             (done, note), now_heard, stepping = ray.get(board.told.remote())
             note += _asked_to_leave(board, leave, size if stepping else None)  # the room of one not placed seems free
@@ -162,6 +162,9 @@ def watched(
 
     with repeated(look, _TELL_SECONDS):
         yield
+    with suppress(RayError):  # what was told last, also by a group that was quicker than a look
+        (done, note), *_ = ray.get(board.told.remote())
+        progress.show(done, note)
 
 
 def _asked_to_leave(board: Any, leave: threading.Event, size: GroupSize | None) -> str:
