@@ -61,10 +61,8 @@ def absolute(pattern: str) -> str:
     if pattern.startswith("s3://"):
         return pattern
     pattern, here = os.path.expanduser(pattern), str(Path.cwd())  # noqa: PTH111 (a name that is not known stays)
-    if Path(pattern).is_file():  # its name may have brackets of its own
-        return os.path.normpath(os.path.join(here, pattern))  # noqa: PTH118 (as below)
-    # A folder's own brackets and stars are to match themselves.
-    start = glob.escape(here) if glob.has_magic(here) else here
+    # Of a pattern, the folder's own brackets and stars are to match themselves; what is there is no pattern.
+    start = here if Path(pattern).exists() else glob.escape(here)
     return os.path.normpath(os.path.join(start, pattern))  # noqa: PTH118 (a pattern, no path)
 
 

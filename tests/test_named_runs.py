@@ -190,3 +190,17 @@ def test_a_job_keeps_what_was_sent_with_it(monkeypatch: pytest.MonkeyPatch) -> N
         named_runs.keep(load(RunConfig, CONFIG, other))
     assert named_runs.read("quickstart").vocab.size == 500
     assert named_runs.read("other").name == "other"
+
+
+def test_from_a_folder_with_brackets_files_folders_and_patterns_are_still_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "[x]"
+    (here / "books [1]").mkdir(parents=True)
+    for name in ("books [1]/one.txt", "books [1]/two [2].txt"):
+        (here / name).touch()
+    monkeypatch.chdir(here)
+    assert named_runs.absolute("books [1]/two [2].txt") == f"{here}/books [1]/two [2].txt"
+    assert named_runs.absolute("books [1]") == f"{here}/books [1]"  # such as the folder of a model
+    found = find(named_runs.absolute("*/one.txt"))
+    assert [file.path for file in found] == [f"{here}/books [1]/one.txt"]

@@ -158,14 +158,13 @@ def _root(config: RunConfig, cluster: ClusterConfig) -> str:
 
 def _placed(path: MarkedPath, pattern: str, uploads: "_Uploads | None") -> list[str]:
     """What the job is to read in place of one of this machine's paths."""
-    if path.mark.file_in:
-        if uploads:
-            key = ".".join(map(str, path.keys))
-            raise UserError(f"{key}: {pattern} is a folder of this machine; put it on S3, and name it there")
-        return [str(Path(pattern).expanduser().absolute())]
+    if uploads and path.mark.file_in:
+        key = ".".join(map(str, path.keys))
+        raise UserError(f"{key}: {pattern} is a folder of this machine; put it on S3, and name it there")
     if uploads:
         return uploads(pattern)
-    find(pattern)  # raises MissingFile
+    if not path.mark.file_in:
+        find(pattern)  # raises MissingFile
     return [named_runs.absolute(pattern)]
 
 
