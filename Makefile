@@ -20,7 +20,7 @@ lint: .venv/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright && $(BIN)/lint-imports
 
 ui: .venv/.installed
-	CLOZE_CONFIG="$(CONFIG)" $(BIN)/python -m infra.workflow
+	CLOZE_CONFIG="$(CONFIG)" $(BIN)/python -m cloze.infra.workflow
 
 bench: .venv/.installed-bench
 	$(BIN)/python -m tests.benchmarks $(ONLY) $(ARGS)

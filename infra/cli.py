@@ -12,11 +12,11 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.config import UserError
-from pipeline.signals import interrupted_by
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.signals import interrupted_by
 
 if TYPE_CHECKING:
-    from infra.planner import Run, Step
+    from cloze.infra.planner import Run, Step
 
 _RUN = """RUN is a YAML file (anything with a / in it, or that ends in .yaml or .yml: ./quickstart.yaml), or else the
 name of a run that was started before under --root: then its configuration is the one that it was last
@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _plan(options)
     run = _load(options)
-    from infra.workflow import materialize
+    from cloze.infra.workflow import materialize
 
     command = " ".join(["cloze", *sys.argv[1:]])
     return materialize(run, command, until=options.until, force=options.force or [])
@@ -133,7 +133,7 @@ def _plan(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from infra.progress import shown
+    from cloze.infra.display import shown
 
     table = Table("stage", "", "why", "output", box=None, pad_edge=False, header_style="bold")
     for step in steps:
@@ -146,7 +146,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _planned(step: "Step") -> dict[str, Any]:
-    from infra.planner import NOT_YET
+    from cloze.infra.planner import NOT_YET
 
     return {
         "stage": step.stage.name,
@@ -159,7 +159,7 @@ def _planned(step: "Step") -> dict[str, Any]:
 
 def _status(options: argparse.Namespace) -> int:
     run = _load(options)
-    from infra.status import print_status, statuses
+    from cloze.infra.status import print_status, statuses
 
     if options.json:
         return _print_json([status.plain() for status in statuses(run)])
@@ -169,7 +169,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     run = _load(options)
-    from infra.report import render_run
+    from cloze.infra.live_report import render_run
 
     print(render_run(run))
     return 0
@@ -177,8 +177,8 @@ def _report(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     run = _load(options)
-    from infra.share import export_run
-    from pipeline.storage import Location
+    from cloze.infra.export import export_run
+    from cloze.pipeline.core.storage import Location
 
     to = Location(options.to).absolute()
     export_run(run, to)
@@ -188,7 +188,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     run = _load(options)
-    from infra.share import guesses, print_guesses
+    from cloze.infra.export import guesses, print_guesses
 
     found = guesses(run, options.text)
     if options.json:
@@ -213,7 +213,7 @@ def _finite(value: Any) -> Any:
 
 def _submit(options: argparse.Namespace) -> int:
     _load(options)  # a wrong configuration is said here, not on the cluster
-    from infra.launch.ray_jobs import submit
+    from cloze.infra.launch.ray_jobs import submit
 
     return submit(
         options.run,
@@ -229,8 +229,8 @@ def _load(options: argparse.Namespace) -> "Run":
     # Both packages look for these at import time.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
-    from infra import named_runs
-    from infra.planner import Run
+    from cloze.infra import named_runs
+    from cloze.infra.planner import Run
 
     run = Run(named_runs.read(options.run, options.overrides, options.root))
     for name in [*(options.force or []), *([options.until] if options.until else [])]:

@@ -1,13 +1,13 @@
 """a row of held-out metrics -> what it says of a model, beside what is scored without one: page, status and card agree.
 
-The baselines stand in the row (training/record.py): for masked pieces a unigram model, for pairs the one answer that is
+The baselines stand in the row (pretrain/baselines.py): for masked pieces a unigram model, for pairs the answer that is
 right the most often.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from training.metrics import wilson
+from cloze.training.finetune.scores import wilson
 
 #: What the head for pairs answers, by objective: 0, 1. Without the objective the labels stand for themselves.
 _ANSWERS = {"mlm+nsp": ("is next", "random"), "mlm+sop": ("in order", "swapped")}

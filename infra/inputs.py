@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.artifacts import Artifact, SourceFile, source_file
-from pipeline.config import MarkedPath
-from pipeline.storage import Location, find
-from training.checkpoint import CheckpointRef
-from training.pretrain import final_checkpoint
+from cloze.pipeline.core.artifacts import Artifact, SourceFile, source_file
+from cloze.pipeline.core.config import MarkedPath
+from cloze.pipeline.core.storage import Location, find
+from cloze.training.checkpoints.checkpoint import CheckpointRef
+from cloze.training.pretrain.stage import final_checkpoint
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class UserFiles:
     path: MarkedPath
 
     def find(self, root: Location) -> list[SourceFile]:
-        """All of them; `root` is the run's. Raises MissingFile, and what else `pipeline.storage.find` does."""
+        """All of them; `root` is the run's. Raises MissingFile, and what else `storage.find` does."""
         file_in = self.path.mark.file_in
         return [
             source_file(file.absolute(), root / "sources")

@@ -11,9 +11,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.run_config import NAME, RunConfig
-from pipeline.config import UserError, dump, identity, load, parse, with_paths
-from pipeline.storage import Location
+from cloze.infra.run_config import NAME, RunConfig
+from cloze.pipeline.core.config import dump, identity, load, parse, with_paths
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.storage import Location
 
 #: Names a file with the text that `keep` is to write: a job on a cluster reads copies of the user's files, whose paths
 #: are gone with the job.

@@ -6,14 +6,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from infra.inputs import UserFiles
-from infra.launch.local import ray_session
-from infra.run_config import RunConfig
-from infra.stages import Stage, stages
-from pipeline.artifacts import Artifact, Manifest, Output, SourceFile, fingerprint, lost, read_manifest
-from pipeline.attempts import clear
-from pipeline.config import MissingFile, UserError, identity
-from pipeline.storage import Location
+from cloze.infra.inputs import UserFiles
+from cloze.infra.ray_session import ray_session
+from cloze.infra.run_config import RunConfig
+from cloze.infra.stages import Stage, stages
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, SourceFile, fingerprint, lost, read_manifest
+from cloze.pipeline.core.config import identity
+from cloze.pipeline.core.errors import MissingFile, UserError
+from cloze.pipeline.core.scratch import clear
+from cloze.pipeline.core.storage import Location
 
 Action = Literal["run", "continue", "skip", "wait"]
 NOT_YET = "its input is not there yet"  # why a stage waits that a run would come to

@@ -4,14 +4,14 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Compute, Config
-from pipeline.dedup import DedupConfig
-from pipeline.examples import ExamplesConfig
-from pipeline.extract import ExtractConfig
-from pipeline.tokens import TokensConfig
-from pipeline.vocab import VocabConfig
-from training.pretrain import PretrainConfig
-from training.tasks.registry import FinetuneConfig
+from cloze.pipeline.core.config import Compute, Config
+from cloze.pipeline.dedup.stage import DedupConfig
+from cloze.pipeline.examples.stage import ExamplesConfig
+from cloze.pipeline.extract.stage import ExtractConfig
+from cloze.pipeline.tokens.stage import TokensConfig
+from cloze.pipeline.vocab.stage import VocabConfig
+from cloze.training.finetune.tasks.registry import FinetuneConfig
+from cloze.training.pretrain.config import PretrainConfig
 
 NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"  # of a run
 

@@ -9,16 +9,22 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from infra import report
-from infra.inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
-from infra.run_config import RunConfig
-from pipeline import dedup, examples, extract, tokens, vocab
-from pipeline.artifacts import Facts, Manifest, Output
-from pipeline.config import Config, input_paths
-from pipeline.facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts
-from pipeline.storage import Location
-from training import finetune, pretrain
-from training.facts import FinetuneFacts, PretrainFacts
+from cloze.infra.inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
+from cloze.infra.report import stage as report
+from cloze.infra.run_config import RunConfig
+from cloze.pipeline.core.artifacts import Facts, Manifest, Output
+from cloze.pipeline.core.config import Config, input_paths
+from cloze.pipeline.core.facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.dedup import stage as dedup
+from cloze.pipeline.examples import stage as examples
+from cloze.pipeline.extract import stage as extract
+from cloze.pipeline.tokens import stage as tokens
+from cloze.pipeline.vocab import stage as vocab
+from cloze.training.finetune import stage as finetune
+from cloze.training.finetune.facts import FinetuneFacts
+from cloze.training.pretrain import stage as pretrain
+from cloze.training.pretrain.facts import PretrainFacts
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra import heldout
-from infra.planner import Run, Step
-from infra.progress import duration, shown, size, summary, warnings
-from infra.report.pretraining import newest
-from infra.report.reading import metrics
-from infra.stages import Stage
-from pipeline.artifacts import Manifest, read_manifest
-from pipeline.storage import Location
-from training.facts import Accuracy, FinetuneFacts
+from cloze.infra import heldout
+from cloze.infra.display import duration, shown, size, summary, warnings
+from cloze.infra.planner import Run, Step
+from cloze.infra.report.pretraining import newest
+from cloze.infra.report.reading import metrics
+from cloze.infra.stages import Stage
+from cloze.pipeline.core.artifacts import Manifest, read_manifest
+from cloze.pipeline.core.storage import Location
+from cloze.training.finetune.facts import Accuracy, FinetuneFacts
 
-_CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoint.py: written last
+_CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoints/checkpoint.py: written last
 
 
 State = Literal["done", "half-done", "not started", "waiting"]

@@ -1,7 +1,7 @@
 """A run's stages as Dagster assets, with a job and a weekly schedule. Thin: what is done, and when, is planner.py's.
 
-`cloze run` materializes the assets in this process; `python -m infra.workflow` opens Dagster's pages over the same ones
-(`defs`). One DAGSTER_HOME, by default ./.dagster, keeps the history of both.
+`cloze run` materializes the assets in this process; `python -m cloze.infra.workflow` opens Dagster's pages over the
+same ones (`defs`). One DAGSTER_HOME, by default ./.dagster, keeps the history of both.
 """
 
 import os
@@ -16,15 +16,15 @@ from pathlib import Path
 
 import dagster
 
-from infra import named_runs
-from infra.planner import Run, Step
-from infra.progress import Display, duration, summary, warnings
-from infra.run_config import RunConfig
-from infra.stages import Stage
-from infra.status import results
-from pipeline.artifacts import Manifest
-from pipeline.config import UserError
-from pipeline.signals import interrupted_by
+from cloze.infra import named_runs
+from cloze.infra.display import Display, duration, summary, warnings
+from cloze.infra.planner import Run, Step
+from cloze.infra.run_config import RunConfig
+from cloze.infra.stages import Stage
+from cloze.infra.status import results
+from cloze.pipeline.core.artifacts import Manifest
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.signals import interrupted_by
 
 # Tags of a run in Dagster's history.
 _COMMAND = "cloze/command"
@@ -47,8 +47,7 @@ _UNFINISHED = [
 
 @dagster.definitions
 def defs() -> dagster.Definitions:
-    """What `dagster dev -m infra.workflow` shows: the runs that CLOZE_CONFIG names, as `cloze run` takes them, spaces
-    between."""
+    """What `dagster dev -m cloze.infra.workflow` shows: the runs that CLOZE_CONFIG names, with spaces between."""
     configs = [named_runs.read(run) for run in os.environ.get("CLOZE_CONFIG", "configs/quickstart.yaml").split()]
     names = [_identifier(config.name) for config in configs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -223,7 +222,9 @@ def _open_pages() -> None:
     os.environ |= {"DAGSTER_HOME": str(home()), "DAGSTER_DISABLE_TELEMETRY": "yes", "RAY_USAGE_STATS_ENABLED": "0"}
     # The newer command that Dagster's warning recommends wants its own project layout.
     quiet = ["-W", "ignore:Function `dev_command`"]
-    os.execv(sys.executable, [sys.executable, *quiet, "-m", "dagster", "dev", "-m", "infra.workflow", *sys.argv[1:]])
+    os.execv(
+        sys.executable, [sys.executable, *quiet, "-m", "dagster", "dev", "-m", "cloze.infra.workflow", *sys.argv[1:]]
+    )
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ _LONGEST = [
     "ray_train",
     "finetune",
     "flink",
-    "kills",
+    "extract_kills",
     "engine",
 ]
-_LONGEST += ["dedup", "readme", "workflow", "spool", "beam"]
+_LONGEST += ["dedup", "readme", "workflow", "repartition", "beam"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,7 +54,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def ray_session(own_home: Path) -> Iterator[None]:
     """A local Ray of two CPUs, started once."""
-    from infra.launch.local import ray_session as start
+    from cloze.infra.ray_session import ray_session as start
 
     with start(num_cpus=2):
         yield

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.artifacts import Artifact, Output, Part
-from pipeline.schema import Document, document, document_table, parquet_bytes
-from pipeline.storage import Location
-from pipeline.tokenizer import build
+from cloze.pipeline.core.artifacts import Artifact, Output, Part
+from cloze.pipeline.core.schema import parquet_bytes
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract.document import Document, document, document_table
+from cloze.pipeline.text.tokenizer import build
+from tests.paths import DATA, REPOSITORY
 
-_FOLDER = Path(__file__).parent / "data" / "golden"
-_VOCABULARY = Path(__file__).parents[1] / "configs/vocab/bert-base-uncased.txt"
+_FOLDER = DATA / "golden"
+_VOCABULARY = REPOSITORY / "configs/vocab/bert-base-uncased.txt"
 
 
 @cache

@@ -16,10 +16,10 @@ from types import ModuleType
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import Manifest, read_manifest
-from pipeline.storage import Location
+from cloze.pipeline.core.artifacts import Manifest, read_manifest
+from cloze.pipeline.core.storage import Location
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 QUICKSTART = "configs/quickstart.yaml"
 SHORTER = [
     "pretrain.phases.0.steps=20",
@@ -34,7 +34,7 @@ DATA_STAGES = ["extract", "dedup", "vocab", "tokens", "examples-64", "examples-1
 STAGES = [*DATA_STAGES, "pretrain", "finetune-authors", "report"]
 
 
-CLOZE = [sys.executable, "-m", "infra.cli"]
+CLOZE = [sys.executable, "-m", "cloze.infra.cli"]
 
 
 def cloze(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+from tests.paths import REPOSITORY
+
 README = (REPOSITORY / "README.md").read_text()
 
 
@@ -27,7 +28,7 @@ def test_the_configuration_shown_is_the_quickstarts() -> None:
 
 
 def test_every_command_shown_is_one() -> None:
-    from infra.cli import _parser
+    from cloze.infra.cli import _parser
 
     shown = set(re.findall(r"^    cloze (\w+) RUN", README, re.MULTILINE))
     choices = next(action.choices for action in _parser()._actions if action.choices)

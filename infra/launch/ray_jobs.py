@@ -23,19 +23,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from infra import named_runs
-from infra.launch.local import WORKERS_PYTHON
-from infra.planner import Run
-from infra.run_config import RunConfig
-from pipeline.artifacts import git_commit
-from pipeline.config import Config, MarkedPath, UserError, input_paths, load, with_paths
-from pipeline.storage import find
+from cloze.infra import named_runs
+from cloze.infra.planner import Run
+from cloze.infra.ray_session import WORKERS_PYTHON
+from cloze.infra.run_config import RunConfig
+from cloze.pipeline.core.artifacts import git_commit
+from cloze.pipeline.core.config import Config, MarkedPath, input_paths, load, with_paths
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.storage import find
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-_PACKAGES = ("pipeline", "training", "infra")
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).absolute().parents[2]  # in a clone a folder of links, whose targets are copied
 _CONFIG = "run.yaml"
 _STARTED_AS = "started-as.yaml"  # the same with the user's paths, which the job leaves under the root
 _MOST_BYTES = 95_000_000  # Ray takes working directories up to 100 MiB
@@ -99,7 +99,7 @@ def submit(
     config = named_runs.read(run, overrides, root, defaults=cluster.overrides)
     client = _connect(cluster, cluster_path)
     options = [*(["--until", until] if until else []), *(word for stage in force for word in ("--force", stage))]
-    entrypoint = shlex.join([cluster.interpreter, "-m", "infra.cli", "run", _CONFIG, *options])
+    entrypoint = shlex.join([cluster.interpreter, "-m", "cloze.infra.cli", "run", _CONFIG, *options])
     with tempfile.TemporaryDirectory(prefix="cloze-") as folder:
         stage_files(Path(folder), config, cluster, until)
         job = _send(client, config.name, entrypoint, Path(folder), _environment(cluster))
@@ -123,8 +123,7 @@ def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: 
     """Put into `folder` what the job needs: the code, the configuration as run.yaml and, unless the disk is shared,
     the local files that the stages up to `until` read. Raises UserError for what the cluster could not see.
     """
-    for package in _PACKAGES:
-        shutil.copytree(_PACKAGE_ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     root = _root(config, cluster)
     uploads = None if cluster.shared_disk else _Uploads(folder)
     read = {
@@ -204,7 +203,7 @@ def _environment(cluster: ClusterConfig) -> dict[str, Any]:
         # Not py_executable: a job whose own worker cannot start waits for ever, and this one's command says so.
         env_vars[WORKERS_PYTHON] = cluster.interpreter
     if cluster.shared_disk:
-        from infra.workflow import home
+        from cloze.infra.workflow import home
 
         env_vars["DAGSTER_HOME"] = str(home())  # so that the history is the one of this machine's runs
     return {"env_vars": env_vars | cluster.env_vars} | ({"pip": list(cluster.pip)} if cluster.pip else {})

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from infra.report.figures import histogram, number, percent
-from infra.report.stages import ExamplesView, Stages, StageView, VocabView
-from pipeline.schema import IGNORED
-from pipeline.tokenizer import CLS, MASK, SEP
+from cloze.infra.report.charts import histogram, number, percent
+from cloze.infra.report.views import ExamplesView, Stages, StageView, VocabView
+from cloze.pipeline.core.schema import IGNORED
+from cloze.pipeline.text.tokenizer import CLS, MASK, SEP
 
 #: By objective and next_sentence_label.
 _KINDS = {

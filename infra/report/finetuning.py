@@ -8,11 +8,12 @@ from textwrap import shorten
 
 from markupsafe import Markup
 
-from infra.progress import duration
-from infra.report.figures import Axis, Estimate, Series, intervals, line_chart, number, percent
-from infra.report.pretraining import SHARE
-from infra.report.stages import FinetuneView, PretrainView, Stages
-from training.facts import CurvesFact, Row, ShownExample
+from cloze.infra.display import duration
+from cloze.infra.report.charts import Axis, Estimate, Series, intervals, line_chart, number, percent
+from cloze.infra.report.pretraining import SHARE
+from cloze.infra.report.views import FinetuneView, PretrainView, Stages
+from cloze.training.finetune.facts import CurvesFact, ShownExample
+from cloze.training.pretrain.facts import Row
 
 _CONFUSION_LABELS = 12  # a table of more would not be read
 _SAMPLE_CHARS = 280

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from infra.heldout import constant
-from infra.progress import duration
-from infra.report.figures import number, percent, short
-from infra.report.finetuning import Task
-from infra.report.pretraining import newest_heldout, objective_of, shape
-from infra.report.stages import DedupView, ExamplesView, ExtractView, PretrainView, Stages
+from cloze.infra.display import duration
+from cloze.infra.heldout import constant
+from cloze.infra.report.charts import number, percent, short
+from cloze.infra.report.finetuning import Task
+from cloze.infra.report.pretraining import newest_heldout, objective_of, shape
+from cloze.infra.report.views import DedupView, ExamplesView, ExtractView, PretrainView, Stages
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from infra.progress import duration, size
-from infra.report.figures import Estimate, percent, svg, tag
-from infra.report.stages import ExtractView, FinetuneView, PretrainView, Source, Stages, StageView
+from cloze.infra.display import duration, size
+from cloze.infra.report.charts import Estimate, percent, svg, tag
+from cloze.infra.report.views import ExtractView, FinetuneView, PretrainView, Source, Stages, StageView
 
 _FILES_NAMED = 3
 _DIGITS = 10  # of a digest in a box

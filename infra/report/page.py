@@ -8,9 +8,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from infra.progress import duration, warnings
-from infra.report import data, examples, fillins, finetuning, headline, lineage, pretraining
-from infra.report.stages import Stages
+from cloze.infra.display import duration, warnings
+from cloze.infra.report import data_stages, examples, finetuning, headline, lineage, mask_predictions, pretraining
+from cloze.infra.report.views import Stages
 
 _HERE = Path(__file__).parent
 
@@ -78,24 +78,24 @@ class Page:
         return [(anchor, title) for anchor, title, there in sections if there]
 
     @cached_property
-    def flow(self) -> list[data.Level]:
-        return data.flow(self.stages)
+    def flow(self) -> list[data_stages.Level]:
+        return data_stages.flow(self.stages)
 
     @cached_property
     def sources(self) -> list[tuple[str, Mapping[str, int]]]:
-        return data.source_table(self.stages)
+        return data_stages.source_table(self.stages)
 
     @cached_property
     def truncated(self) -> list[tuple[str, str]]:
-        return data.truncated(self.stages)
+        return data_stages.truncated(self.stages)
 
     @cached_property
     def dropped(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        return data.dropped(self.stages)
+        return data_stages.dropped(self.stages)
 
     @cached_property
-    def vocabulary(self) -> data.Vocabulary | None:
-        return data.vocabulary(self.stages)
+    def vocabulary(self) -> data_stages.Vocabulary | None:
+        return data_stages.vocabulary(self.stages)
 
     @cached_property
     def masked(self) -> examples.Examples | None:
@@ -106,8 +106,8 @@ class Page:
         return pretraining.curves(self.stages)
 
     @cached_property
-    def guesses(self) -> fillins.FillIns | None:
-        return fillins.fill_ins(self.stages.model)
+    def guesses(self) -> mask_predictions.FillIns | None:
+        return mask_predictions.fill_ins(self.stages.model)
 
     @cached_property
     def tasks(self) -> list[finetuning.Task]:

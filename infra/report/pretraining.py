@@ -7,11 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from infra import heldout
-from infra.progress import duration
-from infra.report.figures import Axis, Reference, Series, line_chart, number, percent
-from infra.report.stages import ExamplesView, PretrainView, Stages, StageView
-from training.facts import Row
+from cloze.infra import heldout
+from cloze.infra.display import duration
+from cloze.infra.report.charts import Axis, Reference, Series, line_chart, number, percent
+from cloze.infra.report.views import ExamplesView, PretrainView, Stages, StageView
+from cloze.training.pretrain.facts import Row
 
 SHARE: dict[str, Any] = {"tick": lambda value: f"{100 * value:g} %", "value": percent}
 

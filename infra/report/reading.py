@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.report.stages import (
+from cloze.infra.report.views import (
     DedupView,
     ExamplesView,
     ExtractView,
@@ -23,8 +23,8 @@ from infra.report.stages import (
     TrainedModel,
     VocabView,
 )
-from pipeline import json_lines, vocab_file
-from pipeline.artifacts import (
+from cloze.pipeline.core import json_lines
+from cloze.pipeline.core.artifacts import (
     Artifact,
     Manifest,
     in_parallel,
@@ -32,14 +32,16 @@ from pipeline.artifacts import (
     source_by_digest,
     source_records,
 )
-from pipeline.facts import DedupFacts, ExtractFacts, VocabFacts
-from pipeline.schema import parquet_file
-from pipeline.storage import Location
-from pipeline.tokenizer import load
-from training.facts import FinetuneFacts, PretrainFacts, Row
+from cloze.pipeline.core.facts import DedupFacts, ExtractFacts, VocabFacts
+from cloze.pipeline.core.schema import parquet_file
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text import vocab_file
+from cloze.pipeline.text.tokenizer import load
+from cloze.training.finetune.facts import FinetuneFacts
+from cloze.training.pretrain.facts import PretrainFacts, Row
 
 if TYPE_CHECKING:
-    from training.features import Guess
+    from cloze.training.checkpoints.fill_mask import Guess
 
 _SHA256 = 64  # hex digits, with which a user's file stands among a stage's inputs, its suffixes behind them
 _COUNTED = 50_000  # examples whose lengths are counted
@@ -206,8 +208,8 @@ def _model(stages: Stages) -> TrainedModel | None:
     pretrain = _artifact(pretrained)
     if pretrain is None or vocab is None or documents is None or not pretrained.facts.checkpoint:
         return None
-    from training.features import load_model, predict_masked
-    from training.pretrain import final_checkpoint
+    from cloze.training.checkpoints.fill_mask import load_model, predict_masked
+    from cloze.training.pretrain.stage import final_checkpoint
 
     model, tokenizer = load_model(final_checkpoint(pretrain)), load(vocab.location / "tokenizer.json")
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import Artifact, Output
-from pipeline.schema import parquet_bytes
-from pipeline.storage import Location
-from pipeline.tokenizer import build
+from cloze.pipeline.core.artifacts import Artifact, Output
+from cloze.pipeline.core.schema import parquet_bytes
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text.tokenizer import build
 from tests.benchmarks._reference import VOCABULARY
 
 
@@ -48,8 +48,9 @@ def artifact(folder: Path, stage: str) -> Artifact:
 
 
 def main() -> None:
-    from infra.launch.local import ray_session
-    from pipeline import examples, tokens
+    from cloze.infra.ray_session import ray_session
+    from cloze.pipeline.examples import stage as examples
+    from cloze.pipeline.tokens import stage as tokens
 
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)

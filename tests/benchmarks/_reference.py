@@ -13,7 +13,9 @@ import types
 from pathlib import Path
 from unittest.mock import MagicMock
 
-VOCABULARY = Path(__file__).parents[2] / "configs/vocab/bert-base-uncased.txt"
+from tests.paths import REPOSITORY
+
+VOCABULARY = REPOSITORY / "configs/vocab/bert-base-uncased.txt"
 VOCAB_SIZE = 30522
 
 

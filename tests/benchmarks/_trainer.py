@@ -16,12 +16,12 @@ from transformers import BertConfig as TheirConfig
 from transformers import BertForPreTraining as TheirModel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from pipeline.artifacts import Artifact
-from pipeline.storage import Location
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.core.storage import Location
+from cloze.training.model.bert import BertConfig, BertForPreTraining
+from cloze.training.model.transformers_names import BERT
+from cloze.training.pretrain.data_loader import Examples, Rows, batch
 from tests.benchmarks._reference import VOCAB_SIZE
-from training.data import Examples, Rows, batch
-from training.layout import BERT
-from training.model import BertConfig, BertForPreTraining
 
 TIMED = 6  # steps of each precision before the choice; two more warm up
 

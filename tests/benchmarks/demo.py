@@ -23,9 +23,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--config", default="configs/quickstart.yaml")
     options = parser.parse_args(arguments)
 
-    from infra.run_config import RunConfig
-    from infra.stages import stages
-    from pipeline.config import load
+    from cloze.infra.run_config import RunConfig
+    from cloze.infra.stages import stages
+    from cloze.pipeline.core.config import load
 
     names = [stage.name for stage in stages(load(RunConfig, options.config))]
     figures = {}
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
 
 def measure(*arguments: str) -> dict[str, float]:
     """What one `cloze run` costs."""
-    return cost(["-m", "infra.cli", "run", *arguments])
+    return cost(["-m", "cloze.infra.cli", "run", *arguments])
 
 
 def cost(command: list[str]) -> dict[str, float]:

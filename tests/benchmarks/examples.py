@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.sentences import sentences_of
+from cloze.pipeline.text.sentences import sentences_of
 from tests.benchmarks import _examples
 from tests.benchmarks._show import show
 from tests.benchmarks.demo import cost
@@ -57,7 +57,15 @@ def documents(books: str, folder: Path, heldout_fraction: float = 0.0) -> pa.Tab
     source = {"kind": "books", "name": "books", "files": [books], "language": "en"}
     config = {"root": str(folder / "runs"), "extract": {"sources": [source], "heldout_fraction": heldout_fraction}}
     (folder / "books.yaml").write_text(yaml.safe_dump(config))
-    command = ["-m", "infra.cli", "run", "configs/quickstart.yaml", str(folder / "books.yaml"), "--until", "dedup"]
+    command = [
+        "-m",
+        "cloze.infra.cli",
+        "run",
+        "configs/quickstart.yaml",
+        str(folder / "books.yaml"),
+        "--until",
+        "dedup",
+    ]
     subprocess.run([sys.executable, *command], check=True)
     files = sorted((folder / "runs").glob("dedup/*/documents/*.parquet"))
     return pa.concat_tables(map(pq.read_table, files))

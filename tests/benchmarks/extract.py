@@ -25,11 +25,11 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from pipeline import dump, wikitext
-from pipeline.artifacts import Manifest, Output, SourceFile
-from pipeline.extract import ExtractConfig, run
-from pipeline.schema import read_table
-from pipeline.storage import Location
+from cloze.pipeline.core.artifacts import Manifest, Output, SourceFile
+from cloze.pipeline.core.schema import read_table
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract.stage import ExtractConfig, run
+from cloze.pipeline.extract.wikipedia import dump, wikitext
 from tests.benchmarks._show import show
 
 DEFAULT = "configs/quickstart/enwiki-excerpt.xml.bz2"

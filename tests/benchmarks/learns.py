@@ -28,17 +28,17 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-from pipeline import json_lines
-from pipeline.artifacts import Artifact, Output, read_manifest
-from pipeline.schema import Document, document, document_table
-from pipeline.storage import Location
+from cloze.pipeline.core import json_lines
+from cloze.pipeline.core.artifacts import Artifact, Output, read_manifest
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract.document import Document, document, document_table
+from cloze.training.model.bert import BertConfig, BertForPreTraining
+from cloze.training.model.hardware import processor
+from cloze.training.pretrain.data_loader import Examples, Rows, batch
+from cloze.training.pretrain.objective import Objective
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCAB_SIZE
 from tests.benchmarks._show import show
-from training.data import Examples, Rows, batch
-from training.device import processor
-from training.engine import Objective
-from training.model import BertConfig, BertForPreTraining
 
 HELDOUT = 0.02  # of the chapters: about as many examples as Wikitext-2 has
 SAMPLE = 512  # examples of each held-out set for a point of the curve; its end has them all
@@ -181,8 +181,9 @@ def settings(seed: int, minutes: float) -> dict[str, Any]:
 
 def ours(seed: int, minutes: float, folder: Path, artifact: Artifact) -> dict[str, Any]:
     """The pretrain stage as a run has it. Points: minutes since the first step, and the weights that there were."""
-    from infra.launch.local import ray_session
-    from training.pretrain import PretrainConfig, run
+    from cloze.infra.ray_session import ray_session
+    from cloze.training.pretrain.config import PretrainConfig
+    from cloze.training.pretrain.stage import run
 
     to = folder / f"runs-{seed}/cloze"
     if read_manifest(Location(str(to))) is None:

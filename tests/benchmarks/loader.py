@@ -18,12 +18,12 @@ from statistics import median
 import numpy as np
 import torch
 
-from pipeline.artifacts import Artifact
-from pipeline.masking import mask_rules
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.text.masking import mask_rules
+from cloze.training.pretrain.data_loader import Batch, Examples, Masking, Rows, batch, share
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCABULARY
 from tests.benchmarks._show import show
-from training.data import Batch, Examples, Masking, Rows, batch, share
 
 MB = 40.0  # of text
 BATCHES = 1000
@@ -77,7 +77,7 @@ def collated(loader: Examples) -> Iterator[Batch]:
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
     with tempfile.TemporaryDirectory() as folder:
-        from pipeline.tokenizer import build, transformers_config
+        from cloze.pipeline.text.tokenizer import build, transformers_config
 
         (Path(folder) / "tokenizer.json").write_text(build(VOCABULARY.read_text().split("\n")[:-1]).to_str())
         (Path(folder) / "tokenizer_config.json").write_text(transformers_config())

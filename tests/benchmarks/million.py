@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.schema import document, document_table
+from cloze.pipeline.extract.document import document, document_table
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._show import show
 from tests.benchmarks.scale import watched

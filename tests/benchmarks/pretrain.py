@@ -31,19 +31,19 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from pipeline import json_lines
-from pipeline.artifacts import Artifact
-from pipeline.masking import mask_rules
+from cloze.pipeline.core import json_lines
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.text.masking import mask_rules
+from cloze.training.cluster.ray_train import keep_freed_memory
+from cloze.training.model.bert import BertConfig, BertForPreTraining
+from cloze.training.model.hardware import has_bf16, processor, sheet_flops
+from cloze.training.model.optim import OptimizerConfig, adamw, parameter_groups
+from cloze.training.model.totals import Totals
+from cloze.training.pretrain.data_loader import Batch, Examples, Masking, Prefetched, batch
+from cloze.training.pretrain.objective import Objective
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCAB_SIZE, VOCABULARY
 from tests.benchmarks._show import show
-from training.data import Batch, Examples, Masking, Prefetched, batch
-from training.device import has_bf16, processor, sheet_flops
-from training.engine import Objective
-from training.model import BertConfig, BertForPreTraining
-from training.optim import OptimizerConfig, adamw, parameter_groups
-from training.ray_train import keep_freed_memory
-from training.record import Totals
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
 GROUP = 64  # rows of like length together
@@ -231,7 +231,7 @@ def rate(step: Step, given: Iterator[Batch], shape: Shape, steps: int | None = N
 def kept_by_the_engine(folder: Path, bf16: bool, repeats: int) -> dict[str, float]:
     """Sequences a second of the pretrain stage over those of torch alone: one process of two threads each, the same
     batches, the first of them left out."""
-    from infra.launch.local import ray_session
+    from cloze.infra.ray_session import ray_session
 
     with ray_session():
         stage = median(of_the_stage(folder, bf16, folder / f"pretrain-{turn}") for turn in range(repeats))
@@ -249,9 +249,10 @@ def kept_by_the_engine(folder: Path, bf16: bool, repeats: int) -> dict[str, floa
 
 def of_the_stage(folder: Path, bf16: bool, to: Path) -> float:
     """Seconds of TIMED steps."""
-    from pipeline.artifacts import Output
-    from pipeline.storage import Location
-    from training.pretrain import PretrainConfig, run
+    from cloze.pipeline.core.artifacts import Output
+    from cloze.pipeline.core.storage import Location
+    from cloze.training.pretrain.config import PretrainConfig
+    from cloze.training.pretrain.stage import run
 
     settings = {
         "model": SMALL.config(),

@@ -20,8 +20,8 @@ import numpy as np
 import psutil
 import yaml
 
-from pipeline.artifacts import read_manifest
-from pipeline.storage import Location
+from cloze.pipeline.core.artifacts import read_manifest
+from cloze.pipeline.core.storage import Location
 from tests.benchmarks._show import show
 from tests.benchmarks.extract import DEFAULT, read
 
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
         }
         (folder / "scale.yaml").write_text(yaml.safe_dump(config))
         for stage in ("extract", "dedup"):
-            peaks = watched(["-m", "infra.cli", "run", BASE, str(folder / "scale.yaml"), "--until", stage])
+            peaks = watched(["-m", "cloze.infra.cli", "run", BASE, str(folder / "scale.yaml"), "--until", stage])
             figures |= {f"{stage}_{what}": value for what, value in peaks._asdict().items()}
             (artifact,) = (folder / "runs" / stage).iterdir()
             manifest = read_manifest(Location(str(artifact)))

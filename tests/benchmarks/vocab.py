@@ -17,9 +17,9 @@ import psutil
 import pyarrow.compute as pc
 import yaml
 
-from pipeline.artifacts import Artifact, repeated
-from pipeline.schema import read_table
-from pipeline.storage import Location
+from cloze.pipeline.core.artifacts import Artifact, repeated
+from cloze.pipeline.core.schema import read_table
+from cloze.pipeline.core.storage import Location
 from tests.benchmarks._show import show
 from tests.benchmarks.scale import BASE, PROCESSES, watched
 
@@ -66,7 +66,7 @@ def measure(folder: Path, books: list[str], options: argparse.Namespace) -> dict
         "vocab": {"size": options.size, "workers": options.workers, "compare": options.published},
     }
     (folder / "vocab.yaml").write_text(yaml.safe_dump(config))
-    command = ["-m", "infra.cli", "run", BASE, str(folder / "vocab.yaml"), "--until"]
+    command = ["-m", "cloze.infra.cli", "run", BASE, str(folder / "vocab.yaml"), "--until"]
     watched([*command, "dedup"])
     used: dict[int, float] = {}
 

@@ -1,0 +1,1 @@
+"""Cloze: a Wikipedia dump, books or your own documents become a pretrained, fine-tuned BERT."""

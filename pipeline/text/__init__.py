@@ -1,0 +1,1 @@
+"""What several stages know of text: words, sentences, tokenizer, masking, and how files of text are read."""

@@ -1,0 +1,158 @@
+"""Token shards: how tokenised documents lie on disk, and how any slice of any of them is read.
+
+A shard is three .npy files: all its ids one behind the other; the offsets of its sentences in them, [sentences + 1];
+and its documents as runs of sentences. The local disk is mapped; from S3 only ranges are fetched.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.core.ragged import offsets_of, ragged_ranges
+from cloze.pipeline.core.schema import text_key
+from cloze.pipeline.core.storage import Location
+
+
+class Sentences(NamedTuple):
+    """A document: its sentence i, for first <= i < last, holds the ids offsets[i] to offsets[i + 1] of its shard."""
+
+    shard: int
+    offsets: Sequence[int]
+    first: int
+    last: int
+
+
+#: A document: its key and its source's, its first sentence in its shard and the one behind its last.
+DOCUMENT_RUN = np.dtype([("key", "<u8"), ("source", "<u8"), ("first", "<u4"), ("last", "<u4"), ("heldout", "?")])
+_GAP = 1 << 20  # bytes between two slices up to which one request for both is faster than two
+_REQUESTS = 16  # at once
+
+
+def shard_files(
+    name: str, ids: np.ndarray, sentences: npt.NDArray[np.uint32], documents: np.ndarray
+) -> dict[str, bytes]:
+    """A token shard's files, relative path -> bytes. `documents` are of type DOCUMENT_RUN."""
+    arrays = {"ids": ids, "sentences": sentences, "documents": documents}
+    return {f"{what}/{name}.npy": _npy(array) for what, array in arrays.items()}
+
+
+def _npy(array: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, array)
+    return sink.getvalue()
+
+
+class TokenShard:
+    """One shard of a tokens artifact, opened as far as it is used."""
+
+    def __init__(self, artifact: Location, name: str) -> None:
+        self._artifact, self.name = artifact, name
+
+    @cached_property
+    def documents(self) -> np.ndarray:
+        """[documents] of type DOCUMENT_RUN."""
+        return _load(self._artifact / f"documents/{self.name}.npy")
+
+    @cached_property
+    def sentences(self) -> Sequence[int]:
+        """The offsets of the sentences, [sentences + 1]; gives plain integers."""
+        return _load(self._artifact / f"sentences/{self.name}.npy").data
+
+    def ids(self) -> np.ndarray:
+        """All ids of the shard."""
+        return _load(self._ids)
+
+    def slices(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> np.ndarray:
+        """The ids from each start on, one slice behind the other: [sum of lengths]."""
+        if self._ids.is_s3:
+            return _fetched(self._ids, starts, lengths)
+        return self.ids()[ragged_ranges(starts, lengths)]
+
+    @property
+    def _ids(self) -> Location:
+        return self._artifact / f"ids/{self.name}.npy"
+
+
+def token_shards(artifact: Artifact) -> list[TokenShard]:
+    """The shards of a tokens artifact, in the order of their names."""
+    names = [file.name.removesuffix(".npy") for file in artifact.files("documents/")]
+    return [TokenShard(artifact.location, name) for name in names]
+
+
+class Corpus(Sequence[Sentences]):
+    """The documents of one split of all shards, in an order that does not depend on the shards: that of their keys."""
+
+    def __init__(self, shards: Sequence[TokenShard], heldout: bool) -> None:
+        self._shards = shards
+        runs = [np.flatnonzero(shard.documents["heldout"] == heldout) for shard in shards]
+        found = np.concatenate([shard.documents[rows] for shard, rows in zip(shards, runs, strict=True)])
+        order = np.argsort(found["key"], kind="stable")
+        counts = [len(rows) for rows in runs]
+        self._shard_of = np.repeat(np.arange(len(shards), dtype=np.uint32), counts)[order]
+        self._shard = self._shard_of.data
+        self._first, self._last = (np.ascontiguousarray(found[name][order]).data for name in ("first", "last"))
+        self.keys: npt.NDArray[np.uint64] = found["key"][order]
+        self._sources: npt.NDArray[np.uint64] = found["source"][order]
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        self._places = np.split(place, np.cumsum(counts)[:-1])
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def __getitem__(self, index: int) -> Sentences:  # type: ignore[override]  # no slices are asked for
+        shard = self._shard[index]
+        return Sentences(shard, self._shards[shard].sentences, self._first[index], self._last[index])
+
+    def of_shard(self, shard: int) -> npt.NDArray[np.int64]:
+        """The indices of a shard's documents, in the shard's order."""
+        return self._places[shard]
+
+    def shards_of(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+        """In which shard each of these documents lies."""
+        return self._shard_of[indices]
+
+    def passes(self, default: int, of_sources: Mapping[str, int]) -> npt.NDArray[np.int64]:
+        """[documents]: how many passes are made over each, given what its source has instead of the default."""
+        found = np.full(len(self), default, np.int64)
+        for source, passes in of_sources.items():
+            found[self._sources == text_key(source)] = passes
+        return found
+
+
+def _load(file: Location) -> np.ndarray:
+    if file.local_path:
+        return np.load(file.local_path, mmap_mode="r").view(np.ndarray)
+    return np.load(io.BytesIO(file.read_bytes()))
+
+
+def _fetched(file: Location, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> np.ndarray:
+    """Slices of a .npy file on S3, fetched in few requests: slices that lie close together come in one."""
+    order = np.argsort(starts)
+    with file.fs.open_input_file(file.path) as source:
+        version = np.lib.format.read_magic(source)  # type: ignore[arg-type]
+        assert version == (1, 0), f"{file}: .npy version {version}"
+        _, _, dtype = np.lib.format.read_array_header_1_0(source)  # type: ignore[arg-type]
+        first_byte, gap = source.tell(), _GAP // dtype.itemsize
+        reach = np.maximum.accumulate((starts + lengths)[order])
+        begins = np.concatenate([[True], starts[order][1:] > reach[:-1] + gap])
+        block_starts = starts[order][begins]
+        block_ends = reach[np.concatenate([begins[1:], [True]])]
+
+        def read(block: tuple[int, int]) -> np.ndarray:
+            start, end = block
+            data = source.read_at((end - start) * dtype.itemsize, first_byte + start * dtype.itemsize)
+            return np.frombuffer(data, dtype)
+
+        with ThreadPoolExecutor(_REQUESTS) as requests:
+            blocks = list(requests.map(read, zip(block_starts.tolist(), block_ends.tolist(), strict=True)))
+    block = np.empty(len(starts), np.int64)
+    block[order] = np.cumsum(begins) - 1
+    moved = starts - block_starts[block] + offsets_of(block_ends - block_starts)[block]
+    return np.concatenate(blocks)[ragged_ranges(moved, lengths)]

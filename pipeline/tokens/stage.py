@@ -1,0 +1,127 @@
+"""documents + vocab -> token shards: each document cut into sentences and pieces once, whatever is made of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from cloze.pipeline.core.artifacts import Manifest, Output, SourceFile
+from cloze.pipeline.core.config import Compute, Config, InputPath
+from cloze.pipeline.core.ragged import offsets_of
+from cloze.pipeline.core.ray_data import for_each
+from cloze.pipeline.core.schema import read_table, text_key
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text.sentences import Splitter, sentences_of, split_sentences, splitter_from
+from cloze.pipeline.text.token_shards import DOCUMENT_RUN, shard_files
+from cloze.pipeline.text.tokenizer import UNK, BulkTokenizer, load
+
+VERSION = 2
+_CHARACTERS_AT_ONCE = 1 << 20
+_COLUMNS = ["doc_id", "source", "text", "split"]
+
+
+class TokensConfig(Config):
+    """How text is cut into sentences; the vocabulary decides the rest."""
+
+    #: A Python file that defines split_sentences(paragraph) -> list[str], in place of our rules; its bytes count.
+    splitter: Annotated[str | None, InputPath()] = None
+    workers: Annotated[int, Compute] = Field(default=2, gt=0)
+
+
+class Tokenized(NamedTuple):
+    """The documents of a shard in pieces."""
+
+    ids: np.ndarray
+    sentences: npt.NDArray[np.uint32]  # [sentences + 1]: offsets in ids
+    documents: npt.NDArray[np.uint32]  # [documents + 1]: offsets in sentences
+
+
+def tokenized(texts: Sequence[str], tokenizer: BulkTokenizer, split: Splitter = split_sentences) -> Tokenized:
+    """Documents' texts -> pieces; sentences of which nothing is left are left out."""
+    ids, lengths, counts = [], [], []
+    for batch in _batches(texts):
+        documents = [sentences_of(text, split) for text in batch]
+        batch_ids, offsets = tokenizer.encode([sentence for document in documents for sentence in document])
+        owner = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
+        batch_lengths = np.diff(offsets)
+        counts.append(np.bincount(owner[batch_lengths > 0], minlength=len(documents)))
+        ids.append(batch_ids)
+        lengths.append(batch_lengths[batch_lengths > 0])
+    sentences, runs = (offsets_of(np.concatenate([[], *some])).astype(np.uint32) for some in (lengths, counts))
+    return Tokenized(np.concatenate(ids) if ids else tokenizer.encode([])[0], sentences, runs)
+
+
+def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    start = size = 0
+    for index, text in enumerate(texts):
+        size += len(text)
+        if size >= _CHARACTERS_AT_ONCE:
+            yield texts[start : index + 1]
+            start, size = index + 1, 0
+    if start < len(texts):
+        yield texts[start:]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(location: Location) -> BulkTokenizer:
+    """A worker's own; its cache of words serves one shard after the other."""
+    return BulkTokenizer(load(location))
+
+
+@lru_cache(maxsize=1)
+def _splitter(file: SourceFile | None) -> Splitter:
+    return splitter_from(file.location.read_bytes(), file.uri) if file else split_sentences
+
+
+def tokenize_shard(
+    name: str, documents: Mapping[str, Location], vocab: Location, splitter: SourceFile | None, out: Output
+) -> None:
+    """One shard of documents -> one token shard, committed."""
+    bulk = _tokenizer(vocab / "tokenizer.json")
+    table = read_table(documents[name], _COLUMNS)
+    found = tokenized(table["text"].to_pylist(), bulk, _splitter(splitter))
+    runs = np.zeros(len(table), DOCUMENT_RUN)
+    runs["key"] = [text_key(doc_id) for doc_id in table["doc_id"].to_pylist()]
+    sources = table["source"].to_pylist()
+    keys = {source: text_key(source) for source in set(sources)}
+    runs["source"] = [keys[source] for source in sources]
+    runs["first"], runs["last"] = found.documents[:-1], found.documents[1:]
+    runs["heldout"] = [split == "heldout" for split in table["split"].to_pylist()]
+    kept = runs[runs["last"] > runs["first"]]
+    counts = {
+        "documents": len(kept),
+        "heldout": int(kept["heldout"].sum()),
+        "sentences": len(found.sentences) - 1,
+        "tokens": len(found.ids),
+        "unknown": int((found.ids == bulk.id_of(UNK)).sum()),
+    }
+    drops = {"without pieces": len(runs) - len(kept)} if len(kept) < len(runs) else {}
+    files = shard_files(name, found.ids, found.sentences, kept) if len(kept) else {}
+    out.commit(name, files, counts, drops)
+
+
+def check(config: TokensConfig, sources: Mapping[str, SourceFile]) -> None:
+    """Raises UserError for a splitter that cannot be used."""
+    _splitter(sources.get("splitter"))
+
+
+def run(config: TokensConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
+    """`inputs`: the artifacts "documents" (dedup's) and "vocab", and a SourceFile "splitter" where there is one.
+
+    Wants a Ray session. Raises UserError.
+    """
+    splitter = inputs.get("splitter")
+    shards = {file.name.removesuffix(".parquet"): file for file in inputs["documents"].files("documents/")}
+    finished = out.parts(list(shards))
+    missing = [name for name in shards if name not in finished]
+    with out.watch(len(shards), "shards"):
+        vocab = inputs["vocab"].location
+        work = partial(tokenize_shard, documents=shards, vocab=vocab, splitter=splitter, out=out)
+        for_each(work, missing, config.workers)
+    fingerprints = {
+        name: source.sha256 if source is splitter else source.fingerprint for name, source in inputs.items()
+    }
+    return out.finish(out.planned(list(shards)), config.model_dump(mode="json"), fingerprints)

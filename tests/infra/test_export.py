@@ -1,0 +1,297 @@
+"""`cloze export` and `cloze predict`, on a run whose stages are finished; pretraining's weights are random ones."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cloze.infra.cli import main
+from cloze.infra.model_card import _licence, card
+from cloze.infra.planner import Run
+from cloze.infra.run_config import RunConfig
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.core.config import load
+from cloze.pipeline.extract.document import Document, document
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build, transformers_config
+from cloze.training.checkpoints.checkpoint import SavedConfig, Standing, save
+from cloze.training.model.bert import BertForPreTraining
+from tests.golden import documents_artifact, finished, output
+from tests.paths import REPOSITORY
+
+CONFIG = str(REPOSITORY / "configs/quickstart.yaml")
+PIECES = [*SPECIAL_TOKENS, "a", "##b", "[c", "d"]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that holds the quickstart's sources."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+
+
+@pytest.fixture
+def objective() -> str:
+    return "mlm+nsp"
+
+
+@pytest.fixture
+def run(objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """The quickstart, finished, with a vocabulary of nine pieces and four documents."""
+    config = load(RunConfig, CONFIG, [f"examples.objective={objective}"])
+    made = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
+    monkeypatch.setattr(Run, "artifact", lambda _, name: made[name])
+    return config
+
+
+def extract(root: Path, config: RunConfig) -> Artifact:
+    out = output(root, "extract")
+    inputs = {"enwiki/0e6dbc00ed97/enwiki|excerpt.xml.bz2": "0e6d", "novels/9f005a64529b/mars.txt": "9f00"}
+    out.finish([], config.extract.model_dump(mode="json"), inputs)
+    return finished(out)
+
+
+def dedup(root: Path, config: RunConfig) -> Artifact:
+    def of(source: str, number: int, heldout: float, licence: str, language: str = "en") -> Document:
+        return document(
+            ["one two three"],
+            doc_id=f"{source}:{number}",
+            source=source,
+            heldout_fraction=heldout,
+            language=language,
+            licence=licence,
+        )
+
+    wiki = [of("enwiki", number, heldout, "CC BY-SA 4.0") for number, heldout in enumerate((0, 0, 1))]
+    return documents_artifact(root, [*wiki, of("novels", 0, 0, "public domain in the USA", "")], shards=2)
+
+
+def vocab(root: Path, config: RunConfig) -> Artifact:
+    out = output(root, "vocab")
+    files = {
+        "vocab.txt": "".join(f"{piece}\n" for piece in PIECES),
+        "tokenizer.json": build(PIECES).to_str(),
+        "tokenizer_config.json": transformers_config(),
+    }
+    part = out.commit("vocab", {name: text.encode() for name, text in files.items()})
+    out.finish([part], config.vocab.model_dump(mode="json"), {}, counts={"pieces": len(PIECES)})
+    return finished(out)
+
+
+def pretrain(root: Path, config: RunConfig) -> Artifact:
+    out = output(root, "pretrain")
+    model = config.pretrain.model
+    nsp = config.examples.objective != "mlm"
+    weights = BertForPreTraining(model, len(PIECES), nsp=nsp).state_dict()
+    standing = Standing(SavedConfig(model=model, vocab_size=len(PIECES), nsp=nsp), {})
+    saved = save(out.location, 640, {"model": weights}, standing)
+    heldout = {"mlm_loss": 6.39915, "mlm_accuracy": 0.1008, "masked": 2540, "examples": 256}
+    heldout |= {"mlm_loss_baseline": 6.6783, "mlm_accuracy_baseline": 0.0563}
+    if nsp:
+        heldout |= {"nsp_loss": 0.7289, "nsp_accuracy": 118 / 256, "pairs": 256, "pairs_1": 118, "answers_1": 256}
+        heldout |= {"nsp_loss_baseline": 0.6901, "nsp_accuracy_baseline": 138 / 256}
+    facts = {
+        "checkpoint": {"path": f"checkpoints/{saved.location.name}", "digest": saved.digest, "step": 640},
+        "precision": "bf16",
+        "processor": "AMD EPYC",
+        "workers": 2,
+        "metrics": {"heldout": heldout, "seconds": 41.0},
+    }
+    out.finish([], config.pretrain.model_dump(mode="json"), {}, facts=facts)
+    return finished(out)
+
+
+MAKERS = {"extract": extract, "dedup": dedup, "vocab": vocab, "pretrain": pretrain}
+
+
+def rows(card: str) -> dict[str, list[str]]:
+    """The tables' rows by their first cells."""
+    lines = [re.split(r" (?<!\\)\| ", line[2:-2]) for line in card.split("\n") if line.startswith("| ")]
+    return {cells[0]: cells[1:] for cells in lines}
+
+
+def test_export_writes_the_model_and_says_where(run, tmp_path, capsys):
+    assert main(["export", CONFIG, "--to", "bert", "root=elsewhere"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/bert\n"
+    names = "README.md config.json model.safetensors tokenizer.json tokenizer_config.json vocab.txt"
+    assert sorted(file.name for file in Path("bert").iterdir()) == names.split()
+
+
+def test_the_card_tells_the_sources_the_settings_and_the_figures(run):
+    main(["export", CONFIG, "--to", "bert"])
+    card = Path("bert/README.md").read_text()
+    table = rows(card)
+    assert table["enwiki"] == ["wikipedia", "en", "CC BY-SA 4.0", "3", "9", "1"]
+    assert table["novels"] == ["books", "not said", "public domain in the USA", "1", "3", "0"]
+    assert "[CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/). Files: enwiki|excerpt.xml.bz2." in card
+    assert table["pretrain.phases.1.steps"] == ["40"]
+    assert table["pretrain.optimizer.learning_rate"] == ["0.002"]
+    assert table["examples.masked_lm_prob"] == ["0.15"]
+    assert "pretrain.micro_batch_size" not in table  # which says how it was computed, not what
+    assert table["masked-LM loss, nats a masked piece"] == ["6.399", "6.678"]
+    assert table["masked pieces named right"] == ["10.1 %", "5.6 %"]
+    assert table["pairs answered right"] == ["46.1 %", "53.9 %"]
+    assert table["examples"] == ["256", ""]
+    assert "Its loss is 4.2 % lower: of the pieces around a masked one it makes little yet." in card
+    assert 'It answers "random" to every one of the 256 pairs, as a constant would.' in card
+    assert table["trained in"] == ["bf16 on 2 workers, AMD EPYC"]
+    weights = sum(weight.numel() for weight in BertForPreTraining(run.pretrain.model, len(PIECES)).parameters())
+    assert f"2 layers, 128 wide, 2 heads, 512 positions, 9 WordPieces in lower case, {weights:,} weights." in card
+    assert "at most 128 pieces at once" in card
+
+
+def test_the_card_of_a_model_that_began_with_another_says_so_and_claims_no_licence(tmp_path):
+    config = load(RunConfig, CONFIG, ["extract.sources.novels.licence=CC BY-SA 4.0"])
+    made = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
+    documents = [document(["one"], doc_id="a", source="enwiki", heldout_fraction=0, licence="CC BY-SA 4.0")]
+    made["dedup"] = documents_artifact(tmp_path / "alike", documents, shards=1)
+    assert "\nlicense: cc-by-sa-4.0\n" in card(config, made)
+    note = "theirs has no pooler: it began with random weights"
+    made["pretrain"].manifest.facts["init"] = {"sha256": "f00d", "notes": [note, note]}
+    said = card(config, made)
+    assert "\nlicense:" not in said
+    assert "began with the weights of another model (SHA-256 of their file: f00d)" in said
+    assert f"here. {note}. {note}.\n" in said
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("mlm+nsp", "AutoModelForPreTraining both heads"),
+        ("mlm+sop", "(0: they are; 1: they are swapped)"),
+        ("mlm", "it has no next-sentence head and no pooler"),
+    ],
+)
+def test_the_card_says_which_heads_there_are_and_what_they_learnt(tmp_path, objective, said):
+    config = load(RunConfig, CONFIG, [f"examples.objective={objective}"])
+    text = card(config, {name: make(tmp_path / "made", config) for name, make in MAKERS.items()})
+    nsp = objective != "mlm"
+    model = BertForPreTraining(config.pretrain.model, len(PIECES), nsp=nsp)
+    assert said in text
+    assert ("pairs answered right" in text) is ("always answering" in text) is nsp
+    assert ('It answers "swapped" to every one' in text) is (objective == "mlm+sop")
+    assert f" {sum(weight.numel() for weight in model.parameters()):,} weights." in text
+    assert ("its pooler_output" in text) is not nsp
+    assert ("AutoModelForPreTraining" in text) is nsp
+
+
+def test_the_front_of_the_card_is_what_the_hub_reads(run):
+    main(["export", CONFIG, "--to", "bert"])
+    _, front, _ = Path("bert/README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "language": ["en"],
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "tags": ["bert", "cloze", "masked-lm"],
+    }  # and no licence, for the sources have two
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("CC BY-SA 4.0", {"license": "cc-by-sa-4.0"}),
+        ("cc-by-3.0", {"license": "cc-by-3.0"}),
+        ("MIT", {"license": "mit"}),
+        ("Ours, all rights reserved", {"license": "other", "license_name": "ours-all-rights-reserved"}),
+    ],
+)
+def test_a_licence_is_said_in_the_words_of_the_hub(name, said):
+    assert _licence(name) == said
+
+
+def of_the_readme() -> str:
+    return (REPOSITORY / "README.md").read_text().partition("\n## A model for others\n")[2]
+
+
+def of_the_card() -> str:
+    return Path("path/to/this/folder/README.md").read_text()
+
+
+@pytest.mark.parametrize("objective", ["mlm+nsp", "mlm", "mlm+sop"])
+@pytest.mark.parametrize(("folder", "text"), [("DIR", of_the_readme), ("path/to/this/folder", of_the_card)])
+def test_the_lines_that_are_shown_load_the_model_and_fill_masks_as_predict_does(run, folder, text, objective, capsys):
+    overrides = [f"examples.objective={objective}"]
+    assert main(["export", CONFIG, "--to", folder, *overrides]) == 0
+    capsys.readouterr()
+    lines = re.search(r"```python\n(.*?)```", text(), re.DOTALL)[1]
+    found = {}
+    exec(lines, found)
+    filled = ast.literal_eval(capsys.readouterr().out)
+    assert found["model"].config.vocab_size == len(PIECES)
+    assert "She opened the [MASK]." in lines
+    assert main(["predict", CONFIG, "She opened the [MASK].", *overrides]) == 0
+    _, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert [PIECES[fill["token"]] for fill in filled] == [piece for piece, _, _ in rows]
+    assert [100 * fill["score"] for fill in filled] == pytest.approx([float(share) for _, share, _ in rows], abs=0.06)
+
+
+def test_the_call_that_the_card_shows_reads_a_marker_as_text(run):
+    from transformers import AutoTokenizer
+
+    main(["export", CONFIG, "--to", "bert"])
+    tokenizer = AutoTokenizer.from_pretrained("bert")
+    call = re.search(r"`(tokenizer\(.*?\))`", Path("bert/README.md").read_text())[1]
+    assert PIECES.index("[MASK]") not in eval(call)["input_ids"]
+    assert tokenizer("A [MASK] word.")["input_ids"].count(PIECES.index("[MASK]")) == 1
+
+
+def test_predict_shows_a_column_for_each_mask(run, capsys):
+    assert main(["predict", CONFIG, "a [MASK] [MASK]", "root=elsewhere"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["[MASK]", "1", "[MASK]", "2"]
+    assert len(lines) == 5
+    assert all(re.fullmatch(r"(\S+) +[\d.]+ % +(\S+) +[\d.]+ % *", line) for line in lines), lines
+
+
+def test_predictions_as_json_are_a_list_for_each_mask(run, capsys):
+    assert main(["predict", CONFIG, "a [MASK] [MASK]"]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert main(["predict", CONFIG, "a [MASK] [MASK]", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(list(guess) == ["piece", "probability"] for of_mask in found for guess in of_mask)
+    for column, of_mask in zip((0, 3), found, strict=True):
+        assert [guess["piece"] for guess in of_mask] == [row[column] for row in table]
+        shares = [float(row[column + 1]) / 100 for row in table]
+        assert [guess["probability"] for guess in of_mask] == pytest.approx(shares, abs=6e-4)
+
+
+def test_a_piece_that_looks_like_markup_is_shown_as_it_is(run, monkeypatch, capsys):
+    from cloze.training.checkpoints.fill_mask import Guess
+
+    monkeypatch.setattr(
+        "cloze.training.checkpoints.fill_mask.predict_masked", lambda *_: [[Guess("[c", 0.5), Guess("[bold]", 0.25)]]
+    )
+    main(["predict", CONFIG, "[MASK]"])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["[MASK]"],
+        ["[c", "50.0", "%"],
+        ["[bold]", "25.0", "%"],
+    ]
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err.removeprefix("cloze: ")
+
+
+def test_what_cannot_be_exported_or_predicted_is_said_in_one_line(run, tmp_path, capsys):
+    assert "'a b' has no [MASK]; put one" in mistake(capsys, "predict", CONFIG, "a b")
+    Path("full").mkdir()
+    Path("full/file").touch()
+    assert "/full: is there already and not empty; " in mistake(capsys, "export", CONFIG, "--to", "full")
+    [weights] = (tmp_path / "made/pretrain/checkpoints").glob("*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert f"{weights}: is missing or damaged; " in mistake(capsys, "export", CONFIG, "--to", "bert")
+    assert not Path("bert").exists()
+
+
+def test_a_run_that_is_not_finished_is_said(capsys):
+    line = r"pretrain: is not finished on .*/runs; finish it with cloze run and --until pretrain\n"
+    assert re.fullmatch(line, mistake(capsys, "export", CONFIG, "--to", "bert"))
+    assert re.fullmatch(line, mistake(capsys, "predict", CONFIG, "[MASK]"))
+    assert not Path("bert").exists()

@@ -1,0 +1,76 @@
+"""Scores against figures worked out by hand or printed in the literature."""
+
+import math
+
+import pytest
+
+from cloze.training.finetune import scores
+
+LABELS = ["a", "a", "a", "a", "b", "b", "c"]
+PREDICTIONS = ["a", "a", "b", "c", "b", "a", "c"]
+
+
+def test_accuracy_is_the_share_of_right_predictions():
+    assert scores.accuracy(LABELS, PREDICTIONS) == pytest.approx(4 / 7)
+
+
+def test_accuracy_wants_one_prediction_for_each_label():
+    with pytest.raises(ValueError, match="1 predictions for 2 labels"):
+        scores.accuracy(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="0 predictions for 0 labels"):
+        scores.accuracy([], [])
+
+
+def test_macro_f1_weighs_every_class_alike():
+    a, b, c = 2 * 2 / (4 + 3), 2 * 1 / (2 + 2), 2 * 1 / (1 + 2)
+    assert scores.macro_f1(LABELS, PREDICTIONS) == pytest.approx((a + b + c) / 3)
+
+
+def test_macro_f1_counts_a_class_that_was_only_predicted():
+    assert scores.macro_f1(["a", "a"], ["a", "b"]) == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_matthews_of_two_classes_is_the_phi_coefficient():
+    # tp 6, fn 2, fp 1, tn 3: (6 * 3 - 1 * 2) / sqrt(7 * 8 * 4 * 5)
+    labels = [1] * 8 + [0] * 4
+    predictions = [1] * 6 + [0] * 2 + [1] + [0] * 3
+    assert scores.matthews(labels, predictions) == pytest.approx(16 / 1120**0.5)
+
+
+def test_matthews_is_one_when_all_is_right_and_minus_one_when_all_is_wrong():
+    assert scores.matthews(LABELS, LABELS) == pytest.approx(1)
+    assert scores.matthews([0, 1, 0, 1], [1, 0, 1, 0]) == pytest.approx(-1)
+
+
+def test_matthews_is_zero_when_one_class_is_predicted_throughout():
+    assert scores.matthews([0, 1, 1], [1, 1, 1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("successes", "total", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_gives_the_intervals_of_newcombe_1998(successes: int, total: int, low: float, high: float):
+    # Statistics in Medicine 17, table I, method 3
+    assert scores.wilson(successes, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_stays_within_zero_and_one():
+    assert scores.wilson(5, 5)[1] == 1
+    assert scores.wilson(0, 5)[0] == 0
+    with pytest.raises(ValueError, match="6 of 5"):
+        scores.wilson(6, 5)
+
+
+def test_the_best_constant_answer_has_the_share_of_the_majority_and_the_entropy_of_the_labels():
+    loss, right = scores.constant_baseline(375, 640)
+    assert right == scores.accuracy([1] * 375 + [0] * 265, [1] * 640) == scores.constant_baseline(265, 640).accuracy
+    losses = [-(375 * math.log(p) + 265 * math.log(1 - p)) / 640 for p in (i / 640 for i in range(1, 640))]
+    assert loss == pytest.approx(min(losses))
+    assert scores.constant_baseline(320, 640) == (pytest.approx(math.log(2)), 0.5)
+    assert scores.constant_baseline(0, 9) == scores.constant_baseline(9, 9) == (0, 1)
+
+
+def test_majority_knows_the_train_labels_only():
+    assert scores.majority(["x", "y", "y"], ["x", "x"]) == ["y", "y"]
+    assert scores.majority(["y", "x"], ["x"]) == ["x"]

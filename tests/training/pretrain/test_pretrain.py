@@ -1,0 +1,262 @@
+"""Pretraining through Ray Train and DeepSpeed: exact after any kill, the same for any ZeRO stage and worker count."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.core.errors import UserError
+from cloze.training.checkpoints.checkpoint import newest
+from cloze.training.pretrain.baselines import unigram_baseline
+from cloze.training.pretrain.config import PretrainConfig
+from cloze.training.pretrain.data_loader import Examples
+from cloze.training.pretrain.stage import final_checkpoint
+from tests.paths import REPOSITORY
+from tests.training.pretraining_drivers import command
+from tests.training.small_examples import PIECES, alone  # noqa: F401 (alone: a fixture)
+from tests.training.small_pretraining import (
+    config,
+    elastic_config,
+    last,
+    lone_worker,
+    rows,
+    same_bits,
+    small_inputs,
+    spot_config,
+    steps_of,
+    trained,
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    return small_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ray_session: None, inputs: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return trained(tmp_path_factory.mktemp("uninterrupted"), inputs, config())
+
+
+def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(
+    uninterrupted: Artifact, inputs: dict[str, Artifact]
+) -> None:
+    found = rows(uninterrupted)
+    assert [row["step"] for row in found if row["split"] == "train"] == list(range(1, 9))
+    assert [row["step"] for row in found if row["split"] == "heldout"] == [4, 8]
+    assert all(row["examples"] == 12 for row in found if row["split"] == "heldout")
+    facts = uninterrupted.manifest.facts
+    assert facts["checkpoint"]["digest"] == newest(uninterrupted.location).digest
+    assert facts["metrics"]["train"]["step"] == 8
+    assert facts["peak"]["origin"] == "measured" and facts["peak"]["flops"] > 1e9  # of both workers
+    assert facts["metrics"]["heldout"].items() >= found[-1].items()
+    unigram = unigram_baseline(
+        Examples(inputs["examples-16"], "train"), Examples(inputs["examples-16"], "heldout").sample(0, 12, 12), PIECES
+    )
+    assert (found[-1]["mlm_loss_baseline"], found[-1]["mlm_accuracy_baseline"]) == unigram  # worker 0's
+    assert (found[-1]["pairs"], found[-1]["pairs_1"], found[-1]["nsp_accuracy_baseline"]) == (12, 6, 0.5)
+    losses = {row["step"]: row["loss"] for row in found if row["split"] == "heldout"}
+    assert facts["checkpoint"]["heldout_loss"] == losses[8]
+    assert facts["best"]["heldout_loss"] == min(losses.values())
+    assert not any(folder.name.startswith("scratch") for folder in uninterrupted.location.folders())
+
+
+def test_what_another_run_has_trained_to_its_end_is_not_trained_again(
+    uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    """The other was killed before it could write the stage's manifest."""
+
+    def never(rank: int, step: int) -> None:
+        raise AssertionError
+
+    shutil.copytree(Path(uninterrupted.location.path, "checkpoints"), tmp_path / "checkpoints")
+    found = trained(tmp_path, inputs, config(), on_step=never)
+    assert final_checkpoint(found).digest == final_checkpoint(uninterrupted).digest
+    assert rows(found) == rows(uninterrupted)
+
+
+def test_a_killed_worker_leaves_the_same_bits_and_the_same_metrics(
+    uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+
+    def kill_once(rank: int, step: int) -> None:
+        if rank == 1 and step == 5 and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    again = trained(tmp_path / "out", inputs, config(), on_step=kill_once)
+    assert killed.exists()
+    assert same_bits(final_checkpoint(uninterrupted), final_checkpoint(again))
+    assert rows(uninterrupted) == rows(again)
+    assert final_checkpoint(uninterrupted).digest == final_checkpoint(again).digest
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_ended_and_training_goes_on_to_the_same_bits(
+    uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    hung = tmp_path / "hung"
+
+    def hang_once(rank: int, step: int) -> None:
+        if rank == 1 and step == 5 and not hung.exists():
+            hung.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    began = time.monotonic()
+    again = trained(tmp_path / "out", inputs, config(step_timeout=8.0), on_step=hang_once)
+    assert time.monotonic() - began < 120
+    assert same_bits(final_checkpoint(uninterrupted), final_checkpoint(again))
+    assert rows(uninterrupted) == rows(again)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(hung.read_text())).wait(timeout=10)
+    assert not psutil.pid_exists(int(hung.read_text()))
+
+
+@pytest.mark.slow
+def test_a_terminated_driver_saves_the_last_step_and_the_run_goes_on_to_the_same_bits(
+    uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    started = command("local", inputs, tmp_path, config(checkpoint_every=100))
+    with subprocess.Popen(started, stdout=subprocess.PIPE, text=True) as driver:
+        while not (tmp_path / "steps/3").exists():
+            assert driver.poll() is None
+            time.sleep(0.05)
+        workers = psutil.Process(driver.pid).children(recursive=True)
+        os.kill(driver.pid, signal.SIGTERM)
+        said, _ = driver.communicate(timeout=60)
+        assert driver.returncode == 130  # as KeyboardInterrupt ends the command line
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    (step,) = steps_of(tmp_path)
+    assert said == f"pretrain: step {step} is saved\n"
+    assert 3 <= step < 8 and step == max(int(file.name) for file in (tmp_path / "steps").iterdir())
+    again = trained(tmp_path, inputs, config(checkpoint_every=100))
+    assert same_bits(final_checkpoint(uninterrupted), final_checkpoint(again))
+    assert rows(uninterrupted) == rows(again)
+
+
+@pytest.mark.slow
+def test_two_workers_go_back_together_and_after_a_kill_the_batch_stays_skipped(
+    ray_session: None, inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    def spoil_once(rank: int, step: int) -> None:
+        from cloze.training.pretrain.engine import Engine
+        from cloze.training.pretrain.objective import Step
+
+        real, spoiled = Engine.step, tmp_path / f"spoiled-{rank}"
+
+        def spoiling(engine: Engine, *given: Any) -> Step:
+            done = real(engine, *given)
+            if engine.updates != 4 or spoiled.exists():
+                return done
+            spoiled.touch()
+            done.sums[0] = float("nan")
+            return done
+
+        if step == 1:
+            Engine.step = spoiling
+        if step == 5 and rank == 1 and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    found = trained(tmp_path / "out", inputs, config(), on_step=spoil_once)
+    assert (tmp_path / "killed").exists() and (tmp_path / "spoiled-1").exists()
+    listed = found.location / "skipped.jsonl"
+    assert [json.loads(line)["batch"] for line in listed.read_text().splitlines()] == [3]
+    assert found.manifest.facts["skipped"] == 1 and "skipped.jsonl" in found.manifest.files
+    (tmp_path / "noted").mkdir()
+    (tmp_path / "noted/skipped.jsonl").write_bytes(listed.read_bytes())
+    noted = trained(tmp_path / "noted", inputs, config())
+    assert same_bits(final_checkpoint(found), final_checkpoint(noted))
+
+
+def on_nodes(driver: str, inputs: dict[str, Artifact], out: Path, settings: PretrainConfig, **environment: str) -> None:
+    """Pretraining with a cluster of its own."""
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_V2_ENABLED": "1"}
+    environment |= {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command(driver, inputs, out, settings), env=os.environ | environment, check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("alone")
+def test_a_node_that_is_taken_away_costs_only_the_steps_after_its_notice(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    on_nodes("spot", inputs, out, spot_config(), RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
+    first, second = sorted(
+        ([int(step) for step in file.read_text().split()] for file in (out / "steps").iterdir()), key=min
+    )
+    saved = second[0] - 1
+    assert first == list(range(1, first[-1] + 1)) and second == list(range(saved + 1, 41))
+    assert 3 <= saved < first[-1] and saved in steps_of(out)  # the only one before the last: none was due
+    lone_worker(spot_config(), inputs, tmp_path / "alone").train()
+    assert same_bits(last(out), last(tmp_path / "alone"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("alone")
+def test_training_goes_on_with_the_workers_there_is_room_for_and_the_losses_stay(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    """A node is lost without notice, and later another one comes: two workers, one, and two again."""
+    out = tmp_path / "out"
+    soon = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}  # a lost node is seen
+    on_nodes("elastic", inputs, out, elastic_config(), **soon)
+    told = [tuple(map(int, line.split())) for line in (out / "steps/told").read_text().splitlines()]
+    numbers = [workers for _, workers in told]
+    assert [now for before, now in zip([0, *numbers], numbers, strict=False) if now != before] == [2, 1, 2]
+    worker = lone_worker(elastic_config(), inputs, tmp_path / "alone")
+    worker.train()
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses, expected = (
+        [row["loss"] for row in either if row["split"] == "train"] for either in (found, worker.state.metrics.rows)
+    )
+    assert len(losses) == 50
+    assert losses == pytest.approx(expected, abs=1e-5)
+
+
+def test_more_positions_than_the_model_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_seq_length 32 is more than the model's 16 positions"):
+        config(phases=[{"max_seq_length": 32, "max_predictions_per_seq": 3, "steps": 8}])
+
+
+def test_too_few_examples_for_a_batch_is_an_error_of_one_line(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds 40 examples, fewer than global_batch_size 64"):
+        trained(tmp_path, inputs, config(global_batch_size=64))
+
+
+PHASE = {"max_seq_length": 16, "max_predictions_per_seq": 3}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"budget": "2h"}, r"phases\.0\.steps is 8 beside budget 2h, which ends the phases; remove one of them"),
+        ({"phases": [PHASE]}, r"phases\.0 has no end; set its steps, or budget for all of them"),
+        ({"phases": [PHASE | {"share": 0.5}]}, r"phases\.0\.share is of a budget; set budget, or steps"),
+        ({"budget": "2h", "phases": [PHASE | {"share": 0.5}] * 3}, "add up to 1.5; give each one, 1 in all"),
+        ({"budget": "2h", "phases": [PHASE | {"share": 0.5}, PHASE]}, "add up to 0.5; give each one, 1 in all"),
+        ({"budget": "0m", "phases": [PHASE]}, "budget is 0m; give the time that training may take"),
+        ({"budget": "2 hours"}, "is no time; give one such as 90s, 20m, 2h or 1d"),
+        ({"budget": 90}, "is no time; give one"),
+        ({"workers": [1, 2, 3]}, "is neither a number nor a range; give one such as 4, or"),
+        ({"workers": [0, 4]}, "is neither a number nor a range"),
+        ({"workers": "many"}, "is neither a number nor a range"),
+        ({"workers": [1, 2], "gpus": 2}, "gpus is 2 beside workers from 1 to 2; remove gpus, or give one number"),
+        ({"workers": [5, 5]}, "no number from 5 to 5 divides global_batch_size 12; give another range"),
+        ({"workers": [3, 2]}, "workers: 3 to 2 is no range"),
+    ],
+)
+def test_what_has_no_end_or_no_workers_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**changed)

@@ -1,0 +1,1 @@
+"""Weights on disk: checkpoints of our own, Hugging Face's folders, and what is done with trained weights."""

@@ -1,0 +1,1 @@
+"""Examples -> a pretrained checkpoint (Ray Train and DeepSpeed)."""
