@@ -63,7 +63,14 @@ class MarkedPath(NamedTuple):
 class Config(BaseModel):
     """Strict (no silent conversions), frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,  # the text below a field is its description in docs/reference
+    )
 
 
 def identity(config: Config) -> dict[str, Any]:
