@@ -192,7 +192,7 @@ def test_a_vocabulary_padded_for_tensor_cores_gives_the_same_logits_and_gradient
     found, shapes = [], []
     words = {VOCAB, 256}  # rows of the decoder alone
     watched = lambda *given: (given[1].shape[0] in words and shapes.append(given[1].shape)) or linear(*given)  # noqa: E731
-    monkeypatch.setattr("cloze.training.model.linear.linear", watched)
+    monkeypatch.setattr("cloze.training.model.bert.linear", watched)
     for multiple in (1, 64):
         monkeypatch.setitem(_VOCAB_MULTIPLE, "cpu", multiple)
         model = BertForPreTraining(CONFIG, VOCAB, seed=1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cloze.training.model import bert
+from cloze.training.model import linear as module
 from cloze.training.model.linear import Linear, linear
 
 needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch has no oneDNN here")
@@ -14,14 +14,14 @@ needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwi
 def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Whatever the processor; the strides of the weights that it multiplies with."""
     strides = list[tuple[int, ...]]()
-    multiply = bert._multiply
+    multiply = module._multiply
 
     def watched(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         strides.append(tuple(sorted(weight.stride())))
         return multiply(rows, weight, bias)
 
-    monkeypatch.setattr(bert, "_onednn_is_faster", lambda: True)
-    monkeypatch.setattr(bert, "_multiply", watched)
+    monkeypatch.setattr(module, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(module, "_multiply", watched)
     return strides
 
 
@@ -91,5 +91,5 @@ def test_onednn_multiplies_where_mkl_leaves_avx512_out(
 ) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
-    monkeypatch.setattr(bert, "cpuinfo", {"model name": name}.__getitem__)
-    assert bert._onednn_is_faster.__wrapped__() is faster
+    monkeypatch.setattr(module, "cpuinfo", {"model name": name}.__getitem__)
+    assert module._onednn_is_faster.__wrapped__() is faster
