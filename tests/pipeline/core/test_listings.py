@@ -15,6 +15,7 @@ from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, SourceFile
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location, find
 from cloze.pipeline.dedup import stage as dedup
+from cloze.pipeline.dedup import steps
 from cloze.pipeline.dedup.stage import DedupConfig
 from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.extract import work_units
@@ -63,7 +64,7 @@ def both(dump: SourceFile, folder: str, stop: bool = False) -> tuple[Manifest, M
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work_units, "MAX_STREAM_BYTES", 1000)
         patch.setattr(work_units, "XML_UNIT_BYTES", 3000)
-        patch.setattr(dedup, "_ROWS", 20)
+        patch.setattr(steps, "BUCKET_RECORDS", 20)
         extracted = extract.run(config, {"w": [dump]}, documents)
         if stop:
             (documents.location / "manifest.json").delete()
