@@ -24,7 +24,7 @@ from cloze.pipeline.extract.stage import ExtractConfig
 from cloze.pipeline.extract.work_units import plan_units
 from cloze.pipeline.text.sentences import as_given, sentences_of
 from cloze.pipeline.text.tokenizer import BulkTokenizer, load
-from cloze.pipeline.tokens.stage import tokenized
+from cloze.pipeline.tokens.stage import tokenize
 from tests.golden import unpack, vocab_artifact
 
 TEXT = "First one.\nSecond? Yes. \n\n\n  Third one.\r\nmarker 2\nFourth.\n\nfifth"
@@ -93,9 +93,9 @@ def test_sentences_stay_as_given_up_to_their_pieces(tmp_path: Path):
         document(as_given(some), doc_id="a", source="s", heldout_fraction=0).text for some in (sentences, ["A. B."])
     ]
     assert [sentences_of(text) for text in texts] == [sentences, ["A. B."]]
-    found = tokenized(texts, bulk)
+    found = tokenize(texts, bulk)
     assert found.documents.tolist() == [0, 3, 4]
-    cut = tokenized([document(["A boy. A girl."], doc_id="a", source="s", heldout_fraction=0).text], bulk)
+    cut = tokenize([document(["A boy. A girl."], doc_id="a", source="s", heldout_fraction=0).text], bulk)
     assert cut.documents.tolist() == [0, 2]
 
 
