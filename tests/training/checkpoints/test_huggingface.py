@@ -27,7 +27,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build, transformers_config
 from cloze.pipeline.text.tokenizer import load as load_tokenizer
 from cloze.pipeline.text.vocab_file import VocabFile
-from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig, Standing, save
+from cloze.training.checkpoints.checkpoint import CheckpointPayload, CheckpointRef, SavedConfig, save_checkpoint
 from cloze.training.checkpoints.fill_mask import load_model, predict_masked
 from cloze.training.checkpoints.huggingface import export, read
 from cloze.training.model.bert import BertConfig, BertForPreTraining, load_encoder
@@ -64,7 +64,7 @@ def model() -> BertForPreTraining:
 def saved(model: BertForPreTraining, folder: Path) -> CheckpointRef:
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     said = SavedConfig(model=CONFIG, vocab_size=len(published_vocabulary()), nsp=model.nsp is not None)
-    return save(Location(str(folder)), 7, {"model": weights}, Standing(said, {}))
+    return save_checkpoint(Location(str(folder)), 7, {"model": weights}, CheckpointPayload(said, {}))
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ def test_an_old_pickle_of_an_encoder_alone_is_read(
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "tokenize_chinese_chars": false}')
     encoder = {
         name.removeprefix("bert.").replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): tensor
-        for name, tensor in BERT.theirs(small.state_dict()).items()
+        for name, tensor in BERT.to_transformers(small.state_dict()).items()
         if name.startswith("bert.")
     }
     assert "embeddings.LayerNorm.gamma" in encoder and "encoder.layer.1.output.LayerNorm.beta" in encoder
@@ -345,7 +345,7 @@ def test_what_transformers_saves_is_read(kind: Any, tmp_path: Path) -> None:
     assert found.model == CONFIG
     assert found.vocab is None
     assert found.notes == ()
-    back = BERT.theirs(found.weights)
+    back = BERT.to_transformers(found.weights)
     expected = load_file(tmp_path / "model.safetensors")
     assert back.keys() == expected.keys()
     assert all(torch.equal(back[name], expected[name].float()) for name in expected)
@@ -354,7 +354,7 @@ def test_what_transformers_saves_is_read(kind: Any, tmp_path: Path) -> None:
 def test_a_decoder_that_is_saved_again_is_read_where_it_is_tied(
     small: BertForPreTraining, folder_of: Callable[..., Location]
 ) -> None:
-    weights = BERT.theirs(small.state_dict())
+    weights = BERT.to_transformers(small.state_dict())
     weights["cls.predictions.decoder.weight"] = weights["bert.embeddings.word_embeddings.weight"]
     weights["cls.predictions.decoder.bias"] = weights.pop("cls.predictions.bias")
     found = read(folder_of(weights)).weights
@@ -392,7 +392,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not(
     tmp_path: Path,
 ) -> None:
     location, target = folder_of({}), tmp_path / "created"
-    write({"first": Malicious(target), **BERT.theirs(small.state_dict())}, tmp_path)
+    write({"first": Malicious(target), **BERT.to_transformers(small.state_dict())}, tmp_path)
     assert refusal(location).startswith("pytorch_model.bin: asks for posix.mkdir, which is no weight, and ")
     assert not target.exists()
     pickle.loads(pickle.dumps(Malicious(target)))
@@ -421,7 +421,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not(
 def test_what_is_no_such_bert_is_refused(
     small: BertForPreTraining, folder_of: Callable[..., Location], changes: dict[str, Any], line: str
 ) -> None:
-    assert refusal(folder_of(BERT.theirs(small.state_dict()), **changes)).startswith(line)
+    assert refusal(folder_of(BERT.to_transformers(small.state_dict()), **changes)).startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_what_is_no_such_bert_is_refused(
 def test_weights_that_are_not_those_of_a_bert_are_refused(
     small: BertForPreTraining, folder_of: Callable[..., Location], more: dict[str, Any], line: str
 ) -> None:
-    weights = {**BERT.theirs(small.state_dict()), **more}
+    weights = {**BERT.to_transformers(small.state_dict()), **more}
     location = folder_of({name: tensor for name, tensor in weights.items() if tensor is not None})
     assert refusal(location).startswith(f"model.safetensors: {line}")
 
@@ -469,7 +469,7 @@ def test_weights_that_are_not_those_of_a_bert_are_refused(
 def test_a_file_that_is_damaged_or_another_ones_is_refused(
     small: BertForPreTraining, folder_of: Callable[..., Location], tmp_path: Path, name: str, data: bytes, line: str
 ) -> None:
-    location = folder_of(BERT.theirs(small.state_dict()))
+    location = folder_of(BERT.to_transformers(small.state_dict()))
     if name == "pytorch_model.bin":
         (tmp_path / "model.safetensors").unlink()
     (tmp_path / name).write_bytes(data)

@@ -7,7 +7,7 @@ import pytest
 
 from cloze.pipeline.core.errors import UserError
 from cloze.training.cluster import elastic
-from cloze.training.cluster.elastic import GroupSize, Placement, largest
+from cloze.training.cluster.elastic import ElasticSize, Placement, largest_fitting
 
 LAPTOP, GPU_NODE = [{"CPU": 4.0}], [{"CPU": 32.0, "GPU": 8.0}]
 ASKED: dict[str, Any] = {"stage": "pretrain", "gpus": "auto", "workers": None, "threads": 1, "without_gpus": 2}
@@ -80,7 +80,7 @@ def free():
 
 @pytest.fixture
 def size(now, free):
-    return GroupSize(Placement(4, 1, True, (2, 4, 8)), lambda placement: free[0])
+    return ElasticSize(Placement(4, 1, True, (2, 4, 8)), lambda placement: free[0])
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,16 @@ def size(now, free):
 )
 def test_a_group_takes_the_room_there_is_and_asks_for_the_least_where_it_is_too_little(size, free, there, taken, said):
     free[0] = there
-    assert size.refit() == said
+    assert size.resize() == said
     assert size.placement == Placement(taken, 1, True, (2, 4, 8))
-    assert size.refit(failures=2) == f"{said}, after 2 failures"
+    assert size.resize(failures=2) == f"{said}, after 2 failures"
 
 
 def test_a_group_of_one_size_stays_it(now):
-    size = GroupSize(Placement(1, 1, False), lambda placement: 7)
-    assert size.refit(failures=1) == "starting 1 worker, after 1 failure"
+    size = ElasticSize(Placement(1, 1, False), lambda placement: 7)
+    assert size.resize(failures=1) == "starting 1 worker, after 1 failure"
     now[0] += 1000
-    assert not size.look()
+    assert not size.check_growth()
 
 
 def test_room_for_more_counts_when_it_was_seen_twice(size, now, free):
@@ -112,19 +112,19 @@ def test_room_for_more_counts_when_it_was_seen_twice(size, now, free):
     def looks(*rooms: int) -> list[bool]:
         found = []
         for free[0] in rooms:
-            now[0] += elastic._LOOK_SECONDS
-            found.append(size.look())
+            now[0] += elastic._CHECK_SECONDS
+            found.append(size.check_growth())
         return found
 
     assert looks(4, 3, 4) == [False, False, False]
-    assert not size.look()  # at once
+    assert not size.check_growth()  # at once
     assert looks(4) == [True]
     free[0] = 0  # what comes after the wish to leave does not take it back
-    assert size.look()
+    assert size.check_growth()
     free[0] = 8
-    assert size.refit() == "starting 8 workers" and not size.more
+    assert size.resize() == "starting 8 workers" and not size.can_grow
     assert looks(0, 0, 8, 8) == [False] * 4
 
 
 def test_the_largest_of_the_numbers_that_fits_is_taken():
-    assert [largest([2, 4, 8], room) for room in (0, 1, 2, 3, 4, 7, 8, 99)] == [2, 2, 2, 2, 4, 4, 8, 8]
+    assert [largest_fitting([2, 4, 8], room) for room in (0, 1, 2, 3, 4, 7, 8, 99)] == [2, 2, 2, 2, 4, 4, 8, 8]

@@ -10,13 +10,13 @@ import pytest
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster import heartbeat
-from cloze.training.cluster.elastic import GroupSize, Placement
-from cloze.training.cluster.heartbeat import Board, Progress, new_board, watched
+from cloze.training.cluster.elastic import ElasticSize, Placement
+from cloze.training.cluster.heartbeat import GroupMonitor, Progress, monitored, new_monitor
 from cloze.training.cluster.ray_train import RestartPolicy, run_workers
 
 
 def test_the_wish_to_leave_is_that_of_one_group():
-    board = Board(3, "starting 2 workers")
+    board = GroupMonitor(3, "starting 2 workers")
     assert board.told() == ((3, "starting 2 workers"), 0, False)
     assert not board.tell(4, "loss 2.5")
     board.leave()
@@ -27,7 +27,7 @@ def test_the_wish_to_leave_is_that_of_one_group():
 
 
 def test_workers_are_handed_out_to_be_ended_once():
-    board = Board(0, "")
+    board = GroupMonitor(0, "")
     board.begin("first")
     board.begin("second")
     assert board.dismissed("nothing heard") == ["first", "second"]
@@ -36,7 +36,7 @@ def test_workers_are_handed_out_to_be_ended_once():
 
 
 def test_a_worker_of_which_nothing_is_heard_is_ended_and_another_one_goes_on(ray_session: None, tmp_path: Path) -> None:
-    def hang_once(folder: Path, tell: heartbeat.Tell) -> None:
+    def hang_once(folder: Path, tell: heartbeat.ReportProgress) -> None:
         tell(1, "")
         if not (folder / "hung").exists():
             (folder / "hung").touch()
@@ -58,11 +58,11 @@ def test_the_driver_asks_to_leave_after_a_signal_and_for_a_larger_group(
 
     notes: list[Any] = []
     out = Output(Location(str(tmp_path)), "stage", 1, "0", lambda *told: notes.append(told[-1]))
-    size = GroupSize(Placement(1, 1, False, (1, 2)))
-    size.more = not signalled
+    size = ElasticSize(Placement(1, 1, False, (1, 2)))
+    size.can_grow = not signalled
     leave = threading.Event()
-    board = new_board(0, "step 3")
-    with watched(board, Progress(out, 10, "steps"), None, leave, size):
+    board = new_monitor(0, "step 3")
+    with monitored(board, Progress(out, 10, "steps"), None, leave, size):
         if signalled:
             leave.set()
         else:  # a group that has told nothing yet may not have been placed: its own room seems free

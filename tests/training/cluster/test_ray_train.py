@@ -12,7 +12,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster import ray_train
 from cloze.training.cluster.elastic import Placement
-from cloze.training.cluster.heartbeat import Progress, Tell
+from cloze.training.cluster.heartbeat import Progress, ReportProgress
 from cloze.training.cluster.ray_train import RestartPolicy, run_workers
 
 ALONE = Placement(1, 1, False)
@@ -23,7 +23,7 @@ def progress(folder: Path, show: Any = None, total: float = 10, done: float = 0)
 
 
 def test_what_a_user_can_mend_ends_the_group_with_one_line_and_no_second_try(ray_session, tmp_path):
-    def work(folder: Path, tell: Tell) -> None:
+    def work(folder: Path, tell: ReportProgress) -> None:
         with (folder / "tries").open("a") as file:
             file.write("x")
         raise UserError("the loss is nan; lower learning_rate")
@@ -37,7 +37,7 @@ def test_what_a_user_can_mend_ends_the_group_with_one_line_and_no_second_try(ray
 def test_what_a_worker_could_not_read_or_write_is_said_in_one_line_after_the_last_try(ray_session, tmp_path):
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    def work(folder: Path, tell: Tell) -> None:
+    def work(folder: Path, tell: ReportProgress) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(TrainingFailedError) as error:
@@ -53,7 +53,7 @@ def test_progress_begins_where_an_earlier_run_stopped_and_needs_nobody_to_read_i
         told.append((done, note))
         raise BrokenPipeError
 
-    def work(folder: Path, tell: Tell) -> None:
+    def work(folder: Path, tell: ReportProgress) -> None:
         import time
 
         for done in range(7, 12):
@@ -80,7 +80,7 @@ def test_a_group_that_cannot_begin_is_a_failure_and_not_tried_for_ever(ray_sessi
         def __reduce__(self):
             return again, ()
 
-    monkeypatch.setattr(ray_train, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(ray_train, "_RESTART_DELAY", 0.0)
     with pytest.raises(TrainingFailedError, match="No module named 'mine'"):
         run_workers(lambda argument, tell: None, Unreadable(), ALONE, RestartPolicy(1), progress(tmp_path))
     assert (tmp_path / "read").read_text() == "xx"

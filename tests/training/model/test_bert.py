@@ -67,7 +67,7 @@ def pair() -> tuple[BertForPreTraining, TheirBert]:
         for parameter in theirs.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model = BertForPreTraining(CONFIG, VOCAB)
-    model.load_state_dict(BERT.ours(theirs.state_dict()))
+    model.load_state_dict(BERT.from_transformers(theirs.state_dict()))
     return model, theirs
 
 
@@ -78,7 +78,7 @@ def their_labels(batch):
 
 
 def assert_gradients_close(model, theirs):
-    gradients = BERT.ours({name: parameter.grad for name, parameter in theirs.named_parameters()})
+    gradients = BERT.from_transformers({name: parameter.grad for name, parameter in theirs.named_parameters()})
     mine = dict(model.named_parameters())
     assert gradients.keys() == mine.keys()
     for name, parameter in mine.items():
@@ -133,7 +133,7 @@ def test_of_masked_lm_alone_loss_and_every_gradient_equal_those_of_transformers(
     torch.manual_seed(6)
     theirs = TheirMaskedLM(their_config())
     model = BertForPreTraining(CONFIG, VOCAB, nsp=False)
-    model.load_state_dict(BERT.ours(theirs.state_dict()))
+    model.load_state_dict(BERT.from_transformers(theirs.state_dict()))
     mlm, nsp = model(**encoder_input(batch), masked_lm_positions=batch["positions"])
     assert nsp is None
     loss = functional.cross_entropy(mlm, batch["labels"])
@@ -151,7 +151,7 @@ def test_classifier_equals_that_of_transformers(batch):
     torch.manual_seed(4)
     theirs = TheirClassifier(their_config(num_labels=5)).eval()
     model = BertForSequenceClassification(CONFIG, VOCAB, num_labels=5).eval()
-    model.load_state_dict(BERT.ours(theirs.state_dict()))
+    model.load_state_dict(BERT.from_transformers(theirs.state_dict()))
     assert_close(model(**encoder_input(batch)), theirs(**encoder_input(batch)).logits)
 
 
@@ -191,8 +191,8 @@ def test_a_vocabulary_padded_for_tensor_cores_gives_the_same_logits_and_gradient
     """211 pieces are padded to 256 where the products happen; the weights stay as they are."""
     found, shapes = [], []
     words = {VOCAB, 256}  # rows of the decoder alone
-    watched = lambda *given: (given[1].shape[0] in words and shapes.append(given[1].shape)) or linear(*given)  # noqa: E731
-    monkeypatch.setattr("cloze.training.model.linear.linear", watched)
+    monitored = lambda *given: (given[1].shape[0] in words and shapes.append(given[1].shape)) or linear(*given)  # noqa: E731
+    monkeypatch.setattr("cloze.training.model.linear.linear", monitored)
     for multiple in (1, 64):
         monkeypatch.setitem(_VOCAB_MULTIPLE, "cpu", multiple)
         model = BertForPreTraining(CONFIG, VOCAB, seed=1)

@@ -9,9 +9,16 @@ import torch
 from cloze.training.model import hardware
 from cloze.training.model.architectures import ARCHITECTURES
 from cloze.training.model.bert import BertConfig, Layer
-from cloze.training.model.hardware import cpu_threads, fastest, has_bf16, layer_seconds, peak, sheet_flops
+from cloze.training.model.hardware import (
+    cpu_threads,
+    data_sheet_flops,
+    fastest_precision,
+    has_bf16,
+    layer_seconds,
+    peak_flops,
+)
 from cloze.training.model.optim import Precision
-from tests.training.small_examples import alone  # noqa: F401 (a fixture)
+from tests.training.small_examples import single_process_group  # noqa: F401 (a fixture)
 
 CPU = torch.device("cpu")
 SHAPE = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
@@ -23,12 +30,14 @@ def test_bf16_is_found_by_the_processors_flags(monkeypatch: pytest.MonkeyPatch) 
         assert has_bf16(CPU) is fast
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 @pytest.mark.parametrize(
     ("full", "half", "chosen"), [(1.2, 1.0, "bf16"), (1.0, 0.5, "bf16"), (1.05, 1.0, "fp32"), (0.5, 1.0, "fp32")]
 )
 def test_bf16_has_to_be_clearly_faster(full: float, half: float, chosen: str) -> None:
-    assert fastest(CPU, lambda precisions: [{"fp32": full, "bf16": half}[name] for name in precisions]) == chosen
+    assert (
+        fastest_precision(CPU, lambda precisions: [{"fp32": full, "bf16": half}[name] for name in precisions]) == chosen
+    )
 
 
 def timing(monkeypatch: pytest.MonkeyPatch, layer: Any) -> None:
@@ -84,14 +93,14 @@ def test_a_precision_that_is_hopeless_costs_no_more_than_a_small_product(monkeyp
     ],
 )
 def test_a_data_sheet_is_found_by_the_gpus_name(name: str, precision: Precision, teraflops: float | None) -> None:
-    assert sheet_flops(name, precision) == (teraflops and pytest.approx(teraflops * 1e12))
+    assert data_sheet_flops(name, precision) == (teraflops and pytest.approx(teraflops * 1e12))
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 def test_a_processors_peak_is_measured_and_grows_with_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    flops, origin = peak(CPU, "fp32")
+    flops, origin = peak_flops(CPU, "fp32")
     assert origin == "measured" and 1e9 < flops < 1e13
     monkeypatch.setattr(hardware, "_seconds", lambda where, work: 0.5)
-    lone = peak(CPU, "fp32").flops
+    lone = peak_flops(CPU, "fp32").flops
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert peak(CPU, "fp32").flops == 3 * lone == 3 * 2 * 1024**3 / 0.5
+    assert peak_flops(CPU, "fp32").flops == 3 * lone == 3 * 2 * 1024**3 / 0.5

@@ -16,12 +16,12 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     strides = list[tuple[int, ...]]()
     multiply = bert._multiply
 
-    def watched(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def monitored(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         strides.append(tuple(sorted(weight.stride())))
         return multiply(rows, weight, bias)
 
     monkeypatch.setattr(bert, "_onednn_is_faster", lambda: True)
-    monkeypatch.setattr(bert, "_multiply", watched)
+    monkeypatch.setattr(bert, "_multiply", monitored)
     return strides
 
 

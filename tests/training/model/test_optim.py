@@ -115,13 +115,13 @@ def test_settings_are_read_from_yaml(tmp_path: Path):
 def test_a_loss_scale_falls_by_half_at_each_overflow_and_doubles_after_two_thousand_good_steps() -> None:
     scale = LossScale(2.0**16)
     for _ in range(1999):
-        scale = scale.after(overflowed=False)
-    assert scale.factor == 2**16 and scale.after(overflowed=False) == LossScale(2.0**17)
-    assert scale.after(overflowed=True) == LossScale(2.0**15)
+        scale = scale.after_step(overflowed=False)
+    assert scale.factor == 2**16 and scale.after_step(overflowed=False) == LossScale(2.0**17)
+    assert scale.after_step(overflowed=True) == LossScale(2.0**15)
 
 
 def test_a_loss_scale_never_falls_below_one() -> None:
     scale = LossScale(2.0)
-    assert scale.can_fall
-    scale = scale.after(overflowed=True)
-    assert not scale.can_fall and scale == scale.after(overflowed=True) == LossScale(1.0)
+    assert scale.can_decrease
+    scale = scale.after_step(overflowed=True)
+    assert not scale.can_decrease and scale == scale.after_step(overflowed=True) == LossScale(1.0)

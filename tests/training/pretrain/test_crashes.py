@@ -20,10 +20,19 @@ from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.pretrain import trainer
 from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.stage import final_checkpoint
-from cloze.training.pretrain.trainer import Hook
+from cloze.training.pretrain.trainer import StepHook
 from tests.training.pretraining_drivers import command
-from tests.training.small_examples import alone  # noqa: F401 (a fixture)
-from tests.training.small_pretraining import config, last, lone_worker, rows, same_bits, small_inputs, trained, untimed
+from tests.training.small_examples import single_process_group  # noqa: F401 (a fixture)
+from tests.training.small_pretraining import (
+    config,
+    last,
+    rows,
+    same_bits,
+    single_worker,
+    small_inputs,
+    trained,
+    untimed,
+)
 
 STEPS = 12
 PHASES = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": STEPS}]
@@ -57,7 +66,7 @@ def same(one: Artifact, other: Artifact) -> bool:
     return same_bits(final_checkpoint(one), final_checkpoint(other)) and rows(one) == rows(other)
 
 
-def crashing(folder: Path, killed: dict[int, int], saving: int) -> Hook:
+def crashing(folder: Path, killed: dict[int, int], saving: int) -> StepHook:
     """Kills, once each, the rank of each step in `killed` after that step, and worker 0 amid saving step `saving`."""
 
     def crash(rank: int, step: int) -> None:
@@ -160,7 +169,7 @@ def test_after_its_driver_or_everything_was_killed_the_same_run_ends_with_the_sa
     assert same(uninterrupted, again), f"killed after step {step}"
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 @pytest.mark.parametrize("disturbed", ["keyed_seed", "_masking"])
 def test_other_random_states_after_a_stop_are_seen(
     inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturbed: str
@@ -168,13 +177,13 @@ def test_other_random_states_after_a_stop_are_seen(
     """The control of what is above: dropout or masks that go on with other draws leave other losses and bits."""
 
     def goes_on(name: str) -> tuple[CheckpointRef, list[dict[str, Any]]]:
-        worker = lone_worker(config(), inputs, tmp_path / name)
+        worker = single_worker(config(), inputs, tmp_path / name)
         assert worker.state.step == 5
         worker.train()
         return last(tmp_path / name), untimed(worker.state.metrics.rows)
 
     for name in ("same", "disturbed"):
-        lone_worker(config(), inputs, tmp_path / name, tell=lambda done, note: done >= 5).train()
+        single_worker(config(), inputs, tmp_path / name, report_progress=lambda done, note: done >= 5).train()
     assert same_bits(last(tmp_path / "same"), last(tmp_path / "disturbed"))
     ended, rows_of_same = goes_on("same")
     real = getattr(trainer, disturbed)

@@ -19,13 +19,13 @@ from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
 from cloze.training.model.bert import BertConfig, BertForPreTraining
-from cloze.training.model.hardware import fastest
+from cloze.training.model.hardware import fastest_precision
 from cloze.training.model.optim import LossScale, OptimizerConfig, adamw, parameter_groups
 from cloze.training.pretrain.data_loader import IGNORED, Batch
 from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig, ZeroOptimization
 from cloze.training.pretrain.engine import Engine
 from tests.paths import QUICKSTART
-from tests.training.small_examples import alone  # noqa: F401 (a fixture)
+from tests.training.small_examples import single_process_group  # noqa: F401 (a fixture)
 
 VOCAB_SIZE, STEPS, RATE = 97, 6, 1e-3
 OPTIMIZER = OptimizerConfig(learning_rate=RATE, max_grad_norm=0.5)
@@ -124,7 +124,7 @@ def in_worker(rank: int, folder: str) -> None:
     for stage in range(4):
         exact = Engine(model(), OPTIMIZER, zero_stage=stage)
         found[f"losses-{stage}"], found[f"weights-{stage}"] = steps(exact, range(STEPS)), exact.tensors()
-        tuned = Engine(model(), OPTIMIZER, zero_stage=stage, more=TUNED)
+        tuned = Engine(model(), OPTIMIZER, zero_stage=stage, deepspeed=TUNED)
         found[f"tuned-{stage}"] = steps(tuned, range(STEPS)), tuned.tensors()
         if stage:
             found[f"handed-{stage}"] = handed_on(tuned)
@@ -137,12 +137,12 @@ def in_worker(rank: int, folder: str) -> None:
         steps(recomputed, range(3))
         found[f"recomputed-{stage}"] = outcome(recomputed)
         for name, target, more in (("resumed", stage, None), ("elsewhere", 3 - stage, TUNED)):
-            again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target, more=more)
+            again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target, deepspeed=more)
             again.load(box[0], updates=3)
             found[f"{name}-{stage}"] = outcome(again)
         midway = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=stage)
         found[f"midway-{stage}"] = read_between(midway)
-    short = Engine(model(), OPTIMIZER, zero_stage=0, more=DeepSpeedConfig(communication_data_type="bf16"))
+    short = Engine(model(), OPTIMIZER, zero_stage=0, deepspeed=DeepSpeedConfig(communication_data_type="bf16"))
     found["short"] = steps(short, range(STEPS))
     for stage in range(4):
         found[f"fp16-{stage}"] = overflowing(stage)
@@ -159,7 +159,7 @@ def in_worker(rank: int, folder: str) -> None:
     found["midway-parted"] = read_between(Engine(model(0.1, hidden_size=320), OPTIMIZER, zero_stage=3))
     found["evaluated"] = astuple(Engine(model(), OPTIMIZER).evaluate([batches(9)[rank::2]]))
     cpu, gains = torch.device("cpu"), ((2.0, 1.2), (2.0, 0.9))  # of each worker
-    found["agreed"] = [fastest(cpu, lambda _, gain=gain: [gain[rank], 1.0]) for gain in gains]
+    found["agreed"] = [fastest_precision(cpu, lambda _, gain=gain: [gain[rank], 1.0]) for gain in gains]
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.destroy_process_group()
@@ -167,7 +167,7 @@ def in_worker(rank: int, folder: str) -> None:
 
 def handed_on(trained: Engine) -> dict[str, Any]:
     """What DeepSpeed has made of TUNED's keys."""
-    settings = trained._back_end._engine._config
+    settings = trained._backend._engine._config
     zero = settings.zero_config.model_dump(by_alias=True)
     names = TUNED.zero_optimization.model_dump(exclude_none=True)
     return {"communication_data_type": settings.communication_data_type} | {name: zero[name] for name in names}
@@ -331,7 +331,7 @@ def test_two_workers_agree_on_the_precision_that_helps_both(found: dict[str, Any
     assert found["agreed"] == ["bf16", "fp32"]
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 def test_the_model_is_given_a_mask_where_there_is_padding_alone() -> None:
     padded, *_ = batches(0)
     cut = padded.input_ids.shape[1] - 3  # its first row has three pieces of padding
@@ -350,7 +350,7 @@ def test_the_model_is_given_a_mask_where_there_is_padding_alone() -> None:
     assert (totals.tokens, totals.slots) == (2 * 16 - 3 + 2 * cut, 2 * 16 + 2 * cut)
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 def test_an_evaluation_counts_labels_and_answers_of_all_workers_and_of_no_idle_row(found: dict[str, Any]) -> None:
     whole = batches(9)
     unlabelled = whole[0]._replace(next_sentence_label=torch.full_like(whole[0].next_sentence_label, IGNORED))
@@ -374,7 +374,7 @@ class NoWaiting(TorchDispatchMode):
         return operation(*args, **kwargs or {})
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_of_torch_alone_asks_for_no_value_until_it_is_read(precision: Any) -> None:
     waiting, trained = (Engine(model(0.1), OPTIMIZER, zero_stage=0, precision=precision) for _ in range(2))
@@ -388,7 +388,7 @@ def test_a_step_of_torch_alone_asks_for_no_value_until_it_is_read(precision: Any
     assert same_tensors(trained.tensors(), waiting.tensors())
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 def test_without_deepspeed_one_worker_trains_and_dividing_a_model_is_an_error_of_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -400,7 +400,7 @@ def test_without_deepspeed_one_worker_trains_and_dividing_a_model_is_an_error_of
         Engine(model(), OPTIMIZER, zero_stage=2)
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_loss() -> None:
     full, half = (Engine(model(), OPTIMIZER, precision=precision) for precision in ("fp32", "bf16"))
     for exact, rounded in zip(steps(full, range(2)), steps(half, range(2)), strict=True):
@@ -411,7 +411,7 @@ def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_loss() -> None:
     assert {value.dtype for named in tensors.values() for value in named.values()} == {torch.float32}
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 @pytest.mark.parametrize("nsp", [True, False])
 def test_without_pairs_the_loss_is_that_of_the_masks_alone(nsp: bool) -> None:
     unpaired = [
@@ -426,7 +426,7 @@ def test_without_pairs_the_loss_is_that_of_the_masks_alone(nsp: bool) -> None:
     assert 0 < done.grad_norm < float("inf")
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 def test_the_lengths_that_are_counted_are_those_without_padding_and_idle_rows() -> None:
     *counted, idle = batches(0)
     idle = idle._replace(counted=torch.zeros_like(idle.counted))

@@ -6,13 +6,20 @@ import random
 import pytest
 
 from cloze.pipeline.core.storage import Location
-from cloze.training.pretrain.loss_spikes import FILE, RecentSteps, Skip, lines, noted, place
+from cloze.training.pretrain.loss_spikes import (
+    FILE,
+    RecentSteps,
+    SkippedBatch,
+    encode_skipped,
+    nth_kept_batch,
+    read_skipped,
+)
 
 
 def judged(losses: list[float], factor: float | None = 20.0) -> list[int]:
     """The steps at fault, when each but those is remembered."""
     recent = RecentSteps()
-    return [step for step, loss in enumerate(losses, start=1) if recent.fault(loss, 1.0, factor)]
+    return [step for step, loss in enumerate(losses, start=1) if recent.check(loss, 1.0, factor)]
 
 
 def scattered(count: int, level: float = 3.0, deviation: float = 0.1) -> list[float]:
@@ -50,7 +57,7 @@ def test_a_gradient_out_of_all_proportion_is_at_fault_though_its_loss_is_not() -
 
     def faults(*last: float, factor: float | None = 20.0) -> list[int]:
         recent = RecentSteps()
-        verdicts = [recent.fault(3.0, norm, factor) for norm in [*norms, *last]]
+        verdicts = [recent.check(3.0, norm, factor) for norm in [*norms, *last]]
         return [step for step, verdict in enumerate(verdicts, start=1) if verdict]
 
     assert faults(1000.0, 1000.0, *norms) == [151, 152]
@@ -59,28 +66,28 @@ def test_a_gradient_out_of_all_proportion_is_at_fault_though_its_loss_is_not() -
     for factor in (2.0, 20.0):
         recent = RecentSteps()
         for _ in range(100):
-            recent.fault(3.0, 0.5, factor)
-        assert recent.fault(3.0, 40.0, factor) is None  # though nothing has ever scattered
-        reason, value = recent.fault(3.0, 60.0, factor) or ("", 0.0)
+            recent.check(3.0, 0.5, factor)
+        assert recent.check(3.0, 40.0, factor) is None  # though nothing has ever scattered
+        reason, value = recent.check(3.0, 60.0, factor) or ("", 0.0)
         assert reason == "the gradient norm is far above the median of 100 steps, 0.5" and value == 60.0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_at_fault_from_the_first_step(value: float) -> None:
-    reason, found = RecentSteps().fault(value, 1.0, None) or ("", 0.0)
+    reason, found = RecentSteps().check(value, 1.0, None) or ("", 0.0)
     assert reason == "the loss is not finite" and str(found) == str(value)
-    reason, found = RecentSteps().fault(3.0, value, None) or ("", 0.0)
+    reason, found = RecentSteps().check(3.0, value, None) or ("", 0.0)
     assert reason == "the gradient norm is not finite" and str(found) == str(value)
 
 
 def test_saved_steps_judge_as_those_they_were_saved_from() -> None:
     losses = scattered(400)
     whole, first = RecentSteps(), RecentSteps()
-    verdicts = [whole.fault(loss, 1.0, 2.0) for loss in losses]
+    verdicts = [whole.check(loss, 1.0, 2.0) for loss in losses]
     for loss in losses[:200]:
-        first.fault(loss, 1.0, 2.0)
+        first.check(loss, 1.0, 2.0)
     second = RecentSteps(*first.to_json())
-    assert [second.fault(loss, 1.0, 2.0) for loss in losses[200:]] == verdicts[200:]
+    assert [second.check(loss, 1.0, 2.0) for loss in losses[200:]] == verdicts[200:]
     assert any(verdicts[200:])
 
 
@@ -89,11 +96,14 @@ def test_the_place_of_a_turn_counts_what_is_not_skipped() -> None:
     for _ in range(100):
         skipped = draw.sample(range(20), draw.randrange(10))
         left = [batch for batch in range(40) if batch not in skipped]
-        assert [place(turn, skipped) for turn in range(20)] == left[:20]
+        assert [nth_kept_batch(turn, skipped) for turn in range(20)] == left[:20]
 
 
 def test_what_is_noted_is_read_again(tmp_path) -> None:
-    skips = [Skip(5, 0, 4, "the loss is not finite", "nan", [[0, 7], [1, 3]]), Skip(6, 0, 5, "", "inf", [])]
-    (tmp_path / FILE).write_bytes(lines(skips))
-    assert noted(Location(str(tmp_path))) == skips
-    assert noted(Location(str(tmp_path / "nowhere"))) == []
+    skips = [
+        SkippedBatch(5, 0, 4, "the loss is not finite", "nan", [[0, 7], [1, 3]]),
+        SkippedBatch(6, 0, 5, "", "inf", []),
+    ]
+    (tmp_path / FILE).write_bytes(encode_skipped(skips))
+    assert read_skipped(Location(str(tmp_path))) == skips
+    assert read_skipped(Location(str(tmp_path / "nowhere"))) == []

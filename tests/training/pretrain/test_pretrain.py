@@ -15,21 +15,21 @@ import pytest
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
-from cloze.training.checkpoints.checkpoint import newest
+from cloze.training.checkpoints.checkpoint import newest_checkpoint
 from cloze.training.pretrain.baselines import unigram_baseline
 from cloze.training.pretrain.config import PretrainConfig
-from cloze.training.pretrain.data_loader import Examples
+from cloze.training.pretrain.data_loader import ExampleDataset
 from cloze.training.pretrain.stage import final_checkpoint
 from tests.paths import REPOSITORY
 from tests.training.pretraining_drivers import command
-from tests.training.small_examples import PIECES, alone  # noqa: F401 (alone: a fixture)
+from tests.training.small_examples import PIECES, single_process_group  # noqa: F401 (a fixture)
 from tests.training.small_pretraining import (
     config,
     elastic_config,
     last,
-    lone_worker,
     rows,
     same_bits,
+    single_worker,
     small_inputs,
     spot_config,
     steps_of,
@@ -55,12 +55,14 @@ def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(
     assert [row["step"] for row in found if row["split"] == "heldout"] == [4, 8]
     assert all(row["examples"] == 12 for row in found if row["split"] == "heldout")
     facts = uninterrupted.manifest.facts
-    assert facts["checkpoint"]["digest"] == newest(uninterrupted.location).digest
+    assert facts["checkpoint"]["digest"] == newest_checkpoint(uninterrupted.location).digest
     assert facts["metrics"]["train"]["step"] == 8
     assert facts["peak"]["origin"] == "measured" and facts["peak"]["flops"] > 1e9  # of both workers
     assert facts["metrics"]["heldout"].items() >= found[-1].items()
     unigram = unigram_baseline(
-        Examples(inputs["examples-16"], "train"), Examples(inputs["examples-16"], "heldout").sample(0, 12, 12), PIECES
+        ExampleDataset(inputs["examples-16"], "train"),
+        ExampleDataset(inputs["examples-16"], "heldout").sample(0, 12, 12),
+        PIECES,
     )
     assert (found[-1]["mlm_loss_baseline"], found[-1]["mlm_accuracy_baseline"]) == unigram  # worker 0's
     assert (found[-1]["pairs"], found[-1]["pairs_1"], found[-1]["nsp_accuracy_baseline"]) == (12, 6, 0.5)
@@ -150,11 +152,11 @@ def test_two_workers_go_back_together_and_after_a_kill_the_batch_stays_skipped(
 ) -> None:
     def spoil_once(rank: int, step: int) -> None:
         from cloze.training.pretrain.engine import Engine
-        from cloze.training.pretrain.objective import Step
+        from cloze.training.pretrain.objective import StepResult
 
         real, spoiled = Engine.step, tmp_path / f"spoiled-{rank}"
 
-        def spoiling(engine: Engine, *given: Any) -> Step:
+        def spoiling(engine: Engine, *given: Any) -> StepResult:
             done = real(engine, *given)
             if engine.updates != 4 or spoiled.exists():
                 return done
@@ -187,7 +189,7 @@ def on_nodes(driver: str, inputs: dict[str, Artifact], out: Path, settings: Pret
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 def test_a_node_that_is_taken_away_costs_only_the_steps_after_its_notice(
     inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
@@ -199,12 +201,12 @@ def test_a_node_that_is_taken_away_costs_only_the_steps_after_its_notice(
     saved = second[0] - 1
     assert first == list(range(1, first[-1] + 1)) and second == list(range(saved + 1, 41))
     assert 3 <= saved < first[-1] and saved in steps_of(out)  # the only one before the last: none was due
-    lone_worker(spot_config(), inputs, tmp_path / "alone").train()
+    single_worker(spot_config(), inputs, tmp_path / "alone").train()
     assert same_bits(last(out), last(tmp_path / "alone"))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 def test_training_goes_on_with_the_workers_there_is_room_for_and_the_losses_stay(
     inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
@@ -215,7 +217,7 @@ def test_training_goes_on_with_the_workers_there_is_room_for_and_the_losses_stay
     told = [tuple(map(int, line.split())) for line in (out / "steps/told").read_text().splitlines()]
     numbers = [workers for _, workers in told]
     assert [now for before, now in zip([0, *numbers], numbers, strict=False) if now != before] == [2, 1, 2]
-    worker = lone_worker(elastic_config(), inputs, tmp_path / "alone")
+    worker = single_worker(elastic_config(), inputs, tmp_path / "alone")
     worker.train()
     found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses, expected = (

@@ -1,15 +1,15 @@
-"""Rows of metrics as TensorBoard reads them."""
+"""ExampleArrays of metrics as TensorBoard reads them."""
 
 from pathlib import Path
 
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
-from cloze.training.pretrain.facts import Row
+from cloze.training.pretrain.facts import MetricsRow
 from cloze.training.pretrain.tensorboard import EventFile
 
 
-def row(step: int, **values: float) -> Row:
+def row(step: int, **values: float) -> MetricsRow:
     return {"split": "train", "step": step, "time": 1.7e9 + step, "loss": 3.0 / step} | values
 
 

@@ -15,15 +15,15 @@ import pytest
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.training.checkpoints.checkpoint import CheckpointRef, best
+from cloze.training.checkpoints.checkpoint import CheckpointRef, best_checkpoint
 from cloze.training.model import hardware
 from cloze.training.pretrain import async_save, run_control, trainer
 from cloze.training.pretrain.baselines import unigram_baseline
-from cloze.training.pretrain.data_loader import Examples
-from tests.training.small_examples import PIECES, alone, examples_artifact  # noqa: F401 (alone: a fixture)
-from tests.training.small_pretraining import config, last, lone_worker, same_bits, small_inputs, steps_of, untimed
+from cloze.training.pretrain.data_loader import ExampleDataset
+from tests.training.small_examples import PIECES, examples_artifact, single_process_group  # noqa: F401 (a fixture)
+from tests.training.small_pretraining import config, last, same_bits, single_worker, small_inputs, steps_of, untimed
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("single_process_group")
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 Inputs = dict[str, Artifact]
@@ -38,7 +38,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 def saved_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps at which a save was tried; at 4 it always fails, at 6 the first time."""
     tried: list[int] = []
-    real = async_save.save
+    real = async_save.save_checkpoint
 
     def save(artifact: Location, step: int, *rest: Any) -> CheckpointRef:
         tried.append(step)
@@ -46,19 +46,19 @@ def saved_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise OSError("No space left on device")
         return real(artifact, step, *rest)
 
-    monkeypatch.setattr(async_save, "save", save)
-    monkeypatch.setattr(async_save, "_PAUSE", 0.0)
+    monkeypatch.setattr(async_save, "save_checkpoint", save)
+    monkeypatch.setattr(async_save, "_RETRY_SECONDS", 0.0)
     return tried
 
 
 def test_a_full_disk_does_not_end_training(inputs: Inputs, tmp_path: Path, saved_at: list[int]) -> None:
     notes: list[str] = []
-    worker = lone_worker(
+    worker = single_worker(
         config(keep_checkpoints=9),
         inputs,
         tmp_path,
         on_step=lambda rank, step: worker.saver.wait(),
-        tell=lambda done, note: notes.append(note) or False,
+        report_progress=lambda done, note: notes.append(note) or False,
     )
     worker.train()
     assert saved_at == [2, 4, 4, 4, 6, 6, 8]  # at 4 it never came, at 6 at the second attempt
@@ -73,7 +73,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_of_one_line(
 ) -> None:
     phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": 4}]
     with pytest.raises(UserError, match="the last checkpoint cannot be written"):
-        lone_worker(config(phases=phases), inputs, tmp_path).train()
+        single_worker(config(phases=phases), inputs, tmp_path).train()
     assert last(tmp_path).step == 2
 
 
@@ -83,7 +83,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     """The save of step 2 ends when step 3 is done; that of step 4 waits for it, and holds what step 4 has left."""
     import threading
 
-    real, third = async_save.save, threading.Event()
+    real, third = async_save.save_checkpoint, threading.Event()
 
     def save(artifact: Location, step: int, *rest: Any) -> CheckpointRef:
         assert step > 2 or third.wait(60)
@@ -95,9 +95,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(
             third.set()
 
     settings = config(keep_checkpoints=9)
-    lone_worker(settings, inputs, tmp_path / "plain").train()
-    monkeypatch.setattr(async_save, "save", save)
-    lone_worker(settings, inputs, tmp_path / "slow", on_step=hook).train()
+    single_worker(settings, inputs, tmp_path / "plain").train()
+    monkeypatch.setattr(async_save, "save_checkpoint", save)
+    single_worker(settings, inputs, tmp_path / "slow", on_step=hook).train()
     assert steps_of(tmp_path / "slow") == steps_of(tmp_path / "plain") == [2, 4, 6, 8]
     digests = [
         {f.name[:11]: digest(f) for f in (tmp_path / name / "checkpoints").glob("step-*")} for name in ("slow", "plain")
@@ -112,16 +112,16 @@ def digest(folder: Path) -> str:
 def test_what_another_run_has_finished_or_pruned_is_neither_written_over_nor_the_end(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(async_save, "_WRITE_SECONDS", -1.0)
+    monkeypatch.setattr(async_save, "_METRICS_SECONDS", -1.0)
     for name in ("manifest.json", "metrics.jsonl"):
         (tmp_path / name).write_text("another's")
-    lone_worker(config(), inputs, tmp_path).train()
+    single_worker(config(), inputs, tmp_path).train()
     assert (tmp_path / "metrics.jsonl").read_text() == "another's"
     gone = last(tmp_path)
     shutil.rmtree(gone.location.path)
-    monkeypatch.setattr(trainer, "newest", lambda location: gone)
+    monkeypatch.setattr(trainer, "newest_checkpoint", lambda location: gone)
     with pytest.raises(OSError, match="is missing or damaged"):  # after which a new group begins
-        lone_worker(config(), inputs, tmp_path)
+        single_worker(config(), inputs, tmp_path)
 
 
 def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_pat
                 raise InterruptedError
 
         with contextlib.suppress(InterruptedError):
-            lone_worker(settings, both, tmp_path / folder, stop).train()
-        worker = lone_worker(settings, both, tmp_path / folder)
+            single_worker(settings, both, tmp_path / folder, stop).train()
+        worker = single_worker(settings, both, tmp_path / folder)
         assert worker.state.step == stop_after
         worker.train()
         return untimed(worker.state.metrics.rows)
@@ -157,18 +157,18 @@ def test_each_phases_evaluations_stand_beside_the_baselines_of_the_very_examples
     phases = [
         {"max_seq_length": length, "max_predictions_per_seq": 3, "steps": steps} for length, steps in ((12, 4), (16, 2))
     ]
-    worker = lone_worker(config(phases=phases, eval_every=2, eval_batches=2), both, tmp_path / "out")
+    worker = single_worker(config(phases=phases, eval_every=2, eval_batches=2), both, tmp_path / "out")
     worker.train()
     rows = [row for row in worker.state.metrics.rows if row["split"] == "heldout"]
     assert [row["step"] for row in rows] == [2, 4, 6]
     for row, length in zip(rows, (12, 12, 16), strict=True):
         artifact = both[f"examples-{length}"]
-        looked_at = Examples(artifact, "heldout").sample(0, 24, 12)
+        looked_at = ExampleDataset(artifact, "heldout").sample(0, 24, 12)
         labels = np.concatenate([one.next_sentence_label for one in looked_at])
         assert row["pairs"] == row["examples"] == len(labels) == (24 if length == 12 else 12)
         assert row["pairs_1"] == labels.sum() and 0 <= row["answers_1"] <= row["pairs"]
         assert row["masked"] == sum(len(one.masks.labels.values) for one in looked_at)
-        unigram = unigram_baseline(Examples(artifact, "train"), looked_at, PIECES)
+        unigram = unigram_baseline(ExampleDataset(artifact, "train"), looked_at, PIECES)
         assert (row["mlm_loss_baseline"], row["mlm_accuracy_baseline"]) == unigram
     assert rows[1]["mlm_loss_baseline"] != rows[2]["mlm_loss_baseline"]
 
@@ -184,10 +184,10 @@ def test_a_run_goes_on_in_the_precision_it_began_with(
     settings = config(precision="auto", checkpoint_every=4)
     for gain, precision in ((2.0, "bf16"), (0.5, "fp32")):
         machine(gain)
-        worker = lone_worker(settings, inputs, tmp_path / precision, tell=lambda done, note: done >= 4)
+        worker = single_worker(settings, inputs, tmp_path / precision, report_progress=lambda done, note: done >= 4)
         worker.train()
         machine(1 / gain)
-        again = lone_worker(settings, inputs, tmp_path / precision)
+        again = single_worker(settings, inputs, tmp_path / precision)
         assert again.state.step == 4 and worker.state.precision == again.state.precision == precision
         again.train()
         assert last(tmp_path / precision).state()["precision"] == precision
@@ -196,12 +196,12 @@ def test_a_run_goes_on_in_the_precision_it_began_with(
 
 def test_the_model_is_the_one_that_the_settings_ask_for(inputs: Inputs, tmp_path: Path) -> None:
     for wanted in (False, True):
-        worker = lone_worker(config(activation_checkpointing=wanted), inputs, tmp_path)
+        worker = single_worker(config(activation_checkpointing=wanted), inputs, tmp_path)
         assert worker.engine.model.bert.activation_checkpointing is wanted
 
 
 def test_every_row_of_training_tells_the_share_of_the_peak_that_was_of_use(inputs: Inputs, tmp_path: Path) -> None:
-    worker = lone_worker(config(), inputs, tmp_path)
+    worker = single_worker(config(), inputs, tmp_path)
     worker.train()
     assert all(0 < row["mfu"] < 1 for row in worker.state.metrics.rows if row["split"] == "train")
     assert last(tmp_path).state()["peak"] == {"flops": worker.state.peak.flops, "origin": "measured"}
@@ -214,14 +214,14 @@ def test_fp16_steps_that_overflow_are_no_faults_and_a_run_goes_on_with_their_sca
     """The first steps find the scale; the run is left in their midst."""
     from cloze.training.pretrain import engine
 
-    monkeypatch.setattr(engine, "_FIRST_SCALE", 2.0**24)
-    monkeypatch.setitem(hardware._PRODUCT, "cpu", 64)  # processors take seconds for an fp16 product of the usual size
+    monkeypatch.setattr(engine, "_INITIAL_LOSS_SCALE", 2.0**24)
+    monkeypatch.setitem(hardware._PEAK_SIZE, "cpu", 64)  # processors take seconds for an fp16 product of the usual size
     settings = config(precision="fp16", zero_stage=zero_stage, max_rollbacks=0)
-    whole = lone_worker(settings, inputs, tmp_path / "whole")
+    whole = single_worker(settings, inputs, tmp_path / "whole")
     whole.train()
-    lone_worker(settings, inputs, tmp_path / "left", tell=lambda done, note: done >= 2).train()
+    single_worker(settings, inputs, tmp_path / "left", report_progress=lambda done, note: done >= 2).train()
     assert last(tmp_path / "left").state()["loss_scale"] == [2**22, 0]
-    again = lone_worker(settings, inputs, tmp_path / "left")
+    again = single_worker(settings, inputs, tmp_path / "left")
     again.train()
     assert same_bits(last(tmp_path / "whole"), last(tmp_path / "left"))
     assert untimed(again.state.metrics.rows) == untimed(whole.state.metrics.rows)
@@ -241,9 +241,9 @@ def test_fp16_gradients_that_overflow_at_the_lowest_scale_are_a_fault(
 ) -> None:
     from cloze.training.pretrain import engine
 
-    monkeypatch.setattr(engine, "_FIRST_SCALE", 2.0)
-    monkeypatch.setitem(hardware._PRODUCT, "cpu", 64)
-    worker = lone_worker(config(precision="fp16", max_rollbacks=0), inputs, tmp_path)
+    monkeypatch.setattr(engine, "_INITIAL_LOSS_SCALE", 2.0)
+    monkeypatch.setitem(hardware._PEAK_SIZE, "cpu", 64)
+    worker = single_worker(config(precision="fp16", max_rollbacks=0), inputs, tmp_path)
     worker.engine.objective.register_forward_hook(lambda _, given, out: (out[0] * 1e38, out[1]))
     with pytest.raises(UserError, match=r"gradient norm inf at step 2; .*the gradient norm is not finite"):
         worker.train()
@@ -253,12 +253,12 @@ def test_fp16_gradients_that_overflow_at_the_lowest_scale_are_a_fault(
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Call it with a condition on (updates done, numbers of the batch's examples): such steps lose their numbers."""
     from cloze.training.pretrain.engine import Engine
-    from cloze.training.pretrain.objective import Step
+    from cloze.training.pretrain.objective import StepResult
 
     real = Engine.step
 
     def install(condition: Callable[[int, set[int]], bool]) -> None:
-        def step(engine: Engine, batches: Any, *rest: Any) -> Step:
+        def step(engine: Engine, batches: Any, *rest: Any) -> StepResult:
             done = real(engine, batches, *rest)
             assert done
             numbers = {int(piece) - 5 for batch in batches for piece in batch.input_ids[:, 1]}
@@ -280,7 +280,7 @@ def skipped(folder: Path) -> list[dict[str, Any]]:
 
 def turns(artifact: Artifact, count: int) -> list[list[list[int]]]:
     """The epoch and index of each example, of so many batches."""
-    batches = islice(Examples(artifact, "train").batches(0, 0, 12, 64), count)
+    batches = islice(ExampleDataset(artifact, "train").batches(0, 0, 12, 64), count)
     return [[[int(epoch), int(index)] for epoch, index in zip(b.epoch, b.index, strict=True)] for b in batches]
 
 
@@ -291,7 +291,7 @@ def test_batches_with_a_bad_example_are_stepped_over_and_listed_and_again_the_sa
     inputs: Inputs, tmp_path: Path, spoil: Callable[..., None]
 ) -> None:
     spoil(lambda updates, numbers: BAD in numbers)
-    worker = lone_worker(config(max_rollbacks=9), inputs, tmp_path / "once")
+    worker = single_worker(config(max_rollbacks=9), inputs, tmp_path / "once")
     worker.train()
     found, data = skipped(tmp_path / "once"), turns(inputs["examples-16"], 17)
     good = [number for number, turn in enumerate(data) if BAD not in [index for _, index in turn]][:8]
@@ -301,7 +301,7 @@ def test_batches_with_a_bad_example_are_stepped_over_and_listed_and_again_the_sa
     rows = [row for row in worker.state.metrics.rows if row["split"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, 9)) and rows[-1]["skipped"] == len(found)
     assert last(tmp_path / "once").step == 8 and last(tmp_path / "once").state()["skipped"] == found
-    lone_worker(config(max_rollbacks=9), inputs, tmp_path / "again").train()
+    single_worker(config(max_rollbacks=9), inputs, tmp_path / "again").train()
     assert skipped(tmp_path / "again") == found
     assert same_bits(last(tmp_path / "once"), last(tmp_path / "again"))
 
@@ -315,13 +315,13 @@ def test_going_back_leaves_what_training_without_that_batch_does(
     for name, step in (("first", 1), ("later", 6)):
         once = [step]
         spoil(lambda updates, numbers, once=once: updates in once and not once.clear())
-        lone_worker(settings, inputs, tmp_path / name).train()
+        single_worker(settings, inputs, tmp_path / name).train()
         (found,) = skipped(tmp_path / name)
         assert (found["step"], found["batch"]) == (step, step - 1)
         spoil(lambda updates, numbers: False)
         (tmp_path / f"{name}-without").mkdir()
         (tmp_path / f"{name}-without/skipped.jsonl").write_bytes((tmp_path / name / "skipped.jsonl").read_bytes())
-        lone_worker(settings, inputs, tmp_path / f"{name}-without").train()
+        single_worker(settings, inputs, tmp_path / f"{name}-without").train()
         assert same_bits(last(tmp_path / name), last(tmp_path / f"{name}-without"))
     assert not same_bits(last(tmp_path / "first"), last(tmp_path / "later"))
 
@@ -340,8 +340,8 @@ def test_a_run_stopped_after_a_skip_goes_on_to_the_same_bits(
         once = [4]
         spoil(lambda updates, numbers, once=once: updates in once and not once.clear())
         with contextlib.suppress(InterruptedError):
-            lone_worker(config(checkpoint_every=3), inputs, tmp_path / name, stop).train()
-        lone_worker(config(checkpoint_every=3), inputs, tmp_path / name).train()
+            single_worker(config(checkpoint_every=3), inputs, tmp_path / name, stop).train()
+        single_worker(config(checkpoint_every=3), inputs, tmp_path / name).train()
     assert same_bits(last(tmp_path / "whole"), last(tmp_path / "stopped"))
     assert skipped(tmp_path / "whole") == skipped(tmp_path / "stopped")
     states = [last(tmp_path / name).state() for name in ("whole", "stopped")]
@@ -357,12 +357,12 @@ def test_a_loss_that_is_never_a_number_ends_training_with_one_line(
         r"^pretrain: loss nan .* at step 4; lower pretrain\.optimizer\.learning_rate .* before: " + f"{allowed}\\)$"
     )
     with pytest.raises(UserError, match=message):
-        lone_worker(config(max_rollbacks=allowed), inputs, tmp_path).train()
+        single_worker(config(max_rollbacks=allowed), inputs, tmp_path).train()
     assert steps_of(tmp_path) == [2]
     if allowed:
         assert [(skip["step"], skip["batch"]) for skip in skipped(tmp_path)] == [(4, 3), (4, 4)]
     with pytest.raises(UserError, match=message):  # and so it does when it is run again
-        lone_worker(config(max_rollbacks=allowed), inputs, tmp_path).train()
+        single_worker(config(max_rollbacks=allowed), inputs, tmp_path).train()
 
 
 def test_a_jump_of_the_loss_is_a_fault_of_its_batch(
@@ -370,12 +370,12 @@ def test_a_jump_of_the_loss_is_a_fault_of_its_batch(
 ) -> None:
     from cloze.training.pretrain import loss_spikes
     from cloze.training.pretrain.engine import Engine
-    from cloze.training.pretrain.objective import Step
+    from cloze.training.pretrain.objective import StepResult
 
     real, once = Engine.step, [6]
     monkeypatch.setattr(loss_spikes, "_RECENT", 3)
 
-    def step(engine: Engine, *given: Any) -> Step:
+    def step(engine: Engine, *given: Any) -> StepResult:
         done = real(engine, *given)
         assert done
         if engine.updates in once:
@@ -384,14 +384,14 @@ def test_a_jump_of_the_loss_is_a_fault_of_its_batch(
         return done
 
     monkeypatch.setattr(Engine, "step", step)
-    lone_worker(config(), inputs, tmp_path).train()
+    single_worker(config(), inputs, tmp_path).train()
     (found,) = skipped(tmp_path)
     assert found["step"] == 6 and found["reason"].startswith("the loss is far above the median of 3 steps")
     assert float(found["value"]) > 100
     still_warm = config().optimizer.model_dump() | {"warmup_steps": 6}
     for name, changed in (("unguarded", {"guard_factor": None}), ("in the warmup", {"optimizer": still_warm})):
         once.append(6)
-        lone_worker(config(**changed), inputs, tmp_path / name).train()
+        single_worker(config(**changed), inputs, tmp_path / name).train()
         assert not once and last(tmp_path / name).step == 8
         assert not (tmp_path / name / "skipped.jsonl").exists()
 
@@ -401,7 +401,7 @@ def test_a_gradient_that_is_no_number_is_a_fault_though_its_loss_is_one(
     inputs: Inputs, tmp_path: Path, zero_stage: int
 ) -> None:
     """In the first of a step's three micro-batches."""
-    worker, once = lone_worker(config(zero_stage=zero_stage), inputs, tmp_path), [4]
+    worker, once = single_worker(config(zero_stage=zero_stage), inputs, tmp_path), [4]
 
     def poison(_: Any, given: Any, out: Any) -> None:
         if worker.state.step + 1 in once and out[0].requires_grad:
@@ -419,11 +419,11 @@ def test_a_gradient_that_is_no_number_is_a_fault_though_its_loss_is_one(
 def test_a_wish_to_leave_saves_the_step_that_is_done_and_the_run_goes_on_to_the_same_bits(
     inputs: Inputs, tmp_path: Path
 ) -> None:
-    worker = lone_worker(config(), inputs, tmp_path / "left", tell=lambda done, note: done >= 3)
+    worker = single_worker(config(), inputs, tmp_path / "left", report_progress=lambda done, note: done >= 3)
     worker.train()
     assert worker.state.step == last(tmp_path / "left").step == 3
-    lone_worker(config(), inputs, tmp_path / "left").train()
-    lone_worker(config(), inputs, tmp_path / "stayed").train()
+    single_worker(config(), inputs, tmp_path / "left").train()
+    single_worker(config(), inputs, tmp_path / "stayed").train()
     assert same_bits(last(tmp_path / "left"), last(tmp_path / "stayed"))
 
 
@@ -435,22 +435,22 @@ def test_a_long_step_is_left_between_its_micro_batches_and_the_run_goes_on_to_th
     settings = config(zero_stage=zero_stage, checkpoint_every=100, model=config().model.model_dump() | DROPOUT)
     asked: list[float] = []  # for each step: before its second and its third micro-batch, and at its end
     tell = lambda done, note: asked.append(done) or len(asked) >= 3 * 3 + 2  # noqa: E731
-    worker = lone_worker(settings, inputs, tmp_path / "left", tell=tell)
+    worker = single_worker(settings, inputs, tmp_path / "left", report_progress=tell)
     worker.train()
     assert asked == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert worker.state.step == last(tmp_path / "left").step == 3 and worker.engine.updates == 3
-    lone_worker(settings, inputs, tmp_path / "left").train()
-    lone_worker(settings, inputs, tmp_path / "stayed").train()
+    single_worker(settings, inputs, tmp_path / "left").train()
+    single_worker(settings, inputs, tmp_path / "stayed").train()
     assert same_bits(last(tmp_path / "left"), last(tmp_path / "stayed"))
 
 
 def test_the_notice_that_a_node_goes_saves_once_and_training_goes_on(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_control, "_ASK_SECONDS", 0.0)
+    monkeypatch.setattr(run_control, "_PREEMPTION_CHECK_SECONDS", 0.0)
     answers = iter([False, False, True])
     settings = config(checkpoint_every=100, keep_checkpoints=9)
-    lone_worker(settings, inputs, tmp_path, preempted=lambda: next(answers)).train()
+    single_worker(settings, inputs, tmp_path, is_preempted=lambda: next(answers)).train()
     assert steps_of(tmp_path) == [3, 8]
 
 
@@ -459,17 +459,17 @@ def test_in_a_long_step_the_notice_saves_the_step_before_and_changes_no_bit(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
 ) -> None:
     settings = config(zero_stage=zero_stage, checkpoint_every=100, keep_checkpoints=9)
-    lone_worker(settings, inputs, tmp_path / "undisturbed").train()
+    single_worker(settings, inputs, tmp_path / "undisturbed").train()
     monkeypatch.setattr(run_control, "_LONG_STEP", -1.0)
-    monkeypatch.setattr(run_control, "_ASK_SECONDS", 0.0)
+    monkeypatch.setattr(run_control, "_PREEMPTION_CHECK_SECONDS", 0.0)
     answers = iter([*[False] * 3 * 3, True])  # for each step: before its second and its third micro-batch, at its end
-    lone_worker(settings, inputs, tmp_path / "noticed", preempted=lambda: next(answers)).train()
+    single_worker(settings, inputs, tmp_path / "noticed", is_preempted=lambda: next(answers)).train()
     assert steps_of(tmp_path / "noticed") == [3, 8]
     assert same_bits(last(tmp_path / "noticed"), last(tmp_path / "undisturbed"))
     for folder in (tmp_path / "noticed/checkpoints").glob("step-000008-*"):
         shutil.rmtree(folder)
-    assert lone_worker(settings, inputs, tmp_path / "noticed").state.step == 3
-    lone_worker(settings, inputs, tmp_path / "noticed").train()
+    assert single_worker(settings, inputs, tmp_path / "noticed").state.step == 3
+    single_worker(settings, inputs, tmp_path / "noticed").train()
     assert same_bits(last(tmp_path / "noticed"), last(tmp_path / "undisturbed"))
 
 
@@ -484,12 +484,12 @@ def test_metrics_are_written_before_there_is_a_checkpoint(
         rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         return [row["step"] for row in rows if row["split"] == "train"]
 
-    monkeypatch.setattr(async_save, "_WRITE_SECONDS", -1.0)
+    monkeypatch.setattr(async_save, "_METRICS_SECONDS", -1.0)
     with contextlib.suppress(InterruptedError):
-        lone_worker(config(checkpoint_every=100), inputs, tmp_path, stop).train()
+        single_worker(config(checkpoint_every=100), inputs, tmp_path, stop).train()
     assert steps() == list(range(1, 8))
     assert not (tmp_path / "checkpoints").exists()
-    lone_worker(config(), inputs, tmp_path).train()  # from the first step again
+    single_worker(config(), inputs, tmp_path).train()  # from the first step again
     assert steps() == list(range(1, 9))
 
 
@@ -499,9 +499,9 @@ def test_the_best_checkpoint_stays_beside_the_last(
     losses = iter([5.0, 3.0, 4.0, 4.5])
     real = trainer.Heldout
     monkeypatch.setattr(trainer, "Heldout", lambda phase, loss: real(phase=phase, loss=next(losses)))
-    lone_worker(config(keep_checkpoints=1, eval_every=2), inputs, tmp_path).train()
+    single_worker(config(keep_checkpoints=1, eval_every=2), inputs, tmp_path).train()
     assert steps_of(tmp_path) == [4, 8]
-    found = best(Location(str(tmp_path)))
+    found = best_checkpoint(Location(str(tmp_path)))
     assert found and found.step == 4 and found.manifest().heldout == real(phase=0, loss=3.0)
 
 
@@ -527,7 +527,7 @@ def timed(inputs: Inputs, folder: Path, clock: list[float], seconds: float, stop
         clock[0] += seconds
 
     phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3}]
-    worker = lone_worker(config(phases=phases, budget="1.5m"), inputs, folder, step_takes)
+    worker = single_worker(config(phases=phases, budget="1.5m"), inputs, folder, step_takes)
     with contextlib.suppress(InterruptedError):
         worker.train()
     return worker
@@ -577,6 +577,6 @@ def test_phases_share_the_budget(inputs: Inputs, tmp_path: Path, clock: list[flo
     def step_takes(rank: int, step: int) -> None:
         clock[0] += 10.0
 
-    worker = lone_worker(config(phases=phases, budget="100s", eval_every=100), both, tmp_path / "out", step_takes)
+    worker = single_worker(config(phases=phases, budget="100s", eval_every=100), both, tmp_path / "out", step_takes)
     worker.train()
     assert [row["step"] for row in worker.state.metrics.rows if row["split"] == "heldout"] == [8, 11]
