@@ -284,7 +284,7 @@ def test_what_cannot_be_exported_or_predicted_is_said_in_one_line(run, tmp_path,
     assert "'a b' has no [MASK]; put one" in mistake(capsys, "predict", CONFIG, "a b")
     Path("full").mkdir()
     Path("full/file").touch()
-    assert "/full: is there already and not empty; " in mistake(capsys, "export", CONFIG, "--to", "full")
+    assert "/full: already exists and is not empty; " in mistake(capsys, "export", CONFIG, "--to", "full")
     [weights] = (tmp_path / "made/pretrain/checkpoints").glob("*/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert f"{weights}: is missing or damaged; " in mistake(capsys, "export", CONFIG, "--to", "bert")

@@ -167,7 +167,7 @@ def test_a_pretraining_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
 def test_examples_whose_rows_nobody_has_counted_are_one_line(facts: dict[str, Any], tmp_path: Path) -> None:
     out = Output(Location(str(tmp_path)), "examples-16", 1, "0")
     out.finish([out.commit("all", {"train/0.parquet": b""})], {}, {}, facts=facts)
-    with pytest.raises(UserError, match=r"manifest\.json: does not say how many rows train/0\.parquet has; delete"):
+    with pytest.raises(UserError, match=r"manifest\.json: the number of rows of train/0\.parquet is missing; delete"):
         ExampleDataset(Artifact(out.location, "examples-16", "0"), "train")
 
 

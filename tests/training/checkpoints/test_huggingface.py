@@ -237,15 +237,15 @@ def test_an_export_that_is_killed_leaves_nothing_that_loads(
     with pytest.raises(ValueError, match=r"config\.json"):
         AutoModel.from_pretrained(tmp_path)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="not empty; delete it"):
+    with pytest.raises(UserError, match="is not empty; delete it"):
         export(checkpoint, vocab, Location(str(tmp_path)), "")
 
 
 def test_an_export_that_cannot_be_is_refused(checkpoint: CheckpointRef, vocab: Location, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for to, line in (
-        (tmp_path, f"{tmp_path}: is there already and not empty; "),
-        (tmp_path / "file", f"{tmp_path}/file: is there already and not empty; "),
+        (tmp_path, f"{tmp_path}: already exists and is not empty; "),
+        (tmp_path / "file", f"{tmp_path}/file: already exists and is not empty; "),
         (tmp_path / "file/inside", f"{tmp_path}/file/inside: cannot be written (Not a directory); "),
     ):
         with pytest.raises(UserError) as refused:
@@ -253,7 +253,7 @@ def test_an_export_that_cannot_be_is_refused(checkpoint: CheckpointRef, vocab: L
         assert str(refused.value).startswith(line)
     (tmp_path / "other").mkdir()
     other = write_vocab(tmp_path / "other", published_vocabulary()[:2000])
-    with pytest.raises(UserError, match=r"has 2000 pieces and .* was trained with 30522; "):
+    with pytest.raises(UserError, match=r"has 2000 pieces but .* was trained with 30522; "):
         export(checkpoint, other, Location(str(tmp_path / "new")), "")
     assert (tmp_path / "file").read_text() == "mine"
     assert not (tmp_path / "new").exists()
@@ -361,7 +361,9 @@ def test_a_decoder_that_is_saved_again_is_read_where_it_is_tied(
     assert all(torch.equal(found[name], tensor) for name, tensor in small.state_dict().items())
     weights["cls.predictions.decoder.weight"] = weights["cls.predictions.decoder.weight"] + 1
     line = refusal(folder_of(weights))
-    assert line.startswith("model.safetensors: cls.predictions.decoder.weight is not bert.embeddings.word_embeddings")
+    assert line.startswith(
+        "model.safetensors: cls.predictions.decoder.weight differs from bert.embeddings.word_embeddings"
+    )
 
 
 class Malicious:
@@ -393,7 +395,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not(
 ) -> None:
     location, target = folder_of({}), tmp_path / "created"
     write({"first": Malicious(target), **BERT.to_transformers(small.state_dict())}, tmp_path)
-    assert refusal(location).startswith("pytorch_model.bin: asks for posix.mkdir, which is no weight, and ")
+    assert refusal(location).startswith("pytorch_model.bin: contains code (posix.mkdir), which was not executed; ")
     assert not target.exists()
     pickle.loads(pickle.dumps(Malicious(target)))
     assert target.exists()  # it does when it is let
@@ -414,8 +416,14 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not(
             "model.safetensors: has no bert.encoder.layer.2.attention.output.LayerNorm.bias (and ",
         ),
         ({"num_hidden_layers": 1}, "model.safetensors: bert.encoder.layer.1.attention.output.LayerNorm.bias (and "),
-        ({"intermediate_size": 64}, "model.safetensors: bert.encoder.layer.0.intermediate.dense.bias is 48 and config"),
-        ({"vocab_size": 1101}, "model.safetensors: bert.embeddings.word_embeddings.weight is 1100 x 32 and config.jso"),
+        (
+            {"intermediate_size": 64},
+            "model.safetensors: bert.encoder.layer.0.intermediate.dense.bias has shape 48, but 64 ",
+        ),
+        (
+            {"vocab_size": 1101},
+            "model.safetensors: bert.embeddings.word_embeddings.weight has shape 1100 x 32, but 1101 x 32 acc",
+        ),
     ],
 )
 def test_what_is_no_such_bert_is_refused(
@@ -427,10 +435,16 @@ def test_what_is_no_such_bert_is_refused(
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        ({"classifier.weight": torch.ones(2, 32)}, "classifier.weight is no weight of a BERT as config.json has it; "),
+        ({"classifier.weight": torch.ones(2, 32)}, "classifier.weight is not a weight of the BERT in config.json; "),
         ({"bert.pooler.dense.bias": None}, "has no bert.pooler.dense.bias; "),
-        ({"bert.pooler.dense.bias": torch.ones(32, dtype=torch.int8)}, "bert.pooler.dense.bias is no plain tensor "),
-        ({"cls.predictions.decoder.bias": torch.ones(7)}, "cls.predictions.decoder.bias is not cls.predictions.bias; "),
+        (
+            {"bert.pooler.dense.bias": torch.ones(32, dtype=torch.int8)},
+            "bert.pooler.dense.bias is not a dense floating-point tensor",
+        ),
+        (
+            {"cls.predictions.decoder.bias": torch.ones(7)},
+            "cls.predictions.decoder.bias differs from cls.predictions.bias; ",
+        ),
     ],
 )
 def test_weights_that_are_not_those_of_a_bert_are_refused(
@@ -445,23 +459,23 @@ def test_weights_that_are_not_those_of_a_bert_are_refused(
     ("name", "data", "line"),
     [
         ("config.json", b"{", "config.json: is not JSON (Expecting"),
-        ("config.json", b"[]", "config.json: is no JSON object; "),
+        ("config.json", b"[]", "config.json: is not a JSON object; "),
         (
             "model.safetensors",
             b"version https://git-lfs",
-            "model.safetensors: cannot be read as weights, whole ",
+            "model.safetensors: is damaged or is not ",
         ),
         (
             "pytorch_model.bin",
             b"version https://git-lfs",
-            "pytorch_model.bin: cannot be read as weights, whole ",
+            "pytorch_model.bin: is damaged or is not ",
         ),
-        ("pytorch_model.bin", b"", "pytorch_model.bin: cannot be read as weights, whole or at all; fetch it again"),
+        ("pytorch_model.bin", b"", "pytorch_model.bin: is damaged or is not a file of weights; download it again"),
         ("vocab.txt", b"a\nb\n", "vocab.txt: the vocabulary has no [PAD]; "),
         (
             "vocab.txt",
             "\n".join(PIECES[:1099]).encode(),
-            "vocab.txt: has 1099 pieces and config.json says vocab_size 11",
+            "vocab.txt: has 1099 pieces, but vocab_size in config.json is 11",
         ),
         ("tokenizer.json", b"{}", "tokenizer.json: is no"),
     ],
@@ -479,9 +493,9 @@ def test_a_file_that_is_damaged_or_another_ones_is_refused(
 def test_a_pickle_that_holds_no_weights_by_name_is_refused(folder_of: Callable[..., Location], tmp_path: Path) -> None:
     location = folder_of({})
     save_legacy([torch.ones(2)], tmp_path)
-    assert refusal(location).startswith("pytorch_model.bin: holds no weights by name; ")
+    assert refusal(location).startswith("pytorch_model.bin: is not a mapping of names to weights; ")
     save_legacy({"state_dict": {"bert.pooler.dense.bias": torch.ones(32)}}, tmp_path)
-    assert refusal(location).startswith("pytorch_model.bin: state_dict is no plain tensor of fractions; ")
+    assert refusal(location).startswith("pytorch_model.bin: state_dict is not a dense floating-point tensor; ")
 
 
 def test_a_folder_without_a_model_is_refused(folder_of: Callable[..., Location], tmp_path: Path) -> None:

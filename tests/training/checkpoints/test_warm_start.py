@@ -225,7 +225,9 @@ def test_another_vocabulary_or_shape_is_an_error_of_one_line(
 
 def test_a_checkpoint_without_its_vocabulary_is_an_error_of_one_line(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     (tmp_path / "runs/vocab/v1/tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"its vocabulary is not beside it; export it and name that folder as"):
+    with pytest.raises(
+        UserError, match=r"the vocabulary it was trained with is not under .*; export the model and set"
+    ):
         initial_weights(source(f"{checkpoint.location}/model.safetensors"), MODEL, VOCAB, nsp=True)
 
 
@@ -235,5 +237,7 @@ def test_a_model_of_hugging_face_without_a_vocabulary_is_refused(checkpoint: Che
     for name in ("vocab.txt", "tokenizer.json"):
         (folder / name).delete()
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
-    with pytest.raises(UserError, match=r"has no vocab\.txt or tokenizer\.json; put the one of the model there"):
+    with pytest.raises(
+        UserError, match=r"has no vocab\.txt or tokenizer\.json; copy the model's vocabulary into the folder"
+    ):
         initial_weights(source(f"{folder}/model.safetensors"), MODEL, VOCAB, nsp=True)

@@ -188,11 +188,11 @@ def test_weights_depend_on_the_seed_alone():
 
 
 def test_a_vocabulary_padded_for_tensor_cores_gives_the_same_logits_and_gradients(batch, monkeypatch):
-    """211 pieces are padded to 256 where the products happen; the weights stay as they are."""
+    """211 pieces are padded to 256 in the product; the weights keep their shape."""
     found, shapes = [], []
-    words = {VOCAB, 256}  # rows of the decoder alone
-    monitored = lambda *given: (given[1].shape[0] in words and shapes.append(given[1].shape)) or linear(*given)  # noqa: E731
-    monkeypatch.setattr("cloze.training.model.linear.linear", monitored)
+    words = {VOCAB, 256}  # the number of rows of the decoder only
+    record = lambda *given: (given[1].shape[0] in words and shapes.append(given[1].shape)) or linear(*given)  # noqa: E731
+    monkeypatch.setattr("cloze.training.model.bert.linear", record)
     for multiple in (1, 64):
         monkeypatch.setitem(_VOCAB_MULTIPLE, "cpu", multiple)
         model = BertForPreTraining(CONFIG, VOCAB, seed=1)

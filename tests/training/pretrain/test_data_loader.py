@@ -121,7 +121,7 @@ def test_rows_of_one_length_are_known_to_have_no_padding(examples: ExampleDatase
 
 def test_masks_that_are_not_stored_depend_on_seed_epoch_and_example_alone(tmp_path: Path) -> None:
     examples = ExampleDataset(examples_artifact(tmp_path, masked=False), "train")
-    assert not examples.masked
+    assert not examples.has_stored_masks
     rules = mask_rules(PIECES, 0.15, 3)
     first, second = islice(examples.batches(1, 0, 40), 2)  # two epochs
 
@@ -145,7 +145,9 @@ def test_masks_that_are_not_stored_depend_on_seed_epoch_and_example_alone(tmp_pa
 def test_phases_of_one_objective_alone_make_a_model(tmp_path: Path) -> None:
     made = {name: examples_artifact(tmp_path / name, objective=name) for name in ("mlm", "mlm+nsp", "mlm+sop")}
     assert [has_pair_labels([artifact, artifact]) for artifact in made.values()] == [False, True, True]
-    with pytest.raises(UserError, match=r"of the objectives mlm\+nsp, mlm\+sop; make those of all phases with one exa"):
+    with pytest.raises(
+        UserError, match=r"different objectives \(mlm\+nsp, mlm\+sop\); create the examples of all phases with"
+    ):
         has_pair_labels([made["mlm+sop"], made["mlm+nsp"], made["mlm+sop"]])
 
 
@@ -191,12 +193,12 @@ def test_a_damaged_file_is_an_error_of_one_line(tmp_path: Path) -> None:
 
 
 def test_fewer_examples_than_a_batch_is_an_error_of_one_line(examples: ExampleDataset) -> None:
-    with pytest.raises(UserError, match=r"train: holds 40 examples, fewer than global_batch_size 41; lower it"):
+    with pytest.raises(UserError, match=r"train: contains 40 examples, fewer than global_batch_size 41; lower it"):
         examples.batches(1, 0, 41)
 
 
 def test_no_examples_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no heldout examples"):
+    with pytest.raises(UserError, match="contains no heldout examples"):
         ExampleDataset(examples_artifact(tmp_path, heldout=0), "heldout")
 
 

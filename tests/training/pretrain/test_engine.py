@@ -263,9 +263,9 @@ def test_deepspeed_knows_each_key_that_may_be_handed_on() -> None:
     [
         ("zero_optimization.reduce_bucket_sise", "500", "unknown key; did you mean reduce_bucket_size"),
         ("wall_clock_brakedown", "true", "unknown key; remove it or correct its name"),
-        ("gradient_clipping", "2", "gradient_clipping is not handed on to DeepSpeed; set optimizer.max_grad_norm"),
-        ("zero_optimization.stage", "2", "stage is not handed on to DeepSpeed; set zero_stage"),
-        ("zero_optimization.offload_optimizer", "{device: cpu}", "offload_optimizer is not handed on .* remove it"),
+        ("gradient_clipping", "2", "gradient_clipping cannot be set for DeepSpeed; set optimizer.max_grad_norm"),
+        ("zero_optimization.stage", "2", "stage cannot be set for DeepSpeed; set zero_stage"),
+        ("zero_optimization.offload_optimizer", "{device: cpu}", "offload_optimizer cannot be set .* remove it"),
     ],
 )
 def test_a_key_that_deepspeed_would_read_past_or_cloze_sets_is_an_error_of_one_line(

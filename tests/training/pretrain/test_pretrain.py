@@ -233,7 +233,7 @@ def test_more_positions_than_the_model_has_are_refused() -> None:
 
 
 def test_too_few_examples_for_a_batch_is_an_error_of_one_line(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds 40 examples, fewer than global_batch_size 64"):
+    with pytest.raises(UserError, match="contains 40 examples, fewer than global_batch_size 64"):
         trained(tmp_path, inputs, config(global_batch_size=64))
 
 
@@ -243,20 +243,26 @@ PHASE = {"max_seq_length": 16, "max_predictions_per_seq": 3}
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"budget": "2h"}, r"phases\.0\.steps is 8 beside budget 2h, which ends the phases; remove one of them"),
-        ({"phases": [PHASE]}, r"phases\.0 has no end; set its steps, or budget for all of them"),
-        ({"phases": [PHASE | {"share": 0.5}]}, r"phases\.0\.share is of a budget; set budget, or steps"),
-        ({"budget": "2h", "phases": [PHASE | {"share": 0.5}] * 3}, "add up to 1.5; give each one, 1 in all"),
-        ({"budget": "2h", "phases": [PHASE | {"share": 0.5}, PHASE]}, "add up to 0.5; give each one, 1 in all"),
+        ({"budget": "2h"}, r"phases\.0\.steps is 8, but budget 2h already ends the phases; remove one of them"),
+        ({"phases": [PHASE]}, r"phases\.0 has no end; set its steps, or set budget"),
+        ({"phases": [PHASE | {"share": 0.5}]}, r"phases\.0\.share is set without budget; set budget, or replace"),
+        ({"budget": "2h", "phases": [PHASE | {"share": 0.5}] * 3}, "add up to 1.5; set them so that they add up to 1"),
+        (
+            {"budget": "2h", "phases": [PHASE | {"share": 0.5}, PHASE]},
+            "add up to 0.5; set them so that they add up to 1",
+        ),
         ({"budget": "0m", "phases": [PHASE]}, "budget is 0m; give the time that training may take"),
-        ({"budget": "2 hours"}, "is no time; give one such as 90s, 20m, 2h or 1d"),
-        ({"budget": 90}, "is no time; give one"),
+        ({"budget": "2 hours"}, "is not a duration; give one such as 90s, 20m, 2h or 1d"),
+        ({"budget": 90}, "is not a duration; give one"),
         ({"workers": [1, 2, 3]}, "is neither a number nor a range; give one such as 4, or"),
         ({"workers": [0, 4]}, "is neither a number nor a range"),
         ({"workers": "many"}, "is neither a number nor a range"),
-        ({"workers": [1, 2], "gpus": 2}, "gpus is 2 beside workers from 1 to 2; remove gpus, or give one number"),
+        (
+            {"workers": [1, 2], "gpus": 2},
+            "gpus is 2, but workers is a range from 1 to 2; remove gpus, or give one number",
+        ),
         ({"workers": [5, 5]}, "no number from 5 to 5 divides global_batch_size 12; give another range"),
-        ({"workers": [3, 2]}, "workers: 3 to 2 is no range"),
+        ({"workers": [3, 2]}, "workers: \\[3, 2\\] is not a range"),
     ],
 )
 def test_what_has_no_end_or_no_workers_is_refused(changed: dict[str, Any], message: str) -> None:
