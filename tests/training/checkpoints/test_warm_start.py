@@ -1,4 +1,4 @@
-"""Pretraining that begins with another model's weights."""
+"""Pretraining that starts from the weights of another model."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def checkpoint(tmp_path: Path) -> CheckpointRef:
 
 
 def finished_checkpoint(root: Location, config: BertConfig, nsp: bool = True) -> CheckpointRef:
-    """In a finished artifact, its vocabulary in another under the same root."""
+    """A checkpoint in a finished artifact, with its vocabulary in another one under the same root."""
     vocab = Output(root / "vocab/v1", "vocab", 1, "v1")
     lines = "".join(f"{piece}\n" for piece in PIECES)
     files = {
@@ -58,7 +58,7 @@ def finished_checkpoint(root: Location, config: BertConfig, nsp: bool = True) ->
 
 
 @pytest.mark.usefixtures("single_process_group")
-def test_training_begins_with_them_and_goes_back_to_them(tmp_path: Path) -> None:
+def test_training_starts_from_the_initial_weights_and_can_roll_back_to_them(tmp_path: Path) -> None:
     settings, inputs = config(workers=1), small_inputs(tmp_path)
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model)
     init = source(f"{ref.location}/model.safetensors")
@@ -72,7 +72,7 @@ def test_training_begins_with_them_and_goes_back_to_them(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("single_process_group")
-def test_training_on_pairs_gives_a_model_without_their_head_one_from_the_seed(
+def test_a_model_without_a_pair_head_gets_one_from_the_seed(
     tmp_path: Path,
 ) -> None:
     settings, inputs = config(workers=1, seed=7), small_inputs(tmp_path)
@@ -84,7 +84,7 @@ def test_training_on_pairs_gives_a_model_without_their_head_one_from_the_seed(
 
 
 @pytest.mark.usefixtures("single_process_group")
-def test_masked_lm_alone_takes_what_it_needs_and_saves_no_head_that_learnt_nothing(tmp_path: Path) -> None:
+def test_masked_lm_only_training_loads_and_saves_no_pair_head(tmp_path: Path) -> None:
     settings = config(workers=1)
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model)
     init, examples = source(f"{ref.location}/model.safetensors"), examples_artifact(tmp_path, objective="mlm")
@@ -104,7 +104,7 @@ def test_masked_lm_alone_takes_what_it_needs_and_saves_no_head_that_learnt_nothi
 
 
 @pytest.mark.parametrize("exported", [False, True])
-def test_heads_that_a_model_lacks_are_told_and_those_not_wanted_are_left_out(exported: bool, tmp_path: Path) -> None:
+def test_missing_heads_are_noted_and_unused_heads_are_left_out(exported: bool, tmp_path: Path) -> None:
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), MODEL, nsp=False)
     file = f"{ref.location}/model.safetensors"
     if exported:
@@ -122,7 +122,7 @@ def test_heads_that_a_model_lacks_are_told_and_those_not_wanted_are_left_out(exp
     )
 
 
-def test_the_bytes_of_the_weights_are_in_the_fingerprint_and_their_place_is_not(
+def test_the_fingerprint_covers_the_bytes_of_the_weights_and_not_their_path(
     checkpoint: CheckpointRef, tmp_path: Path
 ) -> None:
     def nth_kept_batch(*overrides: str) -> str:
@@ -149,7 +149,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_a_checkpoint_that_two_artifacts_have_is_found_when_one_of_them_is_deleted(
+def test_a_checkpoint_in_two_artifacts_is_found_when_one_of_them_is_deleted(
     checkpoint: CheckpointRef, tmp_path: Path
 ) -> None:
     root = Location(str(tmp_path / "runs"))
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_two_artifacts_have_is_found_when_one_of_them_is_delet
     assert weights_file(checkpoint.digest[:8], root) == f"{checkpoint.location}/model.safetensors"
 
 
-def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: CheckpointRef, tmp_path: Path) -> None:
+def test_a_checkpoint_is_found_by_the_first_digits_of_its_digest(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     root = Location(str(tmp_path / "runs"))
     file = weights_file(checkpoint.digest[:8], root)
     assert file == f"{checkpoint.location}/model.safetensors" == weights_file(checkpoint.digest, root)
@@ -171,7 +171,7 @@ def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: Checkp
         weights_file("00000000", root)
 
 
-def test_an_exported_model_gives_the_same_weights(checkpoint: CheckpointRef, tmp_path: Path) -> None:
+def test_an_exported_model_has_the_same_weights(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     folder = Location(str(tmp_path / "exported"))
     huggingface.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "# A card")
     start = initial_weights(source(weights_file(folder.uri, folder)), MODEL, VOCAB, nsp=True)
@@ -179,7 +179,7 @@ def test_an_exported_model_gives_the_same_weights(checkpoint: CheckpointRef, tmp
     assert start.notes == ()
 
 
-def test_a_folder_without_weights_is_named_by_the_file_that_it_lacks(tmp_path: Path) -> None:
+def test_for_a_folder_without_weights_the_missing_file_is_named(tmp_path: Path) -> None:
     root = Location(str(tmp_path))
     assert weights_file(str(tmp_path / "none"), root) == f"{tmp_path}/none/model.safetensors"
     (tmp_path / "pytorch_model.bin").touch()
@@ -225,19 +225,15 @@ def test_another_vocabulary_or_shape_is_an_error_of_one_line(
 
 def test_a_checkpoint_without_its_vocabulary_is_an_error_of_one_line(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     (tmp_path / "runs/vocab/v1/tokenizer.json").unlink()
-    with pytest.raises(
-        UserError, match=r"the vocabulary it was trained with is not under .*; export the model and set"
-    ):
+    with pytest.raises(UserError, match=r"the vocabulary it was trained with is not under .*; export the model"):
         initial_weights(source(f"{checkpoint.location}/model.safetensors"), MODEL, VOCAB, nsp=True)
 
 
-def test_a_model_of_hugging_face_without_a_vocabulary_is_refused(checkpoint: CheckpointRef, tmp_path: Path) -> None:
+def test_a_hugging_face_model_without_a_vocabulary_is_an_error(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     folder = Location(str(tmp_path / "exported"))
     huggingface.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "# A card")
     for name in ("vocab.txt", "tokenizer.json"):
         (folder / name).delete()
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
-    with pytest.raises(
-        UserError, match=r"has no vocab\.txt or tokenizer\.json; copy the model's vocabulary into the folder"
-    ):
+    with pytest.raises(UserError, match=r"has no vocab\.txt or tokenizer\.json; copy the model's vocabulary into"):
         initial_weights(source(f"{folder}/model.safetensors"), MODEL, VOCAB, nsp=True)

@@ -55,19 +55,19 @@ def test_there_is_one_worker_for_each_gpu_by_default(nodes, settings, placement)
         (
             GPU_NODE,
             {"gpus": 8, "workers": 2},
-            "gpus is 8 and workers is 2, but each worker has one GPU; remove one of them",
+            "gpus is 8 and workers is 2, but each worker has one GPU; remove one",
         ),
         ([{"GPU": 0.0}], {}, "1 workers with 1 processor cores requested, but the nodes have room for 0"),
         # enough cores in all, but not where the GPUs are
         (
             [{"CPU": 12.0, "GPU": 8.0}, {"CPU": 8.0}],
             {"threads": 2},
-            "8 workers with 2 .* and a GPU requested, .* have room for 6",
+            "8 workers with 2 .* and a GPU .* have room for 6",
         ),
         (
             [{"CPU": 3.0}, {"CPU": 3.0}],
             {"threads": 2, "workers": 3},
-            "3 workers with 2 .* cores requested, .* have room for 2",
+            "3 workers with 2 .* cores .* have room for 2",
         ),
     ],
 )

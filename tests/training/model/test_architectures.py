@@ -1,4 +1,4 @@
-"""An architecture is a file of its own and a row: here that of a dummy, from its configuration to transformers."""
+"""An architecture is a file and an entry in ARCHITECTURES: here a dummy, from its configuration to transformers."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ from tests.paths import QUICKSTART
 from tests.training.small_examples import PIECES, single_process_group  # noqa: F401 (a fixture)
 from tests.training.small_pretraining import config, last, single_worker, small_inputs
 
-# What the file of an architecture has
+# The content of an architecture's file
 
 
 class DummyConfig(BertConfig):
@@ -54,14 +54,14 @@ LAYOUT = replace(
     supported_values={"model_type": ("dummy",)},
 )
 
-# The row
+# The entry
 
-ROW = Architecture(DummyConfig, DummyForPreTraining, BertForSequenceClassification, Layer, LAYOUT, "A dummy")
+ENTRY = Architecture(DummyConfig, DummyForPreTraining, BertForSequenceClassification, Layer, LAYOUT, "A dummy")
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "dummy", ROW)
+    monkeypatch.setitem(ARCHITECTURES, "dummy", ENTRY)
 
 
 def dummy(**changed: Any) -> dict[str, Any]:
@@ -77,10 +77,10 @@ def test_the_architecture_decides_which_keys_a_model_has() -> None:
         load(RunConfig, QUICKSTART, change[1:])
 
 
-def test_berts_configuration_is_the_one_that_names_no_architecture() -> None:
+def test_bert_is_the_default_architecture() -> None:
     plain = load(RunConfig, QUICKSTART).pretrain
-    for nothing in ("bert", "null"):
-        named = load(RunConfig, QUICKSTART, [f"pretrain.model.architecture={nothing}"]).pretrain
+    for default in ("bert", "null"):
+        named = load(RunConfig, QUICKSTART, [f"pretrain.model.architecture={default}"]).pretrain
         assert named == plain and type(named.model) is BertConfig
     assert "architecture" not in plain.model.model_dump()
 
@@ -95,7 +95,7 @@ def test_an_unknown_architecture_is_an_error_of_one_line(value: str) -> None:
 
 
 @pytest.mark.usefixtures("single_process_group")
-def test_a_dummy_trains_two_steps_is_exported_to_transformers_layout_and_comes_back(tmp_path: Path) -> None:
+def test_a_dummy_architecture_trains_exports_and_is_read_back(tmp_path: Path) -> None:
     phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": 2}]
     inputs = small_inputs(tmp_path / "inputs")
     for name, model in (("dummy", dummy()), ("bert", config().model.model_dump())):
@@ -119,9 +119,9 @@ def test_a_dummy_trains_two_steps_is_exported_to_transformers_layout_and_comes_b
     (vocab / "tokenizer.json").write_text(build(PIECES, True).to_str())
     (vocab / "tokenizer_config.json").write_text(transformers_config())
     huggingface.export(checkpoint, Location(str(vocab)), exported, "# A card\n")
-    said = json.loads((exported / "config.json").read_bytes())
-    assert (said["architectures"], said["model_type"]) == (["DummyForPreTraining"], "dummy")
-    assert said["temperature"] == 2.0 and "architecture" not in said
+    exported_config = json.loads((exported / "config.json").read_bytes())
+    assert (exported_config["architectures"], exported_config["model_type"]) == (["DummyForPreTraining"], "dummy")
+    assert exported_config["temperature"] == 2.0 and "architecture" not in exported_config
     back = huggingface.read(exported)
     assert back.model == checkpoint.config().model and type(back.model) is DummyConfig
     assert back.weights.keys() == weights.keys()

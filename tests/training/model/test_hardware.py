@@ -1,4 +1,4 @@
-"""Which precision is the fastest here, and how much could be done: timed, agreed on by all workers."""
+"""The fastest precision and the peak performance, measured and agreed on by all workers."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 SHAPE = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
 
 
-def test_bf16_is_found_by_the_processors_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_detected_by_the_processors_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, fast in (("fpu avx512_bf16 sse", True), ("amx_bf16", True), ("fpu avx512f avx512_bf16x", False)):
         monkeypatch.setattr(hardware, "cpuinfo", lambda key, flags=flags: flags)
         assert has_bf16(CPU) is fast
@@ -41,7 +41,7 @@ def test_bf16_has_to_be_clearly_faster(full: float, half: float, chosen: str) ->
 
 
 def timing(monkeypatch: pytest.MonkeyPatch, layer: Any) -> None:
-    """Have this be a layer of BERT."""
+    """Use `layer` as the layer of BERT."""
     monkeypatch.setitem(ARCHITECTURES, "bert", replace(ARCHITECTURES["bert"], layer=layer))
 
 
@@ -50,7 +50,7 @@ def test_a_layer_is_timed_in_each_precision() -> None:
     assert 0 < full < 1 and 0 < half < 1
 
 
-def test_a_processor_times_with_one_thread_and_trains_with_as_many_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_on_a_cpu_uses_one_thread_and_restores_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[int]()
 
     class Watched(Layer):
@@ -64,12 +64,12 @@ def test_a_processor_times_with_one_thread_and_trains_with_as_many_as_before(mon
         assert set(seen) == {1} and torch.get_num_threads() == 2
 
 
-def test_a_precision_that_is_hopeless_costs_no_more_than_a_small_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_that_is_far_too_slow_is_timed_only_on_a_small_product(monkeypatch: pytest.MonkeyPatch) -> None:
     def product(size: int, where: torch.device, dtype: torch.dtype) -> float:
         return 0.1 if dtype == torch.bfloat16 else 0.001
 
     monkeypatch.setattr(hardware, "_product_seconds", product)
-    timing(monkeypatch, None)  # which is not even made
+    timing(monkeypatch, None)  # it is not even created
     assert layer_seconds(SHAPE, CPU, ("fp32", "bf16")) == [0.001, 0.1]
 
 
@@ -87,7 +87,7 @@ def test_a_precision_that_is_hopeless_costs_no_more_than_a_small_product(monkeyp
         ("NVIDIA L4", "bf16", 121),
         ("Tesla T4", "fp32", 8.1),
         ("Tesla T4", "fp16", 65),
-        ("Tesla T4", "bf16", None),  # it has none
+        ("Tesla T4", "bf16", None),  # no bf16 instructions
         ("NVIDIA L40", "bf16", None),  # not listed
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
     ],

@@ -42,7 +42,7 @@ ROWS = {
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ROWS)
-def test_outputs_and_gradients_are_torchs(kind: str, bias: bool, onednn: list[tuple[int, ...]]) -> None:
+def test_outputs_and_gradients_are_those_of_pytorch(kind: str, bias: bool, onednn: list[tuple[int, ...]]) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(24, 40, bias=bias)
     found = list[list[torch.Tensor | None]]()
@@ -60,7 +60,7 @@ def test_outputs_and_gradients_are_torchs(kind: str, bias: bool, onednn: list[tu
 
 
 @needs_onednn
-def test_what_needs_no_gradient_costs_no_product(onednn: list[tuple[int, ...]]) -> None:
+def test_a_tensor_without_gradient_costs_no_product(onednn: list[tuple[int, ...]]) -> None:
     layer = Linear(24, 40)
     layer.weight.requires_grad_(False)
     layer(ROWS["rows"]).sum().backward()
@@ -68,7 +68,7 @@ def test_what_needs_no_gradient_costs_no_product(onednn: list[tuple[int, ...]]) 
 
 
 @needs_onednn
-def test_sixteen_bits_and_doubles_stay_with_torch(onednn: list[tuple[int, ...]]) -> None:
+def test_other_types_than_fp32_use_pytorch(onednn: list[tuple[int, ...]]) -> None:
     layer, given = Linear(24, 40), ROWS["rows"]
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(given).dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""The unigram model of the examples to train on, scored on held-out masked pieces."""
+"""The unigram model of the training examples, scored on held-out masked pieces."""
 
 import math
 from collections import Counter
@@ -25,7 +25,7 @@ def test_the_baseline_is_the_one_computed_piece_by_piece_whether_masks_are_store
     heldout = ExampleDataset(artifact, "heldout").sample(0, 8, 3)
     labels = [
         int(label) for rows in heldout if rows.masks for label in rows.masks.labels.values
-    ]  # of the sampled ones alone
+    ]  # of the sampled examples only
     most = min((piece for piece in counts if piece not in SPECIAL), key=lambda piece: (-counts[piece], piece))
     found = unigram_baseline(ExampleDataset(artifact, "train"), heldout, PIECES)
     assert found.loss == pytest.approx(-sum(math.log((counts[label] + 1) / total) for label in labels) / len(labels))
@@ -41,7 +41,7 @@ def test_stored_masks_are_undone(tmp_path: Path) -> None:
     assert (unmasked_ids(masked) == unmasked_ids(plain)).all()
 
 
-def test_what_is_counted_is_spread_over_all_files_and_no_more_than_asked_for(tmp_path: Path) -> None:
+def test_counted_examples_are_evenly_spaced_over_all_files(tmp_path: Path) -> None:
     examples = ExampleDataset(examples_artifact(tmp_path, train=160, shards=4), "train")
     assert len(examples.evenly_spaced(1000)) == len(examples) == 160
     some = examples.evenly_spaced(16)
@@ -50,7 +50,7 @@ def test_what_is_counted_is_spread_over_all_files_and_no_more_than_asked_for(tmp
     assert len(examples.evenly_spaced(1)) == 4  # a row group
 
 
-def test_a_piece_that_was_never_seen_is_not_impossible_and_special_pieces_have_no_share(tmp_path: Path) -> None:
+def test_unseen_pieces_have_a_probability_and_special_pieces_have_none(tmp_path: Path) -> None:
     counts = count_pieces(ExampleDataset(examples_artifact(tmp_path), "train").evenly_spaced(40), PIECES)
     assert [counts[special] for special in SPECIAL] == [-1] * 4
     unseen = int((counts == 0).argmax())

@@ -97,7 +97,7 @@ def assert_crashed(folder: Path, times: int, saving: int, faults: str) -> None:
 
 
 def kill_driver(step: int, everything: bool, inputs: dict[str, Artifact], folder: Path, stage: int) -> None:
-    """Run pretraining in a separate process and kill it after that step: only the process, or `everything` it started."""
+    """Run pretraining in a process, and kill it after that step: only the process, or `everything` it started, too."""
     steps = folder / "steps"
     with subprocess.Popen(command("local", inputs, folder, settings(stage))) as driver:
         deadline = time.monotonic() + 300
@@ -125,7 +125,7 @@ def kill(*processes: psutil.Process) -> None:
 def test_one_run_whose_driver_and_everything_and_a_worker_were_killed_ends_with_the_same_losses_and_bits(
     whole: tuple[int, Artifact], inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    """One fault of each kind, one after the other. The campaign tests them separately, at random steps and ZeRO stages."""
+    """One fault of each kind, one after the other. The campaign tests each alone, at random steps and ZeRO stages."""
     stage, uninterrupted = whole
     draw = random.Random()
     driver, everything = sorted(draw.sample(range(1, 5), 2))

@@ -1,4 +1,4 @@
-"""The operations that examples need, and what rows of metrics say of them."""
+"""The operations that examples need, and the rows of metrics."""
 
 import math
 
@@ -22,13 +22,13 @@ def sequence(length: int, predictions: int, slots: int = 0) -> Totals:
     ("model", "length", "predictions", "gigaflops"),
     [(BASE, 128, 20, 69.925), (BASE, 512, 80, 301.445), (LARGE, 128, 20, 240.636), (LARGE, 512, 80, 1020.528)],
 )
-def test_a_sequence_of_bert_needs_so_many_operations(
+def test_the_operations_of_a_sequence_are_as_computed_by_hand(
     model: BertConfig, length: int, predictions: int, gigaflops: float
 ) -> None:
     assert round(model.training_flops(sequence(length, predictions), VOCAB_SIZE) / 1e9, 3) == gigaflops
 
 
-def test_padding_needs_none_and_sequences_do_not_attend_to_one_another() -> None:
+def test_padding_needs_no_operations_and_sequences_do_not_attend_to_each_other() -> None:
     def flops(totals: Totals) -> float:
         return BASE.training_flops(totals, VOCAB_SIZE)
 
@@ -38,7 +38,7 @@ def test_padding_needs_none_and_sequences_do_not_attend_to_one_another() -> None
     assert flops(long) > 4 * flops(short)
 
 
-def test_a_row_tells_the_share_of_the_peak_over_the_steps_since_the_row_before() -> None:
+def test_a_row_has_the_flops_utilization_since_the_previous_row() -> None:
     recorder = MetricsRecorder()
     for examples in (3, 1):
         recorder.add_step(Totals(examples=examples), seconds=2.0, waited=0.0)
@@ -49,7 +49,7 @@ def test_a_row_tells_the_share_of_the_peak_over_the_steps_since_the_row_before()
     assert [row["mfu"] for row in recorder.rows] == [40 / 4 / 50, 50 / 2 / 50]
 
 
-def test_a_held_out_row_has_the_baselines_of_what_was_evaluated() -> None:
+def test_a_heldout_row_has_the_baselines_of_the_evaluated_examples() -> None:
     recorder, unigram = MetricsRecorder(), Baseline(6.5, 0.05)
     masked = Totals(mlm_loss=60.0, mlm_correct=1, masked=10, examples=4)
     recorder.add_heldout_row(7, masked, unigram)

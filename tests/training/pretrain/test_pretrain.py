@@ -1,4 +1,4 @@
-"""Pretraining through Ray Train and DeepSpeed: exact after any kill, the same for any ZeRO stage and worker count."""
+"""Pretraining with Ray Train and DeepSpeed: exact after any kill, on one, two or a changing number of workers."""
 
 import contextlib
 import json
@@ -72,10 +72,10 @@ def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(
     assert not any(folder.name.startswith("scratch") for folder in uninterrupted.location.folders())
 
 
-def test_what_another_run_has_trained_to_its_end_is_not_trained_again(
+def test_a_training_that_another_run_has_finished_is_not_repeated(
     uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    """The other was killed before it could write the stage's manifest."""
+    """The other run was killed before it could write the manifest of the stage."""
 
     def never(rank: int, step: int) -> None:
         raise AssertionError
@@ -104,7 +104,7 @@ def test_a_killed_worker_leaves_the_same_bits_and_the_same_metrics(
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_is_ended_and_training_goes_on_to_the_same_bits(
+def test_a_worker_that_hangs_is_killed_and_training_continues_to_the_same_bits(
     uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
     hung = tmp_path / "hung"
@@ -125,7 +125,7 @@ def test_a_worker_that_hangs_is_ended_and_training_goes_on_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_terminated_driver_saves_the_last_step_and_the_run_goes_on_to_the_same_bits(
+def test_a_terminated_driver_saves_the_last_step_and_the_run_resumes_to_the_same_bits(
     uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
     started = command("local", inputs, tmp_path, config(checkpoint_every=100))
@@ -135,11 +135,11 @@ def test_a_terminated_driver_saves_the_last_step_and_the_run_goes_on_to_the_same
             time.sleep(0.05)
         workers = psutil.Process(driver.pid).children(recursive=True)
         os.kill(driver.pid, signal.SIGTERM)
-        said, _ = driver.communicate(timeout=60)
+        output, _ = driver.communicate(timeout=60)
         assert driver.returncode == 130  # as KeyboardInterrupt ends the command line
     assert not psutil.wait_procs(workers, timeout=10)[1]
     (step,) = steps_of(tmp_path)
-    assert said == f"pretrain: step {step} is saved\n"
+    assert output == f"pretrain: step {step} is saved\n"
     assert 3 <= step < 8 and step == max(int(file.name) for file in (tmp_path / "steps").iterdir())
     again = trained(tmp_path, inputs, config(checkpoint_every=100))
     assert same_bits(final_checkpoint(uninterrupted), final_checkpoint(again))
@@ -147,7 +147,7 @@ def test_a_terminated_driver_saves_the_last_step_and_the_run_goes_on_to_the_same
 
 
 @pytest.mark.slow
-def test_two_workers_go_back_together_and_after_a_kill_the_batch_stays_skipped(
+def test_two_workers_roll_back_together_and_after_a_kill_the_batch_stays_skipped(
     ray_session: None, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
     def spoil_once(rank: int, step: int) -> None:
@@ -175,14 +175,14 @@ def test_two_workers_go_back_together_and_after_a_kill_the_batch_stays_skipped(
     listed = found.location / "skipped.jsonl"
     assert [json.loads(line)["batch"] for line in listed.read_text().splitlines()] == [3]
     assert found.manifest.facts["skipped"] == 1 and "skipped.jsonl" in found.manifest.files
-    (tmp_path / "noted").mkdir()
-    (tmp_path / "noted/skipped.jsonl").write_bytes(listed.read_bytes())
-    noted = trained(tmp_path / "noted", inputs, config())
-    assert same_bits(final_checkpoint(found), final_checkpoint(noted))
+    (tmp_path / "skipping").mkdir()
+    (tmp_path / "skipping/skipped.jsonl").write_bytes(listed.read_bytes())
+    skipping = trained(tmp_path / "skipping", inputs, config())
+    assert same_bits(final_checkpoint(found), final_checkpoint(skipping))
 
 
 def on_nodes(driver: str, inputs: dict[str, Artifact], out: Path, settings: PretrainConfig, **environment: str) -> None:
-    """Pretraining with a cluster of its own."""
+    """Run pretraining with its own cluster."""
     environment |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_V2_ENABLED": "1"}
     environment |= {"PYTHONPATH": str(REPOSITORY)}
     subprocess.run(command(driver, inputs, out, settings), env=os.environ | environment, check=True)
@@ -190,9 +190,7 @@ def on_nodes(driver: str, inputs: dict[str, Artifact], out: Path, settings: Pret
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("single_process_group")
-def test_a_node_that_is_taken_away_costs_only_the_steps_after_its_notice(
-    inputs: dict[str, Artifact], tmp_path: Path
-) -> None:
+def test_a_preempted_node_costs_only_the_steps_after_its_notice(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     out = tmp_path / "out"
     on_nodes("spot", inputs, out, spot_config(), RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
     first, second = sorted(
@@ -200,20 +198,23 @@ def test_a_node_that_is_taken_away_costs_only_the_steps_after_its_notice(
     )
     saved = second[0] - 1
     assert first == list(range(1, first[-1] + 1)) and second == list(range(saved + 1, 41))
-    assert 3 <= saved < first[-1] and saved in steps_of(out)  # the only one before the last: none was due
+    assert 3 <= saved < first[-1] and saved in steps_of(out)  # none was due before the last
     single_worker(spot_config(), inputs, tmp_path / "alone").train()
     assert same_bits(last(out), last(tmp_path / "alone"))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("single_process_group")
-def test_training_goes_on_with_the_workers_there_is_room_for_and_the_losses_stay(
+def test_training_continues_with_the_workers_that_fit_and_the_same_losses(
     inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    """A node is lost without notice, and later another one comes: two workers, one, and two again."""
+    """A node is lost without notice, and later another one is added: two workers, one, and two again."""
     out = tmp_path / "out"
-    soon = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}  # a lost node is seen
-    on_nodes("elastic", inputs, out, elastic_config(), **soon)
+    fast_checks = {
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_failure_threshold": "3",
+    }  # to notice a lost node
+    on_nodes("elastic", inputs, out, elastic_config(), **fast_checks)
     told = [tuple(map(int, line.split())) for line in (out / "steps/told").read_text().splitlines()]
     numbers = [workers for _, workers in told]
     assert [now for before, now in zip([0, *numbers], numbers, strict=False) if now != before] == [2, 1, 2]
@@ -227,7 +228,7 @@ def test_training_goes_on_with_the_workers_there_is_room_for_and_the_losses_stay
     assert losses == pytest.approx(expected, abs=1e-5)
 
 
-def test_more_positions_than_the_model_has_are_refused() -> None:
+def test_more_positions_than_the_model_has_are_an_error() -> None:
     with pytest.raises(ValueError, match="max_seq_length 32 is more than the model's 16 positions"):
         config(phases=[{"max_seq_length": 32, "max_predictions_per_seq": 3, "steps": 8}])
 
@@ -259,12 +260,12 @@ PHASE = {"max_seq_length": 16, "max_predictions_per_seq": 3}
         ({"workers": "many"}, "is neither a number nor a range"),
         (
             {"workers": [1, 2], "gpus": 2},
-            "gpus is 2, but workers is a range from 1 to 2; remove gpus, or give one number",
+            "gpus is 2, but workers is a range from 1 to 2; remove gpus, or",
         ),
         ({"workers": [5, 5]}, "no number from 5 to 5 divides global_batch_size 12; give another range"),
         ({"workers": [3, 2]}, "workers: \\[3, 2\\] is not a range"),
     ],
 )
-def test_what_has_no_end_or_no_workers_is_refused(changed: dict[str, Any], message: str) -> None:
+def test_phases_without_an_end_and_impossible_workers_are_an_error(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**changed)
