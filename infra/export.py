@@ -10,7 +10,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 
 if TYPE_CHECKING:
-    from cloze.training.checkpoints.fill_mask import Guess
+    from cloze.training.checkpoints.fill_mask import MaskPrediction
 
 
 def export_run(run: Run, to: Location) -> None:
@@ -26,7 +26,7 @@ def export_run(run: Run, to: Location) -> None:
     export(final_checkpoint(made["pretrain"]), made["vocab"].location, to, card(run.config, made))
 
 
-def guesses(run: Run, text: str) -> "list[list[Guess]]":
+def guesses(run: Run, text: str) -> "list[list[MaskPrediction]]":
     """For each [MASK] of the text the likeliest pieces, the likeliest first. Raises UserError."""
     from cloze.pipeline.text.tokenizer import load
     from cloze.training.checkpoints.fill_mask import load_model, predict_masked
@@ -40,7 +40,7 @@ def guesses(run: Run, text: str) -> "list[list[Guess]]":
         raise UserError(str(error)) from error
 
 
-def print_guesses(found: "Sequence[Sequence[Guess]]") -> None:
+def print_guesses(found: "Sequence[Sequence[MaskPrediction]]") -> None:
     """A column for each [MASK]."""
     from rich.console import Console
     from rich.table import Table

@@ -18,7 +18,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.facts import VocabFacts
 from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.extract.sources import Source, WikipediaSource
-from cloze.training.pretrain.facts import PretrainFacts, Row
+from cloze.training.pretrain.facts import MetricsRow, PretrainFacts
 
 _LISTED = 8  # files, languages or licences of a source
 _LICENCE_IDS = {"apache-2.0", "cc0-1.0", "mit"}  # of the Hub's, beside Creative Commons' others
@@ -100,7 +100,7 @@ def card(config: RunConfig, made: Mapping[str, Artifact]) -> str:
     return f"---\n{_front(texts.values(), known)}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _evaluated(pretrain: Manifest) -> Row:
+def _evaluated(pretrain: Manifest) -> MetricsRow:
     """What was measured on held-out documents at the end."""
     if row := PretrainFacts.of(pretrain).metrics.heldout:
         return row

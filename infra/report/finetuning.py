@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
+from typing import Any
 
 from markupsafe import Markup
 
@@ -13,7 +14,6 @@ from cloze.infra.report.charts import Axis, Estimate, Series, intervals, line_ch
 from cloze.infra.report.pretraining import SHARE
 from cloze.infra.report.views import FinetuneView, PretrainView, Stages
 from cloze.training.finetune.facts import CurvesFact, ShownExample
-from cloze.training.pretrain.facts import Row
 
 _CONFUSION_LABELS = 12  # a table of more would not be read
 _SAMPLE_CHARS = 280
@@ -60,7 +60,7 @@ class Task:
     picture: Markup
     charts: list[Markup]
     confusion: Confusion | None
-    samples: list[tuple[str, list[Row]]]  # what they are, each {"text", "note"}
+    samples: list[tuple[str, list[dict[str, Any]]]]  # what they are, each {"text", "note"}
     estimates: dict[str, Estimate]
 
 
@@ -134,7 +134,7 @@ def _by_epoch(values: Sequence[float | None]) -> list[tuple[float, float]]:
     return [(epoch, math.nan if value is None else value) for epoch, value in enumerate(values, start=1)]
 
 
-def _confusion(predictions: Sequence[Row]) -> Confusion | None:
+def _confusion(predictions: Sequence[dict[str, Any]]) -> Confusion | None:
     """From the predictions on the test part."""
     if not predictions:
         return None
@@ -145,9 +145,9 @@ def _confusion(predictions: Sequence[Row]) -> Confusion | None:
     return Confusion(labels, [(true, [pairs[true, said] for said in labels]) for true in labels])
 
 
-def _task_samples(examples: Sequence[ShownExample]) -> list[tuple[str, list[Row]]]:
-    right: list[Row] = []
-    wrong: list[Row] = []
+def _task_samples(examples: Sequence[ShownExample]) -> list[tuple[str, list[dict[str, Any]]]]:
+    right: list[dict[str, Any]] = []
+    wrong: list[dict[str, Any]] = []
     for example in examples:
         text = shorten(example.text, _SAMPLE_CHARS, placeholder=" …")
         if example.right:

@@ -11,7 +11,7 @@ from cloze.infra import heldout
 from cloze.infra.display import duration
 from cloze.infra.report.charts import Axis, Reference, Series, line_chart, number, percent
 from cloze.infra.report.views import ExamplesView, PretrainView, Stages, StageView
-from cloze.training.pretrain.facts import Row
+from cloze.training.pretrain.facts import MetricsRow
 
 SHARE: dict[str, Any] = {"tick": lambda value: f"{100 * value:g} %", "value": percent}
 
@@ -31,7 +31,7 @@ def curves(stages: Stages) -> Section | None:
     return Section(_sentence(stage, objective), _charts(stage.metrics, objective))
 
 
-def _charts(rows: Sequence[Row], objective: str | None) -> list[Markup]:
+def _charts(rows: Sequence[MetricsRow], objective: str | None) -> list[Markup]:
     def both(key: str) -> list[Series]:
         return [
             Series("training", _points(rows, "train", key)),
@@ -71,22 +71,22 @@ def _charts(rows: Sequence[Row], objective: str | None) -> list[Markup]:
     ]
 
 
-def _baseline_of_pairs(rows: Sequence[Row], objective: str | None) -> str:
+def _baseline_of_pairs(rows: Sequence[MetricsRow], objective: str | None) -> str:
     """The name of the answer that it always gives, where that is one for all phases; empty where there are no pairs."""
     names = {heldout.constant(row, objective) for row in rows if "pairs" in row}
     return names.pop() if len(names) == 1 else "the more frequent answer" if names else ""
 
 
-def _points(rows: Sequence[Row], split: str, key: str) -> list[tuple[float, float]]:
+def _points(rows: Sequence[MetricsRow], split: str, key: str) -> list[tuple[float, float]]:
     return [(row["step"], row[key]) for row in rows if row.get("split") == split and row.get(key) is not None]
 
 
-def newest(rows: Sequence[Row], split: str) -> Row:
+def newest(rows: Sequence[MetricsRow], split: str) -> MetricsRow:
     """The last row of a split; empty when there is none."""
     return next((row for row in reversed(rows) if row.get("split") == split), {})
 
 
-def _extent(phase: Row) -> str:
+def _extent(phase: dict[str, Any]) -> str:
     """A phase's steps, or its share of the time."""
     return number(phase["steps"]) if phase["steps"] else f"{percent(phase['share'])} of the time"
 
@@ -127,7 +127,7 @@ def objective_of(stages: Stages) -> str | None:
     return next((stage.config.get("objective") for stage in stages.of(ExamplesView) if stage.manifest), None)
 
 
-def newest_heldout(stages: Stages) -> Row:
+def newest_heldout(stages: Stages) -> MetricsRow:
     """The newest held-out row of pretraining; empty when there is none."""
     return newest(stages.one(PretrainView).metrics, "heldout")
 

@@ -38,10 +38,10 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.tokenizer import load
 from cloze.training.finetune.facts import FinetuneFacts
-from cloze.training.pretrain.facts import PretrainFacts, Row
+from cloze.training.pretrain.facts import MetricsRow, PretrainFacts
 
 if TYPE_CHECKING:
-    from cloze.training.checkpoints.fill_mask import Guess
+    from cloze.training.checkpoints.fill_mask import MaskPrediction
 
 _SHA256 = 64  # hex digits, with which a user's file stands among a stage's inputs, its suffixes behind them
 _COUNTED = 50_000  # examples whose lengths are counted
@@ -117,7 +117,7 @@ class _Sources:
         return Source(digest, name or called, file.bytes if file else None)
 
 
-def metrics(location: Location) -> Sequence[Row]:
+def metrics(location: Location) -> Sequence[MetricsRow]:
     """What training has measured so far, a row for each split and step; also while it runs."""
     return json_lines.read(location / "metrics.jsonl")
 
@@ -213,7 +213,7 @@ def _model(stages: Stages) -> TrainedModel | None:
 
     model, tokenizer = load_model(final_checkpoint(pretrain)), load(vocab.location / "tokenizer.json")
 
-    def guesses(text: str) -> "Sequence[Guess]":
+    def guesses(text: str) -> "Sequence[MaskPrediction]":
         [found] = predict_masked(model, tokenizer, text)
         return found
 

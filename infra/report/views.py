@@ -16,12 +16,12 @@ from cloze.pipeline.core.artifacts import FileRecord, Manifest
 from cloze.pipeline.core.facts import DedupFacts, ExtractFacts, VocabFacts
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.facts import FinetuneFacts
-from cloze.training.pretrain.facts import PretrainFacts, Row
+from cloze.training.pretrain.facts import MetricsRow, PretrainFacts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from cloze.training.checkpoints.fill_mask import Guess
+    from cloze.training.checkpoints.fill_mask import MaskPrediction
 
 _FILES_SHOWN = 24
 
@@ -100,7 +100,7 @@ class ExamplesView(StageView):
     """`lengths` are those of the first examples to train on, in pieces; `heldout` has the first held-out rows."""
 
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    heldout: Sequence[Row] = ()
+    heldout: Sequence[MetricsRow] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class PretrainView(StageView):
     """`metrics` is what has been measured so far, also while it runs; `weights` how many the final checkpoint has."""
 
     facts: PretrainFacts = field(default_factory=PretrainFacts)
-    metrics: Sequence[Row] = ()
+    metrics: Sequence[MetricsRow] = ()
     weights: int = 0
 
 
@@ -118,7 +118,7 @@ class FinetuneView(StageView):
 
     facts: FinetuneFacts = field(default_factory=FinetuneFacts)
     task: str = ""
-    predictions: Sequence[Row] = ()
+    predictions: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class TrainedModel:
 
     tokenizer: "Tokenizer"
     heldout: Callable[[], Iterator[HeldoutText]]  # some documents, the same ones each time
-    guesses: "Callable[[str], Sequence[Guess]]"  # text with one [MASK] -> the likeliest pieces, the likeliest first
+    guesses: "Callable[[str], Sequence[MaskPrediction]]"  # text with one [MASK] -> the likeliest pieces in order
 
 
 View = TypeVar("View", bound=StageView)

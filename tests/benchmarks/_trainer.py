@@ -20,7 +20,7 @@ from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.storage import Location
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.transformers_names import BERT
-from cloze.training.pretrain.data_loader import Examples, Rows, batch
+from cloze.training.pretrain.data_loader import ExampleArrays, ExampleDataset, collate
 from tests.benchmarks._reference import VOCAB_SIZE
 
 TIMED = 6  # steps of each precision before the choice; two more warm up
@@ -29,7 +29,7 @@ TIMED = 6  # steps of each precision before the choice; two more warm up
 class Given(Dataset):
     """Examples in memory, as Trainer wants them; `collate` makes tensors no wider than the longest of a batch."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: ExampleArrays) -> None:
         self.rows = rows
         self.ids = np.split(rows.input_ids.values, rows.input_ids.offsets[1:-1])
 
@@ -40,7 +40,7 @@ class Given(Dataset):
         return {"input_ids": self.ids[index], "index": index}  # the sampler by length asks for input_ids
 
     def collate(self, some: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        made = batch(self.rows.take(np.array([one["index"] for one in some])))
+        made = collate(self.rows.take(np.array([one["index"] for one in some])))
         labels = torch.full_like(made.input_ids, -100)
         labels.view(-1)[made.masked_lm_positions] = made.masked_lm_labels
         names = ("input_ids", "token_type_ids", "attention_mask", "next_sentence_label")
@@ -73,7 +73,7 @@ class Clock(TrainerCallback):
     def keep(self, model: Any) -> None:
         began, at = time.monotonic(), self.elapsed()
         file = self.to / f"{len(self.points):03}.safetensors"
-        save_file({name: one.contiguous() for name, one in BERT.ours(model.state_dict()).items()}, file)
+        save_file({name: one.contiguous() for name, one in BERT.from_transformers(model.state_dict()).items()}, file)
         self.points.append((at / 60, str(file)))
         self.moments.pop(0)
         self.start += time.monotonic() - began
@@ -85,7 +85,7 @@ def trainer_of(to: Path, given: Given, asked: dict[str, Any]) -> Trainer:
     shape, optimizer = asked["model"], asked["optimizer"]
     model = TheirModel(TheirConfig(vocab_size=VOCAB_SIZE, attn_implementation="sdpa", **shape))
     first = BertForPreTraining(BertConfig.model_validate(shape), VOCAB_SIZE, asked["seed"]).state_dict()
-    lacking = model.load_state_dict(BERT.theirs(first), strict=False)
+    lacking = model.load_state_dict(BERT.to_transformers(first), strict=False)
     assert all("decoder" in name for name in lacking.missing_keys), lacking  # tied to what is there
     return Trainer(
         model,
@@ -133,7 +133,7 @@ def bf16_is_faster(model: TheirModel, given: Given, size: int) -> bool:
 
 def main(to: Path, artifact: Artifact, asked: dict[str, Any]) -> None:
     torch.set_num_threads(2)
-    examples = Examples(artifact, "train")
+    examples = ExampleDataset(artifact, "train")
     trainer = trainer_of(to, Given(next(examples.batches(asked["seed"], 0, len(examples)))), asked)
     clock = Clock(to, 60 * asked["minutes"], [*(60 * moment for moment in asked["moments"][:-1]), math.inf])
     trainer.add_callback(clock)

@@ -33,8 +33,8 @@ from cloze.pipeline.core.artifacts import Artifact, Output, read_manifest
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import Document, document, document_table
 from cloze.training.model.bert import BertConfig, BertForPreTraining
-from cloze.training.model.hardware import processor
-from cloze.training.pretrain.data_loader import Examples, Rows, batch
+from cloze.training.model.hardware import processor_name
+from cloze.training.pretrain.data_loader import ExampleArrays, ExampleDataset, collate
 from cloze.training.pretrain.objective import Objective
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCAB_SIZE
@@ -71,12 +71,12 @@ def main(arguments: list[str]) -> None:
     folder, seeds = options.folder.resolve(), [int(seed) for seed in options.seeds.split(",")]
     settled(folder, {"books": options.books, "wikitext": options.wikitext, "minutes": options.minutes})
     artifacts = prepared(folder, options.books, Path(options.wikitext))
-    train = len(Examples(artifacts["books"], "train"))
+    train = len(ExampleDataset(artifacts["books"], "train"))
     print(f"{train:,} examples to train on; held out: {', '.join(f'{k} {v:,}' for k, v in sizes(artifacts).items())}")
     found = {
         f"{side}_seed{seed}": result(side, seed, options.minutes, folder, artifacts) for seed in seeds for side in SIDES
     }
-    cpu = processor(torch.device("cpu"))
+    cpu = processor_name(torch.device("cpu"))
     about = {"benchmark": "learns", "processor": cpu, "cores": os.cpu_count(), "minutes": options.minutes}
     about |= {"examples": {"train": train, **sizes(artifacts)}, "batch": BATCH, "optimizer": OPTIMIZER}
     (folder / "learns.json").write_text(json.dumps({**about, "runs": found}, indent=1))
@@ -132,7 +132,7 @@ def articles(text: str) -> Iterator[Document]:
 
 
 def sizes(artifacts: dict[str, Artifact]) -> dict[str, int]:
-    return {name: len(Examples(artifact, "heldout")) for name, artifact in artifacts.items()}
+    return {name: len(ExampleDataset(artifact, "heldout")) for name, artifact in artifacts.items()}
 
 
 def result(side: str, seed: int, minutes: float, folder: Path, artifacts: dict[str, Artifact]) -> dict[str, Any]:
@@ -241,14 +241,14 @@ def losses(weights: str | Path, artifacts: dict[str, Artifact], some: int | None
     model.load_state_dict(load_file(weights))
     objective, one, found = Objective(model, "fp32"), torch.ones(()), {}
     for name, artifact in artifacts.items():
-        heldout = Examples(artifact, "heldout")
+        heldout = ExampleDataset(artifact, "heldout")
         (rows,) = heldout.sample(0, some or len(heldout), len(heldout))
-        sums = sum(objective(batch(piece), one, one)[1] for piece in by_length(rows))
+        sums = sum(objective(collate(piece), one, one)[1] for piece in by_length(rows))
         found[name] = float(sums[0] / sums[2])
     return found
 
 
-def by_length(rows: Rows) -> Iterator[Rows]:
+def by_length(rows: ExampleArrays) -> Iterator[ExampleArrays]:
     order = rows.input_ids.lengths.argsort(kind="stable")
     for start in range(0, len(rows), EVAL_BATCH):
         yield rows.take(order[start : start + EVAL_BATCH])

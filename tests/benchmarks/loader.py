@@ -20,7 +20,14 @@ import torch
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.text.masking import mask_rules
-from cloze.training.pretrain.data_loader import Batch, Examples, Masking, Rows, batch, share
+from cloze.training.pretrain.data_loader import (
+    Batch,
+    DynamicMasking,
+    ExampleArrays,
+    ExampleDataset,
+    collate,
+    worker_micro_batches,
+)
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCABULARY
 from tests.benchmarks._show import show
@@ -45,12 +52,12 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(artifact: Artifact, repeats: int) -> dict[str, float]:
-    loader = Examples(artifact, "train")
-    masking = Masking(1, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
+    loader = ExampleDataset(artifact, "train")
+    masking = DynamicMasking(1, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
 
     def made(size: int, micro: int) -> Iterator[Batch]:
         for rows in loader.batches(1, 0, size, GROUP):
-            yield from (batch(piece, masking) for piece in share(rows, 0, 1, micro))
+            yield from (collate(piece, masking) for piece in worker_micro_batches(rows, 0, 1, micro))
 
     figures: dict[str, float] = {"examples": len(loader)}
     figures["tokens_per_second"] = median(speed(made(256, 64)) for _ in range(repeats))
@@ -73,7 +80,7 @@ def speed(batches: Iterator[Batch]) -> float:
     return tokens / (time.process_time() - start)
 
 
-def collated(loader: Examples) -> Iterator[Batch]:
+def collated(loader: ExampleDataset) -> Iterator[Batch]:
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
     with tempfile.TemporaryDirectory() as folder:
@@ -92,10 +99,10 @@ def collated(loader: Examples) -> Iterator[Batch]:
         yield Batch(made["input_ids"], nothing, made["attention_mask"], nothing, made["labels"], nothing, nothing)
 
 
-def same_row_group(loader: Examples) -> float:
+def same_row_group(loader: ExampleDataset) -> float:
     groups = -(-len(loader) // 1024)
 
-    def share_of_pairs(rows: Rows) -> float:
+    def share_of_pairs(rows: ExampleArrays) -> float:
         counts = np.bincount(rows.index // 1024)
         return float((counts * (counts - 1)).sum()) / (len(rows) * (len(rows) - 1))
 
@@ -105,5 +112,5 @@ def same_row_group(loader: Examples) -> float:
 def seconds(artifact: Artifact, position: int) -> float:
     """From nothing to the first global batch after so many examples, wall time."""
     start = time.monotonic()
-    next(Examples(artifact, "train").batches(1, position, 256, GROUP))
+    next(ExampleDataset(artifact, "train").batches(1, position, 256, GROUP))
     return time.monotonic() - start

@@ -36,11 +36,12 @@ from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.text.masking import mask_rules
 from cloze.training.cluster.ray_train import keep_freed_memory
 from cloze.training.model.bert import BertConfig, BertForPreTraining
-from cloze.training.model.hardware import has_bf16, processor, sheet_flops
+from cloze.training.model.hardware import data_sheet_flops, has_bf16, processor_name
 from cloze.training.model.optim import OptimizerConfig, adamw, parameter_groups
 from cloze.training.model.totals import Totals
-from cloze.training.pretrain.data_loader import Batch, Examples, Masking, Prefetched, batch
+from cloze.training.pretrain.data_loader import Batch, DynamicMasking, ExampleDataset, collate
 from cloze.training.pretrain.objective import Objective
+from cloze.training.pretrain.phase_data import Prefetcher
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCAB_SIZE, VOCABULARY
 from tests.benchmarks._show import show
@@ -87,8 +88,8 @@ def main(arguments: list[str]) -> None:
         if not torch.cuda.is_available():
             parser.error("--device cuda: torch finds no GPU here; leave it out")
         device = torch.device("cuda")
-        about = {"benchmark": "pretrain", "device": processor(device), "torch": torch.__version__}
-        show(f"pretraining on one {processor(device)}", on_gpu(device, options.repeats), about, "{:,.3g}".format)
+        about = {"benchmark": "pretrain", "device": processor_name(device), "torch": torch.__version__}
+        show(f"pretraining on one {processor_name(device)}", on_gpu(device, options.repeats), about, "{:,.3g}".format)
         return
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as name:
@@ -97,7 +98,7 @@ def main(arguments: list[str]) -> None:
         _examples.made(folder, examples.shards(examples.megabytes(documents, 0, 4.7)), dupe_factor=2)
         figures = measure(folder, options.repeats)
     show(
-        f"pretraining on {processor(CPU)}",
+        f"pretraining on {processor_name(CPU)}",
         figures,
         {"benchmark": "pretrain", "cores": os.cpu_count(), "bf16": has_bf16(CPU)},
         "{:,.3g}".format,
@@ -106,7 +107,7 @@ def main(arguments: list[str]) -> None:
 
 def on_gpu(device: torch.device, repeats: int) -> dict[str, float]:
     figures: dict[str, float] = {}
-    peak = sheet_flops(processor(device), "bf16")
+    peak = data_sheet_flops(processor_name(device), "bf16")
     for name, shape in ON_GPU.items():
         of_one = Totals(tokens=shape.length, squares=shape.length**2, masked=shape.predictions)
         flops = BertConfig.model_validate(shape.config()).training_flops(of_one, VOCAB_SIZE)
@@ -167,9 +168,9 @@ def full_rows(rows: int, length: int = 128, predictions: int = 20) -> Batch:
 
 def batches(artifact: Artifact, group: int, size: int) -> Iterator[Batch]:
     """Real examples: with rows of like length together as Cloze has them, or, in groups of one, in random order."""
-    masking = Masking(0, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
-    for rows in Examples(artifact, "train").batches(0, 0, size, group):
-        yield batch(rows, masking)
+    masking = DynamicMasking(0, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
+    for rows in ExampleDataset(artifact, "train").batches(0, 0, size, group):
+        yield collate(rows, masking)
 
 
 def ours(shape: Shape, bf16: bool, device: torch.device = CPU) -> Step:
@@ -281,7 +282,7 @@ def of_torch(folder: Path, bf16: bool, keep: bool) -> float:
     if keep:
         keep_freed_memory()
     step = ours(SMALL, bf16)
-    given = Prefetched(batches(_examples.artifact(folder, "examples"), GROUP, SMALL.batch))
+    given = Prefetcher(batches(_examples.artifact(folder, "examples"), GROUP, SMALL.batch))
     for warm in islice(given, WARM):
         step(warm)
     start = time.monotonic()

@@ -16,7 +16,7 @@ from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.config import load
 from cloze.pipeline.extract.document import Document, document
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build, transformers_config
-from cloze.training.checkpoints.checkpoint import SavedConfig, Standing, save
+from cloze.training.checkpoints.checkpoint import CheckpointPayload, SavedConfig, save_checkpoint
 from cloze.training.model.bert import BertForPreTraining
 from tests.golden import documents_artifact, finished, output
 from tests.paths import REPOSITORY
@@ -85,8 +85,8 @@ def pretrain(root: Path, config: RunConfig) -> Artifact:
     model = config.pretrain.model
     nsp = config.examples.objective != "mlm"
     weights = BertForPreTraining(model, len(PIECES), nsp=nsp).state_dict()
-    standing = Standing(SavedConfig(model=model, vocab_size=len(PIECES), nsp=nsp), {})
-    saved = save(out.location, 640, {"model": weights}, standing)
+    standing = CheckpointPayload(SavedConfig(model=model, vocab_size=len(PIECES), nsp=nsp), {})
+    saved = save_checkpoint(out.location, 640, {"model": weights}, standing)
     heldout = {"mlm_loss": 6.39915, "mlm_accuracy": 0.1008, "masked": 2540, "examples": 256}
     heldout |= {"mlm_loss_baseline": 6.6783, "mlm_accuracy_baseline": 0.0563}
     if nsp:
@@ -258,10 +258,11 @@ def test_predictions_as_json_are_a_list_for_each_mask(run, capsys):
 
 
 def test_a_piece_that_looks_like_markup_is_shown_as_it_is(run, monkeypatch, capsys):
-    from cloze.training.checkpoints.fill_mask import Guess
+    from cloze.training.checkpoints.fill_mask import MaskPrediction
 
     monkeypatch.setattr(
-        "cloze.training.checkpoints.fill_mask.predict_masked", lambda *_: [[Guess("[c", 0.5), Guess("[bold]", 0.25)]]
+        "cloze.training.checkpoints.fill_mask.predict_masked",
+        lambda *_: [[MaskPrediction("[c", 0.5), MaskPrediction("[bold]", 0.25)]],
     )
     main(["predict", CONFIG, "[MASK]"])
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
@@ -283,7 +284,7 @@ def test_what_cannot_be_exported_or_predicted_is_said_in_one_line(run, tmp_path,
     assert "'a b' has no [MASK]; put one" in mistake(capsys, "predict", CONFIG, "a b")
     Path("full").mkdir()
     Path("full/file").touch()
-    assert "/full: is there already and not empty; " in mistake(capsys, "export", CONFIG, "--to", "full")
+    assert "/full: already exists and is not empty; " in mistake(capsys, "export", CONFIG, "--to", "full")
     [weights] = (tmp_path / "made/pretrain/checkpoints").glob("*/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert f"{weights}: is missing or damaged; " in mistake(capsys, "export", CONFIG, "--to", "bert")

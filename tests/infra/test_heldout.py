@@ -7,15 +7,15 @@ import pytest
 from cloze.infra.heldout import verdict
 from cloze.training.model.totals import Totals
 from cloze.training.pretrain.baselines import Baseline
-from cloze.training.pretrain.metrics import Recorder
+from cloze.training.pretrain.metrics import MetricsRecorder
 
 
 def row(right: int, ones: int, answers: int, pairs: int = 640, mlm_loss: float = 3.0) -> dict[str, Any]:
     """An evaluation of ten masked pieces a pair, half of which a model names."""
-    recorder = Recorder()
+    recorder = MetricsRecorder()
     masked = Totals(mlm_loss=10 * pairs * mlm_loss, mlm_correct=5 * pairs, masked=10 * pairs, examples=pairs)
     of_pairs = Totals(nsp_loss=0.68 * pairs, nsp_correct=right, labels=pairs, labels_1=ones, answers_1=answers)
-    recorder.heldout_row(600, masked + of_pairs, Baseline(6.5, 0.05))
+    recorder.add_heldout_row(600, masked + of_pairs, Baseline(6.5, 0.05))
     return recorder.rows[0]
 
 
@@ -76,6 +76,6 @@ def test_of_pairs_that_are_all_alike_the_constant_answer_has_no_loss() -> None:
 
 
 def test_without_pairs_nothing_is_said_of_them() -> None:
-    recorder = Recorder()
-    recorder.heldout_row(1, Totals(mlm_loss=6.0, masked=1, examples=1), Baseline(6.5, 0.05))
+    recorder = MetricsRecorder()
+    recorder.add_heldout_row(1, Totals(mlm_loss=6.0, masked=1, examples=1), Baseline(6.5, 0.05))
     assert len(verdict(recorder.rows[0], "mlm")) == 1

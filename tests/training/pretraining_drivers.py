@@ -87,7 +87,7 @@ def elastic(train: Train, steps: Path) -> None:
     """Two nodes; one is lost without notice after six steps, another comes after four more. `told`: step, workers."""
     import ray
 
-    elastic_size._LOOK_SECONDS = 1.0
+    elastic_size._CHECK_SECONDS = 1.0
     cluster, (_, lost) = nodes()
     told = steps / "told"
 

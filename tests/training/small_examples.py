@@ -18,7 +18,7 @@ _ROW_GROUP = 4
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def single_process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A process group of this process, for training without Ray. DeepSpeed holds on to the first: it stays."""
     import torch.distributed as dist
 

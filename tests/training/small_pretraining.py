@@ -1,4 +1,4 @@
-"""A pretraining of eight steps on small examples: its settings, its inputs, its worker in this process."""
+"""A pretraining of eight steps on small examples: settings, inputs, and a worker in this process."""
 
 import json
 from collections.abc import Callable
@@ -10,10 +10,10 @@ import torch
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact, Output
 from cloze.pipeline.core.storage import Location
-from cloze.training.checkpoints.checkpoint import CheckpointRef, newest
+from cloze.training.checkpoints.checkpoint import CheckpointRef, newest_checkpoint
 from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.stage import run
-from cloze.training.pretrain.trainer import Hook, Setup, Trainer
+from cloze.training.pretrain.trainer import PretrainSetup, StepHook, Trainer
 from tests.training.small_examples import PIECES, examples_artifact, vocab_artifact
 
 TIMED = {"sequences_per_second", "tokens_per_second", "mfu", "wait", "seconds", "time", "peak_memory"}
@@ -43,7 +43,7 @@ def config(**changed: Any) -> PretrainConfig:
 
 
 def spot_config() -> PretrainConfig:
-    """Forty steps of one worker, who has nothing to split, with no checkpoint before the last."""
+    """Forty steps of one worker without ZeRO, with no checkpoint before the last."""
     phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": 40}]
     return config(workers=1, zero_stage=0, checkpoint_every=1000, eval_every=1000, keep_checkpoints=9, phases=phases)
 
@@ -51,8 +51,8 @@ def spot_config() -> PretrainConfig:
 def elastic_config() -> PretrainConfig:
     """Fifty steps of one or two workers, without dropout."""
     phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": 50}]
-    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return config(workers=[1, 2], model=config().model.model_dump() | still, phases=phases)
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return config(workers=[1, 2], model=config().model.model_dump() | no_dropout, phases=phases)
 
 
 def small_inputs(root: Path, masked: bool = True) -> dict[str, Artifact]:
@@ -60,7 +60,7 @@ def small_inputs(root: Path, masked: bool = True) -> dict[str, Artifact]:
 
 
 def trained(folder: Path, inputs: dict[str, Artifact], settings: PretrainConfig, **more: Any) -> Artifact:
-    """The stage as a run has it; wants a Ray session."""
+    """Run the stage; requires a Ray session."""
     out = Output(Location(str(folder)), "pretrain", 1, "0")
     run(settings, inputs, out, **more)
     return Artifact(out.location, "pretrain", "0")
@@ -70,21 +70,23 @@ def rows(artifact: Artifact) -> list[dict[str, Any]]:
     return untimed(json_lines.read(artifact.location / "metrics.jsonl"))
 
 
-def silent(done: float, note: str) -> bool:
+def ignore_progress(done: float, note: str) -> bool:
     return False
 
 
-def lone_worker(
+def single_worker(
     settings: PretrainConfig,
     inputs: dict[str, Artifact],
     folder: Path,
-    on_step: Hook | None = None,
-    tell: Callable[[float, str], bool] = silent,
-    preempted: Callable[[], bool] = lambda: False,
+    on_step: StepHook | None = None,
+    report_progress: Callable[[float, str], bool] = ignore_progress,
+    is_preempted: Callable[[], bool] = lambda: False,
 ) -> Trainer:
-    """Without Ray; wants the fixture `alone`."""
+    """A worker without Ray; requires the fixture `single_process_group`."""
     examples = tuple(inputs[f"examples-{phase.max_seq_length}"] for phase in settings.phases)
-    return Trainer(Setup(settings, examples, Location(str(folder)), PIECES), tell, on_step, preempted)
+    return Trainer(
+        PretrainSetup(settings, examples, Location(str(folder)), PIECES), report_progress, on_step, is_preempted
+    )
 
 
 def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -92,16 +94,16 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def last(folder: Path) -> CheckpointRef:
-    found = newest(Location(str(folder)))
+    found = newest_checkpoint(Location(str(folder)))
     assert found
     return found
 
 
 def same_bits(one: CheckpointRef, other: CheckpointRef) -> bool:
-    mine, theirs = one.tensors(), other.tensors()
-    return all(torch.equal(mine[kind][name], theirs[kind][name]) for kind in mine for name in mine[kind])
+    first, second = one.tensors(), other.tensors()
+    return all(torch.equal(first[kind][name], second[kind][name]) for kind in first for name in first[kind])
 
 
 def steps_of(folder: Path) -> list[int]:
-    """The steps whose checkpoints are there."""
+    """The steps of the existing checkpoints."""
     return sorted(int(found.name[5:11]) for found in (folder / "checkpoints").glob("step-*"))

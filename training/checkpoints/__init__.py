@@ -1,1 +1,1 @@
-"""Weights on disk: checkpoints of our own, Hugging Face's folders, and what is done with trained weights."""
+"""Checkpoints and Hugging Face model folders, and what uses trained weights: warm starts and mask prediction."""

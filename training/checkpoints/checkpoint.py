@@ -1,12 +1,13 @@
-"""weights, moments and a state <-> a verified folder; any ZeRO stage and number of workers can read it.
+"""Weights, moments and training state <-> a verified folder that any ZeRO stage and number of workers can load.
 
-A checkpoint is the folder checkpoints/step-000100-1f0c9a2b/ of an artifact: safetensors files keyed by the names of the
-parameters, config.json (what is needed to build the model), state.json (where training stands) and, written last,
-manifest.json with the SHA-256 of each. No manifest, no checkpoint. The end of its name comes from those digests, so two
-runs that write the same step at once write either the same bytes or two folders.
+A checkpoint is a folder of an artifact, such as checkpoints/step-000100-1f0c9a2b/. It contains safetensors files keyed
+by parameter name, config.json (what is needed to build the model), state.json (the training state) and manifest.json
+with the SHA-256 of each file. The manifest is written last: a folder without one is not a checkpoint. The end of the
+folder's name is derived from these digests, so two runs that write the same step at once write either the same bytes
+or two folders.
 
-Which checkpoints there are say two witnesses: a listing of the folder, which may lag or leave one out, and known.json
-in it, which a second run may just have written over. What either names is read by its name.
+Two sources say which checkpoints exist: a listing of the folder, which may be stale or incomplete on object stores, and
+known.json in it, which a second run may just have overwritten. The names of both are combined.
 """
 
 import hashlib
@@ -24,16 +25,16 @@ from cloze.pipeline.core.artifacts import FileRecord, in_parallel, is_whole
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.training.cluster.collectives import Exchange, alone, together
+from cloze.training.cluster.collectives import AllGather, run_together, single_worker_gather
 from cloze.training.model.architectures import ModelConfig
 
-Tensors = dict[str, dict[str, Tensor]]  # a kind -> name of a parameter -> fp32, on the CPU
+Tensors = dict[str, dict[str, Tensor]]  # kind -> parameter name -> fp32 tensor on the CPU
 
-KINDS = ("model", "exp_avg", "exp_avg_sq")
+KINDS = ("model", "exp_avg", "exp_avg_sq")  # the weights and Adam's two moments
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d+)-[0-9a-f]{8}")
 _MANIFEST, _DAMAGED, _KNOWN = "manifest.json", "damaged.json", "known.json"
-_NAMED_BY = ("config.json", "model.safetensors")  # the files whose bytes make the digest
+_DIGESTED_FILES = ("config.json", "model.safetensors")  # the files that a checkpoint's digest covers
 _BLOCK = 1 << 20
 
 
@@ -41,28 +42,31 @@ class SavedConfig(Config):
     """config.json: what is needed to build the model."""
 
     model: ModelConfig
+    """The configuration of the encoder."""
     vocab_size: int
-    nsp: bool = True  # whether there are a head for pairs and the pooler beneath it
+    """The number of pieces in the vocabulary."""
+    nsp: bool = True
+    """Whether the model has a pooler and a head for segment pairs."""
 
 
 class Heldout(Config):
-    """How good a checkpoint is; losses of one phase alone compare, as each has its own held-out examples."""
+    """The held-out loss of a checkpoint. Each phase has its own held-out examples, so compare losses of one phase."""
 
     phase: int
     loss: float
 
 
-class Standing(NamedTuple):
-    """What a checkpoint holds beside its tensors, which worker 0 writes."""
+class CheckpointPayload(NamedTuple):
+    """The content of a checkpoint apart from its tensors. Worker 0 writes it."""
 
     config: SavedConfig
     state: Mapping[str, Any]
-    heldout: Heldout | None = None  # where it was evaluated at this step
-    done: bool = False  # whether it ends the training
+    heldout: Heldout | None = None  # if the model was evaluated at this step
+    done: bool = False  # whether training ends with this checkpoint
 
 
 class CheckpointManifest(Config):
-    """manifest.json: what a checkpoint promises."""
+    """manifest.json of a checkpoint."""
 
     step: int
     digest: str
@@ -73,9 +77,9 @@ class CheckpointManifest(Config):
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """A checkpoint by its digest, which covers weights and configuration: what fine-tuning hangs on.
+    """A checkpoint and its digest, which covers weights and configuration and is the input of fine-tuning.
 
-    What is read of it is as it was written: else UserError names the file.
+    Every file is verified when it is read: UserError names a file that has changed since it was written.
     """
 
     location: Location
@@ -83,60 +87,69 @@ class CheckpointRef:
     step: int
 
     def config(self) -> SavedConfig:
-        return SavedConfig.model_validate_json(self._bytes("config.json"))
+        return SavedConfig.model_validate_json(self._read("config.json"))
 
     def state(self) -> dict[str, Any]:
-        return json.loads(self._bytes("state.json"))
+        return json.loads(self._read("state.json"))
 
     def manifest(self) -> CheckpointManifest:
-        return _manifest(self.location)
+        return _read_manifest(self.location)
 
     def weights(self) -> dict[str, Tensor]:
-        """Name of a parameter -> fp32."""
-        return self._tensors("model")["model"]
+        """Parameter name -> fp32 weights."""
+        return self._load_tensors("model")["model"]
 
     def tensors(self) -> Tensors:
         """Weights and moments."""
-        return self._tensors(*KINDS)
+        return self._load_tensors(*KINDS)
 
-    def _tensors(self, *kinds: str) -> Tensors:
+    def _load_tensors(self, *kinds: str) -> Tensors:
         from safetensors.torch import load
 
         files, names = self.manifest().files, {kind: f"{kind}.safetensors" for kind in kinds}
-        return {kind: load(_bytes(self.location / name, files[name])) for kind, name in names.items() if name in files}
+        return {
+            kind: load(_read_verified(self.location / name, files[name]))
+            for kind, name in names.items()
+            if name in files
+        }
 
-    def _bytes(self, name: str) -> bytes:
-        return _bytes(self.location / name, self.manifest().files[name])
+    def _read(self, name: str) -> bytes:
+        return _read_verified(self.location / name, self.manifest().files[name])
 
 
-def save(
-    artifact: Location, step: int, tensors: Tensors, standing: Standing | None, exchange: Exchange = alone
+def save_checkpoint(
+    artifact: Location,
+    step: int,
+    tensors: Tensors,
+    payload: CheckpointPayload | None,
+    all_gather: AllGather = single_worker_gather,
 ) -> CheckpointRef:
-    """Write a checkpoint under the artifact's folder; it is one once its manifest, the last file, is there.
+    """Write a checkpoint under the artifact's folder. It is valid once its manifest, the last file, is written.
 
-    Each of several workers writes the tensors that it gives, worker 0 its `standing` and the manifest as well. All have
-    to call it together. Raises OSError in every worker when the disk or S3 fails one of them, but for the manifest's,
-    which worker 0 alone sees.
+    All workers must call it together. Each writes its `tensors`; worker 0 also has the `payload` and writes the
+    manifest. Raises OSError in every worker when the disk or S3 fails in one, except for the manifest: only worker 0
+    sees that error.
     """
-    from safetensors.torch import save as serialize
+    from safetensors.torch import save
 
     files = dict[str, bytes]()
 
-    def made() -> dict[str, FileRecord]:
-        files.update({f"{kind}.safetensors": serialize(named) for kind, named in tensors.items()})
-        if standing:
-            files["config.json"] = standing.config.model_dump_json(indent=1).encode()
-            files["state.json"] = json.dumps(standing.state).encode()
+    def serialize() -> dict[str, FileRecord]:
+        files.update({f"{kind}.safetensors": save(named) for kind, named in tensors.items()})
+        if payload:
+            files["config.json"] = payload.config.model_dump_json(indent=1).encode()
+            files["state.json"] = json.dumps(payload.state).encode()
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         return {name: FileRecord(sha256=digests[name], bytes=len(data)) for name, data in files.items()}
 
-    records = dict(sorted((name, record) for part in together(exchange, made) for name, record in part.items()))
-    digest, manifest = _digest(records, _NAMED_BY), None
-    if standing:
-        heldout, done = standing.heldout, standing.done
+    of_workers = run_together(all_gather, serialize)
+    records = dict(sorted((name, record) for records in of_workers for name, record in records.items()))
+    digest, manifest = _digest(records, _DIGESTED_FILES), None
+    if payload:
+        heldout, done = payload.heldout, payload.done
         manifest = CheckpointManifest(step=step, digest=digest, files=records, heldout=heldout, done=done)
     folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, list(records))[:8]}"
-    _write(artifact, folder, files, manifest, exchange)
+    _write(artifact, folder, files, manifest, all_gather)
     return CheckpointRef(folder, digest, step)
 
 
@@ -145,53 +158,57 @@ def _write(
     folder: Location,
     files: Mapping[str, bytes],
     manifest: CheckpointManifest | None,
-    exchange: Exchange,
+    all_gather: AllGather,
 ) -> None:
-    """This worker's files and, where it has it and all of them are there, the manifest. Raises OSError."""
+    """Write this worker's files and, once all workers have written theirs, the manifest. Raises OSError."""
 
-    def is_there() -> bool:
+    def is_written() -> bool:
         return manifest is not None and (folder / _MANIFEST).exists()
 
-    def written() -> None:
+    def write_files() -> None:
         for name, data in files.items():
             (folder / name).write_bytes(data)
 
-    if any(together(exchange, is_there)):  # and whole: an attempt before this failed at what comes after
+    if any(run_together(all_gather, is_written)):  # by an earlier attempt that failed in a later operation
         return
     try:
-        together(exchange, written)
+        run_together(all_gather, write_files)
         if manifest:
-            _remember([*_folders(artifact), folder], artifact)
+            _write_known([*_folders(artifact), folder], artifact)
             (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
     except OSError:
         if manifest:
-            with suppress(OSError):  # a full disk wants the room back
+            with suppress(OSError):  # free the space: the disk may be full
                 (folder / _MANIFEST).delete()
                 folder.delete()
         raise
 
 
-def newest(artifact: Location) -> CheckpointRef | None:
-    """The checkpoint of the highest step whose bytes are those of its manifest.
+def newest_checkpoint(artifact: Location) -> CheckpointRef | None:
+    """The undamaged checkpoint with the highest step.
 
-    A damaged one is set aside on the way: its manifest becomes damaged.json with what is wrong, so that it counts no
-    more and can still be looked at.
+    A damaged one found on the way is disabled: its manifest is replaced by damaged.json, which says what is wrong.
     """
-    return next(filter(None, map(_whole, reversed(_folders(artifact)))), None)
+    return next(filter(None, map(_verified_or_none, reversed(_folders(artifact)))), None)
 
 
-def final(artifact: Location) -> CheckpointRef | None:
-    """The newest of the checkpoints that end the training: of two runs with one time budget each has its own."""
-    ended = [folder for folder, said in _manifests(_folders(artifact)).items() if said.done]
-    return next(filter(None, map(_whole, reversed(ended))), None)
+def finished_checkpoint(artifact: Location) -> CheckpointRef | None:
+    """The newest checkpoint that ends the training. Two runs with a time budget may each have written one."""
+    finished = [folder for folder, manifest in _manifests(_folders(artifact)).items() if manifest.done]
+    return next(filter(None, map(_verified_or_none, reversed(finished))), None)
 
 
-def _whole(folder: Location) -> CheckpointRef | None:
-    """A checkpoint, unless it is damaged, or another run of the same fingerprint is just writing or has pruned it."""
-    if not (folder / _MANIFEST).is_file():  # asked first: one that is written meanwhile is not damaged
+def best_checkpoint(artifact: Location) -> CheckpointRef | None:
+    """The undamaged checkpoint with the lowest held-out loss of the last phase that was evaluated."""
+    return next(filter(None, map(_verified_or_none, _best_first(_manifests(_folders(artifact))))), None)
+
+
+def _verified_or_none(folder: Location) -> CheckpointRef | None:
+    """A checkpoint, or None if it is damaged, or if another run of the same fingerprint is writing or has pruned it."""
+    if not (folder / _MANIFEST).is_file():  # checked first: a checkpoint that is being written is not damaged
         return None
     try:
-        return verified(folder)
+        return verified_checkpoint(folder)
     except UserError as error:
         if (folder / _MANIFEST).exists():
             (folder / _DAMAGED).write_text(json.dumps({"damaged": str(error)}))
@@ -199,105 +216,107 @@ def _whole(folder: Location) -> CheckpointRef | None:
         return None
 
 
-def reference(folder: Location) -> CheckpointRef:
-    """A checkpoint's folder -> its reference. Raises UserError when it is none."""
-    said = _manifest(folder)
-    return CheckpointRef(folder, said.digest, said.step)
+def checkpoint_ref(folder: Location) -> CheckpointRef:
+    """A checkpoint's folder -> its reference. Raises UserError when the folder is not a checkpoint."""
+    manifest = _read_manifest(folder)
+    return CheckpointRef(folder, manifest.digest, manifest.step)
 
 
-def _bytes(file: Location, record: FileRecord) -> bytes:
-    """A file of a checkpoint. Raises UserError when it is not as it was written."""
+def verified_checkpoint(folder: Location) -> CheckpointRef:
+    """A checkpoint's folder -> its reference. Raises UserError that names a missing or damaged file.
+
+    An OSError of the disk or S3 is not damage: it is raised unchanged.
+    """
+    manifest = _read_manifest(folder)
+    for name, record in manifest.files.items():
+        if not (folder / name).is_file() or _sha256(folder / name) != record.sha256:
+            raise _damaged_error(folder / name)
+    return CheckpointRef(folder, manifest.digest, manifest.step)
+
+
+def _read_verified(file: Location, record: FileRecord) -> bytes:
+    """Read a file of a checkpoint. Raises UserError when it differs from its record."""
     data = file.read_bytes() if file.is_file() else b""
     if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise _not_whole(file)
+        raise _damaged_error(file)
     return data
 
 
-def verified(folder: Location) -> CheckpointRef:
-    """A checkpoint's folder -> its reference. Raises UserError naming the file that is missing or not as written.
-
-    A disk or an S3 that fails to answer is no damage: its OSError is left as it is.
-    """
-    said = _manifest(folder)
-    for name, record in said.files.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != record.sha256:
-            raise _not_whole(folder / name)
-    return CheckpointRef(folder, said.digest, said.step)
-
-
-def _manifest(folder: Location) -> CheckpointManifest:
+def _read_manifest(folder: Location) -> CheckpointManifest:
     try:
         return CheckpointManifest.model_validate_json((folder / _MANIFEST).read_bytes())
     except (FileNotFoundError, ValidationError) as error:
-        raise _not_whole(folder / _MANIFEST) from error
+        raise _damaged_error(folder / _MANIFEST) from error
 
 
-def _not_whole(file: Location) -> UserError:
+def _damaged_error(file: Location) -> UserError:
     return UserError(
-        f"{file}: is missing or damaged; use another checkpoint, or bring this one about again with --force pretrain"
+        f"{file}: is missing or damaged; use another checkpoint, or train this one again with --force pretrain"
     )
 
 
-def best(artifact: Location) -> CheckpointRef | None:
-    """The checkpoint with the lowest held-out loss of the last phase that has one, of those that are whole."""
-    return next(filter(None, map(_whole, _by_merit(_manifests(_folders(artifact))))), None)
+def prune_checkpoints(artifact: Location, keep: int) -> None:
+    """Delete checkpoints except the `keep` newest, the best and those that end a training.
 
-
-def prune(artifact: Location, keep: int) -> None:
-    """Delete all checkpoints but the `keep` of the highest steps, the best and those that end a training, and what was
-    half-written before them. Raises OSError when the disk or S3 does."""
+    Incomplete folders of earlier steps are deleted as well. Raises OSError when the disk or S3 fails.
+    """
     folders = _folders(artifact)
     manifests = _manifests(folders)
-    newest_ones = list(manifests)[-keep:]
-    kept = {*newest_ones, *_by_merit(manifests)[:1], *(folder for folder, said in manifests.items() if said.done)}
-    gone = set[Location]()
+    newest = list(manifests)[-keep:]
+    finished = (folder for folder, manifest in manifests.items() if manifest.done)
+    kept = {*newest, *_best_first(manifests)[:1], *finished}
+    deleted = set[Location]()
     for folder in folders:
-        if folder in kept or not newest_ones or (folder / _DAMAGED).is_file():
+        if folder in kept or not newest or (folder / _DAMAGED).is_file():
             continue
-        if _order(folder) < _order(newest_ones[0]):
+        if _sort_key(folder) < _sort_key(newest[0]):
             (folder / _MANIFEST).delete()
             folder.delete()
-            gone.add(folder)
-    if gone:
-        _remember([folder for folder in folders if folder not in gone], artifact)
+            deleted.add(folder)
+    if deleted:
+        _write_known([folder for folder in folders if folder not in deleted], artifact)
 
 
-def _by_merit(manifests: Mapping[Location, CheckpointManifest]) -> list[Location]:
-    """The folders of checkpoints that were evaluated, the best first; of equals the newer."""
+def _best_first(manifests: Mapping[Location, CheckpointManifest]) -> list[Location]:
+    """The folders of evaluated checkpoints, the best first; of equally good ones, the newer first."""
     newest_first = reversed(list(manifests.items()))
-    found = [(-said.heldout.phase, said.heldout.loss, folder) for folder, said in newest_first if said.heldout]
-    return [folder for *_, folder in sorted(found, key=lambda one: one[:2])]
+    evaluated = [
+        (-manifest.heldout.phase, manifest.heldout.loss, folder)
+        for folder, manifest in newest_first
+        if manifest.heldout
+    ]
+    return [folder for *_, folder in sorted(evaluated, key=lambda entry: entry[:2])]
 
 
 def _manifests(folders: Sequence[Location]) -> dict[Location, CheckpointManifest]:
-    """Those of finished checkpoints whose files are there and as long as they promise."""
+    """The manifests of complete checkpoints: every file exists and has the recorded size."""
 
-    def said(folder: Location) -> CheckpointManifest | None:
-        with suppress(UserError):  # half-written, just pruned by another run, or damaged
-            manifest = _manifest(folder)
+    def read(folder: Location) -> CheckpointManifest | None:
+        with suppress(UserError):  # incomplete, damaged, or just pruned by another run
+            manifest = _read_manifest(folder)
             if all(is_whole(folder / name, record) for name, record in manifest.files.items()):
                 return manifest
         return None
 
-    found = zip(folders, in_parallel(said, folders), strict=True)
-    return {folder: manifest for folder, manifest in found if manifest}
+    manifests = zip(folders, in_parallel(read, folders), strict=True)
+    return {folder: manifest for folder, manifest in manifests if manifest}
 
 
 def _folders(artifact: Location) -> list[Location]:
-    """The folders of checkpoints by step, also of those half-written: what a listing and known.json name."""
+    """The folders of checkpoints in the order of their steps, including incomplete ones."""
     root = artifact / FOLDER
     names = {folder.name for folder in root.folders()}
-    with suppress(FileNotFoundError, ValueError):  # none yet, or damaged: the listing is left
+    with suppress(FileNotFoundError, ValueError):  # known.json does not exist yet or is damaged: use the listing only
         names |= set(json.loads((root / _KNOWN).read_bytes()))
-    return sorted((root / name for name in names if _NAME.fullmatch(name)), key=_order)
+    return sorted((root / name for name in names if _NAME.fullmatch(name)), key=_sort_key)
 
 
-def _remember(folders: Iterable[Location], artifact: Location) -> None:
+def _write_known(folders: Iterable[Location], artifact: Location) -> None:
     names = sorted({folder.name for folder in folders})
     (artifact / FOLDER / _KNOWN).write_text(json.dumps(names))
 
 
-def _order(folder: Location) -> tuple[int, str]:
+def _sort_key(folder: Location) -> tuple[int, str]:
     match = _NAME.fullmatch(folder.name)
     assert match
     return int(match[1]), folder.name

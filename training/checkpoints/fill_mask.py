@@ -1,4 +1,4 @@
-"""checkpoint + text -> what the model says of it."""
+"""Checkpoint + text with [MASK] -> the most likely pieces at each mask."""
 
 from typing import NamedTuple, cast
 
@@ -12,15 +12,15 @@ from cloze.training.model.architectures import pretraining_model
 from cloze.training.model.bert import BertConfig
 
 
-class Guess(NamedTuple):
-    """A piece that may stand behind a mask, and how likely the model thinks it."""
+class MaskPrediction(NamedTuple):
+    """A piece predicted for a mask, and its probability according to the model."""
 
     piece: str
     probability: float
 
 
 def load_model(checkpoint: CheckpointRef) -> nn.Module:
-    """A pretrained model as its checkpoint has it."""
+    """Build the pretrained model and load its weights."""
     saved = checkpoint.config()
     model = pretraining_model(saved.model, saved.vocab_size, nsp=saved.nsp)
     model.load_state_dict(checkpoint.weights())
@@ -28,22 +28,23 @@ def load_model(checkpoint: CheckpointRef) -> nn.Module:
 
 
 @torch.inference_mode()
-def predict_masked(model: nn.Module, tokenizer: Tokenizer, text: str, k: int = 5) -> list[list[Guess]]:
-    """The `k` likeliest pieces for each [MASK] in `text`, the likeliest first.
+def predict_masked(model: nn.Module, tokenizer: Tokenizer, text: str, k: int = 5) -> list[list[MaskPrediction]]:
+    """The `k` most likely pieces for each [MASK] in `text`, the most likely first.
 
-    Raises ValueError when there is no [MASK], or more pieces than the model has positions.
+    Raises ValueError when `text` has no [MASK], or more pieces than the model has positions.
     """
     cls, sep, mask = (tokenizer.token_to_id(token) for token in (CLS, SEP, MASK))
-    first, *others = [tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(MASK)]
-    ids = [cls, *first]
+    # the tokenizer reads [MASK] as ordinary text, so the parts between masks are tokenized separately
+    before, *after_masks = [tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(MASK)]
+    ids = [cls, *before]
     masks = []
-    for part in others:  # each stands behind a [MASK], which the tokenizer itself would read as text
+    for part in after_masks:
         masks.append(len(ids))
         ids += [mask, *part]
     ids.append(sep)
     positions = cast(BertConfig, model.config).max_position_embeddings
     if not masks:
-        raise ValueError(f"{text!r} has no {MASK}; put one where a piece is to be guessed")
+        raise ValueError(f"{text!r} has no {MASK}; put one where the model should predict a piece")
     if len(ids) > positions:
         raise ValueError(f"{text[:40]!r}... has {len(ids)} pieces, the model {positions} positions; shorten it")
     model.eval()
@@ -54,6 +55,9 @@ def predict_masked(model: nn.Module, tokenizer: Tokenizer, text: str, k: int = 5
     )  # [masks, vocab]
     best = logits.softmax(-1).topk(k)
     return [
-        [Guess(str(tokenizer.id_to_token(piece)), value) for piece, value in zip(pieces, values, strict=True)]
-        for pieces, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        [
+            MaskPrediction(str(tokenizer.id_to_token(piece_id)), probability)
+            for piece_id, probability in zip(piece_ids, probabilities, strict=True)
+        ]
+        for piece_ids, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

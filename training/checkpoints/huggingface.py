@@ -1,6 +1,6 @@
-"""a Hugging Face BERT's folder -> our weights and its vocabulary; a checkpoint + vocab -> such a folder.
+"""The folder of a Hugging Face BERT -> its weights and vocabulary; a checkpoint + vocabulary -> such a folder.
 
-What is read is never run: safetensors are plain numbers, and of a pickle torch's weights_only makes tensors alone.
+Reading executes no code: safetensors files contain plain numbers, and torch.load's weights_only restores tensors only.
 """
 
 import io
@@ -26,44 +26,44 @@ from cloze.training.model.architectures import (
     pretraining_model,
 )
 from cloze.training.model.bert import BertConfig
-from cloze.training.model.transformers_names import Layout
+from cloze.training.model.transformers_names import TransformersLayout
 
-_RENAMED = ((re.compile(r"\.gamma$"), ".weight"), (re.compile(r"\.beta$"), ".bias"))  # as TensorFlow had them
-_BARE = re.compile(r"^(?=(embeddings|encoder|pooler)\.)")  # an encoder without heads has no "bert." before its names
+_TENSORFLOW_NAMES = ((re.compile(r"\.gamma$"), ".weight"), (re.compile(r"\.beta$"), ".bias"))
+_NO_PREFIX = re.compile(r"^(?=(embeddings|encoder|pooler)\.)")  # files of an encoder without heads omit "bert."
 
 
 # Export
 
 
 def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) -> None:
-    """Write the folder that transformers' AutoModel..., AutoTokenizer and the Hub take; `card` is its README.md.
+    """Write a folder that transformers' AutoModel and AutoTokenizer and the Hub can load; `card` is its README.md.
 
-    There a marker such as [MASK] in a text is the special token, as in published BERTs, so that "fill-mask" answers.
-    config.json comes last: without it nothing loads, and nobody takes the folder for finished. `vocab` is a vocab
-    artifact's folder. Raises UserError when `to` holds anything or cannot be written.
+    The exported tokenizer reads [MASK] in a text as the special token, as published BERTs do, so that "fill-mask"
+    works. config.json is written last: without it the folder does not load, so an incomplete export is never used.
+    `vocab` is the folder of a vocab artifact. Raises UserError when `to` is not empty or cannot be written.
     """
     from safetensors.torch import save
 
-    if to.is_file() or (to / "config.json").is_file() or to.files():  # by its name: a listing may leave it out
-        raise UserError(f"{to}: is there already and not empty; delete it or name another folder")
+    if to.is_file() or (to / "config.json").is_file() or to.files():  # config.json by its name: a listing may omit it
+        raise UserError(f"{to}: already exists and is not empty; delete it or give another folder")
     saved = checkpoint.config()
     layout, pieces = architecture_of(saved.model).layout, vocab_file.pieces_in(vocab)
     if len(pieces) != saved.vocab_size:
         raise UserError(
-            f"{vocab}: has {len(pieces)} pieces and {checkpoint.location} was trained with {saved.vocab_size}; "
+            f"{vocab}: has {len(pieces)} pieces but {checkpoint.location} was trained with {saved.vocab_size}; "
             "give the vocabulary that belongs to the checkpoint"
         )
     vocab_files = vocab_file.files(vocab)
     tokenizer_config = json.loads(vocab_files["tokenizer_config.json"])
     tokenizer_config["model_max_length"] = saved.model.max_position_embeddings
-    # [MASK] is the mask to those who load a model; in training text, for which the vocabulary's folder is, it is text.
+    # users of the model write [MASK] as the mask; in training text, which the vocab artifact is for, it is plain text
     tokenizer_config["split_special_tokens"] = False
     files = {
-        "model.safetensors": save(layout.theirs(checkpoint.weights()), {"format": "pt"}),
+        "model.safetensors": save(layout.to_transformers(checkpoint.weights()), {"format": "pt"}),
         **vocab_files,
         "tokenizer_config.json": _json(tokenizer_config),
         "README.md": card.encode(),
-        "config.json": _json(_their_config(saved, pieces)),
+        "config.json": _json(_config_json(saved, pieces)),
     }
     try:
         if to.local_path:
@@ -72,11 +72,11 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
             (to / name).write_bytes(data)
     except OSError as error:
         raise UserError(
-            f"{to}: cannot be written ({error.strerror or error}); make room there or name another folder"
+            f"{to}: cannot be written ({error.strerror or error}); free space there or give another folder"
         ) from error
 
 
-def _their_config(saved: SavedConfig, pieces: list[str]) -> dict[str, Any]:
+def _config_json(saved: SavedConfig, pieces: list[str]) -> dict[str, Any]:
     layout = architecture_of(saved.model).layout
     return {
         "architectures": [layout.classes[0 if saved.nsp else 1]],
@@ -89,83 +89,88 @@ def _their_config(saved: SavedConfig, pieces: list[str]) -> dict[str, Any]:
     }
 
 
-def _json(said: Mapping[str, Any]) -> bytes:
-    return (json.dumps(said, indent=2) + "\n").encode()
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()
 
 
 # Import
 
 
-class Imported(NamedTuple):
-    """A model to go on from; `vocab` is None where its folder has none."""
+class HuggingFaceModel(NamedTuple):
+    """A model to start from; `vocab` is None if its folder has no vocabulary."""
 
     model: BertConfig
     vocab_size: int
-    weights: dict[str, Tensor]  # by our names, fp32: BertForPreTraining's, perhaps without pooler or heads
+    weights: dict[str, Tensor]  # Cloze's names -> fp32, for BertForPreTraining; pooler and heads may be missing
     vocab: vocab_file.VocabFile | None
-    notes: tuple[str, ...]  # what a user should know: where its tokenizer is not quite ours
+    notes: tuple[str, ...]  # for the user: how its tokenizer differs from Cloze's
 
 
-def read(location: Location) -> Imported:
+def read(location: Location) -> HuggingFaceModel:
     """The folder of a Hugging Face BERT -> the model.
 
-    Of pytorch_model.bin, read where there is no model.safetensors, nothing is executed. Raises UserError for what is
-    no BERT as published, or not whole.
+    pytorch_model.bin is read only if there is no model.safetensors, and executes no code. Raises UserError when the
+    model is not a BERT as published, or is incomplete.
     """
-    model, vocab_size = _config(location / "config.json")
+    model, vocab_size = _read_config(location / "config.json")
     layout = architecture_of(model).layout
-    file, stored = _stored(location)
-    found = _tied(_named(stored, file, layout), file, layout)
+    file, stored = _read_weights(location)
+    weights = _merge_tied(_rename(stored, file, layout), file, layout)
     with torch.device("meta"):
-        expected = layout.theirs(pretraining_model(model, vocab_size).state_dict())
-    lacking = tuple(prefix for prefix in layout.may_lack if not any(name.startswith(prefix) for name in found))
-    _check(found, {name: tensor for name, tensor in expected.items() if not name.startswith(lacking)}, file)
-    vocab, notes = _vocabulary(location, vocab_size)
-    return Imported(model, vocab_size, layout.ours(found), vocab, tuple(notes))
+        expected = layout.to_transformers(pretraining_model(model, vocab_size).state_dict())
+    missing = tuple(
+        prefix for prefix in layout.optional_prefixes if not any(name.startswith(prefix) for name in weights)
+    )
+    _check_weights(weights, {name: tensor for name, tensor in expected.items() if not name.startswith(missing)}, file)
+    vocab, notes = _read_vocabulary(location, vocab_size)
+    return HuggingFaceModel(model, vocab_size, layout.from_transformers(weights), vocab, tuple(notes))
 
 
-def _config(file: Location) -> tuple[BertConfig, int]:
-    """config.json -> our configuration and the size of the vocabulary."""
+def _read_config(file: Location) -> tuple[BertConfig, int]:
+    """config.json -> the model's configuration and the size of the vocabulary."""
     if not file.is_file():
-        raise UserError(f"{file}: no such file; give the folder of a Hugging Face BERT, which has it")
-    said = _read_json(file)
-    kind = _architecture(said)
-    for key, known in kind.layout.only.items():
-        value = said.get(key)
-        if value is not None and value not in known:
-            raise UserError(f"{file}: {key} is {json.dumps(value)}; give a BERT whose {key} is {json.dumps(known[0])}")
-    sizes = {name: said[name] for name in kind.config.model_fields if name in said} | {"hidden_act": "gelu"}
+        raise UserError(f"{file}: no such file; give the folder of a Hugging Face BERT, which contains it")
+    config = _read_json(file)
+    architecture = _architecture(config)
+    for key, supported in architecture.layout.supported_values.items():
+        value = config.get(key)
+        if value is not None and value not in supported:
+            raise UserError(
+                f"{file}: {key} is {json.dumps(value)}; give a BERT whose {key} is {json.dumps(supported[0])}"
+            )
+    fields = {name: config[name] for name in architecture.config.model_fields if name in config}
     try:
-        model = kind.config.model_validate(sizes)
+        model = architecture.config.model_validate(fields | {"hidden_act": "gelu"})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the configuration"
         message = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{file}: {where}: {message}; give the config.json that belongs to the weights") from None
-    vocab_size = said.get("vocab_size")
+    vocab_size = config.get("vocab_size")
     if type(vocab_size) is not int or vocab_size < 1:
         raise UserError(f"{file}: vocab_size is {json.dumps(vocab_size)}; set it to the number of pieces")
     return model, vocab_size
 
 
-def _architecture(said: Mapping[str, Any]) -> Architecture:
-    """The one whose model_type a config.json has, else BERT."""
-    named = (one for one in ARCHITECTURES.values() if one.layout.model_type == said.get("model_type"))
-    return next(named, ARCHITECTURES[DEFAULT])
+def _architecture(config: Mapping[str, Any]) -> Architecture:
+    """The architecture with the model_type of a config.json, else BERT."""
+    model_type = config.get("model_type")
+    matching = (item for item in ARCHITECTURES.values() if item.layout.model_type == model_type)
+    return next(matching, ARCHITECTURES[DEFAULT])
 
 
 def _read_json(file: Location) -> dict[str, Any]:
     try:
-        said = json.loads(file.read_text())
+        data = json.loads(file.read_text())
     except ValueError as error:
-        raise UserError(f"{file}: is not JSON ({error}); fetch it again") from error
-    if not isinstance(said, dict):
-        raise UserError(f"{file}: is no JSON object; fetch it again")
-    return said
+        raise UserError(f"{file}: is not JSON ({error}); download it again") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: is not a JSON object; download it again")
+    return data
 
 
-def _stored(location: Location) -> tuple[Location, dict[str, Tensor]]:
-    """The file that holds the weights, and what it holds."""
+def _read_weights(location: Location) -> tuple[Location, dict[str, Tensor]]:
+    """The file of weights in a folder, and its tensors by name."""
     from safetensors.torch import load
 
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -173,65 +178,65 @@ def _stored(location: Location) -> tuple[Location, dict[str, Tensor]]:
             break
     else:
         raise UserError(
-            f"{location}: has neither model.safetensors nor pytorch_model.bin; save its weights in one of them, whole"
+            f"{location}: has neither model.safetensors nor pytorch_model.bin; save all of its weights in one of them"
         )
     data = file.read_bytes()
     try:
         stored = load(data) if name == "model.safetensors" else torch.load(io.BytesIO(data), "cpu", weights_only=True)
-    except Exception as error:  # each kind of damage has an exception of its own
-        if called := re.search(r"GLOBAL (\S+)", str(error)):
+    except Exception as error:  # each kind of damage raises a different exception
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{file}: asks for {called[1]}, which is no weight, and nothing of it was run; "
-                "use a model.safetensors from somebody you trust"
+                f"{file}: contains code ({code[1]}), which was not executed; "
+                "use a model.safetensors from a source you trust"
             ) from error
-        raise UserError(f"{file}: cannot be read as weights, whole or at all; fetch it again") from error
+        raise UserError(f"{file}: is damaged or is not a file of weights; download it again") from error
     if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
-        raise UserError(f"{file}: holds no weights by name; save the model's state_dict alone")
+        raise UserError(f"{file}: is not a mapping of names to weights; save only the model's state_dict")
     return file, stored
 
 
-def _named(stored: Mapping[str, Any], file: Location, layout: Layout) -> dict[str, Tensor]:
-    """The weights, in fp32, under the names that a whole model of today has."""
-    found: dict[str, Tensor] = {}
+def _rename(stored: Mapping[str, Any], file: Location, layout: TransformersLayout) -> dict[str, Tensor]:
+    """The weights in fp32, by the names in a current file of the complete model."""
+    weights: dict[str, Tensor] = {}
     for name, tensor in stored.items():
-        today = _BARE.sub("bert.", name)
-        for old, new in _RENAMED:
-            today = old.sub(new, today)
-        if today in layout.ignored:
+        current = _NO_PREFIX.sub("bert.", name)
+        for old, new in _TENSORFLOW_NAMES:
+            current = old.sub(new, current)
+        if current in layout.ignored:
             continue
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
-            raise UserError(f"{file}: {name} is no plain tensor of fractions; save the model in float32")
-        found[today] = tensor.float()
-    return found
+            raise UserError(f"{file}: {name} is not a dense floating-point tensor; save the model in float32")
+        weights[current] = tensor.float()
+    return weights
 
 
-def _tied(found: dict[str, Tensor], file: Location, layout: Layout) -> dict[str, Tensor]:
+def _merge_tied(weights: dict[str, Tensor], file: Location, layout: TransformersLayout) -> dict[str, Tensor]:
     """Each tied weight once, by its first name."""
-    once = {name: tensor for name, tensor in found.items() if name not in layout.tied}
+    merged = {name: tensor for name, tensor in weights.items() if name not in layout.tied}
     for copy, name in layout.tied.items():
-        if copy in found and not torch.equal(once.setdefault(name, found[copy]), found[copy]):
-            raise UserError(f"{file}: {copy} is not {name}; give a BERT whose decoder is tied to its embeddings")
-    return once
+        if copy in weights and not torch.equal(merged.setdefault(name, weights[copy]), weights[copy]):
+            raise UserError(f"{file}: {copy} differs from {name}; give a BERT whose decoder is tied to its embeddings")
+    return merged
 
 
-def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Location) -> None:
-    """Raises UserError for the first weight that is missing, unknown or misshapen."""
-    if missing := sorted(wanted.keys() - found.keys()):
-        raise UserError(f"{file}: has no {missing[0]}{_more(missing)}; give a file with all of the model's weights")
-    if unknown := sorted(found.keys() - wanted.keys()):
+def _check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Location) -> None:
+    """Raises UserError that names the first weight that is missing, unknown or has another shape than expected."""
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise UserError(f"{file}: has no {missing[0]}{_and_more(missing)}; give a file with all of the model's weights")
+    if unknown := sorted(weights.keys() - expected.keys()):
         raise UserError(
-            f"{file}: {unknown[0]}{_more(unknown)} is no weight of a BERT as config.json has it; "
-            "give a pretrained one, without the heads of other tasks"
+            f"{file}: {unknown[0]}{_and_more(unknown)} is not a weight of the BERT in config.json; "
+            "give a pretrained model without the heads of other tasks"
         )
-    for name, tensor in sorted(found.items()):
-        if tensor.shape != wanted[name].shape:
+    for name, tensor in sorted(weights.items()):
+        if tensor.shape != expected[name].shape:
             raise UserError(
-                f"{file}: {name} is {_shape(tensor)} and config.json makes it {_shape(wanted[name])}; "
+                f"{file}: {name} has shape {_shape(tensor)}, but {_shape(expected[name])} according to config.json; "
                 "give the config.json that belongs to the weights"
             )
 
 
-def _more(names: list[str]) -> str:
+def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
@@ -239,30 +244,31 @@ def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape))
 
 
-def _vocabulary(location: Location, vocab_size: int) -> tuple[vocab_file.VocabFile | None, list[str]]:
-    """tokenizer.json, else vocab.txt with what tokenizer_config.json says of it; and where our tokenizer differs."""
+def _read_vocabulary(location: Location, vocab_size: int) -> tuple[vocab_file.VocabFile | None, list[str]]:
+    """tokenizer.json, else vocab.txt with the settings of tokenizer_config.json; and how Cloze's tokenizer differs."""
     for name in ("tokenizer.json", "vocab.txt"):
         if (file := location / name).is_file():
             break
     else:
         return None, []
-    found = vocab_file.read_file(file)
-    if len(found.pieces) != vocab_size:
+    vocab = vocab_file.read_file(file)
+    if len(vocab.pieces) != vocab_size:
         raise UserError(
-            f"{file}: has {len(found.pieces)} pieces and config.json says vocab_size {vocab_size}; "
+            f"{file}: has {len(vocab.pieces)} pieces, but vocab_size in config.json is {vocab_size}; "
             "give the vocabulary that belongs to the weights"
         )
-    said_by = location / "tokenizer_config.json"
-    if name != "vocab.txt" or not said_by.is_file():
-        return found, []
-    said = _read_json(said_by)
-    lowercase = said.get("do_lower_case")
+    settings_file = location / "tokenizer_config.json"
+    if name != "vocab.txt" or not settings_file.is_file():
+        return vocab, []
+    settings = _read_json(settings_file)
+    lowercase = settings.get("do_lower_case")
     if isinstance(lowercase, bool):
-        found = found._replace(lowercase=lowercase, strip_accents=strips_accents(lowercase, said.get("strip_accents")))
-    return found, list(_differences(said, said_by))
+        strip = strips_accents(lowercase, settings.get("strip_accents"))
+        vocab = vocab._replace(lowercase=lowercase, strip_accents=strip)
+    return vocab, list(_differences(settings, settings_file))
 
 
-def _differences(said: Mapping[str, Any], file: Location) -> Iterator[str]:
-    if said.get("tokenize_chinese_chars") is False:
+def _differences(settings: Mapping[str, Any], file: Location) -> Iterator[str]:
+    if settings.get("tokenize_chinese_chars") is False:
         difference = "tokenize_chinese_chars is false; here each ideograph is a word, so such text has other pieces"
         yield f"{file.name}: {difference}"

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from cloze.pipeline.text.tokenizer import CLS, SEP
-from cloze.training.checkpoints.fill_mask import Guess, predict_masked
+from cloze.training.checkpoints.fill_mask import MaskPrediction, predict_masked
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 
 
@@ -28,7 +28,7 @@ class PretrainedModel:
     def config(self) -> BertConfig:
         return cast(BertConfig, self.model.config)
 
-    def fill_mask(self, text: str, top: int = 5) -> list[list[Guess]]:
+    def fill_mask(self, text: str, top: int = 5) -> list[list[MaskPrediction]]:
         """For each [MASK] in `text` the `top` most likely pieces, the most likely first.
 
         Raises ValueError when there is no [MASK], or when the text is longer than the model.

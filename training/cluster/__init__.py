@@ -1,1 +1,1 @@
-"""A group of workers on a Ray cluster: how it starts, how large it is, and what its workers tell each other."""
+"""Groups of workers on a Ray cluster: start, restart, size, progress and collective operations."""

@@ -1,53 +1,56 @@
-"""what one worker has found -> all of them: that they do the same, and fail together."""
+"""Collective operations on Python objects, which keep all workers in step: they agree on values and fail together."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-Item = TypeVar("Item")
-Exchange = Callable[[Any], list[Any]]  # a worker's value -> those of all workers, in every one of them
+Value = TypeVar("Value")
+AllGather = Callable[[Any], list[Any]]  # a worker's value -> the values of all workers by rank, in every worker
 
 
-def agreed(found: Item) -> Item:
-    """What worker 0 has found, in every worker."""
-    box = [found]
+def broadcast_object(value: Value) -> Value:
+    """Worker 0's value, in every worker."""
+    box = [value]
     dist.broadcast_object_list(box)
     return box[0]
 
 
-def alone(value: Any) -> list[Any]:
-    """Every worker's value, where there is one worker."""
+def single_worker_gather(value: Any) -> list[Any]:
+    """The AllGather of a single worker."""
     return [value]
 
 
-def new_exchange(workers: int) -> Exchange:
-    """For a thread beside the training, which needs a process group of its own. All workers have to call this."""
+def new_all_gather(workers: int) -> AllGather:
+    """An AllGather with its own process group, for a thread next to the training. All workers must call it together."""
     if workers == 1:
-        return alone
+        return single_worker_gather
     group = dist.new_group(backend="gloo")
 
-    def exchange(value: Any) -> list[Any]:
-        found = [None] * workers
-        dist.all_gather_object(found, value, group=group)
-        return found
+    def all_gather(value: Any) -> list[Any]:
+        values = [None] * workers
+        dist.all_gather_object(values, value, group=group)
+        return values
 
-    return exchange
+    return all_gather
 
 
-def together(exchange: Exchange, work: Callable[[], Item]) -> list[Item]:
-    """What each worker's work returns, in all of them. Where one's has failed all raise: it its own error, the others
-    an OSError that says as much, or a RuntimeError where no new attempt would mend it."""
-    mine, error = None, None
+def run_together(all_gather: AllGather, work: Callable[[], Value]) -> list[Value]:
+    """Run `work` in every worker; returns the results of all. If it fails in one worker, every worker raises.
+
+    The failed worker raises its own error. The others raise an OSError with the same text if that is an OSError, which
+    may be retried, else a RuntimeError.
+    """
+    result, error = None, None
     try:
-        mine = work()
-    except Exception as found:  # whatever it is, the others wait
-        error = found
-    answers = exchange((mine, error and (str(error), isinstance(error, OSError))))
+        result = work()
+    except Exception as failure:  # any error: the other workers wait for this one
+        error = failure
+    answers = all_gather((result, error and (str(error), isinstance(error, OSError))))
     if error:
         raise error
     for _, failure in answers:
         if failure:
-            text, mends = failure
-            raise OSError(text) if mends else RuntimeError(text)
-    return [value for value, _ in answers]
+            text, may_retry = failure
+            raise OSError(text) if may_retry else RuntimeError(text)
+    return [result for result, _ in answers]

@@ -1,7 +1,7 @@
-"""what workers tell -> progress shown in the driver; the driver's wish that they leave -> the workers.
+"""Progress of the workers -> shown in the driver; stop requests of the driver -> the workers.
 
-Both meet at a board, an actor: worker 0 writes there how far it is, and reads whether it is to leave. The driver ends
-workers of which nothing is heard any more.
+Both go through an actor, the GroupMonitor: worker 0 reports its progress there, and the answer says whether to stop.
+The driver kills workers that do not report for too long.
 """
 
 import threading
@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 
 from cloze.pipeline.core.artifacts import Output, repeated
 from cloze.pipeline.core.errors import UserError
-from cloze.training.cluster.elastic import GroupSize
+from cloze.training.cluster.elastic import ElasticSize
 
-Tell = Callable[[float, str], bool]  # how much is done, and a note -> whether the driver wants worker 0 to leave
+ReportProgress = Callable[[float, str], bool]  # the work done and a note -> whether the driver requests to stop
 
-_TELL_SECONDS = 0.5
-_START_TIMEOUT = 1800.0  # seconds for all that comes before a group's first step, such as reading a checkpoint
+_REPORT_SECONDS = 0.5
+_START_TIMEOUT = 1800.0  # seconds for everything before a group's first step, such as reading a checkpoint
 
 
 class Progress(NamedTuple):
-    """How much there is to do, of which earlier runs have `done` some; `out` shows how far it is."""
+    """The total amount of work, and how much of it earlier runs have `done`. `out` displays it."""
 
     out: Output
     total: float
@@ -29,52 +29,61 @@ class Progress(NamedTuple):
     done: float = 0.0
 
     def show(self, done: float, note: str) -> None:
-        with suppress(OSError, SystemExit):  # a log that nobody reads any more ends no training
+        with suppress(OSError, SystemExit):  # a closed log does not end the training
             self.out.progress(done, self.total, self.unit, note)
 
 
-class Board:
-    """What is known of the group that is at work. It is an actor of Ray's, which driver and workers call."""
+class GroupStatus(NamedTuple):
+    """What is known of the current worker group."""
+
+    done: float
+    note: str
+    heartbeats: int  # signs of life so far, of all groups
+    is_stepping: bool  # whether the current group has reported progress
+
+
+class GroupMonitor:
+    """The state of the current worker group. A Ray actor, called by the driver and by the workers."""
 
     def __init__(self, done: float, note: str) -> None:
-        self._told = (done, note)
-        self._heard = 0  # times that something was
-        self._workers: list[Any] = []  # of the group that is at work
-        self._stepping = False  # whether that group has told anything yet
+        self._done, self._note = done, note
+        self._heartbeats = 0
+        self._workers: list[Any] = []  # of the current group
+        self._is_stepping = False
         self._failure = ""
-        self._leave = False
+        self._stop_requested = False
 
-    def start(self, note: str) -> None:
-        """A group is about to begin."""
-        self._heard += 1
-        self._told, self._stepping, self._leave = (self._told[0], note), False, False
+    def start_group(self, note: str) -> None:
+        """A new group is about to start."""
+        self._heartbeats += 1
+        self._note, self._is_stepping, self._stop_requested = note, False, False
 
-    def begin(self, worker: Any) -> None:
+    def add_worker(self, worker: Any) -> None:
         """Every worker calls it with its actor's handle."""
-        self._heard += 1
-        self._stepping = False
+        self._heartbeats += 1
+        self._is_stepping = False
         self._workers.append(worker)
 
-    def tell(self, done: float, note: str) -> bool:
-        self._heard += 1
-        self._stepping = True
-        self._told = (done, note)
-        return self._leave
+    def report(self, done: float, note: str) -> bool:
+        """Record the progress; returns whether the workers must stop."""
+        self._heartbeats += 1
+        self._is_stepping = True
+        self._done, self._note = done, note
+        return self._stop_requested
 
-    def told(self) -> tuple[tuple[float, str], int, bool]:
-        """What was told last, how often something was heard, and whether the group has told anything yet."""
-        return self._told, self._heard, self._stepping
+    def status(self) -> GroupStatus:
+        return GroupStatus(self._done, self._note, self._heartbeats, self._is_stepping)
 
-    def leave(self) -> None:
-        self._leave = True
+    def request_stop(self) -> None:
+        self._stop_requested = True
 
-    def dismissed(self, note: str) -> list[Any]:
-        """The workers' handles, which are the driver's to end; also those of groups that have long ended."""
-        self._told = (self._told[0], note)
+    def take_workers(self, note: str) -> list[Any]:
+        """Remove and return the handles of the workers, for the driver to kill; some may have ended long ago."""
+        self._note = note
         workers, self._workers = self._workers, []
         return workers
 
-    def fail(self, message: str) -> None:
+    def set_failure(self, message: str) -> None:
         self._failure = message
 
     def failure(self) -> str:
@@ -84,97 +93,98 @@ class Board:
 # In a worker
 
 
-def begun(board: Any) -> Tell:
-    """Report this worker to the board; how its work tells how far it is, which only worker 0 passes on."""
+def register_worker(monitor: Any) -> ReportProgress:
+    """Register this worker with the monitor. Returns the function that reports progress; only worker 0 sends it on."""
     import ray
     import torch.distributed as dist
 
-    told, leave = 0.0, False
-    ray.get(board.begin.remote(ray.get_runtime_context().current_actor))
+    reported, stop_requested = 0.0, False
+    ray.get(monitor.add_worker.remote(ray.get_runtime_context().current_actor))
 
-    def tell(done: float, note: str) -> bool:
-        nonlocal told, leave
-        if dist.get_rank() == 0 and time.monotonic() - told > _TELL_SECONDS:
-            told = time.monotonic()
-            leave = bool(ray.get(board.tell.remote(done, note)))
-        return leave
+    def report_progress(done: float, note: str) -> bool:
+        nonlocal reported, stop_requested
+        if dist.get_rank() == 0 and time.monotonic() - reported > _REPORT_SECONDS:
+            reported = time.monotonic()
+            stop_requested = bool(ray.get(monitor.report.remote(done, note)))
+        return stop_requested
 
-    return tell
+    return report_progress
 
 
 # In the driver
 
 
-def new_board(done: float, note: str) -> Any:
-    """The actor, in this process's node, which no worker's node can take with it."""
+def new_monitor(done: float, note: str) -> Any:
+    """Start the actor on the driver's node, so that it is not lost with the node of a worker."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(num_cpus=0)(Board)
-    return actor.options(scheduling_strategy=here).remote(done, note)
+    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0)(GroupMonitor)
+    return actor.options(scheduling_strategy=on_this_node).remote(done, note)
 
 
-def end_workers(board: Any, reason: str) -> None:
-    """Kill the workers that are at work."""
+def kill_workers(monitor: Any, reason: str) -> None:
+    """Kill the workers of the current group."""
     import ray
 
-    for worker in ray.get(board.dismissed.remote(reason)):
+    for worker in ray.get(monitor.take_workers.remote(reason)):
         ray.kill(worker)
 
 
-def failure(board: Any) -> UserError | None:
-    """What the user can mend, if a worker has told it."""
+def reported_user_error(monitor: Any) -> UserError | None:
+    """The error that a worker has reported and that only the user can fix, if any."""
     import ray
 
-    message = ray.get(board.failure.remote())
+    message = ray.get(monitor.failure.remote())
     return UserError(message) if message else None
 
 
 @contextmanager
-def watched(
-    board: Any, progress: Progress, step_timeout: float | None, leave: threading.Event, size: GroupSize | None
+def monitored(
+    monitor: Any, progress: Progress, step_timeout: float | None, stop: threading.Event, size: ElasticSize | None
 ) -> Iterator[None]:
-    """While inside, show what the board says, hand on the wish to leave, and end workers that are not heard of.
+    """Inside, show the progress, pass on stop requests, and kill workers that have not reported for too long.
 
-    They are to leave when `leave` is set, and when there has come to be room for a larger group than `size`.
+    A stop is requested when `stop` is set, and when a group larger than `size` fits on the cluster.
     """
     import ray
     from ray.exceptions import RayError
 
-    heard, since = -1, time.monotonic()
+    heartbeats, since = -1, time.monotonic()
 
-    def look() -> bool:
-        nonlocal heard, since
+    def poll() -> bool:
+        nonlocal heartbeats, since
         try:
-            (done, note), now_heard, stepping = ray.get(board.told.remote())
-            note += _asked_to_leave(board, leave, size if stepping else None)  # the room of one not placed seems free
-            if now_heard != heard:
-                heard, since = now_heard, time.monotonic()
-            limit = step_timeout and (step_timeout if stepping else max(step_timeout, _START_TIMEOUT))
+            status: GroupStatus = ray.get(monitor.status.remote())
+            # before its first report a group may not be placed yet: the resources reserved for it would look free
+            note = status.note + _request_stop_if_due(monitor, stop, size if status.is_stepping else None)
+            if status.heartbeats != heartbeats:
+                heartbeats, since = status.heartbeats, time.monotonic()
+            limit = step_timeout and (step_timeout if status.is_stepping else max(step_timeout, _START_TIMEOUT))
             if limit and time.monotonic() - since > limit:
-                end_workers(board, f"nothing heard of the workers for {limit:g} s, starting others")
+                kill_workers(monitor, f"no progress reported for {limit:g} s, restarting the workers")
                 since = time.monotonic()
-        except RayError:  # the cluster is going away, which the run of the workers itself will tell
+        except RayError:  # the cluster is shutting down; the call that runs the workers reports it
             return False
-        progress.show(done, note)
+        progress.show(status.done, note)
         return True
 
-    with repeated(look, _TELL_SECONDS):
+    with repeated(poll, _REPORT_SECONDS):
         yield
-    with suppress(RayError):  # what was told last, also by a group that was quicker than a look
-        (done, note), *_ = ray.get(board.told.remote())
-        progress.show(done, note)
+    with suppress(RayError):  # show the last report, also of a group that ended before the first poll
+        status: GroupStatus = ray.get(monitor.status.remote())
+        progress.show(status.done, status.note)
 
 
-def _asked_to_leave(board: Any, leave: threading.Event, size: GroupSize | None) -> str:
-    """Hand on the wish to leave, if there is one; what a user should read of it behind the note."""
-    if leave.is_set():
-        board.leave.remote()
-        return ", saving and leaving"
+def _request_stop_if_due(monitor: Any, stop: threading.Event, size: ElasticSize | None) -> str:
+    """Request a stop if one is due; returns what to append to the user's note."""
+    if stop.is_set():
+        monitor.request_stop.remote()
+        return ", saving and stopping"
     if size:
-        with size.lock:  # or the wish could reach the group after this one
-            if size.look():
-                board.leave.remote()
+        with size.lock:  # else the request could reach the next group
+            if size.check_growth():
+                monitor.request_stop.remote()
                 return ", saving and starting more workers"
     return ""

@@ -1,7 +1,7 @@
-"""one function -> the same function in every worker of a group of Ray Train's, until all of them return.
+"""Run one function in every worker of a Ray Train group until all of them return.
 
-After a failure a new group starts: a Ray run of its own, of as many workers as there is room for then
-(training/cluster/elastic.py). What is heard of them, and how they are asked to leave: training/cluster/heartbeat.py.
+After a failure a new group starts. It is a Ray Train run of its own, with as many workers as then fit on the cluster
+(elastic.py). Progress and stop requests: heartbeat.py.
 """
 
 import ctypes
@@ -17,89 +17,101 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.scratch import scratch
 from cloze.pipeline.core.signals import first_sets
 from cloze.pipeline.core.storage import Location
-from cloze.training.cluster.elastic import GroupSize, Placement
-from cloze.training.cluster.heartbeat import Progress, Tell, begun, end_workers, failure, new_board, watched
+from cloze.training.cluster.elastic import ElasticSize, Placement
+from cloze.training.cluster.heartbeat import (
+    Progress,
+    ReportProgress,
+    kill_workers,
+    monitored,
+    new_monitor,
+    register_worker,
+    reported_user_error,
+)
 
-Work = Callable[[Any, Tell], None]  # the function: what it is given, how it tells its progress
+WorkerFunction = Callable[[Any, ReportProgress], None]  # called with its argument and how to report progress
 
-_PAUSE_SECONDS = 2.0  # after a group has ended, until its room is free
+_RESTART_DELAY = 2.0  # seconds after a group has ended, until Ray has released its resources
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class RestartPolicy(NamedTuple):
-    """When a group is ended, and whether another one follows.
+    """When a group is killed, and whether another one follows.
 
-    A group of which nothing is heard for `step_timeout` seconds is ended, which is a failure; after more than
-    `max_failures` there is no other. `leaves` says that the work returns early once `tell` gives True.
+    A group that reports nothing for `step_timeout` seconds is killed, which counts as a failure. After more than
+    `max_failures` failures no other group starts. `can_stop` says that the worker function saves and returns early
+    when the answer to a progress report requests it.
     """
 
     max_failures: int = 3
     step_timeout: float | None = None
-    leaves: bool = False
+    can_stop: bool = False
 
 
-def run_workers(work: Work, argument: Any, placement: Placement, restart: RestartPolicy, progress: Progress) -> None:
-    """Call `work(argument, tell)` in every worker until all return; after a failure a new group of them starts.
+def run_workers(
+    function: WorkerFunction, argument: Any, placement: Placement, restart: RestartPolicy, progress: Progress
+) -> None:
+    """Call `function(argument, report_progress)` in every worker until all return; restart the group after a failure.
 
-    Where the work leaves when it is told to, a first SIGTERM tells it so, and a second acts as ever; it is told so too
-    when there has come to be room for a larger group, which takes its place.
-    Each group is a Ray run with a name of its own, so that none inherits what another left behind. Raises the UserError
-    that ended a worker, which no new start would mend; else Ray's TrainingFailedError, after `restart.max_failures` of
-    them (waiting for room is none, nor is the loss of nodes that were announced); KeyboardInterrupt when the work has
-    left early.
+    If the function can stop early, the first SIGTERM requests that, and a second one acts as usual. A stop is also
+    requested when a larger group fits on the cluster; that group then takes over. Each group is a Ray Train run with
+    its own name, so that it inherits no state of another.
+
+    Raises the UserError of a worker, which a restart would not fix; Ray's TrainingFailedError after more than
+    `restart.max_failures` failures (waiting for resources and the loss of nodes with advance notice do not count);
+    KeyboardInterrupt when the function has stopped early.
     """
     import ray
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    size, failures = GroupSize(placement), 0
-    board = new_board(progress.done, f"starting {placement}")
+    size, failures = ElasticSize(placement), 0
+    monitor = new_monitor(progress.done, f"starting {placement}")
     with (
-        _storage(progress.out.location) as folder,
-        _terminated(restart.leaves) as leave,
-        watched(board, progress, restart.step_timeout, leave, size if restart.leaves else None),
+        _ray_storage(progress.out.location) as folder,
+        _stop_on_sigterm(restart.can_stop) as stop,
+        monitored(monitor, progress, restart.step_timeout, stop, size if restart.can_stop else None),
     ):
         while True:
             try:
-                _run(_trainer(work, argument, size.placement, board, folder))
+                _fit(_trainer(function, argument, size.placement, monitor, folder))
             except KeyboardInterrupt:
-                end_workers(board, "stopped")
+                kill_workers(monitor, "stopped")
                 raise
             except TrainingFailedError as error:
-                if users := failure(board):
-                    raise users from error
-                failures += _counts(error)
+                if user_error := reported_user_error(monitor):
+                    raise user_error from error
+                failures += _counts_as_failure(error)
                 if failures > restart.max_failures:
-                    raise error from _cause(error) or error.__cause__
+                    raise error from _root_cause(error) or error.__cause__
             else:
-                if not size.more:
+                if not size.can_grow:
                     break
-            if leave.wait(_PAUSE_SECONDS):
+            if stop.wait(_RESTART_DELAY):
                 break
             with size.lock:
-                ray.get(board.start.remote(size.refit(failures)))
-    if leave.is_set():
+                ray.get(monitor.start_group.remote(size.resize(failures)))
+    if stop.is_set():
         raise KeyboardInterrupt
 
 
 @contextmanager
-def _storage(artifact: Location) -> Iterator[Location]:
-    """A folder that Ray wants, which all nodes can reach, as long as we are inside."""
+def _ray_storage(artifact: Location) -> Iterator[Location]:
+    """The storage folder that Ray Train requires, reachable from all nodes. It is deleted on exit."""
     with scratch(artifact) as folder:
         try:
             yield folder / uuid.uuid4().hex
         finally:
-            with suppress(OSError):  # nothing in it is of use to another attempt
+            with suppress(OSError):  # no later attempt reads it
                 folder.delete()
 
 
-def _terminated(leaves: bool) -> AbstractContextManager[threading.Event]:
-    """While inside, the first SIGTERM sets the event and does nothing else, if the work `leaves`."""
-    return first_sets(signal.SIGTERM) if leaves else nullcontext(threading.Event())
+def _stop_on_sigterm(can_stop: bool) -> AbstractContextManager[threading.Event]:
+    """Inside, the first SIGTERM only sets the event, if the worker function can stop early."""
+    return first_sets(signal.SIGTERM) if can_stop else nullcontext(threading.Event())
 
 
-def _run(trainer: Any) -> None:
-    """trainer.fit() in a thread of its own: in the main one Ray takes Ctrl-C for itself, and ends with status 0."""
+def _fit(trainer: Any) -> None:
+    """trainer.fit() in a separate thread: in the main thread Ray handles Ctrl-C itself and exits with status 0."""
     done = Future[None]()
 
     def run() -> None:
@@ -114,15 +126,20 @@ def _run(trainer: Any) -> None:
     done.result()
 
 
-def _trainer(work: Work, argument: Any, placement: Placement, board: Any, folder: Location) -> Any:
-    """A Ray run of one attempt: what comes after a failure is ours to say, not Ray's."""
+def _trainer(function: WorkerFunction, argument: Any, placement: Placement, monitor: Any, folder: Location) -> Any:
+    """A Ray Train run without retries: `run_workers` decides what follows a failure."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     resources = {"CPU": float(placement.threads)} | ({"GPU": 1.0} if placement.gpus else {})
     return TorchTrainer(
-        _in_worker,
-        train_loop_config={"work": work, "argument": argument, "board": board, "threads": placement.threads},
+        _run_in_worker,
+        train_loop_config={
+            "function": function,
+            "argument": argument,
+            "monitor": monitor,
+            "threads": placement.threads,
+        },
         scaling_config=ScalingConfig(
             num_workers=placement.workers, use_gpu=placement.gpus, resources_per_worker=resources
         ),
@@ -135,8 +152,8 @@ def _trainer(work: Work, argument: Any, placement: Placement, board: Any, folder
     )
 
 
-def _counts(error: Any) -> bool:
-    """Whether it is a failure: not that there was no room, nor the loss of a node that was announced to the cluster."""
+def _counts_as_failure(error: Any) -> bool:
+    """False if the resources were not available, or if a node was lost whose end was announced to the cluster."""
     from ray.exceptions import RayActorError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.exceptions import PreemptionError
@@ -149,48 +166,48 @@ def _counts(error: Any) -> bool:
     return not any(isinstance(cause, RayActorError) and cause.preempted for cause in causes)
 
 
-def _cause(error: Any) -> BaseException | None:
-    """What was raised in a worker: rather a disk's or S3's error than what the others say who miss it."""
+def _root_cause(error: Any) -> BaseException | None:
+    """The error raised in a worker; an OSError of a disk or S3 comes before the errors of workers that wait for it."""
     failures = list(getattr(error, "worker_failures", {}).values())
     return next((failure for failure in failures if isinstance(failure, OSError)), failures[0] if failures else None)
 
 
-def _in_worker(arguments: dict[str, Any]) -> None:
+def _run_in_worker(config: dict[str, Any]) -> None:
     import ray
     import torch
 
-    board = arguments["board"]
-    tell = begun(board)
-    torch.set_num_threads(arguments["threads"])
+    monitor = config["monitor"]
+    report_progress = register_worker(monitor)
+    torch.set_num_threads(config["threads"])
     keep_freed_memory()
     try:
-        arguments["work"](arguments["argument"], tell)
+        config["function"](config["argument"], report_progress)
     except UserError as error:
-        ray.get(board.fail.remote(str(error)))
+        ray.get(monitor.set_failure.remote(str(error)))
         raise
 
 
-def group_size() -> int:
-    """In a worker: how many workers its group has."""
+def world_size() -> int:
+    """In a worker: the number of workers in its group."""
     from ray import train
 
     return train.get_context().get_world_size()
 
 
-def node_is_going() -> bool:
-    """In a worker: whether notice was given that a node of the group will be taken away."""
+def is_preempted() -> bool:
+    """In a worker: whether the cluster has announced that it will take away a node of the group."""
     from ray import train
 
     return train.get_preemption_info() is not None
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what is freed: each step asks for as much again, which Linux would clear first.
+    """Stop malloc from returning freed memory to Linux, which clears it before each step gets it back.
 
-    That is an eighth of a small step's time on a CPU.
+    Clearing takes an eighth of the time of a small step on a CPU.
     """
-    with suppress(OSError, AttributeError):  # another C library has no mallopt
+    with suppress(OSError, AttributeError):  # other C libraries have no mallopt
         libc = ctypes.CDLL(None)
         if not libc.mallopt(_M_MMAP_THRESHOLD, 2**30):
-            libc.mallopt(_M_MMAP_THRESHOLD, 2**25)  # the most that glibc before 2.35 takes
+            libc.mallopt(_M_MMAP_THRESHOLD, 2**25)  # the maximum of glibc before 2.35
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -25,9 +25,9 @@ from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.tokenizer import load
 from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig
-from cloze.training.cluster.collectives import agreed
+from cloze.training.cluster.collectives import broadcast_object
 from cloze.training.cluster.elastic import Placement, nodes
-from cloze.training.cluster.heartbeat import Progress, Tell
+from cloze.training.cluster.heartbeat import Progress, ReportProgress
 from cloze.training.cluster.ray_train import RestartPolicy, run_workers
 from cloze.training.finetune.facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
@@ -130,7 +130,7 @@ def batches(lengths: Ints, batch_size: int, seed: int, epoch: int) -> list[Rows]
 class Worker:
     """One worker's part of the training: it differs from the others' by `rank` alone."""
 
-    def __init__(self, setup: Setup, tell: Tell) -> None:
+    def __init__(self, setup: Setup, tell: ReportProgress) -> None:
         self.setup, self.tell = setup, tell
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.device = worker_device()
@@ -169,7 +169,7 @@ class Worker:
 
     def _part(self, name: str) -> Part | None:
         """As worker 0 finds it: another run of the same fingerprint may finish it just now."""
-        return agreed(self.setup.out.part(name) if self.rank == 0 else None)
+        return broadcast_object(self.setup.out.part(name) if self.rank == 0 else None)
 
     def train(self, variant: str, trial: Trial) -> Outcome:
         """One trial from its first step to its last."""
@@ -279,7 +279,7 @@ def _best(merits: Mapping[Trial, tuple[float, ...]]) -> Trial:
     return max(merits, key=lambda trial: merits[trial])
 
 
-def _work(setup: Setup, tell: Tell) -> None:
+def _work(setup: Setup, tell: ReportProgress) -> None:
     Worker(setup, tell).train_all()
 
 

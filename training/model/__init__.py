@@ -1,1 +1,1 @@
-"""The model and what a step of it needs: layers, optimizer, precision, hardware."""
+"""The model, its optimizer, mixed precision and hardware detection."""

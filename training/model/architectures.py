@@ -1,9 +1,10 @@
-"""`model.architecture` -> the classes of a model: the only list of what Cloze can train.
+"""`model.architecture` -> the classes of a model: the list of everything that Cloze can train.
 
-A new architecture is a file beside bert.py and a row here. The file has its configuration, a BertConfig with the
-field `architecture: Literal["its name"]` and what else it wants, its models, and its layout in transformers. Its models
-take and give what BertForPreTraining and BertForSequenceClassification do, hold their `config`, and name the encoder
-(`bert`, with its `pooler`) and the heads (`mlm`, `nsp`) alike: checkpoints and fine-tuning tell them apart by name.
+To add an architecture, add a file next to bert.py and an entry here. The file defines its configuration (a subclass of
+BertConfig with the field `architecture: Literal["its name"]` and any fields of its own), its models, and how
+transformers stores them. The models have the same inputs and outputs as BertForPreTraining and
+BertForSequenceClassification, keep their `config`, and use the same names for the encoder (`bert`, with its `pooler`)
+and the heads (`mlm`, `nsp`): checkpoints and fine-tuning recognise them by name.
 """
 
 import json
@@ -16,21 +17,21 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 from torch import nn
 
 from cloze.training.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification, Layer
-from cloze.training.model.transformers_names import BERT, Layout
+from cloze.training.model.transformers_names import BERT, TransformersLayout
 
 DEFAULT = "bert"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is chosen together."""
+    """The classes that belong to one architecture."""
 
     config: type[BertConfig]
-    pretraining: Callable[..., nn.Module]  # made with what BertForPreTraining is made with
-    classifier: Callable[..., nn.Module]  # as BertForSequenceClassification is
-    layer: Callable[[Any], nn.Module]  # one of the encoder's, which is timed to choose a precision
-    layout: Layout
-    title: str  # in a model's card
+    pretraining: Callable[..., nn.Module]  # same arguments as BertForPreTraining
+    classifier: Callable[..., nn.Module]  # same arguments as BertForSequenceClassification
+    layer: Callable[[Any], nn.Module]  # one encoder layer, which is timed to choose a precision
+    layout: TransformersLayout
+    title: str  # in a model card
 
 
 ARCHITECTURES = {
@@ -46,34 +47,34 @@ ARCHITECTURES = {
 
 
 def architecture_of(config: BertConfig) -> Architecture:
-    """The one whose configuration it is."""
-    return next(one for one in ARCHITECTURES.values() if one.config is type(config))
+    """The architecture that a configuration belongs to."""
+    return next(architecture for architecture in ARCHITECTURES.values() if architecture.config is type(config))
 
 
 def architecture_name(config: BertConfig) -> str:
-    """As a user writes it."""
+    """The value of `model.architecture`."""
     return getattr(config, "architecture", DEFAULT)
 
 
 def pretraining_model(config: BertConfig, vocab_size: int, seed: int = 0, **settings: bool) -> nn.Module:
-    """A model of these sizes with random weights, as its architecture has it; for `settings` see BertForPreTraining."""
+    """Build a model with random weights. `settings`: see BertForPreTraining."""
     return architecture_of(config).pretraining(config, vocab_size, seed, **settings)
 
 
-def _chosen(given: Any, of_bert: ValidatorFunctionWrapHandler, info: ValidationInfo) -> BertConfig:
-    """Plain data -> the configuration of the architecture that it names; BERT's, which is none's, has no such key."""
-    if not isinstance(given, Mapping):
-        return of_bert(given)
-    name = given.get("architecture") or DEFAULT
+def _validate(value: Any, validate_bert: ValidatorFunctionWrapHandler, info: ValidationInfo) -> BertConfig:
+    """Plain data -> the configuration class of the architecture it names. BertConfig itself has no such key."""
+    if not isinstance(value, Mapping):
+        return validate_bert(value)
+    name = value.get("architecture") or DEFAULT
     if not isinstance(name, str) or name not in ARCHITECTURES:
-        wrong = PydanticCustomError("architecture", "give one of {known}", {"known": ", ".join(ARCHITECTURES)})
-        at = InitErrorDetails(type=wrong, loc=("architecture",), input=name)
-        raise ValidationError.from_exception_data("architecture", [at])
+        error = PydanticCustomError("architecture", "give one of {known}", {"known": ", ".join(ARCHITECTURES)})
+        details = InitErrorDetails(type=error, loc=("architecture",), input=name)
+        raise ValidationError.from_exception_data("architecture", [details])
     if name == DEFAULT:
-        return of_bert({key: value for key, value in given.items() if key != "architecture"})
-    kind = ARCHITECTURES[name].config
-    return kind.model_validate_json(json.dumps(given)) if info.mode == "json" else kind.model_validate(given)
+        return validate_bert({key: item for key, item in value.items() if key != "architecture"})
+    config = ARCHITECTURES[name].config
+    return config.model_validate_json(json.dumps(value)) if info.mode == "json" else config.model_validate(value)
 
 
 #: The type of a field that holds a model's configuration.
-ModelConfig = Annotated[SerializeAsAny[BertConfig], WrapValidator(_chosen)]
+ModelConfig = Annotated[SerializeAsAny[BertConfig], WrapValidator(_validate)]

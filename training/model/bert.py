@@ -1,9 +1,9 @@
 """input ids -> hidden states -> logits: BERT's encoder and its heads.
 
-Devlin et al. 2019 (arXiv:1810.04805): post-LayerNorm, learned positions, exact GELU, tied decoder. What is done for
-speed leaves the arithmetic as published: one matrix makes query, key and value, the masked-LM head sees the masked
-positions alone (15 % of the rows of the costliest product), on CPUs dropout is ours and attention with it written out,
-and products in fp32 take the faster of torch's two libraries (`linear`).
+Devlin et al. 2019 (arXiv:1810.04805): post-LayerNorm, learned positions, exact GELU, tied decoder. Optimizations keep
+the published arithmetic: one matrix computes query, key and value; the masked-LM head sees the masked positions only
+(15 % of the rows of the most expensive product); on CPUs dropout is implemented here and attention with dropout is
+written out; fp32 products use the faster of PyTorch's two libraries (linear.py).
 """
 
 import hashlib
@@ -22,25 +22,36 @@ from cloze.training.model.linear import Linear, linear
 if TYPE_CHECKING:
     from cloze.training.model.totals import Totals
 
-_VOCAB_MULTIPLE = {"cuda": 64}  # rows of the decoder that tensor cores want a multiple of, by the kind of device
+_VOCAB_MULTIPLE = {"cuda": 64}  # by device type: tensor cores need a decoder with a multiple of so many rows
 
 
 class BertConfig(Config):
-    """The encoder's shape. The size of the vocabulary is not here: the vocabulary itself says it."""
+    """The size and settings of the encoder. The vocabulary size is not set here: it comes from the vocabulary."""
 
     hidden_size: int = Field(gt=0)
+    """Width of the hidden states; a multiple of num_attention_heads."""
     num_hidden_layers: int = Field(gt=0)
+    """Number of encoder layers."""
     num_attention_heads: int = Field(gt=0)
+    """Attention heads in each layer."""
     intermediate_size: int = Field(gt=0)
+    """Width of the feed-forward layer, usually 4 times hidden_size."""
     max_position_embeddings: int = Field(default=512, gt=0)
+    """Longest sequence, in tokens, that the model can read."""
     type_vocab_size: int = Field(default=2, ge=2)
+    """Number of segment types; a pair of texts needs 2."""
     hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout probability of embeddings and of the outputs of attention and feed-forward layers."""
     attention_probs_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout probability of the attention weights."""
     initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the truncated normal distribution that initializes the weight matrices."""
     layer_norm_eps: float = Field(default=1e-12, gt=0)
+    """Added to the variance in LayerNorm, for numerical stability."""
     hidden_act: Literal["gelu"] = "gelu"
+    """Activation of the feed-forward layer; only the exact GELU is supported."""
 
-    #: What two models have to have alike for one to begin with the weights of the other.
+    #: The fields that must be equal for one model to start from the weights of another.
     SHAPE: ClassVar[tuple[str, ...]] = (
         "hidden_size",
         "num_hidden_layers",
@@ -60,13 +71,13 @@ class BertConfig(Config):
         return self
 
     def training_flops(self, totals: "Totals", vocab_size: int) -> float:
-        """The floating-point operations of matrix products, forward and backward, that these examples need.
+        """The floating-point operations of the matrix products, forward and backward, that these examples need.
 
-        Of real tokens and predictions alone: padding is work that nobody needs, and dropout, norms and the pooled [CLS]
-        are little beside. The backward pass costs twice the forward (arXiv:2001.08361, section 2.1).
+        Padding does not count, and dropout, norms and the pooled [CLS] are negligible. The backward pass costs twice
+        the forward pass (arXiv:2001.08361, section 2.1).
         """
-        hidden, wide = self.hidden_size, self.intermediate_size
-        linear = 8 * hidden * hidden + 4 * hidden * wide  # query, key, value and output; into the wide layer and back
+        hidden, intermediate = self.hidden_size, self.intermediate_size
+        linear = 8 * hidden * hidden + 4 * hidden * intermediate  # query, key, value, output; the feed-forward layers
         attention = 4 * hidden  # scores and context, for each pair of tokens
         prediction = 2 * hidden * hidden + 2 * hidden * vocab_size
         encoder = self.num_hidden_layers * (linear * totals.tokens + attention * totals.squares)
@@ -74,10 +85,10 @@ class BertConfig(Config):
 
 
 class Dropout(nn.Module):
-    """Zero each element with a probability, and scale the others up; nothing in evaluation.
+    """Set each element to zero with a probability and scale the others up; the identity in evaluation mode.
 
-    On a CPU sixteen random bits decide over an element, which takes a third of the time of torch's own dropout: there
-    that is a sixth of a training step. The probability is met to 1 / 65,536.
+    On a CPU, sixteen random bits decide for each element. This takes a third of the time of PyTorch's dropout, which
+    would be a sixth of a training step. The probability is exact to 1 / 65,536.
     """
 
     def __init__(self, probability: float) -> None:
@@ -109,7 +120,7 @@ class _BitDropout(torch.autograd.Function):
 
 
 class Embeddings(nn.Module):
-    """ids [b, s] -> the sum of word, position and segment vectors, normalised: [b, s, hidden]."""
+    """ids [b, s] -> the sum of word, position and segment embeddings, normalized: [b, s, hidden]."""
 
     def __init__(self, config: BertConfig, vocab_size: int) -> None:
         super().__init__()
@@ -126,7 +137,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """[b, s, hidden] -> [b, s, hidden]; keys at padding are invisible to every query, without `visible` none is."""
+    """[b, s, hidden] -> [b, s, hidden]. `visible` masks the keys at padding; without it every key is visible."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -140,18 +151,18 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(hidden).view(batch, length, 3, self.heads, size // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [b, heads, s, head_size]
         dropout = self.dropout.probability if self.training else 0.0
-        if dropout and hidden.device.type == "cpu":  # where torch has no fused kernel, and a slow dropout
+        if dropout and hidden.device.type == "cpu":  # PyTorch has no fused kernel with dropout there
             scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)  # [b, heads, s, s]
             if visible is not None:
                 scores = scores.masked_fill(~visible, -torch.inf)
-            context = self.dropout(scores.softmax(-1)) @ value  # a softmax of bf16 adds up in fp32
+            context = self.dropout(scores.softmax(-1)) @ value  # the softmax of bf16 accumulates in fp32
         else:
             context = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
         return self.output(context.transpose(1, 2).reshape(batch, length, size))
 
 
 class Layer(nn.Module):
-    """Attention, then the feed-forward network, each added to its input and normalised after."""
+    """Attention, then the feed-forward network, each with a residual connection followed by LayerNorm."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -169,10 +180,10 @@ class Layer(nn.Module):
 
 
 class BertModel(nn.Module):
-    """The encoder. All of its parameters are called `bert.` in the models below and in every checkpoint.
+    """The encoder. Its parameters have the prefix `bert.` in the models below and in every checkpoint.
 
-    With `activation_checkpointing` (Chen et al. 2016, arXiv:1604.06174) training keeps each layer's input alone, and
-    computes the rest again, with the same dropout, in the backward pass: less memory for a third more work.
+    With `activation_checkpointing` (Chen et al. 2016, arXiv:1604.06174) training stores only the input of each layer
+    and recomputes the rest, with the same dropout, in the backward pass: less memory, a third more work.
     """
 
     def __init__(
@@ -189,7 +200,7 @@ class BertModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Three [b, s] (mask: 1 real, 0 padding) -> hidden states [b, s, hidden] and the pooled [CLS] [b, hidden].
 
-        Without a mask nothing is padding, and attention may take a faster kernel. Without a pooler, None is pooled.
+        Without a mask there is no padding, and attention may use a faster kernel. Without a pooler, the second is None.
         """
         visible = None  # [b, 1, 1, s]: the same for each head and query
         if attention_mask is not None:
@@ -214,17 +225,17 @@ class MaskedLMHead(nn.Module):
 
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
         hidden, bias, vocab_size = self.norm(functional.gelu(self.transform(hidden))), self.bias, len(self.bias)
-        if short := -vocab_size % _VOCAB_MULTIPLE.get(hidden.device.type, 1):
-            word_embeddings, bias = functional.pad(word_embeddings, (0, 0, 0, short)), functional.pad(bias, (0, short))
+        if missing := -vocab_size % _VOCAB_MULTIPLE.get(hidden.device.type, 1):
+            word_embeddings = functional.pad(word_embeddings, (0, 0, 0, missing))
+            bias = functional.pad(bias, (0, missing))
         logits = linear(hidden, word_embeddings, bias)[:, :vocab_size]
-        return logits.float()  # before the softmax: a loss over bf16 logits is quantised to 1/128
+        return logits.float()  # before the softmax: a loss of bf16 logits has a resolution of 1/128
 
 
 class BertForPreTraining(nn.Module):
-    """The encoder with the heads of its objective: for masked pieces and, if `nsp`, a two-way one for pairs.
+    """The encoder with a masked-LM head and, if `nsp`, a pooler and a binary classifier of segment pairs.
 
-    The objective mlm+nsp teaches the second that label 1 is a random second segment, mlm+sop that 1 is two segments
-    swapped. With mlm alone there would be nothing for it or the pooler to learn: then neither is there.
+    Label 1 of a pair means a random second segment with the objective mlm+nsp, and swapped segments with mlm+sop.
     """
 
     def __init__(
@@ -248,7 +259,7 @@ class BertForPreTraining(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Three [b, s] and flat indices into b * s [n] -> masked-LM logits [n, vocab], NSP logits [b, 2], in fp32.
 
-        NSP logits are None where there is no head for pairs.
+        NSP logits are None without a head for pairs.
         """
         hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
         masked = hidden.flatten(0, 1).index_select(0, masked_lm_positions)  # [n, hidden]
@@ -257,7 +268,7 @@ class BertForPreTraining(nn.Module):
 
 
 class BertForSequenceClassification(nn.Module):
-    """One label for one text (or a pair of texts), read off the pooled [CLS]."""
+    """One label for each text (or pair of texts), predicted from the pooled [CLS]."""
 
     def __init__(self, config: BertConfig, vocab_size: int, num_labels: int, seed: int = 0) -> None:
         super().__init__()
@@ -274,10 +285,10 @@ class BertForSequenceClassification(nn.Module):
 
 @torch.no_grad()
 def initialize(model: nn.Module, deviation: float, seed: int) -> None:
-    """Fill every weight: matrices from a normal cut at two deviations, gains 1, biases 0, as BERT has it.
+    """Initialize every weight as in BERT: matrices from a normal truncated at two deviations, gains 1, biases 0.
 
-    Each matrix has a generator of its own, keyed by (seed, its name): neither the heads beside it, nor the number of
-    workers, nor what was drawn before changes its first value.
+    Each matrix has its own generator, keyed by (seed, its name). Its values do not depend on the other parts of the
+    model, the number of workers or earlier draws.
     """
     gains = {id(module.weight) for module in model.modules() if isinstance(module, nn.LayerNorm)}
     for name, parameter in model.named_parameters():
@@ -290,20 +301,13 @@ def initialize(model: nn.Module, deviation: float, seed: int) -> None:
 
 
 def load_encoder(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy the `bert.` entries of a checkpoint into `model.bert`; other entries (the heads of another task) are left.
+    """Copy the `bert.` weights of a checkpoint into `model.bert`; the weights of other heads are ignored.
 
-    A checkpoint of masked-LM alone has no pooler: the model keeps its own.
-
-    Raises:
-        RuntimeError: a weight of the encoder is missing, unknown or of another shape.
+    A checkpoint trained with masked-LM only has no pooler: the model keeps its own. Raises RuntimeError when a weight
+    of the encoder is missing, unknown or has another shape.
     """
     prefix, bert = "bert.", model.get_submodule("bert")
     encoder = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
     if not any(name.startswith("pooler.") for name in encoder):
         encoder |= {name: weight for name, weight in bert.state_dict().items() if name.startswith("pooler.")}
     bert.load_state_dict(encoder)
-
-
-# Products of rows [.., in] and weights [out, in], and their gradients, in the fastest kernels that torch carries. In
-# fp32 it multiplies with MKL, which leaves AVX-512 to Intel's processors; the oneDNN beside it, in which it multiplies
-# 16 bits, takes it on AMD's as well: products in half the time.

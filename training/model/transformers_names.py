@@ -1,4 +1,4 @@
-"""our weights by name <-> those of transformers: what a model's files are called there."""
+"""The names of Cloze's weights <-> the names in transformers' files."""
 
 import re
 from collections.abc import Mapping
@@ -9,38 +9,40 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How transformers writes a model of one architecture."""
+class TransformersLayout:
+    """How transformers stores a model of one architecture."""
 
     model_type: str
-    classes: tuple[str, str]  # transformers' own: with a head for pairs, and for masked pieces alone
-    #: Our modules -> theirs; {} is a layer's number. The others are called alike.
+    classes: tuple[str, str]  # transformers' classes: with a head for pairs, and with the masked-LM head only
+    #: Cloze's module names -> transformers'; {} is a layer's number. Modules not listed have the same name in both.
     modules: Mapping[str, str]
-    joined: str  # a part of their names that stands for one module here and, by the names of `parts`, for several there
-    parts: tuple[str, ...]
-    tied: Mapping[str, str]  # a second name of a weight that their files may hold
-    ignored: frozenset[str]  # buffers that are no weights
-    may_lack: tuple[str, ...]  # beginnings of their names, of which each is there as a whole or not at all
-    only: Mapping[str, tuple[str | bool, ...]]  # keys of config.json that change what is computed -> what we compute
+    #: In transformers' names, the part that stands for a module that is fused here and split there into `split_parts`.
+    fused_part: str
+    split_parts: tuple[str, ...]
+    tied: Mapping[str, str]  # a second name of a tied weight -> its first name
+    ignored: frozenset[str]  # buffers that are not weights
+    optional_prefixes: tuple[str, ...]  # prefixes of their names; the weights of each are present completely or not
+    #: Keys of config.json that change what is computed -> the values that Cloze supports.
+    supported_values: Mapping[str, tuple[str | bool, ...]]
 
-    def ours(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights (or their gradients) by transformers' names -> by ours; query, key and value become one."""
-        joined = {name: tensor for name, tensor in weights.items() if name not in {*self.tied, *self.ignored}}
-        first = self.parts[0]
-        for name in [name for name in joined if first in name]:
-            rows = [joined.pop(name.replace(first, part)) for part in self.parts]
-            joined[name.replace(first, self.joined)] = torch.cat(rows)
-        inverse = {theirs: ours for ours, theirs in self.modules.items()}
-        return {_renamed(name, inverse): tensor for name, tensor in joined.items()}
+    def from_transformers(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights (or gradients) by transformers' names -> by Cloze's. Query, key and value are fused into one."""
+        fused = {name: tensor for name, tensor in weights.items() if name not in {*self.tied, *self.ignored}}
+        first = self.split_parts[0]
+        for name in [name for name in fused if first in name]:
+            parts = [fused.pop(name.replace(first, part)) for part in self.split_parts]
+            fused[name.replace(first, self.fused_part)] = torch.cat(parts)
+        to_cloze = {transformers: cloze for cloze, transformers in self.modules.items()}
+        return {_renamed(name, to_cloze): tensor for name, tensor in fused.items()}
 
-    def theirs(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights by our names -> by transformers', each tied one once."""
+    def to_transformers(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by Cloze's names -> by transformers', each tied weight once."""
         split: dict[str, Tensor] = {}
         for name, tensor in weights.items():
             renamed = _renamed(name, self.modules)
-            if self.joined in renamed:
-                parts = zip(self.parts, tensor.chunk(len(self.parts)), strict=True)
-                split |= {renamed.replace(self.joined, part): rows for part, rows in parts}
+            if self.fused_part in renamed:
+                parts = zip(self.split_parts, tensor.chunk(len(self.split_parts)), strict=True)
+                split |= {renamed.replace(self.fused_part, part): rows for part, rows in parts}
             else:
                 split[renamed] = tensor
         return split
@@ -48,16 +50,16 @@ class Layout:
 
 def _renamed(name: str, modules: Mapping[str, str]) -> str:
     module, _, leaf = name.rpartition(".")
-    found = modules.get(re.sub(r"\d+", "{}", module))
-    return f"{found.format(*re.findall(r'[0-9]+', module))}.{leaf}" if found else name
+    renamed = modules.get(re.sub(r"\d+", "{}", module))
+    return f"{renamed.format(*re.findall(r'[0-9]+', module))}.{leaf}" if renamed else name
 
 
-BERT = Layout(
+BERT = TransformersLayout(
     model_type="bert",
     classes=("BertForPreTraining", "BertForMaskedLM"),
     modules={
         "bert.embeddings.norm": "bert.embeddings.LayerNorm",
-        "bert.layers.{}.attention.qkv": "bert.encoder.layer.{}.attention.self.qkv",  # three there: see parts
+        "bert.layers.{}.attention.qkv": "bert.encoder.layer.{}.attention.self.qkv",  # see split_parts
         "bert.layers.{}.attention.output": "bert.encoder.layer.{}.attention.output.dense",
         "bert.layers.{}.attention_norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
         "bert.layers.{}.intermediate": "bert.encoder.layer.{}.intermediate.dense",
@@ -69,17 +71,17 @@ BERT = Layout(
         "mlm.norm": "cls.predictions.transform.LayerNorm",
         "nsp": "cls.seq_relationship",
     },
-    joined=".self.qkv.",
-    parts=(".self.query.", ".self.key.", ".self.value."),
+    fused_part=".self.qkv.",
+    split_parts=(".self.query.", ".self.key.", ".self.value."),
     tied={
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
-    ignored=frozenset({"bert.embeddings.position_ids"}),  # 0, 1, 2, ... of older versions
-    may_lack=("bert.pooler.", "cls.predictions.", "cls.seq_relationship."),
-    only={
+    ignored=frozenset({"bert.embeddings.position_ids"}),  # 0, 1, 2, ...; written by older versions
+    optional_prefixes=("bert.pooler.", "cls.predictions.", "cls.seq_relationship."),
+    supported_values={
         "model_type": ("bert",),
-        "hidden_act": ("gelu", "gelu_python"),  # one function; gelu_new and others are approximations of it
+        "hidden_act": ("gelu", "gelu_python"),  # the same function; gelu_new and others are approximations
         "position_embedding_type": ("absolute",),
         "is_decoder": (False,),
         "add_cross_attention": (False,),

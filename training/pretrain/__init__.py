@@ -1,1 +1,1 @@
-"""Examples -> a pretrained checkpoint (Ray Train and DeepSpeed)."""
+"""Pretraining: examples -> checkpoints, with Ray Train and DeepSpeed."""

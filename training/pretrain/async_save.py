@@ -1,9 +1,11 @@
-"""checkpoints and metrics -> the artifact, in the background, one at a time; a disk or an S3 that fails does not end
-training.
+"""Checkpoints and metrics -> the artifact, in a background thread, one save at a time.
 
-What is written lies in memory until it is: its tensors, and their bytes once more while these are hashed and written,
-24 bytes for each of the model's parameters. Up to three workers share that, a kind of tensors (checkpoint.py)
-or more for each: they all try again when one has failed.
+A disk or S3 that fails does not end the training: a save is tried three times. With several workers, all of them try
+again when one has failed.
+
+A save keeps its tensors in memory until they are written, and their serialized bytes while these are hashed and
+written: 24 bytes for each parameter of the model. Up to three workers share this, each with one or more kinds of
+tensors (see KINDS in checkpoint.py).
 """
 
 import time
@@ -13,87 +15,92 @@ from functools import partial
 
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.storage import Location
-from cloze.training.checkpoints.checkpoint import Standing, Tensors, prune, save
-from cloze.training.cluster.collectives import Exchange, alone, together
+from cloze.training.checkpoints.checkpoint import CheckpointPayload, Tensors, prune_checkpoints, save_checkpoint
+from cloze.training.cluster.collectives import AllGather, run_together, single_worker_gather
 from cloze.training.pretrain import loss_spikes
-from cloze.training.pretrain.facts import Row
-from cloze.training.pretrain.loss_spikes import Skip
+from cloze.training.pretrain.facts import MetricsRow
+from cloze.training.pretrain.loss_spikes import SkippedBatch
 from cloze.training.pretrain.tensorboard import FILE as EVENTS
 from cloze.training.pretrain.tensorboard import EventFile
 
 _ATTEMPTS = 3
-_PAUSE = 1.0  # seconds before the second attempt
-_WRITE_SECONDS = 30.0  # after which metrics are written though no checkpoint is
+_RETRY_SECONDS = 1.0  # before the second attempt
+_METRICS_SECONDS = 30.0  # after which metrics are written even without a checkpoint
 
 
 class AsyncSaver:
-    """One worker's; all begin the same saves together."""
+    """The saver of one worker. All workers must start the same saves in the same order."""
 
     def __init__(
-        self, artifact: Location, keep: int, show: Callable[[str], object], exchange: Exchange = alone
+        self,
+        artifact: Location,
+        keep: int,
+        report: Callable[[str], object],
+        all_gather: AllGather = single_worker_gather,
     ) -> None:
-        """Keeps so many checkpoints. `show` is told what went wrong; `exchange` is for the thread of this alone."""
-        self.failed = ""  # what went wrong with the newest; nothing once one is written
-        self._artifact, self._keep, self._show = artifact, keep, show
-        self._exchange = exchange
+        """Keeps the `keep` newest checkpoints. `report` is called with failures; only this thread uses `all_gather`."""
+        self.failure = ""  # of the last save; empty if it succeeded
+        self._artifact, self._keep, self._report = artifact, keep, report
+        self._all_gather = all_gather
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._going_on: Future[None] | None = None
+        self._pending: Future[None] | None = None
         self._events, self._metrics_written = EventFile(), time.monotonic()
 
-    def begin(self, step: int, write: Callable[[], object], what: str = "checkpoint") -> None:
-        """Call `write` in the thread, after the save before has ended; again after an OSError, three times in all."""
+    def start(self, step: int, write: Callable[[], object], name: str = "checkpoint") -> None:
+        """Call `write` in the thread once the previous save has ended; three times at most if it raises OSError."""
         self.wait()
-        self._going_on = self._thread.submit(self._try, step, write, what)
+        self._pending = self._thread.submit(self._try, step, write, name)
 
-    def save(self, step: int, tensors: Tensors, standing: Standing | None) -> None:
-        """Write a checkpoint of what each worker gives (`standing` is worker 0's), and the metrics up to it."""
-        self.begin(step, partial(self._checkpoint, step, tensors, standing))
+    def save(self, step: int, tensors: Tensors, payload: CheckpointPayload | None) -> None:
+        """Write a checkpoint with each worker's tensors and worker 0's payload, and the metrics up to it."""
+        self.start(step, partial(self._write_checkpoint, step, tensors, payload))
 
-    def save_skips(self, step: int, skips: Sequence[Skip], rank: int) -> None:
-        """Before training goes back: write which batches are skipped. Returns when it is done, or has failed three
-        times."""
-        write = partial((self._artifact / loss_spikes.FILE).write_bytes, loss_spikes.lines(skips))
-        self.begin(step, (lambda: None) if rank else write, loss_spikes.FILE)
+    def save_skipped(self, step: int, skipped: Sequence[SkippedBatch], rank: int) -> None:
+        """Write skipped.jsonl before training rolls back. Returns when it is written, or has failed three times."""
+        write = partial((self._artifact / loss_spikes.FILE).write_bytes, loss_spikes.encode_skipped(skipped))
+        self.start(step, (lambda: None) if rank else write, loss_spikes.FILE)
         self.wait()
-        self._events = EventFile()  # the rows to come do not continue those before
+        self._events = EventFile()  # after a rollback the rows no longer continue those already encoded
 
-    def save_metrics(self, rows: Sequence[Row]) -> None:
-        """Write the metrics, if they have not been written for a while; what fails here the next save writes as well.
-        Worker 0 alone calls it."""
-        if time.monotonic() - self._metrics_written > _WRITE_SECONDS:
+    def save_metrics(self, rows: Sequence[MetricsRow]) -> None:
+        """Write the metrics, unless they were written recently. If it fails, the next save writes them as well.
+
+        Only worker 0 calls it.
+        """
+        if time.monotonic() - self._metrics_written > _METRICS_SECONDS:
             self._metrics_written = time.monotonic()
-            self._thread.submit(self._metrics, list(rows))
+            self._thread.submit(self._write_metrics, list(rows))
 
     def wait(self) -> None:
-        """Return when what was begun is written, or has failed three times. Raises what no new attempt would mend."""
-        going_on, self._going_on = self._going_on, None
-        if going_on:
-            going_on.result()
+        """Wait until the save has been written, or has failed three times. Raises an error that a retry cannot fix."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
 
     def close(self) -> None:
-        """Let what was begun come to its end."""
+        """Wait for all started saves and end the thread."""
         self._thread.shutdown()
 
-    def _try(self, step: int, write: Callable[[], object], what: str) -> None:
+    def _try(self, step: int, write: Callable[[], object], name: str) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                together(self._exchange, write)
-                self.failed = ""
+                run_together(self._all_gather, write)
+                self.failure = ""
                 return
             except OSError as error:
-                self.failed = f"{what} at step {step} not written ({error}), attempt {attempt}"
-                self._show(self.failed)
+                self.failure = f"{name} at step {step} not written ({error}), attempt {attempt}"
+                self._report(self.failure)
                 if attempt < _ATTEMPTS:
-                    time.sleep(attempt * _PAUSE)
+                    time.sleep(attempt * _RETRY_SECONDS)
 
-    def _checkpoint(self, step: int, tensors: Tensors, standing: Standing | None) -> None:
-        save(self._artifact, step, tensors, standing, self._exchange)
-        if standing:
-            prune(self._artifact, self._keep)
-            self._metrics(standing.state["metrics"]["rows"])
+    def _write_checkpoint(self, step: int, tensors: Tensors, payload: CheckpointPayload | None) -> None:
+        save_checkpoint(self._artifact, step, tensors, payload, self._all_gather)
+        if payload:
+            prune_checkpoints(self._artifact, self._keep)
+            self._write_metrics(payload.state["metrics"]["rows"])
 
-    def _metrics(self, rows: Sequence[Row]) -> None:
-        if (self._artifact / "manifest.json").exists():  # another run of the same fingerprint has finished it
+    def _write_metrics(self, rows: Sequence[MetricsRow]) -> None:
+        if (self._artifact / "manifest.json").exists():  # another run with the same fingerprint has finished it
             return
         (self._artifact / "metrics.jsonl").write_bytes(json_lines.encode(rows))
         (self._artifact / EVENTS).write_bytes(self._events(rows))

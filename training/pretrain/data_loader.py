@@ -1,19 +1,16 @@
-"""example shards -> batches, in an order that (seed, epoch, position) alone decides.
+"""Example shards -> batches, in an order that depends only on (seed, epoch, position).
 
-The row groups of all shards are permuted anew for each epoch and read in windows of about 65,536 examples. Within a
-window every example is shuffled, and rows of like length are put together in small groups whose order is again random,
-so that little is padded. The state is one number: how many examples came before. A global batch is the same for any
-number of workers and any micro-batch size: sorted by length, it is cut into as many micro-batches as there are turns,
-and the workers take them by turns.
+In each epoch the row groups of all shards are permuted and read in windows of about 65,536 examples. Within a window
+all examples are shuffled, and examples of similar length are grouped so that little padding is needed; the order of
+these groups is random again. The state is one number: how many examples were consumed. A global batch contains the same
+examples for any number of workers and any micro-batch size: it is sorted by length and cut into micro-batches, which
+are dealt to the workers in rotation.
 """
 
-import queue
-import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,40 +27,38 @@ from cloze.pipeline.core.schema import IGNORED, parquet_file
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.masking import KeyedMaskDraws, Masked, MaskRules, mask_batch
 
-Item = TypeVar("Item")
-
 _WINDOW = 65_536  # examples shuffled together: about 20 MB at length 128
-_READERS = 8  # threads that read files: on S3 reading is waiting
-_ORDER, _WITHIN = 1, 2  # what a random draw is for
+_READERS = 8  # threads that read files: reading from S3 is mostly waiting
+_ROW_GROUP_ORDER, _EXAMPLE_ORDER = 1, 2  # keys of the random draws
 
 
-class Masks(NamedTuple):
-    """Masks that are stored with their examples: where they are and what stood there."""
+class StoredMasks(NamedTuple):
+    """Masks that are stored with their examples: the masked positions and the original ids."""
 
     positions: Ragged
     labels: Ragged
 
-    def take(self, rows: Ints) -> "Masks":
-        return Masks(self.positions.take(rows), self.labels.take(rows))
+    def take(self, rows: Ints) -> "StoredMasks":
+        return StoredMasks(self.positions.take(rows), self.labels.take(rows))
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Examples as flat arrays."""
+class ExampleArrays:
+    """A number of examples, column by column."""
 
-    index: Ints  # which example of the split
+    index: Ints  # position of the example in its split
     epoch: Ints
     input_ids: Ragged
     segment_b: Ints
     next_sentence_label: Ints
-    masks: Masks | None
-    counted: bool = True  # False: there only because every worker has to take part in every turn
+    masks: StoredMasks | None
+    counted: bool = True  # False for a placeholder, which is ignored in all losses and metrics
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def take(self, rows: Ints) -> "Rows":
-        return Rows(
+    def take(self, rows: Ints) -> "ExampleArrays":
+        return ExampleArrays(
             self.index[rows],
             self.epoch[rows],
             self.input_ids.take(rows),
@@ -73,120 +68,123 @@ class Rows:
         )
 
     @staticmethod
-    def join(parts: Sequence["Rows"]) -> "Rows":
+    def concatenate(parts: Sequence["ExampleArrays"]) -> "ExampleArrays":
         masks = [part.masks for part in parts if part.masks]
-        return Rows(
+        return ExampleArrays(
             np.concatenate([part.index for part in parts]),
             np.concatenate([part.epoch for part in parts]),
             Ragged.join(part.input_ids for part in parts),
             np.concatenate([part.segment_b for part in parts]),
             np.concatenate([part.next_sentence_label for part in parts]),
-            Masks(*map(Ragged.join, zip(*masks, strict=True))) if masks else None,
+            StoredMasks(*map(Ragged.join, zip(*masks, strict=True))) if masks else None,
         )
 
 
-def unmasked(rows: Rows) -> Ints:
-    """The pieces of all rows, one row after the other, with stored masks undone."""
-    if rows.masks is None:
-        return rows.input_ids.values
-    ids, (positions, labels) = rows.input_ids.values.copy(), rows.masks
-    ids[np.repeat(rows.input_ids.offsets[:-1], positions.lengths) + positions.values] = labels.values
+def unmasked_ids(examples: ExampleArrays) -> Ints:
+    """The ids of all examples, concatenated, with the original ids at stored masks."""
+    if examples.masks is None:
+        return examples.input_ids.values
+    ids, (positions, labels) = examples.input_ids.values.copy(), examples.masks
+    ids[np.repeat(examples.input_ids.offsets[:-1], positions.lengths) + positions.values] = labels.values
     return ids
 
 
 @dataclass(frozen=True)
-class Masking:
-    """Draws the masks of examples that are stored without: by (seed, epoch, example), so each epoch has others."""
+class DynamicMasking:
+    """Draws the masks of examples that are stored without, keyed by (seed, epoch, example): new ones in each epoch."""
 
     seed: int
     rules: MaskRules
 
-    def __call__(self, ids: Ints, rows: Rows) -> Masked:
-        draws = KeyedMaskDraws(mixed(self.seed, rows.epoch, rows.index), self.rules.vocab_size)
-        return mask_batch(ids, rows.input_ids.lengths, draws, self.rules)
+    def __call__(self, ids: Ints, examples: ExampleArrays) -> Masked:
+        draws = KeyedMaskDraws(mixed(self.seed, examples.epoch, examples.index), self.rules.vocab_size)
+        return mask_batch(ids, examples.input_ids.lengths, draws, self.rules)
 
 
 class Batch(NamedTuple):
-    """What the model and its losses take; b rows, s columns, n masked positions."""
+    """The tensors of a micro-batch: b examples, padded to s tokens, with n masked positions in all."""
 
     input_ids: Tensor  # [b, s] int64
     token_type_ids: Tensor  # [b, s] int64
     attention_mask: Tensor  # [b, s] int64, 1 real, 0 padding
     masked_lm_positions: Tensor  # [n] int64, flat indices into b * s
     masked_lm_labels: Tensor  # [n] int64
-    next_sentence_label: Tensor  # [b] int64, IGNORED where there is no pair, or the row counts for nothing
-    counted: Tensor  # [b] int64, 0 for a row that counts for nothing
-    padded: bool = True  # whether attention_mask hides anything: training would wait for a GPU to answer that
+    next_sentence_label: Tensor  # [b] int64, IGNORED without a pair label and for placeholders
+    counted: Tensor  # [b] int64, 0 for a placeholder
+    padded: bool = True  # whether attention_mask contains zeros; asking the GPU would wait for it
 
     def to(self, device: torch.device) -> "Batch":
-        """To a GPU from pinned memory: a copy from any other would wait for what the GPU still does."""
+        """Copy to a GPU from pinned memory: a copy from pageable memory waits for the GPU's pending work."""
         if device.type == "cpu":
             return self
         *tensors, padded = self
         return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors), padded=padded)
 
 
-def batch(rows: Rows, masking: Masking | None = None) -> Batch:
-    """Examples -> tensors no wider than the longest of them; `masking` for those that are stored without masks."""
-    lengths, width = rows.input_ids.lengths, int(rows.input_ids.lengths.max())
-    ids = padded(*rows.input_ids, width)  # [b, s]
+def collate(examples: ExampleArrays, masking: DynamicMasking | None = None) -> Batch:
+    """Examples -> tensors padded to the longest one. `masking` draws the masks if none are stored."""
+    lengths, width = examples.input_ids.lengths, int(examples.input_ids.lengths.max())
+    ids = padded(*examples.input_ids, width)  # [b, s]
     real = np.arange(width) < lengths[:, None]
-    second = (np.arange(width) >= rows.segment_b[:, None]) & real
-    starts = np.arange(len(rows)) * width
-    if rows.masks:
-        flat = np.repeat(starts, rows.masks.positions.lengths) + rows.masks.positions.values
-        labels = rows.masks.labels.values
+    second = (np.arange(width) >= examples.segment_b[:, None]) & real
+    starts = np.arange(len(examples)) * width
+    if examples.masks:
+        flat = np.repeat(starts, examples.masks.positions.lengths) + examples.masks.positions.values
+        labels = examples.masks.labels.values
     else:
         assert masking is not None, "these examples are stored without masks"
-        ids, positions, targets, counts = masking(ids, rows)
+        ids, positions, targets, counts = masking(ids, examples)
         used = np.arange(positions.shape[1]) < counts[:, None]
         flat, labels = (positions + starts[:, None])[used], targets[used]
-    counted = np.full(len(rows), rows.counted)
-    arrays = (ids, second, real, flat, labels, rows.next_sentence_label, counted)
+    counted = np.full(len(examples), examples.counted)
+    arrays = (ids, second, real, flat, labels, examples.next_sentence_label, counted)
     return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays), padded=not real.all())
 
 
-def share(rows: Rows, rank: int, workers: int, micro_batch_size: int) -> list[Rows]:
-    """A worker's micro-batches of a global batch: as many for each worker, none larger than `micro_batch_size`.
+def worker_micro_batches(
+    examples: ExampleArrays, rank: int, workers: int, micro_batch_size: int
+) -> list[ExampleArrays]:
+    """A worker's micro-batches of a global batch: the same number for each worker, none above `micro_batch_size`.
 
-    The sizes differ by one at most, so any number of workers will do. Where there are fewer rows than micro-batches,
-    those without get a row that counts for nothing: every worker has to take part in every turn.
+    Their sizes differ by one at most, so any number of workers is possible. With fewer examples than micro-batches, the
+    empty ones get a placeholder: every worker must take part in every micro-step.
     """
-    turns = -(-len(rows) // (workers * micro_batch_size))
-    by_length = np.argsort(rows.input_ids.lengths, kind="stable")
-    pieces = np.array_split(by_length, turns * workers)[rank::workers]
-    return [rows.take(piece) if len(piece) else _idle(rows.take(by_length[:1])) for piece in pieces]
+    micro_steps = -(-len(examples) // (workers * micro_batch_size))
+    by_length = np.argsort(examples.input_ids.lengths, kind="stable")
+    micro_batches = np.array_split(by_length, micro_steps * workers)[rank::workers]
+    return [examples.take(rows) if len(rows) else _placeholder(examples.take(by_length[:1])) for rows in micro_batches]
 
 
-def _idle(row: Rows) -> Rows:
-    nothing = Ragged(np.zeros(0, np.int64), np.zeros(2, np.int64))
-    return replace(row, next_sentence_label=np.full(1, IGNORED), masks=Masks(nothing, nothing), counted=False)
+def _placeholder(example: ExampleArrays) -> ExampleArrays:
+    empty = Ragged(np.zeros(0, np.int64), np.zeros(2, np.int64))
+    label = np.full(1, IGNORED)
+    return replace(example, next_sentence_label=label, masks=StoredMasks(empty, empty), counted=False)
 
 
-def paired(phases: Iterable[Artifact]) -> bool:
-    """Whether the examples of all phases are labelled pairs: objective mlm+nsp or mlm+sop, not mlm.
+def has_pair_labels(phases: Iterable[Artifact]) -> bool:
+    """Whether the examples of all phases have pair labels: objective mlm+nsp or mlm+sop, not mlm.
 
-    Raises UserError when they are of several objectives, which no one head can learn.
+    Raises UserError when their objectives differ: one head cannot learn several.
     """
-    first, *others = sorted({artifact.manifest.config["objective"] for artifact in phases})
-    if others:
+    objectives = sorted({artifact.manifest.config["objective"] for artifact in phases})
+    if len(objectives) > 1:
         raise UserError(
-            f"pretrain: the phases' examples are of the objectives {', '.join([first, *others])}; "
-            "make those of all phases with one examples.objective"
+            f"pretrain: the phases' examples have different objectives ({', '.join(objectives)}); "
+            "create the examples of all phases with the same examples.objective"
         )
-    return first != "mlm"
+    return objectives[0] != "mlm"
 
 
-class Examples:
-    """The examples of one split of an artifact, by index: shard after shard in the order of their names."""
+class ExampleDataset:
+    """The examples of one split of an artifact, by index: its shards in the order of their names."""
 
     def __init__(self, artifact: Artifact, split: str) -> None:
-        """Opens no file: the manifest says what is in them. Raises UserError when it does not, or there are none."""
+        """Opens no file: the manifest has the numbers of rows. Raises UserError if it lacks them, or if they are 0."""
         self.files: list[Location] = artifact.files(f"{split}/")
         facts, names = ExamplesFacts.of(artifact.manifest), [f"{split}/{file.name}" for file in self.files]
-        if unsaid := [name for name in names if name not in facts.rows or not facts.row_group_size]:
+        if unknown := [name for name in names if name not in facts.rows or not facts.row_group_size]:
             raise UserError(
-                f"{artifact.location}/manifest.json: does not say how many rows {unsaid[0]} has; "
+                f"{artifact.location}/manifest.json: the number of rows of {unknown[0]} is missing; "
                 "delete that folder and run again"
             )
         self._groups: list[tuple[int, int]] = []  # (file, row group)
@@ -198,104 +196,108 @@ class Examples:
         self._starts = offsets_of(sizes)
         if not len(self):
             raise UserError(
-                f"{artifact.location}: holds no {split} examples; "
+                f"{artifact.location}: contains no {split} examples; "
                 "give more documents or change extract.heldout_fraction"
             )
-        self.masked = split == "heldout" or artifact.manifest.config["masking"] == "static"  # masks are stored
-        self._footers: dict[int, pq.FileMetaData] = {}  # of the files that were opened
+        self.has_stored_masks = split == "heldout" or artifact.manifest.config["masking"] == "static"
+        self._footers: dict[int, pq.FileMetaData] = {}  # of the files opened so far
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def windows(self, seed: int, epoch: int) -> list[Ints]:
-        """The row groups of an epoch in their order, cut where a window's examples reach _WINDOW."""
-        order = np.random.default_rng([seed, epoch, _ORDER]).permutation(len(self._groups))
+        """The shuffled row groups of an epoch, cut into windows of about _WINDOW examples."""
+        order = np.random.default_rng([seed, epoch, _ROW_GROUP_ORDER]).permutation(len(self._groups))
         filled = np.cumsum(np.diff(self._starts)[order])
         cuts = np.flatnonzero(np.diff(filled // _WINDOW, prepend=0)) + 1
         return [window for window in np.split(order, cuts) if len(window)]
 
-    def read(self, groups: Ints, epoch: int = 0) -> Rows:
-        """Row groups -> their examples, by index; only the files that hold them are opened."""
-        wanted: dict[int, list[int]] = {}
+    def read(self, groups: Ints, epoch: int = 0) -> ExampleArrays:
+        """Row groups -> their examples in the order of their index. Only the files of these groups are opened."""
+        by_file: dict[int, list[int]] = {}
         for file, group in (self._groups[number] for number in sorted(groups)):
-            wanted.setdefault(file, []).append(group)
-        with ThreadPoolExecutor(min(_READERS, len(wanted))) as readers:
-            tables = list(readers.map(self._table, wanted, wanted.values()))
+            by_file.setdefault(file, []).append(group)
+        with ThreadPoolExecutor(min(_READERS, len(by_file))) as readers:
+            tables = list(readers.map(self._read_table, by_file, by_file.values()))
         index = np.concatenate([np.arange(*self._starts[number : number + 2]) for number in sorted(groups)])
-        return _rows(pa.concat_tables(tables), index, epoch)
+        return _example_arrays(pa.concat_tables(tables), index, epoch)
 
-    def spread(self, count: int) -> Rows:
-        """About `count` examples (all, if there are fewer), the same each time: whole row groups, evenly spread."""
+    def evenly_spaced(self, count: int) -> ExampleArrays:
+        """About `count` examples (or all, if fewer): whole row groups at equal distances, always the same ones."""
         groups = len(self._groups)
         picked = min(groups, -(-count // int(np.diff(self._starts).max())))
         return self.read((2 * np.arange(picked) + 1) * groups // (2 * picked))
 
-    def _table(self, file: int, groups: list[int]) -> pa.Table:
+    def _read_table(self, file: int, groups: list[int]) -> pa.Table:
         with parquet_file(self.files[file], self._footers.get(file)) as opened:
             self._footers[file] = opened.metadata
             return opened.read_row_groups(groups, use_threads=False)
 
-    def batches(self, seed: int, position: int, size: int, group: int = 1) -> Iterator[Rows]:
-        """Global batches of `size` without end, the first `position` examples left out; epochs follow on each other.
+    def batches(self, seed: int, position: int, size: int, group_size: int = 1) -> Iterator[ExampleArrays]:
+        """An endless sequence of global batches of `size`, epoch after epoch, without the first `position` examples.
 
-        Of each window the rows of like length come together, so many in a `group`, the groups in random order. Raises
-        UserError when there are fewer examples than a batch holds.
+        Within each window, examples of similar length form groups of `group_size`, in random order. Raises UserError
+        when there are fewer examples than one batch needs.
         """
         if len(self) < size:
             folder = self.files[0].uri.rpartition("/")[0]
             raise UserError(
-                f"{folder}: holds {len(self)} examples, fewer than global_batch_size {size}; "
+                f"{folder}: contains {len(self)} examples, fewer than global_batch_size {size}; "
                 "lower it or give more documents"
             )
-        return self._batches(seed, position, size, group)
+        return self._batches(seed, position, size, group_size)
 
-    def _batches(self, seed: int, position: int, size: int, group: int) -> Iterator[Rows]:
-        rest: list[Rows] = []
-        for rows in self._shuffled(seed, position, group):
-            joined = Rows.join([*rest, rows])
-            whole = len(joined) - len(joined) % size
-            for start in range(0, whole, size):
-                yield joined.take(np.arange(start, start + size))
-            rest = [joined.take(np.arange(whole, len(joined)))]
+    def _batches(self, seed: int, position: int, size: int, group_size: int) -> Iterator[ExampleArrays]:
+        rest: list[ExampleArrays] = []
+        for window in self._shuffled(seed, position, group_size):
+            examples = ExampleArrays.concatenate([*rest, window])
+            end = len(examples) - len(examples) % size
+            for start in range(0, end, size):
+                yield examples.take(np.arange(start, start + size))
+            rest = [examples.take(np.arange(end, len(examples)))]
 
-    def _shuffled(self, seed: int, position: int, group: int) -> Iterator[Rows]:
+    def _shuffled(self, seed: int, position: int, group_size: int) -> Iterator[ExampleArrays]:
+        """The examples in training order, window by window."""
         epoch, skipped = divmod(position, len(self))
         sizes = np.diff(self._starts)
         while True:
             for number, window in enumerate(self.windows(seed, epoch)):
                 total = int(sizes[window].sum())
                 if skipped < total:
-                    rows = self.read(window, epoch)
-                    order = _order(rows.input_ids.lengths, np.random.default_rng([seed, epoch, _WITHIN, number]), group)
-                    yield rows.take(order[skipped:])
+                    examples = self.read(window, epoch)
+                    random = np.random.default_rng([seed, epoch, _EXAMPLE_ORDER, number])
+                    order = _length_grouped_order(examples.input_ids.lengths, random, group_size)
+                    yield examples.take(order[skipped:])
                 skipped = max(0, skipped - total)
             epoch += 1
 
-    def sample(self, seed: int, count: int, size: int) -> list[Rows]:
-        """The same `count` examples each time (all, if there are fewer), in batches of at most `size`."""
+    def sample(self, seed: int, count: int, size: int) -> list[ExampleArrays]:
+        """`count` examples (or all, if fewer), always the same ones, in batches of at most `size`."""
         first = next(self.batches(seed, 0, min(count, len(self))))
-        return [first.take(part) for part in np.array_split(np.arange(len(first)), -(-len(first) // size))]
+        return [first.take(rows) for rows in np.array_split(np.arange(len(first)), -(-len(first) // size))]
 
 
-def _order(lengths: Ints, draw: np.random.Generator, group: int) -> Ints:
-    """A random order of rows in which those of like length come together, `group` at a time."""
-    order = draw.permutation(len(lengths))
-    if group == 1:
+def _length_grouped_order(lengths: Ints, random: np.random.Generator, group_size: int) -> Ints:
+    """A random order of examples in which `group_size` examples of similar length follow each other."""
+    order = random.permutation(len(lengths))
+    if group_size == 1:
         return order
     by_length = order[np.argsort(lengths[order], kind="stable")]
-    groups = np.split(by_length, np.arange(group, len(by_length), group))
-    return np.concatenate([groups[number] for number in draw.permutation(len(groups))])
+    groups = np.split(by_length, np.arange(group_size, len(by_length), group_size))
+    return np.concatenate([groups[number] for number in random.permutation(len(groups))])
 
 
-def _rows(table: pa.Table, index: Ints, epoch: int) -> Rows:
+def _example_arrays(table: pa.Table, index: Ints, epoch: int) -> ExampleArrays:
     masked = "masked_lm_positions" in table.column_names
-    return Rows(
+    return ExampleArrays(
         index=index,
         epoch=np.full(len(index), epoch),
         input_ids=_ragged(table, "input_ids"),
         segment_b=table.column("segment_b").to_numpy(),
         next_sentence_label=table.column("next_sentence_label").to_numpy(),
-        masks=Masks(_ragged(table, "masked_lm_positions"), _ragged(table, "masked_lm_labels")) if masked else None,
+        masks=StoredMasks(_ragged(table, "masked_lm_positions"), _ragged(table, "masked_lm_labels"))
+        if masked
+        else None,
     )
 
 
@@ -303,48 +305,3 @@ def _ragged(table: pa.Table, name: str) -> Ragged:
     lists = pa.concat_arrays(table.column(name).chunks)
     offsets = lists.offsets.to_numpy().astype(np.int64)
     return Ragged(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
-
-
-class Prefetched(Generic[Item]):
-    """An iterator whose next items a thread makes ready while the last is used; `waited` counts seconds of waiting."""
-
-    def __init__(self, items: Iterator[Item], ahead: int = 2) -> None:
-        self.waited = 0.0
-        self._queue: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(items,), daemon=True)
-        self._thread.start()
-
-    def _fill(self, items: Iterator[Item]) -> None:
-        try:
-            for item in items:
-                if not self._put(item, None):
-                    return
-            self._put(None, StopIteration())
-        except BaseException as error:  # it belongs to whoever asks for the next item
-            self._put(None, error)
-
-    def _put(self, item: Item | None, error: BaseException | None) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._queue.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __iter__(self) -> Iterator[Item]:
-        return self
-
-    def __next__(self) -> Item:
-        start = time.monotonic()
-        item, error = self._queue.get()
-        self.waited += time.monotonic() - start
-        if error is not None:
-            raise error
-        assert item is not None
-        return item
-
-    def close(self) -> None:
-        self._closed.set()
-        self._thread.join()

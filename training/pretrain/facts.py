@@ -1,4 +1,4 @@
-"""What the manifest of pretraining tells its readers: the planner, the report, the card, status."""
+"""The facts in the manifest of a pretrain artifact, read by the planner, report, model card and status."""
 
 from typing import Any
 
@@ -7,43 +7,43 @@ from pydantic import Field
 from cloze.pipeline.core.artifacts import Fact, Facts, Manifest
 from cloze.pipeline.core.errors import UserError
 
-Row = dict[str, Any]  # of metrics.jsonl (training/pretrain/metrics.py)
+MetricsRow = dict[str, Any]  # a row of metrics.jsonl (see metrics.py)
 
 
 class CheckpointFact(Fact):
-    """A checkpoint among the artifact's files."""
+    """A checkpoint in the artifact."""
 
-    path: str  # inside the artifact
+    path: str  # relative to the artifact
     digest: str
     step: int
     heldout_loss: float | None = None
 
 
 class PeakFact(Fact):
-    """The most that all workers' devices could do."""
+    """The peak performance of all workers' devices together."""
 
-    flops: float  # a second
+    flops: float  # per second
     origin: str
 
 
 class InitFact(Fact):
-    """The weights that training began with: their file's digest, and what a reader should know of them."""
+    """The weights that training started from: the digest of their file, and notes for the user."""
 
     sha256: str
     notes: list[str] = Field(default=[])
 
 
 class MetricsFact(Fact):
-    """The last row of each split, and the training as a whole."""
+    """The last row of each split, and the speed of the whole training."""
 
-    train: Row = Field(default={})
-    heldout: Row = Field(default={})
-    seconds: float = 0.0  # of training steps
+    train: MetricsRow = Field(default={})
+    heldout: MetricsRow = Field(default={})
+    seconds: float = 0.0  # spent on training steps
     sequences_per_second: float = 0.0
 
 
 class PretrainFacts(Facts):
-    """The checkpoints that are kept, how they were computed, and what was measured."""
+    """The kept checkpoints, how they were computed, and the metrics."""
 
     checkpoint: CheckpointFact | None = None
     best: CheckpointFact | None = None
@@ -57,7 +57,7 @@ class PretrainFacts(Facts):
 
     @classmethod
     def final(cls, manifest: Manifest) -> CheckpointFact:
-        """The checkpoint that a finished pretraining ends with. Raises UserError where its manifest names none."""
+        """The last checkpoint of a finished pretraining. Raises UserError when the manifest names none."""
         if checkpoint := cls.of(manifest).checkpoint:
             return checkpoint
         raise UserError(

@@ -1,4 +1,4 @@
-"""A micro-batch -> its part of the global batch's loss, and its sums; what came of a step; what a back end does."""
+"""A micro-batch -> its part of the loss and its sums; the result of a step; the interface of the backends."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,20 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloze.training.model.optim import (
-    Precision,
-    autocast,
-)
+from cloze.training.model.optim import Precision, autocast
 from cloze.training.model.totals import Totals
 from cloze.training.pretrain.data_loader import IGNORED, Batch
 
 
 @dataclass(frozen=True)
-class Step:
-    """What came of an update: sums over the global batch, and the gradient's norm before clipping.
+class StepResult:
+    """The result of a step: sums over the global batch, and the norm of the gradients before clipping.
 
-    Both are where the device has them, or will have them: to look at `totals` or `grad_norm` is to wait for it.
-    Where an fp16 gradient has overflowed (in any worker), no weight was changed and the next step has a lower scale.
+    Both may still be computed by the device: reading `totals` or `grad_norm` waits for it. If an fp16 gradient has
+    overflowed in any worker, the weights are unchanged and the next step has a lower loss scale.
     """
 
     sums: Tensor  # in the order of Totals
@@ -38,7 +35,7 @@ class Step:
 
 
 class Objective(nn.Module):
-    """A batch -> its part of the global batch's loss, and its sums in the order of Totals."""
+    """A micro-batch -> its part of the global batch's loss, and its sums in the order of Totals."""
 
     def __init__(self, model: nn.Module, precision: Precision) -> None:
         super().__init__()
@@ -46,14 +43,14 @@ class Objective(nn.Module):
         self.precision: Precision = precision
 
     def forward(self, batch: Batch, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """`masked` and `labels` are the global batch's counts of masked positions and next-sentence labels."""
+        """`masked` and `labels` are the numbers of masked positions and next-sentence labels in the global batch."""
         with autocast(batch.input_ids.device, self.precision):
             mlm_logits, nsp_logits = self.model(
                 batch.input_ids,
                 batch.token_type_ids,
                 batch.attention_mask if batch.padded else None,
                 batch.masked_lm_positions,
-            )  # [n, vocab]; [b, 2], or None where nothing is learnt of pairs
+            )  # [n, vocab]; [b, 2], or None without a head for pairs
         mlm_loss = functional.cross_entropy(mlm_logits, batch.masked_lm_labels, reduction="sum")
         nsp_loss, answers = torch.zeros_like(mlm_loss), torch.zeros_like(batch.next_sentence_label)
         if nsp_logits is not None:
@@ -64,7 +61,7 @@ class Objective(nn.Module):
         with torch.no_grad():
             labelled = batch.next_sentence_label != IGNORED
             real = batch.attention_mask * batch.counted[:, None]
-            sums = (  # what Python counts is filled in by the device: a copy would wait for it
+            sums = (  # numbers known to Python are filled in on the device: a copy would wait for it
                 mlm_loss,
                 (mlm_logits.argmax(-1) == batch.masked_lm_labels).sum(),
                 mlm_loss.new_full((), batch.masked_lm_labels.numel(), dtype=torch.float64),
@@ -82,38 +79,38 @@ class Objective(nn.Module):
         return mlm_loss / masked + nsp_loss / labels, totals
 
 
-class BackEnd(Protocol):
+class Backend(Protocol):
     """How the gradients of all workers become one update.
 
-    A step is `begin`, then `forward` and `backward` for each micro-batch, then `update`. Kinds are those of a
-    checkpoint: "model", the weights, and the optimizer's two moments.
+    A step calls `start_step`, then `forward` and `backward` for each micro-batch, then `optimizer_step`. A `kind` of
+    tensor is one of checkpoint.KINDS: "model" (the weights) or one of the optimizer's two moments.
     """
 
-    def begin(self, learning_rate: float, scale: float | None) -> None:
-        """`scale` is what to multiply losses by and divide gradients by; None where precision is not fp16."""
+    def start_step(self, learning_rate: float, loss_scale: float | None) -> None:
+        """`loss_scale` multiplies losses and divides gradients; None unless the precision is fp16."""
         ...
 
     def forward(self, batch: Batch, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What Objective makes of a micro-batch."""
+        """The output of Objective for a micro-batch."""
         ...
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradients of a micro-batch, maybe the last one of the step."""
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Add the gradients of a micro-batch; `is_last` for the last one of the step."""
         ...
 
-    def update(self) -> Tensor | float:
-        """Clip and update; the norm of the gradients' sum over all workers, without the scale.
+    def optimizer_step(self) -> Tensor | float:
+        """Clip and update. Returns the norm of the gradients summed over all workers, without the loss scale.
 
-        Nothing is updated by scaled gradients that are not finite.
+        Scaled gradients that are not finite update nothing.
         """
         ...
 
-    def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        """A kind of a parameter, whole. All workers have to call it together, as they do `write`."""
+    def read_tensor(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        """The complete tensor of a parameter. All workers must call it together; the same holds for `write_tensor`."""
         ...
 
-    def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None: ...
+    def write_tensor(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None: ...
 
-    def set_updates(self, updates: int) -> None:
-        """Have the optimizer count on from so many updates."""
+    def set_update_count(self, updates: int) -> None:
+        """Set the number of updates that the optimizer has made."""
         ...

@@ -1,8 +1,8 @@
-"""examples -> a pretrained checkpoint: Ray Train runs the workers, DeepSpeed the updates, our checkpoints the restarts.
+"""Examples -> a pretrained checkpoint, with Ray Train for the workers and DeepSpeed for the updates.
 
-A worker that dies takes its group with it; a new group goes on from the newest verified checkpoint (of as many workers
-as there is room for, where a range of them is given), and so does the same command after everything was killed, or
-ended by SIGTERM. A worker's part: training/pretrain/trainer.py.
+When a worker dies, its group ends, and a new group continues from the newest verified checkpoint (with as many workers
+as fit on the cluster, if a range is given). The same command continues from there as well, after the run was killed or
+stopped by SIGTERM. What each worker does: trainer.py.
 """
 
 import hashlib
@@ -15,17 +15,24 @@ from cloze.pipeline.core.artifacts import Artifact, FileRecord, Manifest, Output
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
-from cloze.training.checkpoints.checkpoint import CheckpointRef, best, final, newest, prune
-from cloze.training.checkpoints.warm_start import register, starting_weights
+from cloze.training.checkpoints.checkpoint import (
+    CheckpointRef,
+    best_checkpoint,
+    finished_checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+)
+from cloze.training.checkpoints.warm_start import initial_weights, register_digest
 from cloze.training.cluster.elastic import Placement, nodes
 from cloze.training.cluster.heartbeat import Progress
 from cloze.training.cluster.ray_train import RestartPolicy, run_workers
 from cloze.training.pretrain import loss_spikes, tensorboard
 from cloze.training.pretrain.config import PretrainConfig
-from cloze.training.pretrain.data_loader import Examples, paired
+from cloze.training.pretrain.data_loader import ExampleDataset, has_pair_labels
 from cloze.training.pretrain.facts import CheckpointFact, InitFact, MetricsFact, PeakFact, PretrainFacts
 from cloze.training.pretrain.metrics import summary
-from cloze.training.pretrain.trainer import Hook, Setup, TrainState, work
+from cloze.training.pretrain.train_state import PretrainSetup, TrainState
+from cloze.training.pretrain.trainer import StepHook, train_in_worker
 
 VERSION = 7
 
@@ -36,46 +43,45 @@ def examples_input(max_seq_length: int) -> str:
 
 
 def check(config: PretrainConfig, sources: Mapping[str, SourceFile]) -> None:
-    """Raises UserError when the model to begin with cannot be read, or has another shape."""
+    """Raises UserError when the model of `init` cannot be read, or has another shape."""
     if init := sources.get("init"):
-        starting_weights(init, config.model, None, nsp=False)  # no head is needed yet
+        initial_weights(init, config.model, None, nsp=False)  # the objective is not known yet
 
 
 def _check_examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises UserError when a phase has too few examples, none held out, or another objective than the others."""
-    paired(_examples(config, inputs))
-    for artifact in _examples(config, inputs):
-        Examples(artifact, "train").batches(config.seed, 0, config.global_batch_size)
-        Examples(artifact, "heldout")
+    """Raises UserError when a phase has too few examples, none held out, or a different objective."""
+    has_pair_labels(_phase_examples(config, inputs))
+    for artifact in _phase_examples(config, inputs):
+        ExampleDataset(artifact, "train").batches(config.seed, 0, config.global_batch_size)
+        ExampleDataset(artifact, "heldout")
 
 
-def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step: Hook | None = None) -> Manifest:
-    """inputs: "vocab", "examples-<max_seq_length>" for each phase, and a SourceFile "init" where there is one.
+def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step: StepHook | None = None) -> Manifest:
+    """inputs: "vocab", "examples-<max_seq_length>" for each phase, and the SourceFile "init" if it is set.
 
-    Wants a Ray session. Raises UserError; KeyboardInterrupt, which says what is saved, when it was ended by a signal.
-
-    `on_step` is called in each worker after each step, with its rank and the number of steps done.
+    Requires a Ray session. `on_step` is called in each worker after each step. Raises UserError, and KeyboardInterrupt
+    with a message about the last checkpoint when a signal ended the training.
     """
     _check_examples(config, inputs)
     pieces, init = tuple(vocab_file.pieces_in(inputs["vocab"].location)), inputs.get("init")
-    examples = _examples(config, inputs)
+    examples = _phase_examples(config, inputs)
     notes: tuple[str, ...] = ()
     if init:
         vocab = vocab_file.read_file(inputs["vocab"].location / "tokenizer.json")
-        notes = starting_weights(init, config.model, vocab, nsp=paired(examples)).notes
-    setup = Setup(config, tuple(examples), out.location, pieces, init)
-    last = _trained(setup, on_step, out)
-    prune(out.location, config.keep_checkpoints)
-    state, better = TrainState.from_json(last.state()), best(out.location)
+        notes = initial_weights(init, config.model, vocab, nsp=has_pair_labels(examples)).notes
+    setup = PretrainSetup(config, tuple(examples), out.location, pieces, init)
+    last = _train(setup, on_step, out)
+    prune_checkpoints(out.location, config.keep_checkpoints)
+    state, best = TrainState.from_json(last.state()), best_checkpoint(out.location)
     rows = state.metrics.rows
     files = {"metrics.jsonl": json_lines.encode(rows), tensorboard.FILE: tensorboard.EventFile()(rows)}
     if state.skipped:
-        files[loss_spikes.FILE] = loss_spikes.lines(state.skipped)
-    written = _files(out.location, last) | (_files(out.location, better) if better else {})
+        files[loss_spikes.FILE] = loss_spikes.encode_skipped(state.skipped)
+    written = _files(out.location, last) | (_files(out.location, best) if best else {})
     part = out.commit("checkpoint", files, written=written)
     facts = PretrainFacts(
-        checkpoint=_fact(out.location, last),
-        best=_fact(out.location, better) if better else None,
+        checkpoint=_checkpoint_fact(out.location, last),
+        best=_checkpoint_fact(out.location, best) if best else None,
         precision=state.precision or "",
         processor=state.processor,
         workers=state.workers,
@@ -84,18 +90,18 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
         init=InitFact(sha256=init.sha256, notes=list(notes)) if init else None,
         metrics=MetricsFact(**summary(rows)),
     )
-    for checkpoint in filter(None, (last, better)):
-        register(out.root, checkpoint)
-    fingerprints = {name: given.sha256 if given is init else given.fingerprint for name, given in inputs.items()}
+    for checkpoint in filter(None, (last, best)):
+        register_digest(out.root, checkpoint)
+    fingerprints = {name: item.sha256 if item is init else item.fingerprint for name, item in inputs.items()}
     return out.finish([part], config.model_dump(mode="json"), fingerprints, counts={"steps": last.step}, facts=facts)
 
 
-def _trained(setup: Setup, on_step: Hook | None, out: Output) -> CheckpointRef:
-    """The last checkpoint, after what training is still to be done."""
-    if ended := final(out.location):
-        return ended
-    config, before = setup.config, newest(out.location)
-    state = TrainState.from_json(before.state()) if before else TrainState()
+def _train(setup: PretrainSetup, on_step: StepHook | None, out: Output) -> CheckpointRef:
+    """Train, or continue to train, until the end; returns the last checkpoint."""
+    if finished := finished_checkpoint(out.location):
+        return finished
+    config, newest = setup.config, newest_checkpoint(out.location)
+    state = TrainState.from_json(newest.state()) if newest else TrainState()
     placement = Placement.fitting(
         nodes(),
         stage="pretrain",
@@ -104,23 +110,21 @@ def _trained(setup: Setup, on_step: Hook | None, out: Output) -> CheckpointRef:
         threads=config.threads,
         without_gpus=2,
     )
-    restart = RestartPolicy(config.max_failures, config.step_timeout, leaves=True)
+    restart = RestartPolicy(config.max_failures, config.step_timeout, can_stop=True)
     progress = Progress(out, *config.extent, config.done(state.step, state.seconds))
     try:
-        run_workers(work, (setup, on_step), placement, restart, progress)
-    except KeyboardInterrupt as end:
-        raise KeyboardInterrupt(_saved(out.location)) from end
-    if ended := final(out.location):
-        return ended
-    raise UserError(
-        f"{out.location}: another run of the same settings has taken the last checkpoint away; run it again"
-    )
+        run_workers(train_in_worker, (setup, on_step), placement, restart, progress)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_saved_message(out.location)) from error
+    if finished := finished_checkpoint(out.location):
+        return finished
+    raise UserError(f"{out.location}: another run with the same settings has deleted the last checkpoint; run it again")
 
 
-def _saved(artifact: Location) -> str:
-    """What a user who has ended the training should read."""
+def _saved_message(artifact: Location) -> str:
+    """The message for a user who has stopped the training."""
     with suppress(OSError):
-        if saved := newest(artifact):
+        if saved := newest_checkpoint(artifact):
             return f"pretrain: step {saved.step} is saved"
     return ""
 
@@ -130,13 +134,16 @@ def _path(artifact: Location, checkpoint: CheckpointRef) -> str:
 
 
 def _files(artifact: Location, checkpoint: CheckpointRef) -> dict[str, FileRecord]:
-    """A checkpoint's files as the artifact's manifest has them."""
+    """The records of a checkpoint's files for the manifest of the artifact."""
     path, manifest = _path(artifact, checkpoint), (checkpoint.location / "manifest.json").read_bytes()
-    own = FileRecord(sha256=hashlib.sha256(manifest).hexdigest(), bytes=len(manifest))
-    return {f"{path}/{name}": record for name, record in {**checkpoint.manifest().files, "manifest.json": own}.items()}
+    manifest_record = FileRecord(sha256=hashlib.sha256(manifest).hexdigest(), bytes=len(manifest))
+    return {
+        f"{path}/{name}": record
+        for name, record in {**checkpoint.manifest().files, "manifest.json": manifest_record}.items()
+    }
 
 
-def _fact(artifact: Location, checkpoint: CheckpointRef) -> CheckpointFact:
+def _checkpoint_fact(artifact: Location, checkpoint: CheckpointRef) -> CheckpointFact:
     heldout = checkpoint.manifest().heldout
     return CheckpointFact(
         path=_path(artifact, checkpoint),
@@ -147,11 +154,11 @@ def _fact(artifact: Location, checkpoint: CheckpointRef) -> CheckpointFact:
 
 
 def final_checkpoint(artifact: Artifact) -> CheckpointRef:
-    """The checkpoint that a finished artifact ends with; what hangs on it hangs on its digest. Raises UserError."""
+    """The last checkpoint of a finished artifact. Stages that use it depend on its digest. Raises UserError."""
     fact = PretrainFacts.final(artifact.manifest)
     return CheckpointRef(artifact.location / fact.path, fact.digest, fact.step)
 
 
-def _examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> list[Artifact]:
-    """Those of each phase."""
+def _phase_examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> list[Artifact]:
+    """The examples of each phase."""
     return [inputs[examples_input(phase.max_seq_length)] for phase in config.phases]

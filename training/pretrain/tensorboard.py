@@ -1,51 +1,46 @@
-"""rows of metrics -> a TensorBoard event file.
+"""Metrics rows -> a TensorBoard event file.
 
-The file is made anew from all rows whenever metrics.jsonl is: so each step is in it once, however often
-a run was resumed, and it can lie on S3.
+The file is written as a whole from all rows, like metrics.jsonl: each step is in it once, even if a run is resumed
+several times, and it can be stored on S3.
 """
 
 import struct
 from collections.abc import Sequence
 
-from cloze.training.pretrain.facts import Row
+from cloze.training.pretrain.facts import MetricsRow
 
 FILE = "tensorboard/events.out.tfevents.0.cloze"
-_KEYS = {"split", "step", "time"}  # what a row is about, not what it says
+_NOT_METRICS = {"split", "step", "time"}
 
 
 class EventFile:
     """Encodes each row once."""
 
     def __init__(self) -> None:
-        self._encoded = [_event(wall_time=0.0, file_version="brain.Event:2")]
+        self._records = [_record(wall_time=0.0, file_version="brain.Event:2")]
 
-    def __call__(self, rows: Sequence[Row]) -> bytes:
-        """The file's bytes; `rows` begins with those of the call before."""
-        self._encoded += map(_row, rows[len(self._encoded) - 1 :])
-        return b"".join(self._encoded)
+    def __call__(self, rows: Sequence[MetricsRow]) -> bytes:
+        """The content of the file. `rows` must start with the rows of the previous call."""
+        self._records += map(_row_record, rows[len(self._records) - 1 :])
+        return b"".join(self._records)
 
 
-def _row(row: Row) -> bytes:
+def _row_record(row: MetricsRow) -> bytes:
     from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
     values = [
-        Summary.Value(tag=f"{row['split']}/{key}", simple_value=value) for key, value in row.items() if key not in _KEYS
+        Summary.Value(tag=f"{row['split']}/{key}", simple_value=value)
+        for key, value in row.items()
+        if key not in _NOT_METRICS
     ]
-    return _event(wall_time=row["time"], step=row["step"], summary=Summary(value=values))
+    return _record(wall_time=row["time"], step=row["step"], summary=Summary(value=values))
 
 
-def _event(**fields: object) -> bytes:
-    """An Event as a TFRecord: its length, its bytes, and a checksum of each."""
+def _record(**event: object) -> bytes:
+    """An Event as a TFRecord: its length, its bytes, and a masked CRC-32C of each."""
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.record_writer import masked_crc32c
 
-    data = Event(**fields).SerializeToString()
+    data = Event(**event).SerializeToString()
     length = struct.pack("<Q", len(data))
-    return length + _checksum(length) + data + _checksum(data)
-
-
-def _checksum(data: bytes) -> bytes:
-    """CRC-32C, masked as TFRecord wants it."""
-    from tensorboardX.crc32c import crc32c
-
-    value = crc32c(data)
-    return struct.pack("<I", ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    return b"".join((length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))))

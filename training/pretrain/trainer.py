@@ -1,215 +1,139 @@
-"""One worker's part of pretraining; `Trainer.train` is the loop: take a batch, step, judge the loss, log, save.
+"""One worker of the pretraining; `Trainer.train` is the loop: take a batch, step, check the loss, log, evaluate, save.
 
-A step depends on nothing but the weights before it and its number, by which data, masks and dropout are keyed: the same
-processors with the same workers give the same bits. What happens when
+A step depends only on the weights before it and on its number, which keys data, masks and dropout: the same processors
+with the same workers produce the same bits. What happens when
 
-    a loss spikes        the weights are spoiled by the time it is seen: all workers go back to the newest checkpoint,
-                         and step over that step's batch when they come to it again; after `max_rollbacks` training
-                         ends with one line (`_fault`, `_go_back`, loss_spikes.py)
-    a worker is lost     its group ends. The next one, of at most `max_failures`, begins with `Trainer.__init__` from
-                         the newest checkpoint: the steps since then are made again (ray_train.py, elastic.py)
-    a node gives notice  heard within five seconds: the last finished step is saved, training goes on, and the loss of
-                         the node is no failure (run_control.py)
-    the driver asks to stop (SIGTERM, or to make room for a larger group)
-                         the last finished step is saved and training ends: the same command goes on from there
-                         (run_control.py, heartbeat.py)
-    the disk is full     a checkpoint is tried three times, then training goes on without it; only the last one has to
-                         be written (async_save.py, `_save`)
-    the budget ends      seen after each step: it is the last of its phase, and of training if it is the last phase's.
-                         The learning rate falls to zero towards that time (`_end_phase`, `_learning_rate`)
+    a loss spikes        The update is undone: all workers roll back to the newest checkpoint, and skip the batch of
+                         that step when they reach it again. After `max_rollbacks` rollbacks training ends with an
+                         error (`_check_step`, `_roll_back`, loss_spikes.py).
+    a worker is lost     Its group ends. The next group, after at most `max_failures` failures, starts with
+                         `Trainer.__init__` from the newest checkpoint and repeats the steps since then (ray_train.py,
+                         elastic.py).
+    a node is preempted  All workers know within five seconds of the notice. The last finished step is saved and
+                         training continues. The loss of the node does not count as a failure (run_control.py).
+    the driver requests to stop (SIGTERM, or a larger group is possible)
+                         The last finished step is saved and training ends. The same command resumes it
+                         (run_control.py, heartbeat.py).
+    the disk is full     A checkpoint is tried three times, then training continues without it. Only the last
+                         checkpoint must be written (async_save.py, `_save`).
+    the budget ends      This is checked after each step: it is the last step of its phase, and of the training if
+                         the phase is the last one. The learning rate falls to zero by then (`_end_phase`,
+                         `_learning_rate`).
 """
 
 import hashlib
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from cloze.pipeline.core.artifacts import Artifact, SourceFile
+from cloze.pipeline.core.artifacts import SourceFile
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.masking import mask_rules
 from cloze.training.checkpoints.checkpoint import (
     KINDS,
+    CheckpointPayload,
     CheckpointRef,
     Heldout,
     SavedConfig,
-    Standing,
     Tensors,
-    newest,
+    newest_checkpoint,
 )
-from cloze.training.checkpoints.warm_start import starting_weights
-from cloze.training.cluster.collectives import Item, agreed, new_exchange
-from cloze.training.cluster.heartbeat import Tell
-from cloze.training.cluster.ray_train import group_size, node_is_going
+from cloze.training.checkpoints.warm_start import initial_weights
+from cloze.training.cluster.collectives import broadcast_object, new_all_gather
+from cloze.training.cluster.heartbeat import ReportProgress
+from cloze.training.cluster.ray_train import is_preempted, world_size
 from cloze.training.model.architectures import pretraining_model
-from cloze.training.model.hardware import Peak, fastest, layer_seconds, peak, processor, worker_device
-from cloze.training.model.optim import LossScale, Precision, learning_rate_at, learning_rate_in_time
-from cloze.training.pretrain import loss_spikes
+from cloze.training.model.hardware import fastest_precision, layer_seconds, peak_flops, processor_name, worker_device
+from cloze.training.model.optim import Precision, learning_rate_at, learning_rate_in_budget
 from cloze.training.pretrain.async_save import AsyncSaver
-from cloze.training.pretrain.baselines import Baseline, unigram_baseline
 from cloze.training.pretrain.config import PretrainConfig
-from cloze.training.pretrain.data_loader import Batch, Examples, Masking, Prefetched, Rows, batch, paired, share
 from cloze.training.pretrain.engine import Engine
-from cloze.training.pretrain.loss_spikes import Fault, RecentSteps, Skip
-from cloze.training.pretrain.metrics import Recorder
-from cloze.training.pretrain.objective import Step
+from cloze.training.pretrain.loss_spikes import BadStep, SkippedBatch, read_skipped
+from cloze.training.pretrain.objective import StepResult
+from cloze.training.pretrain.phase_data import GlobalBatch, PhaseData
 from cloze.training.pretrain.run_control import RunControl
+from cloze.training.pretrain.train_state import GroupInfo, PretrainSetup, TrainState
 
-Hook = Callable[[int, int], None]  # called in each worker with its rank and the number of steps done
-
-_HELDOUT_SEED = 0  # the same held-out examples for every run
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What every worker is given."""
-
-    config: PretrainConfig
-    examples: tuple[Artifact, ...]  # of each phase
-    location: Location
-    pieces: tuple[str, ...]  # of the vocabulary
-    init: SourceFile | None = None  # another model's weights
-
-    @property
-    def nsp(self) -> bool:
-        """Whether the model has a head for pairs."""
-        return paired(self.examples)
-
-
-@dataclass
-class TrainState:
-    """Where training stands: what a checkpoint stores beside the weights and their moments."""
-
-    step: int = 0  # steps done
-    phase: int = 0  # of the next step
-    phase_start: int = 0  # steps before that phase
-    seconds: float = 0.0  # of training, by the clock of worker 0; steps that were undone have taken theirs
-    updates: int = 0  # fewer than the steps where fp16's gradients overflowed
-    loss_scale: LossScale | None = None
-    recent: RecentSteps = field(default_factory=RecentSteps)  # what the next step is judged by
-    skipped: Sequence[Skip] = ()
-    metrics: Recorder = field(default_factory=Recorder)
-    heldout: Heldout | None = None  # of this very step, where it was evaluated
-    precision: Precision | None = None  # None until it is chosen
-    workers: int = 0
-    processor: str = ""
-    peak: Peak | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """A checkpoint's state.json; `heldout` is in its manifest.json."""
-        return {
-            "step": self.step,
-            "phase": self.phase,
-            "first": self.phase_start,
-            "spent": self.seconds,
-            "updates": self.updates,
-            "precision": self.precision,
-            "loss_scale": self.loss_scale,
-            "processor": self.processor,
-            "workers": self.workers,
-            "peak": self.peak and self.peak._asdict(),
-            "metrics": self.metrics.state(),
-            "recent": self.recent.to_json(),
-            "skipped": [asdict(skip) for skip in self.skipped],
-        }
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> Self:
-        return cls(
-            step=saved["step"],
-            phase=saved["phase"],
-            phase_start=saved["first"],
-            seconds=saved["spent"],
-            updates=saved["updates"],
-            loss_scale=LossScale(*saved["loss_scale"]) if saved["loss_scale"] else None,
-            recent=RecentSteps(*saved["recent"]),
-            skipped=[Skip(**skip) for skip in saved["skipped"]],
-            metrics=Recorder(saved["metrics"]),
-            precision=saved["precision"],
-            workers=saved["workers"],
-            processor=saved["processor"],
-            peak=Peak(**saved["peak"]),
-        )
+Value = TypeVar("Value")
+StepHook = Callable[[int, int], None]  # called in each worker with its rank and the number of finished steps
 
 
 class Trainer:
-    """One worker of the group: it differs from the others by its rank alone."""
+    """One worker of the group. The workers differ only in their rank."""
 
     def __init__(
-        self, setup: Setup, tell: Tell, on_step: Hook | None, preempted: Callable[[], bool] = lambda: False
+        self,
+        setup: PretrainSetup,
+        report_progress: ReportProgress,
+        on_step: StepHook | None,
+        is_preempted: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Stands where the newest checkpoint does, or at the beginning. `tell` and `preempted`: see RunControl."""
+        """Restore the newest checkpoint, if any. `report_progress` and `is_preempted`: see RunControl."""
         self.setup, self.config, self.on_step = setup, setup.config, on_step
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
-        self.control = RunControl(tell, preempted)
-        self.history, self.loss = "", math.nan  # shown beside the progress: where training went on, the last loss
+        self.control = RunControl(report_progress, is_preempted)
+        self.loss, self.history = math.nan, ""  # shown with the progress: the last loss, where training resumed
         self.saver = AsyncSaver(
             setup.location,
             self.config.keep_checkpoints,
-            show=lambda note: tell(self._done(), note),
-            exchange=new_exchange(self.workers),
+            report=lambda note: report_progress(self._done(), note),
+            all_gather=new_all_gather(self.workers),
         )
-        noted = agreed(loss_spikes.noted(setup.location) if self.rank == 0 else [])
-        checkpoint, state = self._newest(noted)
+        skipped = broadcast_object(read_skipped(setup.location) if self.rank == 0 else [])
+        checkpoint, state = self._newest_state(skipped)
         if checkpoint:
-            with_others = f" with {self.workers} workers, {state.workers} before"
-            self.history = f"went on from step {state.step}{with_others if state.workers != self.workers else ''}"
+            workers = f" with {self.workers} workers instead of {state.workers}"
+            self.history = f"resumed from step {state.step}{workers if state.workers != self.workers else ''}"
         device, precision = worker_device(), state.precision or _precision(self.config)
         self.engine = Engine(
             self._model(None if checkpoint else setup.init),
             self.config.optimizer,
             zero_stage=self.config.zero_stage,
             precision=precision,
-            more=self.config.deepspeed,
+            deepspeed=self.config.deepspeed,
         )
-        self.state = replace(
-            state,
-            precision=precision,
-            workers=self.workers,
-            processor=processor(device),
-            peak=peak(device, precision),
-        )
+        self.group = GroupInfo(precision, self.workers, processor_name(device), peak_flops(device, precision))
+        self.state = state.in_group(self.group)
         if checkpoint:
             self.engine.load(_read(checkpoint.tensors), state.updates, state.loss_scale)
 
     def train(self) -> None:
-        """From the next step to the last one of the last phase, or to where the driver wants an end."""
+        """Train from the next step to the end of the last phase, or until the driver requests to stop."""
         config, engine, data = self.config, self.engine, PhaseData(self.setup, self.rank, self.workers)
-        self.control.start(self.state.seconds)
-        leaving = False
+        self.control.start_clock(self.state.seconds)
+        stopping = False
         try:
-            while not self.is_over and not leaving:
+            while not self.is_finished and not stopping:
                 data.open(self.state)
                 if self.state.step == self.state.phase_start:
-                    self.state.recent.forget()
-                began = time.monotonic()
+                    self.state.recent.clear()
+                start = time.monotonic()
                 batch, waited = data.next()
                 learning_rate, dropout_seed = self._learning_rate(), self._dropout_seed()
                 step = engine.step(batch.micro_batches, learning_rate, dropout_seed, self._between_micro_batches)
-                if step is None:  # all workers have left it; the weights are those of the step before
+                if step is None:  # all workers have abandoned it; the weights are those of the step before
                     self._save(wait=True)
                     break
-                if fault := self._fault(step, batch):
+                if bad_step := self._check_step(step, batch):
                     data.close()
-                    self._go_back(fault)
+                    self._roll_back(bad_step)
                     continue
-                self._count(step, time.monotonic() - began, waited)
-                leaving, noticed, self.state.seconds = self.control.after_step(self._done(), self._note())
+                self._record_step(step, time.monotonic() - start, waited)
+                stopping, preempted, self.state.seconds = self.control.after_step(self._done(), self._note())
                 phase_ended = self._end_phase()
-                if self.is_over or self.state.step % config.log_every == 0:
+                if self.is_finished or self.state.step % config.log_every == 0:
                     self._log(learning_rate, step)
                 if phase_ended or self.state.step % config.eval_every == 0:
                     self._evaluate(data)
-                if self.is_over or leaving or noticed or self.state.step % config.checkpoint_every == 0:
-                    self._save(wait=self.is_over or leaving)
+                if self.is_finished or stopping or preempted or self.state.step % config.checkpoint_every == 0:
+                    self._save(wait=self.is_finished or stopping)
                 if self.on_step:
                     self.on_step(self.rank, self.state.step)
         finally:
@@ -217,76 +141,69 @@ class Trainer:
             self.saver.close()
 
     @property
-    def is_over(self) -> bool:
-        """Whether all phases have had their steps."""
+    def is_finished(self) -> bool:
+        """Whether all phases have ended."""
         return self.state.phase == len(self.config.phases)
 
     def _learning_rate(self) -> float:
-        """Of the next step, by how much of all steps, or of the time, is over."""
+        """The learning rate of the next step, from the fraction of all steps, or of the budget, that is over."""
         optimizer, total, budget = self.config.optimizer, self.config.total_steps, self.config.budget_seconds
         if total:
             return learning_rate_at(self.state.step, optimizer, total)
-        assert budget, "neither steps nor time"
-        return learning_rate_in_time(self.state.step, optimizer, self.state.seconds / budget)
+        assert budget, "neither steps nor a budget"
+        return learning_rate_in_budget(self.state.step, optimizer, self.state.seconds / budget)
 
     def _dropout_seed(self) -> int:
-        """Of this worker in the next step."""
+        """The dropout seed of this worker in the next step."""
         return keyed_seed(self.config.seed, self.state.step, self.rank)
 
     def _between_micro_batches(self) -> bool:
-        """In a long step: save at the notice that a node goes. Whether to leave the step."""
+        """In a long step, save at the notice of a preemption. Returns whether to abandon the step."""
         decision = self.control.within_step(self._done(), self._note())
-        if decision and decision.save and not decision.leave:
+        if decision and decision.save and not decision.stop:
             self._save(wait=False)
-        return decision is not None and decision.leave
+        return decision is not None and decision.stop
 
-    def _fault(self, step: Step, batch: "GlobalBatch") -> Fault | None:
-        """What is wrong with a step, if anything. All workers judge the same sums; to read them waits for a GPU."""
+    def _check_step(self, step: StepResult, batch: GlobalBatch) -> BadStep | None:
+        """What is wrong with a step, if anything. All workers check the same sums. Reading them waits for a GPU."""
         loss, config = step.totals.means()["loss"], self.config
-        if step.overflowed and math.isfinite(loss):  # no weight was changed, and a lower loss scale helps
+        if step.overflowed and math.isfinite(loss):  # the weights are unchanged, and a lower loss scale helps
             return None
         number = self.state.step + 1
         factor = config.guard_factor if number > config.optimizer.warmup_steps else None
-        found = self.state.recent.fault(loss, step.grad_norm, factor)
-        if found is None:
+        problem = self.state.recent.check(loss, step.grad_norm, factor)
+        if problem is None:
             return None
-        reason, value = found
-        skip = Skip(number, self.state.phase, batch.number, reason, str(value), batch.examples)
-        return Fault(skip, loss, step.grad_norm)
+        reason, value = problem
+        skip = SkippedBatch(number, self.state.phase, batch.number, reason, str(value), batch.examples)
+        return BadStep(skip, loss, step.grad_norm)
 
-    def _go_back(self, fault: Fault) -> None:
-        """Undo what was done since the newest checkpoint, and note the batch that is not to be used again."""
-        skip, now = fault.skip, self.state
-        if len(now.skipped) >= self.config.max_rollbacks:
+    def _roll_back(self, bad_step: BadStep) -> None:
+        """Restore the newest checkpoint, and record the batch to skip."""
+        skip, current = bad_step.skip, self.state
+        if len(current.skipped) >= self.config.max_rollbacks:
             raise UserError(
-                f"pretrain: loss {fault.loss} and gradient norm {fault.grad_norm} at step {skip.step}; "
+                f"pretrain: loss {bad_step.loss} and gradient norm {bad_step.grad_norm} at step {skip.step}; "
                 "lower pretrain.optimizer.learning_rate or raise its warmup_steps "
-                f"({skip.reason}; batches skipped before: {len(now.skipped)})"
+                f"({skip.reason}; batches skipped before: {len(current.skipped)})"
             )
-        skipped = [*now.skipped, skip]
-        self.saver.save_skips(skip.step, skipped, self.rank)
-        checkpoint, state = self._newest(skipped)
-        self.state = replace(
-            state,
-            seconds=max(state.seconds, now.seconds),
-            precision=now.precision,
-            workers=now.workers,
-            processor=now.processor,
-            peak=now.peak,
-        )
-        self.history = f"went back to step {state.step}, {len(state.skipped)} batches skipped"
-        tensors = _read(checkpoint.tensors) if checkpoint else self._first_tensors()
+        skipped = [*current.skipped, skip]
+        self.saver.save_skipped(skip.step, skipped, self.rank)
+        checkpoint, state = self._newest_state(skipped)
+        self.state = replace(state.in_group(self.group), seconds=max(state.seconds, current.seconds))
+        self.history = f"rolled back to step {state.step}, {len(state.skipped)} batches skipped"
+        tensors = _read(checkpoint.tensors) if checkpoint else self._initial_tensors()
         self.engine.load(tensors, state.updates, state.loss_scale)
 
-    def _count(self, step: Step, seconds: float, waited: float) -> None:
-        """A step is done, in so many seconds, of which `waited` were spent on waiting for data."""
+    def _record_step(self, step: StepResult, seconds: float, waited: float) -> None:
+        """Count a finished step, which took `seconds`, of which it `waited` for data."""
         state, self.loss = self.state, step.totals.means()["loss"]
         state.step += 1
         state.updates, state.loss_scale, state.heldout = self.engine.updates, self.engine.loss_scale, None
-        state.metrics.add(step.totals, seconds, waited)
+        state.metrics.add_step(step.totals, seconds, waited)
 
     def _end_phase(self) -> bool:
-        """Go to the next phase when this one has had its steps, or the time of all phases up to it is over."""
+        """Start the next phase if this one has had all its steps, or its part of the budget is used up."""
         state, budget = self.state, self.config.budget_seconds
         if budget is None:
             ended = state.step - state.phase_start == self.config.phases[state.phase].steps
@@ -296,16 +213,15 @@ class Trainer:
             state.phase, state.phase_start = state.phase + 1, state.step
         return ended
 
-    def _log(self, learning_rate: float, step: Step) -> None:
-        """A row of metrics; of fp16, the loss scale and the steps without an update because gradients overflowed."""
+    def _log(self, learning_rate: float, step: StepResult) -> None:
+        """Add a row of metrics; with fp16 it includes the loss scale and the number of overflowed steps."""
         state, scale = self.state, self.state.loss_scale
-        assert state.peak
-        state.metrics.train_row(
+        state.metrics.add_train_row(
             state.step,
             partial(self.config.model.training_flops, vocab_size=len(self.setup.pieces)),
-            state.peak.flops,
+            self.group.peak.flops,
             learning_rate=learning_rate,
-            **({} if step.overflowed else {"grad_norm": step.grad_norm}),  # infinity is no JSON
+            **({} if step.overflowed else {"grad_norm": step.grad_norm}),  # JSON has no infinity
             **({"loss_scale": scale.factor, "overflows": state.step - state.updates} if scale else {}),
             skipped=len(state.skipped),
             peak_memory=_peak_memory(self.engine.device),
@@ -313,41 +229,41 @@ class Trainer:
         if self.rank == 0:
             self.saver.save_metrics(state.metrics.rows)
 
-    def _evaluate(self, data: "PhaseData") -> None:
-        """On the held-out examples of the phase in which the step was."""
+    def _evaluate(self, data: PhaseData) -> None:
+        """Evaluate the model on the held-out examples of the phase that the step belonged to."""
         totals = self.engine.evaluate(iter(data.heldout))
-        self.state.metrics.heldout_row(self.state.step, totals, data.unigram)
+        self.state.metrics.add_heldout_row(self.state.step, totals, data.unigram)
         loss = totals.means()["loss"]
         self.state.heldout = Heldout(phase=data.phase, loss=loss) if math.isfinite(loss) else None
 
     def _save(self, wait: bool) -> None:
-        """Each worker writes its kinds of tensors, in the background unless the workers `wait` before they end."""
+        """Each worker writes its kinds of tensors, in the background unless the workers `wait` before they return."""
         state = self.state
-        self.saver.wait()  # or two checkpoints were in memory at once
+        self.saver.wait()  # so that only one checkpoint is in memory
         tensors = self.engine.tensors(KINDS[self.rank :: self.workers])
-        standing = None
+        payload = None
         if self.rank == 0:
-            saved = SavedConfig(model=self.config.model, vocab_size=len(self.setup.pieces), nsp=self.setup.nsp)
-            standing = Standing(saved, state.to_json(), state.heldout, self.is_over)
-        self.saver.save(state.step, tensors, standing)
+            config = SavedConfig(model=self.config.model, vocab_size=len(self.setup.pieces), nsp=self.setup.nsp)
+            payload = CheckpointPayload(config, state.to_json(), state.heldout, self.is_finished)
+        self.saver.save(state.step, tensors, payload)
         if wait:
             self.saver.wait()
-            if self.saver.failed and self.is_over:  # else the checkpoint before is there to go on from
+            if self.saver.failure and self.is_finished:  # before the end, training can resume from an earlier one
                 raise UserError(
-                    f"{self.setup.location}: the last checkpoint cannot be written ({self.saver.failed}); "
-                    "make room and run again, it goes on from the newest that is whole"
+                    f"{self.setup.location}: the last checkpoint cannot be written ({self.saver.failure}); "
+                    "free disk space and run again, which resumes from the newest complete checkpoint"
                 )
 
-    def _newest(self, skips: Sequence[Skip]) -> tuple[CheckpointRef | None, TrainState]:
-        """The newest checkpoint and its state, or the state of the beginning; batches of `skips` will be skipped."""
-        checkpoint = agreed(newest(self.setup.location) if self.rank == 0 else None)
+    def _newest_state(self, skipped: Sequence[SkippedBatch]) -> tuple[CheckpointRef | None, TrainState]:
+        """The newest checkpoint and its state, or the initial state; either with the batches to skip after it."""
+        checkpoint = broadcast_object(newest_checkpoint(self.setup.location) if self.rank == 0 else None)
         state = TrainState.from_json(_read(checkpoint.state)) if checkpoint else TrainState()
-        # one of a step before this that the state does not have was skipped by another run, not on the way here
-        to_come = [skip for skip in skips if skip.step > state.step and skip not in state.skipped]
-        return checkpoint, replace(state, skipped=[*state.skipped, *to_come])
+        # a batch of an earlier step that is not in the state was skipped by another run: it was used for this state
+        upcoming = [skip for skip in skipped if skip.step > state.step and skip not in state.skipped]
+        return checkpoint, replace(state, skipped=[*state.skipped, *upcoming])
 
     def _model(self, init: SourceFile | None) -> nn.Module:
-        """With random weights, or those of another model."""
+        """A model with random weights, or with those of `init`."""
         config, pieces, nsp = self.config, self.setup.pieces, self.setup.nsp
         model = pretraining_model(
             config.model,
@@ -357,12 +273,12 @@ class Trainer:
             activation_checkpointing=config.activation_checkpointing,
         )
         if init:
-            found = starting_weights(init, config.model, None, nsp=nsp)  # the driver has compared the vocabularies
-            model.load_state_dict(found.weights, strict=False)  # a head that they lack stays random
+            initial = initial_weights(init, config.model, None, nsp=nsp)  # the driver has compared the vocabularies
+            model.load_state_dict(initial.weights, strict=False)  # heads that are missing there stay random
         return model
 
-    def _first_tensors(self) -> Tensors:
-        """The engine's before its first step."""
+    def _initial_tensors(self) -> Tensors:
+        """The engine's tensors before the first step."""
         weights = {name: parameter.detach() for name, parameter in self._model(self.setup.init).named_parameters()}
         zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         return {"model": weights, "exp_avg": zeros, "exp_avg_sq": zeros}
@@ -372,116 +288,45 @@ class Trainer:
         return self.config.done(self.state.step, self.state.seconds)
 
     def _note(self) -> str:
+        """The note shown with the progress."""
         step = "" if self.config.total_steps else f"step {self.state.step}"
-        return ", ".join(filter(None, (step, f"loss {self.loss:.3f}", self.history, self.saver.failed)))
+        return ", ".join(filter(None, (step, f"loss {self.loss:.3f}", self.history, self.saver.failure)))
 
 
-class GlobalBatch(NamedTuple):
-    """The examples of one step of all workers."""
+def _read(read: Callable[[], Value]) -> Value:
+    """Read from a checkpoint that was complete a moment ago.
 
-    number: int  # its place in the phase's data
-    rows: Rows
-    micro_batches: list[Batch]  # this worker's
-
-    @property
-    def examples(self) -> list[list[int]]:
-        """The epoch and the index of each."""
-        return [[int(epoch), int(index)] for epoch, index in zip(self.rows.epoch, self.rows.index, strict=True)]
-
-
-class PhaseData:
-    """The examples of the phase in which training stands, made ready by a thread: one worker's part of them."""
-
-    def __init__(self, setup: Setup, rank: int, workers: int) -> None:
-        self._setup, self._rank, self._workers = setup, rank, workers
-        self._batches: Prefetched[GlobalBatch] | None = None
-        self.phase = -1
-        self.heldout: list[list[Batch]] = []  # what evaluations look at, in global batches
-        self.unigram = Baseline(math.nan, math.nan)  # what is scored on these without a model
-
-    def open(self, state: TrainState) -> None:
-        """Stand before the next step's batch; nothing to do unless that is of another phase, or this is closed."""
-        if self._batches and self.phase == state.phase:
-            return
-        self.close()
-        self.phase, config, artifact = state.phase, self._setup.config, self._setup.examples[state.phase]
-        examples, heldout = Examples(artifact, "train"), Examples(artifact, "heldout")
-        masking = None if examples.masked else _masking(config.seed, artifact, self._setup.pieces)
-        size = config.global_batch_size
-        sample = heldout.sample(_HELDOUT_SEED, config.eval_batches * size, size)
-        self.heldout = [self._share(rows) for rows in sample]
-        if self._rank == 0:  # which alone has to read the examples for it
-            self.unigram = unigram_baseline(examples, sample, self._setup.pieces)
-        self.unigram = agreed(self.unigram)
-        skipped = {skip.batch for skip in state.skipped if skip.phase == state.phase}
-        first = loss_spikes.place(state.step - state.phase_start, skipped)
-        self._batches = Prefetched(self._from(first, examples, masking, skipped))
-
-    def next(self) -> tuple[GlobalBatch, float]:
-        """The batch, and the seconds that were spent on waiting for it."""
-        assert self._batches
-        before = self._batches.waited
-        return next(self._batches), self._batches.waited - before
-
-    def close(self) -> None:
-        if self._batches:
-            self._batches.close()
-            self._batches = None
-
-    def _from(
-        self, first: int, examples: Examples, masking: Masking | None, skipped: set[int]
-    ) -> Iterator[GlobalBatch]:
-        """The phase's batches from the `first` on, without those to be skipped."""
-        config, size = self._setup.config, self._setup.config.global_batch_size
-        batches = examples.batches(config.seed, first * size, size, config.group_by_length)
-        for number, rows in enumerate(batches, first):
-            if number not in skipped:
-                yield GlobalBatch(number, rows, self._share(rows, masking))
-
-    def _share(self, rows: Rows, masking: Masking | None = None) -> list[Batch]:
-        pieces = share(rows, self._rank, self._workers, self._setup.config.micro_batch_size)
-        return [batch(piece, masking) for piece in pieces]
-
-
-def _masking(seed: int, examples: Artifact, pieces: Sequence[str]) -> Masking:
-    """Masks drawn anew for each epoch, by the rules with which the held-out examples were masked once."""
-    made_with = examples.manifest.config
-    names = ("masked_lm_prob", "max_predictions_per_seq", "mask_unit")
-    return Masking(seed, mask_rules(pieces, *(made_with[name] for name in names)))
-
-
-def _read(what: Callable[[], Item]) -> Item:
-    """Of a checkpoint that was whole a moment ago. Raises OSError where another run has pruned it since: the next group
-    of workers looks for the newest anew."""
+    Raises OSError if another run has pruned it since: the next group of workers then looks for the newest one again.
+    """
     try:
-        return what()
+        return read()
     except UserError as error:
         raise OSError(str(error)) from error
 
 
 def keyed_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of a worker's dropout in one step."""
+    """The dropout seed of a worker in one step."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8], "big") >> 1
 
 
 def _peak_memory(device: torch.device) -> int:
-    """The most bytes that this worker has held: of its GPU's memory where it has one, else of the machine's."""
+    """The peak memory of this worker in bytes: of its GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux reports KiB
 
 
 def _precision(config: PretrainConfig) -> Precision:
-    """As it is wanted; if the choice is ours, what is the fastest here."""
+    """The configured precision, or the fastest one if it is auto."""
     if config.precision != "auto":
         return config.precision
     device = worker_device()
-    return fastest(device, partial(layer_seconds, config.model, device))
+    return fastest_precision(device, partial(layer_seconds, config.model, device))
 
 
-def work(argument: tuple[Setup, Hook | None], tell: Tell) -> None:
-    """What every worker does, again after each failure of the group."""
+def train_in_worker(argument: tuple[PretrainSetup, StepHook | None], report_progress: ReportProgress) -> None:
+    """The function that every worker runs, again after each failure of the group."""
     setup, on_step = argument
-    if group_size() == 1:  # one has nobody to split with, and saves a sixth of a small step
+    if world_size() == 1:  # a single worker has nothing to partition; without ZeRO a small step is a sixth faster
         setup = replace(setup, config=setup.config.model_copy(update={"zero_stage": 0}))
-    Trainer(setup, tell, on_step, node_is_going).train()
+    Trainer(setup, report_progress, on_step, is_preempted).train()

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO, stages 1 to 3, as a back end of the engine. No other file imports DeepSpeed."""
+"""DeepSpeed's ZeRO, stages 1 to 3, as a backend of the engine. The only file that imports DeepSpeed."""
 
 import logging
 import math
@@ -13,14 +13,14 @@ from torch.nn import functional
 
 from cloze.pipeline.core.errors import UserError
 from cloze.training.model.hardware import worker_device
-from cloze.training.model.optim import fresh_state
+from cloze.training.model.optim import initial_optimizer_state
 from cloze.training.pretrain.data_loader import Batch
 from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig
 from cloze.training.pretrain.objective import Objective
 
 
-class Zero:
-    """Moments, from stage 2 on gradients as well, and at 3 weights too, are divided among the workers."""
+class DeepSpeedBackend:
+    """Partitions moments over the workers; from stage 2 on also gradients, and at stage 3 also weights."""
 
     def __init__(
         self,
@@ -28,58 +28,58 @@ class Zero:
         optimizer: torch.optim.Optimizer,
         max_grad_norm: float,
         stage: int,
-        more: DeepSpeedConfig,
+        deepspeed: DeepSpeedConfig,
     ) -> None:
-        """Raises UserError where DeepSpeed is not installed."""
+        """Raises UserError when DeepSpeed is not installed."""
         self._stage = stage
         self._rank, self._workers = dist.get_rank(), dist.get_world_size()
         self._adamw = optimizer
-        added = more.model_dump(exclude_none=True)
-        self._engine, *_ = _deepspeed(worker_device(), stage).initialize(
+        user_config = deepspeed.model_dump(exclude_none=True)
+        self._engine, *_ = _import_deepspeed(worker_device(), stage).initialize(
             model=objective,
             optimizer=optimizer,
-            config=added
+            config=user_config
             | {
-                "train_micro_batch_size_per_gpu": 1,  # a formality: the sizes are those of the batches that come
-                "zero_optimization": {"stage": stage} | added["zero_optimization"],
-                "zero_allow_untested_optimizer": True,  # AdamW without bias correction goes element by element as well
+                "train_micro_batch_size_per_gpu": 1,  # required, but not used: batches have their own sizes
+                "zero_optimization": {"stage": stage} | user_config["zero_optimization"],
+                "zero_allow_untested_optimizer": True,  # our AdamW is elementwise, too
                 "gradient_clipping": max_grad_norm,
             },
         )
-        self._wrapper = self._engine.optimizer  # DeepSpeed's, around ours
-        for tensor in self._owned():
-            self._adamw.state[tensor] = fresh_state(tensor)
+        self._zero_optimizer = self._engine.optimizer  # DeepSpeed's wrapper of `optimizer`
+        for tensor in self._partitions():
+            self._adamw.state[tensor] = initial_optimizer_state(tensor)
         if stage < 3:
-            self._wrapper._lazy_init_hp_params_optimizer_state()
+            self._zero_optimizer._lazy_init_hp_params_optimizer_state()
 
-    def begin(self, learning_rate: float, scale: float | None) -> None:
-        for group in self._wrapper.param_groups:
+    def start_step(self, learning_rate: float, loss_scale: float | None) -> None:
+        for group in self._zero_optimizer.param_groups:
             group["lr"] = learning_rate
-        if scale is not None:
-            self._wrapper.override_loss_scale(scale)
+        if loss_scale is not None:
+            self._zero_optimizer.override_loss_scale(loss_scale)
 
     def forward(self, batch: Batch, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return self._engine(batch, masked, labels)
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss * self._workers, scale_wrt_gas=False)  # it averages over the workers
-        if not last:
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        self._engine.backward(loss * self._workers, scale_wrt_gas=False)  # DeepSpeed averages over the workers
+        if not is_last:
             self._engine.step()
 
-    def update(self) -> Tensor | float:
+    def optimizer_step(self) -> Tensor | float:
         self._engine.step()
-        return math.inf if self._wrapper.overflow else self._engine.get_global_grad_norm()
+        return math.inf if self._zero_optimizer.overflow else self._engine.get_global_grad_norm()
 
-    def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
+    def read_tensor(self, parameter: nn.Parameter, kind: str) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        model = kind == "model"
-        found = safe_get_full_fp32_param(parameter) if model else safe_get_full_optimizer_state(parameter, kind)
-        assert found is not None, "not a parameter of DeepSpeed's"
-        return found
+        is_weights = kind == "model"
+        value = safe_get_full_fp32_param(parameter) if is_weights else safe_get_full_optimizer_state(parameter, kind)
+        assert value is not None, "DeepSpeed does not manage this parameter"
+        return value
 
-    def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+    def write_tensor(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         if kind == "model":
@@ -92,7 +92,7 @@ class Zero:
             safe_set_full_optimizer_state(parameter, value, kind)
 
     def _write_module(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """The weights of the forward pass are a copy of those which the optimizer updates."""
+        """Write the weights used in the forward pass: a copy of those that the optimizer updates."""
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3):
@@ -100,7 +100,7 @@ class Zero:
                 parameter.data.copy_(value)
 
     def _write_partition(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        """Write this worker's part: ZeRO-3's setters of whole tensors want sizes that are multiples of the workers."""
+        """Write this worker's partition: ZeRO-3 sets whole tensors only if the number of workers divides their size."""
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         size = cast(Any, parameter).ds_tensor.numel()
@@ -111,24 +111,24 @@ class Zero:
         else:
             safe_set_local_optimizer_state(parameter, part, kind)
 
-    def set_updates(self, updates: int) -> None:
-        for tensor in self._owned():
+    def set_update_count(self, updates: int) -> None:
+        for tensor in self._partitions():
             self._adamw.state[tensor]["step"].fill_(updates)
 
-    def _owned(self) -> list[Tensor]:
-        """What this worker's optimizer updates: flat parts of the parameters."""
-        optimizer = self._wrapper
+    def _partitions(self) -> list[Tensor]:
+        """The flat partitions of the parameters that this worker's optimizer updates."""
+        optimizer = self._zero_optimizer
         return optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
 
 
-def _deepspeed(device: torch.device, stage: int) -> Any:
-    """DeepSpeed, told of the device, quiet, and kept from compiling.
+def _import_deepspeed(device: torch.device, stage: int) -> Any:
+    """Import DeepSpeed for this device, without its log messages and without compilation.
 
-    Its all-reduce through shared memory is compiled at the first start on a CPU, for up to a minute; gloo's takes its
-    place.
+    On a CPU, DeepSpeed's shared-memory all-reduce would be compiled at the first start, for up to a minute; gloo is
+    used in its place.
     """
     os.environ["DS_ACCELERATOR"] = device.type
-    # DeepSpeed calls two collectives by names that torch 2.13 has deprecated
+    # DeepSpeed calls two collectives by names that PyTorch 2.13 deprecates
     warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     try:
         import deepspeed

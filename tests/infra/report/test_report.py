@@ -157,7 +157,7 @@ def metric_rows() -> list[dict[str, Any]]:
 
 
 def pretrain(root: Path, complete: bool = True, rows: list[dict[str, Any]] | None = None, **settings: Any) -> Artifact:
-    from cloze.training.checkpoints.checkpoint import SavedConfig, Standing, save
+    from cloze.training.checkpoints.checkpoint import CheckpointPayload, SavedConfig, save_checkpoint
     from cloze.training.model.bert import BertConfig, BertForPreTraining
 
     out = output(root, "pretrain", "f" * 16)
@@ -167,8 +167,8 @@ def pretrain(root: Path, complete: bool = True, rows: list[dict[str, Any]] | Non
         return finished(out)
     shape = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     model = BertForPreTraining(shape, len(PIECES))
-    standing = Standing(SavedConfig(model=shape, vocab_size=len(PIECES)), {})
-    ref = save(out.location, 100, {"model": model.state_dict()}, standing)
+    standing = CheckpointPayload(SavedConfig(model=shape, vocab_size=len(PIECES)), {})
+    ref = save_checkpoint(out.location, 100, {"model": model.state_dict()}, standing)
     part = out.commit("checkpoint", {"metrics.jsonl": lines})
     path = ref.location.uri.removeprefix(out.location.uri + "/")
     facts = {

@@ -10,7 +10,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts, Warnings
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.facts import FinetuneFacts
-from cloze.training.pretrain.data_loader import Examples
+from cloze.training.pretrain.data_loader import ExampleDataset
 from cloze.training.pretrain.facts import PretrainFacts
 
 CHECKPOINT = {"path": "checkpoints/step-000640-df323405", "digest": "68a7", "step": 640, "heldout_loss": 7.02}
@@ -167,8 +167,8 @@ def test_a_pretraining_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
 def test_examples_whose_rows_nobody_has_counted_are_one_line(facts: dict[str, Any], tmp_path: Path) -> None:
     out = Output(Location(str(tmp_path)), "examples-16", 1, "0")
     out.finish([out.commit("all", {"train/0.parquet": b""})], {}, {}, facts=facts)
-    with pytest.raises(UserError, match=r"manifest\.json: does not say how many rows train/0\.parquet has; delete"):
-        Examples(Artifact(out.location, "examples-16", "0"), "train")
+    with pytest.raises(UserError, match=r"manifest\.json: the number of rows of train/0\.parquet is missing; delete"):
+        ExampleDataset(Artifact(out.location, "examples-16", "0"), "train")
 
 
 def test_a_file_s_row_groups_are_full_but_for_the_last() -> None:

@@ -1,4 +1,4 @@
-"""Guesses for masked pieces, by a model whose answers are known."""
+"""Predictions for masked pieces, by a model whose answers are known."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ CONFIG = BertConfig(
 
 @pytest.fixture(scope="module")
 def model() -> BertForPreTraining:
-    """Taught that "the [MASK] sat" is a cat and "[MASK] mats" begins with the."""
+    """A model trained to predict "cat" in "the [MASK] sat" and "the" in "[MASK] mats"."""
     model = BertForPreTraining(CONFIG, 10, seed=1)
     rows = torch.tensor([[2, 5, 4, 7, 3], [2, 4, 8, 9, 3]])
     positions, labels = torch.tensor([2, 6]), torch.tensor([6, 5])
@@ -28,21 +28,25 @@ def model() -> BertForPreTraining:
     return model
 
 
-def test_the_likeliest_pieces_come_first_with_their_probabilities(model):
-    (guesses,) = predict_masked(model, TOKENIZER, "The [MASK] sat", k=3)
-    assert guesses[0].piece == "cat"
-    assert guesses[0].probability > 0.5
-    assert len(guesses) == 3
-    assert [guess.probability for guess in guesses] == sorted((guess.probability for guess in guesses), reverse=True)
-    assert sum(guess.probability for guess in predict_masked(model, TOKENIZER, "[MASK]", k=10)[0]) == pytest.approx(1)
+def test_the_most_likely_pieces_come_first_with_their_probabilities(model):
+    (predictions,) = predict_masked(model, TOKENIZER, "The [MASK] sat", k=3)
+    assert predictions[0].piece == "cat"
+    assert predictions[0].probability > 0.5
+    assert len(predictions) == 3
+    assert [prediction.probability for prediction in predictions] == sorted(
+        (prediction.probability for prediction in predictions), reverse=True
+    )
+    assert sum(
+        prediction.probability for prediction in predict_masked(model, TOKENIZER, "[MASK]", k=10)[0]
+    ) == pytest.approx(1)
 
 
-def test_every_mask_has_its_guesses_in_the_order_of_the_text(model):
+def test_every_mask_has_its_predictions_in_the_order_of_the_text(model):
     assert predict_masked(model, TOKENIZER, "[MASK] mats", k=1)[0][0].piece == "the"
     assert len(predict_masked(model, TOKENIZER, "[MASK] cat[MASK]", k=2)) == 2
 
 
-def test_what_cannot_be_guessed_is_said(model):
+def test_text_without_a_mask_or_too_long_is_an_error(model):
     with pytest.raises(ValueError, match=r"has no \[MASK\]"):
         predict_masked(model, TOKENIZER, "the cat")
     with pytest.raises(ValueError, match="has 9 pieces, the model 8 positions"):

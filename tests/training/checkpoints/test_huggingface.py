@@ -1,4 +1,4 @@
-"""What others load of ours is the same model, and what they saved becomes ours without being run."""
+"""transformers loads an export as the same model; a model saved by transformers is read without executing code."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build, transformers_config
 from cloze.pipeline.text.tokenizer import load as load_tokenizer
 from cloze.pipeline.text.vocab_file import VocabFile
-from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig, Standing, save
+from cloze.training.checkpoints.checkpoint import CheckpointPayload, CheckpointRef, SavedConfig, save_checkpoint
 from cloze.training.checkpoints.fill_mask import load_model, predict_masked
 from cloze.training.checkpoints.huggingface import export, read
 from cloze.training.model.bert import BertConfig, BertForPreTraining, load_encoder
@@ -48,7 +48,7 @@ LINES = [line for line in unpack("sentences.txt").split("\n") if line][:200]
 
 
 def trained(model: BertForPreTraining) -> BertForPreTraining:
-    """The model with none of its weights at the value it starts from."""
+    """A model with all weights different from their initial values."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -64,7 +64,7 @@ def model() -> BertForPreTraining:
 def saved(model: BertForPreTraining, folder: Path) -> CheckpointRef:
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     said = SavedConfig(model=CONFIG, vocab_size=len(published_vocabulary()), nsp=model.nsp is not None)
-    return save(Location(str(folder)), 7, {"model": weights}, Standing(said, {}))
+    return save_checkpoint(Location(str(folder)), 7, {"model": weights}, CheckpointPayload(said, {}))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def close(left: Tensor, right: Tensor) -> None:
     torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
 
 
-def test_transformers_gives_the_logits_of_our_model(model: BertForPreTraining, exported: str) -> None:
+def test_transformers_computes_the_same_logits(model: BertForPreTraining, exported: str) -> None:
     batch = encoded(exported)
     real = batch["attention_mask"].bool()
     assert not real.all()
@@ -130,7 +130,7 @@ def test_transformers_gives_the_logits_of_our_model(model: BertForPreTraining, e
     close(encoder(**batch).pooler_output, pooled)
 
 
-def test_of_masked_lm_alone_transformers_loads_all_and_misses_nothing(vocab: Location, tmp_path: Path) -> None:
+def test_a_masked_lm_only_export_loads_completely_in_transformers(vocab: Location, tmp_path: Path) -> None:
     checkpoint = saved(trained(BertForPreTraining(CONFIG, len(published_vocabulary()), nsp=False)), tmp_path)
     exported = str(tmp_path / "bert")
     export(checkpoint, vocab, Location(exported), "")
@@ -153,7 +153,7 @@ def test_of_masked_lm_alone_transformers_loads_all_and_misses_nothing(vocab: Loc
     assert all(torch.equal(again[name], tensor) for name, tensor in checkpoint.weights().items())
 
 
-def test_the_folder_is_as_transformers_itself_would_save_it(exported: str, tmp_path: Path) -> None:
+def test_the_export_is_what_transformers_itself_would_save(exported: str, tmp_path: Path) -> None:
     AutoModelForPreTraining.from_pretrained(exported).save_pretrained(tmp_path)
     mine, again = (load_file(Path(folder) / "model.safetensors") for folder in (exported, tmp_path))
     assert mine.keys() == again.keys()
@@ -163,7 +163,7 @@ def test_the_folder_is_as_transformers_itself_would_save_it(exported: str, tmp_p
     assert (config.layer_norm_eps, config.pad_token_id, config.hidden_act) == (1e-7, 0, "gelu")
 
 
-def test_transformers_gives_the_ids_of_our_tokenizer(exported: str) -> None:
+def test_transformers_returns_the_same_ids(exported: str) -> None:
     tokenizer, mine = AutoTokenizer.from_pretrained(exported), build(published_vocabulary())
     assert tokenizer(LINES)["input_ids"] == [encoding.ids for encoding in mine.encode_batch(LINES)]
     pairs = tokenizer(LINES[:50], LINES[50:100])
@@ -175,7 +175,7 @@ def test_transformers_gives_the_ids_of_our_tokenizer(exported: str) -> None:
 
 
 @pytest.mark.parametrize(("nsp", "lowercase"), [(True, True), (True, False), (False, True)])
-def test_fill_mask_gives_the_pieces_and_probabilities_of_predict(nsp: bool, lowercase: bool, tmp_path: Path) -> None:
+def test_fill_mask_returns_the_pieces_and_probabilities_of_predict(nsp: bool, lowercase: bool, tmp_path: Path) -> None:
     (tmp_path / "vocab").mkdir()
     vocab = write_vocab(tmp_path / "vocab", published_vocabulary(), lowercase)
     checkpoint = saved(trained(BertForPreTraining(CONFIG, len(published_vocabulary()), nsp=nsp)), tmp_path / "made")
@@ -193,7 +193,7 @@ def test_fill_mask_gives_the_pieces_and_probabilities_of_predict(nsp: bool, lowe
             assert scores == pytest.approx([guess.probability for guess in of_ours], abs=1e-5)
 
 
-def test_a_marker_is_one_to_who_loads_the_export_and_text_to_who_asks_and_to_cloze(exported: str) -> None:
+def test_a_marker_is_a_special_token_in_the_export_and_text_on_request_and_in_cloze(exported: str) -> None:
     text = "a [MASK]b [SEP] [CLS]. [PAD] [UNK]"
     theirs, ours = AutoTokenizer.from_pretrained(exported), load_tokenizer(Location(exported) / "tokenizer.json")
     special = set(theirs.convert_tokens_to_ids(list(SPECIAL_TOKENS)))
@@ -205,7 +205,7 @@ def test_a_marker_is_one_to_who_loads_the_export_and_text_to_who_asks_and_to_clo
     assert asked(text, add_special_tokens=False)["input_ids"] == as_text
 
 
-def test_what_is_exported_is_read_bit_for_bit(
+def test_an_export_is_read_back_bit_for_bit(
     model: BertForPreTraining, checkpoint: CheckpointRef, vocab: Location, folder: str
 ) -> None:
     to = Location(folder) / "bert"
@@ -237,15 +237,17 @@ def test_an_export_that_is_killed_leaves_nothing_that_loads(
     with pytest.raises(ValueError, match=r"config\.json"):
         AutoModel.from_pretrained(tmp_path)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="not empty; delete it"):
+    with pytest.raises(UserError, match="is not empty; delete it"):
         export(checkpoint, vocab, Location(str(tmp_path)), "")
 
 
-def test_an_export_that_cannot_be_is_refused(checkpoint: CheckpointRef, vocab: Location, tmp_path: Path) -> None:
+def test_an_export_that_cannot_be_written_is_an_error(
+    checkpoint: CheckpointRef, vocab: Location, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("mine")
     for to, line in (
-        (tmp_path, f"{tmp_path}: is there already and not empty; "),
-        (tmp_path / "file", f"{tmp_path}/file: is there already and not empty; "),
+        (tmp_path, f"{tmp_path}: already exists and is not empty; "),
+        (tmp_path / "file", f"{tmp_path}/file: already exists and is not empty; "),
         (tmp_path / "file/inside", f"{tmp_path}/file/inside: cannot be written (Not a directory); "),
     ):
         with pytest.raises(UserError) as refused:
@@ -253,7 +255,7 @@ def test_an_export_that_cannot_be_is_refused(checkpoint: CheckpointRef, vocab: L
         assert str(refused.value).startswith(line)
     (tmp_path / "other").mkdir()
     other = write_vocab(tmp_path / "other", published_vocabulary()[:2000])
-    with pytest.raises(UserError, match=r"has 2000 pieces and .* was trained with 30522; "):
+    with pytest.raises(UserError, match=r"has 2000 pieces but .* was trained with 30522; "):
         export(checkpoint, other, Location(str(tmp_path / "new")), "")
     assert (tmp_path / "file").read_text() == "mine"
     assert not (tmp_path / "new").exists()
@@ -298,7 +300,7 @@ def refusal(location: Location) -> str:
     return line.removeprefix(f"{location.uri}/")
 
 
-def test_an_old_pickle_of_an_encoder_alone_is_read(
+def test_an_old_pickle_of_an_encoder_without_heads_is_read(
     small: BertForPreTraining, folder_of: Callable[..., Location], tmp_path: Path
 ) -> None:
     location = folder_of({})
@@ -307,7 +309,7 @@ def test_an_old_pickle_of_an_encoder_alone_is_read(
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "tokenize_chinese_chars": false}')
     encoder = {
         name.removeprefix("bert.").replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): tensor
-        for name, tensor in BERT.theirs(small.state_dict()).items()
+        for name, tensor in BERT.to_transformers(small.state_dict()).items()
         if name.startswith("bert.")
     }
     assert "embeddings.LayerNorm.gamma" in encoder and "encoder.layer.1.output.LayerNorm.beta" in encoder
@@ -323,7 +325,7 @@ def test_an_old_pickle_of_an_encoder_alone_is_read(
 
 
 @pytest.mark.skipif(not LEGACY.is_dir(), reason="wants ../shared/data")
-def test_a_published_legacy_pickle_gives_the_hidden_states_of_transformers() -> None:
+def test_a_published_legacy_pickle_has_the_hidden_states_of_transformers() -> None:
     found = read(Location(str(LEGACY)))
     assert (found.vocab_size, found.vocab and found.vocab.lowercase) == (32006, False)
     model = BertForPreTraining(found.model, found.vocab_size)
@@ -345,27 +347,27 @@ def test_what_transformers_saves_is_read(kind: Any, tmp_path: Path) -> None:
     assert found.model == CONFIG
     assert found.vocab is None
     assert found.notes == ()
-    back = BERT.theirs(found.weights)
+    back = BERT.to_transformers(found.weights)
     expected = load_file(tmp_path / "model.safetensors")
     assert back.keys() == expected.keys()
     assert all(torch.equal(back[name], expected[name].float()) for name in expected)
 
 
-def test_a_decoder_that_is_saved_again_is_read_where_it_is_tied(
+def test_a_decoder_stored_twice_is_read_if_it_is_tied(
     small: BertForPreTraining, folder_of: Callable[..., Location]
 ) -> None:
-    weights = BERT.theirs(small.state_dict())
+    weights = BERT.to_transformers(small.state_dict())
     weights["cls.predictions.decoder.weight"] = weights["bert.embeddings.word_embeddings.weight"]
     weights["cls.predictions.decoder.bias"] = weights.pop("cls.predictions.bias")
     found = read(folder_of(weights)).weights
     assert all(torch.equal(found[name], tensor) for name, tensor in small.state_dict().items())
     weights["cls.predictions.decoder.weight"] = weights["cls.predictions.decoder.weight"] + 1
     line = refusal(folder_of(weights))
-    assert line.startswith("model.safetensors: cls.predictions.decoder.weight is not bert.embeddings.word_embeddings")
+    assert line.startswith("model.safetensors: cls.predictions.decoder.weight differs from bert.embeddings.word")
 
 
 class Malicious:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -385,18 +387,18 @@ def write_zip(weights: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [save_legacy, write_zip, write_plain])
-def test_a_pickle_that_would_run_something_is_refused_and_does_not(
+def test_a_pickle_that_contains_code_is_an_error_and_the_code_is_not_executed(
     write: Callable[[Any, Path], None],
     small: BertForPreTraining,
     folder_of: Callable[..., Location],
     tmp_path: Path,
 ) -> None:
     location, target = folder_of({}), tmp_path / "created"
-    write({"first": Malicious(target), **BERT.theirs(small.state_dict())}, tmp_path)
-    assert refusal(location).startswith("pytorch_model.bin: asks for posix.mkdir, which is no weight, and ")
+    write({"first": Malicious(target), **BERT.to_transformers(small.state_dict())}, tmp_path)
+    assert refusal(location).startswith("pytorch_model.bin: contains code (posix.mkdir), which was not executed; ")
     assert not target.exists()
     pickle.loads(pickle.dumps(Malicious(target)))
-    assert target.exists()  # it does when it is let
+    assert target.exists()  # unpickling does execute it
 
 
 @pytest.mark.parametrize(
@@ -414,29 +416,41 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not(
             "model.safetensors: has no bert.encoder.layer.2.attention.output.LayerNorm.bias (and ",
         ),
         ({"num_hidden_layers": 1}, "model.safetensors: bert.encoder.layer.1.attention.output.LayerNorm.bias (and "),
-        ({"intermediate_size": 64}, "model.safetensors: bert.encoder.layer.0.intermediate.dense.bias is 48 and config"),
-        ({"vocab_size": 1101}, "model.safetensors: bert.embeddings.word_embeddings.weight is 1100 x 32 and config.jso"),
+        (
+            {"intermediate_size": 64},
+            "model.safetensors: bert.encoder.layer.0.intermediate.dense.bias has shape 48, but",
+        ),
+        (
+            {"vocab_size": 1101},
+            "model.safetensors: bert.embeddings.word_embeddings.weight has shape 1100 x 32, but 1101 x 32 acc",
+        ),
     ],
 )
-def test_what_is_no_such_bert_is_refused(
+def test_a_model_that_is_not_a_supported_bert_is_an_error(
     small: BertForPreTraining, folder_of: Callable[..., Location], changes: dict[str, Any], line: str
 ) -> None:
-    assert refusal(folder_of(BERT.theirs(small.state_dict()), **changes)).startswith(line)
+    assert refusal(folder_of(BERT.to_transformers(small.state_dict()), **changes)).startswith(line)
 
 
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        ({"classifier.weight": torch.ones(2, 32)}, "classifier.weight is no weight of a BERT as config.json has it; "),
+        ({"classifier.weight": torch.ones(2, 32)}, "classifier.weight is not a weight of the BERT in config.json; "),
         ({"bert.pooler.dense.bias": None}, "has no bert.pooler.dense.bias; "),
-        ({"bert.pooler.dense.bias": torch.ones(32, dtype=torch.int8)}, "bert.pooler.dense.bias is no plain tensor "),
-        ({"cls.predictions.decoder.bias": torch.ones(7)}, "cls.predictions.decoder.bias is not cls.predictions.bias; "),
+        (
+            {"bert.pooler.dense.bias": torch.ones(32, dtype=torch.int8)},
+            "bert.pooler.dense.bias is not a dense floating-point tensor",
+        ),
+        (
+            {"cls.predictions.decoder.bias": torch.ones(7)},
+            "cls.predictions.decoder.bias differs from cls.predictions.bias; ",
+        ),
     ],
 )
-def test_weights_that_are_not_those_of_a_bert_are_refused(
+def test_weights_that_are_not_those_of_a_bert_are_an_error(
     small: BertForPreTraining, folder_of: Callable[..., Location], more: dict[str, Any], line: str
 ) -> None:
-    weights = {**BERT.theirs(small.state_dict()), **more}
+    weights = {**BERT.to_transformers(small.state_dict()), **more}
     location = folder_of({name: tensor for name, tensor in weights.items() if tensor is not None})
     assert refusal(location).startswith(f"model.safetensors: {line}")
 
@@ -445,46 +459,46 @@ def test_weights_that_are_not_those_of_a_bert_are_refused(
     ("name", "data", "line"),
     [
         ("config.json", b"{", "config.json: is not JSON (Expecting"),
-        ("config.json", b"[]", "config.json: is no JSON object; "),
+        ("config.json", b"[]", "config.json: is not a JSON object; "),
         (
             "model.safetensors",
             b"version https://git-lfs",
-            "model.safetensors: cannot be read as weights, whole ",
+            "model.safetensors: is damaged or is not ",
         ),
         (
             "pytorch_model.bin",
             b"version https://git-lfs",
-            "pytorch_model.bin: cannot be read as weights, whole ",
+            "pytorch_model.bin: is damaged or is not ",
         ),
-        ("pytorch_model.bin", b"", "pytorch_model.bin: cannot be read as weights, whole or at all; fetch it again"),
+        ("pytorch_model.bin", b"", "pytorch_model.bin: is damaged or is not a file of weights; download it again"),
         ("vocab.txt", b"a\nb\n", "vocab.txt: the vocabulary has no [PAD]; "),
         (
             "vocab.txt",
             "\n".join(PIECES[:1099]).encode(),
-            "vocab.txt: has 1099 pieces and config.json says vocab_size 11",
+            "vocab.txt: has 1099 pieces, but vocab_size in config.json is 11",
         ),
         ("tokenizer.json", b"{}", "tokenizer.json: is no"),
     ],
 )
-def test_a_file_that_is_damaged_or_another_ones_is_refused(
+def test_a_damaged_or_wrong_file_is_an_error(
     small: BertForPreTraining, folder_of: Callable[..., Location], tmp_path: Path, name: str, data: bytes, line: str
 ) -> None:
-    location = folder_of(BERT.theirs(small.state_dict()))
+    location = folder_of(BERT.to_transformers(small.state_dict()))
     if name == "pytorch_model.bin":
         (tmp_path / "model.safetensors").unlink()
     (tmp_path / name).write_bytes(data)
     assert refusal(location).startswith(line)
 
 
-def test_a_pickle_that_holds_no_weights_by_name_is_refused(folder_of: Callable[..., Location], tmp_path: Path) -> None:
+def test_a_pickle_without_weights_by_name_is_an_error(folder_of: Callable[..., Location], tmp_path: Path) -> None:
     location = folder_of({})
     save_legacy([torch.ones(2)], tmp_path)
-    assert refusal(location).startswith("pytorch_model.bin: holds no weights by name; ")
+    assert refusal(location).startswith("pytorch_model.bin: is not a mapping of names to weights; ")
     save_legacy({"state_dict": {"bert.pooler.dense.bias": torch.ones(32)}}, tmp_path)
-    assert refusal(location).startswith("pytorch_model.bin: state_dict is no plain tensor of fractions; ")
+    assert refusal(location).startswith("pytorch_model.bin: state_dict is not a dense floating-point tensor; ")
 
 
-def test_a_folder_without_a_model_is_refused(folder_of: Callable[..., Location], tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_an_error(folder_of: Callable[..., Location], tmp_path: Path) -> None:
     assert refusal(Location(str(tmp_path / "gone"))).startswith("config.json: no such file; ")
     location = folder_of({})
     (tmp_path / "model.safetensors").unlink()

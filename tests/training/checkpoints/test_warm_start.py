@@ -1,4 +1,4 @@
-"""Pretraining that begins with another model's weights."""
+"""Pretraining that starts from the weights of another model."""
 
 import hashlib
 import json
@@ -18,13 +18,13 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import build, transformers_config
 from cloze.pipeline.text.vocab_file import VocabFile
 from cloze.training.checkpoints import huggingface
-from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig, Standing, save
+from cloze.training.checkpoints.checkpoint import CheckpointPayload, CheckpointRef, SavedConfig, save_checkpoint
 from cloze.training.checkpoints.fill_mask import load_model
-from cloze.training.checkpoints.warm_start import register, starting_weights, weights_file
+from cloze.training.checkpoints.warm_start import initial_weights, register_digest, weights_file
 from cloze.training.model.bert import BertConfig, BertForPreTraining
-from cloze.training.pretrain.trainer import Setup, Trainer
-from tests.training.small_examples import PIECES, alone, examples_artifact  # noqa: F401 (alone: a fixture)
-from tests.training.small_pretraining import config, last, lone_worker, silent, small_inputs
+from cloze.training.pretrain.trainer import PretrainSetup, Trainer
+from tests.training.small_examples import PIECES, examples_artifact, single_process_group  # noqa: F401 (a fixture)
+from tests.training.small_pretraining import config, ignore_progress, last, single_worker, small_inputs
 
 MODEL = BertConfig(
     hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=16
@@ -38,7 +38,7 @@ def checkpoint(tmp_path: Path) -> CheckpointRef:
 
 
 def finished_checkpoint(root: Location, config: BertConfig, nsp: bool = True) -> CheckpointRef:
-    """In a finished artifact, its vocabulary in another under the same root."""
+    """A checkpoint in a finished artifact, with its vocabulary in another one under the same root."""
     vocab = Output(root / "vocab/v1", "vocab", 1, "v1")
     lines = "".join(f"{piece}\n" for piece in PIECES)
     files = {
@@ -50,45 +50,47 @@ def finished_checkpoint(root: Location, config: BertConfig, nsp: bool = True) ->
     model = BertForPreTraining(config, len(PIECES), seed=3, nsp=nsp)
     out = Output(root / "pretrain/p1", "pretrain", 1, "p1")
     saved = SavedConfig(model=config, vocab_size=len(PIECES), nsp=nsp)
-    ref = save(out.location, 4, {"model": model.state_dict()}, Standing(saved, {}))
+    ref = save_checkpoint(out.location, 4, {"model": model.state_dict()}, CheckpointPayload(saved, {}))
     fact = {"path": f"checkpoints/{ref.location.name}", "digest": ref.digest, "step": 4}
-    register(root, ref)
+    register_digest(root, ref)
     out.finish([], {}, {"vocab": "v1"}, facts={"checkpoint": fact, "best": None})
     return ref
 
 
-@pytest.mark.usefixtures("alone")
-def test_training_begins_with_them_and_goes_back_to_them(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("single_process_group")
+def test_training_starts_from_the_initial_weights_and_can_roll_back_to_them(tmp_path: Path) -> None:
     settings, inputs = config(workers=1), small_inputs(tmp_path)
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model)
     init = source(f"{ref.location}/model.safetensors")
-    setup = Setup(settings, (inputs["examples-16"],), Location(str(tmp_path / "out")), PIECES, init)
-    worker = Trainer(setup, silent, None)
+    setup = PretrainSetup(settings, (inputs["examples-16"],), Location(str(tmp_path / "out")), PIECES, init)
+    worker = Trainer(setup, ignore_progress, None)
     assert same(worker.engine.tensors()["model"], ref.weights())
-    assert same(worker._first_tensors()["model"], ref.weights())
-    assert not same(lone_worker(settings, inputs, tmp_path / "other").engine.tensors()["model"], ref.weights())
+    assert same(worker._initial_tensors()["model"], ref.weights())
+    assert not same(single_worker(settings, inputs, tmp_path / "other").engine.tensors()["model"], ref.weights())
     worker.train()
     assert worker.state.step == 8
 
 
-@pytest.mark.usefixtures("alone")
-def test_training_on_pairs_gives_a_model_without_their_head_one_from_the_seed(
+@pytest.mark.usefixtures("single_process_group")
+def test_a_model_without_a_pair_head_gets_one_from_the_seed(
     tmp_path: Path,
 ) -> None:
     settings, inputs = config(workers=1, seed=7), small_inputs(tmp_path)
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model, nsp=False)
     init = source(f"{ref.location}/model.safetensors")
-    setup = Setup(settings, (inputs["examples-16"],), Location(str(tmp_path / "out")), PIECES, init)
+    setup = PretrainSetup(settings, (inputs["examples-16"],), Location(str(tmp_path / "out")), PIECES, init)
     fresh = BertForPreTraining(settings.model, len(PIECES), seed=7).state_dict()
-    assert same(Trainer(setup, silent, None).engine.tensors()["model"], fresh | ref.weights())
+    assert same(Trainer(setup, ignore_progress, None).engine.tensors()["model"], fresh | ref.weights())
 
 
-@pytest.mark.usefixtures("alone")
-def test_masked_lm_alone_takes_what_it_needs_and_saves_no_head_that_learnt_nothing(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("single_process_group")
+def test_masked_lm_only_training_loads_and_saves_no_pair_head(tmp_path: Path) -> None:
     settings = config(workers=1)
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model)
     init, examples = source(f"{ref.location}/model.safetensors"), examples_artifact(tmp_path, objective="mlm")
-    worker = Trainer(Setup(settings, (examples,), Location(str(tmp_path / "out")), PIECES, init), silent, None)
+    worker = Trainer(
+        PretrainSetup(settings, (examples,), Location(str(tmp_path / "out")), PIECES, init), ignore_progress, None
+    )
     needed = {name: tensor for name, tensor in ref.weights().items() if not name.startswith(("bert.pooler.", "nsp."))}
     assert same(worker.engine.tensors()["model"], needed)
     worker.train()
@@ -102,16 +104,16 @@ def test_masked_lm_alone_takes_what_it_needs_and_saves_no_head_that_learnt_nothi
 
 
 @pytest.mark.parametrize("exported", [False, True])
-def test_heads_that_a_model_lacks_are_told_and_those_not_wanted_are_left_out(exported: bool, tmp_path: Path) -> None:
+def test_missing_heads_are_noted_and_unused_heads_are_left_out(exported: bool, tmp_path: Path) -> None:
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), MODEL, nsp=False)
     file = f"{ref.location}/model.safetensors"
     if exported:
         huggingface.export(ref, Location(str(tmp_path / "runs/vocab/v1")), Location(str(tmp_path / "exported")), "")
         file = f"{tmp_path}/exported/model.safetensors"
-    without = starting_weights(source(file), MODEL, VOCAB, nsp=False)
+    without = initial_weights(source(file), MODEL, VOCAB, nsp=False)
     assert same(without.weights, ref.weights())
     assert without.notes == ()
-    start = starting_weights(source(file), MODEL, VOCAB, nsp=True)
+    start = initial_weights(source(file), MODEL, VOCAB, nsp=True)
     assert same(start.weights, ref.weights())
     name = file.split("/")[-2]
     assert start.notes == (
@@ -120,10 +122,10 @@ def test_heads_that_a_model_lacks_are_told_and_those_not_wanted_are_left_out(exp
     )
 
 
-def test_the_bytes_of_the_weights_are_in_the_fingerprint_and_their_place_is_not(
+def test_the_fingerprint_covers_the_bytes_of_the_weights_and_not_their_path(
     checkpoint: CheckpointRef, tmp_path: Path
 ) -> None:
-    def place(*overrides: str) -> str:
+    def nth_kept_batch(*overrides: str) -> str:
         settings = load_config(RunConfig, "configs/quickstart.yaml", [f"root={tmp_path}/runs", *overrides])
         step = next(step for step in Run(settings).plan() if step.stage.name == "pretrain")
         assert step.output
@@ -131,8 +133,11 @@ def test_the_bytes_of_the_weights_are_in_the_fingerprint_and_their_place_is_not(
 
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(checkpoint.location.path, elsewhere)
-    by_digest, by_place = place(f"pretrain.init='{checkpoint.digest}'"), place(f"pretrain.init={elsewhere}")
-    assert by_digest == by_place != place()
+    by_digest, by_place = (
+        nth_kept_batch(f"pretrain.init='{checkpoint.digest}'"),
+        nth_kept_batch(f"pretrain.init={elsewhere}"),
+    )
+    assert by_digest == by_place != nth_kept_batch()
 
 
 def source(file: str) -> SourceFile:
@@ -144,37 +149,37 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_a_checkpoint_that_two_artifacts_have_is_found_when_one_of_them_is_deleted(
+def test_a_checkpoint_in_two_artifacts_is_found_when_one_of_them_is_deleted(
     checkpoint: CheckpointRef, tmp_path: Path
 ) -> None:
     root = Location(str(tmp_path / "runs"))
     second = root / f"pretrain/p2/checkpoints/{checkpoint.location.name}"
     shutil.copytree(checkpoint.location.path, second.path)
-    register(root, CheckpointRef(second, checkpoint.digest, checkpoint.step))
+    register_digest(root, CheckpointRef(second, checkpoint.digest, checkpoint.step))
     second.delete()
     assert weights_file(checkpoint.digest[:8], root) == f"{checkpoint.location}/model.safetensors"
 
 
-def test_a_checkpoint_is_named_by_the_beginning_of_its_digest(checkpoint: CheckpointRef, tmp_path: Path) -> None:
+def test_a_checkpoint_is_found_by_the_first_digits_of_its_digest(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     root = Location(str(tmp_path / "runs"))
     file = weights_file(checkpoint.digest[:8], root)
     assert file == f"{checkpoint.location}/model.safetensors" == weights_file(checkpoint.digest, root)
-    assert same(starting_weights(source(file), MODEL, VOCAB, nsp=True).weights, checkpoint.weights())
+    assert same(initial_weights(source(file), MODEL, VOCAB, nsp=True).weights, checkpoint.weights())
     with pytest.raises(
         UserError, match=r"pretrain\.init: no finished checkpoint under .* that begins with 00000000; give"
     ):
         weights_file("00000000", root)
 
 
-def test_an_exported_model_gives_the_same_weights(checkpoint: CheckpointRef, tmp_path: Path) -> None:
+def test_an_exported_model_has_the_same_weights(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     folder = Location(str(tmp_path / "exported"))
     huggingface.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "# A card")
-    start = starting_weights(source(weights_file(folder.uri, folder)), MODEL, VOCAB, nsp=True)
+    start = initial_weights(source(weights_file(folder.uri, folder)), MODEL, VOCAB, nsp=True)
     assert same(start.weights, checkpoint.weights())
     assert start.notes == ()
 
 
-def test_a_folder_without_weights_is_named_by_the_file_that_it_lacks(tmp_path: Path) -> None:
+def test_for_a_folder_without_weights_the_missing_file_is_named(tmp_path: Path) -> None:
     root = Location(str(tmp_path))
     assert weights_file(str(tmp_path / "none"), root) == f"{tmp_path}/none/model.safetensors"
     (tmp_path / "pytorch_model.bin").touch()
@@ -215,20 +220,20 @@ def test_another_vocabulary_or_shape_is_an_error_of_one_line(
         huggingface.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "")
     file = source(f"{folder.path}/model.safetensors")
     with pytest.raises(UserError, match=r"^pretrain\.init: .*" + message):
-        starting_weights(file, MODEL.model_copy(update=model), VOCAB._replace(**vocab), nsp=True)
+        initial_weights(file, MODEL.model_copy(update=model), VOCAB._replace(**vocab), nsp=True)
 
 
 def test_a_checkpoint_without_its_vocabulary_is_an_error_of_one_line(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     (tmp_path / "runs/vocab/v1/tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"its vocabulary is not beside it; export it and name that folder as"):
-        starting_weights(source(f"{checkpoint.location}/model.safetensors"), MODEL, VOCAB, nsp=True)
+    with pytest.raises(UserError, match=r"the vocabulary it was trained with is not under .*; export the model"):
+        initial_weights(source(f"{checkpoint.location}/model.safetensors"), MODEL, VOCAB, nsp=True)
 
 
-def test_a_model_of_hugging_face_without_a_vocabulary_is_refused(checkpoint: CheckpointRef, tmp_path: Path) -> None:
+def test_a_hugging_face_model_without_a_vocabulary_is_an_error(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     folder = Location(str(tmp_path / "exported"))
     huggingface.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "# A card")
     for name in ("vocab.txt", "tokenizer.json"):
         (folder / name).delete()
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
-    with pytest.raises(UserError, match=r"has no vocab\.txt or tokenizer\.json; put the one of the model there"):
-        starting_weights(source(f"{folder}/model.safetensors"), MODEL, VOCAB, nsp=True)
+    with pytest.raises(UserError, match=r"has no vocab\.txt or tokenizer\.json; copy the model's vocabulary into"):
+        initial_weights(source(f"{folder}/model.safetensors"), MODEL, VOCAB, nsp=True)

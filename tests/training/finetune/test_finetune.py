@@ -30,7 +30,7 @@ from cloze.training.finetune.tasks.task import TaskConfig
 from cloze.training.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification
 from cloze.training.model.hardware import cpu_threads
 from tests.training.shares_task import Shares, SharesConfig
-from tests.training.small_examples import alone  # noqa: F401 (a fixture)
+from tests.training.small_examples import single_process_group  # noqa: F401 (a fixture)
 
 COLOURS, SHAPES, OTHERS = ("red", "blue", "green"), ("round", "square", "flat"), ("the", "a", "is", "of", "old", "new")
 PIECES = [*SPECIAL_TOKENS, *COLOURS, *SHAPES, *OTHERS]
@@ -84,7 +84,9 @@ def write_checkpoint(
 ) -> checkpoint.CheckpointRef:
     weights = BertForPreTraining(model, vocab_size, seed=11, nsp=nsp).state_dict()
     saved = SavedConfig(model=model, vocab_size=vocab_size, nsp=nsp)
-    return checkpoint.save(Location(str(root / "pretrain")), 5, {"model": weights}, checkpoint.Standing(saved, {}))
+    return checkpoint.save_checkpoint(
+        Location(str(root / "pretrain")), 5, {"model": weights}, checkpoint.CheckpointPayload(saved, {})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +171,7 @@ def test_nothing_of_rays_own_is_left(finished):
     }
 
 
-def test_neither_a_kill_nor_ray_changes_a_bit(finished, inputs, alone, tmp_path):  # noqa: F811
+def test_neither_a_kill_nor_ray_changes_a_bit(finished, inputs, alone, tmp_path):
     out = trained_here(config(), inputs, tmp_path)
     for part in VARIANTS:
         committed = out.part(part)
@@ -234,7 +236,7 @@ def test_the_manifest_says_what_was_trained_on_and_how_it_went(finished, inputs)
     assert all(texts[example["text"]] == example["label"] for example in facts["examples"])
 
 
-def test_two_workers_follow_the_losses_of_one(ray_session, inputs, alone, tmp_path):  # noqa: F811
+def test_two_workers_follow_the_losses_of_one(ray_session, inputs, alone, tmp_path):
     # the last of each epoch's 8 batches has one row: the second worker has none
     steady = MODEL.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     given = inputs | {"checkpoint": write_checkpoint(tmp_path, steady)}
@@ -250,7 +252,7 @@ def test_two_workers_follow_the_losses_of_one(ray_session, inputs, alone, tmp_pa
     assert losses[48] < losses[1] / 2
 
 
-def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(inputs, alone, tmp_path):  # noqa: F811
+def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(inputs, alone, tmp_path):
     settings = config(learning_rate=[1e-9, 0.02], epochs=[1, 6])
     out = trained_here(settings, inputs, tmp_path)
     whole = out.part("pretrained")
@@ -267,7 +269,7 @@ def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(i
     assert all((tmp_path / f"parts/{name}.json").stat().st_mtime_ns == time for name, time in times.items())
 
 
-def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, alone, tmp_path):  # noqa: F811
+def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, alone, tmp_path):
     worker = Worker(setup(config(learning_rate=1e-12, epochs=1), inputs, output(tmp_path)), Silent)
     weights = {variant: worker.train(variant, worker.setup.config.trials[0]).weights for variant in VARIANTS}
     torch.use_deterministic_algorithms(False)
@@ -280,7 +282,7 @@ def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, a
     )
 
 
-def test_after_masked_lm_alone_the_pooler_starts_from_nothing_and_the_manifest_says_so(inputs, alone, tmp_path):  # noqa: F811
+def test_after_masked_lm_alone_the_pooler_starts_from_nothing_and_the_manifest_says_so(inputs, alone, tmp_path):
     given = inputs | {"checkpoint": write_checkpoint(tmp_path, nsp=False)}
     settings = config(learning_rate=1e-12, epochs=1)
     worker = Worker(setup(settings, given, output(tmp_path)), Silent)
@@ -293,7 +295,7 @@ def test_after_masked_lm_alone_the_pooler_starts_from_nothing_and_the_manifest_s
     assert note.startswith("The checkpoint has no pooler")
 
 
-def test_a_loss_that_is_no_number_is_the_learning_rates_fault(inputs, alone, tmp_path):  # noqa: F811
+def test_a_loss_that_is_no_number_is_the_learning_rates_fault(inputs, alone, tmp_path):
     worker = Worker(setup(config(learning_rate=1e30), inputs, output(tmp_path)), Silent)
     with pytest.raises(UserError, match=r"finetune-words: the loss is (nan|inf); lower learning_rate"):
         worker.train("random", worker.setup.config.trials[0])
@@ -338,7 +340,7 @@ def test_a_long_curve_is_thinned_to_means():
     assert sum(mean for _, mean in thinned([1.0] * 401)) == pytest.approx(len(thinned([1.0] * 401)))
 
 
-def test_a_kind_of_task_is_a_file_and_a_row_of_the_registry(inputs, alone, tmp_path, monkeypatch):  # noqa: F811
+def test_a_kind_of_task_is_a_file_and_a_row_of_the_registry(inputs, alone, tmp_path, monkeypatch):
     """A regression, of which training/finetune/stage.py knows nothing: read from YAML, checked, trained, scored."""
     monkeypatch.setitem(registry.TASKS, SharesConfig, Shares)
 

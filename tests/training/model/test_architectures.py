@@ -1,4 +1,4 @@
-"""An architecture is a file of its own and a row: here that of a dummy, from its configuration to transformers."""
+"""An architecture is a file and an entry in ARCHITECTURES: here a dummy, from its configuration to transformers."""
 
 import json
 from dataclasses import replace
@@ -18,16 +18,16 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import build, transformers_config
 from cloze.training.checkpoints import huggingface
 from cloze.training.checkpoints.fill_mask import load_model, predict_masked
-from cloze.training.checkpoints.warm_start import starting_weights
+from cloze.training.checkpoints.warm_start import initial_weights
 from cloze.training.model.architectures import ARCHITECTURES, Architecture
 from cloze.training.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification, Layer
 from cloze.training.model.totals import Totals
 from cloze.training.model.transformers_names import BERT
 from tests.paths import QUICKSTART
-from tests.training.small_examples import PIECES, alone  # noqa: F401 (alone: a fixture)
-from tests.training.small_pretraining import config, last, lone_worker, small_inputs
+from tests.training.small_examples import PIECES, single_process_group  # noqa: F401 (a fixture)
+from tests.training.small_pretraining import config, last, single_worker, small_inputs
 
-# What the file of an architecture has
+# The content of an architecture's file
 
 
 class DummyConfig(BertConfig):
@@ -50,18 +50,18 @@ LAYOUT = replace(
     model_type="dummy",
     classes=("DummyForPreTraining", "DummyForMaskedLM"),
     modules={**BERT.modules, "nsp": "cls.pairs"},
-    may_lack=("bert.pooler.", "cls.predictions.", "cls.pairs."),
-    only={"model_type": ("dummy",)},
+    optional_prefixes=("bert.pooler.", "cls.predictions.", "cls.pairs."),
+    supported_values={"model_type": ("dummy",)},
 )
 
-# The row
+# The entry
 
-ROW = Architecture(DummyConfig, DummyForPreTraining, BertForSequenceClassification, Layer, LAYOUT, "A dummy")
+ENTRY = Architecture(DummyConfig, DummyForPreTraining, BertForSequenceClassification, Layer, LAYOUT, "A dummy")
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "dummy", ROW)
+    monkeypatch.setitem(ARCHITECTURES, "dummy", ENTRY)
 
 
 def dummy(**changed: Any) -> dict[str, Any]:
@@ -77,10 +77,10 @@ def test_the_architecture_decides_which_keys_a_model_has() -> None:
         load(RunConfig, QUICKSTART, change[1:])
 
 
-def test_berts_configuration_is_the_one_that_names_no_architecture() -> None:
+def test_bert_is_the_default_architecture() -> None:
     plain = load(RunConfig, QUICKSTART).pretrain
-    for nothing in ("bert", "null"):
-        named = load(RunConfig, QUICKSTART, [f"pretrain.model.architecture={nothing}"]).pretrain
+    for default in ("bert", "null"):
+        named = load(RunConfig, QUICKSTART, [f"pretrain.model.architecture={default}"]).pretrain
         assert named == plain and type(named.model) is BertConfig
     assert "architecture" not in plain.model.model_dump()
 
@@ -94,12 +94,12 @@ def test_an_unknown_architecture_is_an_error_of_one_line(value: str) -> None:
     assert line.startswith(f"{override}: pretrain.model.architecture") and line.endswith("give one of bert, dummy")
 
 
-@pytest.mark.usefixtures("alone")
-def test_a_dummy_trains_two_steps_is_exported_to_transformers_layout_and_comes_back(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("single_process_group")
+def test_a_dummy_architecture_trains_exports_and_is_read_back(tmp_path: Path) -> None:
     phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": 2}]
     inputs = small_inputs(tmp_path / "inputs")
     for name, model in (("dummy", dummy()), ("bert", config().model.model_dump())):
-        worker = lone_worker(config(model=model, phases=phases, zero_stage=0), inputs, tmp_path / name)
+        worker = single_worker(config(model=model, phases=phases, zero_stage=0), inputs, tmp_path / name)
         worker.train()
         assert worker.state.step == 2
     checkpoint, of_bert = last(tmp_path / "dummy"), last(tmp_path / "bert")
@@ -119,17 +119,17 @@ def test_a_dummy_trains_two_steps_is_exported_to_transformers_layout_and_comes_b
     (vocab / "tokenizer.json").write_text(build(PIECES, True).to_str())
     (vocab / "tokenizer_config.json").write_text(transformers_config())
     huggingface.export(checkpoint, Location(str(vocab)), exported, "# A card\n")
-    said = json.loads((exported / "config.json").read_bytes())
-    assert (said["architectures"], said["model_type"]) == (["DummyForPreTraining"], "dummy")
-    assert said["temperature"] == 2.0 and "architecture" not in said
+    exported_config = json.loads((exported / "config.json").read_bytes())
+    assert (exported_config["architectures"], exported_config["model_type"]) == (["DummyForPreTraining"], "dummy")
+    assert exported_config["temperature"] == 2.0 and "architecture" not in exported_config
     back = huggingface.read(exported)
     assert back.model == checkpoint.config().model and type(back.model) is DummyConfig
     assert back.weights.keys() == weights.keys()
     assert all(torch.equal(back.weights[name], weight) for name, weight in weights.items())
 
     given = SourceFile((exported / "model.safetensors").uri, "0", 1)
-    assert starting_weights(given, checkpoint.config().model, None, nsp=True).weights.keys() == weights.keys()
+    assert initial_weights(given, checkpoint.config().model, None, nsp=True).weights.keys() == weights.keys()
     with pytest.raises(
         UserError, match=r"has the architecture dummy; set pretrain.model.architecture to it, .* is bert"
     ):
-        starting_weights(given, config().model, None, nsp=True)
+        initial_weights(given, config().model, None, nsp=True)

@@ -1,4 +1,4 @@
-"""Our BERT beside transformers': the same weights and input give the same numbers, forwards and backwards."""
+"""Comparison with transformers' BERT: same weights and input, same outputs and gradients."""
 
 from collections.abc import Mapping
 
@@ -60,25 +60,25 @@ def batch() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[BertForPreTraining, TheirBert]:
-    """Both models with the same weights, none of them at the value it starts from."""
+    """Both models with the same weights, all different from their initial values."""
     torch.manual_seed(3)
     theirs = TheirBert(their_config())
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model = BertForPreTraining(CONFIG, VOCAB)
-    model.load_state_dict(BERT.ours(theirs.state_dict()))
+    model.load_state_dict(BERT.from_transformers(theirs.state_dict()))
     return model, theirs
 
 
 def their_labels(batch):
-    """As transformers has them: -100 wherever nothing is masked, [b, s]."""
+    """Labels as transformers expects them: -100 at positions that are not masked, [b, s]."""
     labels = torch.full((batch["input_ids"].numel(),), -100).index_copy(0, batch["positions"], batch["labels"])
     return labels.view_as(batch["input_ids"])
 
 
 def assert_gradients_close(model, theirs):
-    gradients = BERT.ours({name: parameter.grad for name, parameter in theirs.named_parameters()})
+    gradients = BERT.from_transformers({name: parameter.grad for name, parameter in theirs.named_parameters()})
     mine = dict(model.named_parameters())
     assert gradients.keys() == mine.keys()
     for name, parameter in mine.items():
@@ -100,7 +100,7 @@ def test_hidden_states_equal_those_of_transformers(pair, batch):
     real = batch["attention_mask"].bool()
     assert_close(hidden[real], expected.last_hidden_state[real])
     assert_close(pooled, expected.pooler_output)
-    # the comparison sees padding: without the mask the same weights give other states
+    # the comparison is sensitive to padding: without the mask the states differ
     unmasked, _ = model.bert(batch["input_ids"], batch["token_type_ids"], torch.ones_like(batch["attention_mask"]))
     assert (unmasked[real] - expected.last_hidden_state[real]).abs().max() > 1e-2
 
@@ -129,11 +129,11 @@ def test_logits_losses_and_every_gradient_equal_those_of_transformers(pair, batc
     assert_gradients_close(model, theirs)
 
 
-def test_of_masked_lm_alone_loss_and_every_gradient_equal_those_of_transformers(batch):
+def test_masked_lm_only_loss_and_every_gradient_equal_those_of_transformers(batch):
     torch.manual_seed(6)
     theirs = TheirMaskedLM(their_config())
     model = BertForPreTraining(CONFIG, VOCAB, nsp=False)
-    model.load_state_dict(BERT.ours(theirs.state_dict()))
+    model.load_state_dict(BERT.from_transformers(theirs.state_dict()))
     mlm, nsp = model(**encoder_input(batch), masked_lm_positions=batch["positions"])
     assert nsp is None
     loss = functional.cross_entropy(mlm, batch["labels"])
@@ -144,14 +144,14 @@ def test_of_masked_lm_alone_loss_and_every_gradient_equal_those_of_transformers(
     expected.loss.backward()
     assert_gradients_close(model, theirs)
     for name, parameter in model.named_parameters():
-        assert parameter.grad.any(), name  # nothing is there that does not learn
+        assert parameter.grad.any(), name  # every parameter is trained
 
 
 def test_classifier_equals_that_of_transformers(batch):
     torch.manual_seed(4)
     theirs = TheirClassifier(their_config(num_labels=5)).eval()
     model = BertForSequenceClassification(CONFIG, VOCAB, num_labels=5).eval()
-    model.load_state_dict(BERT.ours(theirs.state_dict()))
+    model.load_state_dict(BERT.from_transformers(theirs.state_dict()))
     assert_close(model(**encoder_input(batch)), theirs(**encoder_input(batch)).logits)
 
 
@@ -166,12 +166,12 @@ def test_weights_start_from_the_truncated_normal_of_bert():
     model = BertForPreTraining(CONFIG, VOCAB, seed=1)
     words = model.bert.embeddings.word_embeddings.weight
     assert words.abs().max() <= 0.04
-    assert words.std().item() == pytest.approx(0.02 * 0.8796, rel=0.02)  # the deviation that is left after the cut
+    assert words.std().item() == pytest.approx(0.02 * 0.8796, rel=0.02)  # the deviation of the truncated distribution
     assert not model.bert.layers[0].attention.qkv.bias.any()
     assert (model.bert.layers[0].output_norm.weight == 1).all()
 
 
-def test_weights_depend_on_the_seed_alone():
+def test_weights_depend_only_on_the_seed():
     torch.manual_seed(1)
     first = BertForPreTraining(CONFIG, VOCAB, seed=1).state_dict()
     torch.manual_seed(2)
@@ -188,11 +188,11 @@ def test_weights_depend_on_the_seed_alone():
 
 
 def test_a_vocabulary_padded_for_tensor_cores_gives_the_same_logits_and_gradients(batch, monkeypatch):
-    """211 pieces are padded to 256 where the products happen; the weights stay as they are."""
+    """211 pieces are padded to 256 in the product; the weights keep their shape."""
     found, shapes = [], []
-    words = {VOCAB, 256}  # rows of the decoder alone
-    watched = lambda *given: (given[1].shape[0] in words and shapes.append(given[1].shape)) or linear(*given)  # noqa: E731
-    monkeypatch.setattr("cloze.training.model.bert.linear", watched)
+    words = {VOCAB, 256}  # the number of rows of the decoder only
+    record = lambda *given: (given[1].shape[0] in words and shapes.append(given[1].shape)) or linear(*given)  # noqa: E731
+    monkeypatch.setattr("cloze.training.model.bert.linear", record)
     for multiple in (1, 64):
         monkeypatch.setitem(_VOCAB_MULTIPLE, "cpu", multiple)
         model = BertForPreTraining(CONFIG, VOCAB, seed=1)
@@ -211,7 +211,9 @@ def test_a_vocabulary_padded_for_tensor_cores_gives_the_same_logits_and_gradient
 @pytest.mark.parametrize("training", [False, True])
 def test_full_rows_need_no_mask(pair, batch, training):
     full = {name: tensor[:2] for name, tensor in encoder_input(batch).items()}
-    config = CONFIG.model_copy(update={"attention_probs_dropout_prob": 0.1})  # of training another path than evaluation
+    config = CONFIG.model_copy(
+        update={"attention_probs_dropout_prob": 0.1}
+    )  # training and evaluation use different code
     model = BertForPreTraining(config, VOCAB).train(training)
     model.load_state_dict(pair[0].state_dict())
     positions, found = torch.arange(66), []
@@ -261,7 +263,7 @@ def test_a_pretraining_checkpoint_loads_into_the_classifier(pair):
     assert torch.equal(classifier.classifier.weight, head)
 
 
-def test_a_checkpoint_without_a_pooler_leaves_the_classifier_its_own(pair):
+def test_with_a_checkpoint_without_a_pooler_the_classifier_keeps_its_own(pair):
     alone = BertForPreTraining(CONFIG, VOCAB, seed=7, nsp=False)
     classifier = BertForSequenceClassification(CONFIG, VOCAB, 3, seed=2)
     load_encoder(classifier, alone.state_dict())
@@ -273,7 +275,7 @@ def test_a_checkpoint_without_a_pooler_leaves_the_classifier_its_own(pair):
         load_encoder(classifier, half)
 
 
-def test_a_checkpoint_of_another_shape_is_refused(pair):
+def test_a_checkpoint_of_another_shape_is_an_error(pair):
     model, _ = pair
     with pytest.raises(RuntimeError, match="word_embeddings"):
         load_encoder(BertForSequenceClassification(CONFIG, VOCAB + 1, 3), model.state_dict())
@@ -300,8 +302,8 @@ def test_base_and_large_have_the_published_number_of_parameters(layers, hidden, 
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
-def test_dropout_zeroes_its_share_and_scales_the_rest_up_so_that_the_mean_stays():
-    """A million elements: five deviations of the share are 0.0015."""
+def test_dropout_zeroes_the_given_fraction_and_keeps_the_mean():
+    """A million elements: five standard deviations of the fraction are 0.0015."""
     dropout = Dropout(0.1).train()
     torch.manual_seed(1)
     hidden = torch.ones(1_000_003, requires_grad=True)
@@ -312,10 +314,10 @@ def test_dropout_zeroes_its_share_and_scales_the_rest_up_so_that_the_mean_stays(
     dropped.sum().backward()
     assert torch.equal(hidden.grad, dropped)
     neighbours = ((dropped[1:] == 0) & (dropped[:-1] == 0)).float().mean().item()
-    assert neighbours == pytest.approx(0.01, abs=0.0005)  # one falls independently of the next
+    assert neighbours == pytest.approx(0.01, abs=0.0005)  # each element is dropped independently of the next
 
 
-def test_dropout_depends_on_the_seed_alone_and_does_nothing_in_evaluation():
+def test_dropout_depends_only_on_the_seed_and_does_nothing_in_evaluation():
     hidden = torch.randn(3, 5, 7)
     dropout = Dropout(0.5).train()
 
@@ -329,8 +331,8 @@ def test_dropout_depends_on_the_seed_alone_and_does_nothing_in_evaluation():
     assert Dropout(0.0).train()(hidden) is hidden
 
 
-def test_attention_with_dropout_is_the_same_but_for_what_is_dropped(pair, batch):
-    """A probability below 1 / 65,536 drops nothing and takes the path of training."""
+def test_attention_with_dropout_differs_only_in_the_dropped_weights(pair, batch):
+    """A probability below 1 / 65,536 drops nothing but uses the code of training."""
     model, _ = pair
     expected, _ = model.eval().bert(**encoder_input(batch))
     changed = [module for module in model.modules() if isinstance(module, Dropout)]

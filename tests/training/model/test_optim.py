@@ -1,4 +1,4 @@
-"""The optimizer against BERT's own formula, step by step, and the schedule against its corners."""
+"""The optimizer against BERT's own formula, step by step, and the learning rate schedule at its corner points."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -16,7 +16,7 @@ CONFIG = OptimizerConfig(learning_rate=0.01, warmup_steps=10)
 
 
 def reference(weights: np.ndarray, gradients: list[np.ndarray], decay: float, corrected: bool) -> np.ndarray:
-    """BERT's AdamWeightDecayOptimizer in fp64; `corrected` divides the moments as Kingma and Ba do."""
+    """BERT's AdamWeightDecayOptimizer in fp64; `corrected` applies the bias correction of Kingma and Ba."""
     first, second = np.zeros_like(weights), np.zeros_like(weights)
     for step, gradient in enumerate(gradients, start=1):
         first = 0.9 * first + 0.1 * gradient
@@ -44,7 +44,7 @@ def test_five_updates_follow_the_formula(corrected: bool, decay: float):
     assert abs(expected - reference(start, gradients, decay, not corrected)).max() > 1e-3
 
 
-def test_both_optimizers_name_their_state_alike_and_restore_it():
+def test_both_optimizers_have_the_same_state_names_and_restore_it():
     for corrected in (False, True):
         config = CONFIG.model_copy(update={"bias_correction": corrected})
         weight = nn.Parameter(torch.ones(3))
@@ -56,14 +56,14 @@ def test_both_optimizers_name_their_state_alike_and_restore_it():
 
         copied = nn.Parameter(weight.detach().clone())
         restored = adamw([{"params": [copied]}], config)
-        restored.load_state_dict(deepcopy(optimizer.state_dict()))  # it would share the moments
+        restored.load_state_dict(deepcopy(optimizer.state_dict()))  # else it would share the moments
         for parameter, each in ((weight, optimizer), (copied, restored)):
             parameter.grad = torch.tensor([0.5, 0.5, 0.5])
             each.step()
         assert torch.equal(weight, copied)
 
 
-def test_parameters_without_a_gradient_are_left_alone():
+def test_parameters_without_a_gradient_are_not_updated():
     used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = adamw([{"params": [used, unused], "weight_decay": 0.1}], CONFIG)
     used.grad = torch.ones(2)
@@ -83,7 +83,7 @@ def test_biases_and_layer_norms_are_not_decayed():
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
 
 
-def test_the_rate_climbs_to_its_peak_and_falls_to_nothing():
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
     rates = [learning_rate_at(step, CONFIG, total_steps=110) for step in range(111)]
     assert rates[0] == pytest.approx(0.001)
     assert rates[9] == rates[10] == pytest.approx(0.01)
@@ -112,16 +112,16 @@ def test_settings_are_read_from_yaml(tmp_path: Path):
     assert (config.learning_rate, config.betas, config.warmup_steps) == (1e-4, (0.9, 0.98), 10_000)
 
 
-def test_a_loss_scale_falls_by_half_at_each_overflow_and_doubles_after_two_thousand_good_steps() -> None:
+def test_a_loss_scale_halves_at_each_overflow_and_doubles_after_two_thousand_good_steps() -> None:
     scale = LossScale(2.0**16)
     for _ in range(1999):
-        scale = scale.after(overflowed=False)
-    assert scale.factor == 2**16 and scale.after(overflowed=False) == LossScale(2.0**17)
-    assert scale.after(overflowed=True) == LossScale(2.0**15)
+        scale = scale.after_step(overflowed=False)
+    assert scale.factor == 2**16 and scale.after_step(overflowed=False) == LossScale(2.0**17)
+    assert scale.after_step(overflowed=True) == LossScale(2.0**15)
 
 
 def test_a_loss_scale_never_falls_below_one() -> None:
     scale = LossScale(2.0)
-    assert scale.can_fall
-    scale = scale.after(overflowed=True)
-    assert not scale.can_fall and scale == scale.after(overflowed=True) == LossScale(1.0)
+    assert scale.can_decrease
+    scale = scale.after_step(overflowed=True)
+    assert not scale.can_decrease and scale == scale.after_step(overflowed=True) == LossScale(1.0)

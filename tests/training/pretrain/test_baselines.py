@@ -1,4 +1,4 @@
-"""The unigram model of the examples to train on, scored on held-out masked pieces."""
+"""The unigram model of the training examples, scored on held-out masked pieces."""
 
 import math
 from collections import Counter
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloze.training.pretrain.baselines import constant_baseline, piece_counts, score, unigram_baseline
-from cloze.training.pretrain.data_loader import Examples, unmasked
+from cloze.training.pretrain.baselines import constant_baseline, count_pieces, score_unigram, unigram_baseline
+from cloze.training.pretrain.data_loader import ExampleDataset, unmasked_ids
 from tests.training.small_examples import CLS, MASK, PIECES, SEP, VOCAB_SIZE, examples_artifact
 
 SPECIAL = (0, CLS, SEP, MASK)
@@ -19,44 +19,44 @@ def test_the_baseline_is_the_one_computed_piece_by_piece_whether_masks_are_store
     tmp_path: Path, masked: bool
 ) -> None:
     artifact = examples_artifact(tmp_path, masked=masked)
-    plain = Examples(examples_artifact(tmp_path / "plain", masked=False), "train")
+    plain = ExampleDataset(examples_artifact(tmp_path / "plain", masked=False), "train")
     counts = Counter(plain.read(np.arange(len(plain._groups))).input_ids.values.tolist())
     total = sum(count for piece, count in counts.items() if piece not in SPECIAL) + VOCAB_SIZE - len(SPECIAL)
-    heldout = Examples(artifact, "heldout").sample(0, 8, 3)
+    heldout = ExampleDataset(artifact, "heldout").sample(0, 8, 3)
     labels = [
         int(label) for rows in heldout if rows.masks for label in rows.masks.labels.values
-    ]  # of the sampled ones alone
+    ]  # of the sampled examples only
     most = min((piece for piece in counts if piece not in SPECIAL), key=lambda piece: (-counts[piece], piece))
-    found = unigram_baseline(Examples(artifact, "train"), heldout, PIECES)
+    found = unigram_baseline(ExampleDataset(artifact, "train"), heldout, PIECES)
     assert found.loss == pytest.approx(-sum(math.log((counts[label] + 1) / total) for label in labels) / len(labels))
     assert found.accuracy == labels.count(most) / len(labels)
 
 
 def test_stored_masks_are_undone(tmp_path: Path) -> None:
     masked, plain = (
-        Examples(examples_artifact(tmp_path / str(stored), masked=stored), "train").spread(40)
+        ExampleDataset(examples_artifact(tmp_path / str(stored), masked=stored), "train").evenly_spaced(40)
         for stored in (True, False)
     )
-    assert MASK in masked.input_ids.values and MASK not in unmasked(masked)
-    assert (unmasked(masked) == unmasked(plain)).all()
+    assert MASK in masked.input_ids.values and MASK not in unmasked_ids(masked)
+    assert (unmasked_ids(masked) == unmasked_ids(plain)).all()
 
 
-def test_what_is_counted_is_spread_over_all_files_and_no_more_than_asked_for(tmp_path: Path) -> None:
-    examples = Examples(examples_artifact(tmp_path, train=160, shards=4), "train")
-    assert len(examples.spread(1000)) == len(examples) == 160
-    some = examples.spread(16)
-    assert some.index.tolist() == examples.spread(16).index.tolist()
+def test_counted_examples_are_evenly_spaced_over_all_files(tmp_path: Path) -> None:
+    examples = ExampleDataset(examples_artifact(tmp_path, train=160, shards=4), "train")
+    assert len(examples.evenly_spaced(1000)) == len(examples) == 160
+    some = examples.evenly_spaced(16)
+    assert some.index.tolist() == examples.evenly_spaced(16).index.tolist()
     assert len(some) == 16 and {index // 40 for index in some.index.tolist()} == {0, 1, 2, 3}
-    assert len(examples.spread(1)) == 4  # a row group
+    assert len(examples.evenly_spaced(1)) == 4  # a row group
 
 
-def test_a_piece_that_was_never_seen_is_not_impossible_and_special_pieces_have_no_share(tmp_path: Path) -> None:
-    counts = piece_counts(Examples(examples_artifact(tmp_path), "train").spread(40), PIECES)
+def test_unseen_pieces_have_a_probability_and_special_pieces_have_none(tmp_path: Path) -> None:
+    counts = count_pieces(ExampleDataset(examples_artifact(tmp_path), "train").evenly_spaced(40), PIECES)
     assert [counts[special] for special in SPECIAL] == [-1] * 4
     unseen = int((counts == 0).argmax())
-    assert counts[unseen] == 0 and math.isfinite(score(counts, np.array([unseen])).loss)
+    assert counts[unseen] == 0 and math.isfinite(score_unigram(counts, np.array([unseen])).loss)
     every = np.flatnonzero(counts >= 0)
-    shares = [math.exp(-score(counts, np.array([piece])).loss) for piece in every]
+    shares = [math.exp(-score_unigram(counts, np.array([piece])).loss) for piece in every]
     assert sum(shares) == pytest.approx(1)
 
 

@@ -1,4 +1,4 @@
-"""A step over workers and micro-batches is the step of one process, in torch alone and at any of DeepSpeed's stages."""
+"""A step over workers and micro-batches equals the step of one process, in PyTorch and at any DeepSpeed stage."""
 
 import math
 import os
@@ -19,13 +19,13 @@ from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
 from cloze.training.model.bert import BertConfig, BertForPreTraining
-from cloze.training.model.hardware import fastest
+from cloze.training.model.hardware import fastest_precision
 from cloze.training.model.optim import LossScale, OptimizerConfig, adamw, parameter_groups
 from cloze.training.pretrain.data_loader import IGNORED, Batch
 from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig, ZeroOptimization
 from cloze.training.pretrain.engine import Engine
 from tests.paths import QUICKSTART
-from tests.training.small_examples import alone  # noqa: F401 (a fixture)
+from tests.training.small_examples import single_process_group  # noqa: F401 (a fixture)
 
 VOCAB_SIZE, STEPS, RATE = 97, 6, 1e-3
 OPTIMIZER = OptimizerConfig(learning_rate=RATE, max_grad_norm=0.5)
@@ -103,11 +103,11 @@ def steps(trained: Engine, numbers: range, between: Callable[[], object] = lambd
     for step in numbers:
         mine = batches(step)[trained.rank :: trained.workers]
 
-        def leave() -> bool:
+        def should_stop() -> bool:
             between()
             return False
 
-        done = trained.step(mine, RATE, 2 * step + trained.rank, leave)
+        done = trained.step(mine, RATE, 2 * step + trained.rank, should_stop)
         assert done
         means = done.totals.means()
         found.append({"mlm_loss": means["mlm_loss"], "nsp_loss": means["nsp_loss"], "grad_norm": done.grad_norm})
@@ -115,7 +115,7 @@ def steps(trained: Engine, numbers: range, between: Callable[[], object] = lambd
 
 
 def in_worker(rank: int, folder: str) -> None:
-    """All stages one after the other; worker 0 writes down what came out."""
+    """Run all stages one after the other; worker 0 saves the results."""
     warnings.simplefilter("ignore")
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
@@ -124,57 +124,57 @@ def in_worker(rank: int, folder: str) -> None:
     for stage in range(4):
         exact = Engine(model(), OPTIMIZER, zero_stage=stage)
         found[f"losses-{stage}"], found[f"weights-{stage}"] = steps(exact, range(STEPS)), exact.tensors()
-        tuned = Engine(model(), OPTIMIZER, zero_stage=stage, more=TUNED)
+        tuned = Engine(model(), OPTIMIZER, zero_stage=stage, deepspeed=TUNED)
         found[f"tuned-{stage}"] = steps(tuned, range(STEPS)), tuned.tensors()
         if stage:
-            found[f"handed-{stage}"] = handed_on(tuned)
-        noisy = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=stage)
-        steps(noisy, range(3))
-        box = [noisy.tensors()]
+            found[f"passed-{stage}"] = passed_on(tuned)
+        with_dropout = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=stage)
+        steps(with_dropout, range(3))
+        box = [with_dropout.tensors()]
         dist.broadcast_object_list(box)
-        found[f"through-{stage}"] = outcome(noisy)
+        found[f"through-{stage}"] = outcome(with_dropout)
         recomputed = Engine(model(dropout=0.1, activation_checkpointing=True), OPTIMIZER, zero_stage=stage)
         steps(recomputed, range(3))
         found[f"recomputed-{stage}"] = outcome(recomputed)
         for name, target, more in (("resumed", stage, None), ("elsewhere", 3 - stage, TUNED)):
-            again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target, more=more)
+            again = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=target, deepspeed=more)
             again.load(box[0], updates=3)
             found[f"{name}-{stage}"] = outcome(again)
         midway = Engine(model(dropout=0.1), OPTIMIZER, zero_stage=stage)
         found[f"midway-{stage}"] = read_between(midway)
-    short = Engine(model(), OPTIMIZER, zero_stage=0, more=DeepSpeedConfig(communication_data_type="bf16"))
+    short = Engine(model(), OPTIMIZER, zero_stage=0, deepspeed=DeepSpeedConfig(communication_data_type="bf16"))
     found["short"] = steps(short, range(STEPS))
     for stage in range(4):
         found[f"fp16-{stage}"] = overflowing(stage)
     for name, recomputes in (("through", False), ("recomputed", True)):
-        # ZeRO-3 parts what has 100,000 weights or more: here each layer's qkv and the output beside it
+        # ZeRO-3 partitions parameters with 100,000 elements or more: here the qkv and feed-forward matrices
         wide = Engine(model(0.1, hidden_size=320, activation_checkpointing=recomputes), OPTIMIZER, zero_stage=3)
         steps(wide, range(3))
         box = [wide.tensors()]
         dist.broadcast_object_list(box)
-        found[f"{name}-parted"] = outcome(wide)
+        found[f"{name}-partitioned"] = outcome(wide)
     resumed = Engine(model(0.1, hidden_size=320), OPTIMIZER, zero_stage=3)
     resumed.load(box[0], updates=3)
-    found["resumed-parted"] = outcome(resumed)
-    found["midway-parted"] = read_between(Engine(model(0.1, hidden_size=320), OPTIMIZER, zero_stage=3))
+    found["resumed-partitioned"] = outcome(resumed)
+    found["midway-partitioned"] = read_between(Engine(model(0.1, hidden_size=320), OPTIMIZER, zero_stage=3))
     found["evaluated"] = astuple(Engine(model(), OPTIMIZER).evaluate([batches(9)[rank::2]]))
     cpu, gains = torch.device("cpu"), ((2.0, 1.2), (2.0, 0.9))  # of each worker
-    found["agreed"] = [fastest(cpu, lambda _, gain=gain: [gain[rank], 1.0]) for gain in gains]
+    found["agreed"] = [fastest_precision(cpu, lambda _, gain=gain: [gain[rank], 1.0]) for gain in gains]
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.destroy_process_group()
 
 
-def handed_on(trained: Engine) -> dict[str, Any]:
-    """What DeepSpeed has made of TUNED's keys."""
-    settings = trained._back_end._engine._config
+def passed_on(trained: Engine) -> dict[str, Any]:
+    """The values of TUNED's keys in DeepSpeed's configuration."""
+    settings = trained._backend._engine._config
     zero = settings.zero_config.model_dump(by_alias=True)
     names = TUNED.zero_optimization.model_dump(exclude_none=True)
     return {"communication_data_type": settings.communication_data_type} | {name: zero[name] for name in names}
 
 
 def read_between(trained: Engine) -> tuple[Any, ...]:
-    """The outcome where weights and moments are read between the micro-batches of each step, as for a checkpoint."""
+    """The outcome if weights and moments are read between the micro-batches of each step, as for a checkpoint."""
     steps(trained, range(3), trained.tensors)
     whole, read = trained.tensors(), []
     found = outcome(trained, lambda: read.append(trained.tensors()))
@@ -183,7 +183,7 @@ def read_between(trained: Engine) -> tuple[Any, ...]:
 
 
 def overflowing(stage: int) -> dict[str, Any]:
-    """A step that overflows in the last worker alone, then as many as there are, beside those alone."""
+    """A step that overflows only in the last worker, then STEPS steps; and the same steps without the overflow."""
     lone = Engine(model(), OPTIMIZER, zero_stage=stage, precision="fp16")
     lone.loss_scale = LossScale(2.0**15)
     after = Engine(model(), OPTIMIZER, zero_stage=stage, precision="fp16")
@@ -200,14 +200,14 @@ def overflowing(stage: int) -> dict[str, Any]:
         "between": after.tensors(),
         "counts": (after.updates, tuple(after.loss_scale or ())),
         "after": (steps(after, range(STEPS)), after.tensors(), after.updates, tuple(after.loss_scale or ())),
-        "alone": (steps(lone, range(STEPS)), lone.tensors(), lone.updates, tuple(lone.loss_scale or ())),
+        "undisturbed": (steps(lone, range(STEPS)), lone.tensors(), lone.updates, tuple(lone.loss_scale or ())),
     }
 
 
 def outcome(
     trained: Engine, between: Callable[[], object] = lambda: None
 ) -> tuple[list[dict[str, float]], dict[str, float], Any]:
-    """Three steps on: their losses, the held-out ones, the weights and moments."""
+    """Three more steps: their losses, the held-out losses, the weights and moments."""
     losses = steps(trained, range(3, STEPS), between)
     return losses, trained.evaluate([batches(9)[trained.rank :: trained.workers]]).means(), trained.tensors()
 
@@ -220,7 +220,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_two_workers_and_two_micro_batches_make_the_step_of_one_process(
+def test_two_workers_with_two_micro_batches_make_the_same_step_as_one_process(
     found: dict[str, Any], reference: Any, stage: int
 ) -> None:
     losses, weights = reference
@@ -231,10 +231,10 @@ def test_two_workers_and_two_micro_batches_make_the_step_of_one_process(
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_how_deepspeed_communicates_is_handed_on_and_changes_no_step(found: dict[str, Any], stage: int) -> None:
-    if stage:  # without DeepSpeed there is nobody to hand anything on to
+def test_deepspeed_settings_are_passed_on_and_change_no_step(found: dict[str, Any], stage: int) -> None:
+    if stage:  # stage 0 does not use DeepSpeed
         asked = TUNED.zero_optimization.model_dump(exclude_none=True)
-        assert found[f"handed-{stage}"] == {"communication_data_type": torch.float32} | asked
+        assert found[f"passed-{stage}"] == {"communication_data_type": torch.float32} | asked
     for mine, plain in zip(found[f"tuned-{stage}"][0], found[f"losses-{stage}"], strict=True):
         assert mine == pytest.approx(plain, abs=1e-5)
     for kind, named in found[f"weights-{stage}"].items():
@@ -242,14 +242,14 @@ def test_how_deepspeed_communicates_is_handed_on_and_changes_no_step(found: dict
             torch.testing.assert_close(found[f"tuned-{stage}"][1][kind][name], value, atol=1e-5, rtol=0)
 
 
-def test_gradients_that_travel_in_16_bits_are_rounded_on_the_way_alone(found: dict[str, Any]) -> None:
+def test_16_bit_communication_rounds_only_the_exchanged_gradients(found: dict[str, Any]) -> None:
     for mine, plain in zip(found["short"], found["losses-0"], strict=True):
         assert mine == pytest.approx(plain, rel=0.02)
         assert mine["grad_norm"] != plain["grad_norm"]
 
 
-def test_deepspeed_knows_each_key_that_may_be_handed_on() -> None:
-    """A new version may have other keys: it would refuse these only when training begins."""
+def test_deepspeed_knows_each_allowed_key() -> None:
+    """A new version may have other keys: it would raise an error only when training starts."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     known = {name for key, field in DeepSpeedZeroConfig.model_fields.items() for name in (key, field.alias)}
@@ -263,12 +263,12 @@ def test_deepspeed_knows_each_key_that_may_be_handed_on() -> None:
     [
         ("zero_optimization.reduce_bucket_sise", "500", "unknown key; did you mean reduce_bucket_size"),
         ("wall_clock_brakedown", "true", "unknown key; remove it or correct its name"),
-        ("gradient_clipping", "2", "gradient_clipping is not handed on to DeepSpeed; set optimizer.max_grad_norm"),
-        ("zero_optimization.stage", "2", "stage is not handed on to DeepSpeed; set zero_stage"),
-        ("zero_optimization.offload_optimizer", "{device: cpu}", "offload_optimizer is not handed on .* remove it"),
+        ("gradient_clipping", "2", "gradient_clipping cannot be set for DeepSpeed; set optimizer.max_grad_norm"),
+        ("zero_optimization.stage", "2", "stage cannot be set for DeepSpeed; set zero_stage"),
+        ("zero_optimization.offload_optimizer", "{device: cpu}", "offload_optimizer cannot be set .* remove it"),
     ],
 )
-def test_a_key_that_deepspeed_would_read_past_or_cloze_sets_is_an_error_of_one_line(
+def test_a_key_that_deepspeed_would_ignore_or_cloze_sets_is_an_error_of_one_line(
     key: str, value: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=rf"deepspeed.*{message}") as error:
@@ -278,7 +278,7 @@ def test_a_key_that_deepspeed_would_read_past_or_cloze_sets_is_an_error_of_one_l
 
 @pytest.mark.parametrize(
     ("same", "stage"),
-    [(same, stage) for same in ("resumed", "midway", "recomputed") for stage in (0, 1, 2, 3, "parted")],
+    [(same, stage) for same in ("resumed", "midway", "recomputed") for stage in (0, 1, 2, 3, "partitioned")],
 )
 def test_neither_saving_nor_activation_checkpointing_changes_a_bit(
     found: dict[str, Any], same: str, stage: int | str
@@ -290,7 +290,7 @@ def test_neither_saving_nor_activation_checkpointing_changes_a_bit(
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_what_one_stage_saved_another_goes_on_from(found: dict[str, Any], stage: int) -> None:
+def test_a_checkpoint_of_one_zero_stage_resumes_at_another(found: dict[str, Any], stage: int) -> None:
     losses, heldout, _ = found[f"through-{stage}"]
     elsewhere = found[f"elsewhere-{stage}"]
     for mine, theirs in zip(elsewhere[0], losses, strict=True):
@@ -307,13 +307,16 @@ def test_an_fp16_gradient_that_overflows_in_one_worker_changes_no_weight_and_hal
     assert overflowed and not math.isfinite(grad_norm) and math.isfinite(loss)
     assert fp16["counts"] == (0, (2**15, 0))
     assert same_tensors(fp16["before"], fp16["between"])
-    assert fp16["after"][0] == fp16["alone"][0] and fp16["after"][2:] == fp16["alone"][2:] == (STEPS, (2**15, STEPS))
-    assert same_tensors(fp16["after"][1], fp16["alone"][1])
+    assert fp16["after"][0] == fp16["undisturbed"][0] and fp16["after"][2:] == fp16["undisturbed"][2:] == (
+        STEPS,
+        (2**15, STEPS),
+    )
+    assert same_tensors(fp16["after"][1], fp16["undisturbed"][1])
 
 
 @pytest.mark.parametrize("stage", range(4))
 def test_fp16_steps_are_nearly_those_of_fp32(found: dict[str, Any], stage: int) -> None:
-    for mine, plain in zip(found[f"fp16-{stage}"]["alone"][0], found[f"losses-{stage}"], strict=True):
+    for mine, plain in zip(found[f"fp16-{stage}"]["undisturbed"][0], found[f"losses-{stage}"], strict=True):
         assert mine == pytest.approx(plain, rel=0.01)
         assert mine != plain
 
@@ -322,8 +325,8 @@ def same_tensors(one: Any, other: Any) -> bool:
     return all(torch.equal(value, other[kind][name]) for kind in one for name, value in one[kind].items())
 
 
-def test_dropout_depends_on_its_seed_alone(found: dict[str, Any]) -> None:
-    """The control of the test above: the losses of another dropout are others."""
+def test_dropout_depends_on_its_seed(found: dict[str, Any]) -> None:
+    """The control of the test above: with different dropout the losses differ."""
     assert found["through-1"][0][0] != pytest.approx(found["losses-1"][3], abs=1e-4)
 
 
@@ -331,8 +334,8 @@ def test_two_workers_agree_on_the_precision_that_helps_both(found: dict[str, Any
     assert found["agreed"] == ["bf16", "fp32"]
 
 
-@pytest.mark.usefixtures("alone")
-def test_the_model_is_given_a_mask_where_there_is_padding_alone() -> None:
+@pytest.mark.usefixtures("single_process_group")
+def test_the_model_gets_an_attention_mask_only_with_padding() -> None:
     padded, *_ = batches(0)
     cut = padded.input_ids.shape[1] - 3  # its first row has three pieces of padding
     full = Batch(
@@ -350,8 +353,8 @@ def test_the_model_is_given_a_mask_where_there_is_padding_alone() -> None:
     assert (totals.tokens, totals.slots) == (2 * 16 - 3 + 2 * cut, 2 * 16 + 2 * cut)
 
 
-@pytest.mark.usefixtures("alone")
-def test_an_evaluation_counts_labels_and_answers_of_all_workers_and_of_no_idle_row(found: dict[str, Any]) -> None:
+@pytest.mark.usefixtures("single_process_group")
+def test_an_evaluation_counts_labels_and_predictions_of_all_workers_without_placeholders(found: dict[str, Any]) -> None:
     whole = batches(9)
     unlabelled = whole[0]._replace(next_sentence_label=torch.full_like(whole[0].next_sentence_label, IGNORED))
     labels = torch.cat([batch.next_sentence_label for batch in whole])
@@ -367,16 +370,16 @@ def test_an_evaluation_counts_labels_and_answers_of_all_workers_and_of_no_idle_r
 
 
 class NoWaiting(TorchDispatchMode):
-    """Nothing in it may ask for the value of a tensor on the device, here those in floating point."""
+    """Inside, reading the value of a floating-point tensor is an error: on a GPU it would wait for the device."""
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert operation is not torch.ops.aten._local_scalar_dense.default or not args[0].is_floating_point()
         return operation(*args, **kwargs or {})
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_of_torch_alone_asks_for_no_value_until_it_is_read(precision: Any) -> None:
+def test_a_step_of_the_torch_backend_does_not_wait_for_the_device(precision: Any) -> None:
     waiting, trained = (Engine(model(0.1), OPTIMIZER, zero_stage=0, precision=precision) for _ in range(2))
     with NoWaiting():
         steps_read_later = [trained.step(batches(step), RATE, dropout_seed=step) for step in range(3)]
@@ -388,8 +391,8 @@ def test_a_step_of_torch_alone_asks_for_no_value_until_it_is_read(precision: Any
     assert same_tensors(trained.tensors(), waiting.tensors())
 
 
-@pytest.mark.usefixtures("alone")
-def test_without_deepspeed_one_worker_trains_and_dividing_a_model_is_an_error_of_one_line(
+@pytest.mark.usefixtures("single_process_group")
+def test_without_deepspeed_zero_stage_0_works_and_others_are_an_error_of_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
@@ -400,8 +403,8 @@ def test_without_deepspeed_one_worker_trains_and_dividing_a_model_is_an_error_of
         Engine(model(), OPTIMIZER, zero_stage=2)
 
 
-@pytest.mark.usefixtures("alone")
-def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_loss() -> None:
+@pytest.mark.usefixtures("single_process_group")
+def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_same_loss() -> None:
     full, half = (Engine(model(), OPTIMIZER, precision=precision) for precision in ("fp32", "bf16"))
     for exact, rounded in zip(steps(full, range(2)), steps(half, range(2)), strict=True):
         assert rounded == pytest.approx(exact, rel=0.02)
@@ -411,9 +414,9 @@ def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_loss() -> None:
     assert {value.dtype for named in tensors.values() for value in named.values()} == {torch.float32}
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process_group")
 @pytest.mark.parametrize("nsp", [True, False])
-def test_without_pairs_the_loss_is_that_of_the_masks_alone(nsp: bool) -> None:
+def test_without_pairs_the_loss_is_the_masked_lm_loss(nsp: bool) -> None:
     unpaired = [
         batch._replace(next_sentence_label=torch.full_like(batch.next_sentence_label, IGNORED)) for batch in batches(0)
     ]
@@ -426,11 +429,11 @@ def test_without_pairs_the_loss_is_that_of_the_masks_alone(nsp: bool) -> None:
     assert 0 < done.grad_norm < float("inf")
 
 
-@pytest.mark.usefixtures("alone")
-def test_the_lengths_that_are_counted_are_those_without_padding_and_idle_rows() -> None:
-    *counted, idle = batches(0)
-    idle = idle._replace(counted=torch.zeros_like(idle.counted))
-    totals = Engine(model(), OPTIMIZER).step([*counted, idle], RATE, dropout_seed=0).totals
+@pytest.mark.usefixtures("single_process_group")
+def test_token_counts_exclude_padding_and_placeholders() -> None:
+    *counted, placeholder = batches(0)
+    placeholder = placeholder._replace(counted=torch.zeros_like(placeholder.counted))
+    totals = Engine(model(), OPTIMIZER).step([*counted, placeholder], RATE, dropout_seed=0).totals
     lengths = [int(row.sum()) for batch in counted for row in batch.attention_mask]
     assert totals.tokens == sum(lengths) < totals.slots == 2 * 16 + 3 * 9 + 12 + 4 * 8
     assert totals.squares == sum(length**2 for length in lengths)

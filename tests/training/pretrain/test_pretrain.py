@@ -1,4 +1,4 @@
-"""Pretraining through Ray Train and DeepSpeed: exact after any kill, the same for any ZeRO stage and worker count."""
+"""Pretraining with Ray Train and DeepSpeed: exact after any kill, on one, two or a changing number of workers."""
 
 import contextlib
 import json
@@ -15,21 +15,21 @@ import pytest
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
-from cloze.training.checkpoints.checkpoint import newest
+from cloze.training.checkpoints.checkpoint import newest_checkpoint
 from cloze.training.pretrain.baselines import unigram_baseline
 from cloze.training.pretrain.config import PretrainConfig
-from cloze.training.pretrain.data_loader import Examples
+from cloze.training.pretrain.data_loader import ExampleDataset
 from cloze.training.pretrain.stage import final_checkpoint
 from tests.paths import REPOSITORY
 from tests.training.pretraining_drivers import command
-from tests.training.small_examples import PIECES, alone  # noqa: F401 (alone: a fixture)
+from tests.training.small_examples import PIECES, single_process_group  # noqa: F401 (a fixture)
 from tests.training.small_pretraining import (
     config,
     elastic_config,
     last,
-    lone_worker,
     rows,
     same_bits,
+    single_worker,
     small_inputs,
     spot_config,
     steps_of,
@@ -55,12 +55,14 @@ def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(
     assert [row["step"] for row in found if row["split"] == "heldout"] == [4, 8]
     assert all(row["examples"] == 12 for row in found if row["split"] == "heldout")
     facts = uninterrupted.manifest.facts
-    assert facts["checkpoint"]["digest"] == newest(uninterrupted.location).digest
+    assert facts["checkpoint"]["digest"] == newest_checkpoint(uninterrupted.location).digest
     assert facts["metrics"]["train"]["step"] == 8
     assert facts["peak"]["origin"] == "measured" and facts["peak"]["flops"] > 1e9  # of both workers
     assert facts["metrics"]["heldout"].items() >= found[-1].items()
     unigram = unigram_baseline(
-        Examples(inputs["examples-16"], "train"), Examples(inputs["examples-16"], "heldout").sample(0, 12, 12), PIECES
+        ExampleDataset(inputs["examples-16"], "train"),
+        ExampleDataset(inputs["examples-16"], "heldout").sample(0, 12, 12),
+        PIECES,
     )
     assert (found[-1]["mlm_loss_baseline"], found[-1]["mlm_accuracy_baseline"]) == unigram  # worker 0's
     assert (found[-1]["pairs"], found[-1]["pairs_1"], found[-1]["nsp_accuracy_baseline"]) == (12, 6, 0.5)
@@ -70,10 +72,10 @@ def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(
     assert not any(folder.name.startswith("scratch") for folder in uninterrupted.location.folders())
 
 
-def test_what_another_run_has_trained_to_its_end_is_not_trained_again(
+def test_a_training_that_another_run_has_finished_is_not_repeated(
     uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    """The other was killed before it could write the stage's manifest."""
+    """The other run was killed before it could write the manifest of the stage."""
 
     def never(rank: int, step: int) -> None:
         raise AssertionError
@@ -102,7 +104,7 @@ def test_a_killed_worker_leaves_the_same_bits_and_the_same_metrics(
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_is_ended_and_training_goes_on_to_the_same_bits(
+def test_a_worker_that_hangs_is_killed_and_training_continues_to_the_same_bits(
     uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
     hung = tmp_path / "hung"
@@ -123,7 +125,7 @@ def test_a_worker_that_hangs_is_ended_and_training_goes_on_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_terminated_driver_saves_the_last_step_and_the_run_goes_on_to_the_same_bits(
+def test_a_terminated_driver_saves_the_last_step_and_the_run_resumes_to_the_same_bits(
     uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
     started = command("local", inputs, tmp_path, config(checkpoint_every=100))
@@ -133,11 +135,11 @@ def test_a_terminated_driver_saves_the_last_step_and_the_run_goes_on_to_the_same
             time.sleep(0.05)
         workers = psutil.Process(driver.pid).children(recursive=True)
         os.kill(driver.pid, signal.SIGTERM)
-        said, _ = driver.communicate(timeout=60)
+        output, _ = driver.communicate(timeout=60)
         assert driver.returncode == 130  # as KeyboardInterrupt ends the command line
     assert not psutil.wait_procs(workers, timeout=10)[1]
     (step,) = steps_of(tmp_path)
-    assert said == f"pretrain: step {step} is saved\n"
+    assert output == f"pretrain: step {step} is saved\n"
     assert 3 <= step < 8 and step == max(int(file.name) for file in (tmp_path / "steps").iterdir())
     again = trained(tmp_path, inputs, config(checkpoint_every=100))
     assert same_bits(final_checkpoint(uninterrupted), final_checkpoint(again))
@@ -145,16 +147,16 @@ def test_a_terminated_driver_saves_the_last_step_and_the_run_goes_on_to_the_same
 
 
 @pytest.mark.slow
-def test_two_workers_go_back_together_and_after_a_kill_the_batch_stays_skipped(
+def test_two_workers_roll_back_together_and_after_a_kill_the_batch_stays_skipped(
     ray_session: None, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
     def spoil_once(rank: int, step: int) -> None:
         from cloze.training.pretrain.engine import Engine
-        from cloze.training.pretrain.objective import Step
+        from cloze.training.pretrain.objective import StepResult
 
         real, spoiled = Engine.step, tmp_path / f"spoiled-{rank}"
 
-        def spoiling(engine: Engine, *given: Any) -> Step:
+        def spoiling(engine: Engine, *given: Any) -> StepResult:
             done = real(engine, *given)
             if engine.updates != 4 or spoiled.exists():
                 return done
@@ -173,24 +175,22 @@ def test_two_workers_go_back_together_and_after_a_kill_the_batch_stays_skipped(
     listed = found.location / "skipped.jsonl"
     assert [json.loads(line)["batch"] for line in listed.read_text().splitlines()] == [3]
     assert found.manifest.facts["skipped"] == 1 and "skipped.jsonl" in found.manifest.files
-    (tmp_path / "noted").mkdir()
-    (tmp_path / "noted/skipped.jsonl").write_bytes(listed.read_bytes())
-    noted = trained(tmp_path / "noted", inputs, config())
-    assert same_bits(final_checkpoint(found), final_checkpoint(noted))
+    (tmp_path / "skipping").mkdir()
+    (tmp_path / "skipping/skipped.jsonl").write_bytes(listed.read_bytes())
+    skipping = trained(tmp_path / "skipping", inputs, config())
+    assert same_bits(final_checkpoint(found), final_checkpoint(skipping))
 
 
 def on_nodes(driver: str, inputs: dict[str, Artifact], out: Path, settings: PretrainConfig, **environment: str) -> None:
-    """Pretraining with a cluster of its own."""
+    """Run pretraining with its own cluster."""
     environment |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_V2_ENABLED": "1"}
     environment |= {"PYTHONPATH": str(REPOSITORY)}
     subprocess.run(command(driver, inputs, out, settings), env=os.environ | environment, check=True)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("alone")
-def test_a_node_that_is_taken_away_costs_only_the_steps_after_its_notice(
-    inputs: dict[str, Artifact], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("single_process_group")
+def test_a_preempted_node_costs_only_the_steps_after_its_notice(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     out = tmp_path / "out"
     on_nodes("spot", inputs, out, spot_config(), RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
     first, second = sorted(
@@ -198,24 +198,27 @@ def test_a_node_that_is_taken_away_costs_only_the_steps_after_its_notice(
     )
     saved = second[0] - 1
     assert first == list(range(1, first[-1] + 1)) and second == list(range(saved + 1, 41))
-    assert 3 <= saved < first[-1] and saved in steps_of(out)  # the only one before the last: none was due
-    lone_worker(spot_config(), inputs, tmp_path / "alone").train()
+    assert 3 <= saved < first[-1] and saved in steps_of(out)  # none was due before the last
+    single_worker(spot_config(), inputs, tmp_path / "alone").train()
     assert same_bits(last(out), last(tmp_path / "alone"))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("alone")
-def test_training_goes_on_with_the_workers_there_is_room_for_and_the_losses_stay(
+@pytest.mark.usefixtures("single_process_group")
+def test_training_continues_with_the_workers_that_fit_and_the_same_losses(
     inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    """A node is lost without notice, and later another one comes: two workers, one, and two again."""
+    """A node is lost without notice, and later another one is added: two workers, one, and two again."""
     out = tmp_path / "out"
-    soon = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}  # a lost node is seen
-    on_nodes("elastic", inputs, out, elastic_config(), **soon)
+    fast_checks = {
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_failure_threshold": "3",
+    }  # to notice a lost node
+    on_nodes("elastic", inputs, out, elastic_config(), **fast_checks)
     told = [tuple(map(int, line.split())) for line in (out / "steps/told").read_text().splitlines()]
     numbers = [workers for _, workers in told]
     assert [now for before, now in zip([0, *numbers], numbers, strict=False) if now != before] == [2, 1, 2]
-    worker = lone_worker(elastic_config(), inputs, tmp_path / "alone")
+    worker = single_worker(elastic_config(), inputs, tmp_path / "alone")
     worker.train()
     found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses, expected = (
@@ -225,13 +228,13 @@ def test_training_goes_on_with_the_workers_there_is_room_for_and_the_losses_stay
     assert losses == pytest.approx(expected, abs=1e-5)
 
 
-def test_more_positions_than_the_model_has_are_refused() -> None:
+def test_more_positions_than_the_model_has_are_an_error() -> None:
     with pytest.raises(ValueError, match="max_seq_length 32 is more than the model's 16 positions"):
         config(phases=[{"max_seq_length": 32, "max_predictions_per_seq": 3, "steps": 8}])
 
 
 def test_too_few_examples_for_a_batch_is_an_error_of_one_line(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds 40 examples, fewer than global_batch_size 64"):
+    with pytest.raises(UserError, match="contains 40 examples, fewer than global_batch_size 64"):
         trained(tmp_path, inputs, config(global_batch_size=64))
 
 
@@ -241,22 +244,28 @@ PHASE = {"max_seq_length": 16, "max_predictions_per_seq": 3}
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"budget": "2h"}, r"phases\.0\.steps is 8 beside budget 2h, which ends the phases; remove one of them"),
-        ({"phases": [PHASE]}, r"phases\.0 has no end; set its steps, or budget for all of them"),
-        ({"phases": [PHASE | {"share": 0.5}]}, r"phases\.0\.share is of a budget; set budget, or steps"),
-        ({"budget": "2h", "phases": [PHASE | {"share": 0.5}] * 3}, "add up to 1.5; give each one, 1 in all"),
-        ({"budget": "2h", "phases": [PHASE | {"share": 0.5}, PHASE]}, "add up to 0.5; give each one, 1 in all"),
+        ({"budget": "2h"}, r"phases\.0\.steps is 8, but budget 2h already ends the phases; remove one of them"),
+        ({"phases": [PHASE]}, r"phases\.0 has no end; set its steps, or set budget"),
+        ({"phases": [PHASE | {"share": 0.5}]}, r"phases\.0\.share is set without budget; set budget, or replace"),
+        ({"budget": "2h", "phases": [PHASE | {"share": 0.5}] * 3}, "add up to 1.5; set them so that they add up to 1"),
+        (
+            {"budget": "2h", "phases": [PHASE | {"share": 0.5}, PHASE]},
+            "add up to 0.5; set them so that they add up to 1",
+        ),
         ({"budget": "0m", "phases": [PHASE]}, "budget is 0m; give the time that training may take"),
-        ({"budget": "2 hours"}, "is no time; give one such as 90s, 20m, 2h or 1d"),
-        ({"budget": 90}, "is no time; give one"),
+        ({"budget": "2 hours"}, "is not a duration; give one such as 90s, 20m, 2h or 1d"),
+        ({"budget": 90}, "is not a duration; give one"),
         ({"workers": [1, 2, 3]}, "is neither a number nor a range; give one such as 4, or"),
         ({"workers": [0, 4]}, "is neither a number nor a range"),
         ({"workers": "many"}, "is neither a number nor a range"),
-        ({"workers": [1, 2], "gpus": 2}, "gpus is 2 beside workers from 1 to 2; remove gpus, or give one number"),
+        (
+            {"workers": [1, 2], "gpus": 2},
+            "gpus is 2, but workers is a range from 1 to 2; remove gpus, or",
+        ),
         ({"workers": [5, 5]}, "no number from 5 to 5 divides global_batch_size 12; give another range"),
-        ({"workers": [3, 2]}, "workers: 3 to 2 is no range"),
+        ({"workers": [3, 2]}, "workers: \\[3, 2\\] is not a range"),
     ],
 )
-def test_what_has_no_end_or_no_workers_is_refused(changed: dict[str, Any], message: str) -> None:
+def test_phases_without_an_end_and_impossible_workers_are_an_error(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**changed)

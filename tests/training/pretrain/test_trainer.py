@@ -1,4 +1,4 @@
-"""One worker's part of pretraining, in this process: faults, full disks, wishes to leave, and going on from each."""
+"""One worker of pretraining, in this process: loss spikes, full disks, stop requests, and resuming after each."""
 
 import contextlib
 import json
@@ -15,15 +15,15 @@ import pytest
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.training.checkpoints.checkpoint import CheckpointRef, best
+from cloze.training.checkpoints.checkpoint import CheckpointRef, best_checkpoint
 from cloze.training.model import hardware
 from cloze.training.pretrain import async_save, run_control, trainer
 from cloze.training.pretrain.baselines import unigram_baseline
-from cloze.training.pretrain.data_loader import Examples
-from tests.training.small_examples import PIECES, alone, examples_artifact  # noqa: F401 (alone: a fixture)
-from tests.training.small_pretraining import config, last, lone_worker, same_bits, small_inputs, steps_of, untimed
+from cloze.training.pretrain.data_loader import ExampleDataset
+from tests.training.small_examples import PIECES, examples_artifact, single_process_group  # noqa: F401 (a fixture)
+from tests.training.small_pretraining import config, last, same_bits, single_worker, small_inputs, steps_of, untimed
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("single_process_group")
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 Inputs = dict[str, Artifact]
@@ -36,9 +36,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture
 def saved_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The steps at which a save was tried; at 4 it always fails, at 6 the first time."""
+    """The steps at which a save was tried; at step 4 it always fails, at step 6 the first time."""
     tried: list[int] = []
-    real = async_save.save
+    real = async_save.save_checkpoint
 
     def save(artifact: Location, step: int, *rest: Any) -> CheckpointRef:
         tried.append(step)
@@ -46,22 +46,22 @@ def saved_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise OSError("No space left on device")
         return real(artifact, step, *rest)
 
-    monkeypatch.setattr(async_save, "save", save)
-    monkeypatch.setattr(async_save, "_PAUSE", 0.0)
+    monkeypatch.setattr(async_save, "save_checkpoint", save)
+    monkeypatch.setattr(async_save, "_RETRY_SECONDS", 0.0)
     return tried
 
 
 def test_a_full_disk_does_not_end_training(inputs: Inputs, tmp_path: Path, saved_at: list[int]) -> None:
     notes: list[str] = []
-    worker = lone_worker(
+    worker = single_worker(
         config(keep_checkpoints=9),
         inputs,
         tmp_path,
         on_step=lambda rank, step: worker.saver.wait(),
-        tell=lambda done, note: notes.append(note) or False,
+        report_progress=lambda done, note: notes.append(note) or False,
     )
     worker.train()
-    assert saved_at == [2, 4, 4, 4, 6, 6, 8]  # at 4 it never came, at 6 at the second attempt
+    assert saved_at == [2, 4, 4, 4, 6, 6, 8]  # it never succeeds at 4, and at the second attempt at 6
     assert steps_of(tmp_path) == [2, 6, 8]
     failed = "checkpoint at step 4 not written (No space left on device), attempt 3"
     assert failed in notes
@@ -73,17 +73,17 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_of_one_line(
 ) -> None:
     phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": 4}]
     with pytest.raises(UserError, match="the last checkpoint cannot be written"):
-        lone_worker(config(phases=phases), inputs, tmp_path).train()
+        single_worker(config(phases=phases), inputs, tmp_path).train()
     assert last(tmp_path).step == 2
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(
+def test_training_continues_while_a_checkpoint_is_written(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The save of step 2 ends when step 3 is done; that of step 4 waits for it, and holds what step 4 has left."""
+    """The save of step 2 ends when step 3 is done; that of step 4 waits for it, and contains the weights of step 4."""
     import threading
 
-    real, third = async_save.save, threading.Event()
+    real, third = async_save.save_checkpoint, threading.Event()
 
     def save(artifact: Location, step: int, *rest: Any) -> CheckpointRef:
         assert step > 2 or third.wait(60)
@@ -95,9 +95,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(
             third.set()
 
     settings = config(keep_checkpoints=9)
-    lone_worker(settings, inputs, tmp_path / "plain").train()
-    monkeypatch.setattr(async_save, "save", save)
-    lone_worker(settings, inputs, tmp_path / "slow", on_step=hook).train()
+    single_worker(settings, inputs, tmp_path / "plain").train()
+    monkeypatch.setattr(async_save, "save_checkpoint", save)
+    single_worker(settings, inputs, tmp_path / "slow", on_step=hook).train()
     assert steps_of(tmp_path / "slow") == steps_of(tmp_path / "plain") == [2, 4, 6, 8]
     digests = [
         {f.name[:11]: digest(f) for f in (tmp_path / name / "checkpoints").glob("step-*")} for name in ("slow", "plain")
@@ -109,23 +109,23 @@ def digest(folder: Path) -> str:
     return json.loads((folder / "manifest.json").read_bytes())["digest"]
 
 
-def test_what_another_run_has_finished_or_pruned_is_neither_written_over_nor_the_end(
+def test_files_finished_by_another_run_are_not_overwritten_and_a_pruned_checkpoint_is_an_os_error(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(async_save, "_WRITE_SECONDS", -1.0)
+    monkeypatch.setattr(async_save, "_METRICS_SECONDS", -1.0)
     for name in ("manifest.json", "metrics.jsonl"):
         (tmp_path / name).write_text("another's")
-    lone_worker(config(), inputs, tmp_path).train()
+    single_worker(config(), inputs, tmp_path).train()
     assert (tmp_path / "metrics.jsonl").read_text() == "another's"
-    gone = last(tmp_path)
-    shutil.rmtree(gone.location.path)
-    monkeypatch.setattr(trainer, "newest", lambda location: gone)
-    with pytest.raises(OSError, match="is missing or damaged"):  # after which a new group begins
-        lone_worker(config(), inputs, tmp_path)
+    pruned = last(tmp_path)
+    shutil.rmtree(pruned.location.path)
+    monkeypatch.setattr(trainer, "newest_checkpoint", lambda location: pruned)
+    with pytest.raises(OSError, match="is missing or damaged"):  # after which a new group starts
+        single_worker(config(), inputs, tmp_path)
 
 
-def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_path: Path) -> None:
-    """Stopped in either phase, the run goes on inside it; masks are drawn in the first, stored in the second."""
+def test_a_run_resumes_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_path: Path) -> None:
+    """Stopped in either phase, the run resumes inside it. Masks are dynamic in the first and stored in the second."""
     both = {**inputs, "examples-12": examples_artifact(tmp_path / "inputs", length=12, masked=False)}
     phases = [
         {"max_seq_length": length, "max_predictions_per_seq": 3, "steps": steps} for length, steps in ((12, 3), (16, 4))
@@ -138,8 +138,8 @@ def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_pat
                 raise InterruptedError
 
         with contextlib.suppress(InterruptedError):
-            lone_worker(settings, both, tmp_path / folder, stop).train()
-        worker = lone_worker(settings, both, tmp_path / folder)
+            single_worker(settings, both, tmp_path / folder, stop).train()
+        worker = single_worker(settings, both, tmp_path / folder)
         assert worker.state.step == stop_after
         worker.train()
         return untimed(worker.state.metrics.rows)
@@ -149,34 +149,32 @@ def test_a_run_goes_on_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_pat
     assert [row["step"] for row in whole if row["split"] == "heldout"] == [3, 4, 7]
 
 
-def test_each_phases_evaluations_stand_beside_the_baselines_of_the_very_examples_they_look_at(
-    inputs: Inputs, tmp_path: Path
-) -> None:
+def test_evaluations_have_the_baselines_of_the_examples_that_they_use(inputs: Inputs, tmp_path: Path) -> None:
     """24 of the 40 held-out examples in the first phase, all twelve in the second."""
     both = {**inputs, "examples-12": examples_artifact(tmp_path / "inputs", heldout=40, length=12, masked=False)}
     phases = [
         {"max_seq_length": length, "max_predictions_per_seq": 3, "steps": steps} for length, steps in ((12, 4), (16, 2))
     ]
-    worker = lone_worker(config(phases=phases, eval_every=2, eval_batches=2), both, tmp_path / "out")
+    worker = single_worker(config(phases=phases, eval_every=2, eval_batches=2), both, tmp_path / "out")
     worker.train()
     rows = [row for row in worker.state.metrics.rows if row["split"] == "heldout"]
     assert [row["step"] for row in rows] == [2, 4, 6]
     for row, length in zip(rows, (12, 12, 16), strict=True):
         artifact = both[f"examples-{length}"]
-        looked_at = Examples(artifact, "heldout").sample(0, 24, 12)
+        looked_at = ExampleDataset(artifact, "heldout").sample(0, 24, 12)
         labels = np.concatenate([one.next_sentence_label for one in looked_at])
         assert row["pairs"] == row["examples"] == len(labels) == (24 if length == 12 else 12)
         assert row["pairs_1"] == labels.sum() and 0 <= row["answers_1"] <= row["pairs"]
         assert row["masked"] == sum(len(one.masks.labels.values) for one in looked_at)
-        unigram = unigram_baseline(Examples(artifact, "train"), looked_at, PIECES)
+        unigram = unigram_baseline(ExampleDataset(artifact, "train"), looked_at, PIECES)
         assert (row["mlm_loss_baseline"], row["mlm_accuracy_baseline"]) == unigram
     assert rows[1]["mlm_loss_baseline"] != rows[2]["mlm_loss_baseline"]
 
 
-def test_a_run_goes_on_in_the_precision_it_began_with(
+def test_a_run_resumes_in_the_precision_it_started_with(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Elsewhere the other would be the faster; without a checkpoint the choice is still open."""
+    """On the second machine the other precision would be faster."""
 
     def machine(gain: float) -> None:
         monkeypatch.setattr(trainer, "layer_seconds", lambda shape, where, precisions: [gain, 1.0])
@@ -184,46 +182,46 @@ def test_a_run_goes_on_in_the_precision_it_began_with(
     settings = config(precision="auto", checkpoint_every=4)
     for gain, precision in ((2.0, "bf16"), (0.5, "fp32")):
         machine(gain)
-        worker = lone_worker(settings, inputs, tmp_path / precision, tell=lambda done, note: done >= 4)
+        worker = single_worker(settings, inputs, tmp_path / precision, report_progress=lambda done, note: done >= 4)
         worker.train()
         machine(1 / gain)
-        again = lone_worker(settings, inputs, tmp_path / precision)
+        again = single_worker(settings, inputs, tmp_path / precision)
         assert again.state.step == 4 and worker.state.precision == again.state.precision == precision
         again.train()
         assert last(tmp_path / precision).state()["precision"] == precision
     assert not same_bits(last(tmp_path / "bf16"), last(tmp_path / "fp32"))
 
 
-def test_the_model_is_the_one_that_the_settings_ask_for(inputs: Inputs, tmp_path: Path) -> None:
+def test_activation_checkpointing_is_set_by_the_configuration(inputs: Inputs, tmp_path: Path) -> None:
     for wanted in (False, True):
-        worker = lone_worker(config(activation_checkpointing=wanted), inputs, tmp_path)
+        worker = single_worker(config(activation_checkpointing=wanted), inputs, tmp_path)
         assert worker.engine.model.bert.activation_checkpointing is wanted
 
 
-def test_every_row_of_training_tells_the_share_of_the_peak_that_was_of_use(inputs: Inputs, tmp_path: Path) -> None:
-    worker = lone_worker(config(), inputs, tmp_path)
+def test_every_train_row_has_the_flops_utilization(inputs: Inputs, tmp_path: Path) -> None:
+    worker = single_worker(config(), inputs, tmp_path)
     worker.train()
     assert all(0 < row["mfu"] < 1 for row in worker.state.metrics.rows if row["split"] == "train")
     assert last(tmp_path).state()["peak"] == {"flops": worker.state.peak.flops, "origin": "measured"}
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_fp16_steps_that_overflow_are_no_faults_and_a_run_goes_on_with_their_scale_to_the_same_bits(
+def test_fp16_steps_that_overflow_are_not_bad_and_a_run_resumes_with_their_scale_to_the_same_bits(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
 ) -> None:
-    """The first steps find the scale; the run is left in their midst."""
+    """The first steps lower the scale; the run is stopped among them."""
     from cloze.training.pretrain import engine
 
-    monkeypatch.setattr(engine, "_FIRST_SCALE", 2.0**24)
-    monkeypatch.setitem(hardware._PRODUCT, "cpu", 64)  # processors take seconds for an fp16 product of the usual size
+    monkeypatch.setattr(engine, "_INITIAL_LOSS_SCALE", 2.0**24)
+    monkeypatch.setitem(hardware._PEAK_SIZE, "cpu", 64)  # processors take seconds for an fp16 product of the usual size
     settings = config(precision="fp16", zero_stage=zero_stage, max_rollbacks=0)
-    whole = lone_worker(settings, inputs, tmp_path / "whole")
+    whole = single_worker(settings, inputs, tmp_path / "whole")
     whole.train()
-    lone_worker(settings, inputs, tmp_path / "left", tell=lambda done, note: done >= 2).train()
-    assert last(tmp_path / "left").state()["loss_scale"] == [2**22, 0]
-    again = lone_worker(settings, inputs, tmp_path / "left")
+    single_worker(settings, inputs, tmp_path / "stopped", report_progress=lambda done, note: done >= 2).train()
+    assert last(tmp_path / "stopped").state()["loss_scale"] == [2**22, 0]
+    again = single_worker(settings, inputs, tmp_path / "stopped")
     again.train()
-    assert same_bits(last(tmp_path / "whole"), last(tmp_path / "left"))
+    assert same_bits(last(tmp_path / "whole"), last(tmp_path / "stopped"))
     assert untimed(again.state.metrics.rows) == untimed(whole.state.metrics.rows)
     rows = [row for row in whole.state.metrics.rows if row["split"] == "train"]
     overflows = [row["overflows"] for row in rows]
@@ -236,14 +234,14 @@ def test_fp16_steps_that_overflow_are_no_faults_and_a_run_goes_on_with_their_sca
     assert b"Infinity" not in (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
-def test_fp16_gradients_that_overflow_at_the_lowest_scale_are_a_fault(
+def test_fp16_gradients_that_overflow_at_the_lowest_scale_are_bad(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cloze.training.pretrain import engine
 
-    monkeypatch.setattr(engine, "_FIRST_SCALE", 2.0)
-    monkeypatch.setitem(hardware._PRODUCT, "cpu", 64)
-    worker = lone_worker(config(precision="fp16", max_rollbacks=0), inputs, tmp_path)
+    monkeypatch.setattr(engine, "_INITIAL_LOSS_SCALE", 2.0)
+    monkeypatch.setitem(hardware._PEAK_SIZE, "cpu", 64)
+    worker = single_worker(config(precision="fp16", max_rollbacks=0), inputs, tmp_path)
     worker.engine.objective.register_forward_hook(lambda _, given, out: (out[0] * 1e38, out[1]))
     with pytest.raises(UserError, match=r"gradient norm inf at step 2; .*the gradient norm is not finite"):
         worker.train()
@@ -251,20 +249,20 @@ def test_fp16_gradients_that_overflow_at_the_lowest_scale_are_a_fault(
 
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Call it with a condition on (updates done, numbers of the batch's examples): such steps lose their numbers."""
+    """Call it with a condition on (updates, numbers of the batch's examples): such steps get NaN losses and weights."""
     from cloze.training.pretrain.engine import Engine
-    from cloze.training.pretrain.objective import Step
+    from cloze.training.pretrain.objective import StepResult
 
     real = Engine.step
 
     def install(condition: Callable[[int, set[int]], bool]) -> None:
-        def step(engine: Engine, batches: Any, *rest: Any) -> Step:
+        def step(engine: Engine, batches: Any, *rest: Any) -> StepResult:
             done = real(engine, batches, *rest)
             assert done
             numbers = {int(piece) - 5 for batch in batches for piece in batch.input_ids[:, 1]}
             if not condition(engine.updates, numbers):
                 return done
-            for parameter in engine.model.parameters():  # as an update from such a gradient leaves it
+            for parameter in engine.model.parameters():  # as after an update with such a gradient
                 parameter.data.fill_(float("nan"))
             done.sums[0] = float("nan")
             return done
@@ -278,59 +276,59 @@ def skipped(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
 
 
-def turns(artifact: Artifact, count: int) -> list[list[list[int]]]:
-    """The epoch and index of each example, of so many batches."""
-    batches = islice(Examples(artifact, "train").batches(0, 0, 12, 64), count)
+def batch_examples(artifact: Artifact, count: int) -> list[list[list[int]]]:
+    """The epoch and index of each example in the first `count` batches."""
+    batches = islice(ExampleDataset(artifact, "train").batches(0, 0, 12, 64), count)
     return [[[int(epoch), int(index)] for epoch, index in zip(b.epoch, b.index, strict=True)] for b in batches]
 
 
 BAD = 17  # an example
 
 
-def test_batches_with_a_bad_example_are_stepped_over_and_listed_and_again_the_same(
+def test_batches_with_a_bad_example_are_skipped_and_listed_reproducibly(
     inputs: Inputs, tmp_path: Path, spoil: Callable[..., None]
 ) -> None:
     spoil(lambda updates, numbers: BAD in numbers)
-    worker = lone_worker(config(max_rollbacks=9), inputs, tmp_path / "once")
+    worker = single_worker(config(max_rollbacks=9), inputs, tmp_path / "once")
     worker.train()
-    found, data = skipped(tmp_path / "once"), turns(inputs["examples-16"], 17)
-    good = [number for number, turn in enumerate(data) if BAD not in [index for _, index in turn]][:8]
+    found, data = skipped(tmp_path / "once"), batch_examples(inputs["examples-16"], 17)
+    good = [number for number, batch in enumerate(data) if BAD not in [index for _, index in batch]][:8]
     assert [skip["batch"] for skip in found] == [n for n in range(good[-1]) if n not in good] and len(found) >= 2
     assert [skip["examples"] for skip in found] == [data[skip["batch"]] for skip in found]
     assert {(skip["reason"], skip["value"]) for skip in found} == {("the loss is not finite", "nan")}
     rows = [row for row in worker.state.metrics.rows if row["split"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, 9)) and rows[-1]["skipped"] == len(found)
     assert last(tmp_path / "once").step == 8 and last(tmp_path / "once").state()["skipped"] == found
-    lone_worker(config(max_rollbacks=9), inputs, tmp_path / "again").train()
+    single_worker(config(max_rollbacks=9), inputs, tmp_path / "again").train()
     assert skipped(tmp_path / "again") == found
     assert same_bits(last(tmp_path / "once"), last(tmp_path / "again"))
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_going_back_leaves_what_training_without_that_batch_does(
+def test_a_rollback_has_the_result_of_training_without_that_batch(
     inputs: Inputs, tmp_path: Path, spoil: Callable[..., None], zero_stage: int
 ) -> None:
-    """Before the first checkpoint and behind it: the skipped batch has no effect on the weights."""
+    """Before the first checkpoint and after it: the skipped batch has no effect on the weights."""
     settings = config(zero_stage=zero_stage)
     for name, step in (("first", 1), ("later", 6)):
         once = [step]
         spoil(lambda updates, numbers, once=once: updates in once and not once.clear())
-        lone_worker(settings, inputs, tmp_path / name).train()
+        single_worker(settings, inputs, tmp_path / name).train()
         (found,) = skipped(tmp_path / name)
         assert (found["step"], found["batch"]) == (step, step - 1)
         spoil(lambda updates, numbers: False)
         (tmp_path / f"{name}-without").mkdir()
         (tmp_path / f"{name}-without/skipped.jsonl").write_bytes((tmp_path / name / "skipped.jsonl").read_bytes())
-        lone_worker(settings, inputs, tmp_path / f"{name}-without").train()
+        single_worker(settings, inputs, tmp_path / f"{name}-without").train()
         assert same_bits(last(tmp_path / name), last(tmp_path / f"{name}-without"))
     assert not same_bits(last(tmp_path / "first"), last(tmp_path / "later"))
 
 
 @pytest.mark.parametrize("stop_after", [4, 6])  # before the next checkpoint, and at it
-def test_a_run_stopped_after_a_skip_goes_on_to_the_same_bits(
+def test_a_run_stopped_after_a_skip_resumes_to_the_same_bits(
     inputs: Inputs, tmp_path: Path, spoil: Callable[..., None], stop_after: int
 ) -> None:
-    """The fault does not come again in the second life: the batch is skipped because it is noted."""
+    """The spike does not occur again in the resumed run: the batch is skipped because it is listed."""
 
     def stop(rank: int, step: int) -> None:
         if step == stop_after and (tmp_path / "stopped/skipped.jsonl").exists():
@@ -340,8 +338,8 @@ def test_a_run_stopped_after_a_skip_goes_on_to_the_same_bits(
         once = [4]
         spoil(lambda updates, numbers, once=once: updates in once and not once.clear())
         with contextlib.suppress(InterruptedError):
-            lone_worker(config(checkpoint_every=3), inputs, tmp_path / name, stop).train()
-        lone_worker(config(checkpoint_every=3), inputs, tmp_path / name).train()
+            single_worker(config(checkpoint_every=3), inputs, tmp_path / name, stop).train()
+        single_worker(config(checkpoint_every=3), inputs, tmp_path / name).train()
     assert same_bits(last(tmp_path / "whole"), last(tmp_path / "stopped"))
     assert skipped(tmp_path / "whole") == skipped(tmp_path / "stopped")
     states = [last(tmp_path / name).state() for name in ("whole", "stopped")]
@@ -349,7 +347,7 @@ def test_a_run_stopped_after_a_skip_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("allowed", [0, 2])
-def test_a_loss_that_is_never_a_number_ends_training_with_one_line(
+def test_a_loss_that_stays_nan_ends_training_with_one_line(
     inputs: Inputs, tmp_path: Path, spoil: Callable[..., None], allowed: int
 ) -> None:
     spoil(lambda updates, numbers: updates == 4)
@@ -357,25 +355,23 @@ def test_a_loss_that_is_never_a_number_ends_training_with_one_line(
         r"^pretrain: loss nan .* at step 4; lower pretrain\.optimizer\.learning_rate .* before: " + f"{allowed}\\)$"
     )
     with pytest.raises(UserError, match=message):
-        lone_worker(config(max_rollbacks=allowed), inputs, tmp_path).train()
+        single_worker(config(max_rollbacks=allowed), inputs, tmp_path).train()
     assert steps_of(tmp_path) == [2]
     if allowed:
         assert [(skip["step"], skip["batch"]) for skip in skipped(tmp_path)] == [(4, 3), (4, 4)]
-    with pytest.raises(UserError, match=message):  # and so it does when it is run again
-        lone_worker(config(max_rollbacks=allowed), inputs, tmp_path).train()
+    with pytest.raises(UserError, match=message):  # also when the run is started again
+        single_worker(config(max_rollbacks=allowed), inputs, tmp_path).train()
 
 
-def test_a_jump_of_the_loss_is_a_fault_of_its_batch(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_spike_skips_its_batch(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cloze.training.pretrain import loss_spikes
     from cloze.training.pretrain.engine import Engine
-    from cloze.training.pretrain.objective import Step
+    from cloze.training.pretrain.objective import StepResult
 
     real, once = Engine.step, [6]
     monkeypatch.setattr(loss_spikes, "_RECENT", 3)
 
-    def step(engine: Engine, *given: Any) -> Step:
+    def step(engine: Engine, *given: Any) -> StepResult:
         done = real(engine, *given)
         assert done
         if engine.updates in once:
@@ -384,24 +380,22 @@ def test_a_jump_of_the_loss_is_a_fault_of_its_batch(
         return done
 
     monkeypatch.setattr(Engine, "step", step)
-    lone_worker(config(), inputs, tmp_path).train()
+    single_worker(config(), inputs, tmp_path).train()
     (found,) = skipped(tmp_path)
     assert found["step"] == 6 and found["reason"].startswith("the loss is far above the median of 3 steps")
     assert float(found["value"]) > 100
     still_warm = config().optimizer.model_dump() | {"warmup_steps": 6}
     for name, changed in (("unguarded", {"guard_factor": None}), ("in the warmup", {"optimizer": still_warm})):
         once.append(6)
-        lone_worker(config(**changed), inputs, tmp_path / name).train()
+        single_worker(config(**changed), inputs, tmp_path / name).train()
         assert not once and last(tmp_path / name).step == 8
         assert not (tmp_path / name / "skipped.jsonl").exists()
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_a_gradient_that_is_no_number_is_a_fault_though_its_loss_is_one(
-    inputs: Inputs, tmp_path: Path, zero_stage: int
-) -> None:
+def test_a_nan_gradient_is_bad_even_if_the_loss_is_finite(inputs: Inputs, tmp_path: Path, zero_stage: int) -> None:
     """In the first of a step's three micro-batches."""
-    worker, once = lone_worker(config(zero_stage=zero_stage), inputs, tmp_path), [4]
+    worker, once = single_worker(config(zero_stage=zero_stage), inputs, tmp_path), [4]
 
     def poison(_: Any, given: Any, out: Any) -> None:
         if worker.state.step + 1 in once and out[0].requires_grad:
@@ -416,61 +410,61 @@ def test_a_gradient_that_is_no_number_is_a_fault_though_its_loss_is_one(
     assert all(value.isfinite().all() for value in last(tmp_path).weights().values())
 
 
-def test_a_wish_to_leave_saves_the_step_that_is_done_and_the_run_goes_on_to_the_same_bits(
+def test_a_stop_request_saves_the_finished_step_and_the_run_resumes_to_the_same_bits(
     inputs: Inputs, tmp_path: Path
 ) -> None:
-    worker = lone_worker(config(), inputs, tmp_path / "left", tell=lambda done, note: done >= 3)
+    worker = single_worker(config(), inputs, tmp_path / "stopped", report_progress=lambda done, note: done >= 3)
     worker.train()
-    assert worker.state.step == last(tmp_path / "left").step == 3
-    lone_worker(config(), inputs, tmp_path / "left").train()
-    lone_worker(config(), inputs, tmp_path / "stayed").train()
-    assert same_bits(last(tmp_path / "left"), last(tmp_path / "stayed"))
+    assert worker.state.step == last(tmp_path / "stopped").step == 3
+    single_worker(config(), inputs, tmp_path / "stopped").train()
+    single_worker(config(), inputs, tmp_path / "uninterrupted").train()
+    assert same_bits(last(tmp_path / "stopped"), last(tmp_path / "uninterrupted"))
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_a_long_step_is_left_between_its_micro_batches_and_the_run_goes_on_to_the_same_bits(
+def test_a_long_step_is_abandoned_between_micro_batches_and_the_run_resumes_to_the_same_bits(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
 ) -> None:
     monkeypatch.setattr(run_control, "_LONG_STEP", -1.0)
     settings = config(zero_stage=zero_stage, checkpoint_every=100, model=config().model.model_dump() | DROPOUT)
-    asked: list[float] = []  # for each step: before its second and its third micro-batch, and at its end
-    tell = lambda done, note: asked.append(done) or len(asked) >= 3 * 3 + 2  # noqa: E731
-    worker = lone_worker(settings, inputs, tmp_path / "left", tell=tell)
+    calls: list[float] = []  # for each step: before its second and its third micro-batch, and at its end
+    report_progress = lambda done, note: calls.append(done) or len(calls) >= 3 * 3 + 2  # noqa: E731
+    worker = single_worker(settings, inputs, tmp_path / "stopped", report_progress=report_progress)
     worker.train()
-    assert asked == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert worker.state.step == last(tmp_path / "left").step == 3 and worker.engine.updates == 3
-    lone_worker(settings, inputs, tmp_path / "left").train()
-    lone_worker(settings, inputs, tmp_path / "stayed").train()
-    assert same_bits(last(tmp_path / "left"), last(tmp_path / "stayed"))
+    assert calls == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert worker.state.step == last(tmp_path / "stopped").step == 3 and worker.engine.updates == 3
+    single_worker(settings, inputs, tmp_path / "stopped").train()
+    single_worker(settings, inputs, tmp_path / "uninterrupted").train()
+    assert same_bits(last(tmp_path / "stopped"), last(tmp_path / "uninterrupted"))
 
 
-def test_the_notice_that_a_node_goes_saves_once_and_training_goes_on(
+def test_a_preemption_notice_saves_once_and_training_continues(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_control, "_ASK_SECONDS", 0.0)
+    monkeypatch.setattr(run_control, "_PREEMPTION_CHECK_SECONDS", 0.0)
     answers = iter([False, False, True])
     settings = config(checkpoint_every=100, keep_checkpoints=9)
-    lone_worker(settings, inputs, tmp_path, preempted=lambda: next(answers)).train()
+    single_worker(settings, inputs, tmp_path, is_preempted=lambda: next(answers)).train()
     assert steps_of(tmp_path) == [3, 8]
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_in_a_long_step_the_notice_saves_the_step_before_and_changes_no_bit(
+def test_in_a_long_step_a_preemption_notice_saves_the_previous_step_and_changes_no_bit(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
 ) -> None:
     settings = config(zero_stage=zero_stage, checkpoint_every=100, keep_checkpoints=9)
-    lone_worker(settings, inputs, tmp_path / "undisturbed").train()
+    single_worker(settings, inputs, tmp_path / "uninterrupted").train()
     monkeypatch.setattr(run_control, "_LONG_STEP", -1.0)
-    monkeypatch.setattr(run_control, "_ASK_SECONDS", 0.0)
+    monkeypatch.setattr(run_control, "_PREEMPTION_CHECK_SECONDS", 0.0)
     answers = iter([*[False] * 3 * 3, True])  # for each step: before its second and its third micro-batch, at its end
-    lone_worker(settings, inputs, tmp_path / "noticed", preempted=lambda: next(answers)).train()
-    assert steps_of(tmp_path / "noticed") == [3, 8]
-    assert same_bits(last(tmp_path / "noticed"), last(tmp_path / "undisturbed"))
-    for folder in (tmp_path / "noticed/checkpoints").glob("step-000008-*"):
+    single_worker(settings, inputs, tmp_path / "preempted", is_preempted=lambda: next(answers)).train()
+    assert steps_of(tmp_path / "preempted") == [3, 8]
+    assert same_bits(last(tmp_path / "preempted"), last(tmp_path / "uninterrupted"))
+    for folder in (tmp_path / "preempted/checkpoints").glob("step-000008-*"):
         shutil.rmtree(folder)
-    assert lone_worker(settings, inputs, tmp_path / "noticed").state.step == 3
-    lone_worker(settings, inputs, tmp_path / "noticed").train()
-    assert same_bits(last(tmp_path / "noticed"), last(tmp_path / "undisturbed"))
+    assert single_worker(settings, inputs, tmp_path / "preempted").state.step == 3
+    single_worker(settings, inputs, tmp_path / "preempted").train()
+    assert same_bits(last(tmp_path / "preempted"), last(tmp_path / "uninterrupted"))
 
 
 def test_metrics_are_written_before_there_is_a_checkpoint(
@@ -484,30 +478,30 @@ def test_metrics_are_written_before_there_is_a_checkpoint(
         rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         return [row["step"] for row in rows if row["split"] == "train"]
 
-    monkeypatch.setattr(async_save, "_WRITE_SECONDS", -1.0)
+    monkeypatch.setattr(async_save, "_METRICS_SECONDS", -1.0)
     with contextlib.suppress(InterruptedError):
-        lone_worker(config(checkpoint_every=100), inputs, tmp_path, stop).train()
+        single_worker(config(checkpoint_every=100), inputs, tmp_path, stop).train()
     assert steps() == list(range(1, 8))
     assert not (tmp_path / "checkpoints").exists()
-    lone_worker(config(), inputs, tmp_path).train()  # from the first step again
+    single_worker(config(), inputs, tmp_path).train()  # from the first step again
     assert steps() == list(range(1, 9))
 
 
-def test_the_best_checkpoint_stays_beside_the_last(
+def test_the_best_checkpoint_is_kept_in_addition_to_the_last(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([5.0, 3.0, 4.0, 4.5])
     real = trainer.Heldout
     monkeypatch.setattr(trainer, "Heldout", lambda phase, loss: real(phase=phase, loss=next(losses)))
-    lone_worker(config(keep_checkpoints=1, eval_every=2), inputs, tmp_path).train()
+    single_worker(config(keep_checkpoints=1, eval_every=2), inputs, tmp_path).train()
     assert steps_of(tmp_path) == [4, 8]
-    found = best(Location(str(tmp_path)))
+    found = best_checkpoint(Location(str(tmp_path)))
     assert found and found.step == 4 and found.manifest().heldout == real(phase=0, loss=3.0)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The trainer's clock, which stands still until somebody moves it."""
+    """The trainer's clock, which only the test moves."""
     now = [1000.0]
     for module in (trainer, run_control):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -527,14 +521,14 @@ def timed(inputs: Inputs, folder: Path, clock: list[float], seconds: float, stop
         clock[0] += seconds
 
     phases = [{"max_seq_length": 16, "max_predictions_per_seq": 3}]
-    worker = lone_worker(config(phases=phases, budget="1.5m"), inputs, folder, step_takes)
+    worker = single_worker(config(phases=phases, budget="1.5m"), inputs, folder, step_takes)
     with contextlib.suppress(InterruptedError):
         worker.train()
     return worker
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(10.0, 10), (30.0, 4), (1000.0, 2)])
-def test_the_schedule_ends_when_the_time_does_however_long_a_step_takes(
+def test_the_schedule_ends_with_the_budget_however_long_a_step_takes(
     inputs: Inputs, tmp_path: Path, clock: list[float], seconds: float, steps: int
 ) -> None:
     """The clock moves after a step: when the last one ends, 90 s are over."""
@@ -545,21 +539,19 @@ def test_the_schedule_ends_when_the_time_does_however_long_a_step_takes(
     assert rates(worker) == pytest.approx([1e-3 * w * (1 - s) for w, s in zip(warmup, spent, strict=True)])
 
 
-def test_a_run_with_a_budget_goes_on_with_the_time_it_had_left(
+def test_a_run_with_a_budget_resumes_with_the_remaining_time(
     inputs: Inputs, tmp_path: Path, clock: list[float]
 ) -> None:
     whole = timed(inputs, tmp_path / "whole", clock, 10.0)
     assert timed(inputs, tmp_path / "stopped", clock, 10.0, stop_after=5).state.step == 5
     assert last(tmp_path / "stopped").step == 4
-    clock[0] += 10_000.0  # nobody trains
+    clock[0] += 10_000.0  # between the two runs
     again = timed(inputs, tmp_path / "stopped", clock, 10.0)
-    assert (
-        again.state.step == last(tmp_path / "stopped").step == 11
-    )  # the step that was lost has taken none of the rest
+    assert again.state.step == last(tmp_path / "stopped").step == 11  # the lost step does not reduce the remaining time
     assert rates(again)[:4] == rates(whole)[:4] and rates(again)[4] == rates(whole)[3] * 6 / 7
 
 
-def test_time_that_was_undone_is_spent(
+def test_the_time_of_steps_that_are_rolled_back_counts(
     inputs: Inputs, tmp_path: Path, clock: list[float], spoil: Callable[..., None]
 ) -> None:
     once = [6]
@@ -577,6 +569,6 @@ def test_phases_share_the_budget(inputs: Inputs, tmp_path: Path, clock: list[flo
     def step_takes(rank: int, step: int) -> None:
         clock[0] += 10.0
 
-    worker = lone_worker(config(phases=phases, budget="100s", eval_every=100), both, tmp_path / "out", step_takes)
+    worker = single_worker(config(phases=phases, budget="100s", eval_every=100), both, tmp_path / "out", step_takes)
     worker.train()
     assert [row["step"] for row in worker.state.metrics.rows if row["split"] == "heldout"] == [8, 11]
