@@ -20,7 +20,7 @@ _FILE_TITLES = {("vocab", "compare"): "comparison vocabulary", ("finetune", "dat
 
 @dataclass(frozen=True)
 class LineageNode:
-    """A box of the graph; `parents` are the keys of the boxes that it is made from."""
+    """A box of the graph; `parents` are the keys of its inputs."""
 
     key: str
     title: str

@@ -41,8 +41,8 @@ def objective() -> str:
 def run(objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """The quickstart, finished, with a vocabulary of nine pieces and four documents."""
     config = load(RunConfig, CONFIG, [f"examples.objective={objective}"])
-    made = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
-    monkeypatch.setattr(Run, "artifact", lambda _, name: made[name])
+    artifacts = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
+    monkeypatch.setattr(Run, "artifact", lambda _, name: artifacts[name])
     return config
 
 
@@ -145,13 +145,13 @@ def test_the_card_lists_sources_settings_and_metrics(run):
 
 def test_the_card_names_initial_weights_and_then_claims_no_licence(tmp_path):
     config = load(RunConfig, CONFIG, ["extract.sources.novels.licence=CC BY-SA 4.0"])
-    made = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
+    artifacts = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
     documents = [document(["one"], doc_id="a", source="enwiki", heldout_fraction=0, licence="CC BY-SA 4.0")]
-    made["dedup"] = documents_artifact(tmp_path / "alike", documents, shards=1)
-    assert "\nlicense: cc-by-sa-4.0\n" in card(config, made)
+    artifacts["dedup"] = documents_artifact(tmp_path / "alike", documents, shards=1)
+    assert "\nlicense: cc-by-sa-4.0\n" in card(config, artifacts)
     note = "theirs has no pooler: it began with random weights"
-    made["pretrain"].manifest.facts["init"] = {"sha256": "f00d", "notes": [note, note]}
-    text = card(config, made)
+    artifacts["pretrain"].manifest.facts["init"] = {"sha256": "f00d", "notes": [note, note]}
+    text = card(config, artifacts)
     assert "\nlicense:" not in text
     assert "started from the weights of another model (file SHA-256: f00d)" in text
     assert f"here. {note}. {note}.\n" in text
@@ -212,7 +212,7 @@ def of_the_card() -> str:
 
 @pytest.mark.parametrize("objective", ["mlm+nsp", "mlm", "mlm+sop"])
 @pytest.mark.parametrize(("folder", "text"), [("DIR", of_the_readme), ("path/to/this/folder", of_the_card)])
-def test_the_lines_that_are_shown_load_the_model_and_fill_masks_as_predict_does(run, folder, text, objective, capsys):
+def test_the_documented_code_loads_the_model_and_predicts_like_predict(run, folder, text, objective, capsys):
     overrides = [f"examples.objective={objective}"]
     assert main(["export", CONFIG, "--to", folder, *overrides]) == 0
     capsys.readouterr()
@@ -228,7 +228,7 @@ def test_the_lines_that_are_shown_load_the_model_and_fill_masks_as_predict_does(
     assert [100 * fill["score"] for fill in filled] == pytest.approx([float(share) for _, share, _ in rows], abs=0.06)
 
 
-def test_the_call_that_the_card_shows_reads_a_marker_as_text(run):
+def test_the_call_in_the_card_reads_special_tokens_as_text(run):
     from transformers import AutoTokenizer
 
     main(["export", CONFIG, "--to", "bert"])
@@ -280,7 +280,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err.removeprefix("cloze: ")
 
 
-def test_what_cannot_be_exported_or_predicted_is_said_in_one_line(run, tmp_path, capsys):
+def test_an_error_of_export_or_predict_is_one_line(run, tmp_path, capsys):
     assert "'a b' has no [MASK]; put one" in mistake(capsys, "predict", CONFIG, "a b")
     Path("full").mkdir()
     Path("full/file").touch()
@@ -291,7 +291,7 @@ def test_what_cannot_be_exported_or_predicted_is_said_in_one_line(run, tmp_path,
     assert not Path("bert").exists()
 
 
-def test_a_run_that_is_not_finished_is_said(capsys):
+def test_an_unfinished_run_is_an_error(capsys):
     line = r"pretrain: is not finished on .*/runs; finish it with cloze run and --until pretrain\n"
     assert re.fullmatch(line, mistake(capsys, "export", CONFIG, "--to", "bert"))
     assert re.fullmatch(line, mistake(capsys, "predict", CONFIG, "[MASK]"))

@@ -34,7 +34,7 @@ from cloze.pipeline.extract.document import document, document_table
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, load
 from tests.paths import QUICKSTART as CONFIG
 
-Made = dict[str, Artifact]
+Artifacts = dict[str, Artifact]
 
 TEXT = "The captain looked at his old ship once more. The sea was calm and the town was quiet before the night fell."
 PIECES = [*SPECIAL_TOKENS, *sorted(set(re.findall(r"\w+", TEXT.lower()))), "##s", "##ing", ".", ",", "<", ">"]
@@ -50,7 +50,7 @@ def finished(out: Output) -> Artifact:
 
 
 def documents(count: int) -> bytes:
-    made = [
+    rows = [
         document(
             [f"{TEXT} That was page {i}."],
             doc_id=f"enwiki:{i}",
@@ -61,7 +61,7 @@ def documents(count: int) -> bytes:
         )
         for i in range(count)
     ]
-    return parquet_bytes(document_table(made))
+    return parquet_bytes(document_table(rows))
 
 
 def extract(root: Path) -> Artifact:
@@ -206,16 +206,16 @@ def finetune(root: Path, checkpoint: str, pretrained: tuple[int, int], random: t
     return finished(out)
 
 
-def whole_run(root: Path, pretrained: tuple[int, int] = (60, 100), random: tuple[int, int] = (55, 100)) -> Made:
-    made = [extract(root), dedup(root), vocab(root), tokens(root), examples(root), pretrain(root)]
-    digest = made[-1].manifest.facts["checkpoint"]["digest"]
-    made.append(finetune(root, digest, pretrained, random))
-    return {artifact.stage: artifact for artifact in made}
+def whole_run(root: Path, pretrained: tuple[int, int] = (60, 100), random: tuple[int, int] = (55, 100)) -> Artifacts:
+    artifacts = [extract(root), dedup(root), vocab(root), tokens(root), examples(root), pretrain(root)]
+    digest = artifacts[-1].manifest.facts["checkpoint"]["digest"]
+    artifacts.append(finetune(root, digest, pretrained, random))
+    return {artifact.stage: artifact for artifact in artifacts}
 
 
-def page_of(root: Path, made: Made, name: str = "voyage") -> str:
+def page_of(root: Path, artifacts: Artifacts, name: str = "voyage") -> str:
     out = output(root, "report", "7" * 16)
-    report.run(report.ReportConfig(name=name), made, out)
+    report.run(report.ReportConfig(name=name), artifacts, out)
     return (out.location / "report.html").read_text()
 
 
@@ -225,13 +225,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(root: Path) -> Made:
+def artifacts(root: Path) -> Artifacts:
     return whole_run(root)
 
 
 @pytest.fixture(scope="module")
-def page(root: Path, made: Made) -> str:
-    return page_of(root, made)
+def page(root: Path, artifacts: Artifacts) -> str:
+    return page_of(root, artifacts)
 
 
 class Reader(HTMLParser):
@@ -267,9 +267,9 @@ class Reader(HTMLParser):
         return [value for _, key, value in self.attributes if key == name]
 
 
-def test_the_page_shows_every_count_and_drop_reason(page: str, made: Made) -> None:
+def test_the_page_shows_every_count_and_drop_reason(page: str, artifacts: Artifacts) -> None:
     text = Reader(page).text
-    for artifact in made.values():
+    for artifact in artifacts.values():
         manifest = artifact.manifest
         for key, value in {**manifest.counts, **manifest.drops}.items():
             words = key.replace("_", " ").replace("heldout", "held-out")
@@ -392,23 +392,25 @@ def test_a_pretraining_that_hurts_is_reported() -> None:
     assert text.endswith("The pretrained model's interval is not above the majority class, 50.0 % (45.0 to 55.0).")
 
 
-def test_the_lineage_names_every_fingerprint_the_files_and_the_checkpoint(page: str, made: Made) -> None:
+def test_the_lineage_names_every_fingerprint_the_files_and_the_checkpoint(page: str, artifacts: Artifacts) -> None:
     picture = page[page.index('class="lineage"') : page.index("</svg>", page.index('class="lineage"'))]
-    for artifact in made.values():
+    for artifact in artifacts.values():
         assert artifact.fingerprint in picture
     assert f"enwiki.xml.bz2 · {DIGEST[:10]} · 905.6 kB" in picture
-    assert made["pretrain"].manifest.facts["checkpoint"]["digest"][:10] in picture
+    assert artifacts["pretrain"].manifest.facts["checkpoint"]["digest"][:10] in picture
     assert "authors: test accuracy 60.0\N{NO-BREAK SPACE}%" in picture
 
 
-def test_an_output_of_a_stage_is_not_a_users_file_also_with_a_digest_of_64_digits(root: Path, made: Made) -> None:
-    known = [KnownStage(name, "done", artifact.location, artifact.fingerprint) for name, artifact in made.items()]
+def test_an_output_of_a_stage_is_not_a_users_file_also_with_a_digest_of_64_digits(
+    root: Path, artifacts: Artifacts
+) -> None:
+    known = [KnownStage(name, "done", artifact.location, artifact.fingerprint) for name, artifact in artifacts.items()]
     stages = {stage.name: stage for stage in read_stages(known, Location(str(root)))}
     assert {name: list(stage.user_files) for name, stage in stages.items() if stage.user_files} == {
         "extract": ["wiki"],
         "finetune-authors": ["data"],
     }
-    assert len(made["finetune-authors"].manifest.inputs["checkpoint"]) >= 64
+    assert len(artifacts["finetune-authors"].manifest.inputs["checkpoint"]) >= 64
     assert stages["finetune-authors"].upstream == ("pretrain", "vocab")
 
 
@@ -426,9 +428,9 @@ def test_a_users_file_is_found_by_its_digest_or_in_a_record_of_an_earlier_versio
     assert (file.name, file.bytes, file.sha256) == ("enwiki.xml.bz2", 905631, DIGEST)
 
 
-def test_each_stage_shows_its_configuration_versions_and_files(page: str, made: Made) -> None:
+def test_each_stage_shows_its_configuration_versions_and_files(page: str, artifacts: Artifacts) -> None:
     text = Reader(page).text
-    for artifact in made.values():
+    for artifact in artifacts.values():
         assert artifact.location.uri in text
         for path, file in artifact.manifest.files.items():
             assert path in text and file.sha256 in text
@@ -497,13 +499,13 @@ def test_without_pairs_no_chart_and_no_sentence_mentions_them(tmp_path: Path) ->
     assert "unigram model" in Reader(chart_of(page, "Total loss")).text
 
 
-def test_masked_words_are_from_held_out_documents_only(made: Made) -> None:
-    tokenizer = load(made["vocab"].location / "tokenizer.json")
-    hidden, english = select_heldout_sentences(heldout_documents(made["dedup"]), tokenizer)
-    table = pq.read_table(io.BytesIO(made["dedup"].files("documents/")[0].read_bytes())).to_pylist()
+def test_masked_words_are_from_held_out_documents_only(artifacts: Artifacts) -> None:
+    tokenizer = load(artifacts["vocab"].location / "tokenizer.json")
+    sentences, is_english = select_heldout_sentences(heldout_documents(artifacts["dedup"]), tokenizer)
+    table = pq.read_table(io.BytesIO(artifacts["dedup"].files("documents/")[0].read_bytes())).to_pylist()
     heldout = [row["text"] for row in table if row["split"] == "heldout"]
-    assert english and hidden
-    for each in hidden:
+    assert is_english and sentences
+    for each in sentences:
         assert each.original.lower() in PIECES
         assert any(f"{each.before}{each.original}{each.after}" in text for text in heldout)
 
@@ -512,11 +514,11 @@ def test_the_model_predicts_five_tokens_for_each_masked_word(page: str) -> None:
     assert len(re.findall(r'class="blank"', page)) * 5 == len(re.findall(r'class="prediction[ "]', page)) > 0
 
 
-def test_parameters_are_counted_without_loading_the_weights(made: Made, root: Path) -> None:
+def test_parameters_are_counted_without_loading_the_weights(artifacts: Artifacts, root: Path) -> None:
     from cloze.training.pretrain.stage import final_checkpoint
 
-    tensors = final_checkpoint(made["pretrain"]).weights().values()
-    stages = read_stages([KnownStage("pretrain", "done", made["pretrain"].location)], Location(str(root)))
+    tensors = final_checkpoint(artifacts["pretrain"]).weights().values()
+    stages = read_stages([KnownStage("pretrain", "done", artifacts["pretrain"].location)], Location(str(root)))
     assert stages.single(PretrainView).parameters == sum(map(torch.numel, tensors))
 
 
@@ -541,12 +543,12 @@ def test_a_run_without_finished_stages_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_section_without_facts_is_left_out(tmp_path: Path) -> None:
-    made = {}
+    artifacts = {}
     for stage in ("extract", "dedup", "tokens", "examples-32", "pretrain", "finetune-authors"):
         out = output(tmp_path, stage, stage[0] * 16)
         out.finish([], {"max_seq_length": 32}, {})
-        made[stage] = finished(out)
-    page = page_of(tmp_path, made)
+        artifacts[stage] = finished(out)
+    page = page_of(tmp_path, artifacts)
     assert not Reader(page).open
     assert 'id="pretraining"' not in page and 'id="fine-tuning"' not in page and 'id="lineage"' in page
 
