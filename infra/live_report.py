@@ -2,7 +2,7 @@
 
 from cloze.infra.planner import Run
 from cloze.infra.report.page import render
-from cloze.infra.report.reading import Known, read
+from cloze.infra.report.reading import KnownStage, read_stages
 
 _STATES = {"run": "not started", "wait": "waiting", "continue": "half-done", "skip": "done"}
 
@@ -10,7 +10,7 @@ _STATES = {"run": "not started", "wait": "waiting", "continue": "half-done", "sk
 def render_run(run: Run) -> str:
     """Write the page about what is finished of a run by now to <root>/<name>.html; where that is."""
     known = [
-        Known(
+        KnownStage(
             step.stage.name,
             _STATES[step.action],
             step.output.location if step.output else None,
@@ -20,5 +20,5 @@ def render_run(run: Run) -> str:
         for step in run.plan()
         if step.stage.publish is None  # every stage but the page's own
     ]
-    run.page.write_text(render(run.config.name, read(known, run.root)))
+    run.page.write_text(render(run.config.name, read_stages(known, run.root)))
     return run.page.uri

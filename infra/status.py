@@ -14,8 +14,8 @@ from rich.text import Text
 from cloze.infra import heldout
 from cloze.infra.display import duration, shown, size, summary, warnings
 from cloze.infra.planner import Run, Step
-from cloze.infra.report.pretraining import newest
-from cloze.infra.report.reading import metrics
+from cloze.infra.report.pretraining import latest_row
+from cloze.infra.report.reading import read_metrics
 from cloze.infra.stages import Stage
 from cloze.pipeline.core.artifacts import Manifest, read_manifest
 from cloze.pipeline.core.storage import Location
@@ -144,7 +144,7 @@ def _findings(run: Run, stage: Stage, location: Location | None, manifest: Manif
     scored = facts if isinstance(facts, FinetuneFacts) else FinetuneFacts()
     return Findings(
         warnings=tuple(warnings(manifest)) if manifest else (),
-        heldout=(newest(metrics(location), "heldout") or None) if location else None,
+        heldout=(latest_row(read_metrics(location), "heldout") or None) if location else None,
         scores=scored.plain.get("scores"),
         accuracies=scored.accuracies,
         page=run.page if manifest and "report.html" in manifest.files else None,
@@ -156,7 +156,7 @@ def _told(run: Run, name: str, found: Findings) -> Iterator[str]:
     for warning in found.warnings:
         yield f"warning: {warning}"
     if row := found.heldout:
-        for sentence in heldout.verdict(row, run.config.examples.objective):
+        for sentence in heldout.describe(row, run.config.examples.objective):
             yield f"{name}, step {row['step']:,}: {sentence}"
     if found.accuracies:
         pretrained, random, majority = (found.accuracies[which] for which in ("pretrained", "random", "majority"))

@@ -1,139 +1,143 @@
-"""the data stages -> what was kept and dropped, and the vocabulary."""
+"""The data stages -> documents kept and dropped, and the vocabulary."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from cloze.infra.report.charts import Piece, bar, number
+from cloze.infra.report.charts import BarSegment, SegmentKind, bar, format_number
 from cloze.infra.report.views import DedupView, ExamplesView, ExtractView, Stages, StageView, VocabView
 from cloze.pipeline.core.facts import Compared, DroppedDocument, DroppedRecord, Quality
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import RESERVED
 
-_SHOWN_PIECES = 60
+_VOCAB_SAMPLE = 60
+_SPLITS: list[tuple[str, str, SegmentKind]] = [("train", "training", "kept"), ("heldout", "held-out", "heldout")]
 
 
 @dataclass(frozen=True)
-class Level:
-    """A bar of the flow picture; `through` is the share of the picture's width that goes on to the next one."""
+class FlowLevel:
+    """A bar of the data-flow figure. `connected` is the fraction of its width that the next bar continues."""
 
     name: str
-    pieces: list[Piece]
-    picture: Markup
-    through: float
+    segments: list[BarSegment]
+    chart: Markup
+    connected: float
 
 
-def flow(stages: Stages) -> list[Level]:
-    """records -> documents -> train and held-out -> examples; the first three on one scale, examples on their own."""
-    extract, dedup = stages.one(ExtractView), stages.one(DedupView)
+def data_flow(stages: Stages) -> list[FlowLevel]:
+    """Returns the bars of extract, dedup, the held-out split and the examples.
+
+    The first three share one scale; examples have their own.
+    """
+    extract, dedup = stages.single(ExtractView), stages.single(DedupView)
     records = extract.counts.get("records", 0)
     levels = []
-    for stage in (extract, dedup):
+    for stage, label in ((extract, "documents"), (dedup, "unique documents")):
         if "documents" in stage.counts:
-            kept = Piece("documents" if stage is extract else "distinct documents", stage.counts["documents"], "kept")
-            levels.append(_level(stage.name, [kept, *_drop_pieces(stage)], records, kept.value))
+            kept = BarSegment(label, stage.counts["documents"], "kept")
+            levels.append(_flow_level(stage.name, [kept, *_dropped_segments(stage)], records, kept.value))
     if "heldout" in dedup.counts:
         heldout = dedup.counts["heldout"]
         train = dedup.counts["documents"] - heldout
-        pieces = [Piece("for training", train, "kept"), Piece("held out", heldout, "heldout")]
-        levels.append(_level("split", pieces, records, 0))
-    for stage in stages.of(ExamplesView):
-        pieces = [
-            Piece(label, stage.counts[split], kind)
-            for split, label, kind in (("train", "to train on", "kept"), ("heldout", "held out", "heldout"))
-            if split in stage.counts
+        segments = [BarSegment("training", train, "kept"), BarSegment("held-out", heldout, "heldout")]
+        levels.append(_flow_level("split", segments, records))
+    for stage in stages.of_type(ExamplesView):
+        segments = [
+            BarSegment(label, stage.counts[split], kind) for split, label, kind in _SPLITS if split in stage.counts
         ]
-        if pieces:
-            levels.append(_level(stage.name, pieces, sum(piece.value for piece in pieces), 0))
+        if segments:
+            levels.append(_flow_level(stage.name, segments, sum(segment.value for segment in segments)))
     return levels
 
 
-def _drop_pieces(stage: StageView) -> list[Piece]:
-    return [Piece(reason.replace("_", " "), rows, "drop") for reason, rows in stage.drops if rows]
+def _dropped_segments(stage: StageView) -> list[BarSegment]:
+    return [BarSegment(reason.replace("_", " "), rows, "dropped") for reason, rows in stage.drops if rows]
 
 
-def _level(name: str, pieces: list[Piece], whole: float, through: float) -> Level:
-    return Level(name, pieces, bar(pieces, whole), through / (whole or 1))
+def _flow_level(name: str, segments: list[BarSegment], total: float, continued: float = 0) -> FlowLevel:
+    return FlowLevel(name, segments, bar(segments, total), continued / (total or 1))
 
 
 def source_table(stages: Stages) -> list[tuple[str, Mapping[str, int]]]:
-    """Source -> its counts and drops; empty where there is but one."""
-    found = stages.one(ExtractView).facts.sources
-    return list(found.items()) if len(found) > 1 else []
+    """Returns (source, its counts and drops); empty for a single source, whose counts are those of extract."""
+    sources = stages.single(ExtractView).facts.sources
+    return list(sources.items()) if len(sources) > 1 else []
 
 
-def truncated(stages: Stages) -> list[tuple[str, str]]:
-    """(file, reason) of the source files that are cut, of which all whole pages were kept."""
-    return [(Location(cut.file).name, cut.reason) for cut in stages.one(ExtractView).facts.truncated]
+def truncated_files(stages: Stages) -> list[tuple[str, str]]:
+    """Returns (file, reason) for each truncated source file."""
+    return [(Location(cut.file).name, cut.reason) for cut in stages.single(ExtractView).facts.truncated]
 
 
-def dropped(stages: Stages) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Reason -> some (record, how its text begins) of what was dropped for it."""
-    extracted, distinct = stages.one(ExtractView).facts.samples, stages.one(DedupView).facts.samples
+def dropped_samples(stages: Stages) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Returns (drop reason, samples), each sample the record's name and the start of its text."""
+    extracted, deduplicated = stages.single(ExtractView).facts.samples, stages.single(DedupView).facts.samples
     return [
-        (reason, [_record(sample) for sample in samples])
-        for reason, samples in (*extracted.items(), *distinct.items())
+        (reason, [_name_and_text(sample) for sample in samples])
+        for reason, samples in (*extracted.items(), *deduplicated.items())
         if samples
     ]
 
 
-def _record(sample: DroppedRecord | DroppedDocument) -> tuple[str, str]:
-    return sample.name or "without a name", " ".join(sample.text.split())[:140]
+def _name_and_text(sample: DroppedRecord | DroppedDocument) -> tuple[str, str]:
+    return sample.name or "(no name)", " ".join(sample.text.split())[:140]
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    sentence: str
-    samples: list[tuple[str, list[str]]]
+class VocabularySection:
+    summary: str
+    samples: list[tuple[str, list[str]]]  # title, tokens
 
 
-def vocabulary(stages: Stages) -> Vocabulary | None:
-    """The vocabulary's size, how it fares on text that it was not learnt from, some of its pieces, what is left out."""
-    stage = stages.one(VocabView)
+def vocabulary_section(stages: Stages) -> VocabularySection | None:
+    """Returns the vocabulary's size, its quality on held-out text, a sample of it and the characters left out."""
+    stage = stages.single(VocabView)
     if stage.manifest is None:
         return None
     facts, pieces = stage.facts, stage.pieces
     words = [piece for piece in pieces if len(piece) > 1 and not piece.startswith("##") and piece not in RESERVED]
-    endings = [piece for piece in pieces if len(piece) > 3 and piece.startswith("##")]
-    said = [
-        f"{number(len(pieces))} pieces: {number(len(words))} words and beginnings of words, {number(len(endings))} "
-        f"that go on with a word (##), the rest single characters and the special pieces.",
-        _quality(facts.heldout, facts.compared),
+    continuations = [piece for piece in pieces if len(piece) > 3 and piece.startswith("##")]
+    sentences = [
+        f"{format_number(len(pieces))} WordPiece tokens: {format_number(len(words))} words or word beginnings and "
+        f"{format_number(len(continuations))} word continuations (##); the rest are single characters and special "
+        "tokens.",
+        _tokenization_quality(facts.heldout, facts.compared),
         facts.note,
     ]
     samples = [
-        ("Words and beginnings", _spread(words)),
-        ("What goes on with a word", _spread(endings)),
-        ("The most frequent of the characters left out", facts.left_out.most_frequent),
+        ("Sample of words and word beginnings", _evenly_spaced(words)),
+        ("Sample of word continuations", _evenly_spaced(continuations)),
+        ("Most frequent characters without a token", facts.left_out.most_frequent),
     ]
-    return Vocabulary(" ".join(filter(None, said)), [(title, shown) for title, shown in samples if shown])
+    return VocabularySection(" ".join(filter(None, sentences)), [sample for sample in samples if sample[1]])
 
 
-def _quality(heldout: Quality, compared: Compared | None) -> str:
-    """How it fares on held-out text and, where there is another vocabulary, that one beside it."""
+def _tokenization_quality(heldout: Quality, compared: Compared | None) -> str:
+    """Describes how the vocabulary tokenizes held-out text, next to the vocabulary of `vocab.compare`."""
     if not heldout.words:
         return ""
-    beside = (
-        f", where {compared.name} of {number(compared.size)} pieces takes {compared.pieces_per_word:.2f} and "
-        f"leaves {_percent(compared.unknown_share)} unknown"
-        if compared
-        else ""
+    text = (
+        f"On held-out documents ({format_number(heldout.words)} words) it produces {heldout.pieces_per_word:.2f} "
+        f"tokens per word and {_percent(heldout.unknown_share)} unknown words"
     )
+    if compared:
+        text += (
+            f"; {compared.name} ({format_number(compared.size)} tokens) produces {compared.pieces_per_word:.2f} "
+            f"tokens per word and {_percent(compared.unknown_share)} unknown words"
+        )
+    return f"{text}."
+
+
+def _percent(fraction: float) -> str:
+    """Two significant digits: fractions of unknown words are small."""
+    return f"{100 * fraction:.2g}\N{NO-BREAK SPACE}%"
+
+
+def _evenly_spaced(pieces: Sequence[str]) -> list[str]:
+    """Returns a sample from frequent to rare, as pieces are ordered by frequency."""
     return (
-        f"Held-out documents take {heldout.pieces_per_word:.2f} pieces a word; of their {number(heldout.words)} "
-        f"words {_percent(heldout.unknown_share)} are unknown to it{beside}."
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
-
-
-def _spread(pieces: Sequence[str]) -> list[str]:
-    """Some pieces at equal distances, so that frequent and rare ones are among them."""
-    return (
-        [pieces[place * len(pieces) // _SHOWN_PIECES] for place in range(_SHOWN_PIECES)]
-        if len(pieces) > _SHOWN_PIECES
+        [pieces[index * len(pieces) // _VOCAB_SAMPLE] for index in range(_VOCAB_SAMPLE)]
+        if len(pieces) > _VOCAB_SAMPLE
         else list(pieces)
     )

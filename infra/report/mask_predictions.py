@@ -1,4 +1,4 @@
-"""a trained model + held-out sentences with a word hidden -> what the model would fill in."""
+"""A trained model and held-out sentences with a masked word -> the model's predictions."""
 
 import hashlib
 from collections.abc import Iterable
@@ -6,39 +6,39 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING
 
-from cloze.infra.report.charts import percent
-from cloze.infra.report.views import HeldoutText, TrainedModel
+from cloze.infra.report.charts import format_percent
+from cloze.infra.report.views import HeldoutDocument, TrainedModel
 from cloze.pipeline.text.sentences import sentences_of
 from cloze.pipeline.text.tokenizer import MASK
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-#: Where the documents are English, these are asked too.
-_ENGLISH = [
+#: Added where most held-out documents are English.
+_ENGLISH_SENTENCES = [
     "The capital of France is [MASK].",
     "She opened the [MASK] and looked out of the window.",
     "He was born in [MASK] and died in London.",
     "The [MASK] was built in the nineteenth century.",
 ]
-_HELDOUT = 6  # sentences
-_CHARACTERS = range(40, 150)  # of a sentence
+_HELDOUT_SENTENCES = 6
+_SENTENCE_CHARS = range(40, 150)
 
 
 @dataclass(frozen=True)
-class Guess:
-    piece: str
+class TokenPrediction:
+    token: str
     probability: float
-    right: bool
+    correct: bool
 
     @property
-    def share(self) -> str:
-        return percent(self.probability)
+    def percent(self) -> str:
+        return format_percent(self.probability)
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """A sentence around a hidden word; `original` is empty where no text says what stood there."""
+class MaskedSentence:
+    """A sentence with one masked word. `original` is that word, or empty where it is unknown."""
 
     before: str
     after: str
@@ -46,80 +46,83 @@ class Hidden:
 
 
 @dataclass(frozen=True)
-class FillIn:
-    hidden: Hidden
-    guesses: list[Guess]
+class SentencePredictions:
+    sentence: MaskedSentence
+    predictions: list[TokenPrediction]  # most likely first
 
 
 @dataclass(frozen=True)
-class FillIns:
-    """The section; `groups` are titles with what stands under each."""
-
-    sentence: str
-    groups: list[tuple[str, list[FillIn]]]
+class MaskPredictionsSection:
+    summary: str
+    groups: list[tuple[str, list[SentencePredictions]]]  # title, predictions
 
 
-def fill_ins(model: TrainedModel | None) -> FillIns | None:
-    """The guesses of the final checkpoint; None before there is one."""
+def mask_predictions_section(model: TrainedModel | None) -> MaskPredictionsSection | None:
+    """Returns the final checkpoint's predictions; None before there is one."""
     if model is None:
         return None
-    found, english = heldout_sentences(model.heldout(), model.tokenizer)
-    ours = [Hidden(*sentence.split(MASK)) for sentence in _ENGLISH] if english else []
+    heldout, is_english = select_heldout_sentences(model.heldout_documents(), model.tokenizer)
+    fixed = [MaskedSentence(*sentence.split(MASK)) for sentence in _ENGLISH_SENTENCES] if is_english else []
     groups = [
-        (title, [FillIn(hidden, _guesses(model, hidden)) for hidden in asked])
-        for title, asked in (("In held-out documents", found), ("In sentences of ours", ours))
-        if asked
+        (title, [SentencePredictions(sentence, _predict(model, sentence)) for sentence in sentences])
+        for title, sentences in (("Sentences from held-out documents", heldout), ("Fixed sentences", fixed))
+        if sentences
     ]
-    return FillIns(_sentence([row for _, rows in groups for row in rows]), groups) if groups else None
+    return MaskPredictionsSection(_summary([one for _, group in groups for one in group]), groups) if groups else None
 
 
-def _guesses(model: TrainedModel, hidden: Hidden) -> list[Guess]:
-    guesses = model.guesses(f"{hidden.before}{MASK}{hidden.after}")
-    wanted = model.tokenizer.encode(hidden.original, add_special_tokens=False).tokens
-    return [Guess(guess.piece, guess.probability, [guess.piece] == wanted) for guess in guesses]
+def _predict(model: TrainedModel, sentence: MaskedSentence) -> list[TokenPrediction]:
+    predictions = model.predict(f"{sentence.before}{MASK}{sentence.after}")
+    expected = model.tokenizer.encode(sentence.original, add_special_tokens=False).tokens
+    return [TokenPrediction(one.piece, one.probability, [one.piece] == expected) for one in predictions]
 
 
-def _sentence(rows: list[FillIn]) -> str:
-    alike = len({row.guesses[0].piece for row in rows}) == 1 < len(rows)
-    known = [row.guesses for row in rows if row.hidden.original]
-    first = sum(guesses[0].right for guesses in known)
-    among = sum(any(guess.right for guess in guesses) for guesses in known)
-    return (
-        f"A word is hidden, and the model names the five likeliest pieces. Of {len(known)} sentences from held-out "
-        f"documents it puts the word of the text first in {first} and among its five in {among}."
-        + (" It says the same of all: all it has learnt is which pieces are frequent." if alike else "")
+def _summary(results: list[SentencePredictions]) -> str:
+    same_for_all = len({result.predictions[0].token for result in results}) == 1 < len(results)
+    with_original = [result.predictions for result in results if result.sentence.original]
+    top_1 = sum(predictions[0].correct for predictions in with_original)
+    top_5 = sum(any(one.correct for one in predictions) for predictions in with_original)
+    text = (
+        "One word of each sentence is masked; the five most likely tokens are shown. For "
+        f"{len(with_original)} sentences from held-out documents, the original word is the top prediction {top_1} "
+        f"times and in the top five {top_5} times."
     )
+    if same_for_all:
+        text += " The top prediction is the same for all sentences: the model has only learned token frequencies."
+    return text
 
 
-def heldout_sentences(documents: Iterable[HeldoutText], tokenizer: "Tokenizer") -> tuple[list[Hidden], bool]:
-    """Some sentences of held-out documents, the sources by turns, each with a word hidden; are they English?"""
-    by_source: dict[str, list[Hidden]] = {}
+def select_heldout_sentences(
+    documents: Iterable[HeldoutDocument], tokenizer: "Tokenizer"
+) -> tuple[list[MaskedSentence], bool]:
+    """Returns some masked sentences, alternating between sources, and whether most documents are English."""
+    by_source: dict[str, list[MaskedSentence]] = {}
     languages: dict[str, int] = {}
     for document in documents:
         languages[document.language] = languages.get(document.language, 0) + 1
-        found = by_source.setdefault(document.source, [])
-        if len(found) < _HELDOUT and (hidden := _hidden(document.text, tokenizer)):
-            found.append(hidden)
-    turns = chain.from_iterable(zip_longest(*by_source.values()))
-    english = max(languages, key=lambda language: languages[language], default="") == "en"
-    return list(islice(filter(None, turns), _HELDOUT)), english
+        sentences = by_source.setdefault(document.source, [])
+        if len(sentences) < _HELDOUT_SENTENCES and (masked := _mask_word(document.text, tokenizer)):
+            sentences.append(masked)
+    alternating = chain.from_iterable(zip_longest(*by_source.values()))
+    is_english = max(languages, key=lambda language: languages[language], default="") == "en"
+    return list(islice(filter(None, alternating), _HELDOUT_SENTENCES)), is_english
 
 
-def _hidden(text: str, tokenizer: "Tokenizer") -> Hidden | None:
-    """A sentence of the text with a word hidden that is a piece of its own; the text itself draws both."""
-    fitting = [sentence for sentence in sentences_of(text) if len(sentence) in _CHARACTERS and MASK not in sentence]
-    if not fitting:
+def _mask_word(text: str, tokenizer: "Tokenizer") -> MaskedSentence | None:
+    """Masks a word that is a single token, in a sentence of the text. The text's hash selects sentence and word."""
+    sentences = [one for one in sentences_of(text) if len(one) in _SENTENCE_CHARS and MASK not in one]
+    if not sentences:
         return None
-    draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    sentence = fitting[draw % len(fitting)]
+    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    sentence = sentences[digest % len(sentences)]
     encoding = tokenizer.encode(sentence, add_special_tokens=False)
-    goes_on = [piece.startswith("##") for piece in encoding.tokens] + [False]
-    whole = [
-        place
-        for place, piece in enumerate(encoding.tokens)
-        if piece.isalpha() and not goes_on[place + 1] and (len(piece) > 2 or not piece.isascii())
+    is_continuation = [piece.startswith("##") for piece in encoding.tokens] + [False]
+    candidates = [
+        index
+        for index, piece in enumerate(encoding.tokens)
+        if piece.isalpha() and not is_continuation[index + 1] and (len(piece) > 2 or not piece.isascii())
     ]
-    if not whole:
+    if not candidates:
         return None
-    start, end = encoding.offsets[whole[draw % len(whole)]]
-    return Hidden(sentence[:start], sentence[end:], sentence[start:end])
+    start, end = encoding.offsets[candidates[digest % len(candidates)]]
+    return MaskedSentence(sentence[:start], sentence[end:], sentence[start:end])

@@ -1,4 +1,4 @@
-"""artifacts -> what the page shows of them: the one place where the report reads a run's files."""
+"""Artifacts -> the stage views that the page shows. Only this module of the report reads a run's files."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ from cloze.infra.report.views import (
     ExamplesView,
     ExtractView,
     FinetuneView,
-    HeldoutText,
+    HeldoutDocument,
     PretrainView,
-    Source,
     Stages,
     StageView,
     TrainedModel,
+    UserFile,
     VocabView,
 )
 from cloze.pipeline.core import json_lines
@@ -43,155 +43,169 @@ from cloze.training.pretrain.facts import MetricsRow, PretrainFacts
 if TYPE_CHECKING:
     from cloze.training.checkpoints.fill_mask import MaskPrediction
 
-_SHA256 = 64  # hex digits, with which a user's file stands among a stage's inputs, its suffixes behind them
-_COUNTED = 50_000  # examples whose lengths are counted
-_LOOKED_AT = 400  # held-out examples
-_SHARDS = 40  # of documents, among which held-out ones are looked for
-_DOCUMENTS = 100  # held-out ones of a shard
+_SHA256_CHARS = 64  # a user file's identity among a stage's inputs is its SHA-256 and its suffixes
+_MAX_LENGTHS = 50_000  # training examples whose lengths are read
+_MAX_HELDOUT_EXAMPLES = 400
+_MAX_DOCUMENT_SHARDS = 40  # searched for held-out documents
+_MAX_SHARD_DOCUMENTS = 100  # held-out documents of a shard
 
 
 @dataclass(frozen=True)
-class Known:
-    """What a run knows of a stage before anything is read.
+class KnownStage:
+    """What is known of a stage before any file is read.
 
-    A stage's name is its kind and, where a run has several of that kind, a dash and which: examples-128.
-    `location` and `fingerprint` are None while an input is not known. `after` names the stages that it reads.
+    `name` is the stage type and, where a run has several of that type, a dash and a qualifier: examples-128.
+    `location` and `fingerprint` are None while an input's fingerprint is unknown. `upstream` has the names of the
+    stages that it reads.
     """
 
     name: str
     state: str
     location: Location | None = None
     fingerprint: str | None = None
-    after: tuple[str, ...] = ()
+    upstream: tuple[str, ...] = ()
 
 
-def read(known: Sequence[Known], root: Location) -> Stages:
-    """The stages of the run on `root` with all that the page shows of them. Raises UserError for what is damaged."""
-    manifests = {one.name: read_manifest(one.location) if one.location else None for one in known}
-    made = {one.fingerprint: one.name for one in known if one.fingerprint}
-    for name, manifest in manifests.items():
-        if manifest and _kind(name) == "pretrain" and (checkpoint := PretrainFacts.of(manifest).checkpoint):
-            made[checkpoint.digest] = name
-    brought = _Sources(root, [value for found in manifests.values() for value in _brought(found, made).values()])
+def read_stages(known: Sequence[KnownStage], root: Location) -> Stages:
+    """Reads the stages of the run at `root`. Raises UserError for damaged files."""
+    manifests = {stage.name: read_manifest(stage.location) if stage.location else None for stage in known}
+    producers = _producers(known, manifests)
+    records = _UserFileRecords(
+        root,
+        [identity for manifest in manifests.values() for identity in _user_inputs(manifest, producers).values()],
+    )
     views = []
-    for one in known:
-        manifest = manifests[one.name]
-        before = [made[value] for value in manifest.inputs.values() if value in made] if manifest else one.after
-        files: dict[str, list[Source]] = {}
-        for key, value in _brought(manifest, made).items():
-            files.setdefault(key.partition("/")[0], []).append(brought.source(key, value))
-        base = StageView(one.name, one.state, one.location, manifest, tuple(dict.fromkeys(before)), files)
-        read_kind = _KINDS.get(_kind(one.name))
-        views.append(read_kind(base) if read_kind else base)
-    return Stages(views, _model(Stages(views)))
+    for stage in known:
+        manifest = manifests[stage.name]
+        upstream = stage.upstream
+        if manifest:
+            upstream = tuple(producers[value] for value in manifest.inputs.values() if value in producers)
+        user_files: dict[str, list[UserFile]] = {}
+        for key, identity in _user_inputs(manifest, producers).items():
+            user_files.setdefault(key.partition("/")[0], []).append(records.user_file(key, identity))
+        view = StageView(stage.name, stage.state, stage.location, manifest, tuple(dict.fromkeys(upstream)), user_files)
+        read_view = _READERS.get(view.type_name)
+        views.append(read_view(view) if read_view else view)
+    return Stages(views, _trained_model(Stages(views)))
 
 
-def _kind(name: str) -> str:
-    return name.partition("-")[0]
+def _producers(known: Sequence[KnownStage], manifests: Mapping[str, Manifest | None]) -> dict[str, str]:
+    """Returns output identity -> stage: a stage's output is its fingerprint, or its final checkpoint's digest."""
+    producers = {stage.fingerprint: stage.name for stage in known if stage.fingerprint}
+    for stage in known:
+        manifest = manifests[stage.name]
+        if manifest and manifest.stage == "pretrain" and (checkpoint := PretrainFacts.of(manifest).checkpoint):
+            producers[checkpoint.digest] = stage.name
+    return producers
 
 
-def _brought(manifest: Manifest | None, made: Mapping[str, str]) -> dict[str, str]:
-    """The inputs that no stage of the run has made: the user's files."""
-    return {key: value for key, value in manifest.inputs.items() if value not in made} if manifest else {}
+def _user_inputs(manifest: Manifest | None, producers: Mapping[str, str]) -> dict[str, str]:
+    """Returns the inputs that no stage of the run produced, which are the user's files."""
+    inputs = manifest.inputs if manifest else {}
+    return {key: identity for key, identity in inputs.items() if identity not in producers}
 
 
-class _Sources:
-    """What the run remembers of its users' files: each is asked for by its digest.
+class _UserFileRecords:
+    """Names and sizes of users' files, from the run's `sources` folder.
 
-    Records of versions that did not name them so are found by a listing, which is made when one is missing.
+    A record is read by the file's digest. Earlier versions did not name records by digest: when one is missing, all
+    records are listed.
     """
 
-    def __init__(self, root: Location, values: Sequence[str]) -> None:
+    def __init__(self, root: Location, identities: Sequence[str]) -> None:
         folder = root / "sources"
-        found = in_parallel(lambda value: source_by_digest(folder, value[:_SHA256]), values)
-        self._known = dict(zip(values, found, strict=True))
-        if not all(self._known.values()):
+        records = in_parallel(lambda identity: source_by_digest(folder, identity[:_SHA256_CHARS]), identities)
+        self._records = dict(zip(identities, records, strict=True))
+        if not all(self._records.values()):
             listed = {file.sha256: file for file in source_records(folder)}
-            self._known = {value: file or listed.get(value[:_SHA256]) for value, file in self._known.items()}
+            self._records = {
+                identity: file or listed.get(identity[:_SHA256_CHARS]) for identity, file in self._records.items()
+            }
 
-    def source(self, key: str, value: str) -> Source:
-        """`key` is the input's name and, of several files, a slash and a path that ends with the file's name."""
-        digest, file = value[:_SHA256], self._known[value]
-        name = key.partition("/")[2].rpartition("/")[2]
-        called = file.location.name if file else digest
-        return Source(digest, name or called, file.bytes if file else None)
+    def user_file(self, key: str, identity: str) -> UserFile:
+        """`key` is the input's name; where an input has several files, a slash and a path to the file follow."""
+        sha256, record = identity[:_SHA256_CHARS], self._records[identity]
+        name_in_key = key.partition("/")[2].rpartition("/")[2]
+        recorded_name = record.location.name if record else sha256
+        return UserFile(sha256, name_in_key or recorded_name, record.bytes if record else None)
 
 
-def metrics(location: Location) -> Sequence[MetricsRow]:
-    """What training has measured so far, a row for each split and step; also while it runs."""
+def read_metrics(location: Location) -> Sequence[MetricsRow]:
+    """Reads the metrics logged so far, a row per split and step, also of a training in progress."""
     return json_lines.read(location / "metrics.jsonl")
 
 
-def _artifact(base: StageView) -> Artifact | None:
-    return Artifact(base.location, base.name, base.manifest.fingerprint) if base.location and base.manifest else None
+def _artifact(view: StageView) -> Artifact | None:
+    return Artifact(view.location, view.name, view.manifest.fingerprint) if view.location and view.manifest else None
 
 
-def _extract(base: StageView) -> StageView:
-    return ExtractView(**vars(base), facts=ExtractFacts.of(base.manifest) if base.manifest else ExtractFacts())
+def _extract(view: StageView) -> StageView:
+    return ExtractView(**vars(view), facts=ExtractFacts.of(view.manifest) if view.manifest else ExtractFacts())
 
 
-def _dedup(base: StageView) -> StageView:
-    return DedupView(**vars(base), facts=DedupFacts.of(base.manifest) if base.manifest else DedupFacts())
+def _dedup(view: StageView) -> StageView:
+    return DedupView(**vars(view), facts=DedupFacts.of(view.manifest) if view.manifest else DedupFacts())
 
 
-def _vocab(base: StageView) -> StageView:
-    if not (artifact := _artifact(base)):
-        return VocabView(**vars(base))
+def _vocab(view: StageView) -> StageView:
+    if not (artifact := _artifact(view)):
+        return VocabView(**vars(view))
     pieces = vocab_file.pieces_in(artifact.location)
-    return VocabView(**vars(base), facts=VocabFacts.of(artifact.manifest), pieces=pieces)
+    return VocabView(**vars(view), facts=VocabFacts.of(artifact.manifest), pieces=pieces)
 
 
-def _examples(base: StageView) -> StageView:
-    if not (artifact := _artifact(base)):
-        return ExamplesView(**vars(base))
-    batches = _batches(artifact, "heldout", _LOOKED_AT)
-    heldout = list(islice((row for batch in batches for row in batch.to_pylist()), _LOOKED_AT))
-    return ExamplesView(**vars(base), lengths=_lengths(artifact), heldout=heldout)
+def _examples(view: StageView) -> StageView:
+    if not (artifact := _artifact(view)):
+        return ExamplesView(**vars(view))
+    batches = _record_batches(artifact, "heldout", _MAX_HELDOUT_EXAMPLES)
+    heldout = list(islice((row for batch in batches for row in batch.to_pylist()), _MAX_HELDOUT_EXAMPLES))
+    return ExamplesView(**vars(view), lengths=_lengths(artifact), heldout=heldout)
 
 
 def _lengths(examples: Artifact) -> NDArray[np.int64]:
-    batches = _batches(examples, "train", _COUNTED, ["input_ids"])
+    batches = _record_batches(examples, "train", _MAX_LENGTHS, ["input_ids"])
     lengths = [batch["input_ids"].value_lengths().to_numpy() for batch in batches]
     return np.concatenate([np.zeros(0, np.int64), *lengths])
 
 
-def _batches(examples: Artifact, split: str, rows: int, columns: list[str] | None = None) -> Iterator[Any]:
-    """The first `rows` examples of a split, in record batches."""
-    seen = 0
+def _record_batches(examples: Artifact, split: str, rows: int, columns: list[str] | None = None) -> Iterator[Any]:
+    """Yields Arrow record batches that hold the first `rows` examples of a split."""
+    count = 0
     for file in examples.files(f"{split}/"):
         with parquet_file(file) as opened:
             for batch in opened.iter_batches(min(rows, 4096), columns=columns):
                 yield batch
-                seen += len(batch)
-                if seen >= rows:
+                count += len(batch)
+                if count >= rows:
                     return
 
 
-def _pretrain(base: StageView) -> StageView:
-    rows = metrics(base.location) if base.location else []
-    if not (artifact := _artifact(base)):
-        return PretrainView(**vars(base), metrics=rows)
+def _pretrain(view: StageView) -> StageView:
+    rows = read_metrics(view.location) if view.location else []
+    if not (artifact := _artifact(view)):
+        return PretrainView(**vars(view), metrics=rows)
     facts = PretrainFacts.of(artifact.manifest)
-    weights = _weights(artifact.location / facts.checkpoint.path) if facts.checkpoint else 0
-    return PretrainView(**vars(base), facts=facts, metrics=rows, weights=weights)
+    parameters = _parameter_count(artifact.location / facts.checkpoint.path) if facts.checkpoint else 0
+    return PretrainView(**vars(view), facts=facts, metrics=rows, parameters=parameters)
 
 
-def _weights(checkpoint: Location) -> int:
-    """How many weights a checkpoint holds, from the header of its file."""
+def _parameter_count(checkpoint: Location) -> int:
+    """Counts a checkpoint's parameters from the header of its safetensors file."""
     with (checkpoint / "model.safetensors").open() as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
-def _finetune(base: StageView) -> StageView:
-    task = base.name.partition("-")[2]
-    if not (artifact := _artifact(base)):
-        return FinetuneView(**vars(base), task=task)
+def _finetune(view: StageView) -> StageView:
+    task = view.name.partition("-")[2]
+    if not (artifact := _artifact(view)):
+        return FinetuneView(**vars(view), task=task)
     rows = json_lines.read(artifact.location / "predictions/pretrained.jsonl")
-    return FinetuneView(**vars(base), facts=FinetuneFacts.of(artifact.manifest), task=task, predictions=rows)
+    return FinetuneView(**vars(view), facts=FinetuneFacts.of(artifact.manifest), task=task, predictions=rows)
 
 
-_KINDS: dict[str, Callable[[StageView], StageView]] = {
+#: By stage type.
+_READERS: dict[str, Callable[[StageView], StageView]] = {
     "extract": _extract,
     "dedup": _dedup,
     "vocab": _vocab,
@@ -201,30 +215,33 @@ _KINDS: dict[str, Callable[[StageView], StageView]] = {
 }
 
 
-def _model(stages: Stages) -> TrainedModel | None:
-    """The final checkpoint, where all is there that it takes to ask it."""
-    vocab, documents = _artifact(stages.one(VocabView)), _artifact(stages.one(DedupView))
-    pretrained = stages.one(PretrainView)
-    pretrain = _artifact(pretrained)
-    if pretrain is None or vocab is None or documents is None or not pretrained.facts.checkpoint:
+def _trained_model(stages: Stages) -> TrainedModel | None:
+    """Loads the final checkpoint; None until it, the vocabulary and the documents are finished."""
+    vocab, documents = _artifact(stages.single(VocabView)), _artifact(stages.single(DedupView))
+    pretrain_view = stages.single(PretrainView)
+    pretrain = _artifact(pretrain_view)
+    if pretrain is None or vocab is None or documents is None or not pretrain_view.facts.checkpoint:
         return None
     from cloze.training.checkpoints.fill_mask import load_model, predict_masked
     from cloze.training.pretrain.stage import final_checkpoint
 
     model, tokenizer = load_model(final_checkpoint(pretrain)), load(vocab.location / "tokenizer.json")
 
-    def guesses(text: str) -> "Sequence[MaskPrediction]":
-        [found] = predict_masked(model, tokenizer, text)
-        return found
+    def predict(text: str) -> "Sequence[MaskPrediction]":
+        [predictions] = predict_masked(model, tokenizer, text)
+        return predictions
 
-    return TrainedModel(tokenizer, lambda: heldout_texts(documents), guesses)
+    return TrainedModel(tokenizer, lambda: heldout_documents(documents), predict)
 
 
-def heldout_texts(documents: Artifact) -> Iterator[HeldoutText]:
-    """The first held-out documents of some shards, spread over all of them."""
+def heldout_documents(documents: Artifact) -> Iterator[HeldoutDocument]:
+    """Yields the first held-out documents of evenly spaced shards."""
     files = documents.files("documents/")
-    for file in files[:: -(-len(files) // _SHARDS)]:
+    for file in files[:: -(-len(files) // _MAX_DOCUMENT_SHARDS)]:
         with parquet_file(file) as opened:
             batches = opened.iter_batches(64, columns=["source", "language", "text", "split"])
             rows = (row for batch in batches for row in batch.to_pylist() if row["split"] == "heldout")
-            yield from (HeldoutText(row["source"], row["language"], row["text"]) for row in islice(rows, _DOCUMENTS))
+            yield from (
+                HeldoutDocument(row["source"], row["language"], row["text"])
+                for row in islice(rows, _MAX_SHARD_DOCUMENTS)
+            )

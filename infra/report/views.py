@@ -1,6 +1,6 @@
-"""What the page is given of a run: its stages, finished, half-way or not begun, and what is shown of their files.
+"""The data of a run that the page shows: its stages, finished or not, and the displayed content of their files.
 
-Nothing is read here nor in the sections: infra/report/reading.py has done so.
+These types and the sections read no files: infra/report/reading.py does.
 """
 
 import json
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from cloze.training.checkpoints.fill_mask import MaskPrediction
 
-_FILES_SHOWN = 24
+_MAX_FILES = 24
 
 
 @dataclass(frozen=True)
-class Source:
-    """A user's file behind a stage: its name and size where the run's records of sources still have them."""
+class UserFile:
+    """A user's input file. `bytes` is None where the run no longer has a record of the file."""
 
     sha256: str
     name: str
@@ -37,18 +37,24 @@ class Source:
 
 @dataclass(frozen=True)
 class StageView:
-    """One stage of a run; `state` says in words how far it is.
+    """One stage of a run.
 
-    `location` is None while an input is not known, `manifest` before the stage is finished. `after` names the stages
-    that it reads, `sources` has the user's files by the name of the input.
+    `state` is for people: done, half-done, not started, waiting. `location` is None while an input's fingerprint is
+    unknown, `manifest` until the stage is finished. `upstream` has the names of the stages that it reads, `user_files`
+    the user's files by input name.
     """
 
     name: str
     state: str
     location: Location | None = None
     manifest: Manifest | None = None
-    after: tuple[str, ...] = ()
-    sources: Mapping[str, Sequence[Source]] = field(default_factory=dict)
+    upstream: tuple[str, ...] = ()
+    user_files: Mapping[str, Sequence[UserFile]] = field(default_factory=dict)
+
+    @property
+    def type_name(self) -> str:
+        """examples-128 -> examples."""
+        return self.name.partition("-")[0]
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -60,21 +66,21 @@ class StageView:
 
     @property
     def drops(self) -> list[tuple[str, int]]:
-        """Reasons and rows, the largest first."""
-        found = self.manifest.drops if self.manifest else {}
-        return sorted(found.items(), key=lambda item: (-item[1], item[0]))
+        """Returns (reason, rows), most rows first."""
+        drops = self.manifest.drops if self.manifest else {}
+        return sorted(drops.items(), key=lambda item: (-item[1], item[0]))
 
     @property
-    def configuration(self) -> str:
+    def config_yaml(self) -> str:
         return yaml.safe_dump(json.loads(json.dumps(self.config)), sort_keys=False, allow_unicode=True, width=100)
 
     @property
-    def files(self) -> list[tuple[str, FileRecord]]:
-        return list(self.manifest.files.items())[:_FILES_SHOWN] if self.manifest else []
+    def displayed_files(self) -> list[tuple[str, FileRecord]]:
+        return list(self.manifest.files.items())[:_MAX_FILES] if self.manifest else []
 
     @property
-    def more_files(self) -> int:
-        return len(self.manifest.files) - len(self.files) if self.manifest else 0
+    def omitted_files(self) -> int:
+        return len(self.manifest.files) - len(self.displayed_files) if self.manifest else 0
 
 
 @dataclass(frozen=True)
@@ -89,41 +95,37 @@ class DedupView(StageView):
 
 @dataclass(frozen=True)
 class VocabView(StageView):
-    """`pieces` stand in the order of their ids."""
-
     facts: VocabFacts = field(default_factory=VocabFacts)
-    pieces: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)  # by id
 
 
 @dataclass(frozen=True)
 class ExamplesView(StageView):
-    """`lengths` are those of the first examples to train on, in pieces; `heldout` has the first held-out rows."""
+    """`lengths` has the token counts of the first training examples, `heldout` the first held-out rows."""
 
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    heldout: Sequence[MetricsRow] = ()
+    heldout: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True)
 class PretrainView(StageView):
-    """`metrics` is what has been measured so far, also while it runs; `weights` how many the final checkpoint has."""
+    """`metrics` has the rows logged so far, also of a training in progress."""
 
     facts: PretrainFacts = field(default_factory=PretrainFacts)
     metrics: Sequence[MetricsRow] = ()
-    weights: int = 0
+    parameters: int = 0  # of the final checkpoint
 
 
 @dataclass(frozen=True)
 class FinetuneView(StageView):
-    """`task` is its name; `predictions` are the rows that say how the test part's examples were answered."""
-
     facts: FinetuneFacts = field(default_factory=FinetuneFacts)
     task: str = ""
-    predictions: Sequence[dict[str, Any]] = ()
+    predictions: Sequence[dict[str, Any]] = ()  # of the pretrained variant on the test split
 
 
 @dataclass(frozen=True)
-class HeldoutText:
-    """A document that was never trained on."""
+class HeldoutDocument:
+    """A document that is excluded from training."""
 
     source: str
     language: str
@@ -132,19 +134,19 @@ class HeldoutText:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The final checkpoint to ask, and what about."""
+    """The final checkpoint's predictions, and held-out documents to predict on."""
 
     tokenizer: "Tokenizer"
-    heldout: Callable[[], Iterator[HeldoutText]]  # some documents, the same ones each time
-    guesses: "Callable[[str], Sequence[MaskPrediction]]"  # text with one [MASK] -> the likeliest pieces in order
+    heldout_documents: Callable[[], Iterator[HeldoutDocument]]  # a sample, the same in each call
+    predict: "Callable[[str], Sequence[MaskPrediction]]"  # text with one [MASK] -> tokens, the likeliest first
 
 
-View = TypeVar("View", bound=StageView)
+AnyStageView = TypeVar("AnyStageView", bound=StageView)
 
 
 @dataclass(frozen=True)
 class Stages:
-    """A run's stages, in order, and its model where there is one."""
+    """A run's stages, in order, and its model once it is trained."""
 
     views: Sequence[StageView]
     model: TrainedModel | None = None
@@ -152,13 +154,12 @@ class Stages:
     def __iter__(self) -> Iterator[StageView]:
         return iter(self.views)
 
-    def of(self, kind: type[View]) -> list[View]:
-        """The stages of a kind."""
-        return [view for view in self.views if isinstance(view, kind)]
+    def of_type(self, stage_type: type[AnyStageView]) -> list[AnyStageView]:
+        return [view for view in self.views if isinstance(view, stage_type)]
 
-    def one(self, kind: type[View]) -> View:
-        """The stage of a kind of which a run has one; where it has none, one that is not begun."""
-        return next(iter(self.of(kind)), None) or kind("", "not part of this run")
+    def single(self, stage_type: type[AnyStageView]) -> AnyStageView:
+        """Returns the only stage of a type, or an empty one that is not part of this run."""
+        return next(iter(self.of_type(stage_type)), None) or stage_type("", "not part of this run")
 
     @property
     def finished(self) -> list[StageView]:

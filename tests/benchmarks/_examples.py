@@ -1,4 +1,4 @@
-"""Run the stages tokens and examples-N on a folder that `prepare` has filled: python -m tests.benchmarks._examples."""
+"""Runs the stages tokens and examples on documents written by `prepare`: python -m tests.benchmarks._examples."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from tests.benchmarks._reference import VOCABULARY
 
 
 def prepare(folder: Path, shards: Iterable[pa.Table]) -> None:
-    """Write shards of documents and the published vocabulary as the artifacts that the two stages read."""
+    """Writes shards of documents and the published vocabulary as input artifacts of the two stages."""
     documents, vocab = _output(folder, "documents"), _output(folder, "vocab")
     parts = [
         documents.commit(f"{number:05}", {f"documents/{number:05}.parquet": parquet_bytes(table)})
@@ -31,8 +31,8 @@ def prepare(folder: Path, shards: Iterable[pa.Table]) -> None:
     vocab.finish([part], {}, {})
 
 
-def made(folder: Path, shards: Iterable[pa.Table], **settings: Any) -> Artifact:
-    """The examples of such documents, by a process of its own."""
+def build_examples(folder: Path, shards: Iterable[pa.Table], **settings: Any) -> Artifact:
+    """Builds the examples of the documents in a separate process."""
     prepare(folder, shards)
     command = [sys.executable, "-m", "tests.benchmarks._examples", str(folder), json.dumps(settings)]
     subprocess.run(command, check=True)
@@ -54,18 +54,18 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("settings", help="JSON: what differs from the default settings of the examples")
+    parser.add_argument("settings", help="JSON: settings of the examples stage that differ from the defaults")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     folder, settings = options.folder, json.loads(options.settings)
     with ray_session():
-        given = {name: artifact(folder, name) for name in ("documents", "vocab")}
-        tokens.run(tokens.TokensConfig(workers=options.workers), given, _output(folder, "tokens"))
+        inputs = {name: artifact(folder, name) for name in ("documents", "vocab")}
+        tokens.run(tokens.TokensConfig(workers=options.workers), inputs, _output(folder, "tokens"))
         config = examples.LengthConfig.model_validate(
             {"max_seq_length": 128, "max_predictions_per_seq": 20, "workers": options.workers, **settings}
         )
-        given = {name: artifact(folder, name) for name in ("tokens", "vocab")}
-        examples.run(config, given, _output(folder, "examples"))
+        inputs = {name: artifact(folder, name) for name in ("tokens", "vocab")}
+        examples.run(config, inputs, _output(folder, "examples"))
 
 
 if __name__ == "__main__":

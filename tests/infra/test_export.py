@@ -1,4 +1,4 @@
-"""`cloze export` and `cloze predict`, on a run whose stages are finished; pretraining's weights are random ones."""
+"""`cloze export` and `cloze predict` on a finished run, whose model has random weights."""
 
 import ast
 import json
@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cloze.infra.cli import main
-from cloze.infra.model_card import _licence, card
+from cloze.infra.model_card import _hub_licence, card
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.artifacts import Artifact
@@ -41,8 +41,8 @@ def objective() -> str:
 def run(objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """The quickstart, finished, with a vocabulary of nine pieces and four documents."""
     config = load(RunConfig, CONFIG, [f"examples.objective={objective}"])
-    made = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
-    monkeypatch.setattr(Run, "artifact", lambda _, name: made[name])
+    artifacts = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
+    monkeypatch.setattr(Run, "artifact", lambda _, name: artifacts[name])
     return config
 
 
@@ -112,72 +112,73 @@ def rows(card: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in lines}
 
 
-def test_export_writes_the_model_and_says_where(run, tmp_path, capsys):
+def test_export_writes_the_model_and_prints_its_folder(run, tmp_path, capsys):
     assert main(["export", CONFIG, "--to", "bert", "root=elsewhere"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/bert\n"
     names = "README.md config.json model.safetensors tokenizer.json tokenizer_config.json vocab.txt"
     assert sorted(file.name for file in Path("bert").iterdir()) == names.split()
 
 
-def test_the_card_tells_the_sources_the_settings_and_the_figures(run):
+def test_the_card_lists_sources_settings_and_metrics(run):
     main(["export", CONFIG, "--to", "bert"])
     card = Path("bert/README.md").read_text()
     table = rows(card)
     assert table["enwiki"] == ["wikipedia", "en", "CC BY-SA 4.0", "3", "9", "1"]
-    assert table["novels"] == ["books", "not said", "public domain in the USA", "1", "3", "0"]
+    assert table["novels"] == ["books", "unknown", "public domain in the USA", "1", "3", "0"]
     assert "[CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/). Files: enwiki|excerpt.xml.bz2." in card
     assert table["pretrain.phases.1.steps"] == ["40"]
     assert table["pretrain.optimizer.learning_rate"] == ["0.002"]
     assert table["examples.masked_lm_prob"] == ["0.15"]
-    assert "pretrain.micro_batch_size" not in table  # which says how it was computed, not what
-    assert table["masked-LM loss, nats a masked piece"] == ["6.399", "6.678"]
-    assert table["masked pieces named right"] == ["10.1 %", "5.6 %"]
-    assert table["pairs answered right"] == ["46.1 %", "53.9 %"]
-    assert table["examples"] == ["256", ""]
-    assert "Its loss is 4.2 % lower: of the pieces around a masked one it makes little yet." in card
-    assert 'It answers "random" to every one of the 256 pairs, as a constant would.' in card
-    assert table["trained in"] == ["bf16 on 2 workers, AMD EPYC"]
+    assert "pretrain.micro_batch_size" not in table  # it does not change the result
+    assert table["masked-LM loss, nats per masked token"] == ["6.399", "6.678"]
+    assert table["masked-token accuracy"] == ["10.1 %", "5.6 %"]
+    assert table["next-sentence accuracy"] == ["46.1 %", "53.9 %"]
+    assert table["held-out examples"] == ["256", ""]
+    assert "The model's loss is only 4.2 % lower: it makes little use of context yet." in card
+    assert 'It answers "NotNext" for all 256 pairs.' in card
+    assert table["training"] == ["bf16 on 2 workers, AMD EPYC"]
     weights = sum(weight.numel() for weight in BertForPreTraining(run.pretrain.model, len(PIECES)).parameters())
-    assert f"2 layers, 128 wide, 2 heads, 512 positions, 9 WordPieces in lower case, {weights:,} weights." in card
-    assert "at most 128 pieces at once" in card
+    assert "2 layers, hidden size 128, 2 attention heads, 512 positions" in card
+    assert f"a WordPiece vocabulary of 9 tokens (uncased), {weights:,} parameters." in card
+    assert "maximum sequence length in training was 128 tokens" in card
 
 
-def test_the_card_of_a_model_that_began_with_another_says_so_and_claims_no_licence(tmp_path):
+def test_the_card_names_initial_weights_and_then_claims_no_licence(tmp_path):
     config = load(RunConfig, CONFIG, ["extract.sources.novels.licence=CC BY-SA 4.0"])
-    made = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
+    artifacts = {name: make(tmp_path / "made", config) for name, make in MAKERS.items()}
     documents = [document(["one"], doc_id="a", source="enwiki", heldout_fraction=0, licence="CC BY-SA 4.0")]
-    made["dedup"] = documents_artifact(tmp_path / "alike", documents, shards=1)
-    assert "\nlicense: cc-by-sa-4.0\n" in card(config, made)
+    artifacts["dedup"] = documents_artifact(tmp_path / "alike", documents, shards=1)
+    assert "\nlicense: cc-by-sa-4.0\n" in card(config, artifacts)
     note = "theirs has no pooler: it began with random weights"
-    made["pretrain"].manifest.facts["init"] = {"sha256": "f00d", "notes": [note, note]}
-    said = card(config, made)
-    assert "\nlicense:" not in said
-    assert "began with the weights of another model (SHA-256 of their file: f00d)" in said
-    assert f"here. {note}. {note}.\n" in said
+    artifacts["pretrain"].manifest.facts["init"] = {"sha256": "f00d", "notes": [note, note]}
+    text = card(config, artifacts)
+    assert "\nlicense:" not in text
+    assert "started from the weights of another model (file SHA-256: f00d)" in text
+    assert f"here. {note}. {note}.\n" in text
 
 
 @pytest.mark.parametrize(
-    ("objective", "said"),
+    ("objective", "expected"),
     [
-        ("mlm+nsp", "AutoModelForPreTraining both heads"),
-        ("mlm+sop", "(0: they are; 1: they are swapped)"),
-        ("mlm", "it has no next-sentence head and no pooler"),
+        ("mlm+nsp", "AutoModelForPreTraining the encoder with both heads"),
+        ("mlm+sop", "label 0: the segments are in order, 1: they are swapped"),
+        ("mlm", "the model has no next-sentence head and no pooler"),
     ],
 )
-def test_the_card_says_which_heads_there_are_and_what_they_learnt(tmp_path, objective, said):
+def test_the_card_names_the_objectives_and_heads(tmp_path, objective, expected):
     config = load(RunConfig, CONFIG, [f"examples.objective={objective}"])
     text = card(config, {name: make(tmp_path / "made", config) for name, make in MAKERS.items()})
     nsp = objective != "mlm"
     model = BertForPreTraining(config.pretrain.model, len(PIECES), nsp=nsp)
-    assert said in text
-    assert ("pairs answered right" in text) is ("always answering" in text) is nsp
-    assert ('It answers "swapped" to every one' in text) is (objective == "mlm+sop")
-    assert f" {sum(weight.numel() for weight in model.parameters()):,} weights." in text
-    assert ("its pooler_output" in text) is not nsp
+    assert expected in text
+    assert (" accuracy | 46.1 % | 53.9 % |" in text) is ("always answering" in text) is nsp
+    assert ('It answers "swapped" for all' in text) is (objective == "mlm+sop")
+    assert f" {sum(weight.numel() for weight in model.parameters()):,} parameters." in text
+    assert ("not pooler_output" in text) is not nsp
     assert ("AutoModelForPreTraining" in text) is nsp
 
 
-def test_the_front_of_the_card_is_what_the_hub_reads(run):
+def test_the_front_matter_has_the_hubs_keys(run):
     main(["export", CONFIG, "--to", "bert"])
     _, front, _ = Path("bert/README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front) == {
@@ -185,11 +186,11 @@ def test_the_front_of_the_card_is_what_the_hub_reads(run):
         "library_name": "transformers",
         "pipeline_tag": "fill-mask",
         "tags": ["bert", "cloze", "masked-lm"],
-    }  # and no licence, for the sources have two
+    }  # no licence, as the sources have two
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("CC BY-SA 4.0", {"license": "cc-by-sa-4.0"}),
         ("cc-by-3.0", {"license": "cc-by-3.0"}),
@@ -197,8 +198,8 @@ def test_the_front_of_the_card_is_what_the_hub_reads(run):
         ("Ours, all rights reserved", {"license": "other", "license_name": "ours-all-rights-reserved"}),
     ],
 )
-def test_a_licence_is_said_in_the_words_of_the_hub(name, said):
-    assert _licence(name) == said
+def test_a_licence_is_mapped_to_the_hubs_identifiers(name, expected):
+    assert _hub_licence(name) == expected
 
 
 def of_the_readme() -> str:
@@ -211,7 +212,7 @@ def of_the_card() -> str:
 
 @pytest.mark.parametrize("objective", ["mlm+nsp", "mlm", "mlm+sop"])
 @pytest.mark.parametrize(("folder", "text"), [("DIR", of_the_readme), ("path/to/this/folder", of_the_card)])
-def test_the_lines_that_are_shown_load_the_model_and_fill_masks_as_predict_does(run, folder, text, objective, capsys):
+def test_the_documented_code_loads_the_model_and_predicts_like_predict(run, folder, text, objective, capsys):
     overrides = [f"examples.objective={objective}"]
     assert main(["export", CONFIG, "--to", folder, *overrides]) == 0
     capsys.readouterr()
@@ -227,7 +228,7 @@ def test_the_lines_that_are_shown_load_the_model_and_fill_masks_as_predict_does(
     assert [100 * fill["score"] for fill in filled] == pytest.approx([float(share) for _, share, _ in rows], abs=0.06)
 
 
-def test_the_call_that_the_card_shows_reads_a_marker_as_text(run):
+def test_the_call_in_the_card_reads_special_tokens_as_text(run):
     from transformers import AutoTokenizer
 
     main(["export", CONFIG, "--to", "bert"])
@@ -280,7 +281,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err.removeprefix("cloze: ")
 
 
-def test_what_cannot_be_exported_or_predicted_is_said_in_one_line(run, tmp_path, capsys):
+def test_an_error_of_export_or_predict_is_one_line(run, tmp_path, capsys):
     assert "'a b' has no [MASK]; put one" in mistake(capsys, "predict", CONFIG, "a b")
     Path("full").mkdir()
     Path("full/file").touch()
@@ -291,7 +292,7 @@ def test_what_cannot_be_exported_or_predicted_is_said_in_one_line(run, tmp_path,
     assert not Path("bert").exists()
 
 
-def test_a_run_that_is_not_finished_is_said(capsys):
+def test_an_unfinished_run_is_an_error(capsys):
     line = r"pretrain: is not finished on .*/runs; finish it with cloze run and --until pretrain\n"
     assert re.fullmatch(line, mistake(capsys, "export", CONFIG, "--to", "bert"))
     assert re.fullmatch(line, mistake(capsys, "predict", CONFIG, "[MASK]"))

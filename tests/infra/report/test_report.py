@@ -1,4 +1,4 @@
-"""The page about a run: made from artifacts that go through the real Output, looked at as text."""
+"""The report page, from artifacts that are written by the real Output, checked as text."""
 
 import io
 import json
@@ -19,10 +19,10 @@ from cloze.infra.live_report import render_run
 from cloze.infra.planner import Run
 from cloze.infra.report import charts
 from cloze.infra.report import stage as report
-from cloze.infra.report.finetuning import verdict
-from cloze.infra.report.mask_predictions import heldout_sentences
+from cloze.infra.report.finetuning import compare_scores
+from cloze.infra.report.mask_predictions import select_heldout_sentences
 from cloze.infra.report.page import render
-from cloze.infra.report.reading import Known, heldout_texts, read
+from cloze.infra.report.reading import KnownStage, heldout_documents, read_stages
 from cloze.infra.report.views import ExtractView, PretrainView
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core import json_lines
@@ -34,7 +34,7 @@ from cloze.pipeline.extract.document import document, document_table
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, load
 from tests.paths import QUICKSTART as CONFIG
 
-Made = dict[str, Artifact]
+Artifacts = dict[str, Artifact]
 
 TEXT = "The captain looked at his old ship once more. The sea was calm and the town was quiet before the night fell."
 PIECES = [*SPECIAL_TOKENS, *sorted(set(re.findall(r"\w+", TEXT.lower()))), "##s", "##ing", ".", ",", "<", ">"]
@@ -50,7 +50,7 @@ def finished(out: Output) -> Artifact:
 
 
 def documents(count: int) -> bytes:
-    made = [
+    rows = [
         document(
             [f"{TEXT} That was page {i}."],
             doc_id=f"enwiki:{i}",
@@ -61,7 +61,7 @@ def documents(count: int) -> bytes:
         )
         for i in range(count)
     ]
-    return parquet_bytes(document_table(made))
+    return parquet_bytes(document_table(rows))
 
 
 def extract(root: Path) -> Artifact:
@@ -111,7 +111,7 @@ def tokens(root: Path) -> Artifact:
 
 
 def example(label: int) -> dict[str, Any]:
-    """Sea is hidden, was left as it is, fell replaced by night."""
+    """sea is masked, was is unchanged, fell is replaced by night."""
     ids = [PIECES.index(piece) for piece in re.findall(r"\S+", "[CLS] the [MASK] was calm [SEP] night town [SEP]")]
     labels = [PIECES.index(piece) for piece in ("sea", "was", "fell")]
     masks = {"masked_lm_positions": [2, 3, 6], "masked_lm_labels": labels}
@@ -192,7 +192,7 @@ def finetune(root: Path, checkpoint: str, pretrained: tuple[int, int], random: t
     curve = {"loss": [(1, 1.1), (2, 0.9)], "dev_accuracy": [0.5, 0.6], "dev_loss": [1.0, 0.9], "best_epoch": 2}
     trial = {"learning_rate": 1e-4, "batch_size": 32, "epochs": 2}
     predictions = [("Austen", "Austen"), ("Austen", "Melville"), ("Melville", "Melville")]
-    rows = [{"row": i, "label": label, "predicted": said} for i, (label, said) in enumerate(predictions)]
+    rows = [{"row": i, "label": label, "predicted": predicted} for i, (label, predicted) in enumerate(predictions)]
     out = output(root, "finetune-authors", "9" * 16)
     part = out.commit("pretrained", {"predictions/pretrained.jsonl": json_lines.encode(rows)})
     facts = {
@@ -206,16 +206,16 @@ def finetune(root: Path, checkpoint: str, pretrained: tuple[int, int], random: t
     return finished(out)
 
 
-def whole_run(root: Path, pretrained: tuple[int, int] = (60, 100), random: tuple[int, int] = (55, 100)) -> Made:
-    made = [extract(root), dedup(root), vocab(root), tokens(root), examples(root), pretrain(root)]
-    digest = made[-1].manifest.facts["checkpoint"]["digest"]
-    made.append(finetune(root, digest, pretrained, random))
-    return {artifact.stage: artifact for artifact in made}
+def whole_run(root: Path, pretrained: tuple[int, int] = (60, 100), random: tuple[int, int] = (55, 100)) -> Artifacts:
+    artifacts = [extract(root), dedup(root), vocab(root), tokens(root), examples(root), pretrain(root)]
+    digest = artifacts[-1].manifest.facts["checkpoint"]["digest"]
+    artifacts.append(finetune(root, digest, pretrained, random))
+    return {artifact.stage: artifact for artifact in artifacts}
 
 
-def page_of(root: Path, made: Made, name: str = "voyage") -> str:
+def page_of(root: Path, artifacts: Artifacts, name: str = "voyage") -> str:
     out = output(root, "report", "7" * 16)
-    report.run(report.ReportConfig(name=name), made, out)
+    report.run(report.ReportConfig(name=name), artifacts, out)
     return (out.location / "report.html").read_text()
 
 
@@ -225,17 +225,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(root: Path) -> Made:
+def artifacts(root: Path) -> Artifacts:
     return whole_run(root)
 
 
 @pytest.fixture(scope="module")
-def page(root: Path, made: Made) -> str:
-    return page_of(root, made)
+def page(root: Path, artifacts: Artifacts) -> str:
+    return page_of(root, artifacts)
 
 
 class Reader(HTMLParser):
-    """The page as a browser sees it: its words, its attributes, and whether every element is closed."""
+    """The page as a browser parses it: its text, its attributes, and whether every element is closed."""
 
     VOID = ("meta", "br", "link", "img", "hr", "input")
 
@@ -267,9 +267,9 @@ class Reader(HTMLParser):
         return [value for _, key, value in self.attributes if key == name]
 
 
-def test_every_number_of_kept_and_dropped_stands_on_the_page(page: str, made: Made) -> None:
+def test_the_page_shows_every_count_and_drop_reason(page: str, artifacts: Artifacts) -> None:
     text = Reader(page).text
-    for artifact in made.values():
+    for artifact in artifacts.values():
         manifest = artifact.manifest
         for key, value in {**manifest.counts, **manifest.drops}.items():
             words = key.replace("_", " ").replace("heldout", "held-out")
@@ -281,31 +281,31 @@ def test_dropped_records_are_shown_under_their_reason(page: str) -> None:
     assert "duplicate Sea & ship" in Reader(page).text
 
 
-def test_a_cut_file_is_named_with_the_reason(page: str) -> None:
-    said = "<b>enwiki.xml.bz2 is cut off</b>: it ends in the middle of a page."
-    assert page.count(said) == 1
+def test_a_truncated_file_is_named_with_the_reason(page: str) -> None:
+    expected = "<b>enwiki.xml.bz2 is truncated</b>: it ends in the middle of a page."
+    assert page.count(expected) == 1
 
 
-def test_the_vocabulary_stands_beside_the_one_that_it_was_compared_with(page: str) -> None:
+def test_the_vocabulary_is_compared_with_another_one_on_held_out_text(page: str) -> None:
     assert (
-        "Held-out documents take 1.28 pieces a word; of their 2,140 words 1.2 % are unknown to it, where vocab.txt of "
-        "30,522 pieces takes 1.42 and leaves 0 % unknown."
+        "On held-out documents (2,140 words) it produces 1.28 tokens per word and 1.2 % unknown words; vocab.txt "
+        "(30,522 tokens) produces 1.42 tokens per word and 0 % unknown words."
     ) in Reader(page).text
 
 
-def test_what_the_vocabulary_leaves_out_is_said_and_shown(page: str) -> None:
+def test_characters_without_a_token_are_counted_and_shown(page: str) -> None:
     text = Reader(page).text
-    assert "unknown. The vocabulary leaves out 2 of the training text's 40 different characters." in text
-    assert "The most frequent of the characters left out ☃ ##<♜>" in text
+    assert "unknown words. The vocabulary leaves out 2 of the training text's 40 different characters." in text
+    assert "Most frequent characters without a token ☃ ##<♜>" in text
 
 
-def test_warnings_stand_at_the_top_of_the_page(page: str) -> None:
-    said = "Warning: vocab.size: 99 cannot be reached, the text gives 40 pieces; lower it."
-    assert page.count(said) == 1
-    assert page.index("<h1>") < page.index(said) < page.index("<nav")
+def test_warnings_are_at_the_top_of_the_page(page: str) -> None:
+    expected = "Warning: vocab.size: 99 cannot be reached, the text gives 40 pieces; lower it."
+    assert page.count(expected) == 1
+    assert page.index("<h1>") < page.index(expected) < page.index("<nav")
 
 
-def test_what_users_wrote_is_escaped(page: str) -> None:
+def test_text_of_users_is_escaped(page: str) -> None:
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "It is a truth &lt;b&gt;" in page
@@ -327,33 +327,33 @@ def test_the_page_loads_nothing(page: str) -> None:
     assert not re.search(r"https?://|@import|url\((?!#)|fetch\(|XMLHttpRequest", page)
 
 
-def test_masked_pieces_are_shown_with_what_stood_there(page: str) -> None:
+def test_masked_tokens_are_shown_with_the_original_token(page: str) -> None:
     spans = re.findall(r'<span class="masked([^"]*)" title="([^"]*)">([^<]*)<small>([^<]*)</small>', page)
     assert spans[:3] == [
-        ("", "sea: hidden", "[MASK]", "sea"),
-        ("", "was: left as it was", "was", "was"),
-        (" second", "fell: replaced by another piece", "night", "fell"),
+        ("", "sea: masked", "[MASK]", "sea"),
+        ("", "was: unchanged", "was", "was"),
+        (" second", "fell: replaced by a random token", "night", "fell"),
     ]
-    assert (
-        Reader(page).text.count("Is next: B follows A") == Reader(page).text.count("Random: B is from elsewhere") == 1
-    )
+    assert [
+        Reader(page).text.count(title) for title in ("IsNext: segment B follows", "NotNext: segment B is from")
+    ] == [1, 1]
 
 
 @pytest.mark.parametrize(
     ("pretrained", "random", "little"),
     [((60, 100), (55, 100), True), ((75, 100), (60, 100), True), ((80, 100), (60, 100), False)],
 )
-def test_little_gain_is_said_exactly_when_the_intervals_overlap(
+def test_no_clear_gain_is_reported_exactly_when_the_intervals_overlap(
     tmp_path: Path, pretrained: tuple[int, int], random: tuple[int, int], little: bool
 ) -> None:
     artifact = finetune(tmp_path, DIGEST, pretrained, random)
     text = Reader(page_of(tmp_path, {artifact.stage: artifact})).text
-    assert ("brings little over random weights" in text) == little
+    assert ("shows no clear gain" in text) == little
     assert ("helps:" in text) == (not little)
-    assert f"{pretrained[0]}.0 % (" in text and f"against {random[0]}.0 % (" in text
+    assert f"{pretrained[0]}.0 % (" in text and f"versus {random[0]}.0 % (" in text
 
 
-def test_what_a_task_began_without_is_said(tmp_path: Path) -> None:
+def test_notes_about_the_checkpoint_are_shown_with_the_task(tmp_path: Path) -> None:
     artifact = finetune(tmp_path, DIGEST, (60, 100), (55, 100))
     artifact.manifest.facts["notes"] = ["The checkpoint has no pooler"]
     (artifact.location / "manifest.json").write_text(artifact.manifest.model_dump_json())
@@ -363,56 +363,59 @@ def test_what_a_task_began_without_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "expected"),
     [
-        ([(128, 100, None)], "100 steps of 32 sequences of 128 pieces; 2 workers"),
-        ([(128, 90, None), (512, 10, None)], "sequences, 90 at length 128, then 10 at length 512; 2 workers"),
-        ([(128, None, None)], "100 steps of 32 sequences of 128 pieces; as many as fit into 20m; 2 workers"),
+        ([(128, 100, None)], "100 steps with a global batch of 32 sequences; sequence length 128; 2 workers"),
+        (
+            [(128, 90, None), (512, 10, None)],
+            "sequences; 90 steps at sequence length 128, then 10 steps at sequence length 512; 2 workers",
+        ),
+        ([(128, None, None)], "32 sequences; sequence length 128; time budget 20m; 2 workers"),
         (
             [(128, None, 0.9), (512, None, 0.1)],
-            "90.0 % of the time at length 128, then 10.0 % of the time at length 512",
+            "90.0 % of the time at sequence length 128, then 10.0 % of the time at sequence length 512",
         ),
     ],
 )
-def test_the_page_says_how_much_pretraining_there_was_by_steps_or_by_time(
-    tmp_path: Path, settings: list[tuple[int, int | None, float | None]], said: str
+def test_the_page_describes_pretraining_by_steps_or_by_time(
+    tmp_path: Path, settings: list[tuple[int, int | None, float | None]], expected: str
 ) -> None:
     phases = [{"max_seq_length": length, "steps": steps, "share": share} for length, steps, share in settings]
     artifact = pretrain(tmp_path, phases=phases, budget=None if phases[0]["steps"] else "20m")
-    assert said in Reader(page_of(tmp_path, {artifact.stage: artifact})).text
+    assert expected in Reader(page_of(tmp_path, {artifact.stage: artifact})).text
 
 
-def test_a_pretraining_that_hurts_is_called_so() -> None:
-    low, high, majority = (charts.Estimate("", value, value - 0.05, value + 0.05) for value in (0.4, 0.6, 0.5))
-    said = " ".join(verdict(low, high, majority, "Pretraining").split())
-    assert said.startswith("Pretraining hurts: 40.0 % (35.0 to 45.0) against 60.0 % (55.0 to 65.0)")
-    assert said.endswith(
-        "The pretrained model's interval does not lie above the majority class, 50.0 % (45.0 to 55.0)."
-    )
+def test_a_pretraining_that_hurts_is_reported() -> None:
+    low, high, majority = (charts.ScoreEstimate("", value, value - 0.05, value + 0.05) for value in (0.4, 0.6, 0.5))
+    text = " ".join(compare_scores(low, high, majority, "Pretraining").split())
+    assert text.startswith("Pretraining hurts: 40.0 % (35.0 to 45.0) versus 60.0 % (55.0 to 65.0)")
+    assert text.endswith("The pretrained model's interval is not above the majority class, 50.0 % (45.0 to 55.0).")
 
 
-def test_the_lineage_names_every_fingerprint_the_files_and_the_checkpoint(page: str, made: Made) -> None:
+def test_the_lineage_names_every_fingerprint_the_files_and_the_checkpoint(page: str, artifacts: Artifacts) -> None:
     picture = page[page.index('class="lineage"') : page.index("</svg>", page.index('class="lineage"'))]
-    for artifact in made.values():
+    for artifact in artifacts.values():
         assert artifact.fingerprint in picture
     assert f"enwiki.xml.bz2 · {DIGEST[:10]} · 905.6 kB" in picture
-    assert made["pretrain"].manifest.facts["checkpoint"]["digest"][:10] in picture
-    assert "authors 60.0\N{NO-BREAK SPACE}%" in picture
+    assert artifacts["pretrain"].manifest.facts["checkpoint"]["digest"][:10] in picture
+    assert "authors: test accuracy 60.0\N{NO-BREAK SPACE}%" in picture
 
 
-def test_what_a_stage_of_the_run_made_is_no_users_file_however_long_its_digest_is(root: Path, made: Made) -> None:
-    known = [Known(name, "done", artifact.location, artifact.fingerprint) for name, artifact in made.items()]
-    stages = {stage.name: stage for stage in read(known, Location(str(root)))}
-    assert {name: list(stage.sources) for name, stage in stages.items() if stage.sources} == {
+def test_an_output_of_a_stage_is_not_a_users_file_also_with_a_digest_of_64_digits(
+    root: Path, artifacts: Artifacts
+) -> None:
+    known = [KnownStage(name, "done", artifact.location, artifact.fingerprint) for name, artifact in artifacts.items()]
+    stages = {stage.name: stage for stage in read_stages(known, Location(str(root)))}
+    assert {name: list(stage.user_files) for name, stage in stages.items() if stage.user_files} == {
         "extract": ["wiki"],
         "finetune-authors": ["data"],
     }
-    assert len(made["finetune-authors"].manifest.inputs["checkpoint"]) >= 64
-    assert stages["finetune-authors"].after == ("pretrain", "vocab")
+    assert len(artifacts["finetune-authors"].manifest.inputs["checkpoint"]) >= 64
+    assert stages["finetune-authors"].upstream == ("pretrain", "vocab")
 
 
 @pytest.mark.parametrize("by_digest", [True, False])
-def test_a_users_file_is_known_by_its_digest_or_by_an_earlier_versions_record(
+def test_a_users_file_is_found_by_its_digest_or_in_a_record_of_an_earlier_version(
     tmp_path: Path, by_digest: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = extract(tmp_path)
@@ -420,26 +423,26 @@ def test_a_users_file_is_known_by_its_digest_or_by_an_earlier_versions_record(
     if by_digest:
         (records / "1.json").rename(records / f"{DIGEST}.json")
         monkeypatch.setattr(Location, "files", lambda _: [])  # a listing that lags
-    known = [Known("extract", "done", artifact.location, artifact.fingerprint)]
-    [source] = read(known, Location(str(tmp_path))).one(ExtractView).sources["wiki"]
-    assert (source.name, source.bytes, source.sha256) == ("enwiki.xml.bz2", 905631, DIGEST)
+    known = [KnownStage("extract", "done", artifact.location, artifact.fingerprint)]
+    [file] = read_stages(known, Location(str(tmp_path))).single(ExtractView).user_files["wiki"]
+    assert (file.name, file.bytes, file.sha256) == ("enwiki.xml.bz2", 905631, DIGEST)
 
 
-def test_each_stage_shows_its_configuration_versions_and_files(page: str, made: Made) -> None:
+def test_each_stage_shows_its_configuration_versions_and_files(page: str, artifacts: Artifacts) -> None:
     text = Reader(page).text
-    for artifact in made.values():
+    for artifact in artifacts.values():
         assert artifact.location.uri in text
         for path, file in artifact.manifest.files.items():
             assert path in text and file.sha256 in text
     assert "heldout_fraction: 0.25" in text and f"python {platform.python_version()}" in text
 
 
-def test_curves_hold_every_value_for_the_pointer(page: str) -> None:
+def test_charts_contain_every_value_for_the_pointer(page: str) -> None:
     charts = [json.loads(value) for value in Reader(page).values("data-series")]
-    loss = next(chart for chart in charts if chart["lines"][0]["points"][0][1] == "3.9")
-    assert loss["across"] == "step"
-    assert [line["label"] for line in loss["lines"]] == ["training", "held-out"]
-    assert [point[:2] for point in loss["lines"][1]["points"]] == [[50, "3.5"], [100, "3"]]
+    loss = next(chart for chart in charts if chart["series"][0]["points"][0][1] == "3.9")
+    assert loss["x_title"] == "step"
+    assert [line["label"] for line in loss["series"]] == ["training", "held-out"]
+    assert [point[:2] for point in loss["series"][1]["points"]] == [[50, "3.5"], [100, "3"]]
 
 
 def chart_of(page: str, title: str) -> str:
@@ -447,33 +450,33 @@ def chart_of(page: str, title: str) -> str:
     return page[start : page.index("</figure>", start)]
 
 
-def test_held_out_figures_stand_beside_what_is_scored_without_a_model(page: str) -> None:
+def test_held_out_metrics_are_shown_with_their_baselines(page: str) -> None:
     text = Reader(page).text
-    assert "names 10.0 % of 600 masked pieces (loss 2.300), where a unigram model" in text
-    assert "names 4.0 % (loss 3.500). Its loss is 34.3 % lower." in text
-    assert 'always answering "random" is right in 58.0 % (loss 0.680). It is no better than that' in text
-    assert "a unigram model fills in 4.0 % (3.50)" in text  # under the title
-    assert 'always answering "random" 58.0 %' in text
+    assert "masked-token accuracy is 10.0 % of 600 tokens (loss 2.300); a unigram model" in text
+    assert "reaches 4.0 % (loss 3.500). The model's loss is 34.3 % lower." in text
+    assert 'always answering "NotNext" reaches 58.0 % (loss 0.680). The model is no better' in text
+    assert "a unigram model predicts 4.0 % (loss 3.50)" in text  # under the title
+    assert 'always answering "NotNext": 58.0 %' in text
     assert "coin" not in text
 
 
-def test_an_answer_that_is_always_the_same_is_said_also_of_a_run_that_is_half_way(tmp_path: Path) -> None:
+def test_a_constant_answer_is_reported_also_for_a_run_in_progress(tmp_path: Path) -> None:
     rows = [row | {"answers_1": 100} if "answers_1" in row else row for row in metric_rows()]
     known = [
-        Known("examples-32", "done", examples(tmp_path).location),
-        Known("pretrain", "half-done", pretrain(tmp_path, complete=False, rows=rows).location),
+        KnownStage("examples-32", "done", examples(tmp_path).location),
+        KnownStage("pretrain", "half-done", pretrain(tmp_path, complete=False, rows=rows).location),
     ]
-    text = Reader(render("voyage", read(known, Location(str(tmp_path))))).text
-    assert 'It answers "random" to every one of the 100 pairs, as a constant would.' in text
+    text = Reader(render("voyage", read_stages(known, Location(str(tmp_path))))).text
+    assert 'It answers "NotNext" for all 100 pairs.' in text
 
 
-def test_each_chart_of_held_out_figures_has_a_line_of_its_baseline_that_steps_where_that_changes(page: str) -> None:
+def test_each_held_out_chart_has_a_baseline_that_steps_where_a_phase_ends(page: str) -> None:
     names = {
-        "Loss, all of it": "the baselines' sum",
+        "Total loss": "sum of baselines",
         "Masked-LM loss": "unigram model",
-        "Masked-LM accuracy": "unigram model",
-        "Loss of pairs": "best constant answer",
-        "Accuracy of pairs": 'always answering "random"',
+        "Masked-token accuracy": "unigram model",
+        "Next-sentence loss": "best constant answer",
+        "Next-sentence accuracy": 'always answering "NotNext"',
     }
     for title, name in names.items():
         chart = chart_of(page, title)
@@ -487,70 +490,70 @@ def test_each_chart_of_held_out_figures_has_a_line_of_its_baseline_that_steps_wh
     assert float(second) > float(first)  # drawn from above: a lower loss
 
 
-def test_without_pairs_no_chart_and_no_sentence_is_about_them(tmp_path: Path) -> None:
+def test_without_pairs_no_chart_and_no_sentence_mentions_them(tmp_path: Path) -> None:
     of_pairs = ("nsp", "pairs", "answers")
     rows = [{key: value for key, value in row.items() if not key.startswith(of_pairs)} for row in metric_rows()]
     artifact = pretrain(tmp_path, rows=rows)
     page = page_of(tmp_path, {artifact.stage: artifact})
-    assert "Loss of pairs" not in page and "held-out pairs" not in page and "always answering" not in page
-    assert "unigram model" in Reader(chart_of(page, "Loss, all of it")).text
+    assert "Next-sentence loss" not in page and "next-sentence" not in page and "always answering" not in page
+    assert "unigram model" in Reader(chart_of(page, "Total loss")).text
 
 
-def test_fill_ins_hide_words_of_held_out_documents_alone(made: Made) -> None:
-    tokenizer = load(made["vocab"].location / "tokenizer.json")
-    hidden, english = heldout_sentences(heldout_texts(made["dedup"]), tokenizer)
-    table = pq.read_table(io.BytesIO(made["dedup"].files("documents/")[0].read_bytes())).to_pylist()
+def test_masked_words_are_from_held_out_documents_only(artifacts: Artifacts) -> None:
+    tokenizer = load(artifacts["vocab"].location / "tokenizer.json")
+    sentences, is_english = select_heldout_sentences(heldout_documents(artifacts["dedup"]), tokenizer)
+    table = pq.read_table(io.BytesIO(artifacts["dedup"].files("documents/")[0].read_bytes())).to_pylist()
     heldout = [row["text"] for row in table if row["split"] == "heldout"]
-    assert english and hidden
-    for each in hidden:
+    assert is_english and sentences
+    for each in sentences:
         assert each.original.lower() in PIECES
         assert any(f"{each.before}{each.original}{each.after}" in text for text in heldout)
 
 
-def test_the_model_guesses_five_pieces_for_each_hidden_word(page: str) -> None:
-    assert len(re.findall(r'class="blank"', page)) * 5 == len(re.findall(r'class="guess[ "]', page)) > 0
+def test_the_model_predicts_five_tokens_for_each_masked_word(page: str) -> None:
+    assert len(re.findall(r'class="blank"', page)) * 5 == len(re.findall(r'class="prediction[ "]', page)) > 0
 
 
-def test_weights_are_counted_without_loading_them(made: Made, root: Path) -> None:
+def test_parameters_are_counted_without_loading_the_weights(artifacts: Artifacts, root: Path) -> None:
     from cloze.training.pretrain.stage import final_checkpoint
 
-    tensors = final_checkpoint(made["pretrain"]).weights().values()
-    stages = read([Known("pretrain", "done", made["pretrain"].location)], Location(str(root)))
-    assert stages.one(PretrainView).weights == sum(map(torch.numel, tensors))
+    tensors = final_checkpoint(artifacts["pretrain"]).weights().values()
+    stages = read_stages([KnownStage("pretrain", "done", artifacts["pretrain"].location)], Location(str(root)))
+    assert stages.single(PretrainView).parameters == sum(map(torch.numel, tensors))
 
 
-def test_a_half_finished_run_has_its_curves_and_says_what_is_open(tmp_path: Path) -> None:
+def test_a_run_in_progress_has_curves_and_lists_unfinished_stages(tmp_path: Path) -> None:
     done = [extract(tmp_path), dedup(tmp_path)]
-    known = [Known(artifact.stage, "done", artifact.location, artifact.fingerprint) for artifact in done]
-    known.append(Known("vocab", "not started", after=("dedup",)))
-    known.append(Known("pretrain", "half-done", pretrain(tmp_path, complete=False).location, after=("vocab",)))
-    known.append(Known("finetune-authors", "waiting", after=("pretrain", "vocab")))
-    page = render("voyage", read(known, Location(str(tmp_path))))
+    known = [KnownStage(artifact.stage, "done", artifact.location, artifact.fingerprint) for artifact in done]
+    known.append(KnownStage("vocab", "not started", upstream=("dedup",)))
+    known.append(KnownStage("pretrain", "half-done", pretrain(tmp_path, complete=False).location, upstream=("vocab",)))
+    known.append(KnownStage("finetune-authors", "waiting", upstream=("pretrain", "vocab")))
+    page = render("voyage", read_stages(known, Location(str(tmp_path))))
     text = Reader(page).text
     assert "This run is not finished: vocab (not started), pretrain (half-done), finetune-authors (waiting)." in text
-    assert "Masked-LM loss" in text and 'id="scores"' not in page and 'id="fill-ins"' not in page
+    assert "Masked-LM loss" in text and 'id="fine-tuning"' not in page and 'id="mask-predictions"' not in page
 
 
-def test_a_run_of_which_nothing_is_finished_has_a_page(tmp_path: Path) -> None:
+def test_a_run_without_finished_stages_has_a_page(tmp_path: Path) -> None:
     config = load_config(RunConfig, CONFIG, [f"root={tmp_path}"])
     uri = render_run(Run(config))
     assert uri == str(tmp_path / "quickstart.html")
     text = Reader((tmp_path / "quickstart.html").read_text()).text
-    assert "Nothing is finished yet." in text and "finetune-authors (waiting)" in text
+    assert "No stage is finished yet." in text and "finetune-authors (waiting)" in text
 
 
-def test_a_fact_that_is_missing_leaves_its_section_out(tmp_path: Path) -> None:
-    made = {}
+def test_a_section_without_facts_is_left_out(tmp_path: Path) -> None:
+    artifacts = {}
     for stage in ("extract", "dedup", "tokens", "examples-32", "pretrain", "finetune-authors"):
         out = output(tmp_path, stage, stage[0] * 16)
         out.finish([], {"max_seq_length": 32}, {})
-        made[stage] = finished(out)
-    page = page_of(tmp_path, made)
+        artifacts[stage] = finished(out)
+    page = page_of(tmp_path, artifacts)
     assert not Reader(page).open
-    assert 'id="pretraining"' not in page and 'id="scores"' not in page and 'id="lineage"' in page
+    assert 'id="pretraining"' not in page and 'id="fine-tuning"' not in page and 'id="lineage"' in page
 
 
-def test_the_page_is_published_over_another_configurations(page: str, root: Path) -> None:
+def test_the_page_replaces_that_of_another_configuration(page: str, root: Path) -> None:
     target = Location(str(root)) / "voyage.html"
     target.write_text("the page of another configuration")
     report.publish(Location(str(root)) / "report" / ("7" * 16), target)
@@ -558,10 +561,10 @@ def test_the_page_is_published_over_another_configurations(page: str, root: Path
     assert "<title>voyage · Cloze</title>" in page
 
 
-def test_a_loss_that_is_no_number_leaves_a_gap_and_the_others_their_scale() -> None:
+def test_a_nan_loss_leaves_a_gap_and_does_not_change_the_scale() -> None:
     lines = [
         charts.Series("bad", [(1, 2.0), (2, math.nan), (3, 4.0)]),
-        charts.Series("good", [(1, 3.0), (3, 2.5)], "b"),
+        charts.Series("good", [(1, 3.0), (3, 2.5)], "orange"),
     ]
     chart = charts.line_chart("Loss", lines, charts.Axis("nats"))
     assert "nan" not in chart and "inf" not in chart.replace("info", "")
@@ -577,16 +580,16 @@ def test_ticks_are_few_round_and_enclose_the_values(low: float, high: float) -> 
     assert len(steps) == 1 and steps.pop().strip("0.").split("e")[0][0] in "125"
 
 
-def test_thinned_curves_keep_their_mean_and_their_end() -> None:
+def test_downsampled_curves_keep_their_mean_and_their_end() -> None:
     points = [(step, math.sin(step / 50)) for step in range(9000)]
-    thinned = charts.thin(points, 300)
-    assert len(thinned) == 300 and thinned[-1][0] == 8999
-    assert sum(y for _, y in thinned) / 300 == pytest.approx(sum(y for _, y in points) / 9000)
+    downsampled = charts.downsample(points, 300)
+    assert len(downsampled) == 300 and downsampled[-1][0] == 8999
+    assert sum(y for _, y in downsampled) / 300 == pytest.approx(sum(y for _, y in points) / 9000)
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [(0, "0"), (1234567, "1,234,567"), (0.0000213, "2.13e-5"), (6.5231, "6.523"), (1e-4, "1e-4"), (0.5, "0.5")],
 )
-def test_numbers_read_at_a_glance(value: float, said: str) -> None:
-    assert charts.number(value) == said
+def test_numbers_are_formatted_for_people(value: float, expected: str) -> None:
+    assert charts.format_number(value) == expected
