@@ -22,7 +22,7 @@ def export_run(run: Run, to: Location) -> None:
     from cloze.training.checkpoints.huggingface import export
     from cloze.training.pretrain.stage import final_checkpoint
 
-    made = {name: _finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
+    made = {name: finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
     export(final_checkpoint(made["pretrain"]), made["vocab"].location, to, card(run.config, made))
 
 
@@ -32,8 +32,8 @@ def guesses(run: Run, text: str) -> "list[list[MaskPrediction]]":
     from cloze.training.checkpoints.fill_mask import load_model, predict_masked
     from cloze.training.pretrain.stage import final_checkpoint
 
-    model = load_model(final_checkpoint(_finished(run, "pretrain")))
-    tokenizer = load(_finished(run, "vocab").location / "tokenizer.json")
+    model = load_model(final_checkpoint(finished(run, "pretrain")))
+    tokenizer = load(finished(run, "vocab").location / "tokenizer.json")
     try:
         return predict_masked(model, tokenizer, text)
     except ValueError as error:
@@ -57,7 +57,7 @@ def print_guesses(found: "Sequence[Sequence[MaskPrediction]]") -> None:
     Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
 
 
-def _finished(run: Run, name: str) -> Artifact:
+def finished(run: Run, name: str) -> Artifact:
     artifact = run.artifact(name)
     if artifact is None:
         raise UserError(f"{name}: is not finished on {run.root}; finish it with cloze run and --until pretrain")

@@ -17,7 +17,7 @@ from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.facts import VocabFacts
 from cloze.pipeline.core.schema import read_table
-from cloze.pipeline.extract.stage import Source, WikipediaSource
+from cloze.pipeline.extract.sources import Source, WikipediaSource
 from cloze.training.pretrain.facts import MetricsRow, PretrainFacts
 
 _LISTED = 8  # files, languages or licences of a source

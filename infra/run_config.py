@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.dedup.stage import DedupConfig
-from cloze.pipeline.examples.stage import ExamplesConfig
+from cloze.pipeline.examples.config import ExamplesConfig
 from cloze.pipeline.extract.stage import ExtractConfig
 from cloze.pipeline.tokens.stage import TokensConfig
 from cloze.pipeline.vocab.stage import VocabConfig

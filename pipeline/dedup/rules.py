@@ -1,4 +1,7 @@
-"""Of documents that are described by numbers: which of them stay, and for which the others go."""
+"""Descriptors of documents -> which documents are kept, and for each removed one the document kept instead.
+
+A descriptor holds what the rules compare, as numbers. Documents are identified by their address.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,96 +13,118 @@ import pyarrow as pa
 
 from cloze.pipeline.dedup import minhash
 
+#: Why a document is removed; descriptors of removed documents hold the index.
 REASONS = ("older revision", "same doc_id", "duplicate", "near duplicate")
-#: What decides last, by a digest: even of documents that are equal but for where they are from, the same one stays.
-TIES = ["source", "language", "title", "url", "timestamp", "licence", "text"]
-TIES += ["file_sha256", "record_stream", "record_offset", "record_bytes"]
+_OLDER_REVISION, _SAME_ID, _DUPLICATE, _NEAR_DUPLICATE = range(len(REASONS))
+#: A digest of these columns breaks ties last, so that even of equal documents from different places, always the same
+#: one is kept.
+TIE_COLUMNS = ["source", "language", "title", "url", "timestamp", "licence", "text"]
+TIE_COLUMNS += ["file_sha256", "record_stream", "record_offset", "record_bytes"]
 
-#: A document. `place` says where it lies; the others say what it holds: digests of 64 bits, or numbers.
-ROW = np.dtype(
+#: A document: digests of 128 bits (in two fields) of its doc_id and its content, 64 bits of the tie-breaking digest,
+#: its revision, its length and its address.
+DESCRIPTOR = np.dtype(
     [(name, "<u8") for name in ("id", "id_more", "content", "content_more", "tie")]
-    + [(name, "<i8") for name in ("revision", "chars", "place")]
+    + [(name, "<i8") for name in ("revision", "chars", "address")]
 )
-PAIR = np.dtype([("place", "<i8"), ("other", "<i8")])
-GONE = np.dtype([("place", "<i8"), ("kept", "<i8"), ("reason", "<i8")])  # `kept` may itself be gone, for another
+#: Two documents of a group of near duplicates, by address.
+LINK = np.dtype([("address", "<i8"), ("other", "<i8")])
+#: A removed document and the one kept instead, by address; `kept` may itself be removed in favour of another.
+REMOVED = np.dtype([("address", "<i8"), ("kept", "<i8"), ("reason", "<i8")])
 
 
-def described(table: pa.Table, first: int) -> npt.NDArray[Any]:
-    """Documents -> rows of ROW; `first` is the place of the first."""
-    rows = np.zeros(len(table), ROW)
-    rows["place"] = first + np.arange(len(table))
-    rows["revision"] = table["revision"].to_numpy()
-    rows["chars"] = table["num_chars"].to_numpy()
+def addresses_of(shard: int, rows: Any) -> Any:
+    """The addresses of documents: the number of the shard in the upper 32 bits, the row in the lower."""
+    return (shard << 32) + rows
+
+
+def shards_of(addresses: Any) -> Any:
+    return addresses >> 32
+
+
+def rows_of(addresses: Any) -> Any:
+    return addresses & 0xFFFFFFFF
+
+
+def describe_documents(table: pa.Table, first_address: int) -> npt.NDArray[Any]:
+    """Documents -> DESCRIPTORs. The documents' addresses are consecutive."""
+    descriptors = np.zeros(len(table), DESCRIPTOR)
+    descriptors["address"] = first_address + np.arange(len(table))
+    descriptors["revision"] = table["revision"].to_numpy()
+    descriptors["chars"] = table["num_chars"].to_numpy()
     ids = b"".join(hashlib.sha256(doc_id.encode()).digest()[:16] for doc_id in table["doc_id"].to_pylist())
     contents = b"".join(bytes.fromhex(digest[:32]) for digest in table["content_hash"].to_pylist())
     for name, digests in (("id", ids), ("content", contents)):
-        rows[name], rows[f"{name}_more"] = np.frombuffer(digests, ">u8").reshape(-1, 2).T
-    ties = [hashlib.sha256() for _ in rows]
-    for name in TIES:
+        descriptors[name], descriptors[f"{name}_more"] = np.frombuffer(digests, ">u8").reshape(-1, 2).T
+    ties = [hashlib.sha256() for _ in descriptors]
+    for name in TIE_COLUMNS:
         for tie, value in zip(ties, table[name].cast(pa.string()), strict=True):
             tie.update(value.as_buffer())
             tie.update(b"\0")
-    rows["tie"] = np.frombuffer(b"".join(tie.digest()[:8] for tie in ties), ">u8")
-    return rows
+    descriptors["tie"] = np.frombuffer(b"".join(tie.digest()[:8] for tie in ties), ">u8")
+    return descriptors
 
 
-def by_id(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Every row of some doc_ids -> of each doc_id the newest revision, and the others, gone."""
-    order = ["revision", "chars", "content", "content_more", "tie", "place"]
-    rows, first = _grouped(rows, ["id", "id_more"], order)
-    best = rows[first]
-    equal = (rows["content"] == best["content"]) & (rows["content_more"] == best["content_more"])
-    reasons = np.where(rows["revision"] < best["revision"], 0, np.where(equal, 2, 1))
-    return _parted(rows, first, reasons)
+def keep_newest_revisions(descriptors: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """All documents of some doc_ids -> the newest revision of each doc_id, and the REMOVED others."""
+    order = ["revision", "chars", "content", "content_more", "tie", "address"]
+    descriptors, best = _rank_groups(descriptors, ["id", "id_more"], order)
+    kept = descriptors[best]
+    same = (descriptors["content"] == kept["content"]) & (descriptors["content_more"] == kept["content_more"])
+    older = descriptors["revision"] < kept["revision"]
+    return _separate(descriptors, best, np.where(older, _OLDER_REVISION, np.where(same, _DUPLICATE, _SAME_ID)))
 
 
-def by_content(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Every row of some contents -> of each content one, and the others, gone."""
-    order = ["chars", "revision", "id", "id_more", "tie", "place"]
-    rows, first = _grouped(rows, ["content", "content_more"], order)
-    return _parted(rows, first, np.full(len(rows), 2))
+def keep_distinct_contents(descriptors: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """All documents of some contents -> one document of each content, and the REMOVED others."""
+    order = ["chars", "revision", "id", "id_more", "tie", "address"]
+    descriptors, best = _rank_groups(descriptors, ["content", "content_more"], order)
+    return _separate(descriptors, best, np.full(len(descriptors), _DUPLICATE))
 
 
-def by_group(rows: npt.NDArray[Any], group: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Rows and the group of near duplicates that each is of -> those that go."""
-    order = ["chars", "revision", "id", "id_more", "tie", "place"]
-    rows, first = _grouped(rows, [], order, group)
-    return _parted(rows, first, np.full(len(rows), 3))[1]
+def remove_near_duplicates(descriptors: npt.NDArray[Any], group: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Documents, and the group of near duplicates to which each belongs -> all but one of each group, REMOVED."""
+    order = ["chars", "revision", "id", "id_more", "tie", "address"]
+    descriptors, best = _rank_groups(descriptors, [], order, group)
+    return _separate(descriptors, best, np.full(len(descriptors), _NEAR_DUPLICATE))[1]
 
 
-def _grouped(
-    rows: npt.NDArray[Any], by: Sequence[str], order: Sequence[str], group: npt.NDArray[np.int64] | None = None
+def _rank_groups(
+    descriptors: npt.NDArray[Any], by: Sequence[str], order: Sequence[str], group: npt.NDArray[np.int64] | None = None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Rows, sorted by group and from best to worst in it, and for each the index of its group's best."""
-    keys = [-rows[name] if name in ("revision", "chars") else rows[name] for name in order]
-    groups = [rows[name] for name in by] if group is None else [group]
+    """Documents, sorted by group and from best to worst in it, and for each the index of the best in its group."""
+    keys = [-descriptors[name] if name in ("revision", "chars") else descriptors[name] for name in order]
+    groups = [descriptors[name] for name in by] if group is None else [group]
     sorting = np.lexsort([*reversed(keys), *groups])
-    begins = np.zeros(len(rows), bool)
+    begins = np.zeros(len(descriptors), bool)
     begins[:1] = True
     for values in groups:
         values = values[sorting]
         begins[1:] |= values[1:] != values[:-1]
-    return rows[sorting], np.flatnonzero(begins)[np.cumsum(begins) - 1]
+    return descriptors[sorting], np.flatnonzero(begins)[np.cumsum(begins) - 1]
 
 
-def _parted(
-    rows: npt.NDArray[Any], first: npt.NDArray[np.int64], reasons: npt.NDArray[np.int64]
+def _separate(
+    descriptors: npt.NDArray[Any], best: npt.NDArray[np.int64], reasons: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    stays = first == np.arange(len(rows))
-    gone = np.zeros(int((~stays).sum()), GONE)
-    gone["place"], gone["kept"], gone["reason"] = rows["place"][~stays], rows["place"][first[~stays]], reasons[~stays]
-    return rows[stays], gone
+    """The kept documents, and the REMOVED ones."""
+    kept = best == np.arange(len(descriptors))
+    removed = np.zeros(int((~kept).sum()), REMOVED)
+    removed["address"], removed["kept"] = descriptors["address"][~kept], descriptors["address"][best[~kept]]
+    removed["reason"] = reasons[~kept]
+    return descriptors[kept], removed
 
 
-def forest(pairs: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Pairs of places -> as few that join the same: each place with the smallest that it is joined to."""
-    places, numbers = np.unique(np.concatenate([pairs["place"], pairs["other"]]), return_inverse=True)
-    root = minhash.joined(np.arange(len(places)), numbers.reshape(2, -1).T)
-    return tied(places, root)
+def connected_components(links: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """LINKs -> as few LINKs that connect the same documents: each document with the smallest address of its group."""
+    addresses, numbers = np.unique(np.concatenate([links["address"], links["other"]]), return_inverse=True)
+    roots = minhash.join_groups(np.arange(len(addresses)), numbers.reshape(2, -1).T)
+    return links_to_roots(addresses, roots)
 
 
-def tied(places: npt.NDArray[np.int64], root: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    leaves = np.flatnonzero(root != np.arange(len(places)))
-    joined = np.zeros(len(leaves), PAIR)
-    joined["place"], joined["other"] = places[leaves], places[root[leaves]]
-    return joined
+def links_to_roots(addresses: npt.NDArray[np.int64], roots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Addresses, and the index of the first of each one's group -> a LINK for each document but the first."""
+    members = np.flatnonzero(roots != np.arange(len(addresses)))
+    links = np.zeros(len(members), LINK)
+    links["address"], links["other"] = addresses[members], addresses[roots[members]]
+    return links

@@ -1,10 +1,10 @@
-"""The sentences of documents -> pairs of segments, or runs of full sentences.
+"""The sentences of documents -> pairs of segments, or packs of full sentences.
 
-The pairs follow the rules of BERT's own data (Devlin et al. 2019, section 3.1 and appendix A.2): half are neighbours,
-half have a second segment from elsewhere; or, as ALBERT has it (Lan et al. 2020, section 3.1), all are neighbours and
-half of them change places. Runs without pairs are RoBERTa's FULL-SENTENCES (Liu et al. 2019, section 4.2). All of it
-works on lengths alone: in go offsets of sentences in a flat array of ids, out come ranges of it. The source of
-randomness is passed in.
+Pairs follow BERT's original data (Devlin et al. 2019, section 3.1 and appendix A.2): in half of them the second segment
+follows the first, in half it comes from another document. Or they follow ALBERT (Lan et al. 2020, section 3.1): the
+segments always follow each other, and in half of the pairs they are swapped. Packs without pairs are RoBERTa's
+FULL-SENTENCES (Liu et al. 2019, section 4.2). Sentences are given as offsets into a flat array of ids; results are
+ranges of it. Random draws are passed in.
 """
 
 from bisect import bisect_left, bisect_right
@@ -13,25 +13,25 @@ from typing import NamedTuple, Protocol
 
 from cloze.pipeline.text.token_shards import Sentences
 
-_TRIES = 10  # to draw a document that is another one
+_MAX_TRIES = 10  # to draw another document
 
 
-class Draws(Protocol):
-    """A source of randomness."""
+class PairDraws(Protocol):
+    """The random draws that pairs need."""
 
     def chance(self, probability: float, /) -> bool: ...
 
     def between(self, low: int, high: int, /) -> int:
-        """A whole number from low to high, both included."""
+        """An integer from low to high, both included."""
         ...
 
     def coins(self, count: int, /) -> int:
-        """The results of so many fair coins as bits, the first in the lowest."""
+        """The results of `count` fair coins as bits, the first in the lowest."""
         ...
 
 
 class Segment(NamedTuple):
-    """The ids from start to end of a shard."""
+    """The ids [start, end) of a shard."""
 
     shard: int
     start: int
@@ -41,7 +41,7 @@ class Segment(NamedTuple):
 class Pair(NamedTuple):
     """Two segments as ranges of ids; the first is in the document's own shard, the second in `shard`.
 
-    `label` is 0 where the second follows the first, and 1 where it is a random one or the two have changed places.
+    `label` is 0 if the second follows the first, and 1 if it is random or the two are swapped.
     """
 
     first_start: int
@@ -53,18 +53,23 @@ class Pair(NamedTuple):
 
 
 def make_pairs(
-    corpus: Sequence[Sentences], index: int, max_tokens: int, short_seq_prob: float, draws: Draws, swap: bool = False
+    corpus: Sequence[Sentences],
+    index: int,
+    max_tokens: int,
+    short_seq_prob: float,
+    draws: PairDraws,
+    swap: bool = False,
 ) -> Iterator[Pair]:
     """One pass over document `index` of `corpus`: pairs of at most `max_tokens` ids, at least one in each segment.
 
-    Sentences are packed up to a target length, drawn once a pass. The pack is cut in two at a random sentence. On a
-    coin, and always when it is a single sentence, the second segment comes from a random document and the sentences
-    it displaces are used again. With `swap` the coin has the two segments change places instead.
+    Sentences are packed up to a target length, drawn once per pass. The pack is divided in two at a random sentence.
+    With probability 0.5, and always if it is a single sentence, the second segment comes from a random document, and
+    the sentences that it replaces are used again. With `swap`, the two segments are swapped instead.
     """
     shard, offsets, start, last = corpus[index]
     target = draws.between(2, max_tokens) if draws.chance(short_seq_prob) else max_tokens
     while start < last:
-        end = _reaches(offsets, start, last, target)
+        end = _end_of_target(offsets, start, last, target)
         cut = start + draws.between(1, end - start - 1) if end - start > 1 else end
         first, second, other_shard = (offsets[start], offsets[cut]), (offsets[cut], offsets[end]), shard
         label = cut == end or draws.chance(0.5)
@@ -75,14 +80,14 @@ def make_pairs(
         else:
             other_shard, second = _random_segment(corpus, index, target - (first[1] - first[0]), draws)
             start = cut
-        first, second = _truncated(first, second, max_tokens, draws)
+        first, second = _truncate(first, second, max_tokens, draws)
         yield Pair(*first, other_shard, *second, label)
 
 
 def full_sentences(corpus: Sequence[Sentences], indices: Iterable[int], max_tokens: int) -> Iterator[list[Segment]]:
-    """Documents, one after the other -> packs of whole sentences, a segment for each document that a pack reaches into.
+    """Consecutive documents -> packs of whole sentences, with a segment for each document in a pack.
 
-    A pack holds at most `max_tokens` ids, one for the [SEP] behind each segment counted in. A sentence that is longer
+    A pack holds at most `max_tokens` ids, including one for the [SEP] after each segment. A sentence that is longer
     than a pack is cut.
     """
     pack, room = list[Segment](), max_tokens
@@ -90,12 +95,12 @@ def full_sentences(corpus: Sequence[Sentences], indices: Iterable[int], max_toke
         shard, offsets, sentence, last = corpus[index]
         start = offsets[sentence]
         while sentence < last:
-            fits = bisect_right(offsets, start + room - 1, sentence, last + 1) - 1
-            end = offsets[fits] if fits > sentence else start + max_tokens - 1
-            if fits > sentence or not pack:
+            end_sentence = bisect_right(offsets, start + room - 1, sentence, last + 1) - 1
+            end = offsets[end_sentence] if end_sentence > sentence else start + max_tokens - 1
+            if end_sentence > sentence or not pack:
                 pack.append(Segment(shard, start, end))
                 room -= end - start + 1
-                sentence, start = fits, end
+                sentence, start = end_sentence, end
             else:
                 yield pack
                 pack, room = [], max_tokens
@@ -103,42 +108,44 @@ def full_sentences(corpus: Sequence[Sentences], indices: Iterable[int], max_toke
         yield pack
 
 
-def _reaches(offsets: Sequence[int], start: int, last: int, target: int) -> int:
-    """The end of the shortest run of sentences from `start` with `target` ids; `last` when there are not so many."""
+def _end_of_target(offsets: Sequence[int], start: int, last: int, target: int) -> int:
+    """The end of the shortest run of sentences from `start` with at least `target` ids; `last` if there are fewer."""
     return bisect_left(offsets, offsets[start] + target, start + 1, last)
 
 
-def _random_segment(corpus: Sequence[Sentences], index: int, target: int, draws: Draws) -> tuple[int, tuple[int, int]]:
-    """At least `target` ids, where there are so many, from a random sentence on in a random other document."""
+def _random_segment(
+    corpus: Sequence[Sentences], index: int, target: int, draws: PairDraws
+) -> tuple[int, tuple[int, int]]:
+    """At least `target` ids, or all that there are, from a random sentence on in a random other document."""
     other = index
-    for _ in range(_TRIES):
+    for _ in range(_MAX_TRIES):
         other = draws.between(0, len(corpus) - 1)
         if other != index:
             break
     shard, offsets, first, last = corpus[other]
     start = draws.between(first, last - 1)
-    return shard, (offsets[start], offsets[_reaches(offsets, start, last, target)])
+    return shard, (offsets[start], offsets[_end_of_target(offsets, start, last, target)])
 
 
-def _truncated(
-    first: tuple[int, int], second: tuple[int, int], max_tokens: int, draws: Draws
+def _truncate(
+    first: tuple[int, int], second: tuple[int, int], max_tokens: int, draws: PairDraws
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Take ids off the longer segment, the second when equal, until both fit; a coin for each: front or back."""
+    """Remove ids from the longer segment, the second if equal, until both fit. A coin decides: front or back."""
     (a, a_end), (b, b_end) = first, second
     surplus = (a_end - a) + (b_end - b) - max_tokens
     if surplus <= 0:
         return first, second
     coins = draws.coins(surplus)
-    # The longer segment alone loses ids until they are equal; from there on they lose them in turn, the second first.
+    # Only the longer segment loses ids until both are equal; then they lose ids alternately, the second first.
     difference = (a_end - a) - (b_end - b)
-    alone = min(abs(difference), surplus)
-    turns = surplus - alone
-    coins_alone, coins_in_turn = coins & ((1 << alone) - 1), coins >> alone
-    of_second = ((1 << turns + turns % 2) - 1) // 3  # every other bit, the lowest among them
-    a_loses, a_front = turns // 2, (coins_in_turn & ~of_second).bit_count()
-    b_loses, b_front = turns - turns // 2, (coins_in_turn & of_second).bit_count()
+    longer_only = min(abs(difference), surplus)
+    alternating = surplus - longer_only
+    longer_coins, alternate_coins = coins & ((1 << longer_only) - 1), coins >> longer_only
+    of_second = ((1 << alternating + alternating % 2) - 1) // 3  # every other bit, starting with the lowest
+    a_loses, a_front = alternating // 2, (alternate_coins & ~of_second).bit_count()
+    b_loses, b_front = alternating - alternating // 2, (alternate_coins & of_second).bit_count()
     if difference > 0:
-        a_loses, a_front = a_loses + alone, a_front + coins_alone.bit_count()
+        a_loses, a_front = a_loses + longer_only, a_front + longer_coins.bit_count()
     else:
-        b_loses, b_front = b_loses + alone, b_front + coins_alone.bit_count()
+        b_loses, b_front = b_loses + longer_only, b_front + longer_coins.bit_count()
     return (a + a_front, a_end - (a_loses - a_front)), (b + b_front, b_end - (b_loses - b_front))

@@ -1,4 +1,4 @@
-"""Paragraphs and what is known of them -> a document: its split, its counts and its hash."""
+"""Paragraphs and metadata -> a document with its split, counts and content hash."""
 
 import hashlib
 import unicodedata
@@ -11,7 +11,7 @@ import pyarrow as pa
 from cloze.pipeline.core.schema import DOCUMENT, Record
 from cloze.pipeline.text.words import case_folded, count_ascii, count_folded
 
-_NOWHERE = Record()
+_NO_RECORD = Record()
 
 _SPACES = bytes(code for code in range(128) if chr(code).isspace())
 
@@ -54,15 +54,15 @@ def document(
     timestamp: str = "",
     licence: str = "",
     file_sha256: str = "",
-    record: Record = _NOWHERE,
+    record: Record = _NO_RECORD,
 ) -> Document:
-    """Paragraphs and what is known of them -> a Document with its split, counts and hash filled in.
+    """Build a Document: split, counts and content hash are computed.
 
-    `record` is where in the file of `file_sha256` the document is from: its dump's whole <page>, its line of JSON, its
-    row of CSV, its lines of a book.
+    `record` is where the document comes from in the file of `file_sha256`: the whole <page> of a dump, the line of
+    JSON, the row of CSV, the lines of a book.
     """
     text = unicodedata.normalize("NFC", "\n\n".join(paragraphs))
-    num_words, digest = _measured(text)
+    num_words, digest = _words_and_hash(text)
     return Document(
         doc_id=doc_id,
         source=source,
@@ -85,32 +85,33 @@ def document(
 
 
 def split_of(doc_id: str, heldout_fraction: float) -> Split:
-    """Train or held-out, by the first 64 bits of the SHA-256 of doc_id: the same wherever and whenever it is asked."""
+    """Train or held-out, by the first 64 bits of the SHA-256 of doc_id, and so the same in every run."""
     draw = int.from_bytes(hashlib.sha256(doc_id.encode()).digest()[:8], "big") / 2**64
     return "heldout" if draw < heldout_fraction else "train"
 
 
 def content_hash(text: str) -> str:
     """SHA-256 (hex) of the text without case, compatibility forms and white space: equal for exact duplicates."""
-    return _measured(text)[1]
+    return _words_and_hash(text)[1]
 
 
-def _measured(text: str) -> tuple[int, str]:
-    """The number of words and the content hash. Lines of ASCII, the most by far in English, are taken at once."""
-    plain, others, bare = [], [], []
+def _words_and_hash(text: str) -> tuple[int, str]:
+    """The number of words and the content hash. Lines of ASCII, most lines of English, are processed together."""
+    ascii_lines, other_lines, hashed = [], [], []
     for line in text.split("\n"):
         folded = case_folded(line)
         if line.isascii():
-            plain.append(line)
-            bare.append(folded)
+            ascii_lines.append(line)
+            hashed.append(folded)
         else:
-            others.append(folded)
-            bare.append("".join(folded.split()))
-    words = count_ascii("\n".join(plain)) + count_folded("\n".join(others))
-    return words, hashlib.sha256("".join(bare).encode().translate(None, _SPACES)).hexdigest()
+            other_lines.append(folded)
+            hashed.append("".join(folded.split()))
+    words = count_ascii("\n".join(ascii_lines)) + count_folded("\n".join(other_lines))
+    return words, hashlib.sha256("".join(hashed).encode().translate(None, _SPACES)).hexdigest()
 
 
 def document_table(documents: Sequence[Document]) -> pa.Table:
+    """Documents -> a table of the schema DOCUMENT."""
     columns = zip(*map(astuple, documents), strict=True) if documents else [[] for _ in DOCUMENT]
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, DOCUMENT, strict=True)]
     return pa.Table.from_arrays(arrays, schema=DOCUMENT)

@@ -1,11 +1,9 @@
-"""A team's own file (Parquet, JSON lines, CSV, TSV, text) -> rows with a text and what else its columns say."""
+"""A file of your own documents (Parquet, JSON lines, CSV, TSV, text) -> rows with a text and its metadata."""
 
 import re
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime
 from typing import Any, NamedTuple
-
-from pydantic import Field
 
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
@@ -15,33 +13,39 @@ from cloze.pipeline.extract import sentence_lines
 from cloze.pipeline.text import tables
 from cloze.pipeline.text.encodings import decode, decompressed
 
-_TEXT = 32 << 20  # bytes of a text file that is one document
-_PARAGRAPHS = re.compile(r"\n[ \t\r]*\n\s*")
+_MAX_TEXT_BYTES = 32 << 20  # of a text file, which is one document
+_LAYOUT_SAMPLE_BYTES = 1 << 20
+_PARAGRAPH_BREAK = re.compile(r"\n[ \t\r]*\n\s*")
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, as "\\ud83d" alone in JSON: no UTF-8 holds it
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, such as "\\ud83d" alone in JSON: UTF-8 cannot encode it
 
 
 class Columns(Config):
-    """The names of the columns that hold each field; only `text` must be there. A .txt file is one text, no columns."""
+    """The names of the columns that hold each field. Only `text` is required. A .txt file is one text, no columns."""
 
     text: str = "text"
-    doc_id: str | None = Field(
-        default=None, description="unique in its source; else the file's digest and the row's number"
-    )
+    """The column with the document's text."""
+    doc_id: str | None = None
+    """The column with an identifier, unique in its source. Unset: the file's digest and the row's number."""
     title: str | None = None
+    """The column with the title."""
     url: str | None = None
+    """The column with the address."""
     language: str | None = None
+    """The column with the ISO 639 code of the language."""
     timestamp: str | None = None
+    """The column with the date or time."""
     licence: str | None = None
+    """The column with the licence."""
 
     @property
-    def named(self) -> dict[str, str]:
-        """Field -> column, of the fields that have one."""
+    def by_field(self) -> dict[str, str]:
+        """Field -> column, for the fields that have one."""
         return {name: value for name, value in self if value is not None}
 
 
-class Row(NamedTuple):
-    """One document as it was brought; a field without a column, or without a value, is empty."""
+class DocumentRow(NamedTuple):
+    """A document as its file has it; a field without a column or value is empty."""
 
     text: str
     doc_id: str = ""
@@ -52,19 +56,19 @@ class Row(NamedTuple):
     licence: str = ""
 
 
-def rows(location: Location, columns: Columns, encoding: str = "") -> Iterator[tuple[Record, Row]]:
-    """The rows of a file in their order, and where each lies, as a TableRow says; its format is known by its suffix.
+def read_rows(location: Location, columns: Columns, encoding: str = "") -> Iterator[tuple[Record, DocumentRow]]:
+    """The rows of a file in their order, and where in the file each is. The suffix determines the format.
 
-    Raises UserError: an unknown suffix, a file that is not what its suffix says, a column that is not there, a value
-    that is no text; with the file, the line where there are lines, and the mend.
+    Raises UserError: an unknown suffix, a file that does not match its suffix, a missing column, a value that is not
+    text. The message names the file, the line if there are lines, and the fix.
     """
     suffix = tables.suffix(location)
     if suffix == ".txt":
-        yield _text(location, encoding)
+        yield _read_text_file(location, encoding)
     elif suffix in tables.FORMATS.split(", "):
-        wanted = list(columns.named.values())
-        for row in tables.rows(location, wanted, encoding, tsv_quotes=True):
-            yield Record(0, row.offset, row.bytes), _row(row.values, columns, row.where)
+        needed = list(columns.by_field.values())
+        for row in tables.rows(location, needed, encoding, tsv_quotes=True):
+            yield Record(0, row.offset, row.bytes), _document_row(row.values, columns, row.where)
     else:
         raise UserError(
             f"{location}: documents are {tables.FORMATS} or .txt (all also with .gz); convert it or correct its suffix"
@@ -72,9 +76,9 @@ def rows(location: Location, columns: Columns, encoding: str = "") -> Iterator[t
 
 
 def paragraphs(text: str) -> list[str]:
-    """Paragraphs lie between blank lines; where there are none, every line that ends a sentence ends a paragraph."""
+    """Split a text at blank lines; without any, a line that ends with the end of a sentence ends a paragraph."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
-    parts = _PARAGRAPHS.split(text)
+    parts = _PARAGRAPH_BREAK.split(text)
     if len(parts) == 1 and "\n" in text:
         parts = [""]
         for line in text.split("\n"):
@@ -84,9 +88,9 @@ def paragraphs(text: str) -> list[str]:
     return [joined for part in parts if (joined := " ".join(part.split()))]
 
 
-def _row(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
+def _document_row(values: Mapping[str, Any], columns: Columns, where: str) -> DocumentRow:
     fields = {}
-    for name, column in columns.named.items():
+    for name, column in columns.by_field.items():
         value = values[column]
         if value is None:
             continue
@@ -94,16 +98,19 @@ def _row(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
             raise UserError(
                 f"{where}: {column} holds {type(value).__name__} {value!r:.40}, not text; name another column"
             )
-        said = value.isoformat() if isinstance(value, date | datetime) else str(value)
-        fields[name] = _SURROGATE.sub("\ufffd", said)
-    return Row(**{"text": "", **fields})
+        as_text = value.isoformat() if isinstance(value, date | datetime) else str(value)
+        fields[name] = _SURROGATE.sub("\ufffd", as_text)
+    return DocumentRow(**{"text": "", **fields})
 
 
-def _text(location: Location, encoding: str) -> tuple[Record, Row]:
-    """All of a text file. Raises UserError for one that is too large to be a document, or a sentence a line."""
+def _read_text_file(location: Location, encoding: str) -> tuple[Record, DocumentRow]:
+    """The whole file. Raises UserError if it is too large for one document, or has one sentence per line."""
     with decompressed(location) as file:
-        data = file.read(_TEXT + 1)
-    sentence_lines.refuse(location, data[: 1 << 20].decode("utf-8", "replace"))
-    if len(data) > _TEXT:
-        raise UserError(f"{location}: has more than {_TEXT:,} bytes, too many for a document; give a file for each")
-    return Record(0, 0, len(data)), Row(decode(data, str(location), encoding))
+        data = file.read(_MAX_TEXT_BYTES + 1)
+    sentence_lines.check_prose(location, data[:_LAYOUT_SAMPLE_BYTES].decode("utf-8", "replace"))
+    if len(data) > _MAX_TEXT_BYTES:
+        raise UserError(
+            f"{location}: has more than {_MAX_TEXT_BYTES:,} bytes, too many for one document; split it into one file "
+            f"per document"
+        )
+    return Record(0, 0, len(data)), DocumentRow(decode(data, str(location), encoding))

@@ -1,4 +1,4 @@
-"""What makes a document unwanted: too few letters, a page that only tells names apart, another language."""
+"""Tests for unwanted documents: the fraction of letters, disambiguation pages, the language."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -13,16 +13,16 @@ from cloze.pipeline.text import words
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
-_CERTAIN = 0.9  # probability; correct guesses on Wikipedia's articles of 20 words and more have at least 0.8
-_FEWEST_WORDS = 20  # of which a language is judged
-_JUDGED = 4000  # characters
+_MIN_PROBABILITY = 0.9  # correct predictions for Wikipedia's articles of 20 words and more have at least 0.8
+_MIN_WORDS = 20  # for which a language is predicted
+_CLASSIFIED_CHARACTERS = 4000  # from the beginning of a text
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(name.replace("~", " ") for name in text.split())
 
 
-#: Templates that mark a page as one that tells names apart, in lower case.
+#: Templates that mark a page as a disambiguation page, in lower case.
 DISAMBIGUATION_TEMPLATES = _names("""
     disambiguation disambig disamb dab disambiguation~page disambiguation~cleanup disambig-cleanup hndis geodis
     human~name~disambiguation place~name~disambiguation road~disambiguation roaddis school~disambiguation schooldis
@@ -54,7 +54,7 @@ DISAMBIGUATION_TEMPLATES = _names("""
     aimai 曖昧さ回避 人名の曖昧さ回避 地名の曖昧さ回避 消歧义 消歧義 消歧义页 消歧義頁 동음이의 동명이인 동음이의어~문서
 """)
 
-#: What stands in brackets behind the title of such a page, in lower case.
+#: The words in brackets at the end of a disambiguation page's title, in lower case.
 DISAMBIGUATION_TITLES = _names("""
     disambiguation begriffsklärung homonymie desambiguación disambigua desambiguação desambiguació homónimos
     homonimia argipen doorverwijspagina dubbelsinnig olika~betydelser flertydig pekerside andre~betydninger
@@ -66,7 +66,10 @@ DISAMBIGUATION_TITLES = _names("""
 
 
 def is_disambiguation(title: str, text: str, templates: Iterable[str], more: frozenset[str] = frozenset()) -> bool:
-    """Whether a page's title, magic word or dropped templates say that it tells names apart; `more`: their names."""
+    """Whether a page's title, magic word or dropped templates mark it as a disambiguation page.
+
+    `more` are the names of additional templates that do.
+    """
     _, bracket, suffix = title.lower().rpartition("(")
     if bracket and suffix.removesuffix(")") in DISAMBIGUATION_TITLES:
         return True
@@ -75,37 +78,37 @@ def is_disambiguation(title: str, text: str, templates: Iterable[str], more: fro
     return not more.isdisjoint(templates)
 
 
-def letters(text: str) -> float:
-    """The share of letters, with the marks that belong to them, among the characters that are no white space."""
-    kinds = words.of_each(_kinds(), words.code_points(text))
+def letter_fraction(text: str) -> float:
+    """The fraction of letters, with their combining marks, among the characters that are not white space."""
+    kinds = words.of_each(_character_kinds(), words.code_points(text))
     others = len(kinds) - np.count_nonzero(kinds)
-    found = np.count_nonzero(kinds == 1)
-    return found / max(1, found + others)
+    letters = np.count_nonzero(kinds == 1)
+    return letters / max(1, letters + others)
 
 
 @cache
-def _kinds() -> npt.NDArray[np.uint8]:
-    """Of each character: 1 a letter or a mark, 2 white space, 0 anything else."""
+def _character_kinds() -> npt.NDArray[np.uint8]:
+    """For each code point: 1 for a letter or combining mark, 2 for white space, 0 for anything else."""
     categories = words.categories()
     kinds = np.isin(categories, tuple(b"LM")).astype(np.uint8)
     kinds[[code for code in range(len(categories)) if chr(code).isspace()]] = 2
     return kinds
 
 
-def language(text: str) -> str:
-    """The ISO 639 code of the language that a text is in, empty where that is not certain."""
-    start = text[:_JUDGED]
-    if start.isascii() and words.count(start) < _FEWEST_WORDS:
+def detect_language(text: str) -> str:
+    """The ISO 639 code of a text's language; empty if it is not certain."""
+    start = text[:_CLASSIFIED_CHARACTERS]
+    if start.isascii() and words.count(start) < _MIN_WORDS:
         return ""
     code, probability = _identifier().classify(start)
-    return str(code) if probability >= _CERTAIN else ""
+    return str(code) if probability >= _MIN_PROBABILITY else ""
 
 
 def check_languages(codes: Iterable[str]) -> None:
-    """Raises UserError for a language that cannot be told."""
+    """Raises UserError for a language that cannot be detected."""
     if unknown := sorted(set(codes) - set(_identifier().labels)):
         known = ", ".join(sorted(_identifier().labels))
-        raise UserError(f"only_languages: {', '.join(unknown)}: cannot be told from others; there are {known}")
+        raise UserError(f"only_languages: {', '.join(unknown)}: cannot be detected; choose from {known}")
 
 
 @cache

@@ -1,8 +1,8 @@
 """A plain-text book -> its chapters: title, author, and for each chapter the paragraphs of prose.
 
-Made for Project Gutenberg's files of every age, whose header, licence, notes and tables of contents are dropped, and
-for files without any of these. A book is a row of blocks with blank lines between them; a block is a heading, prose, or
-neither; a chapter is a heading with the prose up to the next one.
+Handles Project Gutenberg's files of all years, whose header, licence, notes and tables of contents are dropped, and
+files without any of these. A book is a sequence of blocks, separated by blank lines. A block is a heading, prose, or
+neither. A chapter is a heading with the prose up to the next heading.
 """
 
 import re
@@ -48,14 +48,14 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 _FIGURE_END = re.compile(r"^\[[^\]]*\]\s*")
-_RULE = re.compile(r"[\W_]*$")
+_HORIZONTAL_RULE = re.compile(r"[\W_]*$")
 _CONTENTS = re.compile(
     r"(?:TABLE OF )?CONTENTS?(?: OF\b.*)?\.?$|(?:LIST OF )?(?:THE )?ILLUSTRATIONS\.?$|INDEX\.?$|ERRATA\.?$",
     re.IGNORECASE,
 )
 _LIST_OF_CHAPTERS = re.compile(r"(?:TABLE OF )?CONTENTS\b", re.IGNORECASE)
 _PAGE = re.compile(r"(?<![\s.])[\s.]++(?:\d{1,3}|[xvil]+)$")
-_FINISH = re.compile(r"(?:THE END|FINIS|END OF (?:VOL|BOOK|PART)\b.*)\W*$", re.IGNORECASE)
+_THE_END = re.compile(r"(?:THE END|FINIS|END OF (?:VOL|BOOK|PART)\b.*)\W*$", re.IGNORECASE)
 
 _ROMAN = r"(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,4})(?:IX|IV|V?I{0,4})"
 _ORDINAL = (
@@ -79,11 +79,11 @@ _NAMED = re.compile(
 _LINE_END = re.compile(r"[.!?:;,…—。！？：；，、-][\"'”’»)\]」』_*]*$")
 _EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
 _PARTS = re.compile(r"(?:BOOK|PART|VOLUME|VOL)\b", re.IGNORECASE)
-_LONGEST_NOTE = 10  # blocks
-_MIN_WORDS = {"numeral": 150, "title": 60}  # with fewer below them, numerals count stanzas and capitals name speakers
+_MAX_NOTE_BLOCKS = 10
+_MIN_WORDS = {"numeral": 150, "title": 60}  # in a chapter; above fewer, numerals count stanzas, capitals name speakers
 
 
-class Span(NamedTuple):
+class LineSpan(NamedTuple):
     """Lines of a text, numbered from 0: [first, end)."""
 
     first: int
@@ -91,15 +91,15 @@ class Span(NamedTuple):
 
 
 class Chapter(NamedTuple):
-    """A chapter. `spans` says for each paragraph where it stands in the text; the first one's takes the headings in."""
+    """A chapter. `spans` are the lines of each paragraph in the text; the first includes the chapter's headings."""
 
     title: str
     paragraphs: list[str]
-    spans: list[Span]
+    spans: list[LineSpan]
 
 
 class Book(NamedTuple):
-    """A book. `language` is the header's word for it ("English"); what is not known is empty."""
+    """A book. `language` is the word in the header ("English"); fields that are not known are empty."""
 
     title: str
     author: str
@@ -110,37 +110,37 @@ class Book(NamedTuple):
 @dataclass
 class _Block:
     lines: list[str]
-    gap: int  # blank lines before it
-    span: Span
+    gap: int  # the number of blank lines before it
+    span: LineSpan
 
     @property
     def text(self) -> str:
         return " ".join(self.lines)
 
 
-def cut(chapters: Sequence[Chapter], every: int) -> list[Chapter]:
-    """A book in pieces of so many sentences, the last of fewer; paragraphs keep their boundaries."""
-    pieces: list[Chapter] = []
+def split_by_sentences(chapters: Sequence[Chapter], size: int) -> list[Chapter]:
+    """Divide a book into untitled chapters of `size` sentences, the last of fewer. Paragraph boundaries stay."""
+    divided: list[Chapter] = []
     room = 0
-    _, paragraphs, spans = whole(chapters)
+    _, paragraphs, spans = merge_chapters(chapters)
     for paragraph, span in zip(paragraphs, spans, strict=True):
         sentences = split_sentences(paragraph)
         while sentences:
             if not room:
-                pieces.append(Chapter("", [], []))
-                room = every
+                divided.append(Chapter("", [], []))
+                room = size
             taken, sentences = sentences[:room], sentences[room:]
             room -= len(taken)
             end = 0
             for sentence in taken:
                 end = paragraph.index(sentence, end) + len(sentence)
-            pieces[-1].paragraphs.append(paragraph[:end])
-            pieces[-1].spans.append(span)
+            divided[-1].paragraphs.append(paragraph[:end])
+            divided[-1].spans.append(span)
             paragraph = paragraph[end:].lstrip()
-    return pieces
+    return divided
 
 
-def whole(chapters: Sequence[Chapter]) -> Chapter:
+def merge_chapters(chapters: Sequence[Chapter]) -> Chapter:
     """A book as one chapter without a title."""
     paragraphs = [paragraph for chapter in chapters for paragraph in chapter.paragraphs]
     return Chapter("", paragraphs, [span for chapter in chapters for span in chapter.spans])
@@ -148,17 +148,17 @@ def whole(chapters: Sequence[Chapter]) -> Chapter:
 
 def read_book(text: str) -> Book:
     """Chapters of a book's text, front and back matter dropped. A book without headings is one chapter."""
-    header, body, first = _body(text)
+    header, body, first_line = _split_header(text)
     fields = {match[1]: " ".join(match[2].split()) for match in _HEADER_FIELD.finditer(header)}
-    blocks = _without_notes(_blocks(body, first))
+    blocks = _drop_notes(_blocks(body, first_line))
     title, author = fields.get("Title", ""), fields.get("Author", "")
     if not title and blocks:
         title, author = _title_page(blocks)
     return Book(title, author, fields.get("Language", ""), _chapters(blocks))
 
 
-def _body(text: str) -> tuple[str, str, int]:
-    """The distributor's header; the book itself, without the distributor's footer; the line that it begins in."""
+def _split_header(text: str) -> tuple[str, str, int]:
+    """The distributor's header; the book without the distributor's footer; the number of the book's first line."""
     starts = list(_START.finditer(text, 0, min(len(text), 60_000)))
     start = starts[-1].end() if starts else 0
     end = _END.search(text, start)
@@ -166,12 +166,12 @@ def _body(text: str) -> tuple[str, str, int]:
     return text[:start] or text[:2000], body, text.count("\n", 0, start)
 
 
-def _blocks(body: str, first: int = 0) -> list[_Block]:
-    """Blocks of a text whose first line has the number `first`."""
+def _blocks(body: str, first_line: int = 0) -> list[_Block]:
+    """The blocks of a text; its first line has the number `first_line`."""
     blocks: list[_Block] = []
     lines: list[str] = []
     gap = blank = 0
-    for number, raw in enumerate([*body.split("\n"), ""], first):
+    for number, raw in enumerate([*body.split("\n"), ""], first_line):
         line = raw.strip()
         if line:
             if not lines:
@@ -181,41 +181,41 @@ def _blocks(body: str, first: int = 0) -> list[_Block]:
         else:
             blank += 1
             if lines:
-                blocks.append(_Block(lines, gap, Span(number - len(lines), number)))
+                blocks.append(_Block(lines, gap, LineSpan(number - len(lines), number)))
                 lines = []
     return blocks
 
 
-def _without_notes(blocks: list[_Block]) -> list[_Block]:
+def _drop_notes(blocks: list[_Block]) -> list[_Block]:
     """Drop credits, transcriber's notes, illustrations' placeholders, footnotes and rules."""
     kept: list[_Block] = []
-    note = 0  # 1: the block after a heading of notes belongs to them; more: so does what follows closely
+    note = 0  # 1: the block after a heading of notes is a note; more: so are blocks that follow without a gap
     bracket = ""
     for number, block in enumerate(blocks):
         text = block.text
         if bracket:
             bracket = "" if text.endswith("]") else bracket
             continue
-        if 0 < note < _LONGEST_NOTE and (note == 1 or block.gap < 2) and not _NUMBERED.match(text):
+        if 0 < note < _MAX_NOTE_BLOCKS and (note == 1 or block.gap < 2) and not _NUMBERED.match(text):
             note += 1
             continue
         note = 0
         if _TRANSCRIBER.match(text):
             if text.startswith("["):
-                bracket = "" if "]" in text or not _closes(blocks, number) else "["
+                bracket = "" if "]" in text or not _bracket_closes(blocks, number) else "["
             else:
                 note = 1 if len(text) < 40 else 2
         elif _FIGURE.match(text):
-            bracket = "" if text.count("]") >= text.count("[") or not _closes(blocks, number) else "["
+            bracket = "" if text.count("]") >= text.count("[") or not _bracket_closes(blocks, number) else "["
             if text.rfind("]") < len(text) - 2 and "]" in text:
                 kept.append(replace(block, lines=[_FIGURE_END.sub("", text)]))
-        elif not (_CREDITS.match(text) or _RULE.match(text) or _FINISH.match(text)):
+        elif not (_CREDITS.match(text) or _HORIZONTAL_RULE.match(text) or _THE_END.match(text)):
             kept.append(block)
     return kept
 
 
-def _closes(blocks: list[_Block], start: int) -> bool:
-    """Whether the bracket that a block opens is closed soon, before another opens."""
+def _bracket_closes(blocks: list[_Block], start: int) -> bool:
+    """Whether the bracket that a block opens is closed within 20 blocks, before another opens."""
     for block in blocks[start + 1 : start + 20]:
         if block.text.startswith("["):
             return False
@@ -225,9 +225,9 @@ def _closes(blocks: list[_Block], start: int) -> bool:
 
 
 def _title_page(blocks: list[_Block]) -> tuple[str, str]:
-    """Title and author from the first blocks of a file without a header; empty where they do not look like it."""
+    """Title and author from the first blocks of a file without a header; empty if there are none."""
     first = blocks[0]
-    if len(first.lines) > 4 or len(first.text) > 120 or _is_heading(first, set()) == "numeral" or _is_prose(first):
+    if len(first.lines) > 4 or len(first.text) > 120 or _heading_kind(first, set()) == "numeral" or _is_prose(first):
         return "", ""
     lines = [line for block in blocks[:3] for line in block.lines][:8]
     author = next((line[3:].strip(" ._") for line in lines if line.lower().startswith("by ") and len(line) < 60), "")
@@ -235,17 +235,17 @@ def _title_page(blocks: list[_Block]) -> tuple[str, str]:
     return _EMPHASIS.sub("", title).strip(" ._,"), author
 
 
-def _listed(blocks: list[_Block]) -> set[str]:
-    """The entries of the book's own table of contents, as `_entry` has them."""
+def _contents_entries(blocks: list[_Block]) -> set[str]:
+    """The entries of the book's own table of contents, normalized by `_contents_entry`."""
     entries: set[str] = set()
     for start, block in enumerate(blocks[:200]):
         if not _LIST_OF_CHAPTERS.match(block.lines[0]):
             continue
-        lists = takewhile(lambda block: not _is_running(block), blocks[start : start + 100])
+        lists = takewhile(lambda block: not _has_long_lines(block), blocks[start : start + 100])
         for line in (line for block in lists for line in block.lines):
             if len(line) > 70 or "ILLUSTRATION" in line.upper():
                 break
-            entry = _entry(line)
+            entry = _contents_entry(line)
             if entry in entries and len(entries) > 2:
                 break  # the first chapter begins
             if len(entry) > 2 and line[0] not in '"“‘':
@@ -254,21 +254,21 @@ def _listed(blocks: list[_Block]) -> set[str]:
     return entries
 
 
-def _is_running(block: _Block) -> bool:
+def _has_long_lines(block: _Block) -> bool:
     """Whether a block's lines are as long as a paragraph's."""
     return _is_prose(block) and sum(len(" ".join(line.split())) for line in block.lines) > 50 * len(block.lines)
 
 
-def _entry(line: str) -> str:
+def _contents_entry(line: str) -> str:
     """A title without its number, its page, its case and its punctuation."""
     line = _PAGE.sub("", _COUNT.sub("", line.strip("_*= ")))
     return " ".join(re.findall(r"\w+", line.casefold().replace("_", " ")))
 
 
-def _is_heading(block: _Block, listed: Set[str]) -> str:
-    """What kind of heading a block is: contents, chapter, listed (in the contents), title (by its look), numeral."""
+def _heading_kind(block: _Block, contents: Set[str]) -> str:
+    """The kind of heading: contents, chapter, listed (in the contents), title (by its format), numeral; empty: none."""
     lines, text = block.lines, block.text.strip("_*= ")
-    if len(lines) > 2 and listed and sum(_entry(line) in listed for line in lines[:5]) > 2:
+    if len(lines) > 2 and contents and sum(_contents_entry(line) in contents for line in lines[:5]) > 2:
         return "contents"
     if len(lines) > 5 or len(text) > 200 or max(map(len, lines)) > 80:
         return ""
@@ -281,9 +281,9 @@ def _is_heading(block: _Block, listed: Set[str]) -> str:
         if sum(bool(_NUMBERED.match(line)) for line in lines) > 2:
             return "contents"
         return "chapter" if len(first) < 70 or first.isupper() else ""
-    if listed and len(lines) <= 3 and len(text) < 100 and not text.isdigit() and _entry(text) in listed:
+    if contents and len(lines) <= 3 and len(text) < 100 and not text.isdigit() and _contents_entry(text) in contents:
         return "listed"
-    if _NAMED.match(text) or (_NUMERAL_TITLE.match(first) and len(lines) <= 3 and _titled(text, block.gap)):
+    if _NAMED.match(text) or (_NUMERAL_TITLE.match(first) and len(lines) <= 3 and _looks_like_title(text, block.gap)):
         return "chapter"
     if block.gap >= 2 and len(lines) <= 4 and text.isupper() and len(text) > 3:
         return "title"
@@ -291,17 +291,17 @@ def _is_heading(block: _Block, listed: Set[str]) -> str:
 
 
 def _in_title_case(text: str) -> bool:
-    """The Nightingale and the Rose."""
+    """Whether a text is capitalized like "The Nightingale and the Rose"."""
     found = re.findall(r"[^\W\d_][\w’']*", text)
     return len(text) < 60 and bool(found) and found[0][0].isupper() and all(w[0].isupper() for w in found if len(w) > 4)
 
 
-def _titled(text: str, gap: int) -> bool:
+def _looks_like_title(text: str, gap: int) -> bool:
     return text.isupper() or (gap >= 2 and not _LINE_END.search(text.rstrip(".")))
 
 
 def _is_prose(block: _Block) -> bool:
-    """Whether a block holds a sentence, or verse; a title page, a list of names or a table does not."""
+    """Whether a block contains a sentence or verse, unlike a title page, a list of names or a table."""
     text = block.text
     found = words.count(text)
     if found < 4 or text.isupper():
@@ -310,9 +310,9 @@ def _is_prose(block: _Block) -> bool:
 
 
 def _chapters(blocks: list[_Block]) -> list[Chapter]:
-    """Cut at headings; what follows a heading without prose of its own is the next one's title or front matter."""
-    listed = _listed(blocks)
-    kinds = _demoted(blocks, [_is_heading(block, listed) for block in blocks])
+    """Split at headings. What follows a heading without prose is part of the next title, or front matter."""
+    contents = _contents_entries(blocks)
+    kinds = _demote_headings(blocks, [_heading_kind(block, contents) for block in blocks])
     chapters: list[Chapter] = []
     title: list[_Block] = []
     body: list[_Block] = []
@@ -322,7 +322,7 @@ def _chapters(blocks: list[_Block]) -> list[Chapter]:
         if found := _paragraphs(body):
             name = _EMPHASIS.sub("", ". ".join(block.text.strip(" .") for block in title))
             first = (title or body)[0].span.first
-            spans = [Span(first, found[0][1].end), *(span for _, span in found[1:])]
+            spans = [LineSpan(first, found[0][1].end), *(span for _, span in found[1:])]
             chapters.append(Chapter(name, [paragraph for paragraph, _ in found], spans))
         body.clear()
 
@@ -333,8 +333,8 @@ def _chapters(blocks: list[_Block]) -> list[Chapter]:
             if body:
                 finish()
                 title = []
-            again = kind == "chapter" or (kind == "listed" and last != "chapter")
-            if kind == "contents" or (again and not all(_PARTS.match(block.text) for block in title)):
+            new_title = kind == "chapter" or (kind == "listed" and last != "chapter")
+            if kind == "contents" or (new_title and not all(_PARTS.match(block.text) for block in title)):
                 title = []
             if kind != "contents":
                 title = [*title[-2:], block]
@@ -350,13 +350,13 @@ def _chapters(blocks: list[_Block]) -> list[Chapter]:
 
 
 def _is_subtitle(block: _Block) -> bool:
-    """A line right under a heading that is the rest of it."""
+    """Whether a block directly below a heading is the rest of the heading."""
     text = block.text
     return len(block.lines) <= 2 and len(text) < 80 and not re.search(r"[.!?,;:][\"'”’]?$", text) and text[0].isupper()
 
 
-def _demoted(blocks: list[_Block], kinds: list[str]) -> list[str]:
-    """Numerals alone and lines in capitals are headings only where they stand above a chapter's worth of words."""
+def _demote_headings(blocks: list[_Block], kinds: list[str]) -> list[str]:
+    """Keep numerals and lines in capitals as headings only if they are above as many words as a chapter has."""
     sizes: dict[str, list[int]] = {"numeral": [], "title": []}
     last = ""
     for block, kind in zip(blocks, kinds, strict=True):
@@ -367,17 +367,17 @@ def _demoted(blocks: list[_Block], kinds: list[str]) -> list[str]:
         elif last in sizes:
             sizes[last][-1] += words.count(block.text)
     new = {}
-    for kind, least in _MIN_WORDS.items():
+    for kind, minimum in _MIN_WORDS.items():
         filled = sorted(size for size in sizes[kind] if size)
-        if filled and filled[len(filled) // 2] >= least:
+        if filled and filled[len(filled) // 2] >= minimum:
             new[kind] = "chapter" if kind == "numeral" else kind
         else:
             new[kind] = kind if kind == "numeral" else ""
     return [new.get(kind, kind) for kind in kinds]
 
 
-def _paragraphs(body: list[_Block]) -> list[tuple[str, Span]]:
-    """Blocks -> paragraphs of joined lines, and where each stands; none where nothing in them is prose."""
+def _paragraphs(body: list[_Block]) -> list[tuple[str, LineSpan]]:
+    """Blocks -> paragraphs of joined lines with their line spans; none if no block is prose."""
     if not any(map(_is_prose, body)):
         return []
     paragraphs = []

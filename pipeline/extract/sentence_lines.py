@@ -1,7 +1,7 @@
-"""A file of a sentence a line -> documents, their sentences as given.
+"""A file with one sentence per line -> documents whose sentences stay as they are.
 
-Between two documents stands a blank line (the input of BERT's original code), or a marker line, or every N lines end
-one. A file of any size is read in ranges of bytes, each with the documents that begin in it.
+Between two documents is a blank line (the input format of the original BERT) or a marker line, or every N lines are a
+document. A file of any size is read in byte ranges; a document belongs to the range in which it begins.
 """
 
 import io
@@ -11,30 +11,30 @@ from typing import Literal, NamedTuple
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.extract.wikipedia.dump import Range
+from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.text.encodings import decompressed, is_gzip, marked, of_stream, wrong_byte
 from cloze.pipeline.text.sentences import split_sentences
 
-_LINE = 1 << 20  # bytes: no sentence is that long
-_LONGEST = 100_000  # sentences in a document: the Bible has 31,000 verses
-_GZIP = 256 << 20  # bytes: one reader at a time, its documents in memory
-_SAMPLE = 1 << 20
+_MAX_LINE_BYTES = 1 << 20  # no sentence is that long
+_MAX_SENTENCES = 100_000  # in a document: the Bible has 31,000 verses
+_MAX_GZIP_BYTES = 256 << 20  # one reader at a time reads it, its documents in memory
+_SAMPLE_BYTES = 1 << 20
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'`”’»)\]\s]*$")
 
 NO_BOUNDARIES = (
-    "is a sentence a line without boundaries between documents, which next-sentence pairs need; in a source of "
-    "kind sentences set every: N (sentences a document), or marker: what the line between two documents begins with"
+    "has one sentence per line without boundaries between documents, which next-sentence pairs need; in a source of "
+    "kind sentences set every: N (sentences in a document), or marker: what the line between two documents begins with"
 )
 
 
-class Rule(NamedTuple):
-    """What lies between documents: a line that begins with `marker`, or `every` lines; else a blank line."""
+class DocumentBoundary(NamedTuple):
+    """What separates documents: a line that begins with `marker`, or every `every` lines; by default a blank line."""
 
     marker: str = ""
     every: int = 0
 
 
-class Given(NamedTuple):
+class SentenceDocument(NamedTuple):
     """A document: the byte where it begins (of the decompressed file), its sentences, and the bytes of its lines."""
 
     offset: int
@@ -42,99 +42,104 @@ class Given(NamedTuple):
     bytes: int
 
 
-def ranges(location: Location, rule: Rule, size: int) -> Iterator[Range]:
-    """Cut a file into ranges of about `size` bytes. Raises UserError for one that cannot be read by this rule."""
+def byte_ranges(location: Location, boundary: DocumentBoundary, size: int) -> Iterator[ByteRange]:
+    """Divide a file into ranges of about `size` bytes. Raises UserError if it cannot be read with this boundary."""
     with decompressed(location) as file:
-        head = file.read(_SAMPLE)
+        head = file.read(_SAMPLE_BYTES)
         if of_stream(head).startswith(("utf-16", "utf-32")):
             raise UserError(f"{location}: is {marked(head)}; convert it to UTF-8 first (iconv)")
-        if rule == Rule() and shape(head.decode("utf-8", "replace")) == "flat":
+        if boundary == DocumentBoundary() and line_layout(head.decode("utf-8", "replace")) == "no boundaries":
             raise UserError(f"{location}: {NO_BOUNDARIES}")
         length = location.size()
         if is_gzip(location):
-            if length > _GZIP:
-                raise UserError(f"{location}: is too large to be read in one piece; decompress it first (gunzip)")
-            yield Range(0, length)
-        elif rule.every:
+            if length > _MAX_GZIP_BYTES:
+                raise UserError(f"{location}: is too large to be read by a single reader; decompress it first (gunzip)")
+            yield ByteRange(0, length)
+        elif boundary.every:
             file.seek(0)
-            yield from _counted(file, str(location), rule.every, size)
+            yield from _ranges_of_line_groups(file, str(location), boundary.every, size)
         else:
-            yield from (Range(start, min(start + size, length)) for start in range(0, length, size))
+            yield from (ByteRange(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def _counted(file: io.BufferedReader, name: str, every: int, size: int) -> Iterator[Range]:
-    """Ranges that begin at every so many lines: this must count them."""
+def _ranges_of_line_groups(file: io.BufferedReader, name: str, every: int, size: int) -> Iterator[ByteRange]:
+    """Ranges that begin at a multiple of `every` lines, which must therefore be counted."""
     start = lines = 0
     while chunk := file.read(size):
         lines += chunk.count(b"\n")
         for _ in range(every - lines % every):
-            if line := _line(file, name):
+            if line := _read_line(file, name):
                 lines += line.endswith(b"\n")
-        yield Range(start, start := file.tell())
+        yield ByteRange(start, start := file.tell())
 
 
-def documents(location: Location, span: Range, rule: Rule, encoding: str = "") -> Iterator[Given]:
-    """The documents that begin in a range, in their order; those without a sentence are none.
+def read_documents(
+    location: Location, byte_range: ByteRange, boundary: DocumentBoundary, encoding: str = ""
+) -> Iterator[SentenceDocument]:
+    """The documents that begin in a range, in their order, without empty ones.
 
-    Raises UserError: bytes that are not of the encoding, a line or a document without end, damaged gzip.
+    Raises UserError: bytes that are not in the encoding, a line or a document that is too long, damaged gzip.
     """
     name, codec = str(location), encoding or "utf-8"
-    end = float("inf") if is_gzip(location) else span.end
+    end = float("inf") if is_gzip(location) else byte_range.end
     with decompressed(location) as file:
-        offset, here = span.start, not span.start or bool(rule.every)
-        file.seek(offset if here else offset - 1)
-        if not here:  # a line belongs to the range that it begins in
-            offset += len(_line(file, name)) - 1
-        begin, count, held = offset, 0, []
-        while line := _line(file, name):
-            where, offset, count = offset, offset + len(line), count + 1
-            if where >= end and (rule.every or not here):
+        offset, in_document = byte_range.start, not byte_range.start or bool(boundary.every)
+        file.seek(offset if in_document else offset - 1)
+        if not in_document:  # a line belongs to the range in which it begins
+            offset += len(_read_line(file, name)) - 1
+        begin, count, sentences = offset, 0, []
+        while line := _read_line(file, name):
+            line_start, offset, count = offset, offset + len(line), count + 1
+            if line_start >= end and (boundary.every or not in_document):
                 break
-            if not where and line.startswith(b"\xef\xbb\xbf"):
+            if not line_start and line.startswith(b"\xef\xbb\xbf"):
                 line = line[3:]
-            text = _text(line, name, codec, where)
-            between = text.startswith(rule.marker) if rule.marker else not text
-            if text and here and not (between and rule.marker):
-                held.append(text)
-            if (count == rule.every) if rule.every else between:
-                if held:
-                    yield Given(begin, held, (offset if rule.every else where) - begin)
-                if where >= end:
+            text = _decode_line(line, name, codec, line_start)
+            separates = text.startswith(boundary.marker) if boundary.marker else not text
+            if text and in_document and not (separates and boundary.marker):
+                sentences.append(text)
+            if (count == boundary.every) if boundary.every else separates:
+                if sentences:
+                    yield SentenceDocument(begin, sentences, (offset if boundary.every else line_start) - begin)
+                if line_start >= end:
                     return
-                begin, count, held, here = offset, 0, [], True
-            elif len(held) > _LONGEST:
-                raise UserError(f"{name}: {NO_BOUNDARIES} ({_LONGEST:,} lines from byte {begin} on have none)")
-        if held:
-            yield Given(begin, held, offset - begin)
+                begin, count, sentences, in_document = offset, 0, [], True
+            elif len(sentences) > _MAX_SENTENCES:
+                raise UserError(f"{name}: {NO_BOUNDARIES} ({_MAX_SENTENCES:,} lines from byte {begin} on have none)")
+        if sentences:
+            yield SentenceDocument(begin, sentences, offset - begin)
 
 
-def shape(head: str) -> Literal["", "flat", "documents"]:
-    """Whether a text's beginning is a sentence a line, and if so, whether blank lines lie between documents."""
+def line_layout(head: str) -> Literal["prose", "no boundaries", "blank lines"]:
+    """How a text that begins with `head` is laid out: as prose, or with one sentence per line and if so, without
+    boundaries between documents or with blank lines.
+    """
     lines = [line.strip() for line in head.split("\n")[:5000]]
     full = [line for line in lines if line]
     if len(full) < 200:
-        return ""
-    alone = sum(bool(_SENTENCE_END.search(line)) and len(split_sentences(line)) == 1 for line in full) / len(full)
+        return "prose"
+    single = sum(bool(_SENTENCE_END.search(line)) and len(split_sentences(line)) == 1 for line in full) / len(full)
     blocks = sum(bool(line) and not before for before, line in zip(["", *lines], lines, strict=False))
     if blocks > 1:
-        return "documents" if alone > 0.8 and len(full) >= 4 * blocks else ""
-    lower = sum(line == line.lower() for line in full) / len(full)
-    return "flat" if (alone > 0.7 and lower > 0.95) or (alone > 0.8 and len(full) >= 2000) else ""
+        return "blank lines" if single > 0.8 and len(full) >= 4 * blocks else "prose"
+    lowercase = sum(line == line.lower() for line in full) / len(full)
+    flat = (single > 0.7 and lowercase > 0.95) or (single > 0.8 and len(full) >= 2000)
+    return "no boundaries" if flat else "prose"
 
 
-def refuse(location: Location, head: str) -> None:
-    """Raises UserError where a text that was given as prose is a sentence a line."""
-    found = shape(head)
-    if found == "flat":
+def check_prose(location: Location, head: str) -> None:
+    """Raises UserError if a text that was given as prose has one sentence per line."""
+    layout = line_layout(head)
+    if layout == "no boundaries":
         raise UserError(f"{location}: {NO_BOUNDARIES}")
-    if found:
+    if layout == "blank lines":
         raise UserError(
-            f"{location}: is a sentence a line with blank lines between documents; give it as a source of kind "
+            f"{location}: has one sentence per line and blank lines between documents; give it as a source of kind "
             f"sentences, which keeps both as they are"
         )
 
 
-def _text(line: bytes, name: str, codec: str, offset: int) -> str:
+def _decode_line(line: bytes, name: str, codec: str, offset: int) -> str:
     try:
         return line.decode(codec).strip()
     except UnicodeDecodeError as error:
@@ -144,8 +149,8 @@ def _text(line: bytes, name: str, codec: str, offset: int) -> str:
         ) from error
 
 
-def _line(file: io.BufferedReader, name: str) -> bytes:
-    line = file.readline(_LINE)
-    if len(line) == _LINE:
-        raise UserError(f"{name}: has a line of more than {_LINE:,} bytes; write a sentence a line")
+def _read_line(file: io.BufferedReader, name: str) -> bytes:
+    line = file.readline(_MAX_LINE_BYTES)
+    if len(line) == _MAX_LINE_BYTES:
+        raise UserError(f"{name}: has a line of more than {_MAX_LINE_BYTES:,} bytes; write one sentence per line")
     return line

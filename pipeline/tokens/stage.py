@@ -1,4 +1,4 @@
-"""documents + vocab -> token shards: each document cut into sentences and pieces once, whatever is made of it."""
+"""documents + vocab -> token shards: each document is split into sentences and tokenized once, for all examples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
@@ -19,46 +19,48 @@ from cloze.pipeline.text.token_shards import DOCUMENT_RUN, shard_files
 from cloze.pipeline.text.tokenizer import UNK, BulkTokenizer, load
 
 VERSION = 2
-_CHARACTERS_AT_ONCE = 1 << 20
+_BATCH_CHARACTERS = 1 << 20
 _COLUMNS = ["doc_id", "source", "text", "split"]
 
 
 class TokensConfig(Config):
-    """How text is cut into sentences; the vocabulary decides the rest."""
+    """How text is split into sentences. The vocabulary determines the tokens."""
 
-    #: A Python file that defines split_sentences(paragraph) -> list[str], in place of our rules; its bytes count.
     splitter: Annotated[str | None, InputPath()] = None
+    """A Python file that defines split_sentences(paragraph) -> list[str], to use instead of the built-in rules."""
     workers: Annotated[int, Compute] = Field(default=2, gt=0)
+    """The number of parallel workers."""
 
 
-class Tokenized(NamedTuple):
-    """The documents of a shard in pieces."""
+class TokenizedDocuments(NamedTuple):
+    """The documents of a shard as token ids."""
 
     ids: np.ndarray
     sentences: npt.NDArray[np.uint32]  # [sentences + 1]: offsets in ids
     documents: npt.NDArray[np.uint32]  # [documents + 1]: offsets in sentences
 
 
-def tokenized(texts: Sequence[str], tokenizer: BulkTokenizer, split: Splitter = split_sentences) -> Tokenized:
-    """Documents' texts -> pieces; sentences of which nothing is left are left out."""
+def tokenize(texts: Sequence[str], tokenizer: BulkTokenizer, split: Splitter = split_sentences) -> TokenizedDocuments:
+    """Documents' texts -> token ids. Sentences without tokens are left out."""
     ids, lengths, counts = [], [], []
     for batch in _batches(texts):
         documents = [sentences_of(text, split) for text in batch]
         batch_ids, offsets = tokenizer.encode([sentence for document in documents for sentence in document])
-        owner = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
+        owners = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
         batch_lengths = np.diff(offsets)
-        counts.append(np.bincount(owner[batch_lengths > 0], minlength=len(documents)))
+        counts.append(np.bincount(owners[batch_lengths > 0], minlength=len(documents)))
         ids.append(batch_ids)
         lengths.append(batch_lengths[batch_lengths > 0])
-    sentences, runs = (offsets_of(np.concatenate([[], *some])).astype(np.uint32) for some in (lengths, counts))
-    return Tokenized(np.concatenate(ids) if ids else tokenizer.encode([])[0], sentences, runs)
+    all_ids = np.concatenate(ids) if ids else tokenizer.encode([])[0]
+    offsets = (offsets_of(np.concatenate([[], *some])).astype(np.uint32) for some in (lengths, counts))
+    return TokenizedDocuments(all_ids, *offsets)
 
 
 def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     start = size = 0
     for index, text in enumerate(texts):
         size += len(text)
-        if size >= _CHARACTERS_AT_ONCE:
+        if size >= _BATCH_CHARACTERS:
             yield texts[start : index + 1]
             start, size = index + 1, 0
     if start < len(texts):
@@ -67,7 +69,7 @@ def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 @lru_cache(maxsize=1)
 def _tokenizer(location: Location) -> BulkTokenizer:
-    """A worker's own; its cache of words serves one shard after the other."""
+    """One for each worker process, whose cache of words is used for all its shards."""
     return BulkTokenizer(load(location))
 
 
@@ -79,27 +81,27 @@ def _splitter(file: SourceFile | None) -> Splitter:
 def tokenize_shard(
     name: str, documents: Mapping[str, Location], vocab: Location, splitter: SourceFile | None, out: Output
 ) -> None:
-    """One shard of documents -> one token shard, committed."""
-    bulk = _tokenizer(vocab / "tokenizer.json")
+    """A shard of documents -> a token shard, committed."""
+    tokenizer = _tokenizer(vocab / "tokenizer.json")
     table = read_table(documents[name], _COLUMNS)
-    found = tokenized(table["text"].to_pylist(), bulk, _splitter(splitter))
+    tokenized = tokenize(table["text"].to_pylist(), tokenizer, _splitter(splitter))
     runs = np.zeros(len(table), DOCUMENT_RUN)
     runs["key"] = [text_key(doc_id) for doc_id in table["doc_id"].to_pylist()]
     sources = table["source"].to_pylist()
     keys = {source: text_key(source) for source in set(sources)}
     runs["source"] = [keys[source] for source in sources]
-    runs["first"], runs["last"] = found.documents[:-1], found.documents[1:]
+    runs["first"], runs["last"] = tokenized.documents[:-1], tokenized.documents[1:]
     runs["heldout"] = [split == "heldout" for split in table["split"].to_pylist()]
     kept = runs[runs["last"] > runs["first"]]
     counts = {
         "documents": len(kept),
         "heldout": int(kept["heldout"].sum()),
-        "sentences": len(found.sentences) - 1,
-        "tokens": len(found.ids),
-        "unknown": int((found.ids == bulk.id_of(UNK)).sum()),
+        "sentences": len(tokenized.sentences) - 1,
+        "tokens": len(tokenized.ids),
+        "unknown": int((tokenized.ids == tokenizer.id_of(UNK)).sum()),
     }
     drops = {"without pieces": len(runs) - len(kept)} if len(kept) < len(runs) else {}
-    files = shard_files(name, found.ids, found.sentences, kept) if len(kept) else {}
+    files = shard_files(name, tokenized.ids, tokenized.sentences, kept) if len(kept) else {}
     out.commit(name, files, counts, drops)
 
 
@@ -109,9 +111,9 @@ def check(config: TokensConfig, sources: Mapping[str, SourceFile]) -> None:
 
 
 def run(config: TokensConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
-    """`inputs`: the artifacts "documents" (dedup's) and "vocab", and a SourceFile "splitter" where there is one.
+    """`inputs`: the artifacts "documents" (of dedup) and "vocab", and a SourceFile "splitter" if one is set.
 
-    Wants a Ray session. Raises UserError.
+    Needs a Ray session. Raises UserError.
     """
     splitter = inputs.get("splitter")
     shards = {file.name.removesuffix(".parquet"): file for file in inputs["documents"].files("documents/")}

@@ -28,6 +28,7 @@ from typing import NamedTuple
 from cloze.pipeline.core.artifacts import Manifest, Output, SourceFile
 from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.stage import ExtractConfig, run
 from cloze.pipeline.extract.wikipedia import dump, wikitext
 from tests.benchmarks._show import show
@@ -162,7 +163,7 @@ def faithfulness(folder: Path, header: bytes, pages: list[bytes]) -> dict[str, f
     path.write_bytes(header + b"".join(pages) + b"</mediawiki>\n")
     texts = dict(extracted(path, folder / "ours"))
     residue = 0
-    for page in dump.pages(Location(str(path)), dump.Range(0, path.stat().st_size), dump.Site(), dump.Truncation()):
+    for page in dump.pages(Location(str(path)), ByteRange(0, path.stat().st_size), dump.Site(), dump.ReadStatus()):
         if page is None or (text := texts.get(str(page.page_id))) is None:
             continue
         for _, literal in LITERAL.findall(page.text):
@@ -247,7 +248,7 @@ def slowest_page(path: Path) -> float:
     """CPU milliseconds of the page that takes longest."""
     location = Location(str(path))
     slowest = 0.0
-    for page in dump.pages(location, dump.Range(0, location.size()), dump.read_site(location), dump.Truncation()):
+    for page in dump.pages(location, ByteRange(0, location.size()), dump.read_site(location), dump.ReadStatus()):
         start = time.process_time()
         wikitext.paragraphs(page.text if page else "")
         slowest = max(slowest, time.process_time() - start)

@@ -9,7 +9,7 @@ from cloze.infra.status import print_status, results, statuses
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.examples.stage import ExamplesConfig
+from cloze.pipeline.examples.config import ExamplesConfig
 from tests.infra import toy_run as toy
 from tests.infra.toy_run import ToyConfig
 

@@ -18,6 +18,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup import stage as dedup
 from cloze.pipeline.extract import stage as extract
+from cloze.pipeline.extract import work_units
 from tests.conftest import free_port, wait_for_port
 from tests.paths import REPOSITORY
 from tests.pipeline.extract.test_extract import BOOK, BOOKS, DATA, WIKI, config, digests, files
@@ -73,7 +74,7 @@ def both(folder: Path, beam: list[str]) -> tuple[Manifest, Manifest]:
 @pytest.mark.slow
 @pytest.mark.flink
 def test_flink_writes_the_bytes_that_one_process_writes(tmp_path: Path, flink: list[str], monkeypatch):
-    monkeypatch.setattr(extract, "_RANGE", 8000)
+    monkeypatch.setattr(work_units, "XML_UNIT_BYTES", 8000)
     found = {}
     for name, beam in {"flink": flink, "here": ["--runner=FnApiRunner"]}.items():
         (tmp_path / name).mkdir()

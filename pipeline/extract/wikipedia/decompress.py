@@ -1,4 +1,4 @@
-"""A file -> its bytes, decompressed stream by stream (bz2, gz, xz, lzma) where it is compressed."""
+"""A file -> its bytes, decompressed stream by stream (bz2, gz, xz, lzma) if it is compressed."""
 
 import bz2
 import lzma
@@ -10,124 +10,120 @@ from typing import BinaryIO, NamedTuple
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_types import HEAD, packed
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia import format_check
 
-_READ = 1 << 20  # bytes of the file at a time
-_BLOCK = 4 << 20  # decompressed bytes at a time, however well they compress
-_MEMORY = 256 << 20  # bytes of memory that unpacking xz may want; xz -9 wants 65 MB
-
-
-class Range(NamedTuple):
-    """Bytes [start, end) of a file: what begins there."""
-
-    start: int
-    end: int
+_READ_BYTES = 1 << 20  # of the file at a time
+_BLOCK_BYTES = 4 << 20  # decompressed, at a time, however well they compress
+_XZ_MEMORY_BYTES = 256 << 20  # that decompressing xz may use; xz -9 needs 65 MB
 
 
 class Block(NamedTuple):
-    """Decompressed bytes, whether they begin in the span, and where: the compressed stream, and the byte of it."""
+    """Decompressed bytes, whether they begin in the requested range, and where: the offset of the compressed stream in
+    the file, and their offset in the decompressed stream.
+    """
 
     data: bytes
-    inside: bool
+    in_range: bool
     stream: int
     offset: int
 
 
 @dataclass
-class Truncation:
-    """What a reader met: why the file seems cut, empty if it does not, and how many bytes of the file it has read."""
+class ReadStatus:
+    """Filled in by a reader: why the file seems truncated (empty if it does not), and how far it has been read."""
 
-    reason: str = ""
-    read: int = 0
+    truncation: str = ""
+    bytes_read: int = 0  # of the file as it is stored, from its beginning
 
 
 def compression(location: Location) -> str:
-    """ "xml", "bz2", "gz" or "xz", by the file's first bytes whatever its name; UserError for what is no dump."""
+    """ "xml", "bz2", "gz" or "xz", by the file's first bytes whatever its name. Raises UserError for other formats."""
     with location.open() as file:
         head = file.read(HEAD)
     kind = packed(head)
     if not kind:
-        format_check.refuse(location, head)
+        format_check.check_format(location, head)
     return kind or "xml"
 
 
-def blocks(location: Location, span: Range, truncation: Truncation) -> Iterator[Block]:
-    """Decompressed blocks from `span.start` to the end of the file.
+def read_blocks(location: Location, byte_range: ByteRange, status: ReadStatus) -> Iterator[Block]:
+    """Decompressed blocks from the start of the range to the end of the file.
 
     Raises UserError: damaged compression.
     """
     with location.open() as file:
         kind = packed(file.read(HEAD))
         if not kind:
-            yield from _plain_blocks(file, span, truncation)
+            yield from _plain_blocks(file, byte_range, status)
             return
         try:
-            yield from _decompressed(file, kind, span, truncation)
+            yield from _decompressed_blocks(file, kind, byte_range, status)
         except (OSError, lzma.LZMAError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             if "limit" in str(error):
                 raise UserError(
-                    f"{location}: wants more than {_MEMORY >> 20} MB of memory; unpack it first (xz -d)"
+                    f"{location}: needs more than {_XZ_MEMORY_BYTES >> 20} MB of memory; decompress it first (xz -d)"
                 ) from error
             raise UserError(
                 f"{location}: is damaged {kind} ({error}); fetch it again and compare its checksum"
             ) from error
 
 
-def _plain_blocks(file: BinaryIO, span: Range, truncation: Truncation) -> Iterator[Block]:
-    file.seek(span.start)
-    position = span.start
-    while block := file.read(_READ if position >= span.end else min(_READ, span.end - position)):
-        truncation.read = position + len(block)
-        yield Block(block, position < span.end, 0, position)
+def _plain_blocks(file: BinaryIO, byte_range: ByteRange, status: ReadStatus) -> Iterator[Block]:
+    file.seek(byte_range.start)
+    position, end = byte_range
+    while block := file.read(_READ_BYTES if position >= end else min(_READ_BYTES, end - position)):
+        status.bytes_read = position + len(block)
+        yield Block(block, position < end, 0, position)
         position += len(block)
 
 
-def _decompressed(file: BinaryIO, kind: str, span: Range, truncation: Truncation) -> Iterator[Block]:
-    """One compressed stream after another, as the tools that concatenate them leave them."""
-    file.seek(span.start)
-    truncation.read = span.start
+def _decompressed_blocks(file: BinaryIO, kind: str, byte_range: ByteRange, status: ReadStatus) -> Iterator[Block]:
+    """Blocks of one compressed stream after the other; dumps are often concatenated streams."""
+    file.seek(byte_range.start)
+    status.bytes_read = byte_range.start
 
-    def more() -> bytes:
-        block = file.read(_READ)
-        truncation.read += len(block)
+    def read_more() -> bytes:
+        block = file.read(_READ_BYTES)
+        status.bytes_read += len(block)
         return block
 
-    data = more()
+    data = read_more()
     while data:
-        start, offset = truncation.read - len(data), 0
-        stream = _stream(kind)
+        start, offset = status.bytes_read - len(data), 0
+        stream = _decompressor(kind)
         while not stream.eof:
-            block = stream.decompress(data, _BLOCK)
+            block = stream.decompress(data, _BLOCK_BYTES)
             if block:
-                yield Block(block, start < span.end, start, offset)
+                yield Block(block, start < byte_range.end, start, offset)
                 offset += len(block)
             if stream.eof:
                 break
             data = b""
             if stream.needs_input:
-                data = more()
+                data = read_more()
                 if not data:
-                    truncation.reason = f"its {kind} stream is cut off"
+                    status.truncation = f"its {kind} stream is cut off"
                     return
-        data = stream.unused_data or more()
+        data = stream.unused_data or read_more()
         while kind == "xz" and data and not (data := data.lstrip(b"\0")):  # streams may be padded
-            data = more()
+            data = read_more()
         if len(data) < HEAD:
-            data += more()
+            data += read_more()
         if packed(data) != kind:
-            return  # padding, or what bzip2 and gzip ignore as well
+            return  # padding, or trailing bytes that bzip2 and gzip ignore as well
 
 
-def _stream(kind: str) -> "bz2.BZ2Decompressor | lzma.LZMADecompressor | _Gzip":
+def _decompressor(kind: str) -> "bz2.BZ2Decompressor | lzma.LZMADecompressor | _GzipDecompressor":
     if kind == "xz":
-        return lzma.LZMADecompressor(memlimit=_MEMORY)
-    return bz2.BZ2Decompressor() if kind == "bz2" else _Gzip()
+        return lzma.LZMADecompressor(memlimit=_XZ_MEMORY_BYTES)
+    return bz2.BZ2Decompressor() if kind == "bz2" else _GzipDecompressor()
 
 
-class _Gzip:
-    """zlib's decompressor with bz2's manners."""
+class _GzipDecompressor:
+    """zlib's decompressor with the interface of bz2.BZ2Decompressor."""
 
     def __init__(self) -> None:
         self._zlib = zlib.decompressobj(wbits=31)

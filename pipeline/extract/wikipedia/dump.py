@@ -1,8 +1,8 @@
 """A MediaWiki XML dump (plain, bz2, multistream bz2, gz, xz) -> pages.
 
-No XML parser: a page is cut out as bytes (page_splitter.py), and its few fields are found by regular expression.
-Nothing is expanded but the five entities of XML and character numbers, each once. A range of a dump owns the pages
-whose <page> begins in it, whoever reads it.
+No XML parser is used: the bytes of a page are found by page_splitter.py, and its few fields by regular expressions.
+Only XML's five entities and numeric character references are expanded, each once. A page belongs to the range of the
+dump in which its <page> begins.
 """
 
 import re
@@ -14,14 +14,15 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_types import packed
 from cloze.pipeline.core.schema import Record
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia import format_check, multistream
-from cloze.pipeline.extract.wikipedia.decompress import Range, Truncation, blocks, compression
-from cloze.pipeline.extract.wikipedia.page_splitter import definition, page_bytes
+from cloze.pipeline.extract.wikipedia.decompress import ReadStatus, compression, read_blocks
+from cloze.pipeline.extract.wikipedia.page_splitter import doctype_error, split_pages
 
-_HEADER = 1 << 18  # no <siteinfo> is longer than this
-_END = 1 << 10  # bytes at the end of plain XML that are never a range of their own
+_HEADER_BYTES = 1 << 18  # no <siteinfo> is longer
+_MIN_LAST_RANGE = 1 << 10  # bytes; a shorter rest of plain XML is part of the range before it
 _MAX_TITLE = 1 << 10  # characters; MediaWiki's longest have 255 bytes
-_MAX_DIGITS = 18  # of an id: what 64 bits hold for certain
+_MAX_DIGITS = 18  # of an id: fits in 64 bits
 
 _PROLOGUE = re.compile(r"(?:\s+|<\?xml[^>]*\?>|<!--.*?-->)*", re.DOTALL)
 _ENCODING = re.compile(r"""<\?xml[^>]*encoding=["']([^"']+)["']""")
@@ -37,8 +38,8 @@ _REDIRECT = re.compile(r"\s*[#＃][^\W\d][^\n\[]{0,40}\[\[")
 _ENTITY = re.compile(r"&(lt|gt|quot|amp|apos|#x[0-9a-fA-F]{1,6}|#\d{1,7});")
 _CHARACTERS = {"lt": "<", "gt": ">", "quot": '"', "amp": "&", "apos": "'"}
 
-#: The names that every wiki understands beside its own.
-CANONICAL = {
+#: The namespace names that every wiki understands in addition to its own.
+CANONICAL_NAMESPACES = {
     -2: "Media", -1: "Special", 1: "Talk", 2: "User", 3: "User talk", 4: "Project", 5: "Project talk", 6: "File",
     7: "File talk", 8: "MediaWiki", 9: "MediaWiki talk", 10: "Template", 11: "Template talk", 12: "Help",
     13: "Help talk", 14: "Category", 15: "Category talk",
@@ -46,7 +47,7 @@ CANONICAL = {
 
 
 class Page(NamedTuple):
-    """One page in its newest revision that the dump holds. `timestamp` is ISO 8601 as the dump has it."""
+    """A page in the newest revision of the dump. `timestamp` is ISO 8601, as in the dump."""
 
     page_id: int
     title: str
@@ -61,20 +62,20 @@ class Page(NamedTuple):
 
 @dataclass(frozen=True)
 class Site:
-    """What a dump's header says of its wiki; empty where it does not."""
+    """The wiki that a dump's header describes; what the header lacks is empty."""
 
     dbname: str = ""
     base: str = ""
     language: str = ""
     namespaces: dict[int, str] = field(default_factory=dict)
 
-    def named(self, key: int) -> set[str]:
+    def namespace_names(self, key: int) -> set[str]:
         """The names of a namespace, in lower case."""
-        names = {self.namespaces.get(key, "").lower(), CANONICAL.get(key, "").lower()}
+        names = {self.namespaces.get(key, "").lower(), CANONICAL_NAMESPACES.get(key, "").lower()}
         return (names | ({"image"} if key == 6 else set())) - {""}
 
     def namespace(self, title: str) -> int:
-        """The namespace that a title's prefix names, 0 where it names none."""
+        """The namespace that a title's prefix names; 0 for none."""
         prefix, colon, _ = title.partition(":")
         if not colon:
             return 0
@@ -82,11 +83,11 @@ class Site:
 
     @property
     def _prefixes(self) -> dict[str, int]:
-        keys = {*self.namespaces, *CANONICAL} - {0}
-        return {name: key for key in sorted(keys) for name in self.named(key)}
+        keys = {*self.namespaces, *CANONICAL_NAMESPACES} - {0}
+        return {name: key for key in sorted(keys) for name in self.namespace_names(key)}
 
     def url(self, title: str) -> str:
-        """The page's address, from the address of the wiki's main page; empty where that is not known."""
+        """The page's address, from the address of the wiki's main page; empty if that is not known."""
         from urllib.parse import quote
 
         base = self.base or (f"https://{self.language}.wikipedia.org/wiki/" if self.language else "")
@@ -94,32 +95,32 @@ class Site:
 
 
 def read_site(location: Location) -> Site:
-    """A dump's header. Raises UserError for what is no MediaWiki XML in UTF-8, and for one with a DTD."""
+    """Read a dump's header. Raises UserError if the file is not MediaWiki XML in UTF-8, or has a DTD."""
     compression(location)
     head = b""
-    truncation = Truncation()
-    for block in blocks(location, Range(0, 1), truncation):
+    status = ReadStatus()
+    for block in read_blocks(location, ByteRange(0, 1), status):
         head += block.data
-        if len(head) >= _HEADER or b"<page>" in head or b"</mediawiki>" in head:
+        if len(head) >= _HEADER_BYTES or b"<page>" in head or b"</mediawiki>" in head:
             break
-    head = head[:_HEADER]
+    head = head[:_HEADER_BYTES]
     if packed(head):
-        raise UserError(f"{location}: is compressed twice; unpack it once first")
-    format_check.refuse(location, head)
+        raise UserError(f"{location}: is compressed twice; decompress it once first")
+    format_check.check_format(location, head)
     text = head.decode("utf-8-sig", "replace")
-    if truncation.reason and "<page>" not in text:
+    if status.truncation and "<page>" not in text:
         raise UserError(f"{location}: is cut off: it ends before its first page; fetch it again")
     if not text.strip():
-        raise UserError(f"{location}: holds nothing; {format_check.MEND}")
+        raise UserError(f"{location}: is empty; {format_check.FIX}")
     if (encoding := _ENCODING.match(text)) and encoding[1].lower() not in ("utf-8", "utf8", "us-ascii"):
         raise UserError(f"{location}: is in {encoding[1]}; convert it to UTF-8 first (iconv)")
     header = text.partition("<page>")[0]
     if "<!DOCTYPE" in header or "<!ENTITY" in header:
-        raise definition(location)
+        raise doctype_error(location)
     prologue = _PROLOGUE.match(text)
     root = _ROOT.match(text, prologue.end() if prologue else 0)
     if root is None:
-        raise UserError(f"{location}: begins with {text.strip()[:40]!r} instead of <mediawiki>; {format_check.MEND}")
+        raise UserError(f"{location}: begins with {text.strip()[:40]!r} instead of <mediawiki>; {format_check.FIX}")
     language = _LANGUAGE.search(root[1] or "")
     return Site(
         dbname=_field("dbname", header),
@@ -129,33 +130,32 @@ def read_site(location: Location) -> Site:
     )
 
 
-def ranges(location: Location, bytes_plain: int, bytes_bz2: int) -> list[Range]:
-    """Ranges that can be read apart, from the file alone: of plain XML, or of whole streams of a bz2.
-
-    A file that is one compressed stream is one range.
+def byte_ranges(location: Location, xml_bytes: int, bz2_bytes: int) -> list[ByteRange]:
+    """Divide a dump into ranges that can be read independently: of about `xml_bytes` of plain XML, or of whole bz2
+    streams, together at least `bz2_bytes`. A file that is a single compressed stream is one range.
     """
     size, kind = location.size(), compression(location)
     starts = [0]
     if kind == "xml":
-        starts += range(bytes_plain, size - _END, bytes_plain)
-    if kind == "bz2" and size > bytes_bz2:
-        starts += multistream.starts(location, bytes_bz2)
-    return [Range(start, end) for start, end in zip(starts, [*starts[1:], size], strict=True)]
+        starts += range(xml_bytes, size - _MIN_LAST_RANGE, xml_bytes)
+    if kind == "bz2" and size > bz2_bytes:
+        starts += multistream.stream_starts(location, bz2_bytes)
+    return [ByteRange(start, end) for start, end in zip(starts, [*starts[1:], size], strict=True)]
 
 
-def pages(location: Location, span: Range, site: Site, truncation: Truncation) -> Iterator[Page | None]:
-    """The pages that begin in `span`; None for one that is malformed. Says in `truncation` if the file is cut.
+def pages(location: Location, byte_range: ByteRange, site: Site, status: ReadStatus) -> Iterator[Page | None]:
+    """The pages that begin in a range; None for a malformed one. Sets `status.truncation` if the file is cut.
 
     Raises UserError: damaged compression, text that is not UTF-8, a document type definition, pages of another wiki.
     """
-    return parsed(location, page_bytes(location, span, site.dbname, truncation), site)
+    return parse_pages(location, split_pages(location, byte_range, site.dbname, status), site)
 
 
-def parsed(location: Location, found: Iterable[tuple[bytes, Record]], site: Site) -> Iterator[Page | None]:
-    """What `page_bytes` gives -> the pages; None for one without a title or id, cut in itself or too long."""
-    for data, record in found:
+def parse_pages(location: Location, raw_pages: Iterable[tuple[bytes, Record]], site: Site) -> Iterator[Page | None]:
+    """Parse what `split_pages` yields; None for a page without a title or id, incomplete or too long."""
+    for data, record in raw_pages:
         if b"\r" in data:
-            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # as XML has it
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # XML's line ends
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -164,12 +164,12 @@ def parsed(location: Location, found: Iterable[tuple[bytes, Record]], site: Site
             raise UserError(
                 f"{location}: is not UTF-8 in the page {name} (byte {data[error.start]:#04x}); convert it first (iconv)"
             ) from error
-        page = None if "\0" in text else _page(text, site, record)
+        page = None if "\0" in text else _parse_page(text, site, record)
         yield page if page and len(page.title) <= _MAX_TITLE else None
 
 
-def _page(text: str, site: Site, record: Record) -> Page | None:
-    """The fields of one <page>, in its last revision; None where it has no title or id."""
+def _parse_page(text: str, site: Site, record: Record) -> Page | None:
+    """The fields of one <page>, in its last revision; None if it has no title or id."""
     last = text.rfind("<revision>")
     head, revision = (text[:last], text[last:]) if last >= 0 else (text, "")
     title, page_id = _TITLE.search(head), _id(head)
@@ -177,15 +177,15 @@ def _page(text: str, site: Site, record: Record) -> Page | None:
         return None
     name = _unescape(title[1])
     start = revision.find("<text")
-    about, body = (revision[:start], _text(revision, start)) if start >= 0 else (revision, "")
+    metadata, body = (revision[:start], _text(revision, start)) if start >= 0 else (revision, "")
     namespace = _NS.search(head)
-    timestamp, model = _TIMESTAMP.search(about), _MODEL.search(about)
+    timestamp, model = _TIMESTAMP.search(metadata), _MODEL.search(metadata)
     return Page(
         page_id=page_id,
         title=name,
         namespace=int(namespace[1]) if namespace else site.namespace(name),
         redirect="<redirect" in head or bool(_REDIRECT.match(body)),
-        revision=_id(about) or 0,
+        revision=_id(metadata) or 0,
         timestamp=timestamp[1] if timestamp else "",
         model=model[1] if model else "wikitext",
         text=body,
@@ -194,13 +194,13 @@ def _page(text: str, site: Site, record: Record) -> Page | None:
 
 
 def _id(text: str) -> int | None:
-    """The first <id>; None where there is none, or none that 64 bits hold."""
+    """The first <id>; None if it is missing or does not fit in 64 bits."""
     match = _ID.search(text)
     return int(match[1]) if match and len(match[1]) <= _MAX_DIGITS else None
 
 
 def _text(revision: str, start: int) -> str:
-    """What <text ...> holds, nothing for <text/>."""
+    """The content of <text ...>; empty for <text/>."""
     inner = revision.find(">", start) + 1
     stop = revision.rfind("</text>")
     return _unescape(revision[inner:stop]) if 0 < inner <= stop else ""
@@ -212,7 +212,7 @@ def _field(name: str, header: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    """XML's entities, once: "&amp;lt;" is "&lt;"."""
+    """Expand XML's entities, once: "&amp;lt;" becomes "&lt;"."""
     if "&" not in text:
         return text
     parts = _ENTITY.split(text)

@@ -1,4 +1,4 @@
-"""The first bytes of a file -> a UserError that names what it is, where it is no MediaWiki XML in UTF-8."""
+"""The first bytes of a file -> a UserError that names its format if it is not MediaWiki XML in UTF-8."""
 
 import re
 
@@ -7,11 +7,11 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.encodings import marked
 
-MEND = "give a MediaWiki XML export, such as <wiki>-latest-pages-articles.xml.bz2"
+FIX = "give a MediaWiki XML export, such as <wiki>-latest-pages-articles.xml.bz2"
 
-#: Which of four bytes are zero throughout in text that is mostly ASCII.
-_ZEROS = {"x000": "UTF-32LE", "000x": "UTF-32BE", "x0x0": "UTF-16LE", "0x0x": "UTF-16BE"}
-_TEXTS = {
+#: Which bytes of each four are zero throughout (0) in text that is mostly ASCII.
+_ZERO_BYTES = {"x000": "UTF-32LE", "000x": "UTF-32BE", "x0x0": "UTF-16LE", "0x0x": "UTF-16BE"}
+_OTHER_FORMATS = {
     r"(?:<!--[^>]*-->\s*)?<(?:!doctype html|html\b|head\b|body\b)": "HTML, perhaps a server's message",
     r"-- (?:MySQL|MariaDB|phpMyAdmin|PostgreSQL|Host:)|/\*[!M]|(?:DROP|CREATE|LOCK) TABLE|INSERT INTO": "an SQL dump",
     r"\{\s*\"(?:index|create)\"\s*:": "a CirrusSearch dump in JSON",
@@ -24,22 +24,22 @@ _TEXTS = {
 }
 
 
-def refuse(location: Location, head: bytes) -> None:
-    """Raise UserError if a file that begins like this is known to be something else."""
+def check_format(location: Location, head: bytes) -> None:
+    """Raises UserError if a file that begins with `head` is known to be of another format."""
     if found := file_types.known(head):
         raise UserError(f"{location}: is {found}")
-    if encoding := _wide(head):
+    if encoding := _utf16_or_utf32(head):
         raise UserError(f"{location}: is {encoding}; convert it to UTF-8 first (iconv -f {encoding} -t UTF-8)")
     text = head[:4096].decode("utf-8-sig", "replace").strip()
-    for pattern, what in _TEXTS.items():
+    for pattern, name in _OTHER_FORMATS.items():
         if re.match(pattern, text, re.IGNORECASE | re.DOTALL):
-            raise UserError(f"{location}: begins with {text[:40]!r} instead of <mediawiki>: it is {what}; {MEND}")
+            raise UserError(f"{location}: begins with {text[:40]!r} instead of <mediawiki>: it is {name}; {FIX}")
 
 
-def _wide(head: bytes) -> str:
-    """UTF-16 or UTF-32, by its mark or by where its zeros are; empty where it is neither."""
+def _utf16_or_utf32(head: bytes) -> str:
+    """The name of a UTF-16 or UTF-32 encoding, by its byte order mark or by its zero bytes; empty for others."""
     if encoding := marked(head).removeprefix("utf-8-sig"):
         return encoding.upper()
     some = head[:64]
     zeros = "".join("0" if some[k::4] and not any(some[k::4]) else "x" for k in range(4))
-    return _ZEROS.get(zeros, "")
+    return _ZERO_BYTES.get(zeros, "")

@@ -1,7 +1,7 @@
-"""Bytes of a MediaWiki export -> its pages' bytes, from each <page> to its </page>, in bounded memory.
+"""Bytes of a MediaWiki export -> the bytes of its pages, from each <page> to its </page>, in bounded memory.
 
-An export escapes every "<" of its texts, so tags are found as bytes. What XML allows beside them is minded: comments
-are left out, CDATA is escaped, a document type definition is refused wherever it stands.
+An export escapes every "<" of its texts, so tags are found as bytes. Other XML syntax is handled: comments are removed,
+CDATA sections become escaped text, a document type definition is rejected.
 """
 
 import re
@@ -10,101 +10,104 @@ from collections.abc import Iterator
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.schema import Record
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia import format_check
-from cloze.pipeline.extract.wikipedia.decompress import Block, Range, Truncation, blocks
+from cloze.pipeline.extract.wikipedia.decompress import Block, ReadStatus, read_blocks
 
 MAX_PAGE = 16 << 20  # bytes: MediaWiki's longest text has 2 MB, which escapes make 12 MB of XML at most
-_TAIL = 64  # bytes in which a tag that goes on in the next block may begin
+_TAIL = 64  # bytes at the end of a block that may be the beginning of a tag
 
 _OUTSIDE = re.compile(rb"<page>|<!|</mediawiki>|<dbname>([^<]*)</dbname>")
 _INSIDE = re.compile(rb"</page>|<page>|<!")
-_NEXT = re.compile(rb"</page>|(?=<page>)")
+_PAGE_END = re.compile(rb"</page>|(?=<page>)")
 _SECTION = re.compile(rb"<!--.*?-->|<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
-_SECTIONS = {b"<!--": b"-->", b"<![CDATA[": b"]]>"}
+_SECTION_ENDS = {b"<!--": b"-->", b"<![CDATA[": b"]]>"}
 
 
-def page_bytes(location: Location, span: Range, dbname: str, truncation: Truncation) -> Iterator[tuple[bytes, Record]]:
-    """The pages that begin in `span`, and where each lies; b"" for one that has no end or is longer than `MAX_PAGE`.
+def split_pages(
+    location: Location, byte_range: ByteRange, dbname: str, status: ReadStatus
+) -> Iterator[tuple[bytes, Record]]:
+    """The pages that begin in a range, and where each is; b"" for one without an end or longer than `MAX_PAGE`.
 
-    Of a page with many revisions those between the first and the last may be missing. Says in `truncation` if the file
+    Of a long page, the revisions between the first and the last may be left out. Sets `status.truncation` if the file
     is cut. Raises UserError: damaged compression, a document type definition, pages of another wiki than `dbname`.
     """
-    cutter = _Cutter(location, dbname)
-    for block in blocks(location, span, truncation):
-        yield from cutter.cut(block)
-        if cutter.done:
+    splitter = _PageSplitter(location, dbname)
+    for block in read_blocks(location, byte_range, status):
+        yield from splitter.split(block)
+        if splitter.done:
             return
-    if cutter.open:
-        truncation.reason = truncation.reason or "it ends in the middle of a page"
-    elif not cutter.ended and span.start < span.end:
-        truncation.reason = truncation.reason or "it ends without </mediawiki>"
+    if splitter.in_page:
+        status.truncation = status.truncation or "it ends in the middle of a page"
+    elif not splitter.root_closed and byte_range.start < byte_range.end:
+        status.truncation = status.truncation or "it ends without </mediawiki>"
 
 
-class _Cutter:
-    """Cuts pages out of one block after another."""
+class _PageSplitter:
+    """Splits one block after the other into pages."""
 
     def __init__(self, location: Location, dbname: str) -> None:
-        self.done = False  # every page that begins in the span is cut out
-        self.open = False  # the block ended in the middle of a page
-        self.ended = False  # </mediawiki> came last
+        self.done = False  # every page that begins in the range has been returned
+        self.in_page = False  # the block ended in the middle of a page
+        self.root_closed = False  # </mediawiki> came last
         self._location, self._dbname = location, dbname
         self._buffer = b""
-        self._owned = 0  # so many first bytes of the buffer lie in the span
-        self._skipping = False  # through a page that is too long
-        self._left_out = 0  # bytes of the page that the buffer begins with, which is open
+        self._in_range = 0  # the number of bytes at the beginning of the buffer that are in the range
+        self._skipping = False  # the rest of a page that is too long
+        self._removed = 0  # bytes that were removed from the unfinished page at the beginning of the buffer
         self._read = 0  # bytes of all blocks
-        self._streams: list[tuple[int, int, int]] = []  # where in these bytes streams begin; the stream, its byte there
+        self._streams: list[tuple[int, int, int]] = []  # (bytes of all blocks before it, stream, offset in the stream)
 
-    def cut(self, block: Block) -> Iterator[tuple[bytes, Record]]:
+    def split(self, block: Block) -> Iterator[tuple[bytes, Record]]:
         """The pages that end in this block."""
-        inside = block.inside
-        if inside:
-            self._owned = len(self._buffer) + len(block.data)
+        in_range = block.in_range
+        if in_range:
+            self._in_range = len(self._buffer) + len(block.data)
         if not self._streams or self._streams[-1][1] != block.stream:
             self._streams.append((self._read, block.stream, block.offset))
         self._read += len(block.data)
         self._buffer += block.data
-        position = self._skipped() if self._skipping else 0
+        position = self._skip_page() if self._skipping else 0
         keep = len(self._buffer) - _TAIL if self._skipping else None
         while keep is None and (token := _OUTSIDE.search(self._buffer, position)):
             if token[0] == b"<page>":
-                if token.start() >= self._owned:
+                if token.start() >= self._in_range:
                     self.done = True
                     return
-                stop, whole, plain = self._page_end(token.end())
-                self.open, self.ended = stop < 0, False
-                if not self.open:
+                stop, complete, plain = self._page_end(token.end())
+                self.in_page, self.root_closed = stop < 0, False
+                if not self.in_page:
                     record = self._record(token.start(), stop)
-                    yield _clean(self._buffer[token.start() : stop], plain) if whole else b"", record
+                    yield _page_xml(self._buffer[token.start() : stop], plain) if complete else b"", record
             elif token[0] == b"<!":
                 stop = self._section_end(token.start())
             else:
                 stop = token.end()
-                self.ended = self.ended or token[0] == b"</mediawiki>"
-                self._check(token[1])
+                self.root_closed = self.root_closed or token[0] == b"</mediawiki>"
+                self._check_dbname(token[1])
             if stop < 0:
                 keep = token.start()
             else:
                 position = stop
         if keep is None:
             keep = max(position, len(self._buffer) - _TAIL)
-        self._drop(keep)
+        self._discard(keep)
         if len(self._buffer) > MAX_PAGE:
             yield from self._shorten()
-        self.done = self._owned <= 0 and not inside
+        self.done = self._in_range <= 0 and not in_range
 
     def _record(self, start: int, stop: int) -> Record:
-        """Where in the file a page of the buffer lies."""
+        """Where in the file the page at [start, stop) of the buffer is."""
         end = self._read - len(self._buffer) + stop
-        begin = end - (stop - start) - self._left_out
-        self._left_out = 0
+        begin = end - (stop - start) - self._removed
+        self._removed = 0
         while len(self._streams) > 1 and self._streams[1][0] <= begin:
             del self._streams[0]
-        at, stream, offset = self._streams[0]
-        return Record(stream, offset + begin - at, end - begin)
+        before, stream, offset = self._streams[0]
+        return Record(stream, offset + begin - before, end - begin)
 
     def _page_end(self, position: int) -> tuple[int, bool, bool]:
-        """Where the page ends, -1 if not in this block; whether with </page>; whether without sections."""
+        """Where the page ends (-1: not in this block), whether with </page>, and whether it has no sections."""
         plain = True
         while token := _INSIDE.search(self._buffer, position):
             if token[0] == b"</page>":
@@ -118,69 +121,71 @@ class _Cutter:
         return -1, False, plain
 
     def _section_end(self, start: int) -> int:
-        """Where a comment or CDATA ends, -1 if not in this block. Raises UserError for any other declaration."""
+        """Where a comment or CDATA section ends (-1: not in this block). Raises UserError for other declarations."""
         head = self._buffer[start : start + 9]
-        for opening, closing in _SECTIONS.items():
+        for opening, closing in _SECTION_ENDS.items():
             if head.startswith(opening):
                 stop = self._buffer.find(closing, start + len(opening))
                 return stop + 3 if stop >= 0 else -1
             if opening.startswith(head):
                 return -1
-        raise definition(self._location)
+        raise doctype_error(self._location)
 
-    def _check(self, dbname: bytes | None) -> None:
-        """A second dump may follow the first in a file, if it is of the same wiki."""
+    def _check_dbname(self, dbname: bytes | None) -> None:
+        """A second dump may follow the first in a file, if it is of the same wiki. Raises UserError for another."""
         name = (dbname or b"").decode("utf-8", "replace").strip()
         if name and self._dbname and name != self._dbname:
             raise UserError(
                 f"{self._location}: holds dumps of two wikis, {self._dbname} and {name}; give each as a file of its own"
             )
 
-    def _skipped(self) -> int:
-        """Where the page that is too long ends, if it does."""
-        token = _NEXT.search(self._buffer)
+    def _skip_page(self) -> int:
+        """Where the page that is too long ends; 0 if not in this buffer."""
+        token = _PAGE_END.search(self._buffer)
         if token is None:
             return 0
-        self._skipping = self.open = False
+        self._skipping = self.in_page = False
         return token.end()
 
     def _shorten(self) -> Iterator[tuple[bytes, Record]]:
-        """Leave out of the page in the buffer what is not needed; give it up if it is still too long."""
-        if not self.open:
-            raise UserError(f"{self._location}: has a comment of more than {MAX_PAGE >> 20} MB; {format_check.MEND}")
+        """Remove all but the first and last revision of the page in the buffer; if it is still too long, skip it."""
+        if not self.in_page:
+            raise UserError(f"{self._location}: has a comment of more than {MAX_PAGE >> 20} MB; {format_check.FIX}")
         before = len(self._buffer)
-        self._buffer = _newest(self._buffer)
-        self._left_out += before - len(self._buffer)
-        self._owned = max(1, self._owned - before + len(self._buffer))
+        self._buffer = _without_middle_revisions(self._buffer)
+        self._removed += before - len(self._buffer)
+        self._in_range = max(1, self._in_range - before + len(self._buffer))
         if len(self._buffer) > MAX_PAGE:
             self._skipping = True
-            self._left_out = 0
+            self._removed = 0
             yield b"", Record()
-            self._drop(len(self._buffer) - _TAIL)
+            self._discard(len(self._buffer) - _TAIL)
 
-    def _drop(self, count: int) -> None:
+    def _discard(self, count: int) -> None:
+        """Discard bytes at the beginning of the buffer."""
         if count > 0:
             self._buffer = self._buffer[count:]
-            self._owned -= count
+            self._in_range -= count
 
 
-def definition(location: Location) -> UserError:
-    return UserError(f"{location}: has a document type definition, which no MediaWiki export has; {format_check.MEND}")
+def doctype_error(location: Location) -> UserError:
+    return UserError(f"{location}: has a document type definition, which no MediaWiki export has; {format_check.FIX}")
 
 
-def _newest(page: bytes) -> bytes:
-    """A page without the revisions between what stands before the first and the last."""
+def _without_middle_revisions(page: bytes) -> bytes:
+    """A page without what is between the beginning of its first revision and the beginning of its last."""
     first, last = page.find(b"<revision>"), page.rfind(b"<revision>")
     return page[:first] + page[last:] if 0 <= first < last else page
 
 
-def _clean(page: bytes, plain: bool) -> bytes:
+def _page_xml(page: bytes, plain: bool) -> bytes:
+    """A page without comments and CDATA sections, which a `plain` one does not have; b"" if it is too long."""
     if not plain:
-        page = _SECTION.sub(_escaped, page)
+        page = _SECTION.sub(_escape_cdata, page)
     if len(page) > MAX_PAGE:
-        page = _newest(page)
+        page = _without_middle_revisions(page)
     return page if len(page) <= MAX_PAGE else b""
 
 
-def _escaped(section: re.Match[bytes]) -> bytes:
+def _escape_cdata(section: re.Match[bytes]) -> bytes:
     return (section[1] or b"").replace(b"&", b"&amp;").replace(b"<", b"&lt;").replace(b">", b"&gt;")

@@ -1,8 +1,8 @@
-"""A compressed stream that only one reader can read -> pieces of whole pages, which many can.
+"""A compressed stream, which only one reader can read -> partitions of whole pages, which many workers read.
 
-Pieces lie in scratch, zstd-compressed, each in a file whose name says how far in the stream it reaches; before each
-page stands where in the user's file it lies. A record of all of them is written last: without it the stream is not
-spooled yet.
+Partitions are zstd-compressed files in scratch; the name of each says up to which byte of the stream it reaches. Each
+page is preceded by its place in the user's file. A record that lists the partitions is written last: without it, the
+stream is not repartitioned yet.
 """
 
 import json
@@ -16,105 +16,110 @@ import pyarrow as pa
 from cloze.pipeline.core.artifacts import Output, in_parallel
 from cloze.pipeline.core.schema import Record
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.extract.wikipedia.decompress import Range, Truncation
-from cloze.pipeline.extract.wikipedia.page_splitter import page_bytes
+from cloze.pipeline.extract.byte_range import ByteRange
+from cloze.pipeline.extract.wikipedia.decompress import ReadStatus
+from cloze.pipeline.extract.wikipedia.page_splitter import split_pages
 
-_HEAD = struct.Struct("<4q")  # before a page: its Record, and the bytes that are stored of it, none if it is not whole
+_PAGE_HEADER = struct.Struct("<4q")  # before each page: its Record, and the number of bytes, 0 for a malformed page
 
 
 class Stream(NamedTuple):
-    """A file, or a range of it, that has one reader; `dbname` is its wiki's."""
+    """A file, or a range of it, that is one compressed stream. `dbname` names its wiki."""
 
     name: str
     location: Location
-    span: Range
+    byte_range: ByteRange
     dbname: str
 
     def __str__(self) -> str:
-        return f"stream {self.name} (bytes {self.span.start}-{self.span.end} of {self.location})"
+        return f"stream {self.name} (bytes {self.byte_range.start}-{self.byte_range.end} of {self.location})"
 
 
-class Stored(NamedTuple):
-    """A piece: the name of its part, its file, the bytes of the stream it was read from, why the stream ends there."""
+class Partition(NamedTuple):
+    """A file of whole pages. `name` is the part (see Output) that is extracted from it, `byte_range` the bytes of the
+    stream that it was read from, `truncation` why the stream ends too early, empty if it does not.
+    """
 
     name: str
     location: Location
-    span: Range
-    truncated: str
+    byte_range: ByteRange
+    truncation: str
 
 
-def missing(streams: Sequence[Stream], scratch: Location, out: Output) -> list[Stream]:
-    """The streams that are not cut yet."""
-    return [stream for stream in streams if not stored(stream, scratch, out)]
+def unfinished(streams: Sequence[Stream], scratch: Location, out: Output) -> list[Stream]:
+    """The streams that are not repartitioned yet."""
+    return [stream for stream in streams if not finished_partitions(stream, scratch, out)]
 
 
 @contextmanager
-def progress(streams: Sequence[Stream], scratch: Location, out: Output) -> Iterator[None]:
-    """Inside, how many of the streams' bytes are cut is told."""
-    total = sum(stream.span.end - stream.span.start for stream in streams)
+def report_progress(streams: Sequence[Stream], scratch: Location, out: Output) -> Iterator[None]:
+    """While inside, report how many of the streams' bytes are repartitioned."""
+    total = sum(stream.byte_range.size for stream in streams)
 
     def done() -> float:
-        return sum(max(0, _reach(scratch / stream.name) - stream.span.start) for stream in streams) / 1e6
+        return sum(max(0, _reached(scratch / stream.name) - stream.byte_range.start) for stream in streams) / 1e6
 
-    with out.telling(done, total / 1e6, "MB", "cutting compressed files into pieces"):
+    with out.telling(done, total / 1e6, "MB", "repartitioning compressed files"):
         yield
 
 
-def spool(stream: Stream, scratch: Location, out: Output, size: int) -> None:
-    """Write the pieces of a stream, then their record. Pieces that lie there or are done with are not written again."""
-    folder, truncation = scratch / stream.name, Truncation()
+def write_partitions(stream: Stream, scratch: Location, out: Output, size: int) -> None:
+    """Write the partitions of a stream, of `size` bytes of pages each, then their record.
+
+    A partition that exists, or whose part is committed, is not written again.
+    """
+    folder, status = scratch / stream.name, ReadStatus()
     ends: list[int] = []
 
-    def close(piece: _Piece) -> None:
-        file = _file(folder, len(ends), truncation.read)
-        if not file.is_file() and not out.part(_part(stream, len(ends))):
-            file.write_bytes(piece.data())
-        ends.append(truncation.read)
+    def close(partition: _PartitionWriter) -> None:
+        file = _file(folder, len(ends), status.bytes_read)
+        if not file.is_file() and not out.part(_part_name(stream, len(ends))):
+            file.write_bytes(partition.data())
+        ends.append(status.bytes_read)
 
-    piece = _Piece()
-    for page, record in page_bytes(stream.location, stream.span, stream.dbname, truncation):
-        piece.add(page, record)
-        if piece.size >= size:
-            close(piece)
-            piece = _Piece()
-    if piece.size or not ends:
-        close(piece)
-    _record(folder).write_text(json.dumps({"ends": ends, "truncated": truncation.reason}))
+    partition = _PartitionWriter()
+    for page, record in split_pages(stream.location, stream.byte_range, stream.dbname, status):
+        partition.add(page, record)
+        if partition.size >= size:
+            close(partition)
+            partition = _PartitionWriter()
+    if partition.size or not ends:
+        close(partition)
+    _record_file(folder).write_text(json.dumps({"ends": ends, "truncated": status.truncation}))
 
 
-def stored(stream: Stream, scratch: Location, out: Output) -> list[Stored]:
-    """The pieces of a stream; none where it is not cut yet, or a piece is gone that is not done with."""
+def finished_partitions(stream: Stream, scratch: Location, out: Output) -> list[Partition]:
+    """All partitions of a stream; none if it is not repartitioned yet, or if one is missing that is still needed."""
     folder = scratch / stream.name
     try:
-        record = json.loads(_record(folder).read_bytes())
+        record = json.loads(_record_file(folder).read_bytes())
     except FileNotFoundError:
         return []
-    pieces = [
-        Stored(_part(stream, number), _file(folder, number, end), Range(start, end), "")
-        for number, (start, end) in enumerate(
-            zip([stream.span.start, *record["ends"][:-1]], record["ends"], strict=True)
-        )
+    starts = [stream.byte_range.start, *record["ends"][:-1]]
+    partitions = [
+        Partition(_part_name(stream, number), _file(folder, number, end), ByteRange(start, end), "")
+        for number, (start, end) in enumerate(zip(starts, record["ends"], strict=True))
     ]
-    if not all(in_parallel(lambda piece: piece.location.is_file() or bool(out.part(piece.name)), pieces)):
+    if not all(in_parallel(lambda one: one.location.is_file() or bool(out.part(one.name)), partitions)):
         return []
-    return [*pieces[:-1], pieces[-1]._replace(truncated=record["truncated"])]
+    return [*partitions[:-1], partitions[-1]._replace(truncation=record["truncated"])]
 
 
-def stored_bytes(piece: Stored, truncation: Truncation) -> Iterator[tuple[bytes, Record]]:
-    """The pages of a piece, as `page_bytes` gave them."""
-    with piece.location.open() as file, pa.input_stream(file, compression="zstd") as stream:
+def partition_pages(partition: Partition, status: ReadStatus) -> Iterator[tuple[bytes, Record]]:
+    """The pages of a partition, as `split_pages` yielded them."""
+    with partition.location.open() as file, pa.input_stream(file, compression="zstd") as stream:
         data = stream.read()
     stop = 0
     while stop < len(data):
-        *place, size = _HEAD.unpack_from(data, stop)
-        start = stop + _HEAD.size
+        *record, size = _PAGE_HEADER.unpack_from(data, stop)
+        start = stop + _PAGE_HEADER.size
         stop = start + size
-        yield data[start:stop], Record(*place)
-    assert stop == len(data), f"{piece.location} does not end with a page"
-    truncation.reason = piece.truncated
+        yield data[start:stop], Record(*record)
+    assert stop == len(data), f"{partition.location} does not end with a page"
+    status.truncation = partition.truncation
 
 
-def _record(folder: Location) -> Location:
+def _record_file(folder: Location) -> Location:
     return Location(f"{folder}.json")
 
 
@@ -122,17 +127,17 @@ def _file(folder: Location, number: int, end: int) -> Location:
     return folder / f"{number:05}-{end}.pages"
 
 
-def _part(stream: Stream, number: int) -> str:
+def _part_name(stream: Stream, number: int) -> str:
     return f"{stream.name}.{number:05}"
 
 
-def _reach(folder: Location) -> int:
-    """How far in its stream the pieces reach that lie in a folder."""
+def _reached(folder: Location) -> int:
+    """The byte of the stream up to which the partitions in a folder reach."""
     return max((int(file.name.partition("-")[2].removesuffix(".pages")) for file in folder.files()), default=0)
 
 
-class _Piece:
-    """Pages on their way into a file."""
+class _PartitionWriter:
+    """Collects the pages of one partition in memory, compressed."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -140,10 +145,10 @@ class _Piece:
         self._stream = pa.CompressedOutputStream(self._sink, "zstd")
 
     def add(self, page: bytes, record: Record) -> None:
-        head = _HEAD.pack(*record, len(page))
-        self._stream.write(head)
+        header = _PAGE_HEADER.pack(*record, len(page))
+        self._stream.write(header)
         self._stream.write(page)
-        self.size += len(head) + len(page)
+        self.size += len(header) + len(page)
 
     def data(self) -> pa.Buffer:
         self._stream.close()

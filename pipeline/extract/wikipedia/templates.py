@@ -1,21 +1,20 @@
-"""The templates that carry prose: their arguments -> the text that stands for them.
+"""Templates whose arguments are running text -> that text.
 
-One table, from patterns to names, that a user extends in YAML for another wiki. What is not in it is dropped.
+One table maps patterns to template names. A configuration extends it for another wiki. Other templates are dropped.
 """
 
 import re
 from collections.abc import Mapping
 
-_PIECE = re.compile(r"\[\[[^\[\]]*\]\]|\|")
-_NAMED = re.compile(r"\s*+([\w \-]{1,30}?)\s*+=(?!=)\s*")
+_LINK_OR_PIPE = re.compile(r"\[\[[^\[\]]*\]\]|\|")
+_NAMED_ARGUMENT = re.compile(r"\s*+([\w \-]{1,30}?)\s*+=(?!=)\s*")
 _ROMAN = re.compile(r"[IVXL]+$")
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _NUMBER = re.compile(r"(?=.{1,40}$)(?:[-−+]?[\d.,/+ ⁄½¼¾⅓⅔]*\d[\d.,/e]*|[½¼¾⅓⅔])$")
 
-#: A pattern -> the templates it stands for. {1} is the first argument, {-1} the last, {a|1} the first of them that
-#: says something, {*} all of them joined; a word alone is a
-#: function of this file.
-_PROSE = {
+#: Pattern -> names of templates, with ~ for a space. {1} is the first argument, {-1} the last, {a|1} the first of them
+#: that is not empty, {*} all of them joined; a pattern of a single word names a function of this file.
+_NAMES_BY_PATTERN = {
     "{1}": """
         nowrap nobr nobold nobreak small smaller big larger midsize unicode angbr em strong bold italic italics
         ital bolditalic underline strikethrough mono code tt kbd var samp smallcaps sc aut smcp script
@@ -93,9 +92,10 @@ _PROSE = {
         maß omzetten převod преврати przelicz""",
 }
 
-BUILTIN = {name.replace("~", " "): pattern for pattern, names in _PROSE.items() for name in names.split()}
+#: Template name -> pattern.
+BUILTIN = {name.replace("~", " "): pattern for pattern, names in _NAMES_BY_PATTERN.items() for name in names.split()}
 
-# Between the numbers of {{convert}}.
+# The separators between the numbers of {{convert}}.
 _SEPARATORS = {
     "to": " to ",
     "-": "–",
@@ -112,7 +112,7 @@ _SEPARATORS = {
     "to(-)": " to ",
 }
 
-# {{convert}}'s codes of units that are not written as they are named.
+# {{convert}}'s unit codes whose symbol differs from the code.
 _UNITS = {
     "km2": "km²",
     "m2": "m²",
@@ -158,17 +158,17 @@ _UNITS = {
 }
 
 
-def render(pattern: str, body: str, mark: str) -> str:
-    """A template's text, from what stands behind its name; `mark` where it says nothing."""
+def render(pattern: str, body: str, gap: str) -> str:
+    """The text of a template, from the text after its name; `gap` if it has none."""
     given = arguments(body)
     function = _FUNCTIONS.get(pattern)
-    return function(given, mark) if function else _fill(pattern, given, mark)
+    return function(given, gap) if function else _fill(pattern, given, gap)
 
 
 def arguments(body: str) -> dict[str, str]:
     """Arguments by name, or by number from 1 and, from the end, from -1. Pipes inside links do not separate."""
     values, start = [], 0
-    for match in _PIECE.finditer(body):
+    for match in _LINK_OR_PIPE.finditer(body):
         if match[0] == "|":
             values.append(body[start : match.start()])
             start = match.end()
@@ -176,7 +176,7 @@ def arguments(body: str) -> dict[str, str]:
     arguments: dict[str, str] = {}
     positional = []
     for value in values:
-        if match := _NAMED.match(value):
+        if match := _NAMED_ARGUMENT.match(value):
             arguments[match[1].lower()] = value[match.end() :].strip()
         else:
             positional.append(value.strip())
@@ -187,17 +187,17 @@ def arguments(body: str) -> dict[str, str]:
     return arguments
 
 
-def _fill(pattern: str, given: Mapping[str, str], mark: str) -> str:
-    """{2|text} in a pattern is the first of these arguments that says something; a mark where none does."""
+def _fill(pattern: str, given: Mapping[str, str], gap: str) -> str:
+    """Replace each {2|text} in a pattern by the first of these arguments that is not empty; by a gap if all are."""
 
     def value(match: re.Match[str]) -> str:
-        return next((found for key in match[1].split("|") if (found := given.get(key, "").strip(mark))), mark)
+        return next((found for key in match[1].split("|") if (found := given.get(key, "").strip(gap))), gap)
 
     return _FIELD.sub(value, pattern)
 
 
-def _convert(given: Mapping[str, str], mark: str) -> str:
-    """{{convert|5|to|10|km|mi}} -> "5 to 10 km": the quantity as it was given, not converted."""
+def _convert(given: Mapping[str, str], gap: str) -> str:
+    """{{convert|5|to|10|km|mi}} -> "5 to 10 km": the quantity as it is written, not converted."""
     words: list[str] = []
     number = 1
     while (value := given.get(str(number))) is not None:
@@ -212,34 +212,34 @@ def _convert(given: Mapping[str, str], mark: str) -> str:
             if not _NUMBER.match(following) or str(number + 1) not in given:
                 break
             words.append(" ")  # 6 ft 2 in
-    return "".join(words) or mark
+    return "".join(words) or gap
 
 
-def _century(given: Mapping[str, str], mark: str) -> str:
-    """French {{s|XIX|e}}; in Russian {{s|...}} only keeps words together."""
+def _century(given: Mapping[str, str], gap: str) -> str:
+    """French {{s|XIX|e}}; in Russian {{s|...}} only prevents line breaks."""
     number = given.get("1", "")
-    return f"{number}{given.get('2') or 'e'} siècle" if _ROMAN.match(number) else number or mark
+    return f"{number}{given.get('2') or 'e'} siècle" if _ROMAN.match(number) else number or gap
 
 
-def _fraction(given: Mapping[str, str], mark: str) -> str:
+def _fraction(given: Mapping[str, str], gap: str) -> str:
     """{{frac|8|1|2}} -> 8 1/2; {{frac|2}} -> 1/2."""
     numbers = [given[key] for key in "123" if key in given]
     if len(numbers) < 2:
-        return f"1/{numbers[0]}" if numbers else mark
+        return f"1/{numbers[0]}" if numbers else gap
     return " ".join([*numbers[:-2], "/".join(numbers[-2:])])
 
 
-def _power(given: Mapping[str, str], mark: str) -> str:
+def _power(given: Mapping[str, str], gap: str) -> str:
     """English {{e|6}} is a power of ten, French {{e}} ends an ordinal."""
-    exponent = given.get("1", "").strip(mark)
+    exponent = given.get("1", "").strip(gap)
     return f"×10{exponent}" if _NUMBER.match(exponent) else exponent or "e"
 
 
-def _value(given: Mapping[str, str], mark: str) -> str:
+def _value(given: Mapping[str, str], gap: str) -> str:
     """{{val|1.2|0.1|e=6|u=W}}, without its uncertainty."""
     power = f"×10{given['e']}" if "e" in given else ""
     unit = given.get("u") or given.get("ul", "")
-    return f"{given.get('1', mark)}{power} {unit}".strip()
+    return f"{given.get('1', gap)}{power} {unit}".strip()
 
 
 _FUNCTIONS = {"century": _century, "convert": _convert, "fraction": _fraction, "power": _power, "value": _value}

@@ -1,40 +1,40 @@
-"""What wikitext's names mean: tags, sections without prose, languages."""
+"""Names in wikitext by their meaning: tags, sections without prose, pointers to other articles, languages."""
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-def _by_beginning(phrases: str) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
+def _by_first_two_characters(phrases: str) -> dict[str, tuple[str, ...]]:
+    grouped: dict[str, tuple[str, ...]] = {}
     for phrase in " ".join(phrases.split()).split("; "):
-        found[phrase[:2]] = (*found.get(phrase[:2], ()), phrase)
-    return found
+        grouped[phrase[:2]] = (*grouped.get(phrase[:2], ()), phrase)
+    return grouped
 
 
-#: Extension tags: what stands between them is not wikitext.
+#: Extension tags: their content is not wikitext.
 RAW_TAGS = _words(
     "ref nowiki math ce chem gallery timeline score imagemap graph hiero pre syntaxhighlight source templatedata "
     "templatestyles mapframe maplink categorytree inputbox indicator dynamicpagelist phonos"
 )
 
-#: Tags that are dropped with all that stands between them, even one another.
+#: Tags that are dropped with their content, including nested tags.
 DROPPED_TAGS = _words("table ul ol dl h1 h2 h3 h4 h5 h6 references includeonly rt rp caption style script")
 
-#: Tags that begin or end a block -> what stands for them.
+#: Tags that begin or end a block -> the text that replaces them.
 BLOCK_TAGS = {
     **dict.fromkeys(_words("blockquote center div hr p poem section article header tr td th tbody thead"), "\n\n"),
     **dict.fromkeys(_words("li dt dd"), "\n*"),
     "br": " ",
 }
 
-#: Tags that go while their text stays in its line.
+#: Tags that are removed while their content stays in its line.
 INLINE_TAGS = _words(
     "abbr b bdi bdo big cite code data del dfn em font i ins kbd mark noinclude nobr onlyinclude q ruby rb rbc rtc s "
     "samp small span strike strong sub sup time translate tt tvar u var wbr languages ref"
 )
 
-#: Sections whose paragraphs, too, are no prose of the article.
+#: Titles of sections whose paragraphs are not part of the article's prose, in lower case.
 DROPPED_SECTIONS = frozenset(
     " ".join(title.split())
     for title in """
@@ -75,10 +75,10 @@ DROPPED_SECTIONS = frozenset(
     """.replace("\n", " ").split(";")
 )
 
-#: Titles of such sections that, below the second level, may as well be what an article is about.
-SUBJECTS_ALSO = _words("literatur литература література litteratur kirjallisuus quellen извори links sources")
+#: Those of them that below the second level may be a subject of the article: such sections are kept.
+POSSIBLE_SUBJECTS = _words("literatur литература література litteratur kirjallisuus quellen извори links sources")
 
-#: How a line begins, in lower case, that only leads to another article.
+#: The beginnings of lines that only point to another article, in lower case.
 _POINTERS = """
     see also; see main article; main article:; main articles:; main page:; not to be confused with; this article is
     about; this page is about; for other uses; siehe auch; siehe:; hauptartikel:; article détaillé:; article
@@ -97,11 +97,11 @@ _POINTERS = """
     докладніше див; bővebben:; bővebben lásd
 """
 
-#: The same by their first two characters.
-POINTERS_BEGIN = _by_beginning(_POINTERS)
+#: First two characters -> the beginnings.
+POINTER_BEGINNINGS = _by_first_two_characters(_POINTERS)
 
-#: How such a line ends.
-POINTERS_END = (
+#: The endings of such lines.
+POINTER_ENDINGS = (
     "を参照",
     "も参照",
     "を参照のこと",
@@ -112,7 +112,7 @@ POINTERS_END = (
     "문서를 참고",
 )
 
-#: Prefixes of links to the same page in other languages.
+#: Prefixes of interlanguage links.
 LANGUAGE_CODES = _words(
     """
     aa ab ace ady af ak als alt am ami an ang ann anp ar arc ary arz as ast atj av avk awa ay az azb ba ban bar

@@ -1,13 +1,13 @@
 """Wikitext -> paragraphs of running text.
 
-Four linear passes, none of them recursive: `_structure` resolves what nests (templates, tables, tags, comments) with
-one tokenizer and one stack; `_links` resolves links; `_blocks` reads marks of bold and italics and sorts lines into
-paragraphs and what is no paragraph (indented_lines.py says which lines behind a colon are); `_clean` finishes
-characters. An opening without its end loses its own mark only, never the text behind it.
+Four linear passes, none of them recursive: `_resolve_structure` resolves nested markup (templates, tables, tags,
+comments) with one tokenizer and one stack; `_resolve_links` resolves links; `_split_blocks` resolves bold and italics
+and sorts lines into paragraphs and other lines (indented_lines.py finds the paragraphs among indented lines);
+`_clean_blocks` cleans up characters. An opening without its end loses only its own characters, never the text after it.
 
-Where something was dropped the text carries the mark U+0000 (which XML cannot hold) up to `_clean`, so that the empty
-brackets and loose commas which dropping leaves are mended there and nowhere else. Text inside <nowiki> is carried in
-control characters until the end.
+Where something was dropped, the text contains a gap, U+0000 (which XML cannot contain), until `_clean_blocks` removes
+the empty brackets and loose commas around it. Special characters inside <nowiki> are encoded as control characters
+until the end.
 """
 
 import html.entities
@@ -24,25 +24,25 @@ from cloze.pipeline.extract.wikipedia.wiki_names import (
     DROPPED_TAGS,
     INLINE_TAGS,
     LANGUAGE_CODES,
+    POSSIBLE_SUBJECTS,
     RAW_TAGS,
-    SUBJECTS_ALSO,
 )
 
-_MARK = "\x00"  # here something was dropped
-_EDGE = "\x01"  # the apostrophes on its two sides are not one mark
-_OPEN_TABLE = "\x02"  # here a table begins that may have no end
+_GAP = "\x00"  # something was dropped here
+_QUOTE_BREAK = "\x01"  # the apostrophes before and after it are separate marks
+_TABLE_START = "\x02"  # of a table that may have no end
 _SPECIAL = "[]{}|'<>&*#:;=_!"
-_CARRIERS = "\x03\x04\x05\x06\x07\x08\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17"
-_PROTECT = str.maketrans(_SPECIAL, _CARRIERS)
-_UNPROTECT = str.maketrans(_CARRIERS, _SPECIAL)
-_SHOWN = "''".translate(_PROTECT)  # two apostrophes that are no mark
-_CONTROL = "".join(map(chr, (*range(9), *range(14, 32))))
+_ENCODED = "\x03\x04\x05\x06\x07\x08\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17"
+_PROTECT = str.maketrans(_SPECIAL, _ENCODED)
+_UNPROTECT = str.maketrans(_ENCODED, _SPECIAL)
+_LITERAL_APOSTROPHES = "''".translate(_PROTECT)  # two apostrophes that are not markup
+_CONTROL_CHARACTERS = "".join(map(chr, (*range(9), *range(14, 32))))
 _MAX_DEPTH = 40  # templates inside templates whose text is kept; deeper ones are dropped, to bound the copying
 
 _TOKEN = re.compile(
-    r"\{\{(?!\{)[^{}<\n]*+\}\}(?!\})"  # a template that holds no other, nor a tag
+    r"\{\{(?!\{)[^{}<\n]*+\}\}(?!\})"  # a template without nested templates and tags
     r"|\{\{+|\}\}+"
-    r"|<ref(?:\s[^<>]*+(?<!/))?>[^<]*+</ref>"  # most of them hold no tag: what they hold is not looked at
+    r"|<ref(?:\s[^<>]*+(?<!/))?>[^<]*+</ref>"  # most references contain no tag: their content is skipped
     r"|<!--"
     r"|</?[A-Za-z][A-Za-z0-9]*+[^<>]*+>"
     r"|\n[ \t:*#]*\{\|"
@@ -55,7 +55,7 @@ _EXTERNAL = re.compile(
 )
 _QUOTES = re.compile("(''+)")
 _ITALICS = re.compile("''")
-_LITERAL = re.compile(r"(?<=\w)''(?=\w)")  # in a title that is shown: [[Lista d''e paise]]
+_APOSTROPHES_IN_WORD = re.compile(r"(?<=\w)''(?=\w)")  # in a link's title: [[Lista d''e paise]]
 _MAGIC = re.compile(r"__(?=[^\W\da-z_])[^\Wa-z]+__")
 _VARIANT = re.compile(r"-\{(?:([^{}|\n]*+)\|)?([^{}\n]*+)\}-")
 _ENTITY = re.compile(r"&(?:#(\d{1,7})|#[xX]([0-9a-fA-F]{1,6})|([A-Za-z][A-Za-z0-9]{1,31}));")
@@ -64,32 +64,35 @@ _LETTER = re.compile(r"[^\W_]")
 _ODD_SPACES = "\t\x0b\x0c\r\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 _OPENERS = tuple('"«“„‘([')
 _PAUSES, _PAUSES_OR_STOPS = tuple(",;:、，；：،؛"), tuple(",;.、，；。،؛")
-_LOOSE = " ,;:/–、，；：،؛"  # goes between a bracket and what was dropped
+_LOOSE_PUNCTUATION = " ,;:/–、，；：،؛"  # removed between a bracket and a gap
 
-_LEFT_BEFORE, _LEFT_BEHIND = frozenset(_LOOSE + "(（["), frozenset(_LOOSE + ".。!?)）]")  # where there may be work
+# Only next to these characters is there anything to remove around a gap.
+_LOOSE_BEFORE, _LOOSE_AFTER = frozenset(_LOOSE_PUNCTUATION + "(（["), frozenset(_LOOSE_PUNCTUATION + ".。!?)）]")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What one wiki and one user want: namespaces in lower case, template names -> patterns, section titles."""
+    """The settings of a wiki and a source. Namespaces are in lower case; `templates` maps names to patterns."""
 
-    hidden: frozenset[str] = frozenset({"file", "image", "category"})
+    hidden_namespaces: frozenset[str] = frozenset({"file", "image", "category"})
     templates: Mapping[str, str] = field(default_factory=dict)
-    sections: frozenset[str] = DROPPED_SECTIONS
+    dropped_sections: frozenset[str] = DROPPED_SECTIONS
     keep_headings: bool = False
     keep_lists: bool = False
 
 
 def paragraphs(text: str, rules: Rules = Rules(), dropped: Counter[str] | None = None) -> list[str]:
-    """The running text of a page, a string a paragraph. `dropped` counts the names of templates that were dropped."""
-    if any(char in text for char in _CONTROL):
-        text = text.translate(dict.fromkeys(map(ord, _CONTROL)))
-    text = _links(_structure(text, rules, Counter() if dropped is None else dropped), rules.hidden)
-    return _clean(_blocks(text, rules))
+    """The running text of a page, one string per paragraph. `dropped` counts dropped templates by name."""
+    if any(char in text for char in _CONTROL_CHARACTERS):
+        text = text.translate(dict.fromkeys(map(ord, _CONTROL_CHARACTERS)))
+    text = _resolve_links(
+        _resolve_structure(text, rules, Counter() if dropped is None else dropped), rules.hidden_namespaces
+    )
+    return _clean_blocks(_split_blocks(text, rules))
 
 
-class _Structure:
-    """The output so far and a stack of what is open: (kind, index into the output, length of a run of braces)."""
+class _StructureResolver:
+    """Builds the output with a stack of open elements: (kind, index into the output, length of a run of braces)."""
 
     def __init__(self, text: str, rules: Rules, dropped: Counter[str]) -> None:
         self.text = text
@@ -98,14 +101,14 @@ class _Structure:
         self.out: list[str] = []
         self.stack: list[tuple[str, int, int]] = []
         self.open: Counter[str] = Counter()
-        self.endless: set[str] = set()  # tags that have no end from here on: looked for once
+        self.unclosed: set[str] = set()  # tags that have no end from here on, so that each is searched only once
 
     def push(self, kind: str, run: int = 0) -> None:
         self.stack.append((kind, len(self.out), run))
         self.open[kind] += 1
 
     def pop(self, kind: str) -> tuple[int, int]:
-        """The nearest open `kind`; what was opened inside it and never closed is forgotten, its text stays."""
+        """Pop the nearest open `kind`. Unclosed elements inside it are popped as well; their text stays."""
         while True:
             found, index, run = self.stack.pop()
             self.open[found] -= 1
@@ -113,11 +116,11 @@ class _Structure:
                 return index, run
 
     def drop(self, kind: str) -> None:
-        """Close `kind` and drop what it holds; a closing mark without an opening one is dropped alone."""
+        """Close `kind` and drop its content. Without an opening, only the closing itself is dropped."""
         if self.open[kind]:
             index, _ = self.pop(kind)
             del self.out[index:]
-        self.out.append(_MARK)
+        self.out.append(_GAP)
 
     def close_braces(self, run: int) -> None:
         while run >= 2 and self.open["{"]:
@@ -125,61 +128,63 @@ class _Structure:
             width = 3 if run >= 3 and opened >= 3 else 2
             content = self.out[index:]
             del self.out[index:]
-            self.out.append(_MARK if width == 3 else self.template("".join(content)))
+            self.out.append(_GAP if width == 3 else self.template("".join(content)))
             run -= width
             if opened - width >= 2:
                 self.stack.append(("{", index, opened - width))
                 self.open["{"] += 1
 
     def template(self, content: str) -> str:
-        """What stands for a template in the text: its prose, or a mark."""
+        """The text that replaces a template: its prose, or a gap."""
         head, _, body = content.partition("|")
-        name, pattern = _named(head)
+        name, pattern = _lookup_template(head)
         pattern = self.rules.templates.get(name, pattern)
         if pattern is None or self.open["{"] > _MAX_DEPTH:
             self.dropped[name[:60]] += 1
-            return _MARK
-        return _edged(templates.render(pattern, content.partition(":")[2] if name.endswith(":") else body, _MARK))
+            return _GAP
+        return _separate_quotes(
+            templates.render(pattern, content.partition(":")[2] if name.endswith(":") else body, _GAP)
+        )
 
-    def edge(self) -> str:
-        """What stands for a tag that goes alone."""
-        return _EDGE if self.out and self.out[-1].endswith("'") else ""
+    def quote_break(self) -> str:
+        """The text that replaces a tag whose content stays: nothing, or a break between apostrophes."""
+        return _QUOTE_BREAK if self.out and self.out[-1].endswith("'") else ""
 
     def tag(self, token: str, end: int) -> int:
-        """Handle one HTML or extension tag; returns where to read on."""
+        """Handle an HTML or extension tag. Returns the position at which to continue."""
         match = _TAG.match(token)
         assert match
         name = match[1].lower()
-        closing, alone = token[1] == "/", token[-2] == "/"
+        closing, self_closing = token[1] == "/", token[-2] == "/"
         if name in RAW_TAGS:
-            if not closing and not alone and name not in self.endless:
-                stop = _raw_end(self.text, end, name)
+            if not closing and not self_closing and name not in self.unclosed:
+                stop = _find_raw_end(self.text, end, name)
                 if stop is None:
-                    self.endless.add(name)
+                    self.unclosed.add(name)
                 elif stop[1] > end:
                     kept = name == "nowiki" or (name in ("syntaxhighlight", "source") and " inline" in token)
-                    content = _ENTITY.sub(_entity, self.text[end : stop[0]]) if kept else ""
-                    self.out.append(content.translate(_PROTECT) if kept else _MARK)
+                    content = _ENTITY.sub(_expand_entity, self.text[end : stop[0]]) if kept else ""
+                    self.out.append(content.translate(_PROTECT) if kept else _GAP)
                     return stop[1]
-            self.out.append(_MARK if name != "nowiki" else self.edge())
+            self.out.append(_GAP if name != "nowiki" else self.quote_break())
         elif name in DROPPED_TAGS:
             if closing:
                 self.drop(name)
-            elif not alone:
+            elif not self_closing:
                 self.push(name)
                 self.out.append("\n" if name != "rt" else "")
         elif name in BLOCK_TAGS:
             self.out.append(BLOCK_TAGS[name])
         else:
-            self.out.append(self.edge() if name in INLINE_TAGS else token)
+            self.out.append(self.quote_break() if name in INLINE_TAGS else token)
         return end
 
     def comment(self, start: int) -> int:
-        """Drop a comment and, as MediaWiki does, the whole line when nothing else stands on it."""
+        """Drop a comment and, as MediaWiki does, its whole line if it contains nothing else."""
         text = self.text
-        stop = text.find("-->", start + 4) if "-->" not in self.endless else -1
+        stop = text.find("-->", start + 4) if "-->" not in self.unclosed else -1
         if stop < 0:
-            self.endless.add("-->")
+            self.unclosed.add("-->")
             return start + 4
         stop += 3
         if self.out and self.out[-1].endswith("\n") and text.startswith("\n", stop):
@@ -205,12 +210,12 @@ class _Structure:
                 self.close_braces(len(token))
             elif first == "<":
                 if token[1] == "r" and token[-6:] == "</ref>":
-                    out.append(_MARK)
+                    out.append(_GAP)
                     continue
                 position = self.comment(start) if token == "<!--" else self.tag(token, end)
             elif token[-1] == "|":
                 self.push("{|")
-                out.append("\n" + _OPEN_TABLE)
+                out.append("\n" + _TABLE_START)
             else:
                 self.drop("{|")
                 out.append("\n")
@@ -219,9 +224,9 @@ class _Structure:
 
 
 @lru_cache(maxsize=1 << 14)
-def _named(head: str) -> tuple[str, str | None]:
-    """A template's name as it is compared, and the pattern that it has in every wiki."""
-    name = head.replace("_", " ").replace(_MARK, "").strip().lower()
+def _lookup_template(head: str) -> tuple[str, str | None]:
+    """A template's normalized name, and its built-in pattern if it has one."""
+    name = head.replace("_", " ").replace(_GAP, "").strip().lower()
     if (pattern := templates.BUILTIN.get(name)) is not None:
         return name, pattern
     function, colon, _ = name.partition(":")
@@ -232,14 +237,14 @@ def _named(head: str) -> tuple[str, str | None]:
     return name, "{1|text}" if name.startswith("lang-") else None
 
 
-def _edged(text: str) -> str:
-    """Keep the apostrophes at the ends of a template's text or a link's label apart from those around it."""
-    return _EDGE * text.startswith("'") + text + _EDGE * text.endswith("'")
+def _separate_quotes(text: str) -> str:
+    """Separate apostrophes at the ends of a template's text or a link's label from those around it."""
+    return _QUOTE_BREAK * text.startswith("'") + text + _QUOTE_BREAK * text.endswith("'")
 
 
-def _structure(text: str, rules: Rules, dropped: Counter[str]) -> str:
-    """Resolve templates, tables, tags and comments; links, quotes and lines are left as they stand."""
-    return _Structure("\n" + text, rules, dropped).run()  # a table is looked for at the beginning of a line
+def _resolve_structure(text: str, rules: Rules, dropped: Counter[str]) -> str:
+    """Resolve templates, tables, tags and comments; links, quotes and lines stay as they are."""
+    return _StructureResolver("\n" + text, rules, dropped).run()  # a table begins at the beginning of a line
 
 
 @lru_cache(maxsize=64)
@@ -247,137 +252,139 @@ def _raw_tag(name: str) -> re.Pattern[str]:
     return re.compile(rf"<(/?){name}(?:[\s/][^<>]*)?(?<!/)>", re.IGNORECASE)
 
 
-def _raw_end(text: str, position: int, name: str) -> tuple[int, int] | None:
-    """The span of the closing tag; an empty one at `position` if another opening comes before; None if none comes."""
+def _find_raw_end(text: str, position: int, name: str) -> tuple[int, int] | None:
+    """The span of the closing tag; an empty span at `position` if an opening tag comes first; None if there is none."""
     match = _raw_tag(name).search(text, position)
     if match is None:
         return None
     return match.span() if match[1] else (position, position)
 
 
-def _quotes(line: str) -> str:
-    """A line whose bold marks are gone and whose marks of italics are two apostrophes each (Parser::doQuotes).
+def _resolve_quotes(line: str) -> str:
+    """Remove marks of bold from a line; marks of italics become two apostrophes each (MediaWiki's Parser::doQuotes).
 
-    Of four apostrophes in a row, and of six, the first is one; more than six are marks put twice, and none of them is.
-    Which threes are an apostrophe and italics, `_elisions` says.
+    The first of four, and of six, apostrophes in a row is text; more than six are doubled marks without text.
+    `_elisions` finds the runs of three that are an apostrophe and a mark of italics.
     """
-    pieces = _QUOTES.split(line)  # text, apostrophes, text, ...
-    runs = list(map(len, pieces[1::2]))
+    segments = _QUOTES.split(line)  # text, apostrophes, text, ...
+    runs = list(map(len, segments[1::2]))
     if runs.count(3) == len(runs):  # most lines
-        return "".join(pieces[::2])
+        return "".join(segments[::2])
     marks = [3 if run == 4 else min(run, 5) for run in runs]
     literal = [int(run in (4, 6)) for run in runs]
     if 3 in marks and len(set(marks)) > 1:
-        for i in _elisions(pieces, marks, literal):
+        for i in _elisions(segments, marks, literal):
             marks[i] = 2
             literal[i] += 1
     for i, count in enumerate(literal):
-        pieces[2 * i + 1] = ("'" if count == 1 else _SHOWN[:1] * count) + ("" if marks[i] == 3 else "''")
-    return "".join(pieces)
+        segments[2 * i + 1] = ("'" if count == 1 else _LITERAL_APOSTROPHES[:1] * count) + (
+            "" if marks[i] == 3 else "''"
+        )
+    return "".join(segments)
 
 
-def _elisions(pieces: list[str], marks: list[int], literal: list[int]) -> list[int]:
-    """Which threes are an apostrophe and italics, as in l'''Iliade'' and ''Eagle'''s.
+def _elisions(segments: list[str], marks: list[int], literal: list[int]) -> list[int]:
+    """The runs of three that are an apostrophe and a mark of italics, as in l'''Iliade'' and ''Eagle'''s.
 
-    Mark i stands behind pieces[2 * i] and `literal[i]` apostrophes. Where bold and italics are both marked an odd
-    number of times, MediaWiki takes one three: the first behind a word of one letter, else behind a longer word, else
-    behind a blank. Here those come first that cannot be bold by what stands around them, unless that leaves one odd.
+    Mark i follows segments[2 * i] and `literal[i]` apostrophes. If bold and italics both have an odd number of marks,
+    MediaWiki chooses one run of three: the first after a word of one letter, else after a longer word, else after a
+    space. Here, runs that cannot be bold in their context come first, unless an odd number would remain.
     """
 
-    def surely(i: int) -> bool:
-        """Inside a word, and the mark behind it closes italics or the one before it opens them."""
-        left, right = pieces[2 * i], pieces[2 * i + 2]
+    def is_elision(i: int) -> bool:
+        """Inside a word, and the next mark closes italics or the previous one opens them."""
+        left, right = segments[2 * i], segments[2 * i + 2]
         if literal[i] or not left[-1:].isalnum() or not (right[:1].isalnum() or right[:1] in _OPENERS):
             return False
-        before, behind = marks[i - 1] if i else 0, marks[i + 1] if i + 1 < len(marks) else 0
-        if behind == 2 and not right[-1:].isspace() and not pieces[2 * i + 4][:1].isalnum():
-            return before != 3 or " " in left  # else the end of bold letters inside a word
-        opened = before == 2 and not left[:1].isspace() and not pieces[2 * i - 2][-1:].isalnum()
-        return opened and (behind != 3 or " " in right)
+        before, after = marks[i - 1] if i else 0, marks[i + 1] if i + 1 < len(marks) else 0
+        if after == 2 and not right[-1:].isspace() and not segments[2 * i + 4][:1].isalnum():
+            return before != 3 or " " in left  # otherwise bold letters end inside a word
+        opened = before == 2 and not left[:1].isspace() and not segments[2 * i - 2][-1:].isalnum()
+        return opened and (after != 3 or " " in right)
 
     def rank(i: int) -> int:
-        before = pieces[2 * i][-2:] + "'" * literal[i]
+        before = segments[2 * i][-2:] + "'" * literal[i]
         return 2 if before[-1:] == " " else 0 if before[-2:-1] == " " else 1
 
     threes = [i for i, mark in enumerate(marks) if mark == 3]
     fives = marks.count(5)
     odd = (len(threes) + fives) % 2 and (marks.count(2) + fives) % 2
-    found = [i for i in threes if surely(i)]
+    found = [i for i in threes if is_elision(i)]
     if len(found) % 2:
         return found if odd else []
     taken = set(found)
-    others = [i for i in threes if i not in taken]
-    return [*found, min(others, key=rank)] if odd and others else found
+    remaining = [i for i in threes if i not in taken]
+    return [*found, min(remaining, key=rank)] if odd and remaining else found
 
 
-def _links(text: str, hidden: frozenset[str]) -> str:
-    """Links -> their labels; files, categories and links to other languages -> marks."""
+def _resolve_links(text: str, hidden_namespaces: frozenset[str]) -> str:
+    """Links -> their labels; files, categories and interlanguage links -> gaps."""
     if "[" not in text:
         return text
 
     def external(match: re.Match[str]) -> str:
-        return match[1].strip() or _MARK
+        return match[1].strip() or _GAP
 
     def label(content: str) -> str | None:
-        """None for what does not show."""
+        """The visible text of a link; None if it has none."""
         target, _, label = content.partition("|")
         if ":" in target:
             prefix, _, rest = target.partition(":")
             prefix = prefix.replace("_", " ").strip(" \x00")
             if not prefix:
                 target = rest
-            elif prefix.lower() in hidden or (prefix in LANGUAGE_CODES and rest) or _MEDIA.search(rest):
+            elif prefix.lower() in hidden_namespaces or (prefix in LANGUAGE_CODES and rest) or _MEDIA.search(rest):
                 return None
         if "'" in label:
-            label = _edged(_quotes(label).replace("''", ""))
+            label = _separate_quotes(_resolve_quotes(label).replace("''", ""))
         return label if label.strip() else target
 
     before, *rest = _EXTERNAL.sub(external, text).split("[[")
     out = [before.replace("]]", "")]
-    stack: list[int] = []  # where links began that hold others, such as files with captions
+    stack: list[int] = []  # indices of open links that contain links, such as files with captions
     for part in rest:
-        pieces = part.split("]]")
-        content = pieces[0]
-        if len(pieces) == 1:
+        segments = part.split("]]")
+        content = segments[0]
+        if len(segments) == 1:
             stack.append(len(out))
             out.append(content)
             continue
         if "|" in content or ":" in content:
             found = label(content)
-            content = _MARK if found is None else found
+            content = _GAP if found is None else found
         elif "'" in content:
-            content = _edged(_LITERAL.sub(_SHOWN, content))
-        if len(pieces) == 2:
-            out += content, pieces[1]
+            content = _separate_quotes(_APOSTROPHES_IN_WORD.sub(_LITERAL_APOSTROPHES, content))
+        if len(segments) == 2:
+            out += content, segments[1]
             continue
         out.append(content)
-        for piece in pieces[1:-1]:
-            out.append(piece)
+        for segment in segments[1:-1]:
+            out.append(segment)
             if stack:
                 index = stack.pop()
                 found = label(out[index])
                 if found is None:
                     del out[index + 1 :]
-                out[index] = _MARK if found is None else found
-        out.append(pieces[-1])
+                out[index] = _GAP if found is None else found
+        out.append(segments[-1])
     return "".join(out)
 
 
-def _blocks(text: str, rules: Rules) -> list[str]:
-    """Lines -> paragraphs: lines that follow one another are one; headings, lists and rows of tables go."""
+def _split_blocks(text: str, rules: Rules) -> list[str]:
+    """Lines -> paragraphs of consecutive lines, without headings, lists and table rows."""
     blocks: list[str] = []
     lines: list[str] = []
     indents: list[str] = []
-    section = 0  # the block that the section begins with
-    hidden = 0  # the level of the heading that hides what follows
+    section = 0  # the index of the section's first block
+    hidden = 0  # the level of the heading of a dropped section
 
     def flush() -> None:
         if lines:
-            if not indented_lines.is_pointer(block := " ".join(lines)):
+            if not indented_lines.is_pointer_paragraph(block := " ".join(lines)):
                 blocks.append(block)
             lines.clear()
         if indents:
-            blocks.extend(indented_lines.prose(indents, len(blocks) == section))
+            blocks.extend(indented_lines.prose_paragraphs(indents, len(blocks) == section))
             indents.clear()
 
     for raw in text.split("\n"):
@@ -388,14 +395,14 @@ def _blocks(text: str, rules: Rules) -> list[str]:
             continue
         first = line[0]
         if "'''" in line:
-            line = _quotes(raw).strip(" \t\r\x00") or "''"
+            line = _resolve_quotes(raw).strip(" \t\r\x00") or "''"
         if first == "=" and (heading := _heading(line)):
             flush()
             level, title, rest = heading
             if not hidden or level <= hidden:
                 name = title.replace("''", "").strip(" :\x00").lower()
-                subject = level > 2 and name in SUBJECTS_ALSO
-                hidden = level if name in rules.sections and not subject else 0
+                subject = level > 2 and name in POSSIBLE_SUBJECTS
+                hidden = level if name in rules.dropped_sections and not subject else 0
             if rules.keep_headings and not hidden:
                 blocks.append(title)
             section = len(blocks)
@@ -417,20 +424,20 @@ def _blocks(text: str, rules: Rules) -> list[str]:
             or (first == "!" and ("!!" in line or "|" in line))
         ):
             flush()
-        elif first == _OPEN_TABLE:
+        elif first == _TABLE_START:
             flush()
             if "=" not in line:
                 lines.append(line[1:])
         else:
             if indents:
                 flush()
-            lines.append(line if raw[0] != _MARK else _MARK + line)
+            lines.append(line if raw[0] != _GAP else _GAP + line)
     flush()
     return blocks
 
 
 def _heading(line: str) -> tuple[int, str, str] | None:
-    """A heading's level and title, and the text that begins on its line; None for a line that is none."""
+    """A heading's level and title, and the text after it on its line; None if the line is no heading."""
     opened = line.lstrip("=")
     title = opened.rstrip("=")
     opening, closing = len(line) - len(opened), len(opened) - len(title)
@@ -442,30 +449,30 @@ def _heading(line: str) -> tuple[int, str, str] | None:
     return None
 
 
-def _clean(blocks: list[str]) -> list[str]:
-    """Italics, magic words, entities, white space, and what dropping left; blocks without a letter or digit go."""
+def _clean_blocks(blocks: list[str]) -> list[str]:
+    """Resolve italics, magic words, entities, white space and gaps; drop blocks without a letter or digit."""
     text = _ITALICS.sub("", "\n".join(blocks))  # faster than str.replace
-    if _EDGE in text:
-        text = text.replace(_EDGE, "")
+    if _QUOTE_BREAK in text:
+        text = text.replace(_QUOTE_BREAK, "")
     if "_" in text:
-        text = _MAGIC.sub(_MARK, text)
+        text = _MAGIC.sub(_GAP, text)
     if "{" in text:
-        text = _VARIANT.sub(_variant, text)
+        text = _VARIANT.sub(_choose_variant, text)
     if "&" in text:
-        text = _ENTITY.sub(_entity, text)
+        text = _ENTITY.sub(_expand_entity, text)
     for space in _ODD_SPACES:
         if space in text:
             text = text.replace(space, " ")
     blocks = [" ".join(block.split()) if "  " in block else block.strip() for block in text.split("\n")]
-    blocks = [_mend(block) if _MARK in block else block for block in blocks]
-    if any(char in text for char in _CARRIERS):
+    blocks = [_close_gaps(block) if _GAP in block else block for block in blocks]
+    if any(char in text for char in _ENCODED):
         blocks = [block.translate(_UNPROTECT) for block in blocks]
     return [block for block in blocks if _LETTER.search(block)]
 
 
-def _mend(block: str) -> str:
-    """Join what stands around each mark: "(; )" and "( , born" and "word , next" lose what dropping left loose."""
-    left, *rest = block.split(_MARK)
+def _close_gaps(block: str) -> str:
+    """Remove loose punctuation around each gap, as in "(; )", "( , born" and "word , next"."""
+    left, *rest = block.split(_GAP)
     out: list[str] = []
     spaced = False
     for right in rest:
@@ -475,11 +482,11 @@ def _mend(block: str) -> str:
             continue
         before = left.rstrip(" ")
         spaced = spaced or len(before) < len(left)
-        if before and before[-1] not in _LEFT_BEFORE and after[0] not in _LEFT_BEHIND:
+        if before and before[-1] not in _LOOSE_BEFORE and after[0] not in _LOOSE_AFTER:
             out.append(before + " " if spaced else before)
             left, spaced = after, False
             continue
-        tail, head = before.rstrip(_LOOSE), after.lstrip(_LOOSE)
+        tail, head = before.rstrip(_LOOSE_PUNCTUATION), after.lstrip(_LOOSE_PUNCTUATION)
         if tail.endswith(("(", "（", "[")):
             if head.startswith((")", "）", "]")):
                 left = tail[:-1]
@@ -500,16 +507,16 @@ def _mend(block: str) -> str:
     return ("".join(out) + left).strip()
 
 
-def _variant(match: re.Match[str]) -> str:
+def _choose_variant(match: re.Match[str]) -> str:
     """Chinese: -{zh-hans:a; zh-hant:b}- -> a."""
-    if match[1] and match[1].strip() in ("H", "T", "-"):  # rules, which do not show
+    if match[1] and match[1].strip() in ("H", "T", "-"):  # rules, which are not displayed
         return ""
     first = match[2].partition(";")[0]
     code, colon, text = first.partition(":")
     return text.strip() if colon and code.strip().startswith("zh") else match[2]
 
 
-def _entity(match: re.Match[str]) -> str:
+def _expand_entity(match: re.Match[str]) -> str:
     decimal, hexadecimal, name = match.groups()
     if name:
         return html.entities.html5.get(name + ";", match[0])

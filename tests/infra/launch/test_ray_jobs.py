@@ -45,14 +45,14 @@ def staged(cluster: ClusterConfig, *overrides: str, until: str | None = None) ->
 
 def test_the_job_gets_the_code_and_nothing_else() -> None:
     folder, _ = staged(SHARED)
-    names = ["infra", "pipeline", "run.yaml", "started-as.yaml", "training"]
+    names = ["cloze", "run.yaml", "started-as.yaml"]
     assert sorted(path.name for path in folder.iterdir()) == names
     sent = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {
-        "infra/cli.py",
-        "pipeline/core/storage.py",
-        "training/pretrain/stage.py",
-        "infra/launch/ray_jobs.py",
+        "cloze/__init__.py",
+        "cloze/infra/cli.py",
+        "cloze/pipeline/core/storage.py",
+        "cloze/training/pretrain/stage.py",
     } <= sent
     assert not [name for name in sent if "__pycache__" in name]
 

@@ -15,8 +15,10 @@ from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, SourceFile
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location, find
 from cloze.pipeline.dedup import stage as dedup
+from cloze.pipeline.dedup import steps
 from cloze.pipeline.dedup.stage import DedupConfig
 from cloze.pipeline.extract import stage as extract
+from cloze.pipeline.extract import work_units
 from cloze.pipeline.extract.stage import ExtractConfig
 from tests.pipeline.dedup.test_dedup import prose
 from tests.pipeline.extract.wikipedia.test_repartition import HEADER
@@ -54,15 +56,15 @@ def lying(draw: random.Random) -> Iterator[None]:
 
 
 def both(dump: SourceFile, folder: str, stop: bool = False) -> tuple[Manifest, Manifest]:
-    """Extraction of the dump, which is spooled in small pieces, and deduplication; `stop`ped in between."""
+    """Extraction of the dump, which is repartitioned into small files, and deduplication; `stop`ped in between."""
     sources = [{"name": "w", "kind": "wikipedia", "files": ["given by the test"]}]
     config = ExtractConfig.model_validate({"sources": sources})
     documents = Output(Location(folder) / "extract", "extract", extract.VERSION, "e" * 16)
     kept = Output(Location(folder) / "dedup", "dedup", dedup.VERSION, "d" * 16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract, "_LONG", 1000)
-        patch.setattr(extract, "_RANGE", 3000)
-        patch.setattr(dedup, "_ROWS", 20)
+        patch.setattr(work_units, "MAX_STREAM_BYTES", 1000)
+        patch.setattr(work_units, "XML_UNIT_BYTES", 3000)
+        patch.setattr(steps, "BUCKET_RECORDS", 20)
         extracted = extract.run(config, {"w": [dump]}, documents)
         if stop:
             (documents.location / "manifest.json").delete()

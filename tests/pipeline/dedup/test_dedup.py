@@ -19,8 +19,9 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.schema import DOCUMENT, Record, parquet_bytes
 from cloze.pipeline.core.scratch import scratch
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.dedup.rules import by_content, by_id, described
-from cloze.pipeline.dedup.stage import VERSION, DedupConfig, Steps, run
+from cloze.pipeline.dedup.rules import describe_documents, keep_distinct_contents, keep_newest_revisions
+from cloze.pipeline.dedup.stage import VERSION, DedupConfig, run
+from cloze.pipeline.dedup.steps import Steps
 from cloze.pipeline.extract.document import document, document_table
 
 
@@ -86,10 +87,10 @@ def test_of_documents_that_differ_only_in_where_they_are_from_the_same_one_stays
     found = set()
     for order in itertools.permutations(places):
         given = [replace(doc("a", "Same."), file_sha256=name, **at(record)) for name, record in order]
-        for by in (by_id, by_content):
-            ((kept,), gone) = (rows["place"] for rows in by(described(document_table(given), 0)))
+        for rule in (keep_newest_revisions, keep_distinct_contents):
+            ((kept,), removed) = (found["address"] for found in rule(describe_documents(document_table(given), 0)))
             found.add(order[kept])
-            assert len(gone) == 3
+            assert len(removed) == 3
     assert len(found) == 1
 
 
@@ -154,7 +155,7 @@ def test_a_threshold_that_the_bands_cannot_reach_is_refused():
         DedupConfig(near_threshold=0.5)
 
 
-def test_a_damaged_shard_is_named_with_the_mend(tmp_path: Path):
+def test_a_damaged_shard_is_named_with_the_fix(tmp_path: Path):
     artifact(tmp_path / "out-in", [doc("a", "Some words.")])
     shard = tmp_path / "out-in/documents/00000-00.parquet"
     shard.write_bytes(bytes(shard.stat().st_size))
@@ -189,16 +190,18 @@ def plainly(documents: list) -> set[str]:
 
 
 def stepwise(folder: Path, shards: list[list], order: random.Random) -> set[tuple]:
-    """What stays, by steps whose pieces are done in some order, in three buckets, some of them twice, with the bands of
+    """What stays, by steps whose items are run in some order, in three buckets, some of them twice, with the bands of
     three documents in a file."""
     documents = artifact(folder / "in", *shards)
     out = Output(Location(str(folder / "out")), "dedup", VERSION, "e" * 16)
-    steps = Steps(documents.files("documents/"), out, Location(str(folder / "scratch")), 0.8, buckets=3, band_buckets=5)
+    steps = Steps(
+        documents.files("documents/"), out, Location(str(folder / "scratch")), 0.8, num_buckets=3, num_band_buckets=5
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cloze.pipeline.dedup.stage._AT_ONCE", 3)
-        for step, pieces in steps.plan().items():
-            for number in order.choices(range(pieces), k=2) + order.sample(range(pieces), pieces):
-                steps.do((step, number))
+        patch.setattr("cloze.pipeline.dedup.steps._BANDS_FILE_DOCUMENTS", 3)
+        for step, count in steps.item_counts().items():
+            for number in order.choices(range(count), k=2) + order.sample(range(count), count):
+                steps.run_item((step, number))
     parts = out.planned([f"{number:05}" for number in range(len(steps.shards))])
     names = [name for part in parts for name in part.files]
     return {tuple(row.values()) for name in names for row in pq.read_table(folder / "out" / name).to_pylist()}
@@ -238,7 +241,7 @@ def test_a_shard_of_which_nothing_stays_leaves_no_file_but_its_count(tmp_path: P
     assert list(manifest.files) == ["documents/00000.parquet"] and manifest.drops == {"duplicate": 1}
 
 
-def test_a_run_goes_on_from_finished_shards(tmp_path: Path):
+def test_a_run_resumes_from_finished_shards(tmp_path: Path):
     shards = [[doc(f"{s}-{n}", f"Text {n % 5} of {s % 2}.") for n in range(8)] for s in range(4)]
     full, rows = dedup(tmp_path, *shards)
     (tmp_path / "out/manifest.json").unlink()
@@ -254,18 +257,18 @@ def test_a_run_goes_on_from_finished_shards(tmp_path: Path):
     assert (tmp_path / "out/documents/00000.parquet").stat().st_mtime_ns == kept_stamp
 
 
-def test_a_run_goes_on_from_finished_pieces_of_every_step_and_leaves_no_scratch(tmp_path: Path):
+def test_a_run_resumes_from_finished_items_of_every_step_and_leaves_no_scratch(tmp_path: Path):
     shards = [[doc(f"{s}-{n}", prose(n % 6 + s % 2, 50) + " end" * s, n) for n in range(8)] for s in range(3)]
     full, _ = dedup(tmp_path, *shards)
     documents = Artifact(Location(str(tmp_path / "out-in")), "extract", "f" * 16)
     nowhere = Location(str(tmp_path / "nowhere"))
     steps = Steps(documents.files("documents/"), Output(nowhere, "dedup", VERSION, ""), nowhere, 0.8, 1, 1)
-    pieces = [(step, number) for step, count in steps.plan().items() for number in range(count)]
-    for done in range(1, len(pieces), 2):
+    items = [(step, number) for step, count in steps.item_counts().items() for number in range(count)]
+    for done in range(1, len(items), 2):
         out = Output(Location(str(tmp_path / f"stopped-{done}")), "dedup", VERSION, "e" * 16)
         with pytest.raises(KeyboardInterrupt), scratch(out.location) as folder:
-            for piece in pieces[:done]:
-                replace(steps, out=out, scratch=folder).do(piece)
+            for item in items[:done]:
+                replace(steps, out=out, scratch=folder).run_item(item)
             raise KeyboardInterrupt
         stamps = {file: file.info().mtime_ns for file in out.location.files()}
         again = run(DedupConfig(), {"documents": documents}, out)
@@ -281,25 +284,25 @@ def test_a_run_with_nothing_left_to_do_takes_away_what_one_killed_at_its_end_lef
     documents = Artifact(Location(str(tmp_path / "out-in")), "extract", "f" * 16)
     out = Output(Location(str(tmp_path / "out")), "dedup", VERSION, "e" * 16)
     with pytest.raises(KeyboardInterrupt), scratch(out.location) as folder:
-        (folder / "rows/00000").write_text("half removed")
+        (folder / "descriptors/00000").write_text("half removed")
         raise KeyboardInterrupt
     (out.location / "manifest.json").delete()
     assert run(DedupConfig(), {"documents": documents}, out).files == full.files
     assert not list((tmp_path / "out").glob("scratch-*"))
 
 
-@pytest.mark.parametrize("step", ["judge", "write"])
-def test_a_run_that_is_done_first_takes_nothing_from_one_that_is_still_at_work(
+@pytest.mark.parametrize("step", ["collect", "write"])
+def test_a_run_that_finishes_first_takes_nothing_from_one_that_is_still_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ):
     documents = artifact(tmp_path / "in", *([doc(f"{s}-{n}", prose(n)) for n in range(4)] for s in range(3)))
-    reached, go_on, finished = threading.Event(), threading.Event(), list[Manifest]()
+    reached, resume, finished = threading.Event(), threading.Event(), list[Manifest]()
     real = getattr(Steps, step)
 
     def held(steps: Steps, number: int) -> None:
         if not reached.is_set():
             reached.set()
-            assert go_on.wait(60)
+            assert resume.wait(60)
         real(steps, number)
 
     def attempt() -> None:
@@ -312,7 +315,7 @@ def test_a_run_that_is_done_first_takes_nothing_from_one_that_is_still_at_work(
     assert reached.wait(60)
     monkeypatch.setattr(Steps, step, real)
     attempt()
-    go_on.set()
+    resume.set()
     slow.join()
     assert len(finished) == 2 and finished[0].files == finished[1].files
     assert not list((tmp_path / "out").glob("scratch-*"))

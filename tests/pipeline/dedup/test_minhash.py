@@ -4,7 +4,15 @@ import random
 import numpy as np
 import pytest
 
-from cloze.pipeline.dedup.minhash import FEWEST, VALUES, bands, groups, joined, shingles, signatures
+from cloze.pipeline.dedup.minhash import (
+    MIN_SHINGLES,
+    NUM_PERMUTATIONS,
+    band_keys,
+    compute_signatures,
+    group_near_duplicates,
+    join_groups,
+    shingles,
+)
 
 
 def prose(seed: int, words: int) -> list[str]:
@@ -12,16 +20,18 @@ def prose(seed: int, words: int) -> list[str]:
     return ["".join(draw.choices("abcdefghij", k=4)) for _ in range(words)]
 
 
-@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
-def test_signatures_agree_as_often_as_texts_resemble_one_another(share: float):
+@pytest.mark.parametrize("fraction", [0.5, 0.8, 0.95])
+def test_signatures_agree_as_often_as_texts_resemble_one_another(fraction: float):
     words = prose(1, 2000)
-    union = round(2000 / share)
-    first, second = signatures([" ".join(words), " ".join(words + prose(2, union - 2000))])
-    assert (first == second).mean() == pytest.approx(share, abs=4 * (share * (1 - share) / VALUES) ** 0.5 + 1 / 256)
+    union = round(2000 / fraction)
+    first, second = compute_signatures([" ".join(words), " ".join(words + prose(2, union - 2000))])
+    assert (first == second).mean() == pytest.approx(
+        fraction, abs=4 * (fraction * (1 - fraction) / NUM_PERMUTATIONS) ** 0.5 + 1 / 256
+    )
 
 
 def test_case_punctuation_and_compatibility_forms_do_not_count():
-    plain, other = signatures(
+    plain, other = compute_signatures(
         ["the ship's fine crew left at dawn for home", "The SHIP’S ﬁne crew — left, at dawn; for home!"]
     )
     assert plain.any() and (plain == other).all()
@@ -39,28 +49,32 @@ def test_signatures_stay_what_they_are():
         "พวกเราใช้เวลาทั้งวันในทะเล",
         "ｶﾞﾗｽの東京2020年 and 12½ °C is word—word 𠀀𠀁",
     ]
-    digest = hashlib.sha256(signatures(texts).tobytes()).hexdigest()
+    digest = hashlib.sha256(compute_signatures(texts).tobytes()).hexdigest()
     assert digest == "d80b93beb3e6a4e7b31f0cc4038dd86f910c5f00f3290b304644b10b39c95348", "raise dedup's VERSION"
 
 
 def test_a_text_of_too_few_shingles_has_no_signature():
-    signed = signatures([" ".join(prose(1, FEWEST + 3)), " ".join(prose(1, FEWEST + 4)), "", "!?"])
-    assert signed.any(axis=1).tolist() == [False, True, False, False]
+    signatures = compute_signatures(
+        [" ".join(prose(1, MIN_SHINGLES + 3)), " ".join(prose(1, MIN_SHINGLES + 4)), "", "!?"]
+    )
+    assert signatures.any(axis=1).tolist() == [False, True, False, False]
 
 
-def test_a_signature_does_not_depend_on_the_texts_beside_it():
+def test_a_signature_does_not_depend_on_the_other_texts():
     texts = [" ".join(prose(seed, 20 + seed)) for seed in range(50)]
-    together = signatures(texts)
-    assert all((signatures([text])[0] == signed).all() for text, signed in zip(texts, together, strict=True))
+    together = compute_signatures(texts)
+    assert all(
+        (compute_signatures([text])[0] == signatures).all() for text, signatures in zip(texts, together, strict=True)
+    )
 
 
 def test_texts_that_resemble_one_another_are_grouped_and_the_others_are_not():
     texts = [" ".join([*prose(n % 10, 200), *prose(100 + n, 5)]) for n in range(300)]
-    signed = signatures(texts)
-    owners = np.repeat(np.arange(len(texts)), bands(signed).shape[1])
-    assert (groups(bands(signed).ravel(), owners, signed, 0.8) == np.arange(300) % 10).all()
+    signatures = compute_signatures(texts)
+    owners = np.repeat(np.arange(len(texts)), band_keys(signatures).shape[1])
+    assert (group_near_duplicates(band_keys(signatures).ravel(), owners, signatures, 0.8) == np.arange(300) % 10).all()
 
 
 def test_chains_of_pairs_are_joined_to_their_smallest():
     pairs = np.array([[5, 4], [4, 3], [7, 8], [3, 5]])
-    assert joined(np.arange(9), pairs).tolist() == [0, 1, 2, 3, 3, 3, 6, 7, 7]
+    assert join_groups(np.arange(9), pairs).tolist() == [0, 1, 2, 3, 3, 3, 6, 7, 7]

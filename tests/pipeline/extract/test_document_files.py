@@ -8,18 +8,18 @@ import pytest
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.extract.document_files import Columns, Row, paragraphs, rows
+from cloze.pipeline.extract.document_files import Columns, DocumentRow, paragraphs, read_rows
 
 RECORDS = [
     {"body": 'One, "two"\n\nthree', "key": "a", "head": "First", "n": 1},
     {"body": "Vier", "key": "b", "head": "", "n": 2},
 ]
 COLUMNS = Columns(text="body", doc_id="key", title="head")
-EXPECTED = [Row('One, "two"\n\nthree', "a", "First"), Row("Vier", "b", "")]
+EXPECTED = [DocumentRow('One, "two"\n\nthree', "a", "First"), DocumentRow("Vier", "b", "")]
 
 
-def read(location: Location, columns: Columns) -> list[Row]:
-    return [row for _, row in rows(location, columns)]
+def read(location: Location, columns: Columns) -> list[DocumentRow]:
+    return [row for _, row in read_rows(location, columns)]
 
 
 def write(path: Path, data: bytes) -> Location:
@@ -51,7 +51,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str):
 
 
 def test_a_text_file_is_one_row(tmp_path: Path):
-    assert read(write(tmp_path / "x.txt.gz", b"All\r\nof it."), Columns()) == [Row("All\nof it.")]
+    assert read(write(tmp_path / "x.txt.gz", b"All\r\nof it."), Columns()) == [DocumentRow("All\nof it.")]
 
 
 def test_times_and_numbers_become_text(tmp_path: Path):
@@ -61,12 +61,12 @@ def test_times_and_numbers_become_text(tmp_path: Path):
     pq.write_table(table, tmp_path / "x.parquet")
     columns = Columns(doc_id="id", timestamp="when")
     assert read(Location(str(tmp_path / "x.parquet")), columns) == [
-        Row("a", doc_id="7", timestamp="2020-01-02T03:04:05")
+        DocumentRow("a", doc_id="7", timestamp="2020-01-02T03:04:05")
     ]
 
 
 def test_null_is_empty(tmp_path: Path):
-    assert read(write(tmp_path / "x.jsonl", b'{"text": null}'), Columns()) == [Row("")]
+    assert read(write(tmp_path / "x.jsonl", b'{"text": null}'), Columns()) == [DocumentRow("")]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_damaged_parquet_is_named(tmp_path: Path):
 
 def test_half_a_character_is_replaced(tmp_path: Path):
     data = b'{"text": "half \\ud83d, whole \\ud83d\\ude00"}'
-    assert read(write(tmp_path / "x.jsonl", data), Columns()) == [Row("half \ufffd, whole \U0001f600")]
+    assert read(write(tmp_path / "x.jsonl", data), Columns()) == [DocumentRow("half \ufffd, whole \U0001f600")]
 
 
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.txt.gz"])

@@ -14,9 +14,11 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.schema import DOCUMENT
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract
+from cloze.pipeline.extract import work_units
 from cloze.pipeline.extract.document import split_of
-from cloze.pipeline.extract.stage import VERSION, ExtractConfig, run, units
-from cloze.pipeline.extract.wikipedia.dump import Truncation, pages, ranges, read_site
+from cloze.pipeline.extract.stage import VERSION, ExtractConfig, run
+from cloze.pipeline.extract.wikipedia.dump import ReadStatus, byte_ranges, pages, read_site
+from cloze.pipeline.extract.work_units import plan_units
 from cloze.pipeline.text import words
 from tests.paths import DATA
 
@@ -75,8 +77,8 @@ def test_pages_in_are_documents_out_and_drops(whole: tuple[Path, Manifest]):
     pages_in = 0
     for name in DUMPS:
         location = Location(str(EXTRACT / name))
-        for span in ranges(location, 10**9, 10**9):
-            pages_in += sum(1 for _ in pages(location, span, read_site(location), Truncation()))
+        for span in byte_ranges(location, 10**9, 10**9):
+            pages_in += sum(1 for _ in pages(location, span, read_site(location), ReadStatus()))
     wiki = manifest.facts["sources"]["wiki"]
     dropped = sum(count for name, count in wiki.items() if name.startswith("dropped: "))
     assert wiki["records"] == pages_in == wiki["documents"] + dropped == 26
@@ -199,15 +201,15 @@ def test_neither_paths_nor_their_order_nor_repeats_change_the_bytes(tmp_path: Pa
     assert digests(here) == digests(there)
 
 
-def test_a_run_goes_on_from_finished_units_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(extract, "_RANGE", 8000)
+def test_a_run_resumes_from_finished_units_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(work_units, "XML_UNIT_BYTES", 8000)
     settings, inputs = config(w=WIKI), {"w": files(EXTRACT / "nlwiki.xml")}
-    work = units(settings, inputs)
+    work = plan_units(settings, inputs)
     assert len(work) == 6
     full = run(settings, inputs, output(tmp_path / "full"))
     half = output(tmp_path / "half")
     for unit in work[::2]:
-        extract.extract(unit, settings, half)
+        extract.extract_unit(unit, settings, half)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "half").rglob("*.parquet")}
     (tmp_path / "half/documents/.00001-00.parquet.x.tmp").write_bytes(b"half")
     resumed = run(settings, inputs, half)
@@ -215,11 +217,11 @@ def test_a_run_goes_on_from_finished_units_with_the_same_bytes(tmp_path: Path, m
     assert stamps and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
 
-def test_ranges_give_the_documents_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ranges_have_the_documents_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings, inputs = config(w=WIKI), {"w": files(EXTRACT / "nlwiki.xml")}
     one = run(settings, inputs, output(tmp_path / "one"))
-    monkeypatch.setattr(extract, "_RANGE", 5000)
-    monkeypatch.setattr(extract, "_SHARD", 4000)
+    monkeypatch.setattr(work_units, "XML_UNIT_BYTES", 5000)
+    monkeypatch.setattr(extract, "_SHARD_CHARACTERS", 4000)
     many = run(settings, inputs, output(tmp_path / "many"))
     assert rows(tmp_path / "one", one) == rows(tmp_path / "many", many)
     assert len(many.files) > len(one.files) == 1
@@ -290,7 +292,7 @@ def test_impossible_sources_are_refused(wrong: dict):
     "workers", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.campaign)]
 )
 def test_many_processes_write_the_same_bytes_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int):
-    monkeypatch.setattr(extract, "_RANGE", 8000)
+    monkeypatch.setattr(work_units, "XML_UNIT_BYTES", 8000)
     settings, inputs = config(w=WIKI), {"w": files(*(EXTRACT / name for name in DUMPS))}
     alone = run(settings, inputs, output(tmp_path / "alone"))
     options = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
@@ -327,7 +329,7 @@ def test_articles_of_a_script_without_spaces_are_not_too_short(tmp_path: Path, t
     assert manifest.drops == {"too short": 1}
 
 
-def test_pages_that_tell_names_apart_are_dropped(tmp_path: Path):
+def test_disambiguation_pages_are_dropped(tmp_path: Path):
     page = "<page><title>{}</title><ns>0</ns><id>{}</id><revision><id>1</id><text>{}</text></revision></page>\n"
     pages = [page.format("A", 1, PROSE + " {{Own mark}}"), page.format("B", 2, PROSE + "{{disambig}}")]
     (tmp_path / "a.xml").write_text(f"<mediawiki>\n{''.join(pages)}{page.format('C', 3, PROSE)}</mediawiki>")
@@ -338,9 +340,9 @@ def test_pages_that_tell_names_apart_are_dropped(tmp_path: Path):
         assert manifest.drops == {"disambiguation": 3 - len(left)}
 
 
-def test_a_language_that_cannot_be_told_is_refused_before_any_work(tmp_path: Path):
+def test_a_language_that_cannot_be_detected_is_refused_before_any_work(tmp_path: Path):
     (tmp_path / "tale.txt").write_text(BOOK)
-    with pytest.raises(UserError, match="only_languages: klingon: cannot be told"):
+    with pytest.raises(UserError, match="only_languages: klingon: cannot be detected"):
         run(
             config(b={**BOOKS, "only_languages": ["klingon"]}),
             {"b": files(tmp_path / "tale.txt")},

@@ -12,6 +12,7 @@ import pytest
 
 from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.extract import stage as extract
+from cloze.pipeline.extract import work_units
 from tests.pipeline.extract.test_extract import EXTRACT, WIKI, config, digests, files, output
 
 RANGE = 20_000  # bytes
@@ -19,9 +20,10 @@ CHILD = f"""
 import sys
 from pathlib import Path
 from cloze.pipeline.extract import stage as extract
+from cloze.pipeline.extract import work_units
 from cloze.pipeline.core.beam_workers import LostWorkerError
 from tests.pipeline.extract.test_extract import WIKI, config, files, output
-extract._RANGE = {RANGE}
+work_units.XML_UNIT_BYTES = {RANGE}
 options = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
 settings = config(w=WIKI).model_copy(update={{"beam": options}})
 try:
@@ -48,7 +50,7 @@ def full(dump: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 def whole(dump: Path, folder: Path) -> Manifest:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract, "_RANGE", RANGE)
+        patch.setattr(work_units, "XML_UNIT_BYTES", RANGE)
         return extract.run(config(w=WIKI), {"w": files(dump)}, output(folder))
 
 

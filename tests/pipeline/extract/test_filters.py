@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.extract.filters import check_languages, is_disambiguation, language, letters
+from cloze.pipeline.extract.filters import check_languages, detect_language, is_disambiguation, letter_fraction
 from cloze.pipeline.extract.wikipedia.wikitext import paragraphs
 
 ENGLISH = "The pear is a fruit that grows on trees and is eaten fresh, dried or cooked in many parts of the world."
@@ -19,16 +19,16 @@ JAPANESE = "梨はバラ科の落葉高木で、その果実は世界の多く�
 def test_letters_are_counted_by_their_unicode_category(text: str):
     solid = [character for character in text if not character.isspace()]
     wanted = sum(unicodedata.category(character)[0] in "LM" for character in solid)
-    assert letters(text) == wanted / max(1, len(solid))
+    assert letter_fraction(text) == wanted / max(1, len(solid))
 
 
 @pytest.mark.parametrize("text", [ENGLISH, FRENCH, JAPANESE, "नमस्ते दुनिया, यह एक वाक्य है।", "مرحبا بالعالم، هذه جملة."])
 def test_prose_of_any_script_is_mostly_letters(text: str):
-    assert letters(text) > 0.9
+    assert letter_fraction(text) > 0.9
 
 
 def test_a_table_of_numbers_is_not():
-    assert letters("1990 12.5 (3) 7 | 1991 13.0 (4) 8 | 1992 14.1 a") < 0.1
+    assert letter_fraction("1990 12.5 (3) 7 | 1991 13.0 (4) 8 | 1992 14.1 a") < 0.1
 
 
 @pytest.mark.parametrize(
@@ -73,15 +73,15 @@ def test_articles_that_only_speak_of_it_stay(title: str, markup: str):
 
 @pytest.mark.parametrize(("code", "text"), [("en", ENGLISH), ("fr", FRENCH), ("de", GERMAN), ("ja", JAPANESE)])
 def test_a_language_is_told_where_it_is_certain(code: str, text: str):
-    assert language(text) == code
-    assert language(text[:12]) in ("", code)
+    assert detect_language(text) == code
+    assert detect_language(text[:12]) in ("", code)
 
 
 def test_what_is_short_or_no_language_has_none():
-    assert [language(text) for text in ("", "Hola", "1 2 3 " * 20, "Smith, J. (2003) pp. 1-9 " * 2)] == [""] * 4
+    assert [detect_language(text) for text in ("", "Hola", "1 2 3 " * 20, "Smith, J. (2003) pp. 1-9 " * 2)] == [""] * 4
 
 
-def test_a_language_that_cannot_be_told_is_refused():
+def test_a_language_that_cannot_be_detected_is_refused():
     check_languages(["en", "vi"])
-    with pytest.raises(UserError, match=r"only_languages: qq: cannot be told.*\ben\b"):
+    with pytest.raises(UserError, match=r"only_languages: qq: cannot be detected.*\ben\b"):
         check_languages(["en", "qq"])

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia import dump, wikitext
 from tests.paths import DATA
 
@@ -19,8 +20,8 @@ def extracted() -> dict[str, list[str]]:
     for file in sorted(GOLD.glob("*.xml")):
         location = Location(str(file))
         site = dump.read_site(location)
-        rules = wikitext.Rules(hidden=frozenset(site.named(6) | site.named(14)))
-        for page in dump.pages(location, dump.Range(0, location.size()), site, dump.Truncation()):
+        rules = wikitext.Rules(hidden_namespaces=frozenset(site.namespace_names(6) | site.namespace_names(14)))
+        for page in dump.pages(location, ByteRange(0, location.size()), site, dump.ReadStatus()):
             assert page
             found[f"{site.language}-{page.page_id}"] = wikitext.paragraphs(page.text, rules, Counter())
     return found

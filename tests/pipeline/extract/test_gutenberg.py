@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze.pipeline.extract.gutenberg import Chapter, Span, cut, read_book
+from cloze.pipeline.extract.gutenberg import Chapter, LineSpan, read_book, split_by_sentences
 from cloze.pipeline.text.sentences import split_sentences
 
 PARAGRAPH = (
@@ -19,7 +19,7 @@ def book(*blocks: str) -> str:
 
 
 def chapter_of(*paragraphs: str) -> Chapter:
-    return Chapter("", list(paragraphs), [Span(2 * n, 2 * n + 1) for n in range(len(paragraphs))])
+    return Chapter("", list(paragraphs), [LineSpan(2 * n, 2 * n + 1) for n in range(len(paragraphs))])
 
 
 HEADER = (
@@ -151,7 +151,7 @@ def test_a_book_of_a_script_without_spaces_has_prose():
 def test_a_book_is_cut_every_so_many_sentences_within_its_paragraphs(sizes: list[list[int]], every: int):
     chapters = [chapter_of(*(" ".join(f"Sentence {n}." for n in range(size)) for size in row)) for row in sizes]
     paragraphs = [paragraph for chapter in chapters for paragraph in chapter.paragraphs]
-    pieces = cut(chapters, every)
+    pieces = split_by_sentences(chapters, every)
     counts = [sum(len(split_sentences(paragraph)) for paragraph in piece.paragraphs) for piece in pieces]
     assert counts[:-1] == [every] * (len(counts) - 1) and all(0 < count <= every for count in counts)
     found = [sentence for piece in pieces for paragraph in piece.paragraphs for sentence in split_sentences(paragraph)]
@@ -161,7 +161,7 @@ def test_a_book_is_cut_every_so_many_sentences_within_its_paragraphs(sizes: list
 
 
 def test_cut_sentences_of_a_script_without_spaces_stay_together():
-    (first, second) = cut([chapter_of("一。二。三。")], 2)
+    (first, second) = split_by_sentences([chapter_of("一。二。三。")], 2)
     assert (first.paragraphs, second.paragraphs) == (["一。二。"], ["三。"])
 
 

@@ -20,11 +20,12 @@ from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.schema import Record
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import gutenberg
-from cloze.pipeline.extract.document_files import Columns, Row, rows
+from cloze.pipeline.extract.byte_range import ByteRange
+from cloze.pipeline.extract.document_files import Columns, DocumentRow, read_rows
 from cloze.pipeline.extract.gutenberg import read_book
-from cloze.pipeline.extract.sentence_lines import Rule, documents, ranges
+from cloze.pipeline.extract.sentence_lines import DocumentBoundary, byte_ranges, read_documents
 from cloze.pipeline.extract.wikipedia import decompress, dump, page_splitter, repartition
-from cloze.pipeline.extract.wikipedia.decompress import Range, Truncation
+from cloze.pipeline.extract.wikipedia.decompress import ReadStatus
 from cloze.pipeline.text.encodings import decode, decode_lines
 from tests.paths import DATA, REPOSITORY
 
@@ -96,12 +97,12 @@ def dump_of(found: list[tuple[str, int]]) -> bytes:
     return HEADER + "\n".join(bodies).encode() + b"</mediawiki>\n"
 
 
-def spooled(location: Location, folder: Path, span: Range) -> Iterator[dump.Page | None]:
+def repartitioned(location: Location, folder: Path, span: ByteRange) -> Iterator[dump.Page | None]:
     out = Output(Location(str(folder)), "extract", 1, "f" * 16)
     stream = repartition.Stream(f"{span.start:05}", location, span, "xxwiki")
-    repartition.spool(stream, out.location, out, 700)
-    for piece in repartition.stored(stream, out.location, out):
-        yield from dump.parsed(location, repartition.stored_bytes(piece, Truncation()), dump.Site())
+    repartition.write_partitions(stream, out.location, out, 700)
+    for partition in repartition.finished_partitions(stream, out.location, out):
+        yield from dump.parse_pages(location, repartition.partition_pages(partition, ReadStatus()), dump.Site())
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,34 +119,34 @@ def test_a_page_lies_where_its_record_says_however_it_is_read(
     data = PACKERS[kind](dump_of(found), stream)
     (folder / "dump").write_bytes(data)
     location, site = Location(str(folder / "dump")), dump.Site(dbname="xxwiki")
-    everything = Range(0, len(data))
+    everything = ByteRange(0, len(data))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_splitter, "MAX_PAGE", 3000)
-        whole = list(dump.pages(location, everything, site, Truncation()))
-        patch.setattr(decompress, "_READ", block)
-        patch.setattr(decompress, "_BLOCK", block)
-        spans = dump.ranges(location, size, size)
+        whole = list(dump.pages(location, everything, site, ReadStatus()))
+        patch.setattr(decompress, "_READ_BYTES", block)
+        patch.setattr(decompress, "_BLOCK_BYTES", block)
+        spans = dump.byte_ranges(location, size, size)
         ways = [
-            list(dump.pages(location, everything, site, Truncation())),
-            [one for span in spans for one in dump.pages(location, span, site, Truncation())],
-            [one for span in spans for one in spooled(location, folder / "out", span)],
+            list(dump.pages(location, everything, site, ReadStatus())),
+            [one for span in spans for one in dump.pages(location, span, site, ReadStatus())],
+            [one for span in spans for one in repartitioned(location, folder / "out", span)],
         ]
         assert [[one for one in way if one] for way in ways] == [[one for one in whole if one]] * 3
     for one in filter(None, whole):
         record = cut_out(data, one.record)
         assert record.startswith(b"<page>") and record.endswith(b"</page>")
         if kind not in ("plain", "xz", "one xz"):  # the stream is the one that the record begins in
-            unpack = decompress._Gzip() if kind.endswith("gz") else bz2.BZ2Decompressor()
+            unpack = decompress._GzipDecompressor() if kind.endswith("gz") else bz2.BZ2Decompressor()
             assert len(unpack.decompress(data[one.record.stream :], 1 << 30)) > one.record.offset
         (folder / "record").write_bytes(HEADER + record + b"</mediawiki>")
-        (again,) = dump.pages(Location(str(folder / "record")), Range(0, 1 << 20), site, Truncation())
+        (again,) = dump.pages(Location(str(folder / "record")), ByteRange(0, 1 << 20), site, ReadStatus())
         assert again and again._replace(record=one.record) == one
 
 
 def test_the_pages_of_real_dumps_lie_where_their_records_say():
     for path in sorted(EXTRACT.glob("*.xml*")):
         location, data = Location(str(path)), path.read_bytes()
-        for one in dump.pages(location, Range(0, len(data)), dump.read_site(location), Truncation()):
+        for one in dump.pages(location, ByteRange(0, len(data)), dump.read_site(location), ReadStatus()):
             if one:
                 record = cut_out(data, one.record).decode()
                 assert record.startswith("<page>") and record.endswith("</page>") and record.count("<page>") == 1
@@ -174,7 +175,7 @@ def test_a_row_lies_where_its_record_says(tmp_path: Path, kind: str, end: str, e
     data = gzip.compress(raw[:50]) + gzip.compress(raw[50:]) if kind.endswith("gz") else raw
     (tmp_path / kind).write_bytes(data)
     columns, said = Columns(doc_id="id"), encoding if not encoding.startswith("utf-8") else ""
-    found = list(rows(Location(str(tmp_path / kind)), columns, said))
+    found = list(read_rows(Location(str(tmp_path / kind)), columns, said))
     assert [row.doc_id for _, row in found] == ["a", "b", "", "c", "d"]
     assert sum(record.bytes for record, _ in found) <= len(raw)
     follows = encoding.removesuffix("-sig") + ("-le" if encoding in ("utf-16", "utf-32") else "")
@@ -183,36 +184,42 @@ def test_a_row_lies_where_its_record_says(tmp_path: Path, kind: str, end: str, e
         assert again.strip(end) == again.strip() and (again.endswith(end) or row.doc_id == "d")
         header = "" if "json" in kind else "text\tid\n" if "tsv" in kind else "text,id\n"
         (tmp_path / f"again.{kind.split('.')[1]}").write_text(header + again, encoding="utf-8", newline="")
-        ((_, same),) = rows(Location(str(tmp_path / f"again.{kind.split('.')[1]}")), columns)
+        ((_, same),) = read_rows(Location(str(tmp_path / f"again.{kind.split('.')[1]}")), columns)
         assert same == row
 
 
 def test_a_row_of_parquet_has_its_number_and_a_text_file_is_a_record(tmp_path: Path):
     pq.write_table(pa.table({"text": [f"Row {n}." for n in range(1000)]}), tmp_path / "x.parquet")
-    found = list(rows(Location(str(tmp_path / "x.parquet")), Columns()))
-    assert found == [(Record(0, n, 0), Row(f"Row {n}.")) for n in range(1000)]
+    found = list(read_rows(Location(str(tmp_path / "x.parquet")), Columns()))
+    assert found == [(Record(0, n, 0), DocumentRow(f"Row {n}.")) for n in range(1000)]
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"All\r\nof it."))
-    assert list(rows(Location(str(tmp_path / "x.txt.gz")), Columns())) == [(Record(0, 0, 11), Row("All\nof it."))]
+    assert list(read_rows(Location(str(tmp_path / "x.txt.gz")), Columns())) == [
+        (Record(0, 0, 11), DocumentRow("All\nof it."))
+    ]
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.sampled_from(["", "One.", "Zwei, drei.", "## x", "é"]), max_size=40),
     st.integers(1, 60),
-    st.sampled_from([Rule(), Rule(marker="##"), Rule(every=1), Rule(every=4)]),
+    st.sampled_from(
+        [DocumentBoundary(), DocumentBoundary(marker="##"), DocumentBoundary(every=1), DocumentBoundary(every=4)]
+    ),
     st.sampled_from(["x.txt", "x.txt.gz"]),
 )
 def test_lines_given_as_sentences_lie_where_their_record_says(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int, rule: Rule, name: str
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int, boundary: DocumentBoundary, name: str
 ):
     folder = tmp_path_factory.mktemp("lines")
     raw = "\n".join(lines).encode()
     (folder / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
     location = Location(str(folder / name))
-    for one in (one for span in ranges(location, rule, size) for one in documents(location, span, rule)):
+    for one in (
+        one for span in byte_ranges(location, boundary, size) for one in read_documents(location, span, boundary)
+    ):
         record = raw[one.offset : one.offset + one.bytes]
         (folder / "again.txt").write_bytes(record)
-        (again,) = documents(Location(str(folder / "again.txt")), Range(0, len(record)), rule)
+        (again,) = read_documents(Location(str(folder / "again.txt")), ByteRange(0, len(record)), boundary)
         assert again == (0, one.sentences, len(record))
 
 
@@ -253,7 +260,7 @@ def test_a_chapter_lies_where_its_lines_say(encoding: str, end: str):
         record = data[starts[chapter.spans[0].first] : starts[chapter.spans[-1].end]]
         assert read_book(decode(record, "x", f"{encoding}-le" if encoding == "utf-16" else encoding)).chapters == [
             chapter._replace(
-                spans=[gutenberg.Span(*(line - chapter.spans[0].first for line in span)) for span in chapter.spans]
+                spans=[gutenberg.LineSpan(*(line - chapter.spans[0].first for line in span)) for span in chapter.spans]
             )
         ]
 
@@ -264,7 +271,7 @@ def test_the_paragraphs_of_a_real_book_stand_in_their_lines(path: Path):
     chapters = read_book(text).chapters
     lines = text.split("\n")
     last = 0
-    for chapter in [*chapters, gutenberg.whole(chapters)]:
+    for chapter in [*chapters, gutenberg.merge_chapters(chapters)]:
         for number, (paragraph, span) in enumerate(zip(chapter.paragraphs, chapter.spans, strict=True)):
             stands = re.sub(r"\W+|_", "", "".join(lines[span.first : span.end]))
             words = re.sub(r"\W+|_", "", paragraph)
@@ -272,6 +279,6 @@ def test_the_paragraphs_of_a_real_book_stand_in_their_lines(path: Path):
     for chapter in chapters:
         assert last <= chapter.spans[0].first < chapter.spans[-1].end
         last = chapter.spans[-1].end
-    for piece in gutenberg.cut(chapters, 7):
-        for paragraph, span in zip(piece.paragraphs, piece.spans, strict=True):
+    for chapter in gutenberg.split_by_sentences(chapters, 7):
+        for paragraph, span in zip(chapter.paragraphs, chapter.spans, strict=True):
             assert re.sub(r"\W+|_", "", paragraph)[:30] in re.sub(r"\W+|_", "", "".join(lines[span.first : span.end]))

@@ -9,13 +9,22 @@ from hypothesis import strategies as st
 from cloze.pipeline.core.artifacts import SourceFile
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.document import document
-from cloze.pipeline.extract.sentence_lines import Rule, documents, ranges, refuse, shape
-from cloze.pipeline.extract.stage import ExtractConfig, Notes, SentencesSource, records, units
-from cloze.pipeline.extract.wikipedia.dump import Range
+from cloze.pipeline.extract.records import UnitNotes, read_records
+from cloze.pipeline.extract.sentence_lines import (
+    DocumentBoundary,
+    byte_ranges,
+    check_prose,
+    line_layout,
+    read_documents,
+)
+from cloze.pipeline.extract.sources import SentencesSource
+from cloze.pipeline.extract.stage import ExtractConfig
+from cloze.pipeline.extract.work_units import plan_units
 from cloze.pipeline.text.sentences import as_given, sentences_of
 from cloze.pipeline.text.tokenizer import BulkTokenizer, load
-from cloze.pipeline.tokens.stage import tokenized
+from cloze.pipeline.tokens.stage import tokenize
 from tests.golden import unpack, vocab_artifact
 
 TEXT = "First one.\nSecond? Yes. \n\n\n  Third one.\r\nmarker 2\nFourth.\n\nfifth"
@@ -27,46 +36,52 @@ def write(folder: Path, data: bytes, name: str = "x.txt") -> Location:
     return Location(str(folder / name))
 
 
-def read(location: Location, rule: Rule, size: int = 10**9, encoding: str = "") -> list[list[str]]:
+def read(location: Location, boundary: DocumentBoundary, size: int = 10**9, encoding: str = "") -> list[list[str]]:
     return [
-        found.sentences for span in ranges(location, rule, size) for found in documents(location, span, rule, encoding)
+        found.sentences
+        for span in byte_ranges(location, boundary, size)
+        for found in read_documents(location, span, boundary, encoding)
     ]
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.txt.gz"])
 @pytest.mark.parametrize(
-    ("rule", "expected"),
+    ("boundary", "expected"),
     [
-        (Rule(), [["First one.", "Second? Yes."], ["Third one.", "marker 2", "Fourth."], ["fifth"]]),
-        (Rule(marker="marker"), [["First one.", "Second? Yes.", "Third one."], ["Fourth.", "fifth"]]),
-        (Rule(every=3), [["First one.", "Second? Yes."], ["Third one.", "marker 2"], ["Fourth.", "fifth"]]),
+        (DocumentBoundary(), [["First one.", "Second? Yes."], ["Third one.", "marker 2", "Fourth."], ["fifth"]]),
+        (DocumentBoundary(marker="marker"), [["First one.", "Second? Yes.", "Third one."], ["Fourth.", "fifth"]]),
+        (DocumentBoundary(every=3), [["First one.", "Second? Yes."], ["Third one.", "marker 2"], ["Fourth.", "fifth"]]),
     ],
 )
-def test_a_rule_says_where_documents_end(tmp_path: Path, name: str, rule: Rule, expected: list[list[str]]):
+def test_a_boundary_determines_where_documents_end(
+    tmp_path: Path, name: str, boundary: DocumentBoundary, expected: list[list[str]]
+):
     data = b"\xef\xbb\xbf" + TEXT.encode()
     location = write(tmp_path, gzip.compress(data) if name.endswith("gz") else data, name)
-    assert read(location, rule) == expected
+    assert read(location, boundary) == expected
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.sampled_from(["", "One.", "Zwei, drei.", "## x", "é"]), max_size=40),
     st.integers(1, 60),
-    st.sampled_from([Rule(), Rule(marker="##"), Rule(every=1), Rule(every=4)]),
+    st.sampled_from(
+        [DocumentBoundary(), DocumentBoundary(marker="##"), DocumentBoundary(every=1), DocumentBoundary(every=4)]
+    ),
     st.booleans(),
 )
-@example(["a", "", "", "b"], 2, Rule(), True)
+@example(["a", "", "", "b"], 2, DocumentBoundary(), True)
 def test_ranges_of_any_size_give_the_documents_of_the_whole(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int, rule: Rule, ended: bool
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int, boundary: DocumentBoundary, ended: bool
 ):
     data = ("\n".join(lines) + "\n" * ended).encode()
     location = write(tmp_path_factory.mktemp("lines"), data)
-    spans = list(ranges(location, rule, size))
+    spans = list(byte_ranges(location, boundary, size))
     cuts = [0, *(span.end for span in spans)]
-    assert spans == [Range(*pair) for pair in pairwise(cuts)] and cuts[-1] == len(data)
-    whole = list(documents(location, Range(0, len(data)), rule))
-    assert [found for span in spans for found in documents(location, span, rule)] == whole
-    kept = [line for line in lines if line and not (rule.marker and line.startswith(rule.marker))]
+    assert spans == [ByteRange(*pair) for pair in pairwise(cuts)] and cuts[-1] == len(data)
+    whole = list(read_documents(location, ByteRange(0, len(data)), boundary))
+    assert [found for span in spans for found in read_documents(location, span, boundary)] == whole
+    kept = [line for line in lines if line and not (boundary.marker and line.startswith(boundary.marker))]
     assert [sentence for found in whole for sentence in found.sentences] == kept
 
 
@@ -78,9 +93,9 @@ def test_sentences_stay_as_given_up_to_their_pieces(tmp_path: Path):
         document(as_given(some), doc_id="a", source="s", heldout_fraction=0).text for some in (sentences, ["A. B."])
     ]
     assert [sentences_of(text) for text in texts] == [sentences, ["A. B."]]
-    found = tokenized(texts, bulk)
+    found = tokenize(texts, bulk)
     assert found.documents.tolist() == [0, 3, 4]
-    cut = tokenized([document(["A boy. A girl."], doc_id="a", source="s", heldout_fraction=0).text], bulk)
+    cut = tokenize([document(["A boy. A girl."], doc_id="a", source="s", heldout_fraction=0).text], bulk)
     assert cut.documents.tolist() == [0, 2]
 
 
@@ -91,33 +106,33 @@ def test_a_source_of_sentences_gives_documents_with_ids_that_do_not_depend_on_ra
     config = ExtractConfig.model_validate({"sources": [source], "min_words": 0})
     found = []
     for size in (10**9, 5000):
-        monkeypatch.setattr("cloze.pipeline.extract.stage._FILES", size)
-        work = units(config, {"s": [file]})
-        found.append([record for unit in work for record in records(unit, config, Notes())])
+        monkeypatch.setattr("cloze.pipeline.extract.work_units.FILES_UNIT_BYTES", size)
+        work = plan_units(config, {"s": [file]})
+        found.append([record for unit in work for record in read_records(unit, config, UnitNotes())])
     assert found[0] == found[1] and len(found[0]) == 45
     assert found[0][0].doc_id == f"s:{'ab' * 8}:0"
 
 
-def test_a_flat_stream_without_a_rule_is_refused(tmp_path: Path):
+def test_a_flat_stream_without_a_boundary_is_refused(tmp_path: Path):
     location = write(tmp_path, FLAT.encode())
     with pytest.raises(UserError, match=r"x\.txt: .*without boundaries.*next-sentence pairs.*every: N.*marker:"):
-        list(ranges(location, Rule(), 100))
-    assert [len(found) for found in read(location, Rule(every=120), 1000)] == [120, 120, 60]
+        list(byte_ranges(location, DocumentBoundary(), 100))
+    assert [len(found) for found in read(location, DocumentBoundary(every=120), 1000)] == [120, 120, 60]
 
 
 def test_prose_is_no_stream_of_sentences():
     wrapped = "it was a day like any other, and nobody had\nseen the sea from there. but then he said\n" * 200
     paragraphs = "One sentence here. Another one there.\n" * 3000
     dialogue = "He said so.\n\n“No.”\n\nShe laughed.\n\n" * 300
-    assert [shape(text) for text in (wrapped, paragraphs, dialogue, "", "one.\n" * 20)] == [""] * 5
+    assert [line_layout(text) for text in (wrapped, paragraphs, dialogue, "", "one.\n" * 20)] == ["prose"] * 5
 
 
 def test_sentences_given_as_prose_are_refused_with_their_kind():
-    assert shape(unpack("sentences.txt")) == "documents"
+    assert line_layout(unpack("sentences.txt")) == "blank lines"
     with pytest.raises(UserError, match="kind sentences"):
-        refuse(Location("x.txt"), unpack("sentences.txt"))
+        check_prose(Location("x.txt"), unpack("sentences.txt"))
     with pytest.raises(UserError, match="without boundaries"):
-        refuse(Location("x.txt"), FLAT)
+        check_prose(Location("x.txt"), FLAT)
 
 
 @pytest.mark.parametrize(
@@ -131,15 +146,15 @@ def test_sentences_given_as_prose_are_refused_with_their_kind():
 )
 def test_what_is_wrong_is_named(tmp_path: Path, data: bytes, said: str):
     with pytest.raises(UserError, match=r"x\.txt: ") as error:
-        read(write(tmp_path, data), Rule())
+        read(write(tmp_path, data), DocumentBoundary())
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_encoding_can_be_set(tmp_path: Path):
-    assert read(write(tmp_path, b"caf\xe9\n"), Rule(), encoding="cp1252") == [["café"]]
+    assert read(write(tmp_path, b"caf\xe9\n"), DocumentBoundary(), encoding="cp1252") == [["café"]]
 
 
 @pytest.mark.parametrize("wrong", [{"every": 5, "marker": "x"}, {"every": -1}, {"encoding": "utf-16"}])
-def test_impossible_rules_are_refused(wrong: dict):
+def test_impossible_boundaries_are_refused(wrong: dict):
     with pytest.raises(ValueError):
         SentencesSource.model_validate({"name": "s", "kind": "sentences", "files": ["x"], **wrong})

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze.pipeline.dedup.minhash import WORDS, shingles
+from cloze.pipeline.dedup.minhash import SHINGLE_WORDS, shingles
 from cloze.pipeline.text import words
 
 MIXED = st.text(st.sampled_from("aB1 é½´ßﬁ－ー\u3000漢字ｶﾞがไทยकि\U00020000\U0001d400\n\t'-—."), max_size=60)
@@ -47,7 +47,7 @@ def test_words_of_ascii_are_its_runs_of_letters_and_digits(text: str):
 
 @given(MIXED)
 def test_the_words_that_are_counted_are_those_of_shingles(text: str):
-    assert max(words.count(text) - WORDS + 1, 0) == shingles([text])[1][-1]
+    assert max(words.count(text) - SHINGLE_WORDS + 1, 0) == shingles([text])[1][-1]
 
 
 @given(MIXED)

@@ -18,7 +18,7 @@ from cloze.pipeline.extract.document import Document, document
 from cloze.pipeline.text.sentences import split_sentences
 from cloze.pipeline.text.token_shards import Corpus, token_shards
 from cloze.pipeline.text.tokenizer import BulkTokenizer, build
-from cloze.pipeline.tokens.stage import VERSION, TokensConfig, check, run, tokenized
+from cloze.pipeline.tokens.stage import VERSION, TokensConfig, check, run, tokenize
 from tests.golden import (
     digest,
     documents_artifact,
@@ -125,7 +125,7 @@ def test_a_file_of_ones_own_splits_and_is_named_by_its_bytes(ray_session, tmp_pa
 
 def test_sentences_never_reach_across_paragraphs():
     bulk = BulkTokenizer(build(published_vocabulary()))
-    found = tokenized(["a stop is missing\n\nhere. And here", "another one"], bulk)
+    found = tokenize(["a stop is missing\n\nhere. And here", "another one"], bulk)
     assert np.diff(found.sentences).tolist() == [4, 2, 2, 2]
     assert found.documents.tolist() == [0, 3, 4]
 
@@ -133,10 +133,10 @@ def test_sentences_never_reach_across_paragraphs():
 def test_many_documents_at_once_are_what_they_are_one_by_one():
     texts = [one.text for one in golden_documents()] * 8  # more than one batch of characters
     assert sum(map(len, texts)) > 1 << 20
-    together = tokenized(texts, BulkTokenizer(build(published_vocabulary())))
+    together = tokenize(texts, BulkTokenizer(build(published_vocabulary())))
     bulk = BulkTokenizer(build(published_vocabulary()))
     for text, (first, last) in zip(texts, pairwise(together.documents.tolist()), strict=True):
-        alone = tokenized([text], bulk)
+        alone = tokenize([text], bulk)
         start = int(together.sentences[first])
         assert (together.sentences[first : last + 1] - start).tolist() == alone.sentences.tolist()
         assert together.ids[start : int(together.sentences[last])].tolist() == alone.ids.tolist()

@@ -19,25 +19,26 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import document
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build, load, transformers_config
-from cloze.pipeline.vocab.stage import VERSION, VocabConfig, count_words, left_out, make_pieces, quality, run
-from cloze.pipeline.vocab.wordpiece_trainer import alphabet, learn, spell
+from cloze.pipeline.vocab.quality import count_left_out, measure_quality
+from cloze.pipeline.vocab.stage import VERSION, VocabConfig, count_words, run, train_vocabulary
+from cloze.pipeline.vocab.wordpiece_trainer import alphabet, split_characters, train_pieces
 from tests.golden import digest, documents_artifact, finished, golden_documents, output, published_vocabulary
 from tests.paths import QUICKSTART
 
 
 def pieces(words: dict[str, int], size: int, min_frequency: int = 1) -> list[str]:
     known, _ = alphabet(words, coverage=1)
-    return learn(words, known, size, min_frequency)
+    return train_pieces(words, known, size, min_frequency)
 
 
 def naive(words: dict[str, int], size: int, min_frequency: int) -> list[str]:
     """The same by its definition: all pairs counted anew for each merge."""
-    spelt = {word: [word[0], *("##" + c for c in word[1:])] for word in words}
-    known = {piece for spelling in spelt.values() for piece in spelling}
+    spellings = {word: [word[0], *("##" + c for c in word[1:])] for word in words}
+    known = {piece for spelling in spellings.values() for piece in spelling}
     found: list[str] = []
     while len(found) < size:
         counts: Counter[tuple[str, str]] = Counter()
-        for word, spelling in spelt.items():
+        for word, spelling in spellings.items():
             for pair in pairwise(spelling):
                 counts[pair] += words[word]
         if not counts:
@@ -46,7 +47,7 @@ def naive(words: dict[str, int], size: int, min_frequency: int) -> list[str]:
         if counts[best] < min_frequency:
             break
         merged = best[0] + best[1].removeprefix("##")
-        for spelling in spelt.values():
+        for spelling in spellings.values():
             for place in range(len(spelling) - 1):
                 if tuple(spelling[place : place + 2]) == best:
                     spelling[place : place + 2] = [merged]
@@ -82,7 +83,7 @@ def test_the_alphabet_is_the_most_frequent_characters_and_words_alone_do_not_go_
     words = {"ab": 2, "ba": 1, "!": 9, "c": 1}
     assert alphabet(words, coverage=15 / 16) == (["!", "a", "b", "##a", "##b"], ["c"])
     assert alphabet(words, coverage=9 / 16) == (["!"], ["a", "##a", "b", "##b", "c"])
-    assert alphabet(words, coverage=9 / 16, least=2) == (["!", "a", "##a"], ["b", "##b", "c"])
+    assert alphabet(words, coverage=9 / 16, minimum=2) == (["!", "a", "##a"], ["b", "##b", "c"])
     assert alphabet(words, coverage=1) == (["!", "a", "b", "c", "##a", "##b"], [])
 
 
@@ -101,13 +102,13 @@ def test_the_alphabet_covers_the_share_asked_for_and_no_character_of_it_could_be
     assert covered >= coverage * counts.total() * (1 - 1e-12)
     assert covered - min(counts[character] for character in beginnings) < coverage * counts.total()
     assert not set(kept) & set(rare)
-    assert {piece for word in words for piece in spell(word)} <= {*kept, *rare}
+    assert {piece for word in words for piece in split_characters(word)} <= {*kept, *rare}
 
 
 def test_a_character_outside_the_alphabet_is_unknown_and_never_vanishes_from_a_word():
     words = {"ab": 9, "a☃b": 2, "cab": 3}
     config = VocabConfig(size=12, character_coverage=0.9, min_frequency=1)
-    vocabulary = make_pieces(words, config)
+    vocabulary = train_vocabulary(words, config)
     tokenizer = build(vocabulary)
     assert "☃" not in "".join(vocabulary)
     assert tokenizer.encode("ab a☃b cab", add_special_tokens=False).tokens == ["ab", "[UNK]", "c", "##a", "##b"]
@@ -116,10 +117,10 @@ def test_a_character_outside_the_alphabet_is_unknown_and_never_vanishes_from_a_w
 def test_places_that_pairs_leave_empty_go_to_the_characters_left_out():
     words = {"ab": 97, "x☃": 1, "♜": 2}
     config = VocabConfig(size=20, character_coverage=0.9)
-    vocabulary = make_pieces(words, config)
+    vocabulary = train_vocabulary(words, config)
     assert vocabulary == [*SPECIAL_TOKENS, "a", "b", "##a", "##b", "ab", "♜", "x", "##x", "☃", "##☃"]
     for size in range(10, 16):  # each place more is one piece more
-        assert make_pieces(words, VocabConfig(size=size, character_coverage=0.9)) == vocabulary[:size]
+        assert train_vocabulary(words, VocabConfig(size=size, character_coverage=0.9)) == vocabulary[:size]
 
 
 @given(
@@ -129,15 +130,15 @@ def test_places_that_pairs_leave_empty_go_to_the_characters_left_out():
 )
 def test_no_place_is_empty_while_a_pair_of_any_word_is_frequent_enough(words, coverage, min_frequency):
     config = VocabConfig(size=90, character_coverage=coverage, min_frequency=min_frequency)
-    vocabulary = make_pieces(words, config)
+    vocabulary = train_vocabulary(words, config)
     assert len(vocabulary) == len(set(vocabulary)) < 90
-    assert learn(words, vocabulary, 1, min_frequency) == []
+    assert train_pieces(words, vocabulary, 1, min_frequency) == []
 
 
 def test_an_alphabet_that_is_small_beside_the_vocabulary_is_whole():
     words = {"a" * 100: 10**6, **dict.fromkeys("bcdefghij", 1)}
     for size, kept in ((5 + 9 * 30, 9), (5 + 10 * 30, 10)):
-        vocabulary = make_pieces(words, VocabConfig(size=size))
+        vocabulary = train_vocabulary(words, VocabConfig(size=size))
         assert len([piece for piece in vocabulary[5 : 5 + kept] if len(piece) == 1]) == kept
         assert vocabulary[5 + kept] == "##a"
 
@@ -145,8 +146,8 @@ def test_an_alphabet_that_is_small_beside_the_vocabulary_is_whole():
 def test_ideographs_and_a_run_of_kana_are_known_where_1000_characters_were_not_enough():
     rare = {chr(0x4E00 + number): 2 for number in range(3000)}
     words = {**rare, "カタカナ": 50, "ひらかな": 50_000}
-    vocabulary = make_pieces(words, VocabConfig(size=4000))
-    assert quality(build(vocabulary), words).unknown_share == 0
+    vocabulary = train_vocabulary(words, VocabConfig(size=4000))
+    assert measure_quality(build(vocabulary), words).unknown_share == 0
     assert len(vocabulary) == len(set(vocabulary)) < 4000
 
 
@@ -157,9 +158,9 @@ def test_ideographs_and_a_run_of_kana_are_known_where_1000_characters_were_not_e
 )
 def test_what_is_said_to_be_left_out_is_what_the_tokenizer_does_not_know(words, size, coverage):
     words = words | {"a" * 201: 3}
-    vocabulary = make_pieces(words, VocabConfig(size=size, character_coverage=coverage))
-    left = left_out(words, vocabulary)
-    unknown = quality(build(vocabulary), words)
+    vocabulary = train_vocabulary(words, VocabConfig(size=size, character_coverage=coverage))
+    left = count_left_out(words, vocabulary)
+    unknown = measure_quality(build(vocabulary), words)
     assert left.words + left.long_words == round(unknown.unknown_share * unknown.words)
     assert (left.of_words, left.long_words) == (unknown.words, 3)
     assert left.of_characters == sum(len(word) * count for word, count in words.items() if len(word) <= 200)
@@ -170,7 +171,7 @@ def test_what_is_said_to_be_left_out_is_what_the_tokenizer_does_not_know(words, 
 
 def test_what_is_left_out_is_said_in_numbers():
     words = {"ab": 97, "x☃☃": 1, "♜": 2, "a" * 201: 4}
-    assert left_out(words, [*SPECIAL_TOKENS, "a", "##b", "x", "♜"]).plain == {
+    assert count_left_out(words, [*SPECIAL_TOKENS, "a", "##b", "x", "♜"]).plain == {
         "distinct_characters": 1,
         "of_distinct_characters": 5,
         "characters": 2,
@@ -183,23 +184,23 @@ def test_what_is_left_out_is_said_in_numbers():
 
 
 def test_the_special_tokens_come_first_and_the_size_is_met():
-    vocabulary = make_pieces({"hugs": 5, "hug": 10, "pug": 3}, VocabConfig(size=15, min_frequency=1))
+    vocabulary = train_vocabulary({"hugs": 5, "hug": 10, "pug": 3}, VocabConfig(size=15, min_frequency=1))
     assert tuple(vocabulary[:5]) == SPECIAL_TOKENS
     assert len(vocabulary) == len(set(vocabulary)) == 15
 
 
 def test_no_room_for_the_alphabet_is_an_error_that_says_how_much_there_must_be():
     with pytest.raises(UserError, match=r"vocab\.size: 8 has no room .* set it to 11 at least"):
-        make_pieces({"abc": 1}, VocabConfig(size=8))
+        train_vocabulary({"abc": 1}, VocabConfig(size=8))
     with pytest.raises(UserError, match=r"or lower vocab\.character_coverage \(now 0\.9995\)$"):
-        make_pieces({"abc": 1}, VocabConfig(size=8))
-    assert len(make_pieces({"abc": 1}, VocabConfig(size=11))) == 11
+        train_vocabulary({"abc": 1}, VocabConfig(size=8))
+    assert len(train_vocabulary({"abc": 1}, VocabConfig(size=11))) == 11
 
 
 def test_the_google_layout_is_that_of_the_published_vocabulary():
     words = {"hugs": 5, "hug": 10, "pug": 3}
-    compact = make_pieces(words, VocabConfig(size=18, min_frequency=1))
-    google = make_pieces(words, VocabConfig(size=1012, min_frequency=1, layout="google"))
+    compact = train_vocabulary(words, VocabConfig(size=18, min_frequency=1))
+    google = train_vocabulary(words, VocabConfig(size=1012, min_frequency=1, layout="google"))
     assert google[:999] == published_vocabulary()[:999]
     assert google[999:] == compact[5:]
     tokenizer = build(google)
@@ -210,8 +211,8 @@ def test_the_google_layout_is_that_of_the_published_vocabulary():
 
 def test_the_google_layout_needs_room_for_all_that_it_reserves():
     with pytest.raises(UserError, match=r"vocab\.size: 1000 has no room for 999 .* 6 pieces; set it to 1005 at least"):
-        make_pieces({"abc": 1}, VocabConfig(size=1000, layout="google"))
-    assert len(make_pieces({"abc": 1}, VocabConfig(size=1005, layout="google"))) == 1005
+        train_vocabulary({"abc": 1}, VocabConfig(size=1000, layout="google"))
+    assert len(train_vocabulary({"abc": 1}, VocabConfig(size=1005, layout="google"))) == 1005
 
 
 @given(
@@ -222,12 +223,12 @@ def test_the_order_of_the_words_does_not_matter(words, random):
     shuffled = list(words.items())
     random.shuffle(shuffled)
     config = VocabConfig(size=40, min_frequency=1, character_coverage=0.7)
-    assert make_pieces(dict(shuffled), config) == make_pieces(words, config)
+    assert train_vocabulary(dict(shuffled), config) == train_vocabulary(words, config)
 
 
 def test_documents_without_text_are_an_error():
     with pytest.raises(UserError, match="vocab: the documents hold no text to train on"):
-        make_pieces({}, VocabConfig(size=100))
+        train_vocabulary({}, VocabConfig(size=100))
 
 
 def test_words_are_counted_as_the_tokenizer_sees_them():
@@ -238,12 +239,12 @@ def test_words_are_counted_as_the_tokenizer_sees_them():
 
 def test_quality_is_the_share_of_unknown_words_and_pieces_per_word():
     tokenizer = build([*SPECIAL_TOKENS, "a", "##b"])
-    assert quality(tokenizer, {"a": 2, "ab": 1, "x": 1}).plain == {
+    assert measure_quality(tokenizer, {"a": 2, "ab": 1, "x": 1}).plain == {
         "words": 4,
         "unknown_share": 0.25,
         "pieces_per_word": 1.25,
     }
-    assert quality(tokenizer, {}).plain == {}
+    assert measure_quality(tokenizer, {}).plain == {}
 
 
 CONFIG = VocabConfig(size=1500)

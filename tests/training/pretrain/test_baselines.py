@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloze.training.pretrain.baselines import count_pieces, score_unigram, unigram_baseline
+from cloze.training.pretrain.baselines import constant_baseline, count_pieces, score_unigram, unigram_baseline
 from cloze.training.pretrain.data_loader import ExampleDataset, unmasked_ids
 from tests.training.small_examples import CLS, MASK, PIECES, SEP, VOCAB_SIZE, examples_artifact
 
@@ -58,3 +58,12 @@ def test_unseen_pieces_have_a_probability_and_special_pieces_have_none(tmp_path:
     every = np.flatnonzero(counts >= 0)
     shares = [math.exp(-score_unigram(counts, np.array([piece])).loss) for piece in every]
     assert sum(shares) == pytest.approx(1)
+
+
+def test_the_best_constant_answer_has_the_share_of_the_majority_and_the_entropy_of_the_labels():
+    loss, right = constant_baseline(375, 640)
+    assert right == 375 / 640 == constant_baseline(265, 640).accuracy
+    losses = [-(375 * math.log(p) + 265 * math.log(1 - p)) / 640 for p in (i / 640 for i in range(1, 640))]
+    assert loss == pytest.approx(min(losses))
+    assert constant_baseline(320, 640) == (pytest.approx(math.log(2)), 0.5)
+    assert constant_baseline(0, 9) == constant_baseline(9, 9) == (0, 1)

@@ -9,7 +9,8 @@ import pytest
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.extract.wikipedia.dump import Page, Range, Site, Truncation, compression, pages, ranges, read_site
+from cloze.pipeline.extract.byte_range import ByteRange
+from cloze.pipeline.extract.wikipedia.dump import Page, ReadStatus, Site, byte_ranges, compression, pages, read_site
 from tests.paths import DATA
 
 EXTRACT = DATA / "extract"
@@ -39,10 +40,10 @@ def write(folder: Path, data: bytes, name: str = "dump") -> Location:
     return Location(str(path))
 
 
-def read(location: Location, span: Range | None = None) -> tuple[list[Page | None], str]:
-    truncation = Truncation()
-    span = span or Range(0, location.size())
-    return list(pages(location, span, read_site(location), truncation)), truncation.reason
+def read(location: Location, span: ByteRange | None = None) -> tuple[list[Page | None], str]:
+    status = ReadStatus()
+    span = span or ByteRange(0, location.size())
+    return list(pages(location, span, read_site(location), status)), status.truncation
 
 
 def test_every_compression_gives_the_same_pages_whatever_the_name(tmp_path: Path):
@@ -75,17 +76,17 @@ def test_concatenated_streams_are_read_to_the_last(tmp_path: Path):
 def test_ranges_share_the_pages_out_without_loss_or_double(tmp_path: Path, packer):
     location = write(tmp_path, packer(xml(*(page(i, "x" * (i * 13 % 200)) for i in range(40)))))
     for size in (50, 333, 1000, 10**6):
-        spans = ranges(location, size, size)
+        spans = byte_ranges(location, size, size)
         assert spans[0].start == 0 and spans[-1].end == location.size()
         assert all(a.end == b.start for a, b in pairwise(spans))
         found = [p.page_id for span in spans for p in read(location, span)[0] if p]
         assert found == list(range(40)), size
-    assert len(ranges(location, 333, 333)) > 5
+    assert len(byte_ranges(location, 333, 333)) > 5
 
 
 def test_a_compressed_single_stream_is_one_range(tmp_path: Path):
     location = write(tmp_path, bz2.compress(xml(page(1))))
-    assert ranges(location, 10, 10) == [Range(0, location.size())]
+    assert byte_ranges(location, 10, 10) == [ByteRange(0, location.size())]
 
 
 def test_a_dump_cut_in_a_page_keeps_the_whole_ones_and_says_so(tmp_path: Path):
@@ -123,7 +124,7 @@ def test_what_follows_the_end_is_not_taken_for_a_cut(tmp_path: Path):
     assert read(write(tmp_path, bz2.compress(whole)))[1] == ""
     location = write(tmp_path, whole)
     for size in range(len(whole) - 60, len(whole)):
-        assert {read(location, span)[1] for span in ranges(location, size, size)} == {""}
+        assert {read(location, span)[1] for span in byte_ranges(location, size, size)} == {""}
 
 
 def test_an_id_that_no_64_bits_hold_is_none(tmp_path: Path):
@@ -199,7 +200,7 @@ def test_a_page_without_title_is_none_not_lost(tmp_path: Path):
 def test_the_site_is_read_from_the_header():
     site = read_site(Location(str(EXTRACT / "nlwiki.xml")))  # it begins with a comment
     assert (site.dbname, site.language) == ("nlwiki", "nl")
-    assert site.named(6) == {"bestand", "file", "image"}
+    assert site.namespace_names(6) == {"bestand", "file", "image"}
     assert site.url("Anthony Fokker?") == "http://nl.wikipedia.org/wiki/Anthony_Fokker%3F"
     assert Site(language="de").url("A b") == "https://de.wikipedia.org/wiki/A_b"
     assert Site().url("A") == ""
@@ -208,7 +209,7 @@ def test_the_site_is_read_from_the_header():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "holds nothing"),
+        (b"", "is empty"),
         (b"<!DOCTYPE html><html><body>Not found</body></html>", "HTML"),
         (b"<html><body>Not found</body></html>", "begins with '<html>"),
         (b"just text", "begins with 'just text'"),

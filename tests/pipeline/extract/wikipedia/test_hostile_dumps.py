@@ -12,7 +12,7 @@ import pytest
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.wikipedia import multistream
-from cloze.pipeline.extract.wikipedia.dump import Page, Truncation, compression, pages, ranges, read_site
+from cloze.pipeline.extract.wikipedia.dump import Page, ReadStatus, byte_ranges, compression, pages, read_site
 
 HEAD = '<mediawiki xml:lang="en"><siteinfo><dbname>{}</dbname></siteinfo>\n'
 
@@ -34,7 +34,7 @@ def written(folder: Path, data: str | bytes, name: str = "x.xml") -> Location:
 
 def read(location: Location, size: int = 10**9) -> list[Page | None]:
     site = read_site(location)
-    return [one for span in ranges(location, size, size) for one in pages(location, span, site, Truncation())]
+    return [one for span in byte_ranges(location, size, size) for one in pages(location, span, site, ReadStatus())]
 
 
 def titles(location: Location, size: int = 10**9) -> list[str | None]:
@@ -64,19 +64,19 @@ def index_of(starts: list[int]) -> str:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_an_index_gives_the_ranges_that_looking_for_streams_gives(tmp_path: Path, packed: bool, monkeypatch):
+def test_an_index_has_the_ranges_that_a_scan_for_streams_finds(tmp_path: Path, packed: bool, monkeypatch):
     location, starts = multistream_dump(tmp_path)
     size = 2 * (starts[2] - starts[1])
-    looked_for = ranges(location, size, size)
-    assert len(looked_for) > 3
+    scanned = byte_ranges(location, size, size)
+    assert len(scanned) > 3
     data = index_of(starts).encode()
     written(tmp_path, bz2.compress(data) if packed else data, f"{location.name[:-8]}-index.txt" + ".bz2" * packed)
     seen = []
-    monkeypatch.setattr(multistream, "_looked_for", lambda _location, _size, last: seen.append(last) or [])
-    indexed = ranges(location, size, size)
-    assert seen == [indexed[-1].start] and indexed[:-1] == looked_for[: len(indexed) - 1]
+    monkeypatch.setattr(multistream, "_scan", lambda _location, _size, last: seen.append(last) or [])
+    indexed = byte_ranges(location, size, size)
+    assert seen == [indexed[-1].start] and indexed[:-1] == scanned[: len(indexed) - 1]
     monkeypatch.undo()
-    assert ranges(location, size, size) == looked_for
+    assert byte_ranges(location, size, size) == scanned
     assert len(read(location, size)) == 120
 
 
@@ -84,17 +84,17 @@ def test_an_index_gives_the_ranges_that_looking_for_streams_gives(tmp_path: Path
 def test_a_wrong_index_is_not_used(tmp_path: Path, index: str):
     location, starts = multistream_dump(tmp_path)
     size = 2 * (starts[2] - starts[1])
-    looked_for = ranges(location, size, size)
+    scanned = byte_ranges(location, size, size)
     written(tmp_path, index, f"{location.name[:-8]}-index.txt")
-    assert ranges(location, size, size) == looked_for
+    assert byte_ranges(location, size, size) == scanned
 
 
 def test_an_index_among_the_files_is_left_out_with_its_dump_and_refused_alone(tmp_path: Path):
     location, starts = multistream_dump(tmp_path)
     index = written(tmp_path, bz2.compress(index_of(starts).encode()), f"{location.name[:-8]}-index.txt.bz2")
-    assert multistream.dumps([index, location]) == [location]
+    assert multistream.without_indexes([index, location]) == [location]
     with pytest.raises(UserError, match=r"index\.txt\.bz2: is the index of a multistream dump; give the dump as well"):
-        multistream.dumps([index])
+        multistream.without_indexes([index])
 
 
 # Joined, padded and marked

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze.pipeline.extract.wikipedia.indented_lines import points, prose
+from cloze.pipeline.extract.wikipedia.indented_lines import is_pointer_line, prose_paragraphs
 from cloze.pipeline.extract.wikipedia.wikitext import Rules, paragraphs
 
 SENTENCES = [
@@ -154,7 +154,7 @@ def test_a_line_that_only_leads_elsewhere_goes(line: str):
     ],
 )
 def test_a_sentence_that_only_begins_like_a_pointer_stays(text: str):
-    assert not points(text) and paragraphs(text) == [text]
+    assert not is_pointer_line(text) and paragraphs(text) == [text]
 
 
 def test_an_italic_quotation_goes_nowhere_below_prose():
@@ -195,7 +195,7 @@ lines = st.lists(
 def test_what_is_kept_stood_in_a_line_and_no_list_item_is_kept(pairs: list[tuple[str, str]], opening: bool):
     given_lines = [mark + text for mark, text in pairs]
     rest = iter(given_lines)
-    for found in prose(given_lines, opening):
+    for found in prose_paragraphs(given_lines, opening):
         assert any(found in line and "*" not in line[:2] and "#" not in line[:2] for line in rest)
 
 

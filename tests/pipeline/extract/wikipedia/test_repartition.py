@@ -18,9 +18,12 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.scratch import scratch
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract
-from cloze.pipeline.extract.stage import VERSION, ExtractConfig, run, units
+from cloze.pipeline.extract import work_units
+from cloze.pipeline.extract.byte_range import ByteRange
+from cloze.pipeline.extract.stage import VERSION, ExtractConfig, run
 from cloze.pipeline.extract.wikipedia import repartition
-from cloze.pipeline.extract.wikipedia.decompress import Range, Truncation
+from cloze.pipeline.extract.wikipedia.decompress import ReadStatus
+from cloze.pipeline.extract.work_units import plan_units
 from tests.paths import REPOSITORY
 
 HEADER = '<mediawiki xml:lang="xx"><siteinfo><dbname>xxwiki</dbname></siteinfo>\n'
@@ -65,28 +68,28 @@ def digests(manifest: Manifest) -> dict[str, str]:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every compressed stream is a long one, and pieces hold a few pages."""
-    monkeypatch.setattr(extract, "_LONG", 1000)
-    monkeypatch.setattr(extract, "_RANGE", 5000)
+    """Every compressed stream is a long one, and partitions hold a few pages."""
+    monkeypatch.setattr(work_units, "MAX_STREAM_BYTES", 1000)
+    monkeypatch.setattr(work_units, "XML_UNIT_BYTES", 5000)
 
 
 PACKERS = {"bz2": bz2.compress, "gz": lambda data: gzip.compress(data, mtime=0), "xz": lzma.compress}
 
 
 @pytest.mark.parametrize("kind", PACKERS)
-def test_a_spooled_stream_gives_the_documents_of_the_direct_way(tmp_path: Path, kind: str, monkeypatch):
+def test_a_repartitioned_stream_has_the_documents_of_a_direct_read(tmp_path: Path, kind: str, monkeypatch):
     (tmp_path / "dump").write_bytes(PACKERS[kind](dump()))
     inputs = {"w": given(tmp_path / "dump")}
     direct = run(config(), inputs, output(tmp_path / "direct"))
-    monkeypatch.setattr(extract, "_LONG", 1000)
-    monkeypatch.setattr(extract, "_RANGE", 5000)
-    spooled = run(config(), inputs, output(tmp_path / "spooled"))
-    assert rows(tmp_path / "direct", direct) == rows(tmp_path / "spooled", spooled)
-    assert (direct.counts, direct.drops) == (spooled.counts, spooled.drops)
+    monkeypatch.setattr(work_units, "MAX_STREAM_BYTES", 1000)
+    monkeypatch.setattr(work_units, "XML_UNIT_BYTES", 5000)
+    repartitioned = run(config(), inputs, output(tmp_path / "repartitioned"))
+    assert rows(tmp_path / "direct", direct) == rows(tmp_path / "repartitioned", repartitioned)
+    assert (direct.counts, direct.drops) == (repartitioned.counts, repartitioned.drops)
     assert direct.drops == {"namespace": 12, "malformed": 2}
-    assert len(direct.files) == 1 and len(spooled.files) > 10
-    assert min(spooled.files) == "documents/00000.00000-00.parquet"
-    assert not list((tmp_path / "spooled").glob("scratch-*"))
+    assert len(direct.files) == 1 and len(repartitioned.files) > 10
+    assert min(repartitioned.files) == "documents/00000.00000-00.parquet"
+    assert not list((tmp_path / "repartitioned").glob("scratch-*"))
 
 
 @pytest.mark.parametrize("kind", PACKERS)
@@ -95,46 +98,46 @@ def test_a_cut_stream_keeps_its_whole_pages_and_the_manifest_says_so_once(tmp_pa
     (tmp_path / "cut").write_bytes(packed[: len(packed) * 3 // 4] if kind != "bz2" else PACKERS[kind](dump()[:-900]))
     inputs = {"w": given(tmp_path / "cut")}
     direct = run(config(), inputs, output(tmp_path / "direct"))
-    monkeypatch.setattr(extract, "_LONG", 1000)
-    monkeypatch.setattr(extract, "_RANGE", 5000)
-    spooled = run(config(), inputs, output(tmp_path / "spooled"))
-    assert rows(tmp_path / "direct", direct) == rows(tmp_path / "spooled", spooled) != []
-    assert direct.facts["truncated"] == spooled.facts["truncated"] != []
-    assert spooled.counts["truncated_files"] == 1
+    monkeypatch.setattr(work_units, "MAX_STREAM_BYTES", 1000)
+    monkeypatch.setattr(work_units, "XML_UNIT_BYTES", 5000)
+    repartitioned = run(config(), inputs, output(tmp_path / "repartitioned"))
+    assert rows(tmp_path / "direct", direct) == rows(tmp_path / "repartitioned", repartitioned) != []
+    assert direct.facts["truncated"] == repartitioned.facts["truncated"] != []
+    assert repartitioned.counts["truncated_files"] == 1
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_few_large_streams_are_each_spooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_few_large_streams_are_each_repartitioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = dump()
     third = len(data) // 3  # pages straddle the streams
     (tmp_path / "dump").write_bytes(b"".join(bz2.compress(data[i : i + third]) for i in range(0, len(data), third)))
-    monkeypatch.setattr(extract, "_RANGE_BZ2", 1000)
+    monkeypatch.setattr(work_units, "MULTISTREAM_UNIT_BYTES", 1000)
     inputs = {"w": given(tmp_path / "dump")}
-    assert [unit.pieces[0].long for unit in units(config(), inputs)][:3] == [True] * 3
+    assert [unit.file_ranges[0].long for unit in plan_units(config(), inputs)][:3] == [True] * 3
     manifest = run(config(), inputs, output(tmp_path / "out"))
     assert manifest.counts["records"] == PAGES + 3
     assert {name[:15] for name in manifest.files} >= {f"documents/0000{n}" for n in range(3)}
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_run_goes_on_from_what_is_spooled_and_parsed_with_the_same_bytes(tmp_path: Path):
+def test_a_run_resumes_from_what_is_repartitioned_and_extracted_with_the_same_bytes(tmp_path: Path):
     (tmp_path / "dump").write_bytes(bz2.compress(dump()))
     inputs, settings = {"w": given(tmp_path / "dump")}, config()
     full = run(settings, inputs, output(tmp_path / "full"))
     half = output(tmp_path / "half")
     with pytest.raises(KeyboardInterrupt), scratch(half.location) as folder:
-        work = extract._spooled(units(settings, inputs), settings, folder, half)
+        work = extract._repartition(plan_units(settings, inputs), settings, folder, half)
         for unit in work[::2]:
-            extract.extract(unit, settings, half)
+            extract.extract_unit(unit, settings, half)
         raise KeyboardInterrupt
-    pieces = sorted(Path(folder.path, "00000").iterdir())
-    pieces[0].unlink()  # parsed
-    pieces[1].unlink()  # not parsed: the stream is cut anew, and what lies there is left
-    stamps = {path: path.stat().st_mtime_ns for path in [*pieces[2:], *(tmp_path / "half").rglob("*.parquet")]}
+    partitions = sorted(Path(folder.path, "00000").iterdir())
+    partitions[0].unlink()  # parsed
+    partitions[1].unlink()  # not parsed: the stream is repartitioned again, existing files are kept
+    stamps = {path: path.stat().st_mtime_ns for path in [*partitions[2:], *(tmp_path / "half").rglob("*.parquet")]}
     with pytest.raises(KeyboardInterrupt), scratch(half.location) as again:
         assert again == folder
-        assert extract._spooled(units(settings, inputs), settings, again, half) == work
-        assert not pieces[0].exists() and pieces[1].exists()
+        assert extract._repartition(plan_units(settings, inputs), settings, again, half) == work
+        assert not partitions[0].exists() and partitions[1].exists()
         raise KeyboardInterrupt
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     resumed = run(settings, inputs, half)
@@ -143,7 +146,7 @@ def test_a_run_goes_on_from_what_is_spooled_and_parsed_with_the_same_bytes(tmp_p
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_part_that_is_lost_meanwhile_is_made_again_without_cutting_its_stream_again(
+def test_a_part_that_is_lost_meanwhile_is_made_again_without_repartitioning_its_stream_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "dump").write_bytes(bz2.compress(dump()))
@@ -152,62 +155,62 @@ def test_a_part_that_is_lost_meanwhile_is_made_again_without_cutting_its_stream_
         patch.setattr(type(out), "commit", lambda *_, **__: None)
         with pytest.raises(UserError, match=r"parts/00000\.00000\.json: this part was planned and is not there"):
             run(config(), inputs, out)
-    monkeypatch.setattr(repartition, "spool", lambda *_: pytest.fail("cut again"))
+    monkeypatch.setattr(repartition, "write_partitions", lambda *_: pytest.fail("repartitioned again"))
     resumed = run(config(), inputs, out)
     assert resumed.counts["records"] == PAGES + 3
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_run_that_is_done_first_takes_no_pieces_from_one_that_is_still_at_work(tmp_path: Path, monkeypatch):
+def test_a_run_that_finishes_first_takes_no_partitions_from_one_that_is_still_running(tmp_path: Path, monkeypatch):
     (tmp_path / "dump").write_bytes(bz2.compress(dump()))
-    reached, go_on, finished = threading.Event(), threading.Event(), list[Manifest]()
-    real = repartition.stored_bytes
+    reached, resume, finished = threading.Event(), threading.Event(), list[Manifest]()
+    real = repartition.partition_pages
 
-    def held(piece: repartition.Stored, truncation: Truncation):
+    def held(partition: repartition.Partition, status: ReadStatus):
         if not reached.is_set():
             reached.set()
-            assert go_on.wait(60)
-        return real(piece, truncation)
+            assert resume.wait(60)
+        return real(partition, status)
 
     def attempt() -> None:
         finished.append(run(config(), {"w": given(tmp_path / "dump")}, output(tmp_path / "out")))
 
-    monkeypatch.setattr(repartition, "stored_bytes", held)
+    monkeypatch.setattr(repartition, "partition_pages", held)
     slow = threading.Thread(target=attempt)
     slow.start()
     assert reached.wait(60)
     attempt()
-    go_on.set()
+    resume.set()
     slow.join()
     assert len(finished) == 2 and finished[0].files == finished[1].files
     assert not list((tmp_path / "out").glob("scratch-*"))
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_stream_without_its_record_is_cut_again(tmp_path: Path):
+def test_a_stream_without_its_record_is_repartitioned_again(tmp_path: Path):
     (tmp_path / "dump").write_bytes(bz2.compress(dump()))
     out, folder = output(tmp_path / "out"), Location(str(tmp_path / "scratch"))
-    stream = repartition.Stream("00000", Location(str(tmp_path / "dump")), Range(0, 10**6), "xxwiki")
-    repartition.spool(stream, folder, out, 5000)
-    pieces = repartition.stored(stream, folder, out)
-    assert len(pieces) > 10
+    stream = repartition.Stream("00000", Location(str(tmp_path / "dump")), ByteRange(0, 10**6), "xxwiki")
+    repartition.write_partitions(stream, folder, out, 5000)
+    partitions = repartition.finished_partitions(stream, folder, out)
+    assert len(partitions) > 10
     (tmp_path / "scratch/00000.json").unlink()
-    assert repartition.stored(stream, folder, out) == []
-    repartition.spool(stream, folder, out, 5000)
-    assert repartition.stored(stream, folder, out) == pieces
-    found = [data for piece in pieces for data, _ in repartition.stored_bytes(piece, Truncation())]
+    assert repartition.finished_partitions(stream, folder, out) == []
+    repartition.write_partitions(stream, folder, out, 5000)
+    assert repartition.finished_partitions(stream, folder, out) == partitions
+    found = [data for partition in partitions for data, _ in repartition.partition_pages(partition, ReadStatus())]
     assert len(found) == PAGES + 3 and found.count(b"") == 1
 
 
 @pytest.mark.usefixtures("tiny")
-def test_pieces_work_on_any_storage(folder: str, tmp_path: Path):
+def test_partitions_work_on_any_storage(folder: str, tmp_path: Path):
     (tmp_path / "dump").write_bytes(lzma.compress(dump()))
     told: list[tuple] = []
     manifest = run(
         config(), {"w": given(tmp_path / "dump")}, output(f"{folder}/out", lambda *progress: told.append(progress))
     )
     assert len(rows(f"{folder}/out", manifest)) == manifest.counts["documents"] == PAGES + 1 - 12
-    assert told[0][2:] == ("MB", "cutting compressed files into pieces") and told[-1][2] == "ranges"
+    assert told[0][2:] == ("MB", "repartitioning compressed files") and told[-1][2] == "ranges"
     assert told[-1][0] == told[-1][1] == len(manifest.files)
     assert not [name for name in (Location(folder) / "out").sizes() if name.startswith("scratch")]
 
@@ -229,9 +232,9 @@ _KILLED = """
 import sys
 from tests.pipeline.extract.wikipedia import test_repartition as t
 from pathlib import Path
-from cloze.pipeline.extract import stage as extract
+from cloze.pipeline.extract import work_units
 from cloze.pipeline.core.storage import Location
-extract._LONG, extract._RANGE = 1000, 5000
+work_units.MAX_STREAM_BYTES, work_units.XML_UNIT_BYTES = 1000, 5000
 write = Location.write_bytes
 def slow(self, data):
     import time
@@ -266,7 +269,7 @@ def test_after_a_kill_the_next_run_writes_the_same_bytes(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
-def test_two_processes_spool_two_files_to_the_same_bytes(tmp_path: Path):
+def test_two_processes_repartition_two_files_to_the_same_bytes(tmp_path: Path):
     (tmp_path / "a").write_bytes(bz2.compress(dump()))
     (tmp_path / "b").write_bytes(lzma.compress(dump(odd="")))
     inputs = {"w": given(tmp_path / "a", tmp_path / "b")}

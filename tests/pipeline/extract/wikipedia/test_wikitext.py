@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.extract.wikipedia.dump import Range, Truncation, pages, read_site
+from cloze.pipeline.extract.byte_range import ByteRange
+from cloze.pipeline.extract.wikipedia.dump import ReadStatus, pages, read_site
 from cloze.pipeline.extract.wikipedia.wikitext import Rules, paragraphs
 from tests.paths import DATA
 
@@ -132,7 +133,7 @@ def test_headings_and_lists_can_be_kept():
 
 def test_local_names_of_namespaces_hide_their_links():
     text = "A [[Tập_tin:x.jpg|nhỏ|B [[c]]]] d [[Thể loại:E]]."
-    assert one(text, hidden=frozenset({"tập tin", "thể loại"})) == "A d."
+    assert one(text, hidden_namespaces=frozenset({"tập tin", "thể loại"})) == "A d."
 
 
 def test_a_user_names_more_templates():
@@ -275,8 +276,8 @@ def test_real_articles_leave_no_markup():
     for name in ("enwiki.xml.bz2", "nlwiki.xml", "viwiki-cut.xml.xz"):
         location = Location(str(EXTRACT / name))
         site = read_site(location)
-        rules = Rules(hidden=frozenset(site.named(6) | site.named(14)))
-        for page in pages(location, Range(0, location.size()), site, Truncation()):
+        rules = Rules(hidden_namespaces=frozenset(site.namespace_names(6) | site.namespace_names(14)))
+        for page in pages(location, ByteRange(0, location.size()), site, ReadStatus()):
             assert page
             for paragraph in paragraphs(page.text, rules) if page.namespace == 0 else []:
                 assert not any(mark in paragraph for mark in RESIDUE), (page.title, paragraph)
@@ -285,7 +286,7 @@ def test_real_articles_leave_no_markup():
 def test_a_real_article_reads_as_its_page_does():
     location = Location(str(EXTRACT / "enwiki.xml.bz2"))
     site = read_site(location)
-    found = {p.title: p.text for p in pages(location, Range(0, location.size()), site, Truncation()) if p}
+    found = {p.title: p.text for p in pages(location, ByteRange(0, location.size()), site, ReadStatus()) if p}
     text = paragraphs(found["Allioideae"])
     assert text[0] == (
         "Allioideae is a subfamily of monocot flowering plants in the family Amaryllidaceae, order Asparagales. It was "
