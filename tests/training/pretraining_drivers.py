@@ -1,7 +1,7 @@
-"""A small pretraining in a process of its own: one that may be killed, or that has a cluster whose nodes come and go.
+"""A small pretraining in a separate process that a test can kill, or on a cluster whose nodes are added and removed.
 
-python -m tests.training.pretraining_drivers DRIVER INPUTS OUT SETTINGS: `command` gives it. What each step leaves in
-OUT/steps tells the test that started it how far it is.
+python -m tests.training.pretraining_drivers DRIVER INPUTS OUT SETTINGS, as built by `command`. Each step writes to
+OUT/steps, where the test sees the progress.
 """
 
 import signal
@@ -22,9 +22,9 @@ from cloze.training.cluster import elastic as elastic_size
 from cloze.training.pretrain.config import PretrainConfig
 from tests.training.small_pretraining import trained
 
-# Ray is imported where it is used: it reads the environment then.
+# Ray is imported where it is used: it reads the environment when it is imported.
 
-Train = Callable[..., Artifact]  # what `trained` still wants: its on_step
+Train = Callable[..., Artifact]  # `trained` with all arguments except on_step
 
 
 def command(driver: str, inputs: dict[str, Artifact], out: Path, settings: PretrainConfig) -> list[str]:
@@ -43,30 +43,30 @@ def main() -> None:
 
 
 def local(train: Train, steps: Path) -> None:
-    """A Ray of its own on this machine, and the command line's way to end by a signal. A file for each step."""
+    """A local Ray session, stopped by a signal like the command line. Writes a file for each step."""
 
-    def slowly(rank: int, step: int) -> None:
+    def slow_step(rank: int, step: int) -> None:
         (steps / str(step)).touch()
         time.sleep(0.7)
 
     try:
         with interrupted_by(signal.SIGTERM), ray_session(num_cpus=2):
-            train(on_step=slowly)
+            train(on_step=slow_step)
     except KeyboardInterrupt as end:
         print(end)
         sys.exit(130)
 
 
 def spot(train: Train, steps: Path) -> None:
-    """Two nodes, of which the worker's is announced to go after its third step. A file of steps for each node."""
+    """Two nodes; the preemption of the worker's node is announced after its third step. Writes a file for each node."""
     import ray
 
     cluster, _ = nodes()
 
-    def slowly(rank: int, step: int) -> None:
+    def slow_step(rank: int, step: int) -> None:
         with (steps / ray.get_runtime_context().get_node_id()).open("a") as file:
             file.write(f"{step}\n")
-        if len(list(steps.iterdir())) == 1:  # until the other node is at work
+        if len(list(steps.iterdir())) == 1:  # until the other node trains
             time.sleep(0.5)
 
     def drain() -> None:
@@ -78,32 +78,32 @@ def spot(train: Train, steps: Path) -> None:
         subprocess.run([*ray_command, *reason, *which], check=True)
 
     threading.Thread(target=drain, daemon=True).start()
-    train(on_step=slowly)
+    train(on_step=slow_step)
     ray.shutdown()
     cluster.shutdown()
 
 
 def elastic(train: Train, steps: Path) -> None:
-    """Two nodes; one is lost without notice after six steps, another comes after four more. `told`: step, workers."""
+    """Two nodes: one is lost without notice after six steps, another is added 4 steps later. Logs step and workers."""
     import ray
 
     elastic_size._CHECK_SECONDS = 1.0
     cluster, (_, lost) = nodes()
-    told = steps / "told"
+    log = steps / "workers"
 
-    def slowly(rank: int, step: int) -> None:
+    def slow_step(rank: int, step: int) -> None:
         import torch.distributed as dist
 
         if rank == 0:
-            with told.open("a") as file:
+            with log.open("a") as file:
                 file.write(f"{step} {dist.get_world_size()}\n")
-        time.sleep(0.5 if dist.get_world_size() == 1 else 0.1)  # alone until the other node is there
+        time.sleep(0.5 if dist.get_world_size() == 1 else 0.1)  # slow while alone, until the other node is added
 
     def wait(workers: int, steps: int) -> None:
-        while training.is_alive() and not (told.exists() and told.read_text().count(f" {workers}\n") >= steps):
+        while training.is_alive() and not (log.exists() and log.read_text().count(f" {workers}\n") >= steps):
             time.sleep(0.1)
 
-    training = threading.Thread(target=partial(train, on_step=slowly), daemon=True)
+    training = threading.Thread(target=partial(train, on_step=slow_step), daemon=True)
     training.start()
     wait(workers=2, steps=6)
     cluster.remove_node(lost, allow_graceful=False)
@@ -115,7 +115,7 @@ def elastic(train: Train, steps: Path) -> None:
 
 
 def nodes() -> tuple[Any, list[Any]]:
-    """A cluster of two nodes, each with room for one worker, beside this process's, which has none."""
+    """A cluster of two nodes for one worker each, and the node of this process, which runs no worker."""
     import ray
     from ray.cluster_utils import Cluster
 

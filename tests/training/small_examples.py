@@ -1,4 +1,4 @@
-"""Small artifacts to train on: random examples with static masks in a few shards, and a vocabulary of their ids."""
+"""Small training artifacts: random examples with static masks in a few shards, and a vocabulary of their ids."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +12,14 @@ from cloze.pipeline.core.artifacts import Artifact, Output
 from cloze.pipeline.core.schema import IGNORED, example_schema, parquet_bytes
 from cloze.pipeline.core.storage import Location
 
-VOCAB_SIZE = 97  # a prime: it divides by no number of workers
+VOCAB_SIZE = 97  # a prime: no number of workers divides it
 CLS, SEP, MASK = 2, 3, 4
 _ROW_GROUP = 4
 
 
 @pytest.fixture(scope="session")
 def single_process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group of this process, for training without Ray. DeepSpeed holds on to the first: it stays."""
+    """A process group with this process only, for training without Ray. It stays, as DeepSpeed keeps a reference."""
     import torch.distributed as dist
 
     from cloze.training.model.hardware import cpu_threads
@@ -50,7 +50,7 @@ def examples_artifact(
 ) -> Artifact:
     """`train` and `heldout` examples of 8 to `length` pieces, each with one to three masked positions.
 
-    Unless `masked`, those to train on are stored without masks. With objective mlm they have no label.
+    Unless `masked`, training examples are stored without masks. With objective mlm they have no label.
     """
     files = {}
     counts = {}
@@ -71,7 +71,7 @@ def examples_artifact(
 
 
 def _example(split: str, number: int, length: int) -> dict[str, Any]:
-    """The second piece is 5 plus the example's number modulo 90, so that a batch tells which examples it holds."""
+    """The second piece is 5 plus the example's number modulo 90, so that a batch shows which examples it contains."""
     draw = np.random.default_rng([number, split == "train"])
     size = int(draw.integers(8, length + 1))
     ids = draw.integers(5, VOCAB_SIZE, size)

@@ -187,7 +187,7 @@ def _write(
 def newest_checkpoint(artifact: Location) -> CheckpointRef | None:
     """The undamaged checkpoint with the highest step.
 
-    A damaged one found on the way is disabled: its manifest is replaced by damaged.json, which says what is wrong.
+    Damaged checkpoints with a higher step are disabled: damaged.json, with the reason, replaces their manifest.
     """
     return next(filter(None, map(_verified_or_none, reversed(_folders(artifact)))), None)
 

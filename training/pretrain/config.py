@@ -27,7 +27,7 @@ class Phase(Config):
     steps: int | None = Field(default=None, gt=0)
     """Number of updates; required unless `budget` is set."""
     share: float | None = Field(default=None, gt=0, le=1)
-    """Fraction of `budget` that this phase takes; the fractions of all phases add up to 1."""
+    """Fraction of `budget` for this phase. The fractions add up to 1; a single phase takes all of it by default."""
 
 
 class PretrainConfig(Config):
@@ -58,7 +58,7 @@ class PretrainConfig(Config):
     micro_batch_size: Annotated[int, Compute, Field(gt=0)] = 32
     """Maximum number of examples that a worker computes at once; limits the memory."""
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
-    """Number of GPUs, one for each worker; auto uses all of them."""
+    """Number of GPUs, one for each worker; auto uses all of them, 0 trains on CPUs."""
     workers: Annotated[_Count | tuple[_Count, _Count] | None, Compute] = None
     """Number of workers, or [min, max] for an elastic group; by default one for each GPU, or two without GPUs."""
     threads: Annotated[int, Compute, Field(gt=0)] = 1
@@ -80,7 +80,7 @@ class PretrainConfig(Config):
     eval_batches: Annotated[int, Compute, Field(gt=0)] = 16
     """Global batches of held-out examples in an evaluation."""
     max_failures: Annotated[int, Compute, Field(ge=0)] = 3
-    """Failures of the worker group after which training ends."""
+    """Failures of the worker group that are tolerated; one more ends the training."""
     step_timeout: Annotated[float, Compute, Field(gt=0)] = 1800.0
     """Seconds that a step and the evaluation after it may take before the workers are restarted."""
     guard_factor: Annotated[float, Field(gt=0)] | None = 20.0

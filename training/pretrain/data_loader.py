@@ -91,7 +91,7 @@ def unmasked_ids(examples: ExampleArrays) -> Ints:
 
 @dataclass(frozen=True)
 class DynamicMasking:
-    """Draws the masks of examples that are stored without, keyed by (seed, epoch, example): new ones in each epoch."""
+    """Draws masks for examples without stored masks, keyed by (seed, epoch, example): new masks in each epoch."""
 
     seed: int
     rules: MaskRules

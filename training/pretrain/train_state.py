@@ -1,4 +1,4 @@
-"""What every pretraining worker is given, and the training state that a checkpoint stores."""
+"""The input of every pretraining worker, and the training state that a checkpoint stores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace

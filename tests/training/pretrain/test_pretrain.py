@@ -215,9 +215,9 @@ def test_training_continues_with_the_workers_that_fit_and_the_same_losses(
         "RAY_health_check_failure_threshold": "3",
     }  # to notice a lost node
     on_nodes("elastic", inputs, out, elastic_config(), **fast_checks)
-    told = [tuple(map(int, line.split())) for line in (out / "steps/told").read_text().splitlines()]
-    numbers = [workers for _, workers in told]
-    assert [now for before, now in zip([0, *numbers], numbers, strict=False) if now != before] == [2, 1, 2]
+    log = [tuple(map(int, line.split())) for line in (out / "steps/workers").read_text().splitlines()]
+    counts = [workers for _, workers in log]
+    assert [now for before, now in zip([0, *counts], counts, strict=False) if now != before] == [2, 1, 2]
     worker = single_worker(elastic_config(), inputs, tmp_path / "alone")
     worker.train()
     found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
