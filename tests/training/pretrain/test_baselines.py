@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloze.training.pretrain.baselines import piece_counts, score, unigram_baseline
+from cloze.training.pretrain.baselines import constant_baseline, piece_counts, score, unigram_baseline
 from cloze.training.pretrain.data_loader import Examples, unmasked
 from tests.training.small_examples import CLS, MASK, PIECES, SEP, VOCAB_SIZE, examples_artifact
 
@@ -58,3 +58,12 @@ def test_a_piece_that_was_never_seen_is_not_impossible_and_special_pieces_have_n
     every = np.flatnonzero(counts >= 0)
     shares = [math.exp(-score(counts, np.array([piece])).loss) for piece in every]
     assert sum(shares) == pytest.approx(1)
+
+
+def test_the_best_constant_answer_has_the_accuracy_of_the_majority_and_the_entropy_of_the_labels() -> None:
+    loss, accuracy = constant_baseline(375, 640)
+    assert accuracy == 375 / 640 == constant_baseline(265, 640).accuracy
+    losses = [-(375 * math.log(p) + 265 * math.log(1 - p)) / 640 for p in (i / 640 for i in range(1, 640))]
+    assert loss == pytest.approx(min(losses))
+    assert constant_baseline(320, 640) == (pytest.approx(math.log(2)), 0.5)
+    assert constant_baseline(0, 9) == constant_baseline(9, 9) == (0, 1)
