@@ -1,6 +1,7 @@
 # make demo: the quickstart, from a fresh clone to a scored model.   make test [ARGS="..."]: the tests, two files at once.
 # make campaign: faults at random steps, some ten minutes.         .ci/run: lint, all other tests, the quickstart twice.
 # make ui: the run's history and schedule in a browser.              make bench [ONLY=name ARGS="..."]   make lint
+# make reference: docs/reference, the list of all configuration keys, from the code.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 CONFIG ?= configs/quickstart.yaml
@@ -18,6 +19,9 @@ campaign: .venv/.installed-test
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright && $(BIN)/lint-imports
+
+reference: .venv/.installed
+	$(BIN)/python -m cloze.infra.config_reference docs/reference
 
 ui: .venv/.installed
 	CLOZE_CONFIG="$(CONFIG)" $(BIN)/python -m cloze.infra.workflow
@@ -42,4 +46,4 @@ bench: .venv/.installed-bench
 	@$(INSTALL) -e '.[$*]'
 	@touch $@
 
-.PHONY: demo test campaign lint ui bench
+.PHONY: demo test campaign lint reference ui bench

@@ -98,7 +98,7 @@ def test_every_page_and_chapter_is_kept_or_counted_with_its_reason(finished):
     assert made["dedup"].counts["records"] == made["extract"].counts["documents"]
 
 
-def test_the_scores_stand_beside_random_weights_and_the_majority(finished):
+def test_the_scores_include_random_weights_and_the_majority(finished):
     _, made = finished
     scores = made["finetune-authors"].facts["scores"]
     for variant in ("pretrained", "random", "majority"):
@@ -106,7 +106,7 @@ def test_the_scores_stand_beside_random_weights_and_the_majority(finished):
         assert 0 <= low <= scores[variant]["accuracy"] <= high <= 1
 
 
-def test_finetuning_hangs_on_the_checkpoint_digest(finished):
+def test_finetuning_depends_on_the_checkpoint_digest(finished):
     _, made = finished
     assert made["finetune-authors"].inputs["checkpoint"] == made["pretrain"].facts["checkpoint"]["digest"]
 
@@ -117,7 +117,7 @@ def test_the_report_is_where_the_run_says(finished):
     assert "enwiki-excerpt.xml.bz2" in page
 
 
-def test_a_second_run_skips_every_stage_and_says_why(finished):
+def test_a_second_run_skips_every_stage_and_prints_why(finished):
     root, made = finished
     again = run(root)
     assert again.returncode == 0, again.stderr
@@ -137,7 +137,7 @@ def test_a_changed_key_runs_only_what_depends_on_it(finished):
     assert lines["finetune-authors"].rstrip().endswith("after pretrain")
 
 
-def test_the_labelled_set_is_what_its_script_makes_of_the_books(finished, labels):
+def test_the_labelled_set_is_what_its_script_generates_from_the_books(finished, labels):
     root, _ = finished
     assert labels.labelled(documents(root)) == labels.read()
 
@@ -184,7 +184,7 @@ def assert_same_bytes(again: Mapping[str, Manifest], made: Mapping[str, Manifest
 
 
 def end_pretraining(root: str) -> None:
-    """Start the run and end it with SIGTERM once a checkpoint is there."""
+    """Start the run and end it with SIGTERM once a checkpoint is saved."""
     with subprocess.Popen([*CLOZE, *arguments(root)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
         while not list(Path(root).glob("pretrain/*/checkpoints/*/manifest.json")):
             assert process.poll() is None
@@ -214,5 +214,5 @@ def kill_in(stage: str, root: str) -> None:
 
 
 def begun(stage: Location) -> bool:
-    """Whether there is more than an attempt's note of whose it is."""
+    """Whether the stage has written more than the file that names its owner."""
     return any("/owner-" not in file.uri for file in stage.files())

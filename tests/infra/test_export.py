@@ -291,7 +291,7 @@ def test_what_cannot_be_exported_or_predicted_is_said_in_one_line(run, tmp_path,
 
 
 def test_a_run_that_is_not_finished_is_said(capsys):
-    line = r"pretrain: is not finished on .*/runs; finish it with cloze run and --until pretrain\n"
+    line = r"pretrain: is not finished under .*/runs; finish it with cloze run and --until pretrain\n"
     assert re.fullmatch(line, mistake(capsys, "export", CONFIG, "--to", "bert"))
     assert re.fullmatch(line, mistake(capsys, "predict", CONFIG, "[MASK]"))
     assert not Path("bert").exists()

@@ -32,9 +32,12 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-_OneOrSeveral = BeforeValidator(_as_tuple)  # one value, or a list to choose from on dev
 _Positive = Annotated[int, Field(gt=0)]
 _PositiveFloat = Annotated[float, Field(gt=0)]
+
+# One value, or a list to choose from on dev.
+_Integers = BeforeValidator(_as_tuple, json_schema_input_type=_Positive | tuple[_Positive, ...])
+_Numbers = BeforeValidator(_as_tuple, json_schema_input_type=_PositiveFloat | tuple[_PositiveFloat, ...])
 
 
 class Trial(NamedTuple):
@@ -63,11 +66,11 @@ class TaskConfig(Config):
     """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://."""
     max_seq_length: int = Field(default=128, ge=3)
     """Longest input in tokens, with [CLS] and [SEP]; longer texts are truncated."""
-    learning_rate: Annotated[tuple[_PositiveFloat, ...], _OneOrSeveral, Field(min_length=1)]
+    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Numbers, Field(min_length=1)]
     """Peak learning rate, or a list to choose from on dev. It rises for 10 % of the steps, then falls linearly to 0."""
-    batch_size: Annotated[tuple[_Positive, ...], _OneOrSeveral, Field(min_length=1)] = (32,)
+    batch_size: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (32,)
     """Examples per optimizer step, over all workers; or a list to choose from on dev."""
-    epochs: Annotated[tuple[_Positive, ...], _OneOrSeveral, Field(min_length=1)] = (3,)
+    epochs: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (3,)
     """Passes over the train split, or a list to choose from on dev. The best epoch on dev is kept."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the data order, of dropout and of the head's initial weights."""
