@@ -149,7 +149,8 @@ def _markdown(intro: str, found: Sequence[Section]) -> str:
 
 def _row(key: Key) -> str:
     default = key.default if key.default in ("", "required") else f"`{key.default}`"
-    return f"| {' | '.join((f'`{key.name}`', key.type, default, key.meaning))} |".replace("|  |", "| |")
+    cells = (cell.replace("|", r"\|") for cell in (f"`{key.name}`", key.type, default, key.meaning))
+    return re.sub(r"\|  (?=\|)", "| ", f"| {' | '.join(cells)} |")
 
 
 def _key(path: str, field: FieldInfo, compute: bool) -> Key:

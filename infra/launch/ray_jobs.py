@@ -304,7 +304,7 @@ async def _follow(client: "JobSubmissionClient", job: str) -> "JobDetails":
 def _interpreter_error(cluster: ClusterConfig, details: "JobDetails") -> str | None:
     """The message if the job failed because of its interpreter, which the last lines of its log show."""
     python, message = cluster.interpreter, details.message or ""
-    fix = "set python: there to the interpreter of an environment with Cloze's packages, or start Ray in one"
+    fix = "set python in the cluster's file to the interpreter of an environment with Cloze, or start Ray in one"
     if details.driver_exit_code in _NOT_EXECUTABLE:
         return f"the cluster {cluster.name} cannot run {python}; {fix}"
     lines = [line for line in message.splitlines() if line and not line.startswith("Running entrypoint")]

@@ -15,6 +15,7 @@ class ReportConfig(Config):
     """`name` is the run's: it heads the page and names its file."""
 
     name: str
+    """Name of the run: the title of the report and the name of its file."""
 
 
 def run(config: ReportConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:

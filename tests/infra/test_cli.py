@@ -83,7 +83,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["submit", CONFIG], "the following arguments are required: --cluster; see cloze submit --help"),
     ],
 )
-def test_a_mistake_gets_one_line_and_status_2(
+def test_a_mistake_is_an_error_of_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
 ) -> None:
     assert mistake(capsys, *arguments).startswith(line)
@@ -121,7 +121,7 @@ def test_plan_shows_what_would_be_done_and_writes_nothing(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("config", ["bert-base", "bert-large", "one-gpu-day"])
-def test_the_papers_configurations_are_planned_before_their_data_is_there(
+def test_the_papers_configurations_are_planned_before_their_data_exists(
     capsys: pytest.CaptureFixture[str], config: str
 ) -> None:
     assert main(["plan", f"configs/{config}.yaml"]) == 0

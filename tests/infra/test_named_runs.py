@@ -193,7 +193,7 @@ def test_a_job_stores_the_configuration_that_was_submitted_with_it(monkeypatch: 
     assert named_runs.read("other").name == "other"
 
 
-def test_from_a_folder_with_brackets_files_folders_and_patterns_are_still_found(
+def test_from_a_folder_with_brackets_files_folders_and_patterns_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "[x]"

@@ -80,12 +80,12 @@ KEYS += ["warnings", "heldout", "scores", "page"]
 
 def plain(run: Run) -> dict[str, dict[str, Any]]:
     """Stage -> its status as JSON has it."""
-    found = [status.plain() for status in statuses(run)]
-    assert all(list(stage) == KEYS for stage in found)
-    return {stage["stage"]: stage for stage in found}
+    entries = [status.plain() for status in statuses(run)]
+    assert all(list(stage) == KEYS for stage in entries)
+    return {stage["stage"]: stage for stage in entries}
 
 
-def test_a_status_has_the_same_keys_however_far_the_stage_is(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_has_the_same_keys_in_every_state(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(letters=ToyConfig(warning="letters.size: 9 cannot be reached"))
     nothing = {"seconds": None, "counts": None, "drops": None, "progress": None, "warnings": [], "heldout": None}
     before = plain(run)

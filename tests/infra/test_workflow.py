@@ -113,7 +113,7 @@ def test_a_warning_is_printed_when_its_stage_ends_and_again_when_the_run_does(
     assert "warning" not in err and out == "warning: words.size: 9 cannot be reached\n"
 
 
-def test_a_run_that_was_started_is_known_by_its_name(
+def test_a_run_that_was_started_can_be_given_by_its_name(
     make: Make, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def cloze(*arguments: str) -> str:
@@ -148,7 +148,7 @@ def test_a_run_that_cannot_start_is_not_stored(make: Make, tmp_path: Path) -> No
     assert not (tmp_path / "root/runs/toy.yaml").exists()
 
 
-def test_dagster_itself_prints_nothing(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_dagster_prints_nothing(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
     workflow.materialize(make(), "cloze run toy.yaml")
     out, err = capfd.readouterr()
     assert out == "" and "dagster" not in err and len(err.splitlines()) == 6

@@ -57,7 +57,7 @@ def test_the_job_receives_the_code_and_the_configuration() -> None:
     assert not [name for name in sent if "__pycache__" in name]
 
 
-def test_overrides_travel_inside_the_configuration() -> None:
+def test_overrides_are_part_of_the_jobs_configuration() -> None:
     _, config = staged(SHARED, "pretrain.seed=7", "vocab.size=1234")
     assert (config.pretrain.seed, config.vocab.size) == (7, 1234)
     assert config.pretrain == load(RunConfig, CONFIG, ["pretrain.seed=7"]).pretrain
@@ -168,7 +168,7 @@ def test_the_cluster_of_this_machine_is_configured() -> None:
     assert (cluster.address, cluster.auth, cluster.shared_disk) == ("http://127.0.0.1:8265", "token", True)
 
 
-def test_an_address_is_an_http_address() -> None:
+def test_an_address_must_be_an_http_address() -> None:
     Path("cluster.yaml").write_text("name: a\naddress: ray://head:10001\n")
     with pytest.raises(UserError, match=r'^cluster\.yaml:2: address is "ray://head:10001": '):
         load(ClusterConfig, "cluster.yaml")
@@ -181,7 +181,7 @@ def cluster(**keys: Any) -> ClusterConfig:
 def test_a_job_has_the_interpreter_that_runs_cloze_only_where_the_cluster_sees_it() -> None:
     assert cluster(shared_disk=True).interpreter == sys.executable
     assert cluster().interpreter == "python"
-    assert cluster(shared_disk=True, pip=("six",)).interpreter == "python"  # of the environment that Ray makes
+    assert cluster(shared_disk=True, pip=("six",)).interpreter == "python"  # of the environment that Ray creates
     for disk in (False, True):
         assert cluster(shared_disk=disk, python="/opt/bert/bin/python").interpreter == "/opt/bert/bin/python"
         assert cluster(shared_disk=disk, python="python3.11").interpreter == "python3.11"
@@ -266,7 +266,7 @@ def started_head(python: str, home: Path) -> Iterator[str]:
     command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
     command += [f"--port={free_port()}", f"--ray-client-server-port={free_port()}"]
     command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
-    sockets = tempfile.mkdtemp(prefix="cloze-")  # a short path: Ray's sockets lie there
+    sockets = tempfile.mkdtemp(prefix="cloze-")  # a short path for Ray's sockets
     command += [f"--temp-dir={sockets}/r", "--disable-usage-stats"]
     with (home / "log").open("wb") as log:
         head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -304,13 +304,13 @@ def test_a_real_cluster_runs_the_job_and_its_exit_status_is_returned(ray_head: s
 @pytest.mark.slow
 def test_an_interpreter_that_does_not_exist_or_lacks_a_package_is_an_error_of_one_line(ray_head: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "bare"], check=True)
-    said = f"name: head\naddress: {ray_head}\nshared_disk: true\n"
-    fix = "set python: there to the interpreter of an environment with Cloze's packages, or start Ray in one\n"
+    text = f"name: head\naddress: {ray_head}\nshared_disk: true\n"
+    fix = "set python in the cluster's file to the interpreter of an environment with Cloze, or start Ray in one\n"
     for python, wrong in (
         (f"{Path.cwd()}/bare/bin/python", r"{} has no module \w+ on the cluster head"),
         (f"{Path.cwd()}/gone/bin/python", "the cluster head cannot run {}"),
     ):
-        Path("cluster.yaml").write_text(f"{said}python: {python}\n")
+        Path("cluster.yaml").write_text(f"{text}python: {python}\n")
         done = submit(RAY_AUTH_TOKEN="secret")
         assert done.returncode == 2
         sent, line = done.stderr.splitlines(keepends=True)
@@ -333,8 +333,8 @@ def test_workers_have_the_jobs_packages_even_if_ray_was_started_without_them(
 @pytest.mark.slow
 def test_an_interpreter_may_be_in_a_folder_whose_name_contains_a_space(ray_head: str) -> None:
     Path("our environment").symlink_to(sys.prefix)
-    said = f"name: head\naddress: {ray_head}\nshared_disk: true\npython: {Path.cwd()}/our environment/bin/python\n"
-    Path("cluster.yaml").write_text(said)
+    text = f"name: head\naddress: {ray_head}\nshared_disk: true\npython: {Path.cwd()}/our environment/bin/python\n"
+    Path("cluster.yaml").write_text(text)
     done = submit("--until", "vocab", "vocab.size=500", RAY_AUTH_TOKEN="secret")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "vocab             done in" in done.stdout
@@ -343,10 +343,12 @@ def test_an_interpreter_may_be_in_a_folder_whose_name_contains_a_space(ray_head:
 def environment_without(package: str, folder: Path) -> str:
     """The interpreter of an environment that has all packages of this one except that."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    ours, theirs = (Path(sysconfig.get_path("purelib", vars={"base": str(base)})) for base in (sys.prefix, folder))
-    for entry in ours.iterdir():
+    installed, reduced = (
+        Path(sysconfig.get_path("purelib", vars={"base": str(base)})) for base in (sys.prefix, folder)
+    )
+    for entry in installed.iterdir():
         if not entry.name.startswith((package, "__editable__")):
-            (theirs / entry.name).symlink_to(entry)
+            (reduced / entry.name).symlink_to(entry)
     python = f"{folder}/bin/python"
     lacks = subprocess.run([python, "-c", f"import ray, {package}"], capture_output=True, text=True, check=False)
     assert lacks.stderr.endswith(f"No module named '{package}'\n")

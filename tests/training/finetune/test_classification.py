@@ -145,7 +145,7 @@ def test_a_truncated_gzip_is_an_error(tmp_path):
         (lambda row: row[1:] != ("news", "train"), "train has the label 'novel' only"),
     ],
 )
-def test_examples_that_teach_nothing_are_an_error(tmp_path, kept, message):
+def test_examples_that_cannot_be_learned_from_are_an_error(tmp_path, kept, message):
     location = jsonl(tmp_path / "a.jsonl", list(filter(kept, ROWS)))
     with pytest.raises(UserError, match=message):
         train_labels(read_examples(location, Columns()), location)
@@ -164,7 +164,7 @@ def test_labels_are_sorted_and_counted_by_split(tmp_path):
     assert label_counts(examples)["train"] == {"news": 1, "novel": 2}
 
 
-def test_a_text_becomes_cls_pieces_sep_and_is_cut_to_the_length():
+def test_a_text_becomes_cls_pieces_sep_and_is_truncated_to_the_length():
     examples = [
         LabelledText(1, "red blueish", "a", "train"),
         LabelledText(2, "blue " * 9, "b", "train"),
@@ -195,13 +195,13 @@ def test_accuracy_and_loss_are_those_of_the_true_labels():
     assert metrics["loss"] == pytest.approx((np.log(2) + np.log(4)) / 2)
 
 
-def test_predictions_name_the_row_and_the_likeliest_label():
+def test_predictions_name_the_row_and_the_most_likely_label():
     answers = [np.array([0.25, 0.75], dtype=np.float32)]
     rows = task(["a", "b"]).predictions([LabelledText(9, "x", "a", "test")], answers)
     assert rows == [{"row": 9, "label": "a", "predicted": "b", "probabilities": {"a": 0.25, "b": 0.75}}]
 
 
-def test_scores_hold_the_interval_of_the_accuracy():
+def test_scores_contain_the_interval_of_the_accuracy():
     examples = [LabelledText(i, "x", "a" if i < 15 else "b", "test") for i in range(148)]
     found = task(["a", "b"]).scores(examples, ["a"] * 148)
     assert found["accuracy"] == pytest.approx(15 / 148)
@@ -213,7 +213,7 @@ class Tasks(Config):
     tasks: tuple[ClassificationConfig, ...]
 
 
-def test_one_value_or_several_to_try_are_read_from_yaml(tmp_path):
+def test_one_value_or_a_list_is_read_from_yaml(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(
         "tasks:\n"
@@ -236,13 +236,13 @@ def test_one_value_or_several_to_try_are_read_from_yaml(tmp_path):
         ("learning_rate: 5e-5, batchsize: 8", "did you mean batch_size"),
     ],
 )
-def test_an_impossible_setting_is_named(tmp_path, setting, message):
+def test_an_invalid_setting_is_named(tmp_path, setting, message):
     file = tmp_path / "run.yaml"
     file.write_text(f"tasks:\n  - {{name: one, file: a.csv, {setting}}}\n")
     with pytest.raises(UserError, match=message):
         load(Tasks, file)
 
 
-def test_the_path_of_the_file_is_no_part_of_the_identity():
+def test_the_path_of_the_file_is_not_part_of_the_identity():
     here, there = (ClassificationConfig(name="a", file=file, learning_rate=1e-3) for file in ("a.csv", "b/a.csv"))
     assert identity(here) == identity(there)

@@ -56,12 +56,12 @@ def config(**changed: Any) -> ClassificationConfig:
 
 
 def labelled() -> list[dict[str, str]]:
-    """Texts with one telling word among others: colours are more frequent, 64 for train, 20 for dev, 20 for test."""
+    """Texts with one word that decides the label: colours are more frequent, 64 for train, 20 for dev, 20 for test."""
     draw = np.random.default_rng(4)
     rows = []
     for number in range(104):
-        label, telling = ("colour", COLOURS) if draw.random() < 0.6 else ("shape", SHAPES)
-        words = [*draw.choice(OTHERS, int(draw.integers(2, 9))), draw.choice(telling)]
+        label, deciding = ("colour", COLOURS) if draw.random() < 0.6 else ("shape", SHAPES)
+        words = [*draw.choice(OTHERS, int(draw.integers(2, 9))), draw.choice(deciding)]
         split = "train" if number < 64 else "dev" if number < 84 else "test"
         rows.append({"text": " ".join(draw.permutation(words)), "label": label, "split": split})
     return rows
@@ -141,12 +141,12 @@ def finished(ray_session: None, inputs: Inputs, tmp_path_factory: pytest.TempPat
 
     folder = tmp_path_factory.mktemp("finished") / "artifact"
     shown: list[tuple[Any, ...]] = []
-    out = Mortal(Location(str(folder)), "finetune-words", 1, "0", lambda *told: shown.append(told))
+    out = Mortal(Location(str(folder)), "finetune-words", 1, "0", lambda *report: shown.append(report))
     manifest = run(config(), inputs, out)
     return Finished(manifest, folder, folder.with_suffix(".log").read_text().split(), shown)
 
 
-def test_a_killed_worker_goes_on_after_the_variant_that_was_finished(finished):
+def test_a_killed_worker_continues_after_the_finished_variant(finished):
     trial = config().trials[0].name
     pretrained, random = ([f"{variant}-{trial}", variant] for variant in VARIANTS)
     assert finished.commits == [*pretrained, random[0], *random, "scores"]
@@ -156,11 +156,11 @@ def test_progress_counts_the_steps_of_both_variants(finished):
     assert {(total, unit) for _, total, unit, _ in finished.shown} == {(2 * 6 * 8, "steps")}
     assert all(0 <= done <= 96 for done, *_ in finished.shown)
     done, _, _, note = finished.shown[-1]
-    assert done > 48  # it goes on where the finished variant ended
+    assert done > 48  # it continues after the finished variant
     assert note.startswith("random, epoch")
 
 
-def test_nothing_of_rays_own_is_left(finished):
+def test_ray_leaves_no_files(finished):
     assert {path.name for path in finished.folder.iterdir()} == {
         "manifest.json",
         "model",
@@ -214,7 +214,7 @@ def test_the_saved_model_predicts_the_same_without_anything_else(finished):
         assert probabilities.tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_manifest_says_what_was_trained_on_and_how_it_went(finished, inputs):
+def test_the_manifest_has_inputs_counts_curves_and_examples(finished, inputs):
     manifest, facts = finished.manifest, finished.manifest.facts
     assert manifest.inputs == {
         "checkpoint": inputs["checkpoint"].digest,
@@ -235,7 +235,7 @@ def test_the_manifest_says_what_was_trained_on_and_how_it_went(finished, inputs)
     assert all(texts[example["text"]] == example["label"] for example in facts["examples"])
 
 
-def test_two_workers_follow_the_losses_of_one(ray_session, inputs, alone, tmp_path):  # noqa: F811
+def test_two_workers_have_the_losses_of_one(ray_session, inputs, alone, tmp_path):  # noqa: F811
     # the last of each epoch's 8 batches has one row: the second worker has none
     steady = MODEL.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     given = inputs | {"checkpoint": write_checkpoint(tmp_path, steady)}
@@ -281,7 +281,7 @@ def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, a
     )
 
 
-def test_after_masked_lm_alone_the_pooler_starts_from_nothing_and_the_manifest_says_so(inputs, alone, tmp_path):  # noqa: F811
+def test_after_masked_lm_alone_the_pooler_has_random_weights_and_the_manifest_notes_it(inputs, alone, tmp_path):  # noqa: F811
     given = inputs | {"checkpoint": write_checkpoint(tmp_path, nsp=False)}
     settings = config(learning_rate=1e-12, epochs=1)
     trainer = FinetuneTrainer(setup(settings, given, output(tmp_path)), report_nothing)
@@ -294,7 +294,7 @@ def test_after_masked_lm_alone_the_pooler_starts_from_nothing_and_the_manifest_s
     assert note.startswith("The checkpoint has no pooler")
 
 
-def test_a_loss_that_is_no_number_is_the_learning_rates_fault(inputs, alone, tmp_path):  # noqa: F811
+def test_a_loss_of_nan_is_an_error_that_names_the_learning_rate(inputs, alone, tmp_path):  # noqa: F811
     trainer = FinetuneTrainer(setup(config(learning_rate=1e30), inputs, output(tmp_path)), report_nothing)
     with pytest.raises(UserError, match=r"finetune-words: the loss is (nan|inf); lower learning_rate"):
         trainer.run_trial("random", trainer.setup.config.trials[0])
@@ -339,8 +339,8 @@ def test_a_long_curve_is_downsampled_to_means():
     assert sum(mean for _, mean in downsampled([1.0] * 401)) == pytest.approx(len(downsampled([1.0] * 401)))
 
 
-def test_a_kind_of_task_is_a_file_and_a_row_of_the_registry(inputs, alone, tmp_path, monkeypatch):  # noqa: F811
-    """A regression, of which training/finetune/stage.py knows nothing: read from YAML, checked, trained, scored."""
+def test_a_kind_of_task_is_a_file_and_an_entry_in_the_registry(inputs, alone, tmp_path, monkeypatch):  # noqa: F811
+    """A regression task, which only the test knows: read from YAML, checked, trained, scored."""
     monkeypatch.setitem(registry.TASKS, RegressionConfig, Regression)
 
     class Tasks(Config):
@@ -380,7 +380,7 @@ def test_a_kind_of_task_is_a_file_and_a_row_of_the_registry(inputs, alone, tmp_p
         ("{name: a, file: x}", r"learning_rate: is missing; add it"),
     ],
 )
-def test_a_task_that_cannot_be_is_an_error_of_one_line(tmp_path, entry, message):
+def test_an_invalid_task_is_an_error_of_one_line(tmp_path, entry, message):
     class Tasks(Config):
         finetune: tuple[registry.FinetuneConfig, ...]
 
