@@ -3,6 +3,7 @@
 # make test [ARGS="..."]             the tests, two files in parallel
 # make campaign                      crash tests at random steps, about ten minutes
 # make bench [ONLY=name ARGS="..."]  benchmarks
+# make reference                     docs/reference, generated from the configuration classes
 # make ui                            run history and schedule in a browser (Dagster)
 # .ci/run                            lint, all tests except the campaign, the quickstart twice
 
@@ -22,6 +23,9 @@ campaign: .venv/.installed-test
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright && $(BIN)/lint-imports
+
+reference: .venv/.installed
+	$(BIN)/python -m cloze.infra.config_reference docs/reference
 
 ui: .venv/.installed
 	CLOZE_CONFIG="$(CONFIG)" $(BIN)/python -m cloze.infra.workflow
@@ -46,4 +50,4 @@ bench: .venv/.installed-bench
 	@$(INSTALL) -e '.[$*]'
 	@touch $@
 
-.PHONY: demo test campaign lint ui bench
+.PHONY: demo test campaign lint reference ui bench

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: which stage, how far, how long still."""
+"""The progress of a run, as the terminal or a log shows it: the stage, its progress and the time left."""
 
 import sys
 import time
@@ -14,35 +14,37 @@ from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.facts import Warnings
 from cloze.pipeline.core.storage import Location
 
-# Between two lines where the output is no terminal; the second when nothing has moved.
-_EVERY_SECONDS, _STILL_SECONDS = 10.0, 60.0
+# Seconds between two lines of a log: of one that makes progress, and of one that shows the same again.
+_LOG_SECONDS, _UNCHANGED_SECONDS = 10.0, 60.0
 
 
 class Display:
-    """A line for each stage that is done and a live bar for the one at work; plain lines where there is no terminal."""
+    """Prints a line for each finished stage and a live progress bar for the running one; where the output is not a
+    terminal, plain lines.
+    """
 
     def __init__(self, stages: list[str], stream: TextIO | None = None):
         self._stages = stages
         self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self._live: Live | None = None
-        self._stage = ""
-        self._began = 0.0
-        self._first: tuple[float, float] | None = None  # when progress was first told, and how much was done then
-        self._shown, self._line = 0.0, ""
+        self._first: tuple[float, float] | None = None  # time of the first progress report, and how much was done then
+        self._printed_at, self._line = 0.0, ""  # of the last line of a log
 
     def __call__(self, stage: str, done: float, total: float, unit: str, note: str = "") -> None:
         """Progress inside a stage: `done` of `total` `unit`."""
         now = time.monotonic()
         if self._first is None:
             self._first = (now, done)
-        line = f"{self._head(stage)}  {_bar(done, total)} {done:,.0f}/{total:,.0f} {unit}{self._left(now, done, total)}"
-        self._show(f"{line}  {note}".rstrip(), now, last=done >= total)
+        line = f"{self._head(stage)}  {_bar(done, total)} {done:,.0f}/{total:,.0f} {unit}"
+        self._show(f"{line}{self._time_left(now, done, total)}  {note}".rstrip(), now, last=done >= total)
 
     def start(self, stage: str, action: str, reason: str) -> None:
-        self._stage, self._began, self._first, self._shown = stage, time.monotonic(), None, 0.0
-        self._show(f"{self._head(stage)}  {action}: {reason}", self._began, last=True)
+        """A stage starts to run or to continue."""
+        self._first, self._printed_at = None, 0.0
+        self._show(f"{self._head(stage)}  {action}: {reason}", time.monotonic(), last=True)
 
     def finish(self, stage: str, summary: str, warnings: Sequence[str] = ()) -> None:
+        """A stage is finished, or skipped."""
         self.close()
         for line in (summary, *(f"warning: {warning}" for warning in warnings)):
             self._console.print(Text(f"{self._head(stage)}  {line}", overflow="fold"))
@@ -54,10 +56,10 @@ class Display:
 
     def _head(self, stage: str) -> str:
         width = max(map(len, self._stages))
-        place = f"{self._stages.index(stage) + 1}/{len(self._stages)}"
-        return f"[{place:>5}] {stage:<{width}}"
+        number = f"{self._stages.index(stage) + 1}/{len(self._stages)}"
+        return f"[{number:>5}] {stage:<{width}}"
 
-    def _left(self, now: float, done: float, total: float) -> str:
+    def _time_left(self, now: float, done: float, total: float) -> str:
         assert self._first is not None
         since, before = self._first
         if done <= before or done >= total:
@@ -65,24 +67,26 @@ class Display:
         return f", {duration((now - since) / (done - before) * (total - done))} left"
 
     def _show(self, line: str, now: float, last: bool) -> None:
-        pause = _EVERY_SECONDS if line != self._line else _STILL_SECONDS
+        """Update the live bar, or print a line if the last one is old enough. The `last` line of a stage's progress is
+        left out of a log, as the line about the finished stage follows."""
+        pause = _LOG_SECONDS if line != self._line else _UNCHANGED_SECONDS
         if self._console.is_terminal:
             if self._live is None:
                 self._live = Live(console=self._console, transient=True, auto_refresh=False)
                 self._live.start()
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif now - self._shown >= pause and not (last and self._shown):
-            self._shown, self._line = now, line
+        elif now - self._printed_at >= pause and not (last and self._printed_at):
+            self._printed_at, self._line = now, line
             self._console.print(Text(line))
 
 
 def _bar(done: float, total: float, width: int = 24) -> str:
-    full = int(width * min(1.0, done / total)) if total else width
-    return "█" * full + "░" * (width - full)
+    filled = int(width * min(1.0, done / total)) if total else width
+    return "█" * filled + "░" * (width - filled)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds in words: 42 s, 3 min 05 s, 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -92,31 +96,31 @@ def duration(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes as a person says them: 999 B, 905.6 kB, 1.2 GB."""
+    """A number of bytes in words: 999 B, 905.6 kB, 1.2 GB."""
     if count < 1000:
         return f"{count} B"
     number, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
-        if round(number, 1) < 1000:  # as it will be shown: 999,999 bytes are 1.0 MB, and not 1000.0 kB
+        if round(number, 1) < 1000:  # as printed: 999,999 bytes are 1.0 MB, not 1000.0 kB
             break
         number, unit = number / 1000, larger
     return f"{number:.1f} {unit}"
 
 
-def shown(location: Location) -> str:
-    """A place as a person in the current folder would write it."""
-    here = f"{Path.cwd()}/"
-    return location.uri.removeprefix(here)
+def relative_path(location: Location) -> str:
+    """A location's path relative to the current folder where it is inside it, otherwise its URI."""
+    return location.uri.removeprefix(f"{Path.cwd()}/")
 
 
 def summary(manifest: Manifest) -> str:
-    """A stage's counts and drops in words: `1,234 documents, 56,789 words; dropped 12 redirects`."""
+    """A stage's counts and drops in words: `1,234 documents, 56,789 words; dropped 12 redirect`."""
     drops = {reason: number for reason, number in manifest.drops.items() if number}
     return _words(manifest.counts) + (f"; dropped {_words(drops)}" if drops else "")
 
 
 def warnings(manifest: Manifest) -> list[str]:
-    """What came out otherwise than the configuration asks for, or worse than it should: a line each, with the mend."""
+    """The stage's warnings, one line each: where its output differs from the configuration or has a low quality, and
+    the fix."""
     return Warnings.of(manifest).warnings
 
 

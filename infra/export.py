@@ -1,4 +1,4 @@
-"""a run's finished model -> a folder that others load; text with [MASK] -> what the model would put there."""
+"""A run's finished model -> a folder in Hugging Face's format; text with [MASK] -> the model's predictions."""
 
 import sys
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 def export_run(run: Run, to: Location) -> None:
-    """Write the final checkpoint, its vocabulary and its card as Hugging Face's libraries read them.
+    """Write the final checkpoint, its vocabulary and its model card in the format of Hugging Face's libraries.
 
-    Raises UserError when a stage up to pretrain is not finished, and for a folder that holds anything.
+    Raises UserError when a stage up to pretrain is not finished, or the folder is not empty.
     """
     from cloze.infra.model_card import card
     from cloze.training.checkpoints.huggingface import export
     from cloze.training.pretrain.stage import final_checkpoint
 
-    made = {name: finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
-    export(final_checkpoint(made["pretrain"]), made["vocab"].location, to, card(run.config, made))
+    artifacts = {name: finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
+    export(final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location, to, card(run.config, artifacts))
 
 
-def guesses(run: Run, text: str) -> "list[list[MaskPrediction]]":
-    """For each [MASK] of the text the likeliest pieces, the likeliest first. Raises UserError."""
+def fill_mask(run: Run, text: str) -> "list[list[MaskPrediction]]":
+    """The most likely pieces for each [MASK] of the text, the most likely first. Raises UserError."""
     from cloze.pipeline.text.tokenizer import load
     from cloze.training.checkpoints.fill_mask import load_model, predict_masked
     from cloze.training.pretrain.stage import final_checkpoint
@@ -40,8 +40,8 @@ def guesses(run: Run, text: str) -> "list[list[MaskPrediction]]":
         raise UserError(str(error)) from error
 
 
-def print_guesses(found: "Sequence[Sequence[MaskPrediction]]") -> None:
-    """A column for each [MASK]."""
+def print_predictions(predictions: "Sequence[Sequence[MaskPrediction]]") -> None:
+    """Print a table with a column for each [MASK]."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -49,16 +49,17 @@ def print_guesses(found: "Sequence[Sequence[MaskPrediction]]") -> None:
     from cloze.pipeline.text.tokenizer import MASK
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number in range(1, len(found) + 1):
-        table.add_column(Text(f"{MASK} {number}" if len(found) > 1 else MASK))
+    for number in range(1, len(predictions) + 1):
+        table.add_column(Text(f"{MASK} {number}" if len(predictions) > 1 else MASK))
         table.add_column("", justify="right")
-    for row in zip(*found, strict=True):
-        table.add_row(*(Text(cell) for guess in row for cell in (guess.piece, f"{100 * guess.probability:.1f} %")))
+    for row in zip(*predictions, strict=True):
+        cells = (cell for one in row for cell in (one.piece, f"{100 * one.probability:.1f} %"))
+        table.add_row(*map(Text, cells))
     Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
 
 
 def finished(run: Run, name: str) -> Artifact:
     artifact = run.artifact(name)
     if artifact is None:
-        raise UserError(f"{name}: is not finished on {run.root}; finish it with cloze run and --until pretrain")
+        raise UserError(f"{name}: is not finished under {run.root}; finish it with cloze run and --until pretrain")
     return artifact

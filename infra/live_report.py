@@ -1,4 +1,4 @@
-"""A run, finished or half-way -> the page about what is finished of it by now."""
+"""A run, finished or not -> the report page about its finished stages."""
 
 from cloze.infra.planner import Run
 from cloze.infra.report.page import render
@@ -8,17 +8,17 @@ _STATES = {"run": "not started", "wait": "waiting", "continue": "half-done", "sk
 
 
 def render_run(run: Run) -> str:
-    """Write the page about what is finished of a run by now to <root>/<name>.html; where that is."""
+    """Write the report about a run's finished stages to <root>/<name>.html; returns its URI."""
     known = [
         KnownStage(
-            step.stage.name,
-            _STATES[step.action],
-            step.output.location if step.output else None,
-            step.output.fingerprint if step.output else None,
-            step.stage.after,
+            planned.stage.name,
+            _STATES[planned.action],
+            planned.output.location if planned.output else None,
+            planned.output.fingerprint if planned.output else None,
+            planned.stage.after,
         )
-        for step in run.plan()
-        if step.stage.publish is None  # every stage but the page's own
+        for planned in run.plan()
+        if planned.stage.publish is None  # every stage except the report
     ]
     run.page.write_text(render(run.config.name, read_stages(known, run.root)))
     return run.page.uri

@@ -12,13 +12,13 @@ from typing import Any
 
 from cloze.pipeline.core.signals import reinstall
 
-# Workers import the package from wherever the driver found it, also when it is not installed.
+# Workers import the package from the same folder as the driver, also when it is not installed.
 _PACKAGE_ROOT = str(Path(__file__).absolute().parents[2])
 
-#: Names the interpreter of the workers of a submitted job; without it they have the one with which Ray was started.
+#: Environment variable with the Python interpreter of a submitted job's workers; by default the one that runs Ray.
 WORKERS_PYTHON = "CLOZE_WORKERS_PYTHON"
 
-#: What Ray is told before it starts: no statistics sent home, no warnings that no user can mend.
+#: Set before Ray starts: no usage statistics, no warnings that a user cannot act on.
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -29,7 +29,9 @@ _RAY_ENVIRONMENT = {
 
 @contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
-    """Inside, Ray runs: RAY_ADDRESS's cluster (a submitted job has one), or a local one that ends with us."""
+    """Connect to Ray: to the cluster of RAY_ADDRESS (set in a submitted job), or to a local one that ends with the
+    context.
+    """
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -39,15 +41,15 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         return
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):
-        # "local", or Ray would join whatever cluster somebody has started on this machine.
+        # Without "local" Ray would join any cluster that runs on this machine.
         options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
-        # A token of its own: without one Ray leaves a file in HOME, which later clusters would ask for.
+        # Without a token Ray writes one to a file in HOME, which later clusters would require.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     path = os.pathsep.join(filter(None, [_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")]))
-    variables = {"PYTHONPATH": path, "THP_MEM_ALLOC_ENABLE": "1"}  # torch's large pages: fewer of them to clear
+    variables = {"PYTHONPATH": path, "THP_MEM_ALLOC_ENABLE": "1"}  # torch allocates huge pages: fewer pages to zero
     environment: dict[str, Any] = {"env_vars": variables}
     if python := os.environ.get(WORKERS_PYTHON):
-        environment["py_executable"] = shlex.quote(python)  # it is put into a shell's command
+        environment["py_executable"] = shlex.quote(python)  # Ray puts it into a shell command
     ray.init(**options, runtime_env=environment)
     reinstall(signal.SIGTERM)  # Ray's own would dump its stack
     try:

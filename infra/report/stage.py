@@ -15,7 +15,7 @@ class ReportConfig(Config):
     """Identifies the page."""
 
     name: str
-    """Name of the run: the page's title and file name."""
+    """Name of the run: the title of the report and the name of its file."""
 
 
 def run(config: ReportConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:

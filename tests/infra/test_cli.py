@@ -28,7 +28,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The last line that `cloze` says to the mistake, without its "cloze: ": it ends with 2 and shows no traceback."""
+    """The last line that `cloze` prints, without its "cloze: ": the exit status is 2 and there is no traceback."""
     try:
         status = main(arguments)
     except SystemExit as exit_:
@@ -50,8 +50,11 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["run"], "the following arguments are required: RUN; see cloze run --help"),
         (["run", CONFIG, "--untill", "vocab"], "unrecognized arguments: --untill"),
         (["report", CONFIG, "--json"], "unrecognized arguments: --json"),
-        (["run", "quickstart"], "quickstart: is no run under runs, where there is none; give another name, its root "),
-        (["submit", "quickstart", "--cluster", "gone.yaml"], "quickstart: is no run under runs, where there is none; "),
+        (["run", "quickstart"], "quickstart: is not a run under runs, which has no runs; give another name, its root "),
+        (
+            ["submit", "quickstart", "--cluster", "gone.yaml"],
+            "quickstart: is not a run under runs, which has no runs; ",
+        ),
         (["run", CONFIG, "--root", "gs://bucket"], "gs://bucket: gs:// is not supported; "),
         (["plan", "quickstart", "--root", "gs://bucket"], "gs://bucket: gs:// is not supported; "),
         (["plan", "quickstart", "--root", ""], "an empty path names nothing; "),
@@ -63,19 +66,24 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["run", CONFIG, "pretrain.phases.0.steps=0"], "pretrain.phases.0.steps=0: pretrain.phases.0.steps is 0: "),
         (["run", CONFIG, "name=my run"], 'name=my run: name is "my run": '),
         (["run", CONFIG, "root=gs://bucket"], "gs://bucket: gs:// is not supported; "),
-        (["run", CONFIG, "schedule=weekly"], "schedule: weekly is no cron line; "),
+        (["run", CONFIG, "schedule=weekly"], "schedule: weekly is not a cron expression; "),
         (
             ["run", CONFIG, "--until", "vocabulary"],
-            "vocabulary: is no stage of this run; it has extract, dedup, vocab, ",
+            "vocabulary: is not a stage of this run; its stages are extract, dedup, vocab, ",
         ),
-        (["plan", CONFIG, "--force", "vocabulary"], "vocabulary: is no stage of this run; "),
+        (["plan", CONFIG, "--force", "vocabulary"], "vocabulary: is not a stage of this run; "),
         (["run", CONFIG, "extract.sources.enwiki.files=[gone.bz2]"], "gone.bz2: no such file in "),
         (["run", CONFIG, "finetune.authors.file=gone.jsonl"], "gone.jsonl: no such file in "),
         (["submit", CONFIG, "--cluster", "gone.yaml"], "gone.yaml: cannot be read "),
+        (
+            ["config", "pretrain.optimiser"],
+            "pretrain.optimiser: is not a configuration key; did you mean pretrain.optimiz",
+        ),
+        (["config", "vocab", "size=9"], "unrecognized arguments: size=9; see cloze --help"),
         (["submit", CONFIG], "the following arguments are required: --cluster; see cloze submit --help"),
     ],
 )
-def test_a_mistake_gets_one_line_and_status_2(
+def test_a_mistake_is_an_error_of_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
 ) -> None:
     assert mistake(capsys, *arguments).startswith(line)
@@ -83,8 +91,8 @@ def test_a_mistake_gets_one_line_and_status_2(
 
 
 def test_two_sources_or_tasks_of_one_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    said = mistake(capsys, "run", CONFIG, "extract.sources.novels.name=enwiki")
-    assert said.endswith("extract.sources has two entries named enwiki; give each a name of its own")
+    line = mistake(capsys, "run", CONFIG, "extract.sources.novels.name=enwiki")
+    assert line.endswith("extract.sources has two entries named enwiki; give each a name of its own")
 
 
 def test_a_root_that_cannot_be_a_folder_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,16 +101,16 @@ def test_a_root_that_cannot_be_a_folder_is_named(capsys: pytest.CaptureFixture[s
     assert "file/runs" in line and "set root= to a folder that can be written" in line
 
 
-def test_a_dump_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_dump_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path("x.xml").write_text("hello")
     assert mistake(capsys, "run", CONFIG, "extract.sources.enwiki.files=[x.xml]").startswith(f"{Path.cwd()}/x.xml: ")
 
 
-def test_a_bucket_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str], s3_bucket: str) -> None:
+def test_a_missing_bucket_is_named(capsys: pytest.CaptureFixture[str], s3_bucket: str) -> None:
     assert mistake(capsys, "run", CONFIG, "root=s3://nowhere-at-all/runs").startswith("S3: ")
 
 
-def test_plan_says_what_it_would_do_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_shows_what_would_be_done_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", CONFIG]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [line[0] for line in lines] == [stage.name for stage in stages(load(RunConfig, CONFIG))]
@@ -113,7 +121,7 @@ def test_plan_says_what_it_would_do_and_writes_nothing(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("config", ["bert-base", "bert-large", "one-gpu-day"])
-def test_the_papers_configurations_are_planned_before_their_data_is_there(
+def test_the_papers_configurations_are_planned_before_their_data_exists(
     capsys: pytest.CaptureFixture[str], config: str
 ) -> None:
     assert main(["plan", f"configs/{config}.yaml"]) == 0
@@ -122,7 +130,7 @@ def test_the_papers_configurations_are_planned_before_their_data_is_there(
     assert "no file matches" in out
 
 
-def test_a_plan_as_json_has_for_each_stage_what_the_table_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_as_json_contains_for_each_stage_what_the_table_does(capsys: pytest.CaptureFixture[str]) -> None:
     missing = "finetune.authors.file=gone.jsonl"
     assert main(["plan", CONFIG, missing, "--until", "finetune-authors"]) == 0
     table = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()[1:]}
@@ -142,16 +150,16 @@ def test_a_plan_as_json_has_for_each_stage_what_the_table_says(capsys: pytest.Ca
 
 
 def test_a_dry_run_is_the_plan_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    said = []
+    printed = []
     for command in (["plan", CONFIG], ["run", CONFIG, "--dry-run"]):
         assert main([*command, "--until", "dedup", "--force", "dedup"]) == 0
-        said.append(capsys.readouterr())
-    assert said[0] == said[1] and "forced" in said[0].out
+        printed.append(capsys.readouterr())
+    assert printed[0] == printed[1] and "forced" in printed[0].out
     assert [path.name for path in Path("runs").iterdir()] == ["sources"]
     assert not Path("dagster").exists()
 
 
-def test_a_number_that_is_none_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nan_and_infinity_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     _print_json([{"loss": math.nan, "rows": (1, -math.inf, {"a": 0.1})}, True, None, "ü"])
     out = capsys.readouterr().out
     assert json.loads(out, parse_constant=pytest.fail) == [
@@ -162,17 +170,17 @@ def test_a_number_that_is_none_is_null_in_json(capsys: pytest.CaptureFixture[str
     ]
 
 
-def test_the_help_says_what_a_run_is_and_what_its_json_holds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_explains_what_a_run_is_and_what_its_json_contains(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("run", "plan", "status", "report", "export", "predict", "submit"):
         with pytest.raises(SystemExit) as end:
             main([command, "--help"])
         out = capsys.readouterr().out
         assert end.value.code == 0
-        assert "anything with a / in it, or that ends in .yaml" in out and "--root ROOT" in out
+        assert "anything that contains a / or ends in .yaml" in out and "--root ROOT" in out
         assert ("--json prints one list" in out) is (command in ("plan", "status", "predict"))
 
 
-def test_overrides_may_stand_before_and_behind_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_overrides_may_come_before_and_after_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", CONFIG, "vocab.size=500", "--until", "vocab", "root=elsewhere"]) == 0
     assert "elsewhere/vocab/" in capsys.readouterr().out
 
@@ -183,7 +191,7 @@ def test_until_ends_the_plan_and_force_marks_a_stage(capsys: pytest.CaptureFixtu
     assert [line[:3] for line in lines] == [["extract", "run", "no"], ["dedup", "run", "forced"]]
 
 
-def test_a_fault_of_ours_gets_a_traceback_and_status_1(
+def test_a_bug_gets_a_traceback_and_status_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -204,18 +212,18 @@ def test_a_run_that_is_stopped_ends_with_130(
         assert main(["plan", CONFIG]) == 130
     finally:
         signal.signal(signal.SIGINT, before)
-    assert capsys.readouterr().err == "\ncloze: stopped; the same command goes on from what is finished\n"
+    assert capsys.readouterr().err == "\ncloze: stopped; the same command continues from the finished parts\n"
 
 
-def test_a_users_fault_is_found_under_what_runners_wrap_around_it() -> None:
+def test_a_users_error_is_found_inside_the_exceptions_of_runners() -> None:
     class RayTaskError(Exception):
         cause: BaseException | None = None
 
     wrapped = RayTaskError("a worker failed")
-    wrapped.cause = UserError("a.txt: is broken; mend it")
+    wrapped.cause = UserError("a.txt: is broken; fix it")
     beam = RuntimeError("step SplitPages failed")
     beam.__cause__ = wrapped
-    assert explain(beam) == "a.txt: is broken; mend it"
+    assert explain(beam) == "a.txt: is broken; fix it"
     assert explain(RuntimeError("a bug")) is None
     assert explain(None) is None
 
@@ -228,21 +236,22 @@ def test_a_users_fault_is_found_under_what_runners_wrap_around_it() -> None:
         (errno.EROFS, "/data/a: the file system is read-only; "),
     ],
 )
-def test_what_the_disk_refuses_is_explained(number: int, words: str) -> None:
+def test_an_error_of_the_file_system_is_explained(number: int, words: str) -> None:
     explained = explain(OSError(number, os.strerror(number), "/data/a"))
     assert explained and explained.startswith(words)
 
 
-def test_a_missing_file_nobody_asked_for_is_a_fault_of_ours() -> None:
+def test_a_missing_file_that_no_configuration_names_is_a_bug() -> None:
     assert explain(FileNotFoundError(errno.ENOENT, "No such file or directory", "shard")) is None
 
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from infra import cli\n"
+        "import sys; from cloze.infra import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'ray', 'dagster', 'apache_beam', 'deepspeed', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'ray', 'dagster', 'apache_beam', 'deepspeed', 'pyarrow', 'numpy', 'pydantic'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'{heavy} loaded' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cloze.infra import display
-from cloze.infra.display import Display, duration, shown, size, summary
+from cloze.infra.display import Display, duration, relative_path, size, summary
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.storage import Location
 
@@ -41,7 +41,7 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds_with_the_time_left
     ]
 
 
-def test_what_stands_still_is_said_once_a_minute(clock: Clock) -> None:
+def test_unchanged_progress_is_printed_once_a_minute(clock: Clock) -> None:
     stream = io.StringIO()
     display = Display(["pretrain"], stream)
     for _ in range(125):
@@ -50,7 +50,7 @@ def test_what_stands_still_is_said_once_a_minute(clock: Clock) -> None:
     assert len(stream.getvalue().splitlines()) == 3
 
 
-def test_the_time_left_counts_from_where_a_stopped_stage_goes_on(clock: Clock) -> None:
+def test_the_time_left_counts_from_where_an_interrupted_stage_continues(clock: Clock) -> None:
     stream = io.StringIO()
     display = Display(["pretrain"], stream)
     display("pretrain", 500, 600, "steps")
@@ -59,13 +59,13 @@ def test_the_time_left_counts_from_where_a_stopped_stage_goes_on(clock: Clock) -
     assert stream.getvalue().splitlines()[-1].endswith("510/600 steps, 1 min 30 s left")
 
 
-def test_warnings_stand_under_the_line_of_the_stage_that_is_done(clock: Clock) -> None:
+def test_warnings_follow_the_line_of_the_finished_stage(clock: Clock) -> None:
     stream = io.StringIO()
-    Display(["vocab"], stream).finish("vocab", "done in 30 s", ["vocab.size: 9 cannot be reached", "mend it"])
+    Display(["vocab"], stream).finish("vocab", "done in 30 s", ["vocab.size: 9 cannot be reached", "fix it"])
     assert stream.getvalue().splitlines() == [
         "[  1/1] vocab  done in 30 s",
         "[  1/1] vocab  warning: vocab.size: 9 cannot be reached",
-        "[  1/1] vocab  warning: mend it",
+        "[  1/1] vocab  warning: fix it",
     ]
 
 
@@ -73,7 +73,7 @@ def test_warnings_stand_under_the_line_of_the_stage_that_is_done(clock: Clock) -
     ("seconds", "words"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
 )
-def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
+def test_durations_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
@@ -91,11 +91,11 @@ def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
         (5_000_000_000_000_000, "5000.0 TB"),
     ],
 )
-def test_bytes_are_said_as_people_do(count: int, words: str) -> None:
+def test_bytes_in_words(count: int, words: str) -> None:
     assert size(count) == words
 
 
-def test_a_summary_leaves_out_what_was_not_dropped(tmp_path: Path) -> None:
+def test_a_summary_omits_drops_of_zero(tmp_path: Path) -> None:
     output = Output(Location(str(tmp_path)), "extract", 1, "0123")
     drops = {"redirect": 12, "too_short": 0}
     assert summary(output.finish([], {}, {}, {"documents": 1234, "train_words": 56789}, drops)) == (
@@ -104,8 +104,8 @@ def test_a_summary_leaves_out_what_was_not_dropped(tmp_path: Path) -> None:
     assert summary(output.finish([], {}, {}, {"documents": 1})) == "1 documents"
 
 
-def test_a_place_is_shown_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_location_is_shown_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert shown(Location("runs/a").absolute()) == "runs/a"
-    assert shown(Location("s3://bucket/runs/a")) == "s3://bucket/runs/a"
-    assert shown(Location("/elsewhere/a")) == "/elsewhere/a"
+    assert relative_path(Location("runs/a").absolute()) == "runs/a"
+    assert relative_path(Location("s3://bucket/runs/a")) == "s3://bucket/runs/a"
+    assert relative_path(Location("/elsewhere/a")) == "/elsewhere/a"

@@ -292,8 +292,8 @@ def test_an_error_of_export_or_predict_is_one_line(run, tmp_path, capsys):
     assert not Path("bert").exists()
 
 
-def test_an_unfinished_run_is_an_error(capsys):
-    line = r"pretrain: is not finished on .*/runs; finish it with cloze run and --until pretrain\n"
+def test_a_run_that_is_not_finished_is_said(capsys):
+    line = r"pretrain: is not finished under .*/runs; finish it with cloze run and --until pretrain\n"
     assert re.fullmatch(line, mistake(capsys, "export", CONFIG, "--to", "bert"))
     assert re.fullmatch(line, mistake(capsys, "predict", CONFIG, "[MASK]"))
     assert not Path("bert").exists()

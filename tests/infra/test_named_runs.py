@@ -23,11 +23,11 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
 
 
-def kept(config: RunConfig) -> RunConfig:
-    return parse(RunConfig, named_runs.started_as(config).encode(), "kept.yaml")
+def stored(config: RunConfig) -> RunConfig:
+    return parse(RunConfig, named_runs.as_yaml(config).encode(), "stored.yaml")
 
 
-def mistake(name: str, root: str | None = None) -> str:
+def error(name: str, root: str | None = None) -> str:
     with pytest.raises(UserError) as caught:
         named_runs.read(name, root=root)
     assert "\n" not in str(caught.value)
@@ -39,13 +39,13 @@ def fingerprints(config: RunConfig) -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize("name", ["quickstart", "bert-base", "bert-large", "one-gpu-day"])
-def test_what_is_kept_is_the_whole_configuration_with_absolute_paths(name: str, tmp_path: Path) -> None:
+def test_the_whole_configuration_is_stored_with_absolute_paths(name: str, tmp_path: Path) -> None:
     config = load(RunConfig, f"configs/{name}.yaml")
-    again = kept(config)
+    again = stored(config)
     assert again.root == f"{tmp_path}/{config.root}"
     paths = [file for source in again.extract.sources for file in source.files] + [task.file for task in again.finetune]
     assert paths and all(path.startswith(("/", "s3://")) for path in paths)
-    assert kept(again) == again
+    assert stored(again) == again
 
     def relative(text: str) -> str:
         return text.replace(f"{tmp_path}/", "")
@@ -53,14 +53,14 @@ def test_what_is_kept_is_the_whole_configuration_with_absolute_paths(name: str, 
     assert relative(again.model_dump_json()) == relative(config.model_dump_json())
 
 
-def test_every_path_of_a_users_is_made_absolute_and_s3_and_digests_stay(tmp_path: Path, own_home: Path) -> None:
+def test_every_path_of_the_users_becomes_absolute_and_s3_and_digests_stay(tmp_path: Path, own_home: Path) -> None:
     overrides = [
         "extract.sources.enwiki.files=[s3://dumps/*.bz2, ~/x.xml, /data/y.xml, ../z*.xml]",
         "vocab.file=vocab.txt",
         "tokens.splitter=rules.py",
         "pretrain.init=my-bert",
     ]
-    config = kept(load(RunConfig, CONFIG, overrides))
+    config = stored(load(RunConfig, CONFIG, overrides))
     elsewhere = ["s3://dumps/*.bz2", f"{own_home}/x.xml", "/data/y.xml", f"{tmp_path.parent}/z*.xml"]
     assert config.extract.sources[0].files == elsewhere
     assert config.vocab.file == f"{tmp_path}/vocab.txt"
@@ -68,8 +68,8 @@ def test_every_path_of_a_users_is_made_absolute_and_s3_and_digests_stay(tmp_path
     assert config.tokens.splitter == f"{tmp_path}/rules.py"
     assert config.pretrain.init == f"{tmp_path}/my-bert"
     digest = "pretrain.init='0123456789abcdef'"
-    assert kept(load(RunConfig, CONFIG, [digest])).pretrain.init == "0123456789abcdef"
-    assert kept(load(RunConfig, CONFIG, ["root=s3://bucket/runs"])).root == "s3://bucket/runs"
+    assert stored(load(RunConfig, CONFIG, [digest])).pretrain.init == "0123456789abcdef"
+    assert stored(load(RunConfig, CONFIG, ["root=s3://bucket/runs"])).root == "s3://bucket/runs"
 
 
 def test_a_folder_with_a_glob_in_its_name_is_that_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_a_run_is_read_by_its_name_from_any_folder(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load(RunConfig, CONFIG, [f"root={folder}/runs", "vocab.size=500", "extract.sources.enwiki.language=no"])
-    named_runs.keep(config)
+    named_runs.store(config)
     before = fingerprints(config)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -97,20 +97,20 @@ def test_a_run_is_read_by_its_name_from_any_folder(
 
 def test_the_root_is_runs_where_none_is_given() -> None:
     config = load(RunConfig, CONFIG)
-    named_runs.keep(config)
+    named_runs.store(config)
     read = named_runs.read("quickstart")
     assert read.root == "runs"
     assert fingerprints(read) == fingerprints(config)
 
 
 def test_a_root_that_was_moved_is_the_runs_root() -> None:
-    named_runs.keep(load(RunConfig, CONFIG, ["root=before"]))
+    named_runs.store(load(RunConfig, CONFIG, ["root=before"]))
     shutil.move("before", "after")
     assert named_runs.read("quickstart", root="after").root == "after"
 
 
 def test_overrides_hold_for_a_name_as_for_a_file() -> None:
-    named_runs.keep(load(RunConfig, CONFIG))
+    named_runs.store(load(RunConfig, CONFIG))
     Path("more.yaml").write_text("vocab: {size: 700}\n")
     for run in ("quickstart", CONFIG):
         read = named_runs.read(run, ["pretrain.seed=7", "more.yaml"])
@@ -119,81 +119,81 @@ def test_overrides_hold_for_a_name_as_for_a_file() -> None:
             named_runs.read(run, ["vocab.sise=9"])
 
 
-def test_of_several_roots_the_last_said_holds() -> None:
-    named_runs.keep(load(RunConfig, CONFIG, ["root=a"]))
-    named_runs.keep(load(RunConfig, CONFIG))
+def test_of_several_roots_the_one_with_the_highest_priority_holds() -> None:
+    named_runs.store(load(RunConfig, CONFIG, ["root=a"]))
+    named_runs.store(load(RunConfig, CONFIG))
     for run in ("quickstart", CONFIG):
         assert named_runs.read(run, defaults=["root=cluster"]).root == "cluster"
         assert named_runs.read(run, root="a", defaults=["root=cluster"]).root == "a"
         assert named_runs.read(run, ["root=b"], root="a", defaults=["root=cluster"]).root == "b"
 
 
-def test_what_is_kept_is_what_was_started_last_and_is_written_when_it_changes() -> None:
-    named_runs.keep(load(RunConfig, CONFIG))
+def test_the_configuration_of_the_last_start_is_stored_and_written_only_when_it_changes() -> None:
+    named_runs.store(load(RunConfig, CONFIG))
     file = Path("runs/runs/quickstart.yaml")
     os.utime(file, (1, 1))
-    named_runs.keep(load(RunConfig, CONFIG))
+    named_runs.store(load(RunConfig, CONFIG))
     assert file.stat().st_mtime == 1
-    named_runs.keep(load(RunConfig, CONFIG, ["pretrain.seed=7"]))
+    named_runs.store(load(RunConfig, CONFIG, ["pretrain.seed=7"]))
     assert file.stat().st_mtime > 1
     assert named_runs.read("quickstart").pretrain.seed == 7
     assert [path.name for path in Path("runs/runs").iterdir()] == ["quickstart.yaml"]
 
 
-def test_a_name_that_is_no_run_is_told_which_there_are(folder: str) -> None:
+def test_an_unknown_name_is_an_error_that_lists_the_runs(folder: str) -> None:
     root = f"{folder}/runs"
-    assert mistake("quickstart", root) == (
-        f"quickstart: is no run under {root}, where there is none; give another name, its root by --root, or the path "
-        "of its YAML file"
+    assert error("quickstart", root) == (
+        f"quickstart: is not a run under {root}, which has no runs; give another name, its root with --root, or the "
+        "path of its YAML file"
     )
     for name in ("b", "a"):
-        named_runs.keep(load(RunConfig, CONFIG, [f"root={root}", f"name={name}"]))
-    assert mistake("quickstart", root).startswith(f"quickstart: is no run under {root}, where there are a, b; give ")
+        named_runs.store(load(RunConfig, CONFIG, [f"root={root}", f"name={name}"]))
+    assert error("quickstart", root).startswith(f"quickstart: is not a run under {root}, whose runs are a, b; give ")
 
 
-def test_what_has_no_slash_and_no_yaml_is_a_name_though_there_is_a_file() -> None:
+def test_a_word_without_slash_and_yaml_is_a_name_even_if_there_is_such_a_file() -> None:
     shutil.copy(CONFIG, "mine")
-    assert mistake("mine").endswith("its root by --root, or ./mine")
+    assert error("mine").endswith("its root with --root, or ./mine")
     assert named_runs.read("./mine") == load(RunConfig, CONFIG)
     shutil.copy(CONFIG, "mine.yaml")
     assert named_runs.read("mine.yaml") == load(RunConfig, CONFIG)
 
 
-def test_a_run_of_a_version_that_kept_nothing_wants_its_file_once(folder: str) -> None:
+def test_a_run_of_a_version_that_stored_nothing_requires_its_file_once(folder: str) -> None:
     (Location(folder) / "runs/quickstart.json").write_text("{}")
     line = rf"quickstart: was run under {re.escape(folder)} by a version that .* cloze run CONFIG --root {folder}: .*"
-    assert re.fullmatch(line, mistake("quickstart", folder))
-    named_runs.keep(load(RunConfig, CONFIG, [f"root={folder}"]))
+    assert re.fullmatch(line, error("quickstart", folder))
+    named_runs.store(load(RunConfig, CONFIG, [f"root={folder}"]))
     assert named_runs.read("quickstart", root=folder).name == "quickstart"
 
 
-def test_a_kept_file_that_no_longer_fits_is_named_with_its_line() -> None:
-    named_runs.keep(load(RunConfig, CONFIG))
+def test_a_stored_file_that_is_no_longer_valid_is_named_with_its_line() -> None:
+    named_runs.store(load(RunConfig, CONFIG))
     file = Path("runs/runs/quickstart.yaml")
     file.write_text(file.read_text().replace("lowercase:", "lower:"))
-    assert re.match(r"runs/runs/quickstart\.yaml:\d+: vocab\.lower: unknown key", mistake("quickstart"))
+    assert re.match(r"runs/runs/quickstart\.yaml:\d+: vocab\.lower: unknown key", error("quickstart"))
     file.write_bytes(b"\xff")
-    assert mistake("quickstart").startswith("runs/runs/quickstart.yaml: is not UTF-8 text; ")
+    assert error("quickstart").startswith("runs/runs/quickstart.yaml: is not UTF-8 text; ")
 
 
-def test_a_file_on_s3_that_is_not_there_is_said(s3_bucket: str) -> None:
-    assert mistake(f"{s3_bucket}/gone.yaml").startswith(f"{s3_bucket}/gone.yaml: is not there; ")
+def test_a_missing_file_on_s3_is_named(s3_bucket: str) -> None:
+    assert error(f"{s3_bucket}/gone.yaml").startswith(f"{s3_bucket}/gone.yaml: does not exist; ")
 
 
-def test_a_job_keeps_what_was_sent_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_stores_the_configuration_that_was_submitted_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(RunConfig, CONFIG)
-    Path("sent.yaml").write_text(named_runs.started_as(config))
-    monkeypatch.setenv(named_runs.STARTED_AS, "sent.yaml")
+    Path("submitted.yaml").write_text(named_runs.as_yaml(config))
+    monkeypatch.setenv(named_runs.SUBMITTED_CONFIG, "submitted.yaml")
     here = ["extract.sources.novels.files=[here/*.txt]", "finetune.authors.file=here.gz", "vocab.compare=here.txt"]
-    named_runs.keep(load(RunConfig, CONFIG, here))
-    assert named_runs.read("quickstart") == kept(config).model_copy(update={"root": "runs"})
+    named_runs.store(load(RunConfig, CONFIG, here))
+    assert named_runs.read("quickstart") == stored(config).model_copy(update={"root": "runs"})
     for other in (["vocab.size=500"], ["name=other"]):
-        named_runs.keep(load(RunConfig, CONFIG, other))
+        named_runs.store(load(RunConfig, CONFIG, other))
     assert named_runs.read("quickstart").vocab.size == 500
     assert named_runs.read("other").name == "other"
 
 
-def test_from_a_folder_with_brackets_files_folders_and_patterns_are_still_found(
+def test_from_a_folder_with_brackets_files_folders_and_patterns_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "[x]"

@@ -15,7 +15,7 @@ Make = Callable[..., Run]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Makes the toy run, with other settings for some stages; its root is a folder."""
+    """Creates the toy run, with other settings for some stages; its root is a folder."""
     (tmp_path / "source.txt").write_text("what letters reads")
     return lambda **configs: toy.toy_run(monkeypatch, tmp_path / "root", tmp_path / "source.txt", **configs)
 
@@ -27,11 +27,11 @@ def make_anywhere(folder: str, make: Make, tmp_path: Path, monkeypatch: pytest.M
 
 
 def actions(run: Run) -> dict[str, str]:
-    return {step.stage.name: step.action for step in run.plan()}
+    return {planned.stage.name: planned.action for planned in run.plan()}
 
 
 def reasons(run: Run) -> dict[str, str]:
-    return {step.stage.name: step.reason for step in run.plan()}
+    return {planned.stage.name: planned.reason for planned in run.plan()}
 
 
 def execute_all(run: Run) -> dict[str, str]:
@@ -39,12 +39,12 @@ def execute_all(run: Run) -> dict[str, str]:
 
 
 def files(run: Run) -> dict[str, bytes]:
-    """Every file of the stages' outputs, without the records of when they were made."""
+    """Every file of the stages' outputs, without the manifests and records."""
     found = [file for name in run.stages for file in (run.root / name).files() if "letters/" in file.uri]
     return {file.uri.removeprefix(run.root.uri): file.read_bytes() for file in found if file.suffix == ".txt"}
 
 
-def test_a_first_run_makes_everything_and_a_second_nothing(make_anywhere: Make) -> None:
+def test_a_first_run_executes_every_stage_and_a_second_none(make_anywhere: Make) -> None:
     assert actions(make_anywhere()) == {"letters": "run", "words": "run", "pages": "wait"}
     assert execute_all(make_anywhere()) == {"letters": "run", "words": "run", "pages": "run"}
     assert (
@@ -55,9 +55,9 @@ def test_a_first_run_makes_everything_and_a_second_nothing(make_anywhere: Make) 
     assert all(reason.endswith("UTC, nothing changed") for reason in reasons(make_anywhere()).values())
 
 
-def test_a_step_names_the_stages_that_it_waits_for(make: Make, tmp_path: Path) -> None:
+def test_a_planned_stage_names_the_stages_that_it_waits_for(make: Make, tmp_path: Path) -> None:
     def waits(run: Run) -> list[tuple[str, ...]]:
-        return [step.waits_for for step in run.plan()]
+        return [planned.waits_for for planned in run.plan()]
 
     assert waits(make()) == [(), (), ("words",)]
     make().execute("letters")
@@ -72,7 +72,7 @@ def test_planning_writes_no_output(make: Make) -> None:
     assert not [file for file in make().root.files() if "/sources/" not in file.uri]
 
 
-def test_a_stage_gets_its_inputs_by_name(make: Make) -> None:
+def test_a_stage_receives_its_inputs_by_name(make: Make) -> None:
     execute_all(make())
     artifacts = [make().artifact(name) for name in make().stages]
     assert [artifact and artifact.manifest.facts["inputs"] for artifact in artifacts] == [
@@ -96,7 +96,7 @@ def test_the_plan_names_the_input_that_changed(make: Make) -> None:
     assert reasons(changed)["words"] == "input letters changed"
 
 
-def test_the_plan_sees_another_source_file(make: Make, tmp_path: Path) -> None:
+def test_the_plan_notices_another_source_file(make: Make, tmp_path: Path) -> None:
     execute_all(make())
     (tmp_path / "source.txt").write_text("something else")
     assert reasons(make())["letters"] == "input data changed"
@@ -104,13 +104,13 @@ def test_the_plan_sees_another_source_file(make: Make, tmp_path: Path) -> None:
     assert actions(make())["letters"] == "skip"
 
 
-def test_the_plan_sees_that_a_stage_works_otherwise_now(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_names_a_changed_version_of_a_stage(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     execute_all(make())
     monkeypatch.setattr(toy, "VERSION", 2)
-    assert reasons(make())["letters"] == "Cloze makes it differently now (version 1 -> 2)"
+    assert reasons(make())["letters"] == "the stage's version changed: 1 -> 2"
 
 
-def test_how_and_where_to_run_changes_nothing(make: Make) -> None:
+def test_compute_settings_change_no_output(make: Make) -> None:
     execute_all(make())
     assert actions(make(letters=ToyConfig(workers=64))) == {"letters": "skip", "words": "skip", "pages": "skip"}
 
@@ -121,7 +121,7 @@ def test_going_back_to_an_earlier_configuration_finds_its_output(make: Make) -> 
     assert actions(make()) == {"letters": "skip", "words": "skip", "pages": "skip"}
 
 
-def test_what_hangs_on_a_checkpoint_is_run_again_only_when_its_digest_changed(make: Make) -> None:
+def test_a_stage_that_reads_a_checkpoint_is_run_again_only_when_its_digest_changed(make: Make) -> None:
     execute_all(make())
     same = make(words=ToyConfig(size=9))  # another fingerprint, the same digest
     assert actions(same)["pages"] == "wait"
@@ -129,41 +129,41 @@ def test_what_hangs_on_a_checkpoint_is_run_again_only_when_its_digest_changed(ma
     assert actions(same)["pages"] == "skip"
 
 
-def test_a_stopped_stage_goes_on_from_its_parts_with_the_same_result(
+def test_an_interrupted_stage_continues_from_its_parts_with_the_same_result(
     make_anywhere: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
+    started: list[str] = []
 
     def stop_at_b(_: str, letter: str) -> None:
-        made.append(letter)
-        if letter == "b" and made.count("b") == 1:
+        started.append(letter)
+        if letter == "b" and started.count("b") == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(toy, "before_part", stop_at_b)
     with pytest.raises(KeyboardInterrupt):
         make_anywhere().execute("letters")
     assert actions(make_anywhere())["letters"] == "continue"
-    step, manifest = make_anywhere().execute("letters")
-    assert step.action == "continue" and made == ["a", "b", "b", "c"]
+    planned, manifest = make_anywhere().execute("letters")
+    assert planned.action == "continue" and started == ["a", "b", "b", "c"]
     assert (manifest.counts, manifest.drops) == ({"letters": 2}, {"vowels": 1})
-    stopped = files(make_anywhere())
+    continued = files(make_anywhere())
     make_anywhere().execute("letters", force=True)
-    assert files(make_anywhere()) == stopped != {}
+    assert files(make_anywhere()) == continued != {}
 
 
-def test_force_makes_a_stage_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_force_runs_a_stage_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     execute_all(make())
-    made: list[tuple[str, str]] = []
-    monkeypatch.setattr(toy, "before_part", lambda stage, letter: made.append((stage, letter)))
-    assert [(step.action, step.reason) for step in make().plan(force=["words"])][1] == ("run", "forced")
+    started: list[tuple[str, str]] = []
+    monkeypatch.setattr(toy, "before_part", lambda stage, letter: started.append((stage, letter)))
+    assert [(planned.action, planned.reason) for planned in make().plan(force=["words"])][1] == ("run", "forced")
     assert make().execute("words", force=True)[0].action == "run"
-    assert made == [("words", "a"), ("words", "b"), ("words", "c")]
+    assert started == [("words", "a"), ("words", "b"), ("words", "c")]
     assert actions(make())["pages"] == "skip"
 
 
-def test_a_deleted_output_is_made_again(make_anywhere: Make) -> None:
+def test_a_deleted_output_is_created_again(make_anywhere: Make) -> None:
     execute_all(make_anywhere())
-    output = make_anywhere().step(make_anywhere().stages["words"]).output
+    output = make_anywhere().plan_stage(make_anywhere().stages["words"]).output
     assert output
     output.location.delete()
     assert reasons(make_anywhere())["words"] == "its output was deleted"
@@ -171,63 +171,63 @@ def test_a_deleted_output_is_made_again(make_anywhere: Make) -> None:
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_lost_file_is_made_again_and_its_neighbours_are_not(
+def test_a_missing_file_is_created_again_and_the_others_are_not(
     make: Make, monkeypatch: pytest.MonkeyPatch, cut: bool
 ) -> None:
     execute_all(make())
     whole = files(make())
-    output = make().step(make().stages["words"]).output
+    output = make().plan_stage(make().stages["words"]).output
     assert output
     file = output.location / "letters/b.txt"
     file.write_bytes(b"") if cut else file.delete()
-    assert reasons(make())["words"] == "letters/b.txt is gone or cut; goes on from its other parts"
-    made: list[str] = []
-    monkeypatch.setattr(toy, "before_part", lambda _, letter: made.append(letter))
+    assert reasons(make())["words"] == "letters/b.txt is missing or truncated; continues from the other parts"
+    started: list[str] = []
+    monkeypatch.setattr(toy, "before_part", lambda _, letter: started.append(letter))
     assert execute_all(make()) == {"letters": "skip", "words": "continue", "pages": "skip"}
-    assert made == ["b"]
+    assert started == ["b"]
     assert files(make()) == whole
 
 
-def test_a_stage_that_is_skipped_loses_what_a_dead_attempt_left(make_anywhere: Make) -> None:
+def test_a_skipped_stage_deletes_what_an_interrupted_attempt_left(make_anywhere: Make) -> None:
     run = make_anywhere()
     execute_all(run)
     artifact = run.artifact("words")
     assert artifact
-    with pytest.raises(KeyboardInterrupt), scratch(artifact.location) as left:  # another run, that was the slower one
+    with pytest.raises(KeyboardInterrupt), scratch(artifact.location) as left:  # another run, which was slower
         (left / "rows").write_text("half")
         raise KeyboardInterrupt
     assert execute_all(make_anywhere())["words"] == "skip"
     assert not left.exists() and "scratch-" not in str(artifact.location.files())
 
 
-def test_a_stage_whose_input_is_not_there_is_refused(make: Make) -> None:
-    with pytest.raises(UserError, match="words: its input letters is not there; run that stage first"):
+def test_a_stage_whose_input_is_not_finished_is_refused(make: Make) -> None:
+    with pytest.raises(UserError, match="words: its input letters is not finished; run that stage first"):
         make().execute("words")
-    with pytest.raises(UserError, match="pages: its input is not there"):
+    with pytest.raises(UserError, match="pages: its inputs are not finished"):
         make().execute("pages", force=True)
 
 
 def test_until_takes_a_stage_and_all_before_it(make: Make) -> None:
-    assert [step.stage.name for step in make().plan(until="words")] == ["letters", "words"]
-    with pytest.raises(UserError, match="word: is no stage of this run; it has letters, words, pages"):
+    assert [planned.stage.name for planned in make().plan(until="words")] == ["letters", "words"]
+    with pytest.raises(UserError, match="word: is not a stage of this run; its stages are letters, words, pages"):
         make().until("word")
 
 
-def test_a_missing_source_is_said_before_any_work(make: Make, tmp_path: Path) -> None:
+def test_a_missing_source_is_an_error_before_any_work(make: Make, tmp_path: Path) -> None:
     (tmp_path / "source.txt").unlink()
     with pytest.raises(UserError, match=r"source\.txt: no such file"):
         make().check()
-    assert [step.action for step in make().plan()] == ["wait", "wait", "wait"]
+    assert [planned.action for planned in make().plan()] == ["wait", "wait", "wait"]
 
 
-def test_a_stages_progress_is_told_under_its_name(make: Make) -> None:
-    told: list[tuple[object, ...]] = []
-    with Run(make().config, progress=lambda *what: told.append(what)) as run:
+def test_a_stages_progress_is_reported_under_its_name(make: Make) -> None:
+    reported: list[tuple[object, ...]] = []
+    with Run(make().config, progress=lambda *report: reported.append(report)) as run:
         run.execute("letters")
-    assert told == [("letters", done, 3, "letters", "") for done in (1, 2, 3)]
+    assert reported == [("letters", done, 3, "letters", "") for done in (1, 2, 3)]
 
 
-def test_two_runs_share_what_they_have_in_common(make: Make) -> None:
+def test_two_runs_share_the_outputs_of_equal_stages(make: Make) -> None:
     execute_all(make())
     other = Run(make().config.model_copy(update={"name": "other"}))
     assert actions(other) == {"letters": "skip", "words": "skip", "pages": "skip"}

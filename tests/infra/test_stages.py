@@ -1,6 +1,6 @@
-"""A stage that a test adds, by what a person would write: its key in the configuration, its module's parts and its row.
+"""A stage that a test adds as a developer would: its key in the configuration, its module's parts and its entry.
 
-Nothing else in infra/ is told of it, and it is planned, checked, run, shown in Dagster and sent to a cluster.
+No other part of infra/ knows it, and it is planned, checked, run, shown in Dagster and submitted to a cluster.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import dagster
 import pytest
 
-from cloze.infra import stages as rows
+from cloze.infra import stages as entries
 from cloze.infra import workflow
 from cloze.infra.inputs import StageOutput
 from cloze.infra.launch.ray_jobs import ClusterConfig, stage_files
@@ -27,7 +27,7 @@ VERSION = 1
 
 
 class CensusConfig(Config):
-    """How often each word of a list stands in some texts."""
+    """Counts how often each word of a list occurs in some texts."""
 
     words: Annotated[str, InputPath()]
     texts: Annotated[list[str], InputPath()]
@@ -38,7 +38,7 @@ class CensusConfig(Config):
 def check(config: CensusConfig, sources: Mapping[str, Any]) -> None:
     words: SourceFile = sources["words"]
     if not words.location.read_bytes().strip():
-        raise UserError(f"{words.uri}: has no word; write one a line")
+        raise UserError(f"{words.uri}: has no word; write one per line")
 
 
 def run(config: CensusConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
@@ -55,11 +55,11 @@ class WithCensus(RunConfig):
 
 
 def stages(config: RunConfig) -> list[Stage]:
-    """A run's own, with the census before and one that reads it behind."""
+    """A run's own stages, with the census before them and one that reads it after them."""
     assert isinstance(config, WithCensus)
     census = Stage("census", config.census, VERSION, run, check=check, description="a census", kinds=("text",))
     reader = Stage("reader", config.census, VERSION, run, reads={"census": StageOutput("census")})
-    return [census, *rows.stages(config), reader]
+    return [census, *entries.stages(config), reader]
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WithCensus:
 def test_it_is_run_with_its_files_and_then_skipped(config: WithCensus) -> None:
     assert Run(config).plan("census")[0].reason == "no output yet"
     assert workflow.materialize(Run(config), "cloze run", until="census") == 0
-    step = Run(config).plan("census")[0]
-    assert step.action == "skip" and step.output
-    assert json.loads((step.output.location / "census.json").read_bytes()) == {"whale": 4, "sea": 2}
+    planned = Run(config).plan("census")[0]
+    assert planned.action == "skip" and planned.output
+    assert json.loads((planned.output.location / "census.json").read_bytes()) == {"whale": 4, "sea": 2}
     artifact = Run(config).artifact("census")
     assert artifact and artifact.manifest.facts["inputs"] == ["texts", "words"]
 
 
-def test_the_plan_says_what_of_it_has_changed(config: WithCensus) -> None:
+def test_the_plan_names_its_changed_keys_and_inputs(config: WithCensus) -> None:
     Run(config).execute("census")
     changed = config.model_copy(update={"census": config.census.model_copy(update={"lowercase": False, "workers": 7})})
     assert Run(changed).plan("census")[0].reason == "census.lowercase: true -> false"
@@ -93,7 +93,7 @@ def test_the_plan_says_what_of_it_has_changed(config: WithCensus) -> None:
     assert Run(config).plan("census")[0].reason == "input texts changed"
 
 
-def test_where_its_files_lie_changes_nothing(config: WithCensus) -> None:
+def test_the_paths_of_its_files_change_nothing(config: WithCensus) -> None:
     Run(config).execute("census")
     Path("words.txt").rename("elsewhere.txt")
     moved = config.model_copy(update={"census": config.census.model_copy(update={"words": "elsewhere.txt"})})
@@ -102,7 +102,7 @@ def test_where_its_files_lie_changes_nothing(config: WithCensus) -> None:
 
 def test_its_files_are_checked_before_any_work(config: WithCensus) -> None:
     Path("words.txt").write_text("")
-    with pytest.raises(UserError, match=r"words\.txt: has no word; write one a line"):
+    with pytest.raises(UserError, match=r"words\.txt: has no word; write one per line"):
         workflow.materialize(Run(config), "cloze run")
     Path("words.txt").unlink()
     with pytest.raises(UserError, match=r"words\.txt: no such file"):
@@ -116,7 +116,7 @@ def test_a_key_for_one_file_that_names_several_is_refused(config: WithCensus) ->
         Run(several).check()
 
 
-def test_it_is_an_asset_that_hangs_on_what_it_reads(config: WithCensus) -> None:
+def test_it_is_an_asset_that_depends_on_the_stages_it_reads(config: WithCensus) -> None:
     graph = workflow.definitions(config).resolve_asset_graph()
     census, reader = (graph.get(dagster.AssetKey(["quickstart", name])) for name in ("census", "reader"))
     assert (census.description, census.kinds, census.parent_keys) == ("a census", {"text"}, set())
@@ -124,7 +124,7 @@ def test_it_is_an_asset_that_hangs_on_what_it_reads(config: WithCensus) -> None:
 
 
 @pytest.mark.parametrize("shared_disk", [True, False])
-def test_its_files_are_sent_with_a_job_that_comes_to_it(config: WithCensus, shared_disk: bool) -> None:
+def test_its_files_are_uploaded_with_a_job_that_runs_it(config: WithCensus, shared_disk: bool) -> None:
     cluster = ClusterConfig(name="a", address="http://10.0.0.1:8265", shared_disk=shared_disk)
     config = config.model_copy(update={"root": "s3://bucket/runs"})
     folder = Path("sent")

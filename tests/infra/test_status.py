@@ -24,21 +24,21 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 def status(run: Run, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """Stage -> its line, the spaces between columns made one."""
+    """Stage -> its line, with single spaces between columns."""
     capsys.readouterr()
     print_status(run)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in lines[1:]}
 
 
-def test_nothing_is_started_at_first(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_at_first_no_stage_is_started(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     lines = status(make(), capsys)
     assert list(lines) == ["letters", "words", "pages"]
     assert lines["letters"].startswith("not started no output yet root/letters/")
-    assert lines["pages"] == "waiting its input is not there yet"
+    assert lines["pages"] == "waiting its inputs are not finished yet"
 
 
-def test_a_finished_stage_tells_counts_size_and_place(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_stage_has_counts_size_and_location(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     _, manifest = make(letters=ToyConfig(size=5000)).execute("letters")
     line = status(make(letters=ToyConfig(size=5000)), capsys)["letters"]
     assert line.startswith("done 0 s 2 letters; dropped 1 vowels 1")
@@ -46,14 +46,14 @@ def test_a_finished_stage_tells_counts_size_and_place(make: Make, capsys: pytest
     assert line.endswith(manifest.fingerprint)
 
 
-def test_what_a_finished_stage_warns_of_stands_below_the_table(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_warnings_of_a_finished_stage_are_below_the_table(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run = make(letters=ToyConfig(warning="letters.size: 9 cannot be reached"))
     assert "warning:" not in status(run, capsys)
     run.execute("letters")
     assert status(run, capsys)["warning:"] == "letters.size: 9 cannot be reached"
 
 
-def test_a_stopped_stage_tells_its_parts(
+def test_an_interrupted_stage_has_the_number_of_its_parts(
     make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop_at_c(_: str, letter: str) -> None:
@@ -66,7 +66,7 @@ def test_a_stopped_stage_tells_its_parts(
     assert status(make(), capsys)["letters"].startswith("half-done 2 parts root/letters/")
 
 
-def test_a_stopped_training_tells_its_newest_checkpoint(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_training_has_its_newest_checkpoint(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     output = make().plan()[0].output
     assert output
     for step, last_file in ((900_000, "manifest.json"), (1_000_000, "manifest.json"), (1_100_000, "model.safetensors")):
@@ -80,12 +80,12 @@ KEYS += ["warnings", "heldout", "scores", "page"]
 
 def plain(run: Run) -> dict[str, dict[str, Any]]:
     """Stage -> its status as JSON has it."""
-    found = [status.plain() for status in statuses(run)]
-    assert all(list(stage) == KEYS for stage in found)
-    return {stage["stage"]: stage for stage in found}
+    entries = [status.plain() for status in statuses(run)]
+    assert all(list(stage) == KEYS for stage in entries)
+    return {stage["stage"]: stage for stage in entries}
 
 
-def test_a_status_has_the_same_keys_however_far_the_stage_is(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_has_the_same_keys_in_every_state(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(letters=ToyConfig(warning="letters.size: 9 cannot be reached"))
     nothing = {"seconds": None, "counts": None, "drops": None, "progress": None, "warnings": [], "heldout": None}
     before = plain(run)
@@ -102,7 +102,7 @@ def test_a_status_has_the_same_keys_however_far_the_stage_is(make: Make, monkeyp
     assert letters["bytes"] == sum(file.stat().st_size for file in Path("root/letters").rglob("*") if file.is_file())
 
 
-def test_the_progress_of_a_stopped_stage_is_its_parts_and_its_newest_checkpoint(make: Make) -> None:
+def test_the_progress_of_an_interrupted_stage_is_its_parts_and_its_newest_checkpoint(make: Make) -> None:
     output = make().plan()[0].output
     assert output
     output.commit("b", {"letters/b.txt": b"b"})
@@ -119,7 +119,7 @@ EVALUATED = {"split": "heldout", "step": 1200, **_MASKED, **_PAIRS, **_COUNTS}
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_the_newest_evaluation_stands_beside_its_baselines_finished_or_not(
+def test_the_newest_evaluation_is_printed_with_its_baselines_finished_or_not(
     make: Make, capsys: pytest.CaptureFixture[str], complete: bool
 ) -> None:
     run = make()
@@ -143,7 +143,7 @@ def test_the_newest_evaluation_stands_beside_its_baselines_finished_or_not(
     assert plain(run)["letters"]["heldout"] == EVALUATED
 
 
-def test_the_results_are_scores_and_the_reports_place(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_results_are_scores_and_the_reports_location(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     output = make().plan()[0].output
     assert isinstance(output, Output)
     part = output.commit("report", {"report.html": b"<html>"})

@@ -27,7 +27,7 @@ Make = Callable[..., Run]
 
 @pytest.fixture(scope="module")
 def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home of Dagster's without a run: making its databases takes a second, copying them nothing."""
+    """A Dagster home without a run: creating its databases takes a second, copying them no time."""
     folder = tmp_path_factory.mktemp("empty") / "dagster"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAGSTER_HOME", str(folder))
@@ -38,7 +38,7 @@ def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Makes the toy run; Dagster's home is empty."""
+    """Creates the toy run; Dagster's home is empty."""
     monkeypatch.setenv("DAGSTER_HOME", str(shutil.copytree(empty_home, tmp_path / "dagster")))
     (tmp_path / "source.txt").write_text("what letters reads")
     return lambda **configs: toy.toy_run(monkeypatch, tmp_path / "root", tmp_path / "source.txt", **configs)
@@ -61,7 +61,7 @@ def materializations() -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_every_stage_is_an_asset_that_hangs_on_its_inputs(make: Make) -> None:
+def test_every_stage_is_an_asset_that_depends_on_its_inputs(make: Make) -> None:
     graph = workflow.definitions(make().config).resolve_asset_graph()
     below = {
         key.path[-1]: {parent.path[-1] for parent in graph.get(key).parent_keys} for key in graph.get_all_asset_keys()
@@ -82,11 +82,11 @@ def test_the_schedule_is_weekly_and_off_until_switched_on(make: Make) -> None:
 
 
 def test_an_impossible_schedule_is_refused(make: Make) -> None:
-    with pytest.raises(UserError, match="schedule: weekly is no cron line; write five fields"):
+    with pytest.raises(UserError, match="schedule: weekly is not a cron expression; write five fields"):
         workflow.definitions(make().config.model_copy(update={"schedule": "weekly"}))
 
 
-def test_a_run_makes_every_stage_in_order_and_a_second_skips_them(
+def test_a_run_executes_every_stage_in_order_and_a_second_skips_them(
     make: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert workflow.materialize(make(), "cloze run toy.yaml") == 0
@@ -99,7 +99,7 @@ def test_a_run_makes_every_stage_in_order_and_a_second_skips_them(
     assert len(lines) == 3 and all("  skip: done " in line and line.endswith("nothing changed") for line in lines)
 
 
-def test_a_warning_is_said_when_its_stage_ends_and_again_when_the_run_does(
+def test_a_warning_is_printed_when_its_stage_ends_and_again_when_the_run_does(
     make: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     toy_run = make(words=ToyConfig(warning="words.size: 9 cannot be reached"))
@@ -113,14 +113,14 @@ def test_a_warning_is_said_when_its_stage_ends_and_again_when_the_run_does(
     assert "warning" not in err and out == "warning: words.size: 9 cannot be reached\n"
 
 
-def test_a_run_that_was_started_is_known_by_its_name(
+def test_a_run_that_was_started_can_be_given_by_its_name(
     make: Make, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def cloze(*arguments: str) -> str:
         assert main(arguments) == 0
         return capfd.readouterr().out
 
-    make()  # its stages are those of every run from here on
+    make()  # from here on its stages are those of every run
     handler = signal.getsignal(signal.SIGTERM)
     root = ("--root", f"{folder}/root")
     monkeypatch.chdir(REPOSITORY)
@@ -134,27 +134,27 @@ def test_a_run_that_was_started_is_known_by_its_name(
     assert states == ["done", "done", "not started"]
     cloze("run", "toy", *root, "schedule=0 4 * * *")
     assert "pages    done " in cloze("status", "toy", *root)
-    kept = named_runs.read("toy", root=root[1])
-    assert (kept.name, kept.vocab.size, kept.schedule) == ("toy", 777, "0 4 * * *")
+    stored = named_runs.read("toy", root=root[1])
+    assert (stored.name, stored.vocab.size, stored.schedule) == ("toy", 777, "0 4 * * *")
     assert main(["status", "tory", *root]) == 2
-    assert " where there are toy; give another name" in capfd.readouterr().err
+    assert ", whose runs are toy; give another name" in capfd.readouterr().err
     signal.signal(signal.SIGTERM, handler)
 
 
-def test_a_run_that_cannot_start_is_not_kept(make: Make, tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_is_not_stored(make: Make, tmp_path: Path) -> None:
     (tmp_path / "source.txt").unlink()
     with pytest.raises(UserError):
         workflow.materialize(make(), "cloze run")
     assert not (tmp_path / "root/runs/toy.yaml").exists()
 
 
-def test_dagster_itself_prints_nothing(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_dagster_prints_nothing(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
     workflow.materialize(make(), "cloze run toy.yaml")
     out, err = capfd.readouterr()
     assert out == "" and "dagster" not in err and len(err.splitlines()) == 6
 
 
-def test_dagsters_history_keeps_runs_and_what_each_asset_holds(make: Make) -> None:
+def test_dagsters_history_contains_runs_and_the_metadata_of_each_asset(make: Make) -> None:
     workflow.materialize(make(), "cloze run toy.yaml")
     workflow.materialize(make(words=ToyConfig(size=2)), "cloze run toy.yaml words.size=2")
     assert [(run.job_name, run.status, run.tags["cloze/command"]) for run in history()] == [
@@ -174,7 +174,7 @@ def test_until_stops_after_a_stage(make: Make) -> None:
     assert materializations().keys() == {"letters", "words"}
 
 
-def test_force_makes_a_stage_again_and_no_other(make: Make) -> None:
+def test_force_runs_a_stage_again_and_no_other(make: Make) -> None:
     workflow.materialize(make(), "cloze run")
     workflow.materialize(make(), "cloze run", force=["words"])
     assert {name: found["action"] for name, found in materializations().items()} == {
@@ -184,8 +184,8 @@ def test_force_makes_a_stage_again_and_no_other(make: Make) -> None:
     }
 
 
-def test_what_a_stage_raised_comes_out_as_it_was(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = UserError("toy.txt: is broken; mend it")
+def test_the_exception_of_a_stage_is_raised_unchanged(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = UserError("toy.txt: is broken; fix it")
 
     def fail(_: str, letter: str) -> None:
         if letter == "b":
@@ -201,7 +201,7 @@ def test_what_a_stage_raised_comes_out_as_it_was(make: Make, monkeypatch: pytest
     assert materializations()["letters"]["action"] == "continue"
 
 
-def test_a_missing_source_is_said_before_dagster_starts(make: Make, tmp_path: Path) -> None:
+def test_a_missing_source_is_an_error_before_dagster_starts(make: Make, tmp_path: Path) -> None:
     (tmp_path / "source.txt").unlink()
     with pytest.raises(UserError, match=r"source\.txt: no such file"):
         workflow.materialize(make(), "cloze run")
@@ -253,29 +253,29 @@ def test_a_killed_run_is_ended_in_the_history_by_the_next_one(make: Make, tmp_pa
     }
 
 
-def test_a_run_still_going_on_is_left_alone(make: Make) -> None:
+def test_a_run_that_is_still_running_is_not_changed(make: Make) -> None:
     with dagster.DagsterInstance.local_temp(str(workflow.home())) as instance:
         tags = {workflow._PROCESS: workflow._process(os.getpid())}
         status = dagster.DagsterRunStatus.STARTED
         instance.add_run(dagster.DagsterRun(job_name="toy", run_id="1" * 32, status=status, tags=tags))
-        instance.add_run(dagster.DagsterRun(job_name="toy", run_id="2" * 32, status=status))  # launched in the pages
+        instance.add_run(dagster.DagsterRun(job_name="toy", run_id="2" * 32, status=status))  # launched in the UI
     workflow.materialize(make(), "cloze run")
     assert [run.status for run in history()][1:] == [status, status]
 
 
-def test_dagster_sends_nothing_home(make: Make) -> None:
+def test_dagster_sends_no_telemetry(make: Make) -> None:
     with dagster.DagsterInstance.get() as instance:
         assert not instance.telemetry_enabled and not instance.nux_enabled
 
 
-def test_a_home_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_created_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "file/home"))
     with pytest.raises(UserError, match=r"file/home: Not a directory; set DAGSTER_HOME to a folder"):
         workflow.home()
 
 
-def test_the_pages_show_every_run_of_cloze_config(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ui_shows_every_run_of_cloze_config(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("CLOZE_CONFIG", "configs/quickstart.yaml configs/bert-base.yaml")
     definitions = workflow.defs()
@@ -285,15 +285,15 @@ def test_the_pages_show_every_run_of_cloze_config(monkeypatch: pytest.MonkeyPatc
         workflow.defs()
 
 
-def test_the_pages_show_a_run_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_ui_shows_a_run_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = QUICKSTART
     monkeypatch.chdir(tmp_path)
-    named_runs.keep(named_runs.read(str(config), ["name=mine"]))
+    named_runs.store(named_runs.read(str(config), ["name=mine"]))
     monkeypatch.setenv("CLOZE_CONFIG", f"mine {config}")
     assert {job.name for job in workflow.defs().jobs or []} >= {"quickstart", "mine"}
 
 
-def test_a_root_where_no_configuration_can_be_kept_is_said_in_one_line(
+def test_a_root_where_no_configuration_can_be_stored_is_an_error_of_one_line(
     make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     make()
@@ -323,8 +323,8 @@ Ask = Callable[..., Any]
 
 
 @pytest.fixture
-def pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ask]:
-    """What `make ui` starts, over the quickstart with tmp_path as its root: asks it over GraphQL."""
+def ui(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ask]:
+    """The server of `make ui` with the quickstart and tmp_path as its root: a function that queries it with GraphQL."""
     repository, port = REPOSITORY, free_port()
     config = tmp_path / "quickstart.yaml"
     config.write_text((repository / "configs/quickstart.yaml").read_text().replace("root: runs ", f"root: {tmp_path} "))
@@ -349,10 +349,10 @@ def pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ask]:
 
 
 @pytest.mark.slow
-def test_the_pages_open_and_a_stage_can_be_launched_there(pages: Ask, tmp_path: Path) -> None:
-    names = {tuple(node["assetKey"]["path"]) for node in pages(_ASSETS)}
+def test_a_stage_can_be_launched_in_the_ui(ui: Ask, tmp_path: Path) -> None:
+    names = {tuple(node["assetKey"]["path"]) for node in ui(_ASSETS)}
     assert {("quickstart", "extract"), ("quickstart", "pretrain"), ("quickstart", "finetune-authors")} <= names
-    schedules = pages(_SCHEDULES)["nodes"][0]["schedules"]
+    schedules = ui(_SCHEDULES)["nodes"][0]["schedules"]
     assert schedules == [{"cronSchedule": "0 3 * * 0", "scheduleState": {"status": "STOPPED"}}]
 
     selector = {
@@ -361,9 +361,9 @@ def test_the_pages_open_and_a_stage_can_be_launched_there(pages: Ask, tmp_path: 
         "pipelineName": "quickstart",
         "assetSelection": [{"path": ["quickstart", "extract"]}],
     }
-    launched = pages(_LAUNCH, p={"selector": selector, "runConfigData": {}, "mode": "default"})["run"]["runId"]
+    launched = ui(_LAUNCH, p={"selector": selector, "runConfigData": {}, "mode": "default"})["run"]["runId"]
     deadline = time.monotonic() + 120
-    while (status := pages(_STATUS, id=launched)["status"]) not in ("SUCCESS", "FAILURE"):
+    while (status := ui(_STATUS, id=launched)["status"]) not in ("SUCCESS", "FAILURE"):
         assert time.monotonic() < deadline
         time.sleep(1)
     assert status == "SUCCESS"

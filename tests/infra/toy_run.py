@@ -1,4 +1,4 @@
-"""A run of three small stages, letters -> words -> pages, for the tests of what brings stages about."""
+"""A run of three small stages, letters -> words -> pages, for the tests of the planner, the workflow and status."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.paths import QUICKSTART
 
 VERSION = 1
 
-#: Called with the stage and the letter before a part is made: a test puts a failure here.
+#: Called with the stage and the letter before a part is created: a test sets a failure here.
 before_part: Callable[[str, str], None] | None = None
 
 
@@ -50,9 +50,9 @@ def _checkpoint(config: ToyConfig) -> dict[str, Any]:
 
 
 def toy_run(patch: pytest.MonkeyPatch, root: str | Path, source: str | Path, **configs: ToyConfig) -> Run:
-    """The run `toy` on that root: letters reads the file `source`, words reads letters, pages hangs on words' digest.
+    """The run `toy` on that root: letters reads the file `source`, words reads letters, pages depends on words' digest.
 
-    `configs` gives a stage other settings than the default. Lasts as long as `patch`.
+    `configs` sets the configurations of stages. Lasts as long as `patch`.
     """
     letters, words, pages = (configs.get(name, ToyConfig()) for name in ("letters", "words", "pages"))
     letters = letters.model_copy(update={"file": str(source)})

@@ -1,6 +1,6 @@
-"""What the manifests of pretraining and fine-tuning tell their readers: the planner, the report, the card, status.
+"""The facts in fine-tuning's manifest, which the report, the model card and status read.
 
-The stage writes the model, `Facts.of` reads it back. Defaults stand for what manifests of earlier versions lack.
+The stage writes them, `Facts.of` reads them back. Defaults replace what manifests of earlier versions lack.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from cloze.pipeline.core.artifacts import Fact, Facts
 
 
 class TrialFact(Fact):
-    """One way to fine-tune."""
+    """The hyperparameters of a trial."""
 
     learning_rate: float
     batch_size: int
@@ -19,8 +19,8 @@ class TrialFact(Fact):
 
 
 class CurvesFact(Fact, extra="allow"):
-    """What a trial gave, or the best one of a variant: (step, loss) points, and `dev_` figures an epoch, which are the
-    task's own. JSON has no NaN: a figure that is none is None.
+    """The curves of a trial, or of a variant's best one: (step, loss) points, and one value per epoch of each of the
+    task's metrics, under `dev_` and its name. JSON has no NaN: None replaces it.
     """
 
     trial: TrialFact | None = None
@@ -29,11 +29,11 @@ class CurvesFact(Fact, extra="allow"):
     dev_accuracy: list[float] = Field(default=[])
     dev_loss: list[float | None] = Field(default=[])
     best_epoch: int = 0  # from 1
-    merit: list[float | None] = Field(default=[])
+    merit: list[float | None] = Field(default=[])  # the selection key of the best epoch: see Task.selection_key
 
 
 class ScoreFact(Fact, extra="allow"):
-    """On the test part, by the task's own measures: these are classification's."""
+    """Scores on the test split. The fields are those of classification; other tasks have their own."""
 
     accuracy: float | None = None
     interval: tuple[float, float] | None = None  # 95 %
@@ -42,7 +42,7 @@ class ScoreFact(Fact, extra="allow"):
 
 
 class ShownExample(Fact, extra="allow"):
-    """An example of the test part."""
+    """An example of the test split and its prediction."""
 
     text: str
     label: Any
@@ -54,7 +54,7 @@ class ShownExample(Fact, extra="allow"):
 
 
 class Accuracy(NamedTuple):
-    """With its 95 % interval."""
+    """An accuracy with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -62,9 +62,9 @@ class Accuracy(NamedTuple):
 
 
 class FinetuneFacts(Facts, extra="allow"):
-    """`scores` are those of the `variants`, pretrained and random, and of a baseline; `trials` are all, by name.
+    """`scores` are those of the `variants` (pretrained, random) and of the baseline; `trials` are all trials by name.
 
-    What a task alone tells stands beside it: labels are classification's.
+    A task may add facts of its own, as classification does with `labels`.
     """
 
     labels: dict[str, dict[str, int]] = Field(default={})  # split -> label -> count
@@ -72,11 +72,11 @@ class FinetuneFacts(Facts, extra="allow"):
     variants: dict[str, CurvesFact] = Field(default={})
     trials: dict[str, CurvesFact] = Field(default={})
     examples: list[ShownExample] = Field(default=[])
-    notes: list[str] = Field(default=[])  # what a user should know of the start
+    notes: list[str] = Field(default=[])  # for the user, about the initial weights
 
     @property
     def accuracies(self) -> dict[str, Accuracy]:
-        """Of pretrained, random and majority; empty where the task is not scored so."""
+        """The accuracies of pretrained, random and majority; empty for a task with other scores."""
         found = {
             name: Accuracy(score.accuracy, *score.interval)
             for name, score in self.scores.items()

@@ -37,27 +37,27 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def staged(cluster: ClusterConfig, *overrides: str, until: str | None = None) -> tuple[Path, RunConfig]:
-    """What is sent, and the configuration in it."""
+    """The job's working directory, and the configuration in it."""
     folder = Path("sent")
     stage_files(folder, load(RunConfig, CONFIG, overrides), cluster, until)
     return folder, load(RunConfig, folder / "run.yaml")
 
 
-def test_the_job_gets_the_code_and_nothing_else() -> None:
+def test_the_job_receives_the_code_and_the_configuration() -> None:
     folder, _ = staged(SHARED)
-    names = ["cloze", "run.yaml", "started-as.yaml"]
+    names = ["cloze", "run.yaml", "submitted.yaml"]
     assert sorted(path.name for path in folder.iterdir()) == names
     sent = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {
-        "cloze/__init__.py",
         "cloze/infra/cli.py",
         "cloze/pipeline/core/storage.py",
         "cloze/training/pretrain/stage.py",
+        "cloze/infra/launch/ray_jobs.py",
     } <= sent
     assert not [name for name in sent if "__pycache__" in name]
 
 
-def test_overrides_travel_inside_the_configuration() -> None:
+def test_overrides_are_part_of_the_jobs_configuration() -> None:
     _, config = staged(SHARED, "pretrain.seed=7", "vocab.size=1234")
     assert (config.pretrain.seed, config.vocab.size) == (7, 1234)
     assert config.pretrain == load(RunConfig, CONFIG, ["pretrain.seed=7"]).pretrain
@@ -71,7 +71,7 @@ def test_on_a_shared_disk_paths_become_absolute() -> None:
     assert not (folder / "sources").exists()
 
 
-def test_without_a_shared_disk_local_files_are_sent_along() -> None:
+def test_without_a_shared_disk_local_files_are_uploaded() -> None:
     folder, config = staged(REMOTE, "root=s3://bucket/runs")
     files = [file for source in config.extract.sources for file in source.files] + [config.finetune[0].file]
     assert len(files) == 5 and all(file.startswith("sources/") for file in files)
@@ -79,7 +79,7 @@ def test_without_a_shared_disk_local_files_are_sent_along() -> None:
     assert books == {book.read_bytes() for book in Path("configs/quickstart/books").iterdir()}
 
 
-def test_the_job_keeps_under_the_root_the_paths_that_the_user_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_stores_the_users_own_paths_under_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     folder, config = staged(REMOTE, "root=s3://bucket/runs", "pretrain.seed=7")
     for name, value in ray_jobs._environment(REMOTE)["env_vars"].items():
         monkeypatch.setenv(name, value)
@@ -88,16 +88,16 @@ def test_the_job_keeps_under_the_root_the_paths_that_the_user_gave(monkeypatch: 
     monkeypatch.setattr(Location, "write_bytes", lambda self, data: written.update({self.uri: data}))
     here = Path.cwd()
     monkeypatch.chdir(folder)  # where Ray starts a job
-    named_runs.keep(config)
+    named_runs.store(config)
     [(place, text)] = written.items()
     assert place == "s3://bucket/runs/runs/quickstart.yaml"
-    kept = parse(RunConfig, text, place)
-    assert (kept.root, kept.pretrain.seed) == ("s3://bucket/runs", 7)
-    assert kept.extract.sources[1].files == [f"{here}/configs/quickstart/books/*.txt"]
-    assert kept.finetune[0].file == f"{here}/configs/quickstart/authors.jsonl.gz"
+    stored = parse(RunConfig, text, place)
+    assert (stored.root, stored.pretrain.seed) == ("s3://bucket/runs", 7)
+    assert stored.extract.sources[1].files == [f"{here}/configs/quickstart/books/*.txt"]
+    assert stored.finetune[0].file == f"{here}/configs/quickstart/authors.jsonl.gz"
 
 
-def test_vocabularies_and_a_splitter_are_sent_when_their_stages_are() -> None:
+def test_vocabularies_and_a_splitter_are_uploaded_when_their_stages_are_run() -> None:
     given = {"vocab.file": "vocab.txt", "vocab.compare": "other.txt", "tokens.splitter": "rules.py"}
     for name in given.values():
         Path(name).write_text(name)
@@ -114,7 +114,7 @@ def test_vocabularies_and_a_splitter_are_sent_when_their_stages_are() -> None:
     assert config.tokens.splitter == "rules.py"
 
 
-def test_a_model_to_begin_with_is_named_from_any_folder_and_is_no_file_to_send() -> None:
+def test_the_folder_of_an_initial_model_becomes_absolute_and_is_not_uploaded() -> None:
     _, config = staged(SHARED, "pretrain.init=models/bert")
     assert config.pretrain.init == f"{Path.cwd()}/models/bert"
     shutil.rmtree("sent")
@@ -122,7 +122,7 @@ def test_a_model_to_begin_with_is_named_from_any_folder_and_is_no_file_to_send()
     _, config = staged(REMOTE, *remote, until="vocab")
     assert config.pretrain.init == "models/bert"
     shutil.rmtree("sent")
-    with pytest.raises(UserError, match=r"^pretrain\.init: models/bert is a folder of this machine; put it on S3"):
+    with pytest.raises(UserError, match=r"^pretrain\.init: models/bert is a folder of this machine; copy it to S3"):
         staged(REMOTE, *remote)
 
 
@@ -132,25 +132,27 @@ def test_a_model_named_by_its_digest_or_on_s3_stays_named_so(init: str) -> None:
     assert config.pretrain.init == init
 
 
-def test_what_lies_on_s3_stays_there() -> None:
+def test_paths_on_s3_do_not_change() -> None:
     _, config = staged(REMOTE, "root=s3://bucket/runs", "extract.sources.enwiki.files=[s3://dumps/*.bz2]")
     assert config.root == "s3://bucket/runs"
     assert config.extract.sources[0].files == ["s3://dumps/*.bz2"]
 
 
 def test_a_local_root_is_refused_where_the_disk_is_not_shared() -> None:
-    with pytest.raises(UserError, match="root: runs is a folder of this machine, which the cluster remote does not"):
+    with pytest.raises(UserError, match="root: runs is a folder of this machine, which the cluster remote cannot"):
         staged(REMOTE)
 
 
-def test_too_much_to_send_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_jobs, "_MOST_BYTES", 1_000_000)
-    with pytest.raises(UserError, match=r"is too much to send with the job .* put it on S3, or set shared_disk: true"):
+def test_too_large_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_jobs, "_MAX_UPLOAD_BYTES", 1_000_000)
+    with pytest.raises(
+        UserError, match=r"is too large to upload with the job .* copy it to S3, or set shared_disk: true"
+    ):
         staged(REMOTE, "root=s3://bucket/runs")
 
 
 @pytest.mark.parametrize("cluster", [REMOTE, SHARED])
-def test_a_missing_file_is_said_before_anything_is_sent(cluster: ClusterConfig) -> None:
+def test_a_missing_file_is_an_error_before_the_job_is_submitted(cluster: ClusterConfig) -> None:
     missing = ["root=s3://bucket/runs", "finetune.authors.file=gone.jsonl"]
     with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):
         staged(cluster, *missing)
@@ -166,7 +168,7 @@ def test_the_cluster_of_this_machine_is_configured() -> None:
     assert (cluster.address, cluster.auth, cluster.shared_disk) == ("http://127.0.0.1:8265", "token", True)
 
 
-def test_an_address_is_an_http_address() -> None:
+def test_an_address_must_be_an_http_address() -> None:
     Path("cluster.yaml").write_text("name: a\naddress: ray://head:10001\n")
     with pytest.raises(UserError, match=r'^cluster\.yaml:2: address is "ray://head:10001": '):
         load(ClusterConfig, "cluster.yaml")
@@ -179,18 +181,18 @@ def cluster(**keys: Any) -> ClusterConfig:
 def test_a_job_has_the_interpreter_that_runs_cloze_only_where_the_cluster_sees_it() -> None:
     assert cluster(shared_disk=True).interpreter == sys.executable
     assert cluster().interpreter == "python"
-    assert cluster(shared_disk=True, pip=("six",)).interpreter == "python"  # of the environment that Ray makes
+    assert cluster(shared_disk=True, pip=("six",)).interpreter == "python"  # of the environment that Ray creates
     for disk in (False, True):
         assert cluster(shared_disk=disk, python="/opt/bert/bin/python").interpreter == "/opt/bert/bin/python"
         assert cluster(shared_disk=disk, python="python3.11").interpreter == "python3.11"
 
 
-def test_workers_are_told_the_jobs_interpreter_unless_it_is_the_clusters_own() -> None:
-    told = [
+def test_workers_run_the_jobs_interpreter_unless_it_is_the_clusters_own() -> None:
+    interpreters = [
         ray_jobs._environment(one)["env_vars"].get("CLOZE_WORKERS_PYTHON")
         for one in (cluster(), cluster(pip=("six",)), cluster(shared_disk=True), cluster(python="python3.11"))
     ]
-    assert told == [None, None, sys.executable, "python3.11"]
+    assert interpreters == [None, None, sys.executable, "python3.11"]
 
 
 @pytest.mark.parametrize(
@@ -198,9 +200,12 @@ def test_workers_are_told_the_jobs_interpreter_unless_it_is_the_clusters_own() -
     [
         (
             "python: .venv/bin/python\n",
-            r"python \.venv/bin/python would be looked for in the job's own folder; ",
+            r"python \.venv/bin/python would be relative to the job's own folder; ",
         ),
-        ("python: python3\npip: [six]\n", "python names an environment and pip makes one of its own; keep one of them"),
+        (
+            "python: python3\npip: [six]\n",
+            "python selects an environment and pip creates another one; remove one of them",
+        ),
         ('python: ""\n', r'^cluster\.yaml:3: python is "": '),
     ],
 )
@@ -217,7 +222,7 @@ def submit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
-def test_a_cluster_that_is_not_there_is_said_in_one_line() -> None:
+def test_an_unreachable_cluster_is_an_error_of_one_line() -> None:
     address = f"http://127.0.0.1:{free_port()}"
     Path("cluster.yaml").write_text(f"name: none\naddress: {address}\nshared_disk: true\nauth: disabled\n")
     done = submit()
@@ -227,7 +232,7 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line() -> None:
     )
 
 
-def test_where_no_agent_takes_jobs_the_port_that_it_may_lack_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_agent_accepts_jobs_the_error_names_the_port_option(monkeypatch: pytest.MonkeyPatch) -> None:
     class WithoutAgent:
         def submit_job(self, **_: Any) -> None:
             raise RuntimeError("Request failed with status code 500: No available agent to submit job")
@@ -235,21 +240,21 @@ def test_where_no_agent_takes_jobs_the_port_that_it_may_lack_is_said(monkeypatch
         def get_address(self) -> str:
             return "http://10.0.0.1:8265"
 
-    monkeypatch.setattr(ray_jobs, "_STARTING_SECONDS", -1)
+    monkeypatch.setattr(ray_jobs, "_START_TIMEOUT", -1)
     with pytest.raises(UserError, match="No available agent to submit job; start Ray with --dashboard-agent-listen-po"):
-        ray_jobs._submit(WithoutAgent(), "job", "python", {})
+        ray_jobs._submit_job(WithoutAgent(), "job", "python", {})
 
 
 @pytest.fixture(scope="module")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The dashboard's address of a real `ray start --head` that wants the token `secret`."""
+    """The dashboard's address of a real `ray start --head` that requires the token `secret`."""
     with started_head(sys.executable, tmp_path_factory.mktemp("ray")) as address:
         yield address
 
 
 @contextmanager
 def started_head(python: str, home: Path) -> Iterator[str]:
-    """`ray start --head` of that interpreter's environment, which is on no PATH, as long as we are inside."""
+    """`ray start --head` of that interpreter's environment, which is on no PATH, as long as the context is open."""
     dashboard = free_port()
     env = {
         **os.environ,
@@ -261,7 +266,7 @@ def started_head(python: str, home: Path) -> Iterator[str]:
     command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
     command += [f"--port={free_port()}", f"--ray-client-server-port={free_port()}"]
     command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
-    sockets = tempfile.mkdtemp(prefix="cloze-")  # a short path: Ray's sockets lie there
+    sockets = tempfile.mkdtemp(prefix="cloze-")  # a short path for Ray's sockets
     command += [f"--temp-dir={sockets}/r", "--disable-usage-stats"]
     with (home / "log").open("wb") as log:
         head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -275,20 +280,20 @@ def started_head(python: str, home: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_real_cluster_runs_what_is_sent_and_hands_back_its_exit_status(ray_head: str) -> None:
+def test_a_real_cluster_runs_the_job_and_its_exit_status_is_returned(ray_head: str) -> None:
     Path("cluster.yaml").write_text(f"name: head\naddress: {ray_head}\nshared_disk: true\nauth: token\n")
     refused = submit(RAY_AUTH_TOKEN="wrong")
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"cloze: cluster.yaml: auth: token does not open {ray_head}; ")
+    assert refused.stderr.startswith(f"cloze: cluster.yaml: auth: token is refused by {ray_head}; ")
 
     done = submit("--until", "vocab", "vocab.size=500", RAY_AUTH_TOKEN="secret")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr.startswith("sent as quickstart-")
+    assert done.stderr.startswith("submitted as quickstart-")
     assert "vocab             done in" in done.stdout
     assert list(Path("runs").glob("vocab/*/vocab.txt"))
-    kept = named_runs.read("quickstart")
-    assert kept.vocab.size == 500
-    assert kept.extract.sources[1].files == [f"{Path.cwd()}/configs/quickstart/books/*.txt"]
+    stored = named_runs.read("quickstart")
+    assert stored.vocab.size == 500
+    assert stored.extract.sources[1].files == [f"{Path.cwd()}/configs/quickstart/books/*.txt"]
 
     Path("no.xml").write_text("hello")
     wrong = submit("extract.sources.enwiki.files=[no.xml]", RAY_AUTH_TOKEN="secret")
@@ -297,24 +302,24 @@ def test_a_real_cluster_runs_what_is_sent_and_hands_back_its_exit_status(ray_hea
 
 
 @pytest.mark.slow
-def test_an_interpreter_that_is_not_there_or_lacks_a_package_is_said_in_one_line(ray_head: str) -> None:
+def test_an_interpreter_that_does_not_exist_or_lacks_a_package_is_an_error_of_one_line(ray_head: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "bare"], check=True)
-    said = f"name: head\naddress: {ray_head}\nshared_disk: true\n"
-    mend = "give python: there the interpreter of an environment with Cloze's packages, or start Ray in one\n"
+    text = f"name: head\naddress: {ray_head}\nshared_disk: true\n"
+    fix = "set python in the cluster's file to the interpreter of an environment with Cloze, or start Ray in one\n"
     for python, wrong in (
         (f"{Path.cwd()}/bare/bin/python", r"{} has no module \w+ on the cluster head"),
         (f"{Path.cwd()}/gone/bin/python", "the cluster head cannot run {}"),
     ):
-        Path("cluster.yaml").write_text(f"{said}python: {python}\n")
+        Path("cluster.yaml").write_text(f"{text}python: {python}\n")
         done = submit(RAY_AUTH_TOKEN="secret")
         assert done.returncode == 2
         sent, line = done.stderr.splitlines(keepends=True)
-        assert sent.startswith("sent as quickstart-")
-        assert re.fullmatch(f"cloze: cluster.yaml: {wrong.format(python)}; {mend}", line)
+        assert sent.startswith("submitted as quickstart-")
+        assert re.fullmatch(f"cloze: cluster.yaml: {wrong.format(python)}; {fix}", line)
 
 
 @pytest.mark.slow
-def test_workers_have_the_jobs_packages_where_ray_was_started_without_them(
+def test_workers_have_the_jobs_packages_even_if_ray_was_started_without_them(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     lacking = environment_without("tokenizers", tmp_path / "lacking")
@@ -326,22 +331,24 @@ def test_workers_have_the_jobs_packages_where_ray_was_started_without_them(
 
 
 @pytest.mark.slow
-def test_an_interpreter_may_lie_in_a_folder_whose_name_has_a_blank(ray_head: str) -> None:
+def test_an_interpreter_may_be_in_a_folder_whose_name_contains_a_space(ray_head: str) -> None:
     Path("our environment").symlink_to(sys.prefix)
-    said = f"name: head\naddress: {ray_head}\nshared_disk: true\npython: {Path.cwd()}/our environment/bin/python\n"
-    Path("cluster.yaml").write_text(said)
+    text = f"name: head\naddress: {ray_head}\nshared_disk: true\npython: {Path.cwd()}/our environment/bin/python\n"
+    Path("cluster.yaml").write_text(text)
     done = submit("--until", "vocab", "vocab.size=500", RAY_AUTH_TOKEN="secret")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "vocab             done in" in done.stdout
 
 
 def environment_without(package: str, folder: Path) -> str:
-    """The interpreter of an environment that has all packages of this one but that."""
+    """The interpreter of an environment that has all packages of this one except that."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    ours, theirs = (Path(sysconfig.get_path("purelib", vars={"base": str(base)})) for base in (sys.prefix, folder))
-    for entry in ours.iterdir():
+    installed, reduced = (
+        Path(sysconfig.get_path("purelib", vars={"base": str(base)})) for base in (sys.prefix, folder)
+    )
+    for entry in installed.iterdir():
         if not entry.name.startswith((package, "__editable__")):
-            (theirs / entry.name).symlink_to(entry)
+            (reduced / entry.name).symlink_to(entry)
     python = f"{folder}/bin/python"
     lacks = subprocess.run([python, "-c", f"import ray, {package}"], capture_output=True, text=True, check=False)
     assert lacks.stderr.endswith(f"No module named '{package}'\n")
@@ -349,7 +356,7 @@ def environment_without(package: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_leaving_a_job_and_sending_it_again_attaches(ray_head: str) -> None:
+def test_submitting_a_detached_job_again_attaches_to_it(ray_head: str) -> None:
     Path("cluster.yaml").write_text(f"name: head\naddress: {ray_head}\nshared_disk: true\nauth: token\n")
     command = [
         sys.executable,
@@ -366,13 +373,13 @@ def test_leaving_a_job_and_sending_it_again_attaches(ray_head: str) -> None:
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
         assert first.stderr
         sent = first.stderr.readline()
-        assert sent.startswith("sent as ")
+        assert sent.startswith("submitted as ")
         time.sleep(1)
         first.send_signal(signal.SIGINT)
         left = first.stderr.read()
         assert first.wait(60) == 130
     job = sent.split()[-1]
-    assert f"detached; {job} goes on" in left
+    assert f"detached; {job} continues to run" in left
     assert f" {Path(sys.executable).parent}/ray job stop --address {ray_head} {job}\n" in left
 
     again = submit("--until", "vocab", RAY_AUTH_TOKEN="secret")

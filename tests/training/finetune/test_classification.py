@@ -1,9 +1,10 @@
-"""A labelled file in every format it may have, and what is said of one that cannot be used."""
+"""A labelled file in every format, the errors for unusable ones, and the classification task."""
 
 import csv
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,20 +14,18 @@ import torch
 
 from cloze.pipeline.core.config import Config, identity, load
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.ragged import Ragged
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build
 from cloze.training.finetune.tasks.classification import (
+    Classification,
     ClassificationConfig,
     Columns,
-    Example,
-    accuracy_and_loss,
-    batch,
-    check,
+    EncodedTexts,
+    LabelledText,
     label_counts,
-    predictions,
-    prepare,
-    read,
-    scores,
+    read_examples,
+    train_labels,
 )
 from cloze.training.finetune.tasks.task import Trial
 
@@ -40,6 +39,14 @@ ROWS = [
 ]
 COLUMNS = ("text", "label", "split")
 COLOURS = build([*SPECIAL_TOKENS, "red", "blue", "##ish"])
+
+
+def config(**settings: Any) -> ClassificationConfig:
+    return ClassificationConfig(name="a", file="a.csv", learning_rate=1e-3, **settings)
+
+
+def task(labels: list[str]) -> Classification:
+    return Classification(config(), [], labels)
 
 
 def records(rows: list[tuple[str, ...]]) -> list[dict[str, str]]:
@@ -77,7 +84,7 @@ SPACES = str.maketrans("\t\n", "  ")
     "name", ["a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.csv.gz", "a.tsv.gz", "a.parquet.gz"]
 )
 def test_every_format_gives_the_same_examples(tmp_path, name):
-    found = read(write(tmp_path, name), Columns())
+    found = read_examples(write(tmp_path, name), Columns())
     expected = [tuple(value.translate(SPACES) for value in row) if ".tsv" in name else row for row in ROWS]
     assert [(example.text, example.label, example.split) for example in found] == expected
 
@@ -85,8 +92,8 @@ def test_every_format_gives_the_same_examples(tmp_path, name):
 def test_columns_may_have_other_names_and_labels_be_numbers(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"sentence": "fine", "sentiment": 1, "part": "train", "more": null}\n\n')
-    found = read(Location(str(file)), Columns(text="sentence", label="sentiment", split="part"))
-    assert found == [Example(1, "fine", "1", "train")]
+    found = read_examples(Location(str(file)), Columns(text="sentence", label="sentiment", split="part"))
+    assert found == [LabelledText(1, "fine", "1", "train")]
 
 
 @pytest.mark.parametrize(
@@ -115,11 +122,11 @@ def test_columns_may_have_other_names_and_labels_be_numbers(tmp_path):
         ("a.xlsx", "PK", r"a.xlsx: is no table; give one of .parquet, .jsonl, .ndjson, .json, .csv, .tsv"),
     ],
 )
-def test_an_unusable_file_is_named_with_the_row_and_the_mend(tmp_path, name, content, message):
+def test_an_unusable_file_is_named_with_the_row_and_the_fix(tmp_path, name, content, message):
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message) as caught:
-        read(Location(str(file)), Columns())
+        read_examples(Location(str(file)), Columns())
     assert "\n" not in str(caught.value)
 
 
@@ -127,7 +134,7 @@ def test_a_truncated_gzip_is_an_error(tmp_path):
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(gzip.compress(b'{"text": "x"}\n' * 1000)[:-9])
     with pytest.raises(UserError, match="is damaged gzip"):
-        read(Location(str(file)), Columns())
+        read_examples(Location(str(file)), Columns())
 
 
 @pytest.mark.parametrize(
@@ -138,41 +145,43 @@ def test_a_truncated_gzip_is_an_error(tmp_path):
         (lambda row: row[1:] != ("news", "train"), "train has the label 'novel' only"),
     ],
 )
-def test_examples_that_teach_nothing_are_an_error(tmp_path, kept, message):
+def test_examples_that_cannot_be_learned_from_are_an_error(tmp_path, kept, message):
     location = jsonl(tmp_path / "a.jsonl", list(filter(kept, ROWS)))
     with pytest.raises(UserError, match=message):
-        check(read(location, Columns()), location)
+        train_labels(read_examples(location, Columns()), location)
 
 
-def test_a_label_that_train_has_not_is_an_error(tmp_path):
+def test_a_label_that_train_does_not_have_is_an_error(tmp_path):
     location = jsonl(tmp_path / "a.jsonl", [*ROWS, ("x", "poem", "test")])
-    with pytest.raises(UserError, match="test has the label 'poem', which train has not"):
-        check(read(location, Columns()), location)
+    with pytest.raises(UserError, match="test has the label 'poem', which train does not have"):
+        train_labels(read_examples(location, Columns()), location)
 
 
 def test_labels_are_sorted_and_counted_by_split(tmp_path):
     location = jsonl(tmp_path / "a.jsonl", [*ROWS, ("x", "novel", "train")])
-    examples = read(location, Columns())
-    assert check(examples, location) == ["news", "novel"]
+    examples = read_examples(location, Columns())
+    assert train_labels(examples, location) == ["news", "novel"]
     assert label_counts(examples)["train"] == {"news": 1, "novel": 2}
 
 
-def test_a_text_becomes_cls_pieces_sep_and_is_cut_to_the_length():
+def test_a_text_becomes_cls_pieces_sep_and_is_truncated_to_the_length():
     examples = [
-        Example(1, "red blueish", "a", "train"),
-        Example(2, "blue " * 9, "b", "train"),
-        Example(3, "[MASK] red", "b", "dev"),
-        Example(4, "red", "a", "test"),
+        LabelledText(1, "red blueish", "a", "train"),
+        LabelledText(2, "blue " * 9, "b", "train"),
+        LabelledText(3, "[MASK] red", "b", "dev"),
+        LabelledText(4, "red", "a", "test"),
     ]
-    prepared = prepare(examples, ["a", "b"], COLOURS, max_seq_length=6)
-    train = prepared.splits["train"]
-    assert prepared.truncated == 1
+    task = Classification(config(max_seq_length=6), examples, ["a", "b"])
+    data = task.encode(COLOURS)
+    train = data.splits["train"]
+    assert isinstance(train, EncodedTexts)
+    assert data.truncated == 1
     assert train.targets.tolist() == [0, 1]
     assert np.split(train.ids.values, train.ids.offsets[1:-1])[0].tolist() == [2, 5, 6, 7, 3]
     assert np.split(train.ids.values, train.ids.offsets[1:-1])[1].tolist() == [2, 6, 6, 6, 6, 3]
-    assert 4 not in prepared.splits["dev"].ids.values  # "[MASK]" in a text is text
+    assert 4 not in data.splits["dev"].ids.values  # "[MASK]" in a text is text
 
-    input_ids, token_type_ids, attention_mask = batch(train, np.array([1, 0]), torch.device("cpu"))
+    input_ids, token_type_ids, attention_mask = task.inputs(train, np.array([1, 0]), torch.device("cpu"))
     assert input_ids.tolist() == [[2, 6, 6, 6, 6, 3], [2, 5, 6, 7, 3, 0]]
     assert attention_mask.int().tolist() == [[1] * 6, [1] * 5 + [0]]
     assert not token_type_ids.any()
@@ -180,18 +189,21 @@ def test_a_text_becomes_cls_pieces_sep_and_is_cut_to_the_length():
 
 def test_accuracy_and_loss_are_those_of_the_true_labels():
     probabilities = np.array([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]], dtype=np.float32)
-    accuracy, loss = accuracy_and_loss(probabilities, np.array([0, 1]))
-    assert accuracy == 0.5
-    assert loss == pytest.approx((np.log(2) + np.log(4)) / 2)
+    data = EncodedTexts(Ragged(np.zeros(0, np.int64), np.zeros(3, np.int64)), np.array([0, 1]))
+    metrics = task(["a", "b", "c"]).evaluate(list(probabilities), data)
+    assert metrics["accuracy"] == 0.5
+    assert metrics["loss"] == pytest.approx((np.log(2) + np.log(4)) / 2)
 
 
-def test_predictions_name_the_row_and_the_likeliest_label():
-    rows = predictions([Example(9, "x", "a", "test")], ["a", "b"], np.array([[0.25, 0.75]], dtype=np.float32))
+def test_predictions_name_the_row_and_the_most_likely_label():
+    answers = [np.array([0.25, 0.75], dtype=np.float32)]
+    rows = task(["a", "b"]).predictions([LabelledText(9, "x", "a", "test")], answers)
     assert rows == [{"row": 9, "label": "a", "predicted": "b", "probabilities": {"a": 0.25, "b": 0.75}}]
 
 
-def test_scores_hold_the_interval_of_the_accuracy():
-    found = scores(["a"] * 15 + ["b"] * 133, ["a"] * 148)
+def test_scores_contain_the_interval_of_the_accuracy():
+    examples = [LabelledText(i, "x", "a" if i < 15 else "b", "test") for i in range(148)]
+    found = task(["a", "b"]).scores(examples, ["a"] * 148)
     assert found["accuracy"] == pytest.approx(15 / 148)
     assert found["interval"] == pytest.approx([0.0624, 0.1605], abs=5e-5)
     assert found["matthews"] == 0
@@ -201,7 +213,7 @@ class Tasks(Config):
     tasks: tuple[ClassificationConfig, ...]
 
 
-def test_one_value_or_several_to_try_are_read_from_yaml(tmp_path):
+def test_one_value_or_a_list_is_read_from_yaml(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(
         "tasks:\n"
@@ -224,13 +236,13 @@ def test_one_value_or_several_to_try_are_read_from_yaml(tmp_path):
         ("learning_rate: 5e-5, batchsize: 8", "did you mean batch_size"),
     ],
 )
-def test_an_impossible_setting_is_named(tmp_path, setting, message):
+def test_an_invalid_setting_is_named(tmp_path, setting, message):
     file = tmp_path / "run.yaml"
     file.write_text(f"tasks:\n  - {{name: one, file: a.csv, {setting}}}\n")
     with pytest.raises(UserError, match=message):
         load(Tasks, file)
 
 
-def test_the_path_of_the_file_is_no_part_of_the_identity():
+def test_the_path_of_the_file_is_not_part_of_the_identity():
     here, there = (ClassificationConfig(name="a", file=file, learning_rate=1e-3) for file in ("a.csv", "b/a.csv"))
     assert identity(here) == identity(there)

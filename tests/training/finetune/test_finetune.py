@@ -1,4 +1,4 @@
-"""Fine-tuning through Ray Train: what it makes, that a kill changes nothing of it, nor the number of workers."""
+"""Fine-tuning through Ray Train: its output, and that neither a kill nor the number of workers changes it."""
 
 import json
 import os
@@ -22,14 +22,15 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build, load, transformers_config
 from cloze.training.checkpoints import checkpoint
 from cloze.training.checkpoints.checkpoint import SavedConfig
-from cloze.training.finetune.stage import VARIANTS, Setup, Worker, batches, check, run, thinned
+from cloze.training.finetune.stage import check, run
 from cloze.training.finetune.tasks import registry
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import TaskConfig
+from cloze.training.finetune.trainer import VARIANTS, FinetuneSetup, FinetuneTrainer, downsampled, epoch_batches
 from cloze.training.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification
 from cloze.training.model.hardware import cpu_threads
-from tests.training.shares_task import Shares, SharesConfig
+from tests.training.regression_task import Regression, RegressionConfig
 from tests.training.small_examples import single_process_group  # noqa: F401 (a fixture)
 
 COLOURS, SHAPES, OTHERS = ("red", "blue", "green"), ("round", "square", "flat"), ("the", "a", "is", "of", "old", "new")
@@ -38,7 +39,7 @@ MODEL = BertConfig(
     hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16
 )
 Inputs = dict[str, Any]
-Silent: Callable[[float, str], None] = lambda done, note: None  # noqa: E731
+report_nothing: Callable[[float, str], None] = lambda done, note: None  # noqa: E731
 
 
 def config(**changed: Any) -> ClassificationConfig:
@@ -55,12 +56,12 @@ def config(**changed: Any) -> ClassificationConfig:
 
 
 def labelled() -> list[dict[str, str]]:
-    """Texts with one telling word among others: colours are more frequent, 64 for train, 20 for dev, 20 for test."""
+    """Texts with one word that decides the label: colours are more frequent, 64 for train, 20 for dev, 20 for test."""
     draw = np.random.default_rng(4)
     rows = []
     for number in range(104):
-        label, telling = ("colour", COLOURS) if draw.random() < 0.6 else ("shape", SHAPES)
-        words = [*draw.choice(OTHERS, int(draw.integers(2, 9))), draw.choice(telling)]
+        label, deciding = ("colour", COLOURS) if draw.random() < 0.6 else ("shape", SHAPES)
+        words = [*draw.choice(OTHERS, int(draw.integers(2, 9))), draw.choice(deciding)]
         split = "train" if number < 64 else "dev" if number < 84 else "test"
         rows.append({"text": " ".join(draw.permutation(words)), "label": label, "split": split})
     return rows
@@ -95,10 +96,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return {"checkpoint": write_checkpoint(root), "vocab": write_vocab(root), "data": write_data(root)}
 
 
-def setup(settings: TaskConfig, inputs: Inputs, out: Output) -> Setup:
+def setup(settings: TaskConfig, inputs: Inputs, out: Output) -> FinetuneSetup:
     task = task_of(settings).read(settings, inputs["data"].location)
-    prepared = task.prepare(load(inputs["vocab"].location / "tokenizer.json"))
-    return Setup(settings, task, prepared, inputs["checkpoint"], inputs["vocab"], out)
+    data = task.encode(load(inputs["vocab"].location / "tokenizer.json"))
+    return FinetuneSetup(settings, task, data, inputs["checkpoint"], inputs["vocab"], out)
 
 
 def output(folder: Path) -> Output:
@@ -109,7 +110,7 @@ def trained_here(settings: TaskConfig, inputs: Inputs, folder: Path) -> Output:
     """Both variants, trained in this process on one thread."""
     out = output(folder)
     with cpu_threads(settings.threads):
-        Worker(setup(settings, inputs, out), Silent).train_all()
+        FinetuneTrainer(setup(settings, inputs, out), report_nothing).train_all()
     torch.use_deterministic_algorithms(False)
     return out
 
@@ -142,12 +143,12 @@ def finished(ray_session: None, inputs: Inputs, tmp_path_factory: pytest.TempPat
 
     folder = tmp_path_factory.mktemp("finished") / "artifact"
     shown: list[tuple[Any, ...]] = []
-    out = Mortal(Location(str(folder)), "finetune-words", 1, "0", lambda *told: shown.append(told))
+    out = Mortal(Location(str(folder)), "finetune-words", 1, "0", lambda *report: shown.append(report))
     manifest = run(config(), inputs, out)
     return Finished(manifest, folder, folder.with_suffix(".log").read_text().split(), shown)
 
 
-def test_a_killed_worker_goes_on_after_the_variant_that_was_finished(finished):
+def test_a_killed_worker_continues_after_the_finished_variant(finished):
     trial = config().trials[0].name
     pretrained, random = ([f"{variant}-{trial}", variant] for variant in VARIANTS)
     assert finished.commits == [*pretrained, random[0], *random, "scores"]
@@ -157,11 +158,11 @@ def test_progress_counts_the_steps_of_both_variants(finished):
     assert {(total, unit) for _, total, unit, _ in finished.shown} == {(2 * 6 * 8, "steps")}
     assert all(0 <= done <= 96 for done, *_ in finished.shown)
     done, _, _, note = finished.shown[-1]
-    assert done > 48  # it goes on where the finished variant ended
+    assert done > 48  # it continues after the finished variant
     assert note.startswith("random, epoch")
 
 
-def test_nothing_of_rays_own_is_left(finished):
+def test_ray_leaves_no_files(finished):
     assert {path.name for path in finished.folder.iterdir()} == {
         "manifest.json",
         "model",
@@ -215,7 +216,7 @@ def test_the_saved_model_predicts_the_same_without_anything_else(finished):
         assert probabilities.tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_manifest_says_what_was_trained_on_and_how_it_went(finished, inputs):
+def test_the_manifest_has_inputs_counts_curves_and_examples(finished, inputs):
     manifest, facts = finished.manifest, finished.manifest.facts
     assert manifest.inputs == {
         "checkpoint": inputs["checkpoint"].digest,
@@ -236,7 +237,7 @@ def test_the_manifest_says_what_was_trained_on_and_how_it_went(finished, inputs)
     assert all(texts[example["text"]] == example["label"] for example in facts["examples"])
 
 
-def test_two_workers_follow_the_losses_of_one(ray_session, inputs, alone, tmp_path):
+def test_two_workers_have_the_losses_of_one(ray_session, inputs, single_process_group, tmp_path):  # noqa: F811
     # the last of each epoch's 8 batches has one row: the second worker has none
     steady = MODEL.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     given = inputs | {"checkpoint": write_checkpoint(tmp_path, steady)}
@@ -259,19 +260,19 @@ def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(i
     assert whole
     assert whole.facts["trial"] == {"learning_rate": 0.02, "batch_size": 9, "epochs": 6}
     trials = [f"pretrained-{trial.name}" for trial in settings.trials]
-    merits = {name: tuple(part.facts["merit"]) for name, part in out.parts(trials).items()}
-    assert len(merits) == 4
-    assert max(merits, key=merits.__getitem__) == "pretrained-0.02-batch-9-epochs-6"
+    keys = {name: tuple(part.facts["merit"]) for name, part in out.parts(trials).items()}
+    assert len(keys) == 4
+    assert max(keys, key=keys.__getitem__) == "pretrained-0.02-batch-9-epochs-6"
 
     (tmp_path / "parts/pretrained.json").unlink()
-    times = {name: (tmp_path / f"parts/{name}.json").stat().st_mtime_ns for name in merits}
+    times = {name: (tmp_path / f"parts/{name}.json").stat().st_mtime_ns for name in keys}
     assert trained_here(settings, inputs, tmp_path).part("pretrained") == whole
     assert all((tmp_path / f"parts/{name}.json").stat().st_mtime_ns == time for name, time in times.items())
 
 
-def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, alone, tmp_path):
-    worker = Worker(setup(config(learning_rate=1e-12, epochs=1), inputs, output(tmp_path)), Silent)
-    weights = {variant: worker.train(variant, worker.setup.config.trials[0]).weights for variant in VARIANTS}
+def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, single_process_group, tmp_path):  # noqa: F811
+    trainer = FinetuneTrainer(setup(config(learning_rate=1e-12, epochs=1), inputs, output(tmp_path)), report_nothing)
+    weights = {variant: trainer.run_trial(variant, trainer.setup.config.trials[0]).weights for variant in VARIANTS}
     torch.use_deterministic_algorithms(False)
     name = "bert.embeddings.word_embeddings.weight"
     checkpoint_weight = inputs["checkpoint"].weights()[name]
@@ -282,11 +283,13 @@ def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, a
     )
 
 
-def test_after_masked_lm_alone_the_pooler_starts_from_nothing_and_the_manifest_says_so(inputs, alone, tmp_path):
+def test_after_masked_lm_alone_the_pooler_has_random_weights_and_the_manifest_notes_it(
+    inputs, single_process_group, tmp_path
+):
     given = inputs | {"checkpoint": write_checkpoint(tmp_path, nsp=False)}
     settings = config(learning_rate=1e-12, epochs=1)
-    worker = Worker(setup(settings, given, output(tmp_path)), Silent)
-    pretrained, random = (worker._model(variant).state_dict() for variant in VARIANTS)
+    trainer = FinetuneTrainer(setup(settings, given, output(tmp_path)), report_nothing)
+    pretrained, random = (trainer.new_model(variant).state_dict() for variant in VARIANTS)
     words, pooler = "bert.embeddings.word_embeddings.weight", "bert.pooler.weight"
     assert torch.equal(pretrained[words], given["checkpoint"].weights()[words])
     assert torch.equal(pretrained[pooler], random[pooler])
@@ -295,10 +298,10 @@ def test_after_masked_lm_alone_the_pooler_starts_from_nothing_and_the_manifest_s
     assert note.startswith("The checkpoint has no pooler")
 
 
-def test_a_loss_that_is_no_number_is_the_learning_rates_fault(inputs, alone, tmp_path):
-    worker = Worker(setup(config(learning_rate=1e30), inputs, output(tmp_path)), Silent)
+def test_a_loss_of_nan_is_an_error_that_names_the_learning_rate(inputs, single_process_group, tmp_path):  # noqa: F811
+    trainer = FinetuneTrainer(setup(config(learning_rate=1e30), inputs, output(tmp_path)), report_nothing)
     with pytest.raises(UserError, match=r"finetune-words: the loss is (nan|inf); lower learning_rate"):
-        worker.train("random", worker.setup.config.trials[0])
+        trainer.run_trial("random", trainer.setup.config.trials[0])
     torch.use_deterministic_algorithms(False)
 
 
@@ -315,7 +318,7 @@ def test_texts_longer_than_the_models_positions_are_refused_before_training(inpu
 
 def test_an_epoch_has_every_row_once_and_little_padding():
     lengths = np.random.default_rng(1).integers(10, 128, 1000)
-    first = batches(lengths, 32, seed=1, epoch=0)
+    first = epoch_batches(lengths, 32, seed=1, epoch=0)
     assert sorted(np.concatenate(first).tolist()) == list(range(1000))
     assert max(map(len, first)) == 32
     padded = sum(lengths[rows].max() * len(rows) for rows in first) / lengths.sum()
@@ -326,23 +329,23 @@ def test_an_epoch_has_every_row_once_and_little_padding():
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     lengths = np.arange(10, 110)
-    assert all(map(np.array_equal, batches(lengths, 8, 1, 0), batches(lengths, 8, 1, 0)))
-    for other in (batches(lengths, 8, 1, 1), batches(lengths, 8, 2, 0)):
-        assert not all(map(np.array_equal, batches(lengths, 8, 1, 0), other))
+    assert all(map(np.array_equal, epoch_batches(lengths, 8, 1, 0), epoch_batches(lengths, 8, 1, 0)))
+    for other in (epoch_batches(lengths, 8, 1, 1), epoch_batches(lengths, 8, 2, 0)):
+        assert not all(map(np.array_equal, epoch_batches(lengths, 8, 1, 0), other))
 
 
-def test_a_long_curve_is_thinned_to_means():
-    points = thinned([float(step) for step in range(1000)])
+def test_a_long_curve_is_downsampled_to_means():
+    points = downsampled([float(step) for step in range(1000)])
     assert len(points) == 200
     assert points[0] == (5, 2.0)
     assert points[-1] == (1000, 997.0)
-    assert thinned([3.0, 2.0]) == [(1, 3.0), (2, 2.0)]
-    assert sum(mean for _, mean in thinned([1.0] * 401)) == pytest.approx(len(thinned([1.0] * 401)))
+    assert downsampled([3.0, 2.0]) == [(1, 3.0), (2, 2.0)]
+    assert sum(mean for _, mean in downsampled([1.0] * 401)) == pytest.approx(len(downsampled([1.0] * 401)))
 
 
-def test_a_kind_of_task_is_a_file_and_a_row_of_the_registry(inputs, alone, tmp_path, monkeypatch):
-    """A regression, of which training/finetune/stage.py knows nothing: read from YAML, checked, trained, scored."""
-    monkeypatch.setitem(registry.TASKS, SharesConfig, Shares)
+def test_a_kind_of_task_is_a_file_and_an_entry_in_the_registry(inputs, single_process_group, tmp_path, monkeypatch):  # noqa: F811
+    """A regression task, which only the test knows: read from YAML, checked, trained, scored."""
+    monkeypatch.setitem(registry.TASKS, RegressionConfig, Regression)
 
     class Tasks(Config):
         finetune: tuple[registry.of_any_kind(registry.TASKS), ...]
@@ -350,12 +353,12 @@ def test_a_kind_of_task_is_a_file_and_a_row_of_the_registry(inputs, alone, tmp_p
     file = tmp_path / "run.yaml"
     file.write_text(
         "finetune:\n"
-        "  - {name: words, kind: shares, file: x, learning_rate: 2e-2, batch_size: 9, epochs: 2, "
+        "  - {name: words, kind: regression, file: x, learning_rate: 2e-2, batch_size: 9, epochs: 2, "
         "max_seq_length: 16, threads: 1}\n"
         "  - {name: others, file: x, learning_rate: 1e-3}\n"
     )
     settings, other = load_config(Tasks, file).finetune
-    assert isinstance(settings, SharesConfig) and isinstance(other, ClassificationConfig)
+    assert isinstance(settings, RegressionConfig) and isinstance(other, ClassificationConfig)
     check(settings, inputs)
     with pytest.raises(UserError, match="every text is 0; give some that are not"):
         check(settings.model_copy(update={"column": "text"}), inputs)
@@ -369,7 +372,7 @@ def test_a_kind_of_task_is_a_file_and_a_row_of_the_registry(inputs, alone, tmp_p
     assert len(curves["loss"]) == 2 * 8 and len(curves["dev_error"]) == 2
     assert curves["merit"] == [-min(curves["dev_error"])]
     assert {"model/column.txt", "predictions/random.jsonl"} <= manifest.files.keys()
-    assert manifest.config["kind"] == "shares" and manifest.counts["test"] == 20
+    assert manifest.config["kind"] == "regression" and manifest.counts["test"] == 20
 
 
 @pytest.mark.parametrize(
@@ -381,7 +384,7 @@ def test_a_kind_of_task_is_a_file_and_a_row_of_the_registry(inputs, alone, tmp_p
         ("{name: a, file: x}", r"learning_rate: is missing; add it"),
     ],
 )
-def test_a_task_that_cannot_be_is_an_error_of_one_line(tmp_path, entry, message):
+def test_an_invalid_task_is_an_error_of_one_line(tmp_path, entry, message):
     class Tasks(Config):
         finetune: tuple[registry.FinetuneConfig, ...]
 

@@ -1,4 +1,6 @@
-"""Scores against figures worked out by hand or printed in the literature."""
+"""Scores against values computed by hand, printed in the literature, and computed by scikit-learn and SciPy."""
+
+import random
 
 import pytest
 
@@ -8,11 +10,11 @@ LABELS = ["a", "a", "a", "a", "b", "b", "c"]
 PREDICTIONS = ["a", "a", "b", "c", "b", "a", "c"]
 
 
-def test_accuracy_is_the_share_of_right_predictions():
+def test_accuracy_is_the_fraction_of_correct_predictions():
     assert scores.accuracy(LABELS, PREDICTIONS) == pytest.approx(4 / 7)
 
 
-def test_accuracy_wants_one_prediction_for_each_label():
+def test_accuracy_requires_one_prediction_for_each_label():
     with pytest.raises(ValueError, match="1 predictions for 2 labels"):
         scores.accuracy(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="0 predictions for 0 labels"):
@@ -35,7 +37,7 @@ def test_matthews_of_two_classes_is_the_phi_coefficient():
     assert scores.matthews(labels, predictions) == pytest.approx(16 / 1120**0.5)
 
 
-def test_matthews_is_one_when_all_is_right_and_minus_one_when_all_is_wrong():
+def test_matthews_is_one_when_all_is_correct_and_minus_one_when_all_is_wrong():
     assert scores.matthews(LABELS, LABELS) == pytest.approx(1)
     assert scores.matthews([0, 1, 0, 1], [1, 0, 1, 0]) == pytest.approx(-1)
 
@@ -48,7 +50,7 @@ def test_matthews_is_zero_when_one_class_is_predicted_throughout():
     ("successes", "total", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_gives_the_intervals_of_newcombe_1998(successes: int, total: int, low: float, high: float):
+def test_wilson_returns_the_intervals_of_newcombe_1998(successes: int, total: int, low: float, high: float):
     # Statistics in Medicine 17, table I, method 3
     assert scores.wilson(successes, total) == pytest.approx((low, high), abs=5e-5)
 
@@ -60,6 +62,25 @@ def test_wilson_stays_within_zero_and_one():
         scores.wilson(6, 5)
 
 
+@pytest.mark.filterwarnings("ignore")  # one class only
+def test_scores_agree_with_scikit_learn_and_scipy():
+    from scipy.stats import binomtest
+    from sklearn import metrics
+
+    draw = random.Random(0)
+    for _ in range(200):
+        names = "abcdefghij"[: draw.randint(2, 10)]
+        labels = draw.choices(names, k=draw.randint(1, 300))
+        predictions = [draw.choice([label, label, draw.choice(names)]) for label in labels]
+        assert scores.accuracy(labels, predictions) == metrics.accuracy_score(labels, predictions)
+        assert scores.matthews(labels, predictions) == metrics.matthews_corrcoef(labels, predictions)
+        macro_f1 = metrics.f1_score(labels, predictions, average="macro", zero_division=0)
+        assert scores.macro_f1(labels, predictions) == pytest.approx(macro_f1, rel=1e-14)
+        correct = scores.correct(labels, predictions)
+        interval = binomtest(correct, len(labels)).proportion_ci(method="wilson")
+        assert scores.wilson(correct, len(labels)) == pytest.approx(tuple(interval), rel=1e-12, abs=1e-15)
+
+
 def test_majority_knows_the_train_labels_only():
-    assert scores.majority(["x", "y", "y"], ["x", "x"]) == ["y", "y"]
-    assert scores.majority(["y", "x"], ["x"]) == ["x"]
+    assert scores.majority(["x", "y", "y"], 2) == ["y", "y"]
+    assert scores.majority(["y", "x"], 1) == ["x"]

@@ -60,9 +60,9 @@ def test_unseen_pieces_have_a_probability_and_special_pieces_have_none(tmp_path:
     assert sum(shares) == pytest.approx(1)
 
 
-def test_the_best_constant_answer_has_the_share_of_the_majority_and_the_entropy_of_the_labels():
-    loss, right = constant_baseline(375, 640)
-    assert right == 375 / 640 == constant_baseline(265, 640).accuracy
+def test_the_best_constant_answer_has_the_accuracy_of_the_majority_and_the_entropy_of_the_labels() -> None:
+    loss, accuracy = constant_baseline(375, 640)
+    assert accuracy == 375 / 640 == constant_baseline(265, 640).accuracy
     losses = [-(375 * math.log(p) + 265 * math.log(1 - p)) / 640 for p in (i / 640 for i in range(1, 640))]
     assert loss == pytest.approx(min(losses))
     assert constant_baseline(320, 640) == (pytest.approx(math.log(2)), 0.5)

@@ -1,4 +1,4 @@
-"""a labelled file -> [CLS] text [SEP] -> one label for each text, and what it is worth."""
+"""A labelled file -> [CLS] text [SEP] -> one label for each text, and the scores of the labels."""
 
 import itertools
 import json
@@ -19,8 +19,8 @@ from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, padded
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import tables
 from cloze.pipeline.text.tokenizer import CLS, SEP
-from cloze.training.finetune import scores as measures
-from cloze.training.finetune.tasks.task import SPLITS, Prepared, Rows, TaskConfig
+from cloze.training.finetune.scores import Label, accuracy, correct, macro_f1, majority, matthews, wilson
+from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, RowIndices, TaskConfig
 from cloze.training.model.architectures import architecture_of
 
 if TYPE_CHECKING:
@@ -30,23 +30,28 @@ if TYPE_CHECKING:
 
 
 class Columns(Config):
-    """What the columns are called in the user's file."""
+    """The names of the labelled file's columns."""
 
     text: str = "text"
+    """Column with the text."""
     label: str = "label"
+    """Column with the label: a word or a whole number."""
     split: str = "split"
+    """Column with the split: train, dev or test."""
 
 
 class ClassificationConfig(TaskConfig):
-    """A file of texts, each with one label."""
+    """Text classification: a file of texts, each with one label."""
 
     kind: Literal["classification"] = "classification"
+    """Kind of the task."""
     columns: Columns = Columns()
+    """The names of the file's columns."""
 
 
 @dataclass(frozen=True)
-class Example:
-    """A labelled text; `row` is the file's line, or the row of a Parquet file, from 1."""
+class LabelledText:
+    """An example; `row` is its line number in the file, or its row number in a Parquet file, from 1."""
 
     row: int
     text: str
@@ -55,8 +60,8 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The examples of one split: pieces with [CLS] and [SEP], and the index of each label."""
+class EncodedTexts:
+    """The examples of one split: token ids with [CLS] and [SEP], and the index of each label [n]."""
 
     ids: Ragged
     targets: NDArray[np.int64]
@@ -68,55 +73,96 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Classification:
-    """A labelled file, of which a model is to learn the label of each text."""
+    """The task of predicting the label of each text."""
 
     config: ClassificationConfig
-    examples: list[Example]
-    labels: list[str]
+    examples: list[LabelledText]
+    labels: list[str]  # sorted
 
     @classmethod
     def read(cls, config: ClassificationConfig, location: Location) -> Self:
-        examples = read(location, config.columns)
-        return cls(config, examples, check(examples, location))
+        examples = read_examples(location, config.columns)
+        return cls(config, examples, train_labels(examples, location))
 
-    def prepare(self, tokenizer: "Tokenizer") -> Prepared:
-        return prepare(self.examples, self.labels, tokenizer, self.config.max_seq_length)
+    def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
+        """Each text as the token ids of [CLS] text [SEP], truncated to max_seq_length."""
+        index = {label: i for i, label in enumerate(self.labels)}
+        cls, sep = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
+        room, truncated = self.config.max_seq_length - 2, 0
+        splits = {}
+        for split in SPLITS:
+            examples = [example for example in self.examples if example.split == split]
+            encoded = tokenizer.encode_batch_fast([example.text for example in examples], add_special_tokens=False)
+            truncated += sum(len(encoding.ids) > room for encoding in encoded)
+            rows = [[cls, *encoding.ids[:room], sep] for encoding in encoded]
+            offsets = offsets_of(np.array([len(row) for row in rows]))
+            ids = Ragged(np.fromiter(itertools.chain(*rows), np.int64, offsets[-1]), offsets)
+            splits[split] = EncodedTexts(ids, np.array([index[example.label] for example in examples], np.int64))
+        return EncodedTask(splits, truncated)
 
     def model(self, saved: "SavedConfig") -> nn.Module:
         classifier = architecture_of(saved.model).classifier
         return classifier(saved.model, saved.vocab_size, len(self.labels), seed=self.config.seed)
 
-    def inputs(self, data: Encoded, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        return batch(data, rows, device)
+    def inputs(self, data: EncodedTexts, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids, token_type_ids and attention_mask, each [batch, length of the longest row]."""
+        ids = data.ids.take(rows)
+        width = int(ids.lengths.max())
+        input_ids = torch.from_numpy(padded(*ids, width)).to(device)  # any token id pads: padding is masked
+        attention_mask = torch.from_numpy(np.arange(width) < ids.lengths[:, None]).to(device)
+        return input_ids, torch.zeros_like(input_ids), attention_mask
 
-    def loss(self, outputs: Tensor, data: Encoded, rows: Rows) -> Tensor:
-        """Of logits [b, labels]."""
+    def loss(self, outputs: Tensor, data: EncodedTexts, rows: RowIndices) -> Tensor:
+        """The sum of the cross-entropies of logits [batch, labels]."""
         targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
         return functional.cross_entropy(outputs, targets, reduction="sum")
 
-    def answers(self, outputs: Tensor, data: Encoded, rows: Rows) -> list[NDArray[np.float32]]:
+    def answers(self, outputs: Tensor, data: EncodedTexts, rows: RowIndices) -> list[NDArray[np.float32]]:
         """The probability of each label [labels] for each example."""
         return list(outputs.softmax(-1).cpu().numpy())
 
-    def evaluate(self, answers: Sequence[NDArray[np.float32]], data: Encoded) -> dict[str, float]:
-        accuracy, loss = accuracy_and_loss(np.stack(answers), data.targets)
-        return {"accuracy": accuracy, "loss": loss}
+    def evaluate(self, answers: Sequence[NDArray[np.float32]], data: EncodedTexts) -> dict[str, float]:
+        """Accuracy, and the mean negative log likelihood of the true labels."""
+        probabilities = np.stack(answers)  # [n, labels]
+        of_targets = probabilities[np.arange(len(data.targets)), data.targets].astype(np.float64)
+        return {
+            "accuracy": float((probabilities.argmax(-1) == data.targets).mean()),
+            "loss": float(-np.log(of_targets.clip(min=1e-12)).mean()),
+        }
 
-    def merit(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """The accuracy; of equal ones the one of lower loss."""
+    def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """The accuracy, then the lower loss."""
         return metrics["accuracy"], -metrics["loss"]
 
-    def predictions(self, examples: Sequence[Example], answers: Sequence[NDArray[np.float32]]) -> list[dict[str, Any]]:
-        return predictions(examples, self.labels, np.stack(answers))
+    def predictions(
+        self, examples: Sequence[LabelledText], answers: Sequence[NDArray[np.float32]]
+    ) -> list[dict[str, Any]]:
+        return [
+            {
+                "row": example.row,
+                "label": example.label,
+                "predicted": self.labels[int(values.argmax())],
+                "probabilities": {label: round(float(p), 6) for label, p in zip(self.labels, values, strict=True)},
+            }
+            for example, values in zip(examples, answers, strict=True)
+        ]
 
-    def scores(self, examples: Sequence[Example], predicted: Sequence[str]) -> dict[str, Any]:
-        return scores([example.label for example in examples], predicted)
+    def scores(self, examples: Sequence[LabelledText], predicted: Sequence[str]) -> dict[str, Any]:
+        """Accuracy with its 95 % confidence interval, macro-F1 and Matthews correlation."""
+        truth = [example.label for example in examples]
+        low, high = wilson(correct(truth, predicted), len(truth))
+        return {
+            "accuracy": accuracy(truth, predicted),
+            "interval": [low, high],
+            "macro_f1": macro_f1(truth, predicted),
+            "matthews": matthews(truth, predicted),
+        }
 
-    def baseline(self, examples: Sequence[Example]) -> tuple[str, list[measures.Label]]:
+    def baseline(self, examples: Sequence[LabelledText]) -> tuple[str, list[Label]]:
         train = [example.label for example in self.examples if example.split == "train"]
-        return "majority", measures.majority(train, [example.label for example in examples])
+        return "majority", majority(train, len(examples))
 
-    def sample(self, example: Example) -> dict[str, Any]:
+    def sample(self, example: LabelledText) -> dict[str, Any]:
         return {"text": example.text, "label": example.label}
 
     def facts(self) -> dict[str, Any]:
@@ -126,35 +172,36 @@ class Classification:
         return {"labels.json": json.dumps(self.labels, ensure_ascii=False).encode()}
 
 
-def read(location: Location, columns: Columns) -> list[Example]:
+def read_examples(location: Location, columns: Columns) -> list[LabelledText]:
     """The examples of a labelled file, in its order.
 
-    Raises UserError: not one of the formats, damaged, a column missing, a value empty, a split of another name.
+    Raises UserError when the format is unknown, the file is damaged, a column is missing, a value is empty or a split
+    has another name.
     """
-    wanted = (columns.text, columns.label, columns.split)
+    names = (columns.text, columns.label, columns.split)
     examples = []
-    # Tab-separated labelled files, such as GLUE's, hold single quotes as characters.
-    for row in tables.rows(location, wanted, tsv_quotes=False):
-        for column in wanted:
+    # Tab-separated labelled files, such as GLUE's, contain single quotes as characters.
+    for row in tables.rows(location, names, tsv_quotes=False):
+        for column in names:
             if row.values[column] is None or not str(row.values[column]).strip():
                 raise UserError(f"{row.where}: {column} is empty; fill it in or delete the row")
-        text, label, split = (str(row.values[column]) for column in wanted)
+        text, label, split = (str(row.values[column]) for column in names)
         if split not in SPLITS:
             raise UserError(f"{row.where}: {columns.split} is {split!r}; write train, dev or test")
-        examples.append(Example(row.number, text, label, split))
+        examples.append(LabelledText(row.number, text, label, split))
     return examples
 
 
-def label_counts(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
-    """How often each label stands in each split: split -> label -> count, labels sorted."""
+def label_counts(examples: Sequence[LabelledText]) -> dict[str, dict[str, int]]:
+    """Split -> label -> number of examples, labels sorted."""
     return {
         split: dict(sorted(Counter(example.label for example in examples if example.split == split).items()))
         for split in SPLITS
     }
 
 
-def check(examples: Sequence[Example], location: Location) -> list[str]:
-    """The labels of train, sorted. Raises UserError where the examples cannot be learned from or scored."""
+def train_labels(examples: Sequence[LabelledText], location: Location) -> list[str]:
+    """The labels of train, sorted. Raises UserError when the examples cannot be learned from or scored."""
     counts = label_counts(examples)
     for split in SPLITS:
         if not counts[split]:
@@ -164,63 +211,5 @@ def check(examples: Sequence[Example], location: Location) -> list[str]:
         raise UserError(f"{location}: train has the label {labels[0]!r} only; give examples of at least two")
     for split in SPLITS[1:]:
         if unseen := [label for label in counts[split] if label not in counts["train"]]:
-            raise UserError(f"{location}: {split} has the label {unseen[0]!r}, which train has not; add it there")
+            raise UserError(f"{location}: {split} has the label {unseen[0]!r}, which train does not have; add it there")
     return labels
-
-
-def prepare(examples: Sequence[Example], labels: list[str], tokenizer: "Tokenizer", max_seq_length: int) -> Prepared:
-    """Examples -> pieces [CLS] text [SEP], cut to max_seq_length, and the indices of their labels, split by split."""
-    index = {label: i for i, label in enumerate(labels)}
-    cls, sep = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
-    room, truncated = max_seq_length - 2, 0
-    splits = {}
-    for split in SPLITS:
-        chosen = [example for example in examples if example.split == split]
-        encoded = tokenizer.encode_batch_fast([example.text for example in chosen], add_special_tokens=False)
-        truncated += sum(len(pieces.ids) > room for pieces in encoded)
-        rows = [[cls, *pieces.ids[:room], sep] for pieces in encoded]
-        offsets = offsets_of(np.array([len(row) for row in rows]))
-        ids = Ragged(np.fromiter(itertools.chain(*rows), np.int64, offsets[-1]), offsets)
-        splits[split] = Encoded(ids, np.array([index[example.label] for example in chosen], np.int64))
-    return Prepared(splits, truncated)
-
-
-def batch(data: Encoded, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Some rows of a split -> input_ids, token_type_ids, attention_mask, each [b, longest of them]."""
-    chosen = data.ids.take(rows)
-    width = int(chosen.lengths.max())
-    input_ids = torch.from_numpy(padded(*chosen, width)).to(device)  # padding is masked: its piece does not matter
-    attention_mask = torch.from_numpy(np.arange(width) < chosen.lengths[:, None]).to(device)
-    return input_ids, torch.zeros_like(input_ids), attention_mask
-
-
-def accuracy_and_loss(probabilities: NDArray[np.float32], targets: NDArray[np.int64]) -> tuple[float, float]:
-    """Of the probabilities of each label [n, labels] and the indices of the true labels [n]."""
-    right = probabilities[np.arange(len(targets)), targets].astype(np.float64)
-    return float((probabilities.argmax(-1) == targets).mean()), float(-np.log(right.clip(min=1e-12)).mean())
-
-
-def predictions(
-    examples: Sequence[Example], labels: Sequence[str], probabilities: NDArray[np.float32]
-) -> list[dict[str, Any]]:
-    """What the model says of each example, in their order: the rows of predictions.jsonl."""
-    return [
-        {
-            "row": example.row,
-            "label": example.label,
-            "predicted": labels[int(values.argmax())],
-            "probabilities": {label: round(float(value), 6) for label, value in zip(labels, values, strict=True)},
-        }
-        for example, values in zip(examples, probabilities, strict=True)
-    ]
-
-
-def scores(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, Any]:
-    """Accuracy with its 95 % interval, macro-F1 and Matthews' correlation."""
-    low, high = measures.wilson(measures.correct(truth, predicted), len(truth))
-    return {
-        "accuracy": measures.accuracy(truth, predicted),
-        "interval": [low, high],
-        "macro_f1": measures.macro_f1(truth, predicted),
-        "matthews": measures.matthews(truth, predicted),
-    }

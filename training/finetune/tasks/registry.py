@@ -1,4 +1,4 @@
-"""the `kind` of a fine-tuning task in a configuration -> the task."""
+"""The `kind` of a fine-tuning task in a configuration -> its configuration class and its `Task`."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -11,28 +11,28 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 from cloze.training.finetune.tasks.classification import Classification, ClassificationConfig
 from cloze.training.finetune.tasks.task import Task, TaskConfig
 
-#: Every kind there is: its configuration, whose field `kind` has the kind's name by default, and its task.
+#: The configuration class of each kind, whose field `kind` has the kind's name by default, and its `Task`.
 TASKS: dict[type[TaskConfig], type[Task]] = {
     ClassificationConfig: Classification,
 }
 
 
 def of_any_kind(tasks: Mapping[type[TaskConfig], type[Task]]) -> Any:
-    """The type of a configuration of any of these kinds, which its `kind` tells; one that says none is of the first."""
+    """The type of a field that holds a task of any of these kinds, chosen by `kind`; the first is the default."""
     kinds = [config.model_fields["kind"].default for config in tasks]
 
     def kind(given: Any) -> Any:
         return given.get("kind", kinds[0]) if isinstance(given, dict) else getattr(given, "kind", None)
 
-    def known(given: Any, of_its_kind: ValidatorFunctionWrapHandler) -> Any:
+    def check_kind(given: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         if kind(given) not in kinds:
-            wrong = PydanticCustomError("kind", "give one of {kinds}", {"kinds": ", ".join(kinds)})
-            at = InitErrorDetails(type=wrong, loc=("kind",), input=kind(given))
-            raise ValidationError.from_exception_data("kind", [at])
-        return of_its_kind(given)
+            error = PydanticCustomError("kind", "give one of {kinds}", {"kinds": ", ".join(kinds)})
+            details = InitErrorDetails(type=error, loc=("kind",), input=kind(given))
+            raise ValidationError.from_exception_data("kind", [details])
+        return validate(given)
 
     members = (Annotated[config, Tag(name)] for name, config in zip(kinds, tasks, strict=True))
-    return Annotated[reduce(or_, members), Discriminator(kind), WrapValidator(known)]
+    return Annotated[reduce(or_, members), Discriminator(kind), WrapValidator(check_kind)]
 
 
 if TYPE_CHECKING:
@@ -42,5 +42,5 @@ else:
 
 
 def task_of(config: TaskConfig) -> type[Task]:
-    """The kind of task that a configuration is of."""
+    """The `Task` class of a task's configuration."""
     return TASKS[type(config)]

@@ -1,6 +1,6 @@
-"""What every fine-tuning task has, and what training/finetune/stage.py asks of a kind of them.
+"""What every fine-tuning task has in common: its configuration, and the interface that stage.py and trainer.py call.
 
-A new kind is a file beside this one, with its configuration and its `Task`, and a row in registry.py.
+A new kind of task is a file next to this one, with its configuration and its `Task`, and an entry in registry.py.
 """
 
 import itertools
@@ -25,20 +25,23 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "dev", "test")
 
-Rows = NDArray[np.int64]  # numbers of examples within their split
+RowIndices = NDArray[np.int64]  # of examples within their split
 
 
-def _several(value: Any) -> tuple[Any, ...]:
+def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-_Tried = BeforeValidator(_several)  # one value, or a list whose best is chosen on dev
 _Positive = Annotated[int, Field(gt=0)]
 _PositiveFloat = Annotated[float, Field(gt=0)]
 
+# One value, or a list to choose from on dev.
+_Integers = BeforeValidator(_as_tuple, json_schema_input_type=_Positive | tuple[_Positive, ...])
+_Numbers = BeforeValidator(_as_tuple, json_schema_input_type=_PositiveFloat | tuple[_PositiveFloat, ...])
+
 
 class Trial(NamedTuple):
-    """One way to train, out of those to try on dev."""
+    """One combination of the hyperparameters to choose from."""
 
     learning_rate: float
     batch_size: int
@@ -50,105 +53,117 @@ class Trial(NamedTuple):
 
 
 class TaskConfig(Config):
-    """A labelled file, and how and where to train on it; each kind adds its name, as `kind`, and its columns.
+    """A labelled file, and how to fine-tune on it.
 
-    Of several rates, batch sizes or epochs each combination is tried.
-    The paper's own search: learning_rate [5e-5, 3e-5, 2e-5], batch_size [16, 32], epochs [2, 3, 4].
+    With several learning rates, batch sizes or numbers of epochs every combination is tried, and the best on the dev
+    split is kept. The search of the BERT paper: learning_rate [5e-5, 3e-5, 2e-5], batch_size [16, 32], epochs
+    [2, 3, 4].
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Name of the task: its stage is finetune-NAME."""
     file: Annotated[str, InputPath("data")]
+    """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://."""
     max_seq_length: int = Field(default=128, ge=3)
-    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Tried, Field(min_length=1)]
-    batch_size: Annotated[tuple[_Positive, ...], _Tried, Field(min_length=1)] = (32,)
-    epochs: Annotated[tuple[_Positive, ...], _Tried, Field(min_length=1)] = (3,)
+    """Longest input in tokens, with [CLS] and [SEP]; longer texts are truncated."""
+    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Numbers, Field(min_length=1)]
+    """Peak learning rate, or a list to choose from on dev. It rises for 10 % of the steps, then falls linearly to 0."""
+    batch_size: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (32,)
+    """Examples per optimizer step, over all workers; or a list to choose from on dev."""
+    epochs: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (3,)
+    """Passes over the train split, or a list to choose from on dev. The best epoch on dev is kept."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of the data order, of dropout and of the head's initial weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of matrix products: auto is bf16 where the hardware supports it, otherwise fp32."""
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
-    workers: Annotated[int | None, Compute, Field(gt=0)] = None  # one for each GPU, one without any
-    threads: Annotated[int, Compute, Field(gt=0)] = 2  # of a worker's processor cores
+    """Number of GPUs, one per worker: auto uses all GPUs of the cluster; 0 trains on CPUs."""
+    workers: Annotated[int | None, Compute, Field(gt=0)] = None
+    """Number of worker processes; by default one per GPU, or one where there is no GPU."""
+    threads: Annotated[int, Compute, Field(gt=0)] = 2
+    """CPU cores per worker."""
 
     @property
     def trials(self) -> list[Trial]:
         return [Trial(*values) for values in itertools.product(self.learning_rate, self.batch_size, self.epochs)]
 
 
-class Example(Protocol):
-    """A row of the user's file."""
+class TaskExample(Protocol):
+    """A row of the labelled file."""
 
     @property
     def split(self) -> str: ...
 
 
-class Encoded(Protocol):
-    """The examples of one split, as the model reads them."""
+class EncodedSplit(Protocol):
+    """The examples of one split as token ids."""
 
     @property
     def lengths(self) -> Ints:
-        """How many pieces each example has [n]: those of like length are put together."""
+        """The number of tokens of each example [n], by which examples are batched."""
         ...
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A task's data, ready for workers."""
+class EncodedTask:
+    """A task's splits as token ids."""
 
-    splits: Mapping[str, Encoded]
-    truncated: int  # examples that were cut to max_seq_length
+    splits: Mapping[str, EncodedSplit]
+    truncated: int  # examples that were longer than max_seq_length
 
 
 class Task(Protocol):
-    """A user's task: what of its file a model reads, and what that model's answers are worth.
+    """A fine-tuning task: how its file becomes model inputs, and how the model's answers are scored.
 
-    The driver makes it, and every worker is given it. An answer is whatever the task has the model say of an example,
-    such as the probability of each label; a prediction is a row of predictions.jsonl, in which `label` is what is true
-    and `predicted` what the model says: where they are equal it is right.
+    The driver creates it and sends it to every worker. An answer is the model's output for one example in the form that
+    the task chooses, such as the probability of each label. A prediction is a row of predictions.jsonl with the true
+    value as `label` and the model's as `predicted`; it is correct where the two are equal.
     """
 
     @property
     def examples(self) -> Sequence[Any]:
-        """Its `Example`s, of all splits, in the file's order."""
+        """The `TaskExample`s of all splits, in the file's order."""
         ...
 
     @classmethod
     def read(cls, config: Any, location: Location) -> Self:
-        """The task of a labelled file. Raises UserError where it cannot be read, learned from or scored."""
+        """The task of a labelled file. Raises UserError when the file cannot be read, learned from or scored."""
         ...
 
-    def prepare(self, tokenizer: "Tokenizer") -> Prepared: ...
+    def encode(self, tokenizer: "Tokenizer") -> EncodedTask: ...
 
     def model(self, saved: "SavedConfig") -> "nn.Module":
-        """The encoder of a checkpoint, as `bert`, and the task's head: of random weights, keyed by the task's seed."""
+        """The checkpoint's encoder, as `bert`, and the task's head, with random weights from the task's seed."""
         ...
 
-    def inputs(self, data: Any, rows: Rows, device: "torch.device") -> Sequence["Tensor"]:
-        """What the model is called with for some rows of a split."""
+    def inputs(self, data: Any, rows: RowIndices, device: "torch.device") -> Sequence["Tensor"]:
+        """The model's arguments for some rows of an `EncodedSplit`."""
         ...
 
-    def loss(self, outputs: Any, data: Any, rows: Rows) -> "Tensor":
-        """What the model is to lower: of what it gave for these rows, the sum of each one's loss."""
+    def loss(self, outputs: Any, data: Any, rows: RowIndices) -> "Tensor":
+        """The sum of the rows' losses, from the model's outputs for these rows."""
         ...
 
-    def answers(self, outputs: Any, data: Any, rows: Rows) -> Sequence[Any]:
-        """Of what the model gave for these rows, an answer for each."""
+    def answers(self, outputs: Any, data: Any, rows: RowIndices) -> Sequence[Any]:
+        """An answer for each of these rows, from the model's outputs for them."""
         ...
 
     def evaluate(self, answers: Sequence[Any], data: Any) -> dict[str, float]:
-        """What a split's answers are worth while training: plain numbers by name; the page shows accuracy and loss."""
+        """The metrics of a whole split during training, by name. The report plots accuracy and loss."""
         ...
 
-    def merit(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
-        """What epochs and trials are compared by, by such metrics of dev: the greater, the better."""
+    def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
+        """The dev metrics as a key by which epochs and trials are compared: the greatest is the best."""
         ...
 
     def predictions(self, examples: Sequence[Any], answers: Sequence[Any]) -> list[dict[str, Any]]: ...
 
     def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
-        """What predictions are worth: numbers by name. The report reads accuracy, interval, macro_f1 and matthews."""
+        """The scores of predictions, by name. The report reads accuracy, interval, macro_f1 and matthews."""
         ...
 
     def baseline(self, examples: Sequence[Any]) -> tuple[str, list[Any]]:
-        """The name of what needs no model, and what it predicts of these examples, knowing those of train."""
+        """The name of a baseline without a model and its predictions for these examples, fitted on train."""
         ...
 
     def sample(self, example: Any) -> dict[str, Any]:
@@ -156,9 +171,10 @@ class Task(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What else the manifest tells of the file, by names other than FinetuneFacts' own; the page shows `labels`."""
+        """The task's own facts for the manifest, under names that FinetuneFacts does not use; the report shows
+        `labels`."""
         ...
 
     def model_files(self) -> dict[str, bytes]:
-        """What is to lie beside the model's weights, for its answers to be read."""
+        """Name -> content of the files that the model's users need besides weights, configuration and vocabulary."""
         ...
