@@ -115,7 +115,7 @@ def test_a_few_large_streams_are_each_repartitioned(tmp_path: Path, monkeypatch:
     (tmp_path / "dump").write_bytes(b"".join(bz2.compress(data[i : i + third]) for i in range(0, len(data), third)))
     monkeypatch.setattr(work_units, "MULTISTREAM_UNIT_BYTES", 1000)
     inputs = {"w": given(tmp_path / "dump")}
-    assert [unit.file_ranges[0].long for unit in plan_units(config(), inputs)][:3] == [True] * 3
+    assert [unit.file_ranges[0].long_stream for unit in plan_units(config(), inputs)][:3] == [True] * 3
     manifest = run(config(), inputs, output(tmp_path / "out"))
     assert manifest.counts["records"] == PAGES + 3
     assert {name[:15] for name in manifest.files} >= {f"documents/0000{n}" for n in range(3)}
