@@ -1,4 +1,4 @@
-"""What BERT's original code made of known text (tests/data/golden), and that text as artifacts of the first stages."""
+"""The output of BERT's original code for a known text (tests/data/golden), and that text as artifacts."""
 
 import hashlib
 import lzma

@@ -21,7 +21,7 @@ class ExamplesConfig(Config):
     short_seq_prob: float = Field(default=0.1, ge=0, le=1)
     """The probability of a pair shorter than the sequence length. Objective mlm has no pairs."""
     masked_lm_prob: float = Field(default=0.15, gt=0, lt=1)
-    """The fraction of tokens that are masked."""
+    """The fraction of tokens that are masked, up to max_predictions_per_seq."""
     masking: Literal["dynamic", "static"] = "dynamic"
     """When masks are drawn: for each batch (dynamic), or once and stored (static). Held-out masks are always stored."""
     mask_unit: MaskUnit = "token"
@@ -36,6 +36,6 @@ class LengthConfig(ExamplesConfig):
     """Examples of one sequence length."""
 
     max_seq_length: int = Field(ge=5, le=1 << 15)
-    """The number of tokens in an example, special tokens included; at least 5: [CLS] a [SEP] b [SEP]."""
+    """The maximum number of tokens in an example, special tokens included; at least 5: [CLS] a [SEP] b [SEP]."""
     max_predictions_per_seq: int = Field(gt=0)
     """The maximum number of masked tokens in an example."""

@@ -6,12 +6,20 @@ neither. A chapter is a heading with the prose up to the next heading.
 """
 
 import re
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
-from itertools import takewhile
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from cloze.pipeline.text import words
+from cloze.pipeline.extract.book_headings import (
+    Block,
+    LineSpan,
+    contents_entries,
+    demote_headings,
+    heading_kind,
+    is_numbered_heading,
+    is_prose,
+    is_subtitle,
+)
 from cloze.pipeline.text.sentences import split_sentences
 
 _START = re.compile(
@@ -49,45 +57,11 @@ _MARKER = re.compile(
 )
 _FIGURE_END = re.compile(r"^\[[^\]]*\]\s*")
 _HORIZONTAL_RULE = re.compile(r"[\W_]*$")
-_CONTENTS = re.compile(
-    r"(?:TABLE OF )?CONTENTS?(?: OF\b.*)?\.?$|(?:LIST OF )?(?:THE )?ILLUSTRATIONS\.?$|INDEX\.?$|ERRATA\.?$",
-    re.IGNORECASE,
-)
-_LIST_OF_CHAPTERS = re.compile(r"(?:TABLE OF )?CONTENTS\b", re.IGNORECASE)
-_PAGE = re.compile(r"(?<![\s.])[\s.]++(?:\d{1,3}|[xvil]+)$")
 _THE_END = re.compile(r"(?:THE END|FINIS|END OF (?:VOL|BOOK|PART)\b.*)\W*$", re.IGNORECASE)
 
-_ROMAN = r"(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,4})(?:IX|IV|V?I{0,4})"
-_ORDINAL = (
-    r"(?:THE )?(?:FIRST|SECOND|THIRD|FOURTH|FIFTH|SIXTH|SEVENTH|EIGHTH|NINTH|TENTH|ELEVENTH|TWELFTH|LAST"
-    r"|(?:THIR|FOUR|FIF|SIX|SEVEN|EIGH|NINE)TEENTH|ONE|TWO|THREE|FOUR|FIVE|SIX|SEVEN|EIGHT|NINE|TEN|ELEVEN|TWELVE"
-    r"|(?:THIR|FOUR|FIF|SIX|SEVEN|EIGH|NINE)TEEN|(?:TWENTY|THIRTY|FORTY|FIFTY|SIXTY)(?:[- ]\w+)?)"
-)
-_NUMBERED = re.compile(
-    rf"(?:CHAPTER|CHAP\.?|CHAPITRE|KAPITEL|BOOK|PART|VOLUME|VOL\.?|LETTER|STAVE|ACT|SCENE|CANTO|SECTION|ADVENTURE|STORY|TALE"
-    rf"|FIT|PHASE|NIGHT|DAY)(?: THE)?[ .]+(?:{_ROMAN}|\d{{1,3}}(?:ST|ND|RD|TH)?|{_ORDINAL})(?![\w’'])",
-    re.IGNORECASE,
-)
-_COUNT = re.compile(rf"(?:(?:CHAPTER|ADVENTURE|STORY|PART) )?(?:{_ROMAN}|\d{{1,3}})[.:)\s—–-]+", re.IGNORECASE)
-_NUMERAL = re.compile(rf"(?:{_ROMAN}|\d{{1,3}})\.?$")
-_NUMERAL_TITLE = re.compile(rf"{_ROMAN}\.?[ .:—–-]+[A-Z“\"‘']")
-_NAMED = re.compile(
-    r"(?:(?:AUTHOR[’']S |EDITOR[’']S )?(?:PREFACE|INTRODUCTION|NOTE)|PROLOGUE|EPILOGUE|CONCLUSION|FOREWORD|AFTERWORD"
-    r"|POSTSCRIPT|PROEM|INTRODUCTORY|ETYMOLOGY|EXTRACTS|L[’']ENVOI|DEDICATION|APPENDIX|ADVERTISEMENT)\b[^a-z]{0,40}\.?$",
-    re.IGNORECASE,
-)
-_LINE_END = re.compile(r"[.!?:;,…—。！？：；，、-][\"'”’»)\]」』_*]*$")
 _EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
 _PARTS = re.compile(r"(?:BOOK|PART|VOLUME|VOL)\b", re.IGNORECASE)
 _MAX_NOTE_BLOCKS = 10
-_MIN_WORDS = {"numeral": 150, "title": 60}  # in a chapter; above fewer, numerals count stanzas, capitals name speakers
-
-
-class LineSpan(NamedTuple):
-    """Lines of a text, numbered from 0: [first, end)."""
-
-    first: int
-    end: int
 
 
 class Chapter(NamedTuple):
@@ -105,17 +79,6 @@ class Book(NamedTuple):
     author: str
     language: str
     chapters: list[Chapter]
-
-
-@dataclass
-class _Block:
-    lines: list[str]
-    gap: int  # the number of blank lines before it
-    span: LineSpan
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.lines)
 
 
 def split_by_sentences(chapters: Sequence[Chapter], size: int) -> list[Chapter]:
@@ -166,9 +129,9 @@ def _split_header(text: str) -> tuple[str, str, int]:
     return text[:start] or text[:2000], body, text.count("\n", 0, start)
 
 
-def _blocks(body: str, first_line: int = 0) -> list[_Block]:
+def _blocks(body: str, first_line: int = 0) -> list[Block]:
     """The blocks of a text; its first line has the number `first_line`."""
-    blocks: list[_Block] = []
+    blocks: list[Block] = []
     lines: list[str] = []
     gap = blank = 0
     for number, raw in enumerate([*body.split("\n"), ""], first_line):
@@ -181,14 +144,14 @@ def _blocks(body: str, first_line: int = 0) -> list[_Block]:
         else:
             blank += 1
             if lines:
-                blocks.append(_Block(lines, gap, LineSpan(number - len(lines), number)))
+                blocks.append(Block(lines, gap, LineSpan(number - len(lines), number)))
                 lines = []
     return blocks
 
 
-def _drop_notes(blocks: list[_Block]) -> list[_Block]:
+def _drop_notes(blocks: list[Block]) -> list[Block]:
     """Drop credits, transcriber's notes, illustrations' placeholders, footnotes and rules."""
-    kept: list[_Block] = []
+    kept: list[Block] = []
     note = 0  # 1: the block after a heading of notes is a note; more: so are blocks that follow without a gap
     bracket = ""
     for number, block in enumerate(blocks):
@@ -196,7 +159,7 @@ def _drop_notes(blocks: list[_Block]) -> list[_Block]:
         if bracket:
             bracket = "" if text.endswith("]") else bracket
             continue
-        if 0 < note < _MAX_NOTE_BLOCKS and (note == 1 or block.gap < 2) and not _NUMBERED.match(text):
+        if 0 < note < _MAX_NOTE_BLOCKS and (note == 1 or block.gap < 2) and not is_numbered_heading(text):
             note += 1
             continue
         note = 0
@@ -214,7 +177,7 @@ def _drop_notes(blocks: list[_Block]) -> list[_Block]:
     return kept
 
 
-def _bracket_closes(blocks: list[_Block], start: int) -> bool:
+def _bracket_closes(blocks: list[Block], start: int) -> bool:
     """Whether the bracket that a block opens is closed within 20 blocks, before another opens."""
     for block in blocks[start + 1 : start + 20]:
         if block.text.startswith("["):
@@ -224,10 +187,10 @@ def _bracket_closes(blocks: list[_Block], start: int) -> bool:
     return False
 
 
-def _title_page(blocks: list[_Block]) -> tuple[str, str]:
+def _title_page(blocks: list[Block]) -> tuple[str, str]:
     """Title and author from the first blocks of a file without a header; empty if there are none."""
     first = blocks[0]
-    if len(first.lines) > 4 or len(first.text) > 120 or _heading_kind(first, set()) == "numeral" or _is_prose(first):
+    if len(first.lines) > 4 or len(first.text) > 120 or heading_kind(first, set()) == "numeral" or is_prose(first):
         return "", ""
     lines = [line for block in blocks[:3] for line in block.lines][:8]
     author = next((line[3:].strip(" ._") for line in lines if line.lower().startswith("by ") and len(line) < 60), "")
@@ -235,87 +198,13 @@ def _title_page(blocks: list[_Block]) -> tuple[str, str]:
     return _EMPHASIS.sub("", title).strip(" ._,"), author
 
 
-def _contents_entries(blocks: list[_Block]) -> set[str]:
-    """The entries of the book's own table of contents, normalized by `_contents_entry`."""
-    entries: set[str] = set()
-    for start, block in enumerate(blocks[:200]):
-        if not _LIST_OF_CHAPTERS.match(block.lines[0]):
-            continue
-        lists = takewhile(lambda block: not _has_long_lines(block), blocks[start : start + 100])
-        for line in (line for block in lists for line in block.lines):
-            if len(line) > 70 or "ILLUSTRATION" in line.upper():
-                break
-            entry = _contents_entry(line)
-            if entry in entries and len(entries) > 2:
-                break  # the first chapter begins
-            if len(entry) > 2 and line[0] not in '"“‘':
-                entries.add(entry)
-        break
-    return entries
-
-
-def _has_long_lines(block: _Block) -> bool:
-    """Whether a block's lines are as long as a paragraph's."""
-    return _is_prose(block) and sum(len(" ".join(line.split())) for line in block.lines) > 50 * len(block.lines)
-
-
-def _contents_entry(line: str) -> str:
-    """A title without its number, its page, its case and its punctuation."""
-    line = _PAGE.sub("", _COUNT.sub("", line.strip("_*= ")))
-    return " ".join(re.findall(r"\w+", line.casefold().replace("_", " ")))
-
-
-def _heading_kind(block: _Block, contents: Set[str]) -> str:
-    """The kind of heading: contents, chapter, listed (in the contents), title (by its format), numeral; empty: none."""
-    lines, text = block.lines, block.text.strip("_*= ")
-    if len(lines) > 2 and contents and sum(_contents_entry(line) in contents for line in lines[:5]) > 2:
-        return "contents"
-    if len(lines) > 5 or len(text) > 200 or max(map(len, lines)) > 80:
-        return ""
-    first = lines[0].strip("_*= ")
-    if _CONTENTS.match(first):
-        return "contents"
-    if _NUMERAL.match(text):
-        return "numeral" if not text.isdigit() or block.gap >= 2 else ""
-    if _NUMBERED.match(first):
-        if sum(bool(_NUMBERED.match(line)) for line in lines) > 2:
-            return "contents"
-        return "chapter" if len(first) < 70 or first.isupper() else ""
-    if contents and len(lines) <= 3 and len(text) < 100 and not text.isdigit() and _contents_entry(text) in contents:
-        return "listed"
-    if _NAMED.match(text) or (_NUMERAL_TITLE.match(first) and len(lines) <= 3 and _looks_like_title(text, block.gap)):
-        return "chapter"
-    if block.gap >= 2 and len(lines) <= 4 and text.isupper() and len(text) > 3:
-        return "title"
-    return "title" if block.gap >= 3 and len(lines) <= 2 and _in_title_case(text) else ""
-
-
-def _in_title_case(text: str) -> bool:
-    """Whether a text is capitalized like "The Nightingale and the Rose"."""
-    found = re.findall(r"[^\W\d_][\w’']*", text)
-    return len(text) < 60 and bool(found) and found[0][0].isupper() and all(w[0].isupper() for w in found if len(w) > 4)
-
-
-def _looks_like_title(text: str, gap: int) -> bool:
-    return text.isupper() or (gap >= 2 and not _LINE_END.search(text.rstrip(".")))
-
-
-def _is_prose(block: _Block) -> bool:
-    """Whether a block contains a sentence or verse, unlike a title page, a list of names or a table."""
-    text = block.text
-    found = words.count(text)
-    if found < 4 or text.isupper():
-        return False
-    return bool(_LINE_END.search(text)) or (found > 12 and len(text) / len(block.lines) > 30)
-
-
-def _chapters(blocks: list[_Block]) -> list[Chapter]:
+def _chapters(blocks: list[Block]) -> list[Chapter]:
     """Split at headings. What follows a heading without prose is part of the next title, or front matter."""
-    contents = _contents_entries(blocks)
-    kinds = _demote_headings(blocks, [_heading_kind(block, contents) for block in blocks])
+    contents = contents_entries(blocks)
+    kinds = demote_headings(blocks, [heading_kind(block, contents) for block in blocks])
     chapters: list[Chapter] = []
-    title: list[_Block] = []
-    body: list[_Block] = []
+    title: list[Block] = []
+    body: list[Block] = []
     last = ""
 
     def finish() -> None:
@@ -339,46 +228,19 @@ def _chapters(blocks: list[_Block]) -> list[Chapter]:
             if kind != "contents":
                 title = [*title[-2:], block]
             last = kind
-        elif last != "contents" or (_is_prose(block) and len(block.text) > 200):
+        elif last != "contents" or (is_prose(block) and len(block.text) > 200):
             last = ""
-            if title and not body and _is_subtitle(block):
+            if title and not body and is_subtitle(block):
                 title.append(block)
-            elif title or body or chapters or _is_prose(block):
+            elif title or body or chapters or is_prose(block):
                 body.append(block)
     finish()
     return chapters
 
 
-def _is_subtitle(block: _Block) -> bool:
-    """Whether a block directly below a heading is the rest of the heading."""
-    text = block.text
-    return len(block.lines) <= 2 and len(text) < 80 and not re.search(r"[.!?,;:][\"'”’]?$", text) and text[0].isupper()
-
-
-def _demote_headings(blocks: list[_Block], kinds: list[str]) -> list[str]:
-    """Keep numerals and lines in capitals as headings only if they are above as many words as a chapter has."""
-    sizes: dict[str, list[int]] = {"numeral": [], "title": []}
-    last = ""
-    for block, kind in zip(blocks, kinds, strict=True):
-        if kind:
-            last = kind
-            if kind in sizes:
-                sizes[kind].append(0)
-        elif last in sizes:
-            sizes[last][-1] += words.count(block.text)
-    new = {}
-    for kind, minimum in _MIN_WORDS.items():
-        filled = sorted(size for size in sizes[kind] if size)
-        if filled and filled[len(filled) // 2] >= minimum:
-            new[kind] = "chapter" if kind == "numeral" else kind
-        else:
-            new[kind] = kind if kind == "numeral" else ""
-    return [new.get(kind, kind) for kind in kinds]
-
-
-def _paragraphs(body: list[_Block]) -> list[tuple[str, LineSpan]]:
+def _paragraphs(body: list[Block]) -> list[tuple[str, LineSpan]]:
     """Blocks -> paragraphs of joined lines with their line spans; none if no block is prose."""
-    if not any(map(_is_prose, body)):
+    if not any(map(is_prose, body)):
         return []
     paragraphs = []
     for block in body:

@@ -11,11 +11,11 @@ from cloze.pipeline.text.encodings import Encoding
 
 class _Source(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """The source's name, unique in the configuration. It begins each doc_id."""
+    """The source's name, unique in the configuration, recorded with each document."""
     files: Annotated[list[str], InputPath("")] = Field(min_length=1)
     """Paths or globs of the source's files, local or s3://."""
     language: str = ""
-    """ISO 639 code of the documents' language, such as en. Empty: as the file says, or unknown."""
+    """ISO 639 code of the documents' language, such as en. Empty: the language that the file names, if any."""
     only_languages: list[str] = Field(default=[])
     """ISO 639 codes. Documents that are certainly in another language are dropped. Empty: all are kept."""
 
@@ -45,7 +45,7 @@ class BooksSource(_Source):
     licence: str = ""
     """The licence of the texts, recorded with each document."""
     encoding: Encoding = ""
-    """The files' character encoding, such as cp1252. Empty: detected."""
+    """The files' character encoding, such as cp1252. Empty: detected, or an error if it is not certain."""
     unit: str = Field(default="chapter", pattern=r"^(chapter|book|sentences:[1-9]\d{0,6})$")
     """What a document is: chapter, book, or sentences:N for N sentences each."""
 
@@ -63,7 +63,7 @@ class DocumentsSource(_Source):
     licence: str = ""
     """The licence of documents whose row names none."""
     encoding: Encoding = ""
-    """The files' character encoding, such as cp1252. Empty: detected."""
+    """The files' character encoding, such as cp1252. Empty: detected, or an error if it is not certain."""
     columns: document_files.Columns = document_files.Columns()
     """The names of the files' columns."""
 

@@ -37,7 +37,7 @@ def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Locat
         )
         for unit in units
         for file_range in unit.file_ranges
-        if file_range.long
+        if file_range.long_stream
     }
     if unfinished := repartition.unfinished(list(streams.values()), folder, out):
         with repartition.report_progress(unfinished, folder, out):
@@ -108,7 +108,7 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
     with scratch(out.location) as folder:
         units = _repartition(plan_units(config, inputs), config, folder, out)
         _extract_all(units, config, out)
-        # Inside, as a part that is lost now is written again from the partitions in scratch by the next attempt.
+        # While scratch exists: if a part is missing here, the next run extracts it from the partitions in scratch.
         parts = out.planned([unit.name for unit in units])
     if not sum(part.counts.get("documents", 0) for part in parts):
         raise UserError(

@@ -15,19 +15,19 @@ from cloze.pipeline.extract.wikipedia import dump, multistream, repartition
 
 XML_UNIT_BYTES = 16 << 20  # of uncompressed XML in a unit, and in a partition of a compressed stream
 MULTISTREAM_UNIT_BYTES = 4 << 20  # compressed, in a unit of a multistream dump
-MAX_STREAM_BYTES = 6 << 20  # compressed; a longer range is repartitioned. Ranges of a multistream dump are shorter
+MAX_STREAM_BYTES = 6 << 20  # compressed; longer ranges are repartitioned. Those of a multistream dump are shorter
 FILES_UNIT_BYTES = 16 << 20  # of books, documents or sentences in a unit
 
 
 class FileRange(NamedTuple):
-    """A file or a range of it. A `long` one is a single compressed stream, which is repartitioned before it is read:
-    `partition` is then the part of it that this range stands for.
+    """A file or a range of it. A `long_stream` is a compressed stream that is repartitioned before it is read; each of
+    its partitions then becomes a FileRange with a `partition`.
     """
 
     file: SourceFile
     byte_range: ByteRange
     site: dump.Site
-    long: bool = False
+    long_stream: bool = False
     partition: repartition.Partition | None = None
 
 
@@ -61,7 +61,7 @@ def plan_units(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]]
 
 
 def _identity(source: Source, file: SourceFile) -> str:
-    """Equal for files that are read alike. The suffix matters where it says the format: not for dumps and books."""
+    """Equal for files that are read alike. The suffix matters only for sources whose format it determines."""
     return file.identity if isinstance(source, DocumentsSource | SentencesSource) else file.sha256
 
 

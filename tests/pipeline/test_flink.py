@@ -52,7 +52,7 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
             pool.terminate()
 
 
-def test_a_configuration_goes_to_flink_with_one_more_file():
+def test_one_more_configuration_file_moves_a_run_to_flink():
     local, remote = options(), options(CONFIGS / "clusters/flink.yaml")
     assert local == (["--runner=FnApiRunner"],) * 2
     assert remote[0] == remote[1] and "--runner=PortableRunner" in remote[0]

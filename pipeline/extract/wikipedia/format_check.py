@@ -19,7 +19,7 @@ _OTHER_FORMATS = {
     r"\[?\s*\{\s*\"(?:batchcomplete|continue|query|parse|error|warnings)\"": "JSON of MediaWiki's API",
     r"\{\s*[\"}]|\[\s*[\]{\"\d]": "JSON",
     r"\d+:\d+:": "the index of a multistream dump",
-    r"<(?:\?xml[^>]*>\s*<)?api\b": "an answer of MediaWiki's API",
+    r"<(?:\?xml[^>]*>\s*<)?api\b": "a response of MediaWiki's API",
     r"<(?:\?xml[^>]*>\s*<)?feed\b": "a feed or a dump of abstracts",
 }
 

@@ -98,7 +98,7 @@ def at(record: Record) -> dict[str, int]:
     return {f"record_{name}": value for name, value in record._asdict().items()}
 
 
-def test_every_document_that_goes_is_counted_under_its_own_reason(tmp_path: Path):
+def test_every_removed_document_is_counted_under_its_reason(tmp_path: Path):
     shards = [doc("a", "Same.", 1), doc("a", "Other.", 2)], [doc("b", "other.", 1), doc("b", "Same.", 0)]
     manifest, found = dedup(tmp_path, *shards)
     assert [row["text"] for row in found] == ["Other."]
@@ -164,7 +164,7 @@ def test_a_damaged_shard_is_named_with_the_fix(tmp_path: Path):
         run(DedupConfig(), {"documents": documents}, Output(Location(str(tmp_path / "out")), "dedup", 1, "e" * 16))
 
 
-def test_what_an_old_revision_says_does_not_drop_another_document(tmp_path: Path):
+def test_an_old_revision_does_not_remove_another_document(tmp_path: Path):
     _, found = dedup(tmp_path, [doc("a", "Same.", 1), doc("a", "Other.", 2), doc("b", "Same.", 0)])
     assert {row["text"] for row in found} == {"Other.", "Same."}
 
@@ -213,7 +213,7 @@ def stepwise(folder: Path, shards: list[list], order: random.Random) -> set[tupl
     st.integers(1, 4),
     st.randoms(use_true_random=False),
 )
-def test_the_same_stays_as_by_comparing_each_with_each_whatever_the_order(
+def test_the_same_is_kept_as_by_comparing_all_pairs_in_any_order(
     drawn: list[tuple[int, int, int, int]], cuts: int, order: random.Random
 ):
     documents = [
@@ -229,13 +229,13 @@ def test_the_same_stays_as_by_comparing_each_with_each_whatever_the_order(
     assert {row[DOCUMENT.get_field_index("text")] for row in answers[0]} == plainly(documents)
 
 
-def test_nothing_is_changed_but_what_goes(tmp_path: Path):
+def test_only_removed_documents_change_the_table(tmp_path: Path):
     documents = [doc(f"d{n}", f"Words number {n}.") for n in range(20)]
     _, found = dedup(tmp_path, documents)
     assert pa.Table.from_pylist(found, schema=DOCUMENT).equals(document_table(documents))
 
 
-def test_a_shard_of_which_nothing_stays_leaves_no_file_but_its_count(tmp_path: Path):
+def test_a_shard_of_which_nothing_is_kept_has_no_file_but_a_count(tmp_path: Path):
     manifest, found = dedup(tmp_path, [doc("a", "Same.", 2)], [doc("b", "Same.", 1)])
     assert [row["doc_id"] for row in found] == ["a"]
     assert list(manifest.files) == ["documents/00000.parquet"] and manifest.drops == {"duplicate": 1}

@@ -36,24 +36,24 @@ def inputs(root: Path, documents: list[Document], shards: int = 3) -> dict[str, 
 
 
 @pytest.fixture(scope="module")
-def made_from(ray_session, tmp_path_factory) -> dict[str, Artifact]:
+def stage_inputs(ray_session, tmp_path_factory) -> dict[str, Artifact]:
     return inputs(tmp_path_factory.mktemp("inputs"), golden_documents())
 
 
-def made(root: Path, made_from: dict[str, Artifact], **changed: object) -> Artifact:
+def build_examples(root: Path, stage_inputs: dict[str, Artifact], **changed: object) -> Artifact:
     out = output(root, "examples-64")
-    run(CONFIG.model_copy(update=changed), made_from, out)
+    run(CONFIG.model_copy(update=changed), stage_inputs, out)
     return finished(out)
 
 
 @pytest.fixture(scope="module")
-def dynamic(made_from, tmp_path_factory) -> Artifact:
-    return made(tmp_path_factory.mktemp("dynamic"), made_from)
+def dynamic(stage_inputs, tmp_path_factory) -> Artifact:
+    return build_examples(tmp_path_factory.mktemp("dynamic"), stage_inputs)
 
 
 @pytest.fixture(scope="module")
-def static(made_from, tmp_path_factory) -> Artifact:
-    return made(tmp_path_factory.mktemp("static"), made_from, masking="static")
+def static(stage_inputs, tmp_path_factory) -> Artifact:
+    return build_examples(tmp_path_factory.mktemp("static"), stage_inputs, masking="static")
 
 
 def table(artifact: Artifact, split: str) -> pa.Table:
@@ -109,7 +109,7 @@ def test_held_out_documents_are_in_no_training_example_and_training_ones_in_no_h
         Document(**{**vars_of(one), "text": " ".join(["Train." if one.split == "train" else "Test."] * 40)})
         for one in golden_documents()
     ]
-    artifact = made(tmp_path, inputs(tmp_path, documents))
+    artifact = build_examples(tmp_path, inputs(tmp_path, documents))
     vocabulary = published_vocabulary()
     for split, word, other in (("train", "train", "test"), ("heldout", "test", "train")):
         pieces = {piece for row in table(artifact, split).to_pylist() for piece in unmasked(row)}
@@ -126,7 +126,7 @@ def test_a_next_segment_follows_in_its_document_and_a_random_one_is_from_another
     seen = {0: 0, 1: 0}
     for row in table(dynamic, "train").to_pylist():
         first, second = row["input_ids"][1 : row["segment_b"] - 1], row["input_ids"][row["segment_b"] : -1]
-        if len(first) < 8 or len(second) < 8:  # short ones stand in several documents
+        if len(first) < 8 or len(second) < 8:  # short ones occur in several documents
             continue
         label = row["next_sentence_label"]
         seen[label] += 1
@@ -177,43 +177,45 @@ def digests(artifact: Artifact) -> dict[str, str]:
     return {name: record.sha256 for name, record in artifact.manifest.files.items()}
 
 
-def test_bytes_do_not_depend_on_the_number_of_workers(static, made_from, tmp_path):
-    assert digests(made(tmp_path, made_from, masking="static", workers=1)) == digests(static)
+def test_bytes_do_not_depend_on_the_number_of_workers(static, stage_inputs, tmp_path):
+    assert digests(build_examples(tmp_path, stage_inputs, masking="static", workers=1)) == digests(static)
 
 
 def test_examples_do_not_depend_on_how_documents_are_sharded(static, tmp_path):
     documents = golden_documents()
     random.Random(3).shuffle(documents)
-    other = made(tmp_path, inputs(tmp_path, documents, shards=5), masking="static")
+    other = build_examples(tmp_path, inputs(tmp_path, documents, shards=5), masking="static")
     for split in ("train", "heldout"):
-        ours, theirs = (sorted(map(str, table(one, split).to_pylist())) for one in (static, other))
-        assert ours == theirs
+        first_rows, second_rows = (sorted(map(str, table(one, split).to_pylist())) for one in (static, other))
+        assert first_rows == second_rows
 
 
-def test_another_seed_or_pass_makes_other_examples(dynamic, made_from, tmp_path):
-    other = {tuple(ids) for ids in table(made(tmp_path, made_from, seed=6), "train")["input_ids"].to_pylist()}
-    ours = [tuple(ids) for ids in table(dynamic, "train")["input_ids"].to_pylist()]
-    assert len(set(ours)) > 0.98 * len(ours)
-    assert len(other & set(ours)) < 0.05 * len(ours)
+def test_another_seed_or_pass_has_other_examples(dynamic, stage_inputs, tmp_path):
+    other = {
+        tuple(ids) for ids in table(build_examples(tmp_path, stage_inputs, seed=6), "train")["input_ids"].to_pylist()
+    }
+    default = [tuple(ids) for ids in table(dynamic, "train")["input_ids"].to_pylist()]
+    assert len(set(default)) > 0.98 * len(default)
+    assert len(other & set(default)) < 0.05 * len(default)
 
 
-def test_a_stopped_run_goes_on_with_the_shards_that_are_missing(dynamic, made_from, tmp_path):
+def test_a_stopped_run_resumes_with_the_missing_shards(dynamic, stage_inputs, tmp_path):
     out = output(tmp_path, "examples-64")
-    run(CONFIG, made_from, out)
+    run(CONFIG, stage_inputs, out)
     (out.location / "manifest.json").delete()
     (out.location / "parts/00001.json").delete()
     before = {file: file.info().mtime_ns for file in out.location.files()}
-    run(CONFIG, made_from, out)
+    run(CONFIG, stage_inputs, out)
     again = {file.name for file in out.location.files() if before.get(file) not in (None, file.info().mtime_ns)}
     assert again == {"00001.parquet"}
     assert digests(finished(out)) == digests(dynamic)
 
 
 @pytest.mark.parametrize(("length", "predictions"), [(5, 1), (512, 80)])
-def test_very_short_and_long_examples_work(made_from, tmp_path, length, predictions):
-    artifact = made(
+def test_very_short_and_long_examples_work(stage_inputs, tmp_path, length, predictions):
+    artifact = build_examples(
         tmp_path,
-        made_from,
+        stage_inputs,
         max_seq_length=length,
         max_predictions_per_seq=predictions,
         masking="static",
@@ -243,8 +245,8 @@ def documents_of(rows: list[dict]) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def sentences_alone(made_from, tmp_path_factory) -> Artifact:
-    return made(tmp_path_factory.mktemp("mlm"), made_from, objective="mlm", dupe_factor=2)
+def sentences_alone(stage_inputs, tmp_path_factory) -> Artifact:
+    return build_examples(tmp_path_factory.mktemp("mlm"), stage_inputs, objective="mlm", dupe_factor=2)
 
 
 def test_without_pairs_every_pass_holds_every_piece_once_and_a_segment_is_of_one_document(sentences_alone):
@@ -264,14 +266,14 @@ def test_without_pairs_every_pass_holds_every_piece_once_and_a_segment_is_of_one
 def test_examples_without_pairs_do_not_depend_on_how_documents_are_sharded(sentences_alone, tmp_path):
     documents = golden_documents()
     random.Random(3).shuffle(documents)
-    other = made(tmp_path, inputs(tmp_path, documents, shards=5), objective="mlm", dupe_factor=2, workers=1)
+    other = build_examples(tmp_path, inputs(tmp_path, documents, shards=5), objective="mlm", dupe_factor=2, workers=1)
     for split in ("train", "heldout"):
-        ours, theirs = (sorted(map(str, table(one, split).to_pylist())) for one in (sentences_alone, other))
-        assert ours == theirs
+        first_rows, second_rows = (sorted(map(str, table(one, split).to_pylist())) for one in (sentences_alone, other))
+        assert first_rows == second_rows
 
 
-def test_sentence_order_examples_are_two_neighbours_half_of_which_changed_places(made_from, tmp_path):
-    artifact = made(tmp_path, made_from, objective="mlm+sop")
+def test_sentence_order_examples_are_consecutive_segments_half_of_which_are_swapped(stage_inputs, tmp_path):
+    artifact = build_examples(tmp_path, stage_inputs, objective="mlm+sop")
     documents = documents_as_ids()
     swapped = []
     for row in table(artifact, "train").to_pylist():
@@ -287,14 +289,14 @@ def test_sentence_order_examples_are_two_neighbours_half_of_which_changed_places
     assert 0.45 < counts["train_swapped"] / counts["train"] < 0.7  # lone sentences among them have a random second
 
 
-def test_a_source_has_its_own_number_of_passes_and_the_examples_of_the_others_stay(made_from, dynamic, tmp_path):
+def test_a_source_has_its_own_number_of_passes_and_the_examples_of_other_sources_stay(stage_inputs, dynamic, tmp_path):
     documents = [
         Document(**{**vars_of(one), "source": "rare" if n < 9 else "other"}) for n, one in enumerate(golden_documents())
     ]
     given = inputs(tmp_path, documents)
 
     def rows(name: str, **changed: object) -> Counter[str]:
-        return Counter(map(str, table(made(tmp_path / name, given, **changed), "train").to_pylist()))
+        return Counter(map(str, table(build_examples(tmp_path / name, given, **changed), "train").to_pylist()))
 
     once, rare, other, all_of_them = (
         rows("once"),
@@ -308,7 +310,7 @@ def test_a_source_has_its_own_number_of_passes_and_the_examples_of_the_others_st
     assert min((rare - once).total(), (other - once).total()) > 100
 
 
-def test_the_manifest_says_how_many_rows_each_file_has(dynamic):
+def test_the_manifest_has_the_rows_of_each_file(dynamic):
     facts = dynamic.manifest.facts
     assert facts["row_group_size"] == 1024
     files = {name: dynamic.location / name for name in dynamic.manifest.files}
@@ -316,8 +318,8 @@ def test_the_manifest_says_how_many_rows_each_file_has(dynamic):
 
 
 @pytest.mark.parametrize("unit", ["word", "ngram"])
-def test_stored_masks_hide_whole_words(made_from, tmp_path, unit):
-    artifact = made(tmp_path, made_from, masking="static", mask_unit=unit, dupe_factor=1)
+def test_stored_masks_hide_whole_words(stage_inputs, tmp_path, unit):
+    artifact = build_examples(tmp_path, stage_inputs, masking="static", mask_unit=unit, dupe_factor=1)
     vocabulary = published_vocabulary()
     on = 0
     for row in table(artifact, "train").to_pylist():

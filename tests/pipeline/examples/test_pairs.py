@@ -107,12 +107,12 @@ def reference_instances(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["instances_L128.jsonl", "instances_L64_wwm.jsonl"])
-def test_the_reference_order_of_draws_gives_the_reference_instances(name: str) -> None:
+def test_the_reference_order_of_draws_results_in_the_reference_instances(name: str) -> None:
     settings, *expected = map(json.loads, unpack(name).splitlines())
     instances = list(reference_instances(settings))
     assert len(instances) == len(expected) > 1000
-    for number, (ours, theirs) in enumerate(zip(instances, expected, strict=True)):
-        assert ours == theirs, f"instance {number}"
+    for number, (actual, reference) in enumerate(zip(instances, expected, strict=True)):
+        assert actual == reference, f"instance {number}"
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +130,14 @@ def keyed_pairs(corpus: list[Sentences], max_tokens: int, short_seq_prob: float,
 
 
 def statistics(pairs: list[Pair], passes: int) -> tuple[float, float, float]:
-    """Pairs a pass, the share of random ones, the mean length with the three special tokens."""
+    """Pairs a pass, the fraction of random ones, the mean length with the three special tokens."""
     lengths = [pair.first_end - pair.first_start + pair.second_end - pair.second_start + 3 for pair in pairs]
     return len(pairs) / passes, float(np.mean([pair.label for pair in pairs])), float(np.mean(lengths))
 
 
 @pytest.mark.parametrize("name", ["instances_L128.jsonl", "instances_L64_wwm.jsonl"])
 def test_keyed_draws_give_the_statistics_of_the_reference(name, corpus):
-    """One pass over the 45 documents varies from seed to seed: its pairs by 10 %, the random share by 0.04, the mean
+    """One pass over the 45 documents varies from seed to seed: its pairs by 10 %, the random fraction by 0.04, the mean
     length by 6 % (standard deviations). Tolerances: 2.5 of them for the golden file, which is one or two passes; for
     the means of 40 passes, with the reference's draws and with keyed ones, 2.5 of their difference's.
     """
@@ -199,7 +199,7 @@ def test_a_random_document_is_another_one_whenever_there_is_one():
             assert (pair.shard != 7) == pair.label
 
 
-def test_the_only_document_stands_in_for_the_random_one():
+def test_the_only_document_is_also_the_random_one():
     pairs = list(make_pairs([Sentences(3, [0, 3, 6, 9, 12], 0, 4)], 0, 10, 0.1, KeyedDraws(1)))
     assert {pair.shard for pair in pairs} == {3}
 
@@ -246,7 +246,7 @@ def swapped_pairs(corpus: list[Sentences]) -> list[tuple[Sentences, Pair]]:
 
 
 def test_half_of_the_pairs_change_places_and_only_a_lone_sentence_gets_a_random_second(corpus):
-    """About 4,500 pairs with two segments of a document: three deviations of their share are 0.023."""
+    """About 4,500 pairs with two segments of a document: three deviations of their fraction are 0.023."""
     swapped, kept, random_ones = 0, 0, 0
     for document, pair in swapped_pairs(corpus):
         own = range(document.offsets[document.first], document.offsets[document.last])
@@ -264,7 +264,7 @@ def test_half_of_the_pairs_change_places_and_only_a_lone_sentence_gets_a_random_
 
 
 @pytest.mark.parametrize("max_tokens", [2, 3, 17, 63, 511])
-def test_full_sentences_hold_every_piece_once_in_order_and_cut_only_what_is_longer_than_a_pack(corpus, max_tokens):
+def test_full_sentences_hold_every_token_once_in_order_and_cut_only_sentences_longer_than_a_pack(corpus, max_tokens):
     order = [7, 3, 30, 12]
     packs = list(full_sentences(corpus, order, max_tokens))
     assert all(sum(end - start + 1 for _, start, end in pack) <= max_tokens for pack in packs)

@@ -39,7 +39,7 @@ def csv_text(delimiter: str) -> bytes:
 @pytest.mark.parametrize(
     "name", ["x.jsonl", "x.json", "x.ndjson.gz", "x.csv", "x.tsv", "x.csv.gz", "x.parquet", "X.JSONL"]
 )
-def test_every_format_gives_the_same_rows(tmp_path: Path, name: str):
+def test_every_format_has_the_same_rows(tmp_path: Path, name: str):
     path = tmp_path / name
     if "parquet" in name:
         pq.write_table(pa.Table.from_pylist(RECORDS), path)
@@ -70,7 +70,7 @@ def test_null_is_empty(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("x.jsonl", b'{"text": "a"}\n{"text": ', ":2: is not JSON"),
         ("x.jsonl", b'[{"text": "a"}]', ":1: holds a list"),
@@ -88,10 +88,10 @@ def test_null_is_empty(tmp_path: Path):
         ("x.txt", b"caf\xe9", "is not UTF-8"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, name: str, data: bytes, said: str):
+def test_an_error_names_its_place(tmp_path: Path, name: str, data: bytes, message: str):
     with pytest.raises(UserError, match=name.replace(".", r"\.")) as error:
         read(write(tmp_path / name, data), Columns())
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_parquet_file_without_the_column_names_those_it_has(tmp_path: Path):
@@ -131,7 +131,7 @@ def test_damaged_gzip_is_named(tmp_path: Path):
         read(Location(str(tmp_path / "x.jsonl.gz")), COLUMNS)
 
 
-def test_paragraphs_lie_between_blank_lines_or_else_at_the_ends_of_sentences():
+def test_paragraphs_end_at_blank_lines_or_without_any_at_ends_of_sentences():
     assert paragraphs("a\nb \r\n \r\n  c\n\n\n") == ["a b", "c"]
     assert paragraphs('A line that\ngoes on.\nAnother.\n"Third!"\nrest') == [
         "A line that goes on.",
@@ -143,7 +143,7 @@ def test_paragraphs_lie_between_blank_lines_or_else_at_the_ends_of_sentences():
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.txt", "x.txt.gz"])
-def test_files_are_read_alike_wherever_they_lie(folder: str, name: str):
+def test_files_are_read_alike_on_any_storage(folder: str, name: str):
     content = "".join(f'{{"text": "Line {n} of many."}}\n' for n in range(20_000))
     location = Location(folder) / name
     location.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())

@@ -24,7 +24,7 @@ from tests.paths import DATA
 
 EXTRACT = DATA / "extract"
 DUMPS = ["enwiki.xml.bz2", "nlwiki.xml", "viwiki-cut.xml.xz", "pear-0.3.xml"]
-#: Of the documents below: raise VERSION when the bytes are meant to change, then set this anew.
+#: Of the documents below: raise VERSION when the bytes are meant to change, then update this.
 DIGEST = "c9ca82b5dc00c8a0"
 
 PROSE = "It was a long day at sea, and nobody on board the ship had anything at all to say about it."
@@ -235,7 +235,7 @@ def test_a_book_can_be_one_document(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("source", "name", "data", "said"),
+    ("source", "name", "data", "message"),
     [
         (WIKI, "a.xml", b"<html>", "a.xml: begins with '<html>'"),
         (
@@ -250,11 +250,11 @@ def test_a_book_can_be_one_document(tmp_path: Path):
         (BOOKS, "a.txt", b"Hm.", "hold no document"),
     ],
 )
-def test_a_workers_error_arrives_as_one_line(tmp_path: Path, source: dict, name: str, data: bytes, said: str, capfd):
+def test_a_workers_error_arrives_as_one_line(tmp_path: Path, source: dict, name: str, data: bytes, message: str, capfd):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as error:
         run(config(s=source), {"s": files(tmp_path / name)}, output(tmp_path / "out"))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert "Traceback" not in capfd.readouterr().err
     assert not (tmp_path / "out/manifest.json").exists()
 
@@ -271,7 +271,7 @@ def test_a_full_disk_stays_an_os_error(tmp_path: Path, monkeypatch: pytest.Monke
     assert error.value.errno == 28
 
 
-def test_identity_leaves_out_where_files_lie_and_how_it_runs():
+def test_identity_excludes_file_paths_and_how_the_stage_runs():
     one, two = config(w=WIKI), config(w=WIKI)
     two = ExtractConfig.model_validate(
         {"sources": [{"name": "w", "files": ["elsewhere"], **WIKI}], "heldout_fraction": 0.3, "beam": ["--runner=X"]}
@@ -300,7 +300,7 @@ def test_many_processes_write_the_same_bytes_as_one(tmp_path: Path, monkeypatch:
     assert digests(alone) == digests(shared) and alone.counts == shared.counts and len(alone.files) >= 8
 
 
-def test_what_is_unwanted_is_dropped_with_its_reason(tmp_path: Path):
+def test_unwanted_documents_are_dropped_with_their_reason(tmp_path: Path):
     lines = [
         {"key": "numbers", "body": "1990 12.5 (3) 7 | 1991 13.0 (4) 8 | 1992 14.1"},
         {

@@ -76,9 +76,9 @@ def test_a_kill_loses_nothing_that_was_finished(dump: Path, full: Manifest, tmp_
         assert len(workers) == 2
         killed = time.monotonic()
         os.kill(child.pid if victim == "the run" else workers[0].pid, signal.SIGKILL)
-        _, said = child.communicate(timeout=60)
+        _, message = child.communicate(timeout=60)
     if victim == "a worker":
-        assert child.returncode == 1 and said.startswith("lost: ") and "was it killed" in said
+        assert child.returncode == 1 and message.startswith("lost: ") and "was it killed" in message
     _, alive = psutil.wait_procs(workers, timeout=60 - (time.monotonic() - killed))
     assert not alive
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "parts").glob("[0-9]*.json")}

@@ -49,7 +49,7 @@ def test_a_table_of_numbers_is_not():
         ("Pear", "x {{our own mark}}"),
     ],
 )
-def test_pages_that_tell_names_apart(title: str, markup: str):
+def test_disambiguation_pages_are_recognized(title: str, markup: str):
     dropped: Counter[str] = Counter()
     paragraphs(markup, dropped=dropped)
     assert is_disambiguation(title, markup, dropped, frozenset({"our own mark"}))
@@ -72,7 +72,7 @@ def test_articles_that_only_speak_of_it_stay(title: str, markup: str):
 
 
 @pytest.mark.parametrize(("code", "text"), [("en", ENGLISH), ("fr", FRENCH), ("de", GERMAN), ("ja", JAPANESE)])
-def test_a_language_is_told_where_it_is_certain(code: str, text: str):
+def test_a_language_is_detected_if_it_is_certain(code: str, text: str):
     assert detect_language(text) == code
     assert detect_language(text[:12]) in ("", code)
 

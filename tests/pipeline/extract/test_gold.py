@@ -1,4 +1,4 @@
-"""What is extracted of twelve articles beside what a person wrote down (tests/data/gold)."""
+"""The text extracted from twelve articles, compared with what a person kept (tests/data/gold)."""
 
 import re
 from collections import Counter
@@ -27,9 +27,9 @@ def extracted() -> dict[str, list[str]]:
     return found
 
 
-def f1(ours: str, gold: str) -> float:
+def f1(extracted_text: str, gold: str) -> float:
     """Of the two texts' words, punctuation apart, as multisets."""
-    found, wanted = Counter(re.findall(r"\w+|[^\w\s]", ours)), Counter(re.findall(r"\w+|[^\w\s]", gold))
+    found, wanted = Counter(re.findall(r"\w+|[^\w\s]", extracted_text)), Counter(re.findall(r"\w+|[^\w\s]", gold))
     return 2 * (found & wanted).total() / (found.total() + wanted.total())
 
 

@@ -54,7 +54,7 @@ def test_header_and_footer_go_in_every_wording(start: str, end: str):
     assert [chapter[:2] for chapter in found.chapters] == [("CHAPTER I", [JOINED])]
 
 
-def test_a_header_without_marker_goes_too():
+def test_a_header_without_marker_is_dropped_too():
     found = read_book(book(HEADER + "Produced by Nobody", "\n\n\nCHAPTER I", PARAGRAPH))
     assert [chapter[:2] for chapter in found.chapters] == [("CHAPTER I", [JOINED])]
 
@@ -148,7 +148,7 @@ def test_a_book_of_a_script_without_spaces_has_prose():
 
 
 @given(st.lists(st.lists(st.integers(1, 9), max_size=4), max_size=4), st.integers(1, 7))
-def test_a_book_is_cut_every_so_many_sentences_within_its_paragraphs(sizes: list[list[int]], every: int):
+def test_a_book_is_split_after_a_number_of_sentences_within_its_paragraphs(sizes: list[list[int]], every: int):
     chapters = [chapter_of(*(" ".join(f"Sentence {n}." for n in range(size)) for size in row)) for row in sizes]
     paragraphs = [paragraph for chapter in chapters for paragraph in chapter.paragraphs]
     pieces = split_by_sentences(chapters, every)
@@ -160,7 +160,7 @@ def test_a_book_is_cut_every_so_many_sentences_within_its_paragraphs(sizes: list
     assert sum(len(piece.paragraphs) for piece in pieces) < len(paragraphs) + len(pieces) + 1
 
 
-def test_cut_sentences_of_a_script_without_spaces_stay_together():
+def test_split_sentences_of_a_script_without_spaces_stay_together():
     (first, second) = split_by_sentences([chapter_of("一。二。三。")], 2)
     assert (first.paragraphs, second.paragraphs) == (["一。二。"], ["三。"])
 

@@ -107,7 +107,7 @@ def repartitioned(location: Location, folder: Path, span: ByteRange) -> Iterator
 
 @settings(max_examples=60, deadline=None)
 @given(PAGES, st.sampled_from(sorted(PACKERS)), st.integers(300, 1500), st.integers(50, 2000), st.integers(200, 3000))
-def test_a_page_lies_where_its_record_says_however_it_is_read(
+def test_a_page_is_where_its_record_says_for_every_reader(
     tmp_path_factory: pytest.TempPathFactory,
     found: list[tuple[str, int]],
     kind: str,
@@ -143,7 +143,7 @@ def test_a_page_lies_where_its_record_says_however_it_is_read(
         assert again and again._replace(record=one.record) == one
 
 
-def test_the_pages_of_real_dumps_lie_where_their_records_say():
+def test_the_pages_of_real_dumps_are_where_their_records_say():
     for path in sorted(EXTRACT.glob("*.xml*")):
         location, data = Location(str(path)), path.read_bytes()
         for one in dump.pages(location, ByteRange(0, len(data)), dump.read_site(location), ReadStatus()):
@@ -170,12 +170,12 @@ def table(kind: str, end: str) -> str:
 @pytest.mark.parametrize("kind", ["x.jsonl", "x.csv", "x.tsv", "x.jsonl.gz", "x.csv.gz"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_row_lies_where_its_record_says(tmp_path: Path, kind: str, end: str, encoding: str):
+def test_a_row_is_where_its_record_says(tmp_path: Path, kind: str, end: str, encoding: str):
     raw = table(kind, end).encode(encoding, "replace")
     data = gzip.compress(raw[:50]) + gzip.compress(raw[50:]) if kind.endswith("gz") else raw
     (tmp_path / kind).write_bytes(data)
-    columns, said = Columns(doc_id="id"), encoding if not encoding.startswith("utf-8") else ""
-    found = list(read_rows(Location(str(tmp_path / kind)), columns, said))
+    columns, given_encoding = Columns(doc_id="id"), encoding if not encoding.startswith("utf-8") else ""
+    found = list(read_rows(Location(str(tmp_path / kind)), columns, given_encoding))
     assert [row.doc_id for _, row in found] == ["a", "b", "", "c", "d"]
     assert sum(record.bytes for record, _ in found) <= len(raw)
     follows = encoding.removesuffix("-sig") + ("-le" if encoding in ("utf-16", "utf-32") else "")
@@ -207,7 +207,7 @@ def test_a_row_of_parquet_has_its_number_and_a_text_file_is_a_record(tmp_path: P
     ),
     st.sampled_from(["x.txt", "x.txt.gz"]),
 )
-def test_lines_given_as_sentences_lie_where_their_record_says(
+def test_documents_of_sentence_lines_are_where_their_record_says(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int, boundary: DocumentBoundary, name: str
 ):
     folder = tmp_path_factory.mktemp("lines")
@@ -245,7 +245,7 @@ TALE = "\n\n".join(
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-be", "cp1252", "cp037", "gb18030"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_chapter_lies_where_its_lines_say(encoding: str, end: str):
+def test_a_chapter_is_where_its_line_spans_say(encoding: str, end: str):
     data = (TALE if encoding != "cp037" else TALE.replace("—", "-")).replace("\n", end).encode(encoding)
     text, starts = decode_lines(data, "tale.txt", encoding if encoding[:3] not in ("utf",) or "be" in encoding else "")
     assert (
@@ -266,7 +266,7 @@ def test_a_chapter_lies_where_its_lines_say(encoding: str, end: str):
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.name)
-def test_the_paragraphs_of_a_real_book_stand_in_their_lines(path: Path):
+def test_the_paragraphs_of_a_real_book_are_in_their_line_spans(path: Path):
     text = decode(path.read_bytes(), path.name)
     chapters = read_book(text).chapters
     lines = text.split("\n")

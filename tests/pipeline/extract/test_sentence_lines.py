@@ -99,7 +99,7 @@ def test_sentences_stay_as_given_up_to_their_pieces(tmp_path: Path):
     assert cut.documents.tolist() == [0, 2]
 
 
-def test_a_source_of_sentences_gives_documents_with_ids_that_do_not_depend_on_ranges(tmp_path: Path, monkeypatch):
+def test_a_source_of_sentences_has_documents_with_ids_that_do_not_depend_on_ranges(tmp_path: Path, monkeypatch):
     location = write(tmp_path, unpack("sentences.txt").encode())
     file = SourceFile(str(location), "ab" * 32, location.size())
     source = {"name": "s", "kind": "sentences", "files": ["x"]}
@@ -136,7 +136,7 @@ def test_sentences_given_as_prose_are_refused_with_their_kind():
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"one\ncaf\xe9\n", "is not utf-8 (byte 0xe9 at 7)"),
         ("one\n\ntwo".encode("utf-16"), "is utf-16; convert it to UTF-8"),
@@ -144,10 +144,10 @@ def test_sentences_given_as_prose_are_refused_with_their_kind():
         (b"one\n" * 100_002, "without boundaries"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, data: bytes, said: str):
+def test_an_error_names_file_and_fix(tmp_path: Path, data: bytes, message: str):
     with pytest.raises(UserError, match=r"x\.txt: ") as error:
         read(write(tmp_path, data), DocumentBoundary())
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_encoding_can_be_set(tmp_path: Path):

@@ -30,7 +30,7 @@ from tests.golden import (
 )
 
 
-def made(root: Path, documents: list[Document], shards: int = 3, workers: int = 2) -> Artifact:
+def build_tokens(root: Path, documents: list[Document], shards: int = 3, workers: int = 2) -> Artifact:
     inputs = {"documents": documents_artifact(root, documents, shards), "vocab": vocab_artifact(root)}
     out = output(root, "tokens")
     run(TokensConfig(workers=workers), inputs, out)
@@ -39,7 +39,7 @@ def made(root: Path, documents: list[Document], shards: int = 3, workers: int = 
 
 @pytest.fixture(scope="module")
 def tokens(ray_session, tmp_path_factory) -> Artifact:
-    return made(tmp_path_factory.mktemp("tokens"), golden_documents())
+    return build_tokens(tmp_path_factory.mktemp("tokens"), golden_documents())
 
 
 def test_a_document_reads_back_as_the_pieces_of_its_sentences(tokens):
@@ -80,7 +80,7 @@ def test_counts_say_what_is_in_the_shards(tokens):
 def test_the_corpus_has_the_same_documents_in_the_same_order_however_they_are_sharded(ray_session, tokens, tmp_path):
     documents = golden_documents()
     random.Random(5).shuffle(documents)
-    others = made(tmp_path, documents, shards=4, workers=1)
+    others = build_tokens(tmp_path, documents, shards=4, workers=1)
     for heldout in (False, True):
         corpora = [(Corpus(token_shards(one), heldout), token_shards(one)) for one in (tokens, others)]
         contents = []
@@ -96,7 +96,7 @@ def test_the_corpus_has_the_same_documents_in_the_same_order_however_they_are_sh
 def test_documents_without_pieces_are_dropped_and_counted(ray_session, tmp_path):
     empty = document(["\u200b\x01"], doc_id="empty", source="s", heldout_fraction=0)
     short = document(["One.", "Two. \u200b"], doc_id="short", source="s", heldout_fraction=0)
-    tokens = made(tmp_path, [empty, short, empty], shards=3)
+    tokens = build_tokens(tmp_path, [empty, short, empty], shards=3)
     assert tokens.manifest.counts["documents"] == 1
     assert tokens.manifest.drops == {"without pieces": 2}
     assert [len(shard.documents) for shard in token_shards(tokens)] == [1]
@@ -155,15 +155,15 @@ def test_slices_on_s3_are_those_on_the_disk(s3_bucket, monkeypatch, gap):
     draw = np.random.default_rng(2)
     lengths = draw.integers(1, 90, 300)
     starts = draw.integers(0, len(ids) - lengths)
-    starts[:3], lengths[:3] = [0, len(ids) - 5, 100], [7, 5, 40_000]  # both ends, and one that covers others
+    starts[:3], lengths[:3] = [0, len(ids) - 5, 100], [7, 5, 40_000]  # both ends, and one that covers several
     assert (TokenShard(location, "00007").slices(starts, lengths) == ids[ragged_ranges(starts, lengths)]).all()
 
 
-def test_an_error_that_a_user_can_mend_leaves_a_worker_as_it_is(ray_session):
+def test_an_error_that_a_user_can_fix_leaves_a_worker_unchanged(ray_session):
     def fail(name: str) -> None:
-        raise UserError(f"{name}: is broken; mend it")
+        raise UserError(f"{name}: is broken; fix it")
 
-    with pytest.raises(UserError, match=r"^00003: is broken; mend it$"):
+    with pytest.raises(UserError, match=r"^00003: is broken; fix it$"):
         for_each(fail, ["00003"], 2)
 
 

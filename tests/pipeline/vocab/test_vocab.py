@@ -32,7 +32,7 @@ def pieces(words: dict[str, int], size: int, min_frequency: int = 1) -> list[str
 
 
 def naive(words: dict[str, int], size: int, min_frequency: int) -> list[str]:
-    """The same by its definition: all pairs counted anew for each merge."""
+    """The same by its definition: all pairs are counted again for each merge."""
     spellings = {word: [word[0], *("##" + c for c in word[1:])] for word in words}
     known = {piece for spelling in spellings.values() for piece in spelling}
     found: list[str] = []
@@ -135,7 +135,7 @@ def test_no_place_is_empty_while_a_pair_of_any_word_is_frequent_enough(words, co
     assert train_pieces(words, vocabulary, 1, min_frequency) == []
 
 
-def test_an_alphabet_that_is_small_beside_the_vocabulary_is_whole():
+def test_an_alphabet_that_is_small_for_the_vocabulary_is_complete():
     words = {"a" * 100: 10**6, **dict.fromkeys("bcdefghij", 1)}
     for size, kept in ((5 + 9 * 30, 9), (5 + 10 * 30, 10)):
         vocabulary = train_vocabulary(words, VocabConfig(size=size))
@@ -156,7 +156,7 @@ def test_ideographs_and_a_run_of_kana_are_known_where_1000_characters_were_not_e
     st.integers(30, 45),
     st.floats(0.1, 1),
 )
-def test_what_is_said_to_be_left_out_is_what_the_tokenizer_does_not_know(words, size, coverage):
+def test_reported_left_out_words_are_unknown_to_the_tokenizer(words, size, coverage):
     words = words | {"a" * 201: 3}
     vocabulary = train_vocabulary(words, VocabConfig(size=size, character_coverage=coverage))
     left = count_left_out(words, vocabulary)
@@ -169,7 +169,7 @@ def test_what_is_said_to_be_left_out_is_what_the_tokenizer_does_not_know(words, 
     assert bool(left.most_frequent) == bool(left.words) == bool(left.distinct_characters)
 
 
-def test_what_is_left_out_is_said_in_numbers():
+def test_left_out_characters_are_counted():
     words = {"ab": 97, "x☃☃": 1, "♜": 2, "a" * 201: 4}
     assert count_left_out(words, [*SPECIAL_TOKENS, "a", "##b", "x", "♜"]).plain == {
         "distinct_characters": 1,
@@ -189,7 +189,7 @@ def test_the_special_tokens_come_first_and_the_size_is_met():
     assert len(vocabulary) == len(set(vocabulary)) == 15
 
 
-def test_no_room_for_the_alphabet_is_an_error_that_says_how_much_there_must_be():
+def test_no_room_for_the_alphabet_is_an_error_that_names_the_size_needed():
     with pytest.raises(UserError, match=r"vocab\.size: 8 has no room .* set it to 11 at least"):
         train_vocabulary({"abc": 1}, VocabConfig(size=8))
     with pytest.raises(UserError, match=r"or lower vocab\.character_coverage \(now 0\.9995\)$"):
@@ -250,7 +250,7 @@ def test_quality_is_the_share_of_unknown_words_and_pieces_per_word():
 CONFIG = VocabConfig(size=1500)
 
 
-def made(root: Path, shuffle: int | None, shards: int, workers: int, layout: str = "compact") -> Location:
+def build_vocab(root: Path, shuffle: int | None, shards: int, workers: int, layout: str = "compact") -> Location:
     documents = golden_documents()
     if shuffle is not None:
         random.Random(shuffle).shuffle(documents)
@@ -264,15 +264,15 @@ def made(root: Path, shuffle: int | None, shards: int, workers: int, layout: str
 def test_the_same_documents_give_the_same_bytes_in_any_order_with_any_workers(
     ray_session, tmp_path, shuffle, shards, workers
 ):
-    first = made(tmp_path / "a", None, 3, 2)
-    second = made(tmp_path / "b", shuffle, shards, workers)
+    first = build_vocab(tmp_path / "a", None, 3, 2)
+    second = build_vocab(tmp_path / "b", shuffle, shards, workers)
     for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
 @pytest.mark.parametrize(("layout", "special"), [("compact", [0, 1, 2, 3, 4]), ("google", [0, 100, 101, 102, 103])])
-def test_the_artifact_holds_the_vocabulary_and_says_how_it_fares(ray_session, tmp_path, layout, special):
-    location = made(tmp_path, None, 3, 2, layout)
+def test_the_artifact_holds_the_vocabulary_and_its_quality(ray_session, tmp_path, layout, special):
+    location = build_vocab(tmp_path, None, 3, 2, layout)
     manifest = finished(output(tmp_path, "vocab")).manifest
     lines = (location / "vocab.txt").read_text().split("\n")[:-1]
     assert len(lines) == 1500 == manifest.facts["size"]
@@ -286,14 +286,14 @@ def test_the_artifact_holds_the_vocabulary_and_says_how_it_fares(ray_session, tm
 
 
 def test_the_bytes_are_those_of_this_version(ray_session, tmp_path):
-    made(tmp_path, None, 3, 2)
+    build_vocab(tmp_path, None, 3, 2)
     found = digest(finished(output(tmp_path, "vocab")))
     assert (VERSION, found) == (3, "95c8e7b34f3a"), (
         "the same input gives other bytes: raise VERSION in pipeline/vocab/stage.py"
     )
 
 
-def test_more_pieces_than_the_text_gives_are_no_error_but_a_warning(ray_session, tmp_path):
+def test_more_pieces_than_the_text_has_are_a_warning_and_no_error(ray_session, tmp_path):
     text = document(["the cat saw the cat"], doc_id="a", source="s", heldout_fraction=0)
     out = output(tmp_path, "vocab")
     manifest = run(VocabConfig(size=500), {"documents": documents_artifact(tmp_path, [text], 1)}, out)
@@ -303,7 +303,7 @@ def test_more_pieces_than_the_text_gives_are_no_error_but_a_warning(ray_session,
     assert "note" not in manifest.facts and manifest.facts["left_out"]["words"] == 0
 
 
-def test_what_was_left_out_is_told_and_many_unknown_words_are_a_warning(ray_session, tmp_path):
+def test_left_out_characters_are_noted_and_many_unknown_words_are_a_warning(ray_session, tmp_path):
     out = output(tmp_path, "vocab")
     config = VocabConfig(size=300, character_coverage=0.9)
     facts = run(config, {"documents": documents_artifact(tmp_path, golden_documents(), 3)}, out).facts
@@ -314,9 +314,11 @@ def test_what_was_left_out_is_told_and_many_unknown_words_are_a_warning(ray_sess
         f"{left['of_characters']:,}; for them {left['words']:,} of its {left['of_words']:,} words are unknown."
     )
     (warning,) = facts["warnings"]
-    share = 100 * facts["heldout"]["unknown_share"]
-    assert warning.startswith(f"vocab: {share:.1f} % of the words of held-out documents are unknown; raise vocab.size")
-    assert share > 1 and left["words"] / left["of_words"] > 0.01
+    unknown = 100 * facts["heldout"]["unknown_share"]
+    assert warning.startswith(
+        f"vocab: {unknown:.1f} % of the words of held-out documents are unknown; raise vocab.size"
+    )
+    assert unknown > 1 and left["words"] / left["of_words"] > 0.01
 
 
 def test_characters_that_the_training_text_lacks_call_for_more_of_it(ray_session, tmp_path):
@@ -333,18 +335,18 @@ def test_characters_that_the_training_text_lacks_call_for_more_of_it(ray_session
     ]
 
 
-def brought(path: Path) -> SourceFile:
+def source_file(path: Path) -> SourceFile:
     data = path.read_bytes()
     return SourceFile(str(path), hashlib.sha256(data).hexdigest(), len(data))
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json"])
-def test_a_file_takes_the_place_of_training_and_the_words_say_how_it_fares(ray_session, tmp_path, name):
+def test_a_file_replaces_training_and_is_measured_on_the_words(ray_session, tmp_path, name):
     (tmp_path / "vocab.txt").write_text("\n".join(published_vocabulary()))
     (tmp_path / "tokenizer.json").write_text(build(published_vocabulary()).to_str())
     documents = documents_artifact(tmp_path, golden_documents(), 3)
     out = output(tmp_path, "vocab")
-    source = brought(tmp_path / name)
+    source = source_file(tmp_path / name)
     manifest = run(VocabConfig(file=source.uri), {"documents": documents, "file": source}, out)
     assert (out.location / "vocab.txt").read_text().split("\n")[:-1] == published_vocabulary()
     assert (out.location / "tokenizer.json").read_text() == build(published_vocabulary()).to_str(pretty=True)
@@ -357,7 +359,7 @@ def test_a_file_takes_the_place_of_training_and_the_words_say_how_it_fares(ray_s
 
 def test_a_file_of_another_case_is_refused_before_any_work(tmp_path):
     (tmp_path / "cased.json").write_text(build(published_vocabulary(), lowercase=False).to_str())
-    source = brought(tmp_path / "cased.json")
+    source = source_file(tmp_path / "cased.json")
     out = output(tmp_path, "vocab")
     inputs = {"documents": documents_artifact(tmp_path, golden_documents(), 3), "file": source}
     with pytest.raises(UserError, match=r"cased\.json: .* set vocab\.lowercase: false"):
@@ -369,12 +371,12 @@ def test_another_vocabulary_is_measured_on_the_same_words(ray_session, tmp_path)
     documents = documents_artifact(tmp_path, golden_documents(), 3)
     (tmp_path / "small.txt").write_text("\n".join([*SPECIAL_TOKENS, "the", "a"]))
     out = output(tmp_path, "vocab")
-    inputs = {"documents": documents, "compare": brought(tmp_path / "small.txt")}
+    inputs = {"documents": documents, "compare": source_file(tmp_path / "small.txt")}
     facts = run(CONFIG, inputs, out).facts
     assert (facts["compared"]["name"], facts["compared"]["size"]) == ("small.txt", 7)
     assert facts["compared"]["words"] == facts["heldout"]["words"]
     assert facts["compared"]["unknown_share"] > 0.5 > facts["heldout"]["unknown_share"]
-    alone = made(tmp_path / "alone", None, 3, 2)
+    alone = build_vocab(tmp_path / "alone", None, 3, 2)
     assert (alone / "vocab.txt").read_bytes() == (out.location / "vocab.txt").read_bytes()
 
 
@@ -395,7 +397,7 @@ def test_the_bytes_of_the_files_count_and_their_paths_do_not(tmp_path):
     assert place(f"vocab.file={tmp_path}/a.txt") != place(f"vocab.compare={tmp_path}/a.txt")
 
 
-def test_a_stopped_run_goes_on_from_the_shards_it_has_counted(ray_session, tmp_path):
+def test_a_stopped_run_resumes_from_the_shards_it_has_counted(ray_session, tmp_path):
     documents = documents_artifact(tmp_path, golden_documents(), 3)
     out = output(tmp_path, "vocab")
     away = documents.location / "documents/00001.parquet"

@@ -46,7 +46,7 @@ def read(location: Location, span: ByteRange | None = None) -> tuple[list[Page |
     return list(pages(location, span, read_site(location), status)), status.truncation
 
 
-def test_every_compression_gives_the_same_pages_whatever_the_name(tmp_path: Path):
+def test_every_compression_has_the_same_pages_under_any_name(tmp_path: Path):
     data = xml(page(1), page(2))
     packed = {"xml": data, "bz2": bz2.compress(data), "gz": gzip.compress(data), "xz": lzma.compress(data)}
     packed["lzma"] = lzma.compress(data, lzma.FORMAT_ALONE)
@@ -89,7 +89,7 @@ def test_a_compressed_single_stream_is_one_range(tmp_path: Path):
     assert byte_ranges(location, 10, 10) == [ByteRange(0, location.size())]
 
 
-def test_a_dump_cut_in_a_page_keeps_the_whole_ones_and_says_so(tmp_path: Path):
+def test_a_dump_truncated_in_a_page_keeps_complete_pages_and_reports_it(tmp_path: Path):
     whole = xml(page(1), page(2), page(3))
     found, reason = read(write(tmp_path, whole[: whole.rindex(b"</text>")]))
     assert [p.page_id for p in found if p] == [1, 2]
@@ -101,7 +101,7 @@ def test_a_dump_cut_in_a_page_keeps_the_whole_ones_and_says_so(tmp_path: Path):
 @pytest.mark.parametrize(
     "packer", [lambda data: bz2.compress(data, 1), gzip.compress, lambda data: lzma.compress(data, preset=0)]
 )
-def test_a_cut_compressed_stream_keeps_the_whole_pages_and_says_so(tmp_path: Path, packer):
+def test_a_truncated_compressed_stream_keeps_complete_pages_and_reports_it(tmp_path: Path, packer):
     noise = random.Random(1)
     data = xml(*(page(i, noise.randbytes(3000).hex()) for i in range(200)))
     packed = packer(data)
@@ -111,7 +111,7 @@ def test_a_cut_compressed_stream_keeps_the_whole_pages_and_says_so(tmp_path: Pat
 
 
 @pytest.mark.parametrize("packer", [bz2.compress, gzip.compress, lzma.compress])
-def test_a_stream_cut_before_its_first_page_is_said_to_be_cut(tmp_path: Path, packer):
+def test_a_stream_truncated_before_its_first_page_is_reported_as_cut_off(tmp_path: Path, packer):
     packed = packer(xml(page(1)))
     for size in (20, len(packed) // 4):
         with pytest.raises(UserError, match=r"dump: is cut off: .*fetch it again"):
@@ -207,7 +207,7 @@ def test_the_site_is_read_from_the_header():
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b"<!DOCTYPE html><html><body>Not found</body></html>", "HTML"),
@@ -223,11 +223,11 @@ def test_the_site_is_read_from_the_header():
         (b'<!DOCTYPE m [<!ENTITY a "b">]>' + xml(page(1)), "document type"),
     ],
 )
-def test_what_is_no_dump_is_refused_by_name(tmp_path: Path, content: bytes, said: str):
+def test_a_file_that_is_no_dump_is_rejected_by_its_format(tmp_path: Path, content: bytes, message: str):
     location = write(tmp_path, content, "wrong")
     with pytest.raises(UserError, match="wrong: ") as error:
         read(location)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_text_in_another_encoding_names_the_page(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""What a dump can be beside a plain one: indexed, joined, hostile, or something else altogether."""
+"""Dumps that are not plain: indexed, joined, hostile, or another format."""
 
 import bz2
 import codecs
@@ -147,7 +147,7 @@ def test_comments_and_sections_hide_no_page_and_bring_none(tmp_path: Path):
     ]
 
 
-def test_a_page_that_is_cut_in_itself_or_holds_zero_bytes_is_malformed_alone(tmp_path: Path):
+def test_only_the_page_that_is_incomplete_or_has_zero_bytes_is_malformed(tmp_path: Path):
     cut = page(2).removesuffix("</page>\n")
     assert titles(written(tmp_path, dump(page(1), cut, page(3), page(4, "a\0b"), page(5)))) == [
         "Page 1",
@@ -189,7 +189,7 @@ def tar() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"7z\xbc\xaf\x27\x1c rest", "a 7z archive"),
         (b"PK\x03\x04 rest", "a zip archive"),
@@ -211,9 +211,9 @@ def tar() -> bytes:
         (bz2.compress(bz2.compress(b"<mediawiki>")), "compressed twice"),
     ],
 )
-def test_something_else_is_named_whatever_it_is_called(tmp_path: Path, data: bytes, said: str):
+def test_another_format_is_named_under_any_file_name(tmp_path: Path, data: bytes, message: str):
     location = written(tmp_path, data, "enwiki-latest-pages-articles.xml.bz2")
     with pytest.raises(UserError, match=r"pages-articles\.xml\.bz2: ") as error:
         compression(location)
         read_site(location)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)

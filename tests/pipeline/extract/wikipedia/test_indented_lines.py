@@ -66,7 +66,7 @@ def test_a_passage_that_ends_in_no_stop_stays_if_a_sentence_ends_inside_it():
         "「我来了，我看见了，我征服了。」——恺撒",
     ],
 )
-def test_a_sentence_that_ends_in_a_wide_stop_stays_with_the_note_behind_it(line: str):
+def test_a_sentence_that_ends_in_a_wide_stop_stays_with_the_note_after_it(line: str):
     assert paragraphs(":" + line) == [line]
     assert paragraphs(":城。（1945年焼失した大きい城）") == []
 
@@ -86,7 +86,7 @@ def test_thai_prose_needs_no_stop():
         ":No, I do not think so at all. ~~~~",
     ],
 )
-def test_signed_talk_goes_with_all_of_its_replies(talk: str):
+def test_a_signed_discussion_is_dropped_with_all_replies(talk: str):
     assert paragraphs(f"Prose before it.\n{talk}\n\nProse after it.") == ["Prose before it.", "Prose after it."]
 
 
@@ -108,7 +108,7 @@ def test_a_formula_is_no_sentence_and_what_follows_it_on_its_line_may_be_one(for
     assert paragraphs(f"{formula}\n{after}") == ["where c is the speed of light in vacuum."]
 
 
-def test_a_line_of_verse_is_no_sentence_because_a_stop_stands_at_its_end():
+def test_a_line_of_verse_is_no_sentence_because_a_stop_is_at_its_end():
     verse = [
         ":The lamp is in the window,",
         ":the moon is on the hill.",
@@ -157,14 +157,14 @@ def test_a_sentence_that_only_begins_like_a_pointer_stays(text: str):
     assert not is_pointer_line(text) and paragraphs(text) == [text]
 
 
-def test_an_italic_quotation_goes_nowhere_below_prose():
+def test_an_italic_quotation_stays_below_prose():
     assert paragraphs("Er sagte:\n:''Ich habe die Stadt gesehen.''<ref>x</ref>") == [
         "Er sagte:",
         "Ich habe die Stadt gesehen.",
     ]
 
 
-def test_items_of_a_list_go_whatever_they_are_nested_in():
+def test_items_of_a_list_are_dropped_at_any_nesting():
     item = "A sentence about the river stands here."
     marks = ["*", "#", ":*", ":#", "::*", "*:", "#:", "*;", "; Term\n:*", ": * ", ": • ", ":• "]
     assert paragraphs("\n".join(mark + item for mark in marks)) == []
@@ -223,7 +223,7 @@ def test_a_megabyte_of_anything_indented_is_read_in_linear_time(token: str):
     assert time.process_time() - start < 8
 
 
-def test_a_paragraph_that_is_a_sentence_stays_though_it_says_where_to_read_on():
+def test_a_paragraph_that_is_a_sentence_stays_even_if_it_says_where_to_read_more():
     for text in (
         "For the simplest of them in all three notations, see the examples.",
         "語彙については、語彙の項を参照。",

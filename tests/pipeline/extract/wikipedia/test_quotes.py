@@ -48,7 +48,7 @@ def one(markup: str) -> str:
         ("One ''line\nl'''altra'' riga.", "One line l'altra riga."),
     ],
 )
-def test_an_apostrophe_beside_italics_stays(markup: str, text: str):
+def test_an_apostrophe_next_to_italics_stays(markup: str, text: str):
     assert one(markup) == text
 
 
@@ -66,7 +66,7 @@ def test_a_line_of_marks_alone_ends_no_paragraph():
 
 
 def do_quotes(line: str) -> str:
-    """What MediaWiki shows of a line (Parser::doQuotes), written apart from ours, and more slowly."""
+    """What MediaWiki displays of a line (Parser::doQuotes): an independent, slower implementation."""
     text, runs = re.split("''+", line), re.findall("''+", line)
     for i, run in enumerate(runs):
         size = {2: 2, 3: 3, 4: 3}.get(len(run), 5)
@@ -75,10 +75,10 @@ def do_quotes(line: str) -> str:
     bold, italic = sum(len(run) in (3, 5) for run in runs), sum(len(run) in (2, 5) for run in runs)
     if bold % 2 == italic % 2 == 1:
         threes = [i for i, run in enumerate(runs) if len(run) == 3]
-        behind_blank = [i for i in threes if text[i].endswith(" ")]
-        behind_letter = [i for i in threes if i not in behind_blank and text[i][-2:-1] == " "]
-        behind_word = [i for i in threes if i not in behind_blank and i not in behind_letter]
-        for i in (behind_letter or behind_word or behind_blank)[:1]:
+        after_space = [i for i in threes if text[i].endswith(" ")]
+        after_letter = [i for i in threes if i not in after_space and text[i][-2:-1] == " "]
+        after_word = [i for i in threes if i not in after_space and i not in after_letter]
+        for i in (after_letter or after_word or after_space)[:1]:
             text[i] += "'"
     return "".join(text)
 

@@ -31,8 +31,8 @@ PAGES = 60
 
 
 def page(number: int) -> str:
-    noise = random.Random(number)
-    words = " ".join(noise.choice(["Ship", "sea", "long", "day", "board", "nobody", "wind"]) for _ in range(200))
+    draw = random.Random(number)
+    words = " ".join(draw.choice(["Ship", "sea", "long", "day", "board", "nobody", "wind"]) for _ in range(200))
     return (
         f"<page><title>Page {number}</title><ns>{number % 5 // 4}</ns><id>{number}</id>"
         f"<revision><id>{number}</id><text>It was {number}. {words}.</text></revision></page>\n"
@@ -93,7 +93,9 @@ def test_a_repartitioned_stream_has_the_documents_of_a_direct_read(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", PACKERS)
-def test_a_cut_stream_keeps_its_whole_pages_and_the_manifest_says_so_once(tmp_path: Path, kind: str, monkeypatch):
+def test_a_truncated_stream_keeps_complete_pages_and_the_manifest_reports_it_once(
+    tmp_path: Path, kind: str, monkeypatch
+):
     packed = PACKERS[kind](dump())
     (tmp_path / "cut").write_bytes(packed[: len(packed) * 3 // 4] if kind != "bz2" else PACKERS[kind](dump()[:-900]))
     inputs = {"w": given(tmp_path / "cut")}
@@ -113,7 +115,7 @@ def test_a_few_large_streams_are_each_repartitioned(tmp_path: Path, monkeypatch:
     (tmp_path / "dump").write_bytes(b"".join(bz2.compress(data[i : i + third]) for i in range(0, len(data), third)))
     monkeypatch.setattr(work_units, "MULTISTREAM_UNIT_BYTES", 1000)
     inputs = {"w": given(tmp_path / "dump")}
-    assert [unit.file_ranges[0].long for unit in plan_units(config(), inputs)][:3] == [True] * 3
+    assert [unit.file_ranges[0].long_stream for unit in plan_units(config(), inputs)][:3] == [True] * 3
     manifest = run(config(), inputs, output(tmp_path / "out"))
     assert manifest.counts["records"] == PAGES + 3
     assert {name[:15] for name in manifest.files} >= {f"documents/0000{n}" for n in range(3)}
@@ -205,13 +207,13 @@ def test_a_stream_without_its_record_is_repartitioned_again(tmp_path: Path):
 @pytest.mark.usefixtures("tiny")
 def test_partitions_work_on_any_storage(folder: str, tmp_path: Path):
     (tmp_path / "dump").write_bytes(lzma.compress(dump()))
-    told: list[tuple] = []
+    reports: list[tuple] = []
     manifest = run(
-        config(), {"w": given(tmp_path / "dump")}, output(f"{folder}/out", lambda *progress: told.append(progress))
+        config(), {"w": given(tmp_path / "dump")}, output(f"{folder}/out", lambda *progress: reports.append(progress))
     )
     assert len(rows(f"{folder}/out", manifest)) == manifest.counts["documents"] == PAGES + 1 - 12
-    assert told[0][2:] == ("MB", "repartitioning compressed files") and told[-1][2] == "ranges"
-    assert told[-1][0] == told[-1][1] == len(manifest.files)
+    assert reports[0][2:] == ("MB", "repartitioning compressed files") and reports[-1][2] == "ranges"
+    assert reports[-1][0] == reports[-1][1] == len(manifest.files)
     assert not [name for name in (Location(folder) / "out").sizes() if name.startswith("scratch")]
 
 
