@@ -34,8 +34,8 @@ class UserFiles:
 
     def load(self, found: Sequence[SourceFile]) -> list[SourceFile] | SourceFile:
         """A list for a field that is one, else the file. Raises UserError when there are several all the same."""
-        self.path.check_number([file.uri for file in found])
-        return list(found) if self.path.several else found[0]
+        self.path.check_count([file.uri for file in found])
+        return list(found) if self.path.is_list else found[0]
 
 
 class Outputs(Protocol):

@@ -1,9 +1,11 @@
 """A YAML file -> a run: the stages' own configurations, and what must agree between them."""
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from cloze.infra.key_hints import KEY_HINTS
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.dedup.stage import DedupConfig
 from cloze.pipeline.examples.stage import ExamplesConfig
@@ -29,6 +31,8 @@ class RunConfig(Config):
     examples: ExamplesConfig
     pretrain: PretrainConfig
     finetune: tuple[FinetuneConfig, ...] = ()
+
+    KEY_HINTS: ClassVar[Mapping[str, object]] = KEY_HINTS
 
     @model_validator(mode="after")
     def _a_length_has_one_number_of_predictions(self) -> Self:
