@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.signals import interrupted_by
+from cloze.pipeline.core.signals import keyboard_interrupt_on
 
 if TYPE_CHECKING:
     from cloze.infra.planner import Run, Step
@@ -51,7 +51,9 @@ _EPILOG = """examples:
 """
 
 
-@interrupted_by(signal.SIGTERM)  # a terminated driver ends as an interrupted one: workers stopped, the last line said
+@keyboard_interrupt_on(
+    signal.SIGTERM
+)  # a terminated driver ends as an interrupted one: workers stopped, the last line said
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0: done; 1: a bug or a fault of the machine, with a traceback; 2: one line that says what to mend."""
     parser = _parser()

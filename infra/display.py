@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cloze.pipeline.core.artifacts import Manifest
-from cloze.pipeline.core.facts import Warnings
+from cloze.pipeline.core.facts import WarningFacts
 from cloze.pipeline.core.storage import Location
 
 # Between two lines where the output is no terminal; the second when nothing has moved.
@@ -117,7 +117,7 @@ def summary(manifest: Manifest) -> str:
 
 def warnings(manifest: Manifest) -> list[str]:
     """What came out otherwise than the configuration asks for, or worse than it should: a line each, with the mend."""
-    return Warnings.of(manifest).warnings
+    return WarningFacts.of(manifest).warnings
 
 
 def _words(numbers: Mapping[str, int]) -> str:

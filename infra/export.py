@@ -28,12 +28,12 @@ def export_run(run: Run, to: Location) -> None:
 
 def guesses(run: Run, text: str) -> "list[list[Guess]]":
     """For each [MASK] of the text the likeliest pieces, the likeliest first. Raises UserError."""
-    from cloze.pipeline.text.tokenizer import load
+    from cloze.pipeline.text.tokenizer import load_tokenizer
     from cloze.training.checkpoints.fill_mask import load_model, predict_masked
     from cloze.training.pretrain.stage import final_checkpoint
 
     model = load_model(final_checkpoint(_finished(run, "pretrain")))
-    tokenizer = load(_finished(run, "vocab").location / "tokenizer.json")
+    tokenizer = load_tokenizer(_finished(run, "vocab").location / "tokenizer.json")
     try:
         return predict_masked(model, tokenizer, text)
     except ValueError as error:

@@ -10,10 +10,11 @@ from cloze.infra.inputs import UserFiles
 from cloze.infra.ray_session import ray_session
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage, stages
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, SourceFile, fingerprint, lost, read_manifest
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, fingerprint, missing_files, read_manifest
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import MissingFile, UserError
-from cloze.pipeline.core.scratch import clear
+from cloze.pipeline.core.scratch import delete_abandoned
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 
 Action = Literal["run", "continue", "skip", "wait"]
@@ -88,7 +89,7 @@ class Run:
         if force:
             return Step(stage, "run", "forced", output)
         if manifest := read_manifest(output.location):
-            if gone := lost(output.location, manifest):
+            if gone := missing_files(output.location, manifest):
                 return Step(stage, "continue", f"{gone[0]} is gone or cut; goes on from its other parts", output)
             return Step(stage, "skip", f"done {manifest.finished[:16].replace('T', ' ')} UTC, nothing changed", output)
         if (output.location / "parts").files() or (output.location / "checkpoints").files():
@@ -119,7 +120,7 @@ class Run:
                 self._ray = True
             stage.run(stage.config, self._inputs(stage), step.output)
         else:
-            clear(step.output.location)
+            delete_abandoned(step.output.location)
         if stage.publish:
             stage.publish(step.output.location, self.page)
         manifest = read_manifest(step.output.location)

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from cloze.infra.report.charts import Piece, bar, number
 from cloze.infra.report.views import DedupView, ExamplesView, ExtractView, Stages, StageView, VocabView
-from cloze.pipeline.core.facts import Compared, DroppedDocument, DroppedRecord, Quality
+from cloze.pipeline.core.facts import ComparedVocab, DroppedDocument, DroppedRecord, VocabQuality
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import RESERVED
 
@@ -110,7 +110,7 @@ def vocabulary(stages: Stages) -> Vocabulary | None:
     return Vocabulary(" ".join(filter(None, said)), [(title, shown) for title, shown in samples if shown])
 
 
-def _quality(heldout: Quality, compared: Compared | None) -> str:
+def _quality(heldout: VocabQuality, compared: ComparedVocab | None) -> str:
     """How it fares on held-out text and, where there is another vocabulary, that one beside it."""
     if not heldout.words:
         return ""

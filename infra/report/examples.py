@@ -10,14 +10,14 @@ from markupsafe import Markup
 
 from cloze.infra.report.charts import histogram, number, percent
 from cloze.infra.report.views import ExamplesView, Stages, StageView, VocabView
-from cloze.pipeline.core.schema import IGNORED
+from cloze.pipeline.core.schema import IGNORE_INDEX
 from cloze.pipeline.text.tokenizer import CLS, MASK, SEP
 
 #: By objective and next_sentence_label.
 _KINDS = {
     "mlm+nsp": {0: "Is next: B follows A", 1: "Random: B is from elsewhere"},
     "mlm+sop": {0: "In order: B follows A", 1: "Swapped: A follows B (or, for a lone sentence, B is from elsewhere)"},
-    "mlm": {IGNORED: "Full sentences, [SEP] between documents"},
+    "mlm": {IGNORE_INDEX: "Full sentences, [SEP] between documents"},
 }
 _EACH = 2  # shown of each
 _LONGEST = 160  # pieces of an example that are shown

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cloze.infra.report.charts import percent
 from cloze.infra.report.views import HeldoutText, TrainedModel
-from cloze.pipeline.text.sentences import sentences_of
+from cloze.pipeline.text.sentences import document_sentences
 from cloze.pipeline.text.tokenizer import MASK
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ def heldout_sentences(documents: Iterable[HeldoutText], tokenizer: "Tokenizer") 
 
 def _hidden(text: str, tokenizer: "Tokenizer") -> Hidden | None:
     """A sentence of the text with a word hidden that is a piece of its own; the text itself draws both."""
-    fitting = [sentence for sentence in sentences_of(text) if len(sentence) in _CHARACTERS and MASK not in sentence]
+    fitting = [
+        sentence for sentence in document_sentences(text) if len(sentence) in _CHARACTERS and MASK not in sentence
+    ]
     if not fitting:
         return None
     draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

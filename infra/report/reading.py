@@ -24,19 +24,14 @@ from cloze.infra.report.views import (
     VocabView,
 )
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import (
-    Artifact,
-    Manifest,
-    in_parallel,
-    read_manifest,
-    source_by_digest,
-    source_records,
-)
+from cloze.pipeline.core.artifacts import Artifact, Manifest, read_manifest
 from cloze.pipeline.core.facts import DedupFacts, ExtractFacts, VocabFacts
 from cloze.pipeline.core.schema import parquet_file
+from cloze.pipeline.core.source_files import cached_source_files, source_file_by_digest
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import map_in_threads
 from cloze.pipeline.text import vocab_file
-from cloze.pipeline.text.tokenizer import load
+from cloze.pipeline.text.tokenizer import load_tokenizer
 from cloze.training.finetune.facts import FinetuneFacts
 from cloze.training.pretrain.facts import PretrainFacts, Row
 
@@ -103,10 +98,10 @@ class _Sources:
 
     def __init__(self, root: Location, values: Sequence[str]) -> None:
         folder = root / "sources"
-        found = in_parallel(lambda value: source_by_digest(folder, value[:_SHA256]), values)
+        found = map_in_threads(lambda value: source_file_by_digest(folder, value[:_SHA256]), values)
         self._known = dict(zip(values, found, strict=True))
         if not all(self._known.values()):
-            listed = {file.sha256: file for file in source_records(folder)}
+            listed = {file.sha256: file for file in cached_source_files(folder)}
             self._known = {value: file or listed.get(value[:_SHA256]) for value, file in self._known.items()}
 
     def source(self, key: str, value: str) -> Source:
@@ -137,7 +132,7 @@ def _dedup(base: StageView) -> StageView:
 def _vocab(base: StageView) -> StageView:
     if not (artifact := _artifact(base)):
         return VocabView(**vars(base))
-    pieces = vocab_file.pieces_in(artifact.location)
+    pieces = vocab_file.read_pieces(artifact.location)
     return VocabView(**vars(base), facts=VocabFacts.of(artifact.manifest), pieces=pieces)
 
 
@@ -211,7 +206,7 @@ def _model(stages: Stages) -> TrainedModel | None:
     from cloze.training.checkpoints.fill_mask import load_model, predict_masked
     from cloze.training.pretrain.stage import final_checkpoint
 
-    model, tokenizer = load_model(final_checkpoint(pretrain)), load(vocab.location / "tokenizer.json")
+    model, tokenizer = load_model(final_checkpoint(pretrain)), load_tokenizer(vocab.location / "tokenizer.json")
 
     def guesses(text: str) -> "Sequence[Guess]":
         [found] = predict_masked(model, tokenizer, text)

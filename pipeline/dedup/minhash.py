@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cloze.pipeline.core.keyed_random import mixed
+from cloze.pipeline.core.keyed_random import hash64
 from cloze.pipeline.core.ragged import offsets_of, ragged_ranges
-from cloze.pipeline.text.words import bounds, case_folded
+from cloze.pipeline.text.words import case_folded, word_bounds
 
 VALUES = 128
 BANDS = 16
@@ -29,11 +29,11 @@ _SHINGLES_AT_ONCE = 1 << 14  # what stays in a processor's cache
 _PAIRS_AT_ONCE = 1 << 16
 _WINDOW = 64
 
-_FACTORS = (mixed(1, np.arange(VALUES)) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
-_SHIFTS = (mixed(2, np.arange(VALUES)) >> np.uint64(32)).astype(np.uint32)
+_FACTORS = (hash64(1, np.arange(VALUES)) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+_SHIFTS = (hash64(2, np.arange(VALUES)) >> np.uint64(32)).astype(np.uint32)
 _SCATTER = np.uint32(0x9E3779B1)  # a byte of a minimum that depends on all its bits
-_LETTERS = mixed(3, np.arange(64)) | np.uint64(1)  # a factor for each place in a word
-_PLACES = mixed(4, np.arange(WORDS)) | np.uint64(1)  # and for each word of a shingle
+_LETTERS = hash64(3, np.arange(64)) | np.uint64(1)  # a factor for each place in a word
+_PLACES = hash64(4, np.arange(WORDS)) | np.uint64(1)  # and for each word of a shingle
 
 
 def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint8]:
@@ -75,7 +75,7 @@ def shingles(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[
     """Texts -> the hashes of their shingles in the order of the text, and offsets [texts + 1]."""
     folded = [case_folded(text) for text in texts]
     codes = np.frombuffer("".join(f"{text}\n" for text in folded).encode("utf-32-le"), "<u4")
-    inside, begins = bounds(codes)
+    inside, begins = word_bounds(codes)
     words_offsets = np.searchsorted(np.flatnonzero(begins), offsets_of([len(text) + 1 for text in folded]))
     words = _words(codes[inside], np.flatnonzero(begins[inside]))
     counts = np.maximum(np.diff(words_offsets) - WORDS + 1, 0)
@@ -85,7 +85,7 @@ def shingles(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[
     combined = np.zeros(total, np.uint64)
     for place, factor in enumerate(_PLACES):
         combined += words[place : place + total] * factor
-    found = (mixed(combined) >> np.uint64(32)).astype(np.uint32)
+    found = (hash64(combined) >> np.uint64(32)).astype(np.uint32)
     return found[ragged_ranges(words_offsets[:-1], counts)], offsets_of(counts)
 
 
@@ -95,7 +95,7 @@ def _words(letters: npt.NDArray[np.uint32], first: npt.NDArray[np.int64]) -> npt
         return np.zeros(0, np.uint64)
     lengths = np.diff(np.append(first, len(letters)))
     place = np.arange(len(letters)) - np.repeat(first, lengths)
-    return mixed(np.add.reduceat(letters * _LETTERS[place & 63], first))
+    return hash64(np.add.reduceat(letters * _LETTERS[place & 63], first))
 
 
 def _runs(offsets: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
@@ -124,7 +124,7 @@ def _minima(
 
 def bands(signed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """Signatures [texts, 128] -> [texts, 16]: equal where texts share a band."""
-    return mixed(signed.view(np.uint64), np.arange(BANDS))
+    return hash64(signed.view(np.uint64), np.arange(BANDS))
 
 
 def groups(

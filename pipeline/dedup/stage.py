@@ -34,12 +34,12 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, Part
-from cloze.pipeline.core.beam import carried, pipeline
+from cloze.pipeline.core.beam import pipeline, serialized_errors
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.core.facts import DedupFacts, DroppedDocument
 from cloze.pipeline.core.ragged import offsets_of
 from cloze.pipeline.core.schema import DOCUMENT, parquet_errors
-from cloze.pipeline.core.scratch import scratch
+from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup import minhash
 from cloze.pipeline.dedup.rules import (
@@ -120,7 +120,9 @@ class Steps:
     def do(self, piece: tuple[str, int]) -> None:
         """Do a piece of a step."""
         step, number = piece
-        with carried(f"{'shard' if step in ('describe', 'judge', 'write') else 'bucket'} {number:05} ({step})"):
+        with serialized_errors(
+            f"{'shard' if step in ('describe', 'judge', 'write') else 'bucket'} {number:05} ({step})"
+        ):
             done = self.scratch / f"{step}/{number:05}.done"
             if step == "write":
                 self.write(number)
@@ -242,7 +244,7 @@ class Steps:
     def write(self, shard: int) -> None:
         """Write what stays of one shard and commit it; a shard of which nothing stays has a record without a file."""
         name = f"{shard:05}"
-        if self.out.part(name):
+        if self.out.finished_part(name):
             return
         gone = self.gone(shard)
         counts = Counter(records=0)
@@ -340,7 +342,7 @@ def _watch(steps: Steps) -> AbstractContextManager[None]:
     def done() -> int:
         return sum(name.endswith(".done") for name in steps.scratch.sizes()) + len(records.files())
 
-    return steps.out.telling(done, sum(steps.plan().values()), "pieces")
+    return steps.out.reporting_progress(done, sum(steps.plan().values()), "pieces")
 
 
 def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
@@ -351,12 +353,14 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
     names = [*of_shards, _SAMPLES_PART]
     count = documents.manifest.counts.get("documents", 0)
     buckets, band_buckets = 1 + count // _ROWS, 1 + count * minhash.BANDS // _ROWS
-    with scratch(out.location) as folder:  # also where nothing is left to do: an attempt killed at its end left its own
-        if len(out.parts(names)) < len(names):
+    with scratch_folder(
+        out.location
+    ) as folder:  # also where nothing is left to do: an attempt killed at its end left its own
+        if len(out.finished_parts(names)) < len(names):
             steps = Steps(shards, out, folder, config.near_threshold, buckets, band_buckets)
             _do_all(steps, config)
-            out.commit(_SAMPLES_PART, {}, facts=steps.samples(out.planned(of_shards)).plain)
-    parts = out.planned(names)
+            out.commit(_SAMPLES_PART, {}, facts=steps.samples(out.require_parts(of_shards)).plain)
+    parts = out.require_parts(names)
     facts = DedupFacts(**next(part.facts for part in parts if part.name == _SAMPLES_PART))
     return out.finish(parts, config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts=facts)
 

@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from cloze.pipeline.text.token_shards import Sentences
+from cloze.pipeline.text.token_shards import DocumentSentences
 
 _TRIES = 10  # to draw a document that is another one
 
@@ -21,11 +21,11 @@ class Draws(Protocol):
 
     def chance(self, probability: float, /) -> bool: ...
 
-    def between(self, low: int, high: int, /) -> int:
+    def randint(self, low: int, high: int, /) -> int:
         """A whole number from low to high, both included."""
         ...
 
-    def coins(self, count: int, /) -> int:
+    def getrandbits(self, count: int, /) -> int:
         """The results of so many fair coins as bits, the first in the lowest."""
         ...
 
@@ -53,7 +53,12 @@ class Pair(NamedTuple):
 
 
 def make_pairs(
-    corpus: Sequence[Sentences], index: int, max_tokens: int, short_seq_prob: float, draws: Draws, swap: bool = False
+    corpus: Sequence[DocumentSentences],
+    index: int,
+    max_tokens: int,
+    short_seq_prob: float,
+    draws: Draws,
+    swap: bool = False,
 ) -> Iterator[Pair]:
     """One pass over document `index` of `corpus`: pairs of at most `max_tokens` ids, at least one in each segment.
 
@@ -62,10 +67,10 @@ def make_pairs(
     it displaces are used again. With `swap` the coin has the two segments change places instead.
     """
     shard, offsets, start, last = corpus[index]
-    target = draws.between(2, max_tokens) if draws.chance(short_seq_prob) else max_tokens
+    target = draws.randint(2, max_tokens) if draws.chance(short_seq_prob) else max_tokens
     while start < last:
         end = _reaches(offsets, start, last, target)
-        cut = start + draws.between(1, end - start - 1) if end - start > 1 else end
+        cut = start + draws.randint(1, end - start - 1) if end - start > 1 else end
         first, second, other_shard = (offsets[start], offsets[cut]), (offsets[cut], offsets[end]), shard
         label = cut == end or draws.chance(0.5)
         if not label:
@@ -79,7 +84,9 @@ def make_pairs(
         yield Pair(*first, other_shard, *second, label)
 
 
-def full_sentences(corpus: Sequence[Sentences], indices: Iterable[int], max_tokens: int) -> Iterator[list[Segment]]:
+def full_sentences(
+    corpus: Sequence[DocumentSentences], indices: Iterable[int], max_tokens: int
+) -> Iterator[list[Segment]]:
     """Documents, one after the other -> packs of whole sentences, a segment for each document that a pack reaches into.
 
     A pack holds at most `max_tokens` ids, one for the [SEP] behind each segment counted in. A sentence that is longer
@@ -108,15 +115,17 @@ def _reaches(offsets: Sequence[int], start: int, last: int, target: int) -> int:
     return bisect_left(offsets, offsets[start] + target, start + 1, last)
 
 
-def _random_segment(corpus: Sequence[Sentences], index: int, target: int, draws: Draws) -> tuple[int, tuple[int, int]]:
+def _random_segment(
+    corpus: Sequence[DocumentSentences], index: int, target: int, draws: Draws
+) -> tuple[int, tuple[int, int]]:
     """At least `target` ids, where there are so many, from a random sentence on in a random other document."""
     other = index
     for _ in range(_TRIES):
-        other = draws.between(0, len(corpus) - 1)
+        other = draws.randint(0, len(corpus) - 1)
         if other != index:
             break
     shard, offsets, first, last = corpus[other]
-    start = draws.between(first, last - 1)
+    start = draws.randint(first, last - 1)
     return shard, (offsets[start], offsets[_reaches(offsets, start, last, target)])
 
 
@@ -128,7 +137,7 @@ def _truncated(
     surplus = (a_end - a) + (b_end - b) - max_tokens
     if surplus <= 0:
         return first, second
-    coins = draws.coins(surplus)
+    coins = draws.getrandbits(surplus)
     # The longer segment alone loses ids until they are equal; from there on they lose them in turn, the second first.
     difference = (a_end - a) - (b_end - b)
     alone = min(abs(difference), surplus)

@@ -14,14 +14,14 @@ from pydantic import Field
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.core.facts import ExamplesFacts
-from cloze.pipeline.core.keyed_random import KeyedDraws, mixed
-from cloze.pipeline.core.ragged import offsets_of, padded, ragged_ranges
+from cloze.pipeline.core.keyed_random import KeyedDraws, hash64
+from cloze.pipeline.core.ragged import offsets_of, pad_rows, ragged_ranges
 from cloze.pipeline.core.ray_data import for_each
-from cloze.pipeline.core.schema import IGNORED, example_schema, parquet_bytes
+from cloze.pipeline.core.schema import IGNORE_INDEX, example_schema, parquet_bytes
 from cloze.pipeline.examples.pairs import Pair, Segment, full_sentences, make_pairs
 from cloze.pipeline.text.masking import KeyedMaskDraws, MaskRules, MaskUnit, mask_batch, mask_rules
-from cloze.pipeline.text.token_shards import Corpus, TokenShard, token_shards
-from cloze.pipeline.text.tokenizer import CLS, SEP, load, pieces_of
+from cloze.pipeline.text.token_shards import TokenizedCorpus, TokenShard, token_shards
+from cloze.pipeline.text.tokenizer import CLS, SEP, load_tokenizer, pieces_of
 
 VERSION = 2
 ROW_GROUP = 1024  # examples: what a reader fetches at a time
@@ -60,13 +60,13 @@ class Maker:
 
     pieces: list[str]
     shards: list[TokenShard]
-    corpora: dict[str, Corpus]  # split -> its documents
+    corpora: dict[str, TokenizedCorpus]  # split -> its documents
 
     @classmethod
     def open(cls, tokens: Artifact, vocab: Artifact) -> "Maker":
         shards = token_shards(tokens)
-        corpora = {split: Corpus(shards, split == "heldout") for split in ("train", "heldout")}
-        return cls(pieces_of(load(vocab.location / "tokenizer.json")), shards, corpora)
+        corpora = {split: TokenizedCorpus(shards, split == "heldout") for split in ("train", "heldout")}
+        return cls(pieces_of(load_tokenizer(vocab.location / "tokenizer.json")), shards, corpora)
 
     def rules(self, config: LengthConfig) -> MaskRules:
         return mask_rules(self.pieces, config.masked_lm_prob, config.max_predictions_per_seq, config.mask_unit)
@@ -86,19 +86,19 @@ class Plan(NamedTuple):
         return Plan(segments, offsets_of(counts), self.labels[rows], self.keys[rows])
 
 
-def plan_shard(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> Plan:
+def plan_shard(corpus: TokenizedCorpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> Plan:
     """A shard's examples, in an order that only their own keys decide. `passes`: of every document of the corpus.
 
     What becomes of a document depends on (seed, its doc_id, pass) and on the documents of its split.
     """
     plan = (_plan_full_sentences if config.objective == "mlm" else _plan_pairs)(corpus, shard, passes, config)
-    return plan.take(np.argsort(mixed(plan.keys, _ORDER), kind="stable"))
+    return plan.take(np.argsort(hash64(plan.keys, _ORDER), kind="stable"))
 
 
-def _plan_pairs(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> Plan:
+def _plan_pairs(corpus: TokenizedCorpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> Plan:
     own = corpus.of_shard(shard)
     indices, numbers = np.repeat(own, passes[own]), ragged_ranges(np.zeros(len(own)), passes[own])
-    keys = mixed(config.seed, config.max_seq_length, _PAIRS, corpus.keys[indices], numbers)
+    keys = hash64(config.seed, config.max_seq_length, _PAIRS, corpus.keys[indices], numbers)
     max_tokens, swap = config.max_seq_length - len([CLS, SEP, SEP]), config.objective == "mlm+sop"
     found = [np.empty((0, len(Pair._fields)), np.int64)]
     for index, key in zip(indices.tolist(), keys.tolist(), strict=True):
@@ -115,7 +115,9 @@ def _plan_pairs(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], confi
     )
 
 
-def _plan_full_sentences(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> Plan:
+def _plan_full_sentences(
+    corpus: TokenizedCorpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig
+) -> Plan:
     """Documents are packed in runs of 32, in the order of their keys; a run is its first document's shard's.
 
     Passes over the same documents have the same packs: what differs are their masks, where these are stored.
@@ -129,19 +131,19 @@ def _plan_full_sentences(corpus: Corpus, shard: int, passes: npt.NDArray[np.int6
             run_of = indices[start : start + _RUN].tolist()
             packs = list(full_sentences(corpus, run_of, config.max_seq_length - len([CLS])))
             found += packs
-            keys.append(mixed(config.seed, config.max_seq_length, _PAIRS, corpus.keys[run_of[0]], number))
+            keys.append(hash64(config.seed, config.max_seq_length, _PAIRS, corpus.keys[run_of[0]], number))
             counts.append(len(packs))
     return Plan(
         np.array(list(chain.from_iterable(found)), np.int64).reshape(-1, len(Segment._fields)),
         offsets_of(list(map(len, found))),
-        np.full(len(found), IGNORED, np.int8),
+        np.full(len(found), IGNORE_INDEX, np.int8),
         _example_keys(np.concatenate([np.empty(0, np.uint64), *keys]), counts),
     )
 
 
 def _example_keys(keys: npt.NDArray[np.uint64], counts: Sequence[int]) -> npt.NDArray[np.uint64]:
     """Of so many examples each that were made with one key."""
-    return mixed(np.repeat(keys, counts), ragged_ranges(np.zeros(len(counts)), counts))
+    return hash64(np.repeat(keys, counts), ragged_ranges(np.zeros(len(counts)), counts))
 
 
 class Laid(NamedTuple):
@@ -202,9 +204,9 @@ def example_table(
         ids, offsets = laid.ids, laid.offsets
         columns: list[pa.Array] = []
         if masked:
-            draws = KeyedMaskDraws(mixed(laid.plan.keys, _MASKS), len(maker.pieces))
+            draws = KeyedMaskDraws(hash64(laid.plan.keys, _MASKS), len(maker.pieces))
             batch = mask_batch(
-                padded(ids, offsets, config.max_seq_length), np.diff(offsets), draws, maker.rules(config)
+                pad_rows(ids, offsets, config.max_seq_length), np.diff(offsets), draws, maker.rules(config)
             )
             ids = batch.input_ids[np.arange(config.max_seq_length) < np.diff(offsets)[:, None]]
             used = np.arange(batch.positions.shape[1]) < batch.counts[:, None]
@@ -264,11 +266,11 @@ def run(config: LengthConfig, inputs: Mapping[str, Artifact], out: Output) -> Ma
     """
     tokens, vocab = inputs["tokens"], inputs["vocab"]
     names = [shard.name for shard in token_shards(tokens)]
-    finished = out.parts(names)
+    finished = out.finished_parts(names)
     missing = [name for name in names if name not in finished]
-    with out.watch(len(names), "shards"):
+    with out.reporting_parts(len(names), "shards"):
         for_each(partial(make_shard, tokens=tokens, vocab=vocab, config=config, out=out), missing, config.workers)
-    parts = out.planned(names)
+    parts = out.require_parts(names)
     rows = {path: count for part in parts for path, count in part.facts["rows"].items()}
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     facts = ExamplesFacts(rows=rows, row_group_size=ROW_GROUP)

@@ -8,10 +8,10 @@ from typing import Literal
 
 import pyarrow as pa
 
-from cloze.pipeline.core.schema import DOCUMENT, Record
+from cloze.pipeline.core.schema import DOCUMENT, RecordPosition
 from cloze.pipeline.text.words import case_folded, count_ascii, count_folded
 
-_NOWHERE = Record()
+_NOWHERE = RecordPosition()
 
 _SPACES = bytes(code for code in range(128) if chr(code).isspace())
 
@@ -54,7 +54,7 @@ def document(
     timestamp: str = "",
     licence: str = "",
     file_sha256: str = "",
-    record: Record = _NOWHERE,
+    record: RecordPosition = _NOWHERE,
 ) -> Document:
     """Paragraphs and what is known of them -> a Document with its split, counts and hash filled in.
 

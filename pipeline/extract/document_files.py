@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.schema import Record
+from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import sentence_lines
 from cloze.pipeline.text import tables
@@ -52,19 +52,19 @@ class Row(NamedTuple):
     licence: str = ""
 
 
-def rows(location: Location, columns: Columns, encoding: str = "") -> Iterator[tuple[Record, Row]]:
+def rows(location: Location, columns: Columns, encoding: str = "") -> Iterator[tuple[RecordPosition, Row]]:
     """The rows of a file in their order, and where each lies, as a TableRow says; its format is known by its suffix.
 
     Raises UserError: an unknown suffix, a file that is not what its suffix says, a column that is not there, a value
     that is no text; with the file, the line where there are lines, and the mend.
     """
-    suffix = tables.suffix(location)
+    suffix = tables.table_suffix(location)
     if suffix == ".txt":
         yield _text(location, encoding)
     elif suffix in tables.FORMATS.split(", "):
         wanted = list(columns.named.values())
-        for row in tables.rows(location, wanted, encoding, tsv_quotes=True):
-            yield Record(0, row.offset, row.bytes), _row(row.values, columns, row.where)
+        for row in tables.read_rows(location, wanted, encoding, tsv_quotes=True):
+            yield RecordPosition(0, row.offset, row.bytes), _row(row.values, columns, row.where)
     else:
         raise UserError(
             f"{location}: documents are {tables.FORMATS} or .txt (all also with .gz); convert it or correct its suffix"
@@ -99,11 +99,11 @@ def _row(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
     return Row(**{"text": "", **fields})
 
 
-def _text(location: Location, encoding: str) -> tuple[Record, Row]:
+def _text(location: Location, encoding: str) -> tuple[RecordPosition, Row]:
     """All of a text file. Raises UserError for one that is too large to be a document, or a sentence a line."""
     with decompressed(location) as file:
         data = file.read(_TEXT + 1)
     sentence_lines.refuse(location, data[: 1 << 20].decode("utf-8", "replace"))
     if len(data) > _TEXT:
         raise UserError(f"{location}: has more than {_TEXT:,} bytes, too many for a document; give a file for each")
-    return Record(0, 0, len(data)), Row(decode(data, str(location), encoding))
+    return RecordPosition(0, 0, len(data)), Row(decode(data, str(location), encoding))

@@ -77,7 +77,7 @@ def is_disambiguation(title: str, text: str, templates: Iterable[str], more: fro
 
 def letters(text: str) -> float:
     """The share of letters, with the marks that belong to them, among the characters that are no white space."""
-    kinds = words.of_each(_kinds(), words.code_points(text))
+    kinds = words.lookup(_kinds(), words.code_points(text))
     others = len(kinds) - np.count_nonzero(kinds)
     found = np.count_nonzero(kinds == 1)
     return found / max(1, found + others)
@@ -95,7 +95,7 @@ def _kinds() -> npt.NDArray[np.uint8]:
 def language(text: str) -> str:
     """The ISO 639 code of the language that a text is in, empty where that is not certain."""
     start = text[:_JUDGED]
-    if start.isascii() and words.count(start) < _FEWEST_WORDS:
+    if start.isascii() and words.count_words(start) < _FEWEST_WORDS:
         return ""
     code, probability = _identifier().classify(start)
     return str(code) if probability >= _CERTAIN else ""

@@ -303,7 +303,7 @@ def _titled(text: str, gap: int) -> bool:
 def _is_prose(block: _Block) -> bool:
     """Whether a block holds a sentence, or verse; a title page, a list of names or a table does not."""
     text = block.text
-    found = words.count(text)
+    found = words.count_words(text)
     if found < 4 or text.isupper():
         return False
     return bool(_LINE_END.search(text)) or (found > 12 and len(text) / len(block.lines) > 30)
@@ -365,7 +365,7 @@ def _demoted(blocks: list[_Block], kinds: list[str]) -> list[str]:
             if kind in sizes:
                 sizes[kind].append(0)
         elif last in sizes:
-            sizes[last][-1] += words.count(block.text)
+            sizes[last][-1] += words.count_words(block.text)
     new = {}
     for kind, least in _MIN_WORDS.items():
         filled = sorted(size for size in sizes[kind] if size)

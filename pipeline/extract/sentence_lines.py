@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.wikipedia.dump import Range
-from cloze.pipeline.text.encodings import decompressed, is_gzip, marked, of_stream, wrong_byte
+from cloze.pipeline.text.encodings import bom_encoding, decompressed, describe_invalid_byte, is_gzip, stream_encoding
 from cloze.pipeline.text.sentences import split_sentences
 
 _LINE = 1 << 20  # bytes: no sentence is that long
@@ -46,8 +46,8 @@ def ranges(location: Location, rule: Rule, size: int) -> Iterator[Range]:
     """Cut a file into ranges of about `size` bytes. Raises UserError for one that cannot be read by this rule."""
     with decompressed(location) as file:
         head = file.read(_SAMPLE)
-        if of_stream(head).startswith(("utf-16", "utf-32")):
-            raise UserError(f"{location}: is {marked(head)}; convert it to UTF-8 first (iconv)")
+        if stream_encoding(head).startswith(("utf-16", "utf-32")):
+            raise UserError(f"{location}: is {bom_encoding(head)}; convert it to UTF-8 first (iconv)")
         if rule == Rule() and shape(head.decode("utf-8", "replace")) == "flat":
             raise UserError(f"{location}: {NO_BOUNDARIES}")
         length = location.size()
@@ -139,8 +139,8 @@ def _text(line: bytes, name: str, codec: str, offset: int) -> str:
         return line.decode(codec).strip()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{name}: is not {codec} ({wrong_byte(error, offset)}); set the source's encoding, for example cp1252, "
-            f"or convert the file (iconv)"
+            f"{name}: is not {codec} ({describe_invalid_byte(error, offset)}); "
+            f"set the source's encoding, for example cp1252, or convert the file (iconv)"
         ) from error
 
 

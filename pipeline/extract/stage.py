@@ -13,19 +13,20 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from cloze.pipeline.core.artifacts import Manifest, Output, Part, SourceFile
+from cloze.pipeline.core.artifacts import Manifest, Output, Part
 from cloze.pipeline.core.beam import for_each
 from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.facts import DroppedRecord, ExtractFacts, TruncatedFile
-from cloze.pipeline.core.schema import Record, parquet_bytes
-from cloze.pipeline.core.scratch import scratch
+from cloze.pipeline.core.schema import RecordPosition, parquet_bytes
+from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import document_files, filters, gutenberg, sentence_lines
 from cloze.pipeline.extract.document import Document, document, document_table
 from cloze.pipeline.extract.wikipedia import dump, multistream, repartition, wikitext
-from cloze.pipeline.text.encodings import Encoding, decode_lines
-from cloze.pipeline.text.sentences import as_given
+from cloze.pipeline.text.encodings import Encoding, decode_with_line_starts
+from cloze.pipeline.text.sentences import presplit_paragraphs
 
 VERSION = 3
 
@@ -325,7 +326,7 @@ def _chapters(source: BooksSource, piece: Piece, config: ExtractConfig) -> Itera
         raise UserError(
             f"{file.uri}: has {file.bytes:,} bytes, more than a book of at most {_BOOK:,}; give a file for each book"
         )
-    text, starts = decode_lines(file.location.read_bytes(), file.uri, source.encoding)
+    text, starts = decode_with_line_starts(file.location.read_bytes(), file.uri, source.encoding)
     book = gutenberg.read_book(text)
     if not book.chapters:
         yield Dropped("no prose", file.location.name)
@@ -346,7 +347,7 @@ def _chapters(source: BooksSource, piece: Piece, config: ExtractConfig) -> Itera
             title=": ".join(filter(None, (book.title, chapter.title))),
             licence=source.licence,
             file_sha256=file.sha256,
-            record=Record(0, first, starts[chapter.spans[-1].end] - first),
+            record=RecordPosition(0, first, starts[chapter.spans[-1].end] - first),
         )
 
 
@@ -376,20 +377,20 @@ def _given(source: SentencesSource, piece: Piece, config: ExtractConfig) -> Iter
     file = piece.file
     for offset, sentences, size in sentence_lines.documents(file.location, piece.span, source.rule, source.encoding):
         yield document(
-            as_given(sentences),
+            presplit_paragraphs(sentences),
             doc_id=f"{source.name}:{file.sha256[:16]}:{offset}",
             source=source.name,
             heldout_fraction=config.heldout_fraction,
             language=source.language,
             licence=source.licence,
             file_sha256=file.sha256,
-            record=Record(0, offset, size),
+            record=RecordPosition(0, offset, size),
         )
 
 
 def extract(unit: Unit, config: ExtractConfig, out: Output) -> None:
     """Read a unit, write its shards and commit them. Raises UserError."""
-    if out.part(unit.name):
+    if out.finished_part(unit.name):
         return
     notes = Notes()
     counts: Counter[str] = Counter()
@@ -436,10 +437,12 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
     for source in config.sources:
         if source.only_languages:
             filters.check_languages(source.only_languages)
-    with scratch(out.location) as folder:
+    with scratch_folder(out.location) as folder:
         work = _spooled(units(config, inputs), config, folder, out)
         _extract_all(work, config, out)
-        parts = out.planned([unit.name for unit in work])  # inside: what is missing is made again from what lies there
+        parts = out.require_parts(
+            [unit.name for unit in work]
+        )  # inside: what is missing is made again from what lies there
     if not sum(part.counts.get("documents", 0) for part in parts):
         raise UserError(
             f"{', '.join(inputs)}: hold no document; give other files or lower min_words (now {config.min_words})"
@@ -452,9 +455,9 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
 
 def _extract_all(work: Sequence[Unit], config: ExtractConfig, out: Output) -> None:
     """Every unit that is not done yet (Beam)."""
-    finished = out.parts([unit.name for unit in work])
+    finished = out.finished_parts([unit.name for unit in work])
     if missing := [unit for unit in work if unit.name not in finished]:
-        with out.watch(len(work), "ranges"):
+        with out.reporting_parts(len(work), "ranges"):
             for_each(missing, partial(extract, config=config, out=out), config.beam)
 
 

@@ -14,12 +14,13 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, SourceFile
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.facts import Compared, LeftOut, Quality, VocabFacts
+from cloze.pipeline.core.facts import ComparedVocab, UncoveredCharacters, VocabFacts, VocabQuality
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import parquet_bytes, read_table
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.tokenizer import (
@@ -29,9 +30,9 @@ from cloze.pipeline.text.tokenizer import (
     SPECIAL_TOKENS,
     UNK,
     WordSplitter,
-    build,
-    chunks_of,
-    transformers_config,
+    build_tokenizer,
+    split_chunks,
+    tokenizer_config_json,
 )
 from cloze.pipeline.vocab.wordpiece_trainer import alphabet, learn, spell
 
@@ -79,7 +80,7 @@ def count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counts:
     """Texts -> how often each normalised word stands in them. Each distinct chunk is normalised once."""
     chunks: Counts = Counter()
     for text in texts:
-        chunks.update(chunks_of(text))
+        chunks.update(split_chunks(text))
     words: Counts = Counter()
     for some, count in zip(WordSplitter(tokenizer)(chunks), chunks.values(), strict=False):  # [""] for no chunks
         for word in some:
@@ -114,7 +115,7 @@ def make_pieces(words: Mapping[str, int], config: VocabConfig) -> list[str]:
     return pieces
 
 
-def left_out(words: Mapping[str, int], pieces: Iterable[str]) -> LeftOut:
+def left_out(words: Mapping[str, int], pieces: Iterable[str]) -> UncoveredCharacters:
     """Counted words -> which of their characters the pieces lack, and how many words are unknown for that.
 
     A word that is too long is unknown whatever it is made of: it is counted as such, and its characters are not.
@@ -133,7 +134,7 @@ def left_out(words: Mapping[str, int], pieces: Iterable[str]) -> LeftOut:
         for piece in lacks:
             missing[piece] += count
         unknown += count * bool(lacks)
-    return LeftOut(
+    return UncoveredCharacters(
         distinct_characters=len({piece[-1] for piece in missing}),
         of_distinct_characters=len({piece[-1] for piece in found}),
         characters=missing.total(),
@@ -145,7 +146,7 @@ def left_out(words: Mapping[str, int], pieces: Iterable[str]) -> LeftOut:
     )
 
 
-def quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> Quality:
+def quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> VocabQuality:
     """How a vocabulary fares on counted words: the share of unknown ones, and pieces per word; nothing of no words."""
     unknown = tokenizer.token_to_id(UNK)
     total = pieces = missed = 0
@@ -155,13 +156,13 @@ def quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> Quality:
         pieces += count * len(encoding.ids)
         missed += count * (encoding.ids == [unknown])
     if not total:
-        return Quality()
-    return Quality(words=total, unknown_share=missed / total, pieces_per_word=pieces / total)
+        return VocabQuality()
+    return VocabQuality(words=total, unknown_share=missed / total, pieces_per_word=pieces / total)
 
 
 def count_shard(name: str, documents: Mapping[str, Location], config: VocabConfig, out: Output) -> None:
     """One shard of documents -> its words with their counts in train and held-out text, committed."""
-    tokenizer = build(SPECIAL_TOKENS, config.lowercase, config.strip_accents)
+    tokenizer = build_tokenizer(SPECIAL_TOKENS, config.lowercase, config.strip_accents)
     table = read_table(documents[name], ["text", "split"])
     texts: dict[str, list[str]] = {"train": [], "heldout": []}
     for text, split in zip(table["text"].to_pylist(), table["split"].to_pylist(), strict=True):
@@ -216,7 +217,7 @@ def facts(
     return facts.model_copy(update={"warnings": list(_warnings(facts, config))})
 
 
-def _note(left: LeftOut) -> str:
+def _note(left: UncoveredCharacters) -> str:
     """What was left out, in words; empty when nothing was."""
     said: list[str] = []
     if left.characters:
@@ -263,7 +264,7 @@ def check(config: VocabConfig, sources: Mapping[str, SourceFile]) -> dict[str, v
     """What the vocabularies that are given hold. Raises UserError for one that cannot be used."""
     given = {name: vocab_file.read_file(source.location) for name, source in sources.items()}
     if "file" in given:
-        vocab_file.check(given["file"], sources["file"].uri, config.lowercase, config.strip_accents)
+        vocab_file.check_case_and_accents(given["file"], sources["file"].uri, config.lowercase, config.strip_accents)
     return given
 
 
@@ -276,28 +277,28 @@ def run(config: VocabConfig, inputs: Mapping[str, Any], out: Output) -> Manifest
     sources: dict[str, SourceFile] = {name: source for name, source in inputs.items() if name != "documents"}
     given = check(config, sources)
     shards = {file.name.removesuffix(".parquet"): file for file in documents.files("documents/")}
-    with out.watch(len(shards) + 1, "shards"):
-        finished = out.parts([f"words-{name}" for name in shards])
+    with out.reporting_parts(len(shards) + 1, "shards"):
+        finished = out.finished_parts([f"words-{name}" for name in shards])
         missing = [name for name in shards if f"words-{name}" not in finished]
         for_each(partial(count_shard, documents=shards, config=config, out=out), missing, config.workers)
         train, heldout = _sum(out.location / f"words/{name}.parquet" for name in shards)
         pieces = given["file"].pieces if "file" in given else make_pieces(train, config)
-        tokenizer = build(pieces, config.lowercase, config.strip_accents)
+        tokenizer = build_tokenizer(pieces, config.lowercase, config.strip_accents)
         files = {
             "vocab.txt": "".join(f"{piece}\n" for piece in pieces),
             "tokenizer.json": tokenizer.to_str(pretty=True),
-            "tokenizer_config.json": transformers_config(),
+            "tokenizer_config.json": tokenizer_config_json(),
         }
         out.commit("vocab", {name: text.encode() for name, text in files.items()})
     said = facts(pieces, tokenizer, config, train, heldout)
     if "compare" in given:
         theirs = given["compare"].pieces
         lowercase = config.lowercase or not _has_capitals(theirs)
-        fares = quality(build(theirs, lowercase, config.strip_accents), heldout)
-        compared = Compared(name=sources["compare"].location.name, size=len(theirs), **fares.plain)
+        fares = quality(build_tokenizer(theirs, lowercase, config.strip_accents), heldout)
+        compared = ComparedVocab(name=sources["compare"].location.name, size=len(theirs), **fares.plain)
         said = said.model_copy(update={"compared": compared})
     return out.finish(
-        out.planned([*(f"words-{name}" for name in shards), "vocab"]),
+        out.require_parts([*(f"words-{name}" for name in shards), "vocab"]),
         config.model_dump(mode="json"),
         {"documents": documents.fingerprint, **{name: source.identity for name, source in sources.items()}},
         counts={"pieces": len(pieces), "distinct_words": len(train)},

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from cloze.pipeline.text.sentences import sentences_of
+from cloze.pipeline.text.sentences import document_sentences
 from tests.benchmarks import _examples
 from tests.benchmarks._show import show
 from tests.benchmarks.demo import cost
@@ -89,7 +89,7 @@ def measure(table: pa.Table, folder: Path, repeats: int) -> dict[str, float]:
     few = megabytes(table, 0, FEW)
     many = megabytes(table, len(few), MANY)
     text = folder / "sentences.txt"
-    text.write_text("\n\n".join("\n".join(sentences_of(one)) for one in few["text"].to_pylist()))
+    text.write_text("\n\n".join("\n".join(document_sentences(one)) for one in few["text"].to_pylist()))
     figures = {"few_mb": sum(few["num_chars"].to_pylist()) / 1e6, "many_mb": sum(many["num_chars"].to_pylist()) / 1e6}
     theirs = {
         dupe: [reference(text, dupe) for _ in range(repeats)]

@@ -17,9 +17,10 @@ import psutil
 import pyarrow.compute as pc
 import yaml
 
-from cloze.pipeline.core.artifacts import Artifact, repeated
+from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import run_periodically
 from tests.benchmarks._show import show
 from tests.benchmarks.scale import BASE, PROCESSES, watched
 
@@ -77,7 +78,7 @@ def measure(folder: Path, books: list[str], options: argparse.Namespace) -> dict
                 used[process.pid] = times.user + times.system
         return True
 
-    with repeated(look, 0.25):
+    with run_periodically(look, 0.25):
         peaks = watched([*command, "vocab"])
     documents, vocab = (made(folder / "runs", stage) for stage in ("dedup", "vocab"))
     sizes = [pc.sum(pc.binary_length(read_table(file, ["text"])["text"])).as_py() for file in documents.files("doc")]

@@ -5,7 +5,7 @@ import pytest
 
 from cloze.infra.planner import Run
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.scratch import scratch
+from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location
 from tests.infra import toy_run as toy
 from tests.infra.toy_run import ToyConfig
@@ -193,7 +193,10 @@ def test_a_stage_that_is_skipped_loses_what_a_dead_attempt_left(make_anywhere: M
     execute_all(run)
     artifact = run.artifact("words")
     assert artifact
-    with pytest.raises(KeyboardInterrupt), scratch(artifact.location) as left:  # another run, that was the slower one
+    with (
+        pytest.raises(KeyboardInterrupt),
+        scratch_folder(artifact.location) as left,
+    ):  # another run, that was the slower one
         (left / "rows").write_text("half")
         raise KeyboardInterrupt
     assert execute_all(make_anywhere())["words"] == "skip"

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from torch import Tensor
 
-from cloze.pipeline.core.artifacts import FileRecord, in_parallel, is_whole
+from cloze.pipeline.core.artifacts import FileRecord, matches_record
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import map_in_threads
 from cloze.training.cluster.collectives import Exchange, alone, together
 from cloze.training.model.architectures import ModelConfig
 
@@ -275,11 +276,11 @@ def _manifests(folders: Sequence[Location]) -> dict[Location, CheckpointManifest
     def said(folder: Location) -> CheckpointManifest | None:
         with suppress(UserError):  # half-written, just pruned by another run, or damaged
             manifest = _manifest(folder)
-            if all(is_whole(folder / name, record) for name, record in manifest.files.items()):
+            if all(matches_record(folder / name, record) for name, record in manifest.files.items()):
                 return manifest
         return None
 
-    found = zip(folders, in_parallel(said, folders), strict=True)
+    found = zip(folders, map_in_threads(said, folders), strict=True)
     return {folder: manifest for folder, manifest in found if manifest}
 
 

@@ -47,13 +47,13 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
     if to.is_file() or (to / "config.json").is_file() or to.files():  # by its name: a listing may leave it out
         raise UserError(f"{to}: is there already and not empty; delete it or name another folder")
     saved = checkpoint.config()
-    layout, pieces = architecture_of(saved.model).layout, vocab_file.pieces_in(vocab)
+    layout, pieces = architecture_of(saved.model).layout, vocab_file.read_pieces(vocab)
     if len(pieces) != saved.vocab_size:
         raise UserError(
             f"{vocab}: has {len(pieces)} pieces and {checkpoint.location} was trained with {saved.vocab_size}; "
             "give the vocabulary that belongs to the checkpoint"
         )
-    vocab_files = vocab_file.files(vocab)
+    vocab_files = vocab_file.read_files(vocab)
     tokenizer_config = json.loads(vocab_files["tokenizer_config.json"])
     tokenizer_config["model_max_length"] = saved.model.max_position_embeddings
     # [MASK] is the mask to those who load a model; in training text, for which the vocabulary's folder is, it is text.

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cloze.pipeline.core.artifacts import SourceFile, read_manifest
+from cloze.pipeline.core.artifacts import read_manifest
 from cloze.pipeline.core.errors import MissingFile, UserError
-from cloze.pipeline.core.storage import Location, find
+from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.storage import Location, find_files
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.vocab_file import VocabFile
 from cloze.training.checkpoints import huggingface
@@ -91,7 +92,9 @@ def _check(
             f"{len(our_vocab.pieces):,}); set vocab.file to {file}"
         )
     if our_vocab and our_vocab.lowercase is not None:  # an artifact's tokenizer.json always says it
-        vocab_file.check(their_vocab, f"pretrain.init: {folder}", our_vocab.lowercase, our_vocab.strip_accents)
+        vocab_file.check_case_and_accents(
+            their_vocab, f"pretrain.init: {folder}", our_vocab.lowercase, our_vocab.strip_accents
+        )
     if type(theirs) is not type(ours):
         raise UserError(
             f"pretrain.init: {folder} has the architecture {architecture_name(theirs)}; set "
@@ -118,7 +121,7 @@ def weights_file(init: str, root: Location) -> str:
         legacy = folder / "pytorch_model.bin"
         return (legacy if legacy.is_file() and not (folder / _WEIGHTS).is_file() else folder / _WEIGHTS).uri
     try:
-        named = find(f"{glob.escape(root.uri)}/{_DIGESTS}/{init}*.json")
+        named = find_files(f"{glob.escape(root.uri)}/{_DIGESTS}/{init}*.json")
     except MissingFile:
         named = []
     found: dict[str, str] = {}  # by digest: another artifact may have the same one

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from cloze.pipeline.core.artifacts import Output, repeated
+from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.threads import run_periodically
 from cloze.training.cluster.elastic import GroupSize
 
 Tell = Callable[[float, str], bool]  # how much is done, and a note -> whether the driver wants worker 0 to leave
@@ -30,7 +31,7 @@ class Progress(NamedTuple):
 
     def show(self, done: float, note: str) -> None:
         with suppress(OSError, SystemExit):  # a log that nobody reads any more ends no training
-            self.out.progress(done, self.total, self.unit, note)
+            self.out.report_progress(done, self.total, self.unit, note)
 
 
 class Board:
@@ -160,7 +161,7 @@ def watched(
         progress.show(done, note)
         return True
 
-    with repeated(look, _TELL_SECONDS):
+    with run_periodically(look, _TELL_SECONDS):
         yield
     with suppress(RayError):  # what was told last, also by a group that was quicker than a look
         (done, note), *_ = ray.get(board.told.remote())

@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any, NamedTuple
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.scratch import scratch
-from cloze.pipeline.core.signals import first_sets
+from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.core.signals import event_on_first
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.elastic import GroupSize, Placement
 from cloze.training.cluster.heartbeat import Progress, Tell, begun, end_workers, failure, new_board, watched
@@ -85,7 +85,7 @@ def run_workers(work: Work, argument: Any, placement: Placement, restart: Restar
 @contextmanager
 def _storage(artifact: Location) -> Iterator[Location]:
     """A folder that Ray wants, which all nodes can reach, as long as we are inside."""
-    with scratch(artifact) as folder:
+    with scratch_folder(artifact) as folder:
         try:
             yield folder / uuid.uuid4().hex
         finally:
@@ -95,7 +95,7 @@ def _storage(artifact: Location) -> Iterator[Location]:
 
 def _terminated(leaves: bool) -> AbstractContextManager[threading.Event]:
     """While inside, the first SIGTERM sets the event and does nothing else, if the work `leaves`."""
-    return first_sets(signal.SIGTERM) if leaves else nullcontext(threading.Event())
+    return event_on_first(signal.SIGTERM) if leaves else nullcontext(threading.Event())
 
 
 def _run(trainer: Any) -> None:

@@ -18,12 +18,13 @@ import torch.distributed as dist
 from torch import nn
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, Part, SourceFile
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, Part
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.text import vocab_file
-from cloze.pipeline.text.tokenizer import load
+from cloze.pipeline.text.tokenizer import load_tokenizer
 from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig
 from cloze.training.cluster.collectives import agreed
 from cloze.training.cluster.elastic import Placement, nodes
@@ -72,7 +73,7 @@ class Setup:
 
     def finished(self, variant: str) -> int:
         """Steps of the variant that need not be made again."""
-        there = self.out.parts(self.parts(variant))
+        there = self.out.finished_parts(self.parts(variant))
         return sum(self.steps(trial) for trial in self.config.trials if f"{variant}-{trial.name}" in there)
 
 
@@ -169,7 +170,7 @@ class Worker:
 
     def _part(self, name: str) -> Part | None:
         """As worker 0 finds it: another run of the same fingerprint may finish it just now."""
-        return agreed(self.setup.out.part(name) if self.rank == 0 else None)
+        return agreed(self.setup.out.finished_part(name) if self.rank == 0 else None)
 
     def train(self, variant: str, trial: Trial) -> Outcome:
         """One trial from its first step to its last."""
@@ -296,7 +297,7 @@ def _model_files(setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, by
         "model/model.safetensors": save({name: weight.cpu().contiguous() for name, weight in weights.items()}),
         "model/config.json": config.encode(),
         **{f"model/{name}": data for name, data in setup.task.model_files().items()},
-        **{f"model/{name}": data for name, data in vocab_file.files(setup.vocab.location).items()},
+        **{f"model/{name}": data for name, data in vocab_file.read_files(setup.vocab.location).items()},
     }
 
 
@@ -320,13 +321,13 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     vocab: Artifact = inputs["vocab"]
     data: SourceFile = inputs["data"]
     task = task_of(config).read(config, data.location)
-    tokenizer = load(vocab.location / "tokenizer.json")
+    tokenizer = load_tokenizer(vocab.location / "tokenizer.json")
     _check_model(checkpoint.config(), tokenizer, config)
     prepared = task.prepare(tokenizer)
     setup = Setup(config, task, prepared, checkpoint, vocab, out)
     names = [name for variant in VARIANTS for name in setup.parts(variant)]
     FinetuneFacts.model_validate(task.facts())  # hours before they are told
-    if len(out.parts(names)) < len(names):
+    if len(out.finished_parts(names)) < len(names):
         placement = Placement.fitting(
             nodes(),
             stage=f"finetune-{config.name}",
@@ -338,7 +339,7 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
         total = len(VARIANTS) * sum(map(setup.steps, config.trials))
         progress = Progress(out, total, "steps", sum(map(setup.finished, VARIANTS)))
         run_workers(_work, setup, placement, RestartPolicy(), progress)
-    parts = out.planned(names)
+    parts = out.require_parts(names)
     facts = _facts(setup, {part.name: part.facts for part in parts})
     scores = json.dumps(facts.plain["scores"], indent=1, ensure_ascii=False)
     return out.finish(

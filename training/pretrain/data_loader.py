@@ -24,11 +24,11 @@ from torch import Tensor
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.facts import ExamplesFacts
-from cloze.pipeline.core.keyed_random import mixed
-from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, padded
-from cloze.pipeline.core.schema import IGNORED, parquet_file
+from cloze.pipeline.core.keyed_random import hash64
+from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
+from cloze.pipeline.core.schema import IGNORE_INDEX, parquet_file
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.masking import KeyedMaskDraws, Masked, MaskRules, mask_batch
+from cloze.pipeline.text.masking import KeyedMaskDraws, MaskedBatch, MaskRules, mask_batch
 
 Item = TypeVar("Item")
 
@@ -78,10 +78,10 @@ class Rows:
         return Rows(
             np.concatenate([part.index for part in parts]),
             np.concatenate([part.epoch for part in parts]),
-            Ragged.join(part.input_ids for part in parts),
+            Ragged.concatenate(part.input_ids for part in parts),
             np.concatenate([part.segment_b for part in parts]),
             np.concatenate([part.next_sentence_label for part in parts]),
-            Masks(*map(Ragged.join, zip(*masks, strict=True))) if masks else None,
+            Masks(*map(Ragged.concatenate, zip(*masks, strict=True))) if masks else None,
         )
 
 
@@ -101,8 +101,8 @@ class Masking:
     seed: int
     rules: MaskRules
 
-    def __call__(self, ids: Ints, rows: Rows) -> Masked:
-        draws = KeyedMaskDraws(mixed(self.seed, rows.epoch, rows.index), self.rules.vocab_size)
+    def __call__(self, ids: Ints, rows: Rows) -> MaskedBatch:
+        draws = KeyedMaskDraws(hash64(self.seed, rows.epoch, rows.index), self.rules.vocab_size)
         return mask_batch(ids, rows.input_ids.lengths, draws, self.rules)
 
 
@@ -114,7 +114,7 @@ class Batch(NamedTuple):
     attention_mask: Tensor  # [b, s] int64, 1 real, 0 padding
     masked_lm_positions: Tensor  # [n] int64, flat indices into b * s
     masked_lm_labels: Tensor  # [n] int64
-    next_sentence_label: Tensor  # [b] int64, IGNORED where there is no pair, or the row counts for nothing
+    next_sentence_label: Tensor  # [b] int64, IGNORE_INDEX where there is no pair, or the row counts for nothing
     counted: Tensor  # [b] int64, 0 for a row that counts for nothing
     padded: bool = True  # whether attention_mask hides anything: training would wait for a GPU to answer that
 
@@ -129,7 +129,7 @@ class Batch(NamedTuple):
 def batch(rows: Rows, masking: Masking | None = None) -> Batch:
     """Examples -> tensors no wider than the longest of them; `masking` for those that are stored without masks."""
     lengths, width = rows.input_ids.lengths, int(rows.input_ids.lengths.max())
-    ids = padded(*rows.input_ids, width)  # [b, s]
+    ids = pad_rows(*rows.input_ids, width)  # [b, s]
     real = np.arange(width) < lengths[:, None]
     second = (np.arange(width) >= rows.segment_b[:, None]) & real
     starts = np.arange(len(rows)) * width
@@ -160,7 +160,7 @@ def share(rows: Rows, rank: int, workers: int, micro_batch_size: int) -> list[Ro
 
 def _idle(row: Rows) -> Rows:
     nothing = Ragged(np.zeros(0, np.int64), np.zeros(2, np.int64))
-    return replace(row, next_sentence_label=np.full(1, IGNORED), masks=Masks(nothing, nothing), counted=False)
+    return replace(row, next_sentence_label=np.full(1, IGNORE_INDEX), masks=Masks(nothing, nothing), counted=False)
 
 
 def paired(phases: Iterable[Artifact]) -> bool:

@@ -32,8 +32,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cloze.pipeline.core.artifacts import Artifact, SourceFile
+from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.masking import mask_rules
 from cloze.training.checkpoints.checkpoint import (

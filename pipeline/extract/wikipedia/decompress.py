@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.file_types import HEAD, packed
+from cloze.pipeline.core.file_types import HEAD_BYTES, compression_of
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.wikipedia import format_check
 
@@ -44,8 +44,8 @@ class Truncation:
 def compression(location: Location) -> str:
     """ "xml", "bz2", "gz" or "xz", by the file's first bytes whatever its name; UserError for what is no dump."""
     with location.open() as file:
-        head = file.read(HEAD)
-    kind = packed(head)
+        head = file.read(HEAD_BYTES)
+    kind = compression_of(head)
     if not kind:
         format_check.refuse(location, head)
     return kind or "xml"
@@ -57,7 +57,7 @@ def blocks(location: Location, span: Range, truncation: Truncation) -> Iterator[
     Raises UserError: damaged compression.
     """
     with location.open() as file:
-        kind = packed(file.read(HEAD))
+        kind = compression_of(file.read(HEAD_BYTES))
         if not kind:
             yield from _plain_blocks(file, span, truncation)
             return
@@ -114,9 +114,9 @@ def _decompressed(file: BinaryIO, kind: str, span: Range, truncation: Truncation
         data = stream.unused_data or more()
         while kind == "xz" and data and not (data := data.lstrip(b"\0")):  # streams may be padded
             data = more()
-        if len(data) < HEAD:
+        if len(data) < HEAD_BYTES:
             data += more()
-        if packed(data) != kind:
+        if compression_of(data) != kind:
             return  # padding, or what bzip2 and gzip ignore as well
 
 

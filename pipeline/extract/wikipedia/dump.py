@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.file_types import packed
-from cloze.pipeline.core.schema import Record
+from cloze.pipeline.core.file_types import compression_of
+from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.wikipedia import format_check, multistream
 from cloze.pipeline.extract.wikipedia.decompress import Range, Truncation, blocks, compression
@@ -56,7 +56,7 @@ class Page(NamedTuple):
     timestamp: str
     model: str
     text: str
-    record: Record  # the whole <page>, with all its revisions
+    record: RecordPosition  # the whole <page>, with all its revisions
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def read_site(location: Location) -> Site:
         if len(head) >= _HEADER or b"<page>" in head or b"</mediawiki>" in head:
             break
     head = head[:_HEADER]
-    if packed(head):
+    if compression_of(head):
         raise UserError(f"{location}: is compressed twice; unpack it once first")
     format_check.refuse(location, head)
     text = head.decode("utf-8-sig", "replace")
@@ -151,7 +151,7 @@ def pages(location: Location, span: Range, site: Site, truncation: Truncation) -
     return parsed(location, page_bytes(location, span, site.dbname, truncation), site)
 
 
-def parsed(location: Location, found: Iterable[tuple[bytes, Record]], site: Site) -> Iterator[Page | None]:
+def parsed(location: Location, found: Iterable[tuple[bytes, RecordPosition]], site: Site) -> Iterator[Page | None]:
     """What `page_bytes` gives -> the pages; None for one without a title or id, cut in itself or too long."""
     for data, record in found:
         if b"\r" in data:
@@ -168,7 +168,7 @@ def parsed(location: Location, found: Iterable[tuple[bytes, Record]], site: Site
         yield page if page and len(page.title) <= _MAX_TITLE else None
 
 
-def _page(text: str, site: Site, record: Record) -> Page | None:
+def _page(text: str, site: Site, record: RecordPosition) -> Page | None:
     """The fields of one <page>, in its last revision; None where it has no title or id."""
     last = text.rfind("<revision>")
     head, revision = (text[:last], text[last:]) if last >= 0 else (text, "")

@@ -5,7 +5,7 @@ import re
 from cloze.pipeline.core import file_types
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.encodings import marked
+from cloze.pipeline.text.encodings import bom_encoding
 
 MEND = "give a MediaWiki XML export, such as <wiki>-latest-pages-articles.xml.bz2"
 
@@ -26,7 +26,7 @@ _TEXTS = {
 
 def refuse(location: Location, head: bytes) -> None:
     """Raise UserError if a file that begins like this is known to be something else."""
-    if found := file_types.known(head):
+    if found := file_types.file_type_of(head):
         raise UserError(f"{location}: is {found}")
     if encoding := _wide(head):
         raise UserError(f"{location}: is {encoding}; convert it to UTF-8 first (iconv -f {encoding} -t UTF-8)")
@@ -38,7 +38,7 @@ def refuse(location: Location, head: bytes) -> None:
 
 def _wide(head: bytes) -> str:
     """UTF-16 or UTF-32, by its mark or by where its zeros are; empty where it is neither."""
-    if encoding := marked(head).removeprefix("utf-8-sig"):
+    if encoding := bom_encoding(head).removeprefix("utf-8-sig"):
         return encoding.upper()
     some = head[:64]
     zeros = "".join("0" if some[k::4] and not any(some[k::4]) else "x" for k in range(4))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.schema import Record
+from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.wikipedia import format_check
 from cloze.pipeline.extract.wikipedia.decompress import Block, Range, Truncation, blocks
@@ -23,7 +23,9 @@ _SECTION = re.compile(rb"<!--.*?-->|<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _SECTIONS = {b"<!--": b"-->", b"<![CDATA[": b"]]>"}
 
 
-def page_bytes(location: Location, span: Range, dbname: str, truncation: Truncation) -> Iterator[tuple[bytes, Record]]:
+def page_bytes(
+    location: Location, span: Range, dbname: str, truncation: Truncation
+) -> Iterator[tuple[bytes, RecordPosition]]:
     """The pages that begin in `span`, and where each lies; b"" for one that has no end or is longer than `MAX_PAGE`.
 
     Of a page with many revisions those between the first and the last may be missing. Says in `truncation` if the file
@@ -55,7 +57,7 @@ class _Cutter:
         self._read = 0  # bytes of all blocks
         self._streams: list[tuple[int, int, int]] = []  # where in these bytes streams begin; the stream, its byte there
 
-    def cut(self, block: Block) -> Iterator[tuple[bytes, Record]]:
+    def cut(self, block: Block) -> Iterator[tuple[bytes, RecordPosition]]:
         """The pages that end in this block."""
         inside = block.inside
         if inside:
@@ -93,7 +95,7 @@ class _Cutter:
             yield from self._shorten()
         self.done = self._owned <= 0 and not inside
 
-    def _record(self, start: int, stop: int) -> Record:
+    def _record(self, start: int, stop: int) -> RecordPosition:
         """Where in the file a page of the buffer lies."""
         end = self._read - len(self._buffer) + stop
         begin = end - (stop - start) - self._left_out
@@ -101,7 +103,7 @@ class _Cutter:
         while len(self._streams) > 1 and self._streams[1][0] <= begin:
             del self._streams[0]
         at, stream, offset = self._streams[0]
-        return Record(stream, offset + begin - at, end - begin)
+        return RecordPosition(stream, offset + begin - at, end - begin)
 
     def _page_end(self, position: int) -> tuple[int, bool, bool]:
         """Where the page ends, -1 if not in this block; whether with </page>; whether without sections."""
@@ -144,7 +146,7 @@ class _Cutter:
         self._skipping = self.open = False
         return token.end()
 
-    def _shorten(self) -> Iterator[tuple[bytes, Record]]:
+    def _shorten(self) -> Iterator[tuple[bytes, RecordPosition]]:
         """Leave out of the page in the buffer what is not needed; give it up if it is still too long."""
         if not self.open:
             raise UserError(f"{self._location}: has a comment of more than {MAX_PAGE >> 20} MB; {format_check.MEND}")
@@ -155,7 +157,7 @@ class _Cutter:
         if len(self._buffer) > MAX_PAGE:
             self._skipping = True
             self._left_out = 0
-            yield b"", Record()
+            yield b"", RecordPosition()
             self._drop(len(self._buffer) - _TAIL)
 
     def _drop(self, count: int) -> None:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from cloze.pipeline.core.artifacts import Output, in_parallel
-from cloze.pipeline.core.schema import Record
+from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import map_in_threads
 from cloze.pipeline.extract.wikipedia.decompress import Range, Truncation
 from cloze.pipeline.extract.wikipedia.page_splitter import page_bytes
 
@@ -56,7 +57,7 @@ def progress(streams: Sequence[Stream], scratch: Location, out: Output) -> Itera
     def done() -> float:
         return sum(max(0, _reach(scratch / stream.name) - stream.span.start) for stream in streams) / 1e6
 
-    with out.telling(done, total / 1e6, "MB", "cutting compressed files into pieces"):
+    with out.reporting_progress(done, total / 1e6, "MB", "cutting compressed files into pieces"):
         yield
 
 
@@ -67,7 +68,7 @@ def spool(stream: Stream, scratch: Location, out: Output, size: int) -> None:
 
     def close(piece: _Piece) -> None:
         file = _file(folder, len(ends), truncation.read)
-        if not file.is_file() and not out.part(_part(stream, len(ends))):
+        if not file.is_file() and not out.finished_part(_part(stream, len(ends))):
             file.write_bytes(piece.data())
         ends.append(truncation.read)
 
@@ -95,12 +96,12 @@ def stored(stream: Stream, scratch: Location, out: Output) -> list[Stored]:
             zip([stream.span.start, *record["ends"][:-1]], record["ends"], strict=True)
         )
     ]
-    if not all(in_parallel(lambda piece: piece.location.is_file() or bool(out.part(piece.name)), pieces)):
+    if not all(map_in_threads(lambda piece: piece.location.is_file() or bool(out.finished_part(piece.name)), pieces)):
         return []
     return [*pieces[:-1], pieces[-1]._replace(truncated=record["truncated"])]
 
 
-def stored_bytes(piece: Stored, truncation: Truncation) -> Iterator[tuple[bytes, Record]]:
+def stored_bytes(piece: Stored, truncation: Truncation) -> Iterator[tuple[bytes, RecordPosition]]:
     """The pages of a piece, as `page_bytes` gave them."""
     with piece.location.open() as file, pa.input_stream(file, compression="zstd") as stream:
         data = stream.read()
@@ -109,7 +110,7 @@ def stored_bytes(piece: Stored, truncation: Truncation) -> Iterator[tuple[bytes,
         *place, size = _HEAD.unpack_from(data, stop)
         start = stop + _HEAD.size
         stop = start + size
-        yield data[start:stop], Record(*place)
+        yield data[start:stop], RecordPosition(*place)
     assert stop == len(data), f"{piece.location} does not end with a page"
     truncation.reason = piece.truncated
 
@@ -139,7 +140,7 @@ class _Piece:
         self._sink = pa.BufferOutputStream()
         self._stream = pa.CompressedOutputStream(self._sink, "zstd")
 
-    def add(self, page: bytes, record: Record) -> None:
+    def add(self, page: bytes, record: RecordPosition) -> None:
         head = _HEAD.pack(*record, len(page))
         self._stream.write(head)
         self._stream.write(page)

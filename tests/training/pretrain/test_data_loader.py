@@ -13,7 +13,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.masking import mask_rules
 from cloze.training.pretrain import data_loader
-from cloze.training.pretrain.data_loader import IGNORED, Examples, Prefetched, batch, share
+from cloze.training.pretrain.data_loader import IGNORE_INDEX, Examples, Prefetched, batch, share
 from tests.training.small_examples import MASK, PIECES, examples_artifact
 
 
@@ -84,7 +84,7 @@ def test_a_worker_without_rows_gets_one_that_counts_for_nothing(examples: Exampl
     rows = next(examples.batches(1, 0, 2))
     (idle,) = share(rows, 2, 3, 4)
     made = batch(idle)
-    assert made.next_sentence_label.tolist() == [IGNORED]
+    assert made.next_sentence_label.tolist() == [IGNORE_INDEX]
     assert made.counted.tolist() == [0]
     assert made.masked_lm_positions.numel() == 0
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, padded
+from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import tables
 from cloze.pipeline.text.tokenizer import CLS, SEP
@@ -134,7 +134,7 @@ def read(location: Location, columns: Columns) -> list[Example]:
     wanted = (columns.text, columns.label, columns.split)
     examples = []
     # Tab-separated labelled files, such as GLUE's, hold single quotes as characters.
-    for row in tables.rows(location, wanted, tsv_quotes=False):
+    for row in tables.read_rows(location, wanted, tsv_quotes=False):
         for column in wanted:
             if row.values[column] is None or not str(row.values[column]).strip():
                 raise UserError(f"{row.where}: {column} is empty; fill it in or delete the row")
@@ -189,7 +189,7 @@ def batch(data: Encoded, rows: Rows, device: torch.device) -> tuple[Tensor, Tens
     """Some rows of a split -> input_ids, token_type_ids, attention_mask, each [b, longest of them]."""
     chosen = data.ids.take(rows)
     width = int(chosen.lengths.max())
-    input_ids = torch.from_numpy(padded(*chosen, width)).to(device)  # padding is masked: its piece does not matter
+    input_ids = torch.from_numpy(pad_rows(*chosen, width)).to(device)  # padding is masked: its piece does not matter
     attention_mask = torch.from_numpy(np.arange(width) < chosen.lengths[:, None]).to(device)
     return input_ids, torch.zeros_like(input_ids), attention_mask
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cloze.pipeline.core.artifacts import Manifest, Output, SourceFile
+from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.scratch import scratch
+from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.extract.stage import VERSION, ExtractConfig, run, units
@@ -122,7 +123,7 @@ def test_a_run_goes_on_from_what_is_spooled_and_parsed_with_the_same_bytes(tmp_p
     inputs, settings = {"w": given(tmp_path / "dump")}, config()
     full = run(settings, inputs, output(tmp_path / "full"))
     half = output(tmp_path / "half")
-    with pytest.raises(KeyboardInterrupt), scratch(half.location) as folder:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(half.location) as folder:
         work = extract._spooled(units(settings, inputs), settings, folder, half)
         for unit in work[::2]:
             extract.extract(unit, settings, half)
@@ -131,7 +132,7 @@ def test_a_run_goes_on_from_what_is_spooled_and_parsed_with_the_same_bytes(tmp_p
     pieces[0].unlink()  # parsed
     pieces[1].unlink()  # not parsed: the stream is cut anew, and what lies there is left
     stamps = {path: path.stat().st_mtime_ns for path in [*pieces[2:], *(tmp_path / "half").rglob("*.parquet")]}
-    with pytest.raises(KeyboardInterrupt), scratch(half.location) as again:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(half.location) as again:
         assert again == folder
         assert extract._spooled(units(settings, inputs), settings, again, half) == work
         assert not pieces[0].exists() and pieces[1].exists()
@@ -150,7 +151,7 @@ def test_a_part_that_is_lost_meanwhile_is_made_again_without_cutting_its_stream_
     inputs, out = {"w": given(tmp_path / "dump")}, output(tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(type(out), "commit", lambda *_, **__: None)
-        with pytest.raises(UserError, match=r"parts/00000\.00000\.json: this part was planned and is not there"):
+        with pytest.raises(UserError, match=r"parts/00000\.00000\.json: this part or one of its files is missing"):
             run(config(), inputs, out)
     monkeypatch.setattr(repartition, "spool", lambda *_: pytest.fail("cut again"))
     resumed = run(config(), inputs, out)
