@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.signals import interrupted_by
+from cloze.pipeline.core.signals import keyboard_interrupt_on
 
 if TYPE_CHECKING:
     from cloze.infra.planner import PlannedStage, Run
@@ -53,7 +53,7 @@ _EPILOG = """examples:
 """
 
 
-@interrupted_by(signal.SIGTERM)  # a terminated driver stops as an interrupted one does
+@keyboard_interrupt_on(signal.SIGTERM)  # a terminated driver stops as an interrupted one does
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status.
 

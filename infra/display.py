@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cloze.pipeline.core.artifacts import Manifest
-from cloze.pipeline.core.facts import Warnings
+from cloze.pipeline.core.facts import WarningFacts
 from cloze.pipeline.core.storage import Location
 
 # Seconds between two lines of a log: of one that makes progress, and of one that shows the same again.
@@ -121,7 +121,7 @@ def summary(manifest: Manifest) -> str:
 def warnings(manifest: Manifest) -> list[str]:
     """The stage's warnings, one line each: where its output differs from the configuration or has a low quality, and
     the fix."""
-    return Warnings.of(manifest).warnings
+    return WarningFacts.of(manifest).warnings
 
 
 def _words(numbers: Mapping[str, int]) -> str:

@@ -28,12 +28,12 @@ def export_run(run: Run, to: Location) -> None:
 
 def fill_mask(run: Run, text: str) -> "list[list[MaskPrediction]]":
     """The most likely pieces for each [MASK] of the text, the most likely first. Raises UserError."""
-    from cloze.pipeline.text.tokenizer import load
+    from cloze.pipeline.text.tokenizer import load_tokenizer
     from cloze.training.checkpoints.fill_mask import load_model, predict_masked
     from cloze.training.pretrain.stage import final_checkpoint
 
     model = load_model(final_checkpoint(finished(run, "pretrain")))
-    tokenizer = load(finished(run, "vocab").location / "tokenizer.json")
+    tokenizer = load_tokenizer(finished(run, "vocab").location / "tokenizer.json")
     try:
         return predict_masked(model, tokenizer, text)
     except ValueError as error:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cloze.pipeline.core.artifacts import Artifact, SourceFile, source_file
+from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.config import MarkedPath
-from cloze.pipeline.core.storage import Location, find
+from cloze.pipeline.core.source_files import SourceFile, source_file
+from cloze.pipeline.core.storage import Location, find_files
 from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.pretrain.stage import final_checkpoint
 
@@ -26,7 +27,7 @@ class UserFiles:
         return [
             source_file(file.absolute(), root / "sources")
             for pattern in self.path.patterns
-            for file in find(file_in(pattern, root) if file_in else pattern)
+            for file in find_files(file_in(pattern, root) if file_in else pattern)
         ]
 
     def identity(self, files: Sequence[SourceFile]) -> str:
@@ -35,8 +36,8 @@ class UserFiles:
 
     def load(self, files: Sequence[SourceFile]) -> list[SourceFile] | SourceFile:
         """A list for a field that is a list, otherwise the one file. Raises UserError when that field names several."""
-        self.path.check_number([file.uri for file in files])
-        return list(files) if self.path.several else files[0]
+        self.path.check_count([file.uri for file in files])
+        return list(files) if self.path.is_list else files[0]
 
 
 class StageOutputs(Protocol):

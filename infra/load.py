@@ -28,7 +28,7 @@ def load(run: str | Path, root: str | None = None) -> PretrainedModel:
         return _from_folder(folder)
     loaded = Run(named_runs.read(str(run), root=root))
     model = load_model(final_checkpoint(finished(loaded, "pretrain")))
-    return PretrainedModel(model, tokenizer.load(finished(loaded, "vocab").location / "tokenizer.json"))
+    return PretrainedModel(model, tokenizer.load_tokenizer(finished(loaded, "vocab").location / "tokenizer.json"))
 
 
 def _from_folder(folder: Location) -> PretrainedModel:
@@ -41,4 +41,4 @@ def _from_folder(folder: Location) -> PretrainedModel:
         raise UserError(f"{folder}: has no masked-language-model head; give a model as it was pretrained")
     model = pretraining_model(found.model, found.vocab_size, nsp="nsp.weight" in found.weights)
     model.load_state_dict(found.weights)
-    return PretrainedModel(model, tokenizer.build(vocab.pieces, lowercase, vocab.strip_accents))
+    return PretrainedModel(model, tokenizer.build_tokenizer(vocab.pieces, lowercase, vocab.strip_accents))

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cloze.infra.run_config import NAME, RunConfig
-from cloze.pipeline.core.config import dump, identity, load, parse, with_paths
+from cloze.pipeline.core import yaml_text
+from cloze.pipeline.core.config import identity, load, parse, with_paths
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 
@@ -54,7 +55,7 @@ def as_yaml(config: RunConfig) -> str:
     """The configuration as YAML, with its defaults; the user's paths and the root are absolute."""
     data = with_paths(config, lambda path, pattern: [pattern if path.mark.is_name(pattern) else absolute(pattern)])
     data["root"] = Location(config.root).absolute().uri
-    return f"# {config.name} as it was last started\n{dump(data)}"
+    return f"# {config.name} as it was last started\n{yaml_text.dump(data)}"
 
 
 def absolute(pattern: str) -> str:

@@ -10,10 +10,11 @@ from cloze.infra.inputs import UserFiles
 from cloze.infra.ray_session import ray_session
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage, stages
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, SourceFile, fingerprint, lost, read_manifest
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, fingerprint, missing_files, read_manifest
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import MissingFile, UserError
-from cloze.pipeline.core.scratch import clear
+from cloze.pipeline.core.scratch import delete_abandoned
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 
 Action = Literal["run", "continue", "skip", "wait"]
@@ -88,7 +89,7 @@ class Run:
         if force:
             return PlannedStage(stage, "run", "forced", output)
         if manifest := read_manifest(output.location):
-            if damaged := lost(output.location, manifest):
+            if damaged := missing_files(output.location, manifest):
                 reason = f"{damaged[0]} is missing or truncated; continues from the other parts"
                 return PlannedStage(stage, "continue", reason, output)
             finished = manifest.finished[:16].replace("T", " ")
@@ -121,7 +122,7 @@ class Run:
         if output is None:
             raise UserError(f"{name}: its inputs are not finished; run without --force, or the stages before it first")
         if planned.action == "skip":
-            clear(output.location)
+            delete_abandoned(output.location)
         else:
             if on_start:
                 on_start(planned)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cloze.pipeline.core.signals import reinstall
+from cloze.pipeline.core.signals import reinstall_python_handler
 
 # Workers import the package from the same folder as the driver, also when it is not installed.
 _PACKAGE_ROOT = str(Path(__file__).absolute().parents[2])
@@ -51,7 +51,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     if python := os.environ.get(WORKERS_PYTHON):
         environment["py_executable"] = shlex.quote(python)  # Ray puts it into a shell command
     ray.init(**options, runtime_env=environment)
-    reinstall(signal.SIGTERM)  # Ray's own would dump its stack
+    reinstall_python_handler(signal.SIGTERM)  # Ray's own would dump its stack
     try:
         yield
     finally:

@@ -1,9 +1,11 @@
 """The configuration of a run: those of its stages, and the checks between them."""
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from cloze.infra.key_hints import KEY_HINTS
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.dedup.stage import DedupConfig
 from cloze.pipeline.examples.config import ExamplesConfig
@@ -39,6 +41,8 @@ class RunConfig(Config):
     """Pretraining of the model."""
     finetune: tuple[FinetuneConfig, ...] = ()
     """Fine-tuning tasks, each a stage of its own."""
+
+    KEY_HINTS: ClassVar[Mapping[str, object]] = KEY_HINTS
 
     @model_validator(mode="after")
     def _phases_of_one_length_have_one_number_of_predictions(self) -> Self:

@@ -24,7 +24,7 @@ from cloze.infra.stages import Stage
 from cloze.infra.status import results
 from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.signals import interrupted_by
+from cloze.pipeline.core.signals import keyboard_interrupt_on
 
 # Tags of a run in Dagster's history.
 _COMMAND = "cloze/command"
@@ -149,7 +149,7 @@ def _asset(run_name: str, stage: Stage, priority: int) -> dagster.AssetsDefiniti
     def materialize_stage(context: dagster.AssetExecutionContext) -> dagster.MaterializeResult:
         active: _ActiveRun = getattr(context.resources, resource)
         force = stage.name in context.run.tags.get(_FORCE, "").split()
-        with interrupted_by(signal.SIGINT, signal.SIGTERM):  # Dagster would raise an exception of its own
+        with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise an exception of its own
             planned, manifest, seconds = _execute(active, stage, force)
         return dagster.MaterializeResult(
             metadata=_metadata(planned, manifest, seconds), data_version=dagster.DataVersion(manifest.fingerprint)

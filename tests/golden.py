@@ -12,7 +12,7 @@ from cloze.pipeline.core.artifacts import Artifact, Output, Part
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import Document, document, document_table
-from cloze.pipeline.text.tokenizer import build
+from cloze.pipeline.text.tokenizer import build_tokenizer
 from tests.paths import DATA, REPOSITORY
 
 _FOLDER = DATA / "golden"
@@ -65,7 +65,7 @@ def vocab_artifact(root: Path) -> Artifact:
     out = output(root, "vocab")
     pieces = published_vocabulary()
     lines = "".join(f"{piece}\n" for piece in pieces)
-    files = {"vocab.txt": lines.encode(), "tokenizer.json": build(pieces).to_str().encode()}
+    files = {"vocab.txt": lines.encode(), "tokenizer.json": build_tokenizer(pieces).to_str().encode()}
     out.finish([out.commit("vocab", files)], {}, {})
     return finished(out)
 

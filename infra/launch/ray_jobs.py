@@ -27,10 +27,10 @@ from cloze.infra import named_runs
 from cloze.infra.planner import Run
 from cloze.infra.ray_session import WORKERS_PYTHON
 from cloze.infra.run_config import RunConfig
-from cloze.pipeline.core.artifacts import git_commit
 from cloze.pipeline.core.config import Config, MarkedPath, input_paths, load, with_paths
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.storage import find
+from cloze.pipeline.core.provenance import git_commit
+from cloze.pipeline.core.storage import find_files
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -173,7 +173,7 @@ def _job_paths(path: MarkedPath, pattern: str, uploads: "_Uploads | None") -> li
     if uploads:
         return uploads(pattern)
     if not path.mark.file_in:
-        find(pattern)  # raises MissingFile
+        find_files(pattern)  # raises MissingFile
     return [named_runs.absolute(pattern)]
 
 
@@ -185,7 +185,7 @@ class _Uploads:
         self._bytes = 0
 
     def __call__(self, pattern: str) -> list[str]:
-        return [self._add(Path(file.path)) for file in find(pattern)]
+        return [self._add(Path(file.path)) for file in find_files(pattern)]
 
     def _add(self, file: Path) -> str:
         path = Path("sources", hashlib.sha256(str(file).encode()).hexdigest()[:8], file.name)

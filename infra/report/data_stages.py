@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from cloze.infra.report.charts import BarSegment, SegmentKind, bar, format_number
 from cloze.infra.report.views import DedupView, ExamplesView, ExtractView, Stages, StageView, VocabView
-from cloze.pipeline.core.facts import Compared, DroppedDocument, DroppedRecord, Quality
+from cloze.pipeline.core.facts import ComparedVocab, DroppedDocument, DroppedRecord, VocabQuality
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import RESERVED
 
@@ -113,7 +113,7 @@ def vocabulary_section(stages: Stages) -> VocabularySection | None:
     return VocabularySection(" ".join(filter(None, sentences)), [sample for sample in samples if sample[1]])
 
 
-def _tokenization_quality(heldout: Quality, compared: Compared | None) -> str:
+def _tokenization_quality(heldout: VocabQuality, compared: ComparedVocab | None) -> str:
     """Describes how the vocabulary tokenizes held-out text, next to the vocabulary of `vocab.compare`."""
     if not heldout.words:
         return ""

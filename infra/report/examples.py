@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from cloze.infra.report.charts import format_number, format_percent, histogram
 from cloze.infra.report.views import ExamplesView, Stages, StageView, VocabView
-from cloze.pipeline.core.schema import IGNORED
+from cloze.pipeline.core.schema import IGNORE_INDEX
 from cloze.pipeline.text.tokenizer import CLS, MASK, SEP
 
 #: Titles by objective and next_sentence_label.
@@ -20,7 +20,7 @@ _TITLES = {
         0: "In order: segment B follows segment A",
         1: "Swapped: segment A follows segment B (after a single sentence, segment B is random instead)",
     },
-    "mlm": {IGNORED: "Full sentences, with [SEP] between documents"},
+    "mlm": {IGNORE_INDEX: "Full sentences, with [SEP] between documents"},
 }
 _EXAMPLES_PER_LABEL = 2
 _MAX_TOKENS = 160  # shown of an example

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cloze.infra.report.charts import format_percent
 from cloze.infra.report.views import HeldoutDocument, TrainedModel
-from cloze.pipeline.text.sentences import sentences_of
+from cloze.pipeline.text.sentences import document_sentences
 from cloze.pipeline.text.tokenizer import MASK
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def select_heldout_sentences(
 
 def _mask_word(text: str, tokenizer: "Tokenizer") -> MaskedSentence | None:
     """Masks a word that is a single token, in a sentence of the text. The text's hash selects sentence and word."""
-    sentences = [one for one in sentences_of(text) if len(one) in _SENTENCE_CHARS and MASK not in one]
+    sentences = [one for one in document_sentences(text) if len(one) in _SENTENCE_CHARS and MASK not in one]
     if not sentences:
         return None
     digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

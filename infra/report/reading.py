@@ -24,19 +24,14 @@ from cloze.infra.report.views import (
     VocabView,
 )
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import (
-    Artifact,
-    Manifest,
-    in_parallel,
-    read_manifest,
-    source_by_digest,
-    source_records,
-)
+from cloze.pipeline.core.artifacts import Artifact, Manifest, read_manifest
 from cloze.pipeline.core.facts import DedupFacts, ExtractFacts, VocabFacts
 from cloze.pipeline.core.schema import parquet_file
+from cloze.pipeline.core.source_files import cached_source_files, source_file_by_digest
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import map_in_threads
 from cloze.pipeline.text import vocab_file
-from cloze.pipeline.text.tokenizer import load
+from cloze.pipeline.text.tokenizer import load_tokenizer
 from cloze.training.finetune.facts import FinetuneFacts
 from cloze.training.pretrain.facts import MetricsRow, PretrainFacts
 
@@ -114,10 +109,10 @@ class _UserFileRecords:
 
     def __init__(self, root: Location, identities: Sequence[str]) -> None:
         folder = root / "sources"
-        records = in_parallel(lambda identity: source_by_digest(folder, identity[:_SHA256_CHARS]), identities)
+        records = map_in_threads(lambda identity: source_file_by_digest(folder, identity[:_SHA256_CHARS]), identities)
         self._records = dict(zip(identities, records, strict=True))
         if not all(self._records.values()):
-            listed = {file.sha256: file for file in source_records(folder)}
+            listed = {file.sha256: file for file in cached_source_files(folder)}
             self._records = {
                 identity: file or listed.get(identity[:_SHA256_CHARS]) for identity, file in self._records.items()
             }
@@ -150,7 +145,7 @@ def _dedup(view: StageView) -> StageView:
 def _vocab(view: StageView) -> StageView:
     if not (artifact := _artifact(view)):
         return VocabView(**vars(view))
-    pieces = vocab_file.pieces_in(artifact.location)
+    pieces = vocab_file.read_pieces(artifact.location)
     return VocabView(**vars(view), facts=VocabFacts.of(artifact.manifest), pieces=pieces)
 
 
@@ -225,7 +220,7 @@ def _trained_model(stages: Stages) -> TrainedModel | None:
     from cloze.training.checkpoints.fill_mask import load_model, predict_masked
     from cloze.training.pretrain.stage import final_checkpoint
 
-    model, tokenizer = load_model(final_checkpoint(pretrain)), load(vocab.location / "tokenizer.json")
+    model, tokenizer = load_model(final_checkpoint(pretrain)), load_tokenizer(vocab.location / "tokenizer.json")
 
     def predict(text: str) -> "Sequence[MaskPrediction]":
         [predictions] = predict_masked(model, tokenizer, text)

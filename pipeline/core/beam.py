@@ -1,4 +1,4 @@
-"""Apache Beam as the stages use it: quiet, and with errors that keep their type and their one line."""
+"""Apache Beam for the stages: without its log output, and with errors that keep their type and message."""
 
 import base64
 import contextlib
@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cloze.pipeline.core.beam_workers import LostWorkerError, noted, process_runner, run_watched
+from cloze.pipeline.core.beam_workers import LostWorkerError, crash_note, process_runner, run_and_watch_workers
 from cloze.pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,18 +22,18 @@ Item = TypeVar("Item")
 _ERROR = re.compile(r"<error:([A-Za-z0-9+/=]+)>")
 
 
-class CarriedError(Exception):
-    """A worker's error in letters that every runner hands on, however it wraps and quotes exceptions."""
+class SerializedError(Exception):
+    """A worker's error as text that every runner transmits, however it wraps and quotes exceptions."""
 
 
 @contextlib.contextmanager
-def carried(work: str = "") -> Iterator[None]:
-    """In a worker: what the user can mend (UserError, no space left, no permission) travels as a CarriedError.
+def serialized_errors(work: str = "") -> Iterator[None]:
+    """In a worker, raise errors that the user can fix (UserError and OSError) as a SerializedError.
 
-    `work` says what is done in the block: it is named should the process be killed there.
+    `work` describes the work in the block: LostWorkerError names it if the process is killed there.
     """
     try:
-        with noted(work):
+        with crash_note(work):
             yield
     except UserError as error:
         content = ["user", str(error)]
@@ -41,38 +41,38 @@ def carried(work: str = "") -> Iterator[None]:
         content = ["system", error.errno, error.strerror or str(error), error.filename and str(error.filename)]
     else:
         return
-    raise CarriedError(f"{content[1:]} <error:{base64.b64encode(json.dumps(content).encode()).decode()}>")
+    raise SerializedError(f"{content[1:]} <error:{base64.b64encode(json.dumps(content).encode()).decode()}>")
 
 
 @contextlib.contextmanager
 def pipeline(options: Sequence[str]) -> "Iterator[beam.Pipeline]":
-    """A Beam pipeline that runs when the block ends. Raises what its workers raised, UserError and OSError as such."""
-    with _quiet():
+    """Yields a Beam pipeline that runs when the block ends. Raises its workers' UserError and OSError as such."""
+    with _quiet_loggers():
         import apache_beam as beam
         from apache_beam.options.pipeline_options import DirectOptions
 
-        parsed, runner = _chosen(options)
+        parsed, runner = _parse_options(options)
         processes = parsed.view_as(DirectOptions).direct_running_mode == "multi_processing"
         try:
             running = beam.Pipeline(runner=process_runner(parsed) if processes else runner, options=parsed)
-        except ValueError as error:  # what this runner wants and was not given
+        except ValueError as error:  # an option that this runner requires is missing
             raise UserError(f"beam: {' '.join(str(error).split())}") from error
         yield running
         try:
             if processes:
-                run_watched(running)
+                run_and_watch_workers(running)
             else:
                 running.run().wait_until_finish()
         except LostWorkerError:
             raise
         except Exception as error:
-            raise _unwrapped(error) from error
+            raise _deserialized(error) from error
 
 
 def for_each(items: Sequence[Item], work: Callable[[Item], None], options: Sequence[str]) -> None:
-    """Do the work of each item, on whatever worker is free. Raises as `pipeline` does.
+    """Call work(item) for each item, distributed over the workers. Raises as `pipeline` does.
 
-    An item's text says what was being done, should its process be killed.
+    LostWorkerError names str(item) if the process is killed while it works on an item.
     """
     with pipeline(options) as running:
         import apache_beam as beam
@@ -81,34 +81,34 @@ def for_each(items: Sequence[Item], work: Callable[[Item], None], options: Seque
             running
             | "Items" >> beam.Create(items).with_output_types(Any)
             | "Spread" >> beam.Reshuffle()
-            | "Work" >> beam.Map(_do, work)
+            | "Work" >> beam.Map(_run, work)
         )
 
 
-def _do(item: Item, work: Callable[[Item], None]) -> None:
-    with carried(str(item)):
+def _run(item: Item, work: Callable[[Item], None]) -> None:
+    with serialized_errors(str(item)):
         work(item)
 
 
-def _chosen(options: Sequence[str]) -> "tuple[PipelineOptions, PipelineRunner]":
-    """Beam's options and runner. Raises UserError for an option that Beam does not know or a value it does not take."""
+def _parse_options(options: Sequence[str]) -> "tuple[PipelineOptions, PipelineRunner]":
+    """Returns Beam's options and runner. Raises UserError for an unknown option or an invalid value."""
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     from apache_beam.runners.runner import create_runner
 
     for option in options:
         if not option.startswith("--"):
-            raise UserError(f"beam: {option} is no option; write --name=value")
-    said = io.StringIO()
+            raise UserError(f"beam: {option} is not an option; write --name=value")
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             parsed = PipelineOptions(list(options))
             unknown = parsed.get_all_options(retain_unknown_options=True).keys() - parsed.get_all_options().keys()
-    except SystemExit as error:  # Beam reads them as a program's arguments
-        why = said.getvalue().rpartition("error: ")[2] if error.code else f"{options} asks for help"
-        raise UserError(f"beam: {why.strip()}; correct it") from error
+    except SystemExit as error:  # argparse, which Beam uses, exits
+        reason = printed.getvalue().rpartition("error: ")[2] if error.code else f"{options} asks for help"
+        raise UserError(f"beam: {reason.strip()}; correct it") from error
     if unknown:
         names = ", ".join(f"--{name}" for name in sorted(unknown))
-        raise UserError(f"beam: Beam has no option {names}; correct its name or leave it out")
+        raise UserError(f"beam: Beam has no option {names}; correct its name or remove it")
     name = parsed.view_as(StandardOptions).runner or StandardOptions.DEFAULT_RUNNER
     try:
         return parsed, create_runner(name)
@@ -116,7 +116,7 @@ def _chosen(options: Sequence[str]) -> "tuple[PipelineOptions, PipelineRunner]":
         raise UserError(f"beam: --runner={name}: {error}") from error
 
 
-def _unwrapped(error: Exception) -> Exception:
+def _deserialized(error: Exception) -> Exception:
     match = _ERROR.search(str(error)) or _ERROR.search(str(error.__cause__))
     if not match:
         return error
@@ -125,8 +125,8 @@ def _unwrapped(error: Exception) -> Exception:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Beam's notes on optional packages and its copies of tracebacks off the console while a pipeline runs."""
+def _quiet_loggers() -> Iterator[None]:
+    """Suppress Beam's messages about optional packages, and its tracebacks, while a pipeline runs."""
     loggers = {logging.getLogger(): logging.ERROR, logging.getLogger("apache_beam"): logging.CRITICAL}
     before = {logger: logger.level for logger in loggers}
     for logger, level in loggers.items():

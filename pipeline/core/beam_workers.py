@@ -1,9 +1,9 @@
-"""Processes for Beam's local runner that end with the run, and that the run does not wait for when one is lost.
+"""Worker processes for Beam's local runner: they exit with the run, and the run fails when one of them is lost.
 
-Beam waits for ever when one of its worker processes is killed, or when one has not yet connected as the run fails, and
-leaves them behind when it is killed itself. Ours are started through this module
-(`python -m cloze.pipeline.core.beam_workers`): they end with the run that started them, and the run ends when one of
-them is lost, with the name of what that one was working on.
+Beam waits indefinitely when one of its worker processes is killed, or when one has not yet connected as the run fails.
+When Beam itself is killed, its workers keep running. Cloze starts them through this module
+(`python -m cloze.pipeline.core.beam_workers`): they exit when their run ends or is killed, and the run fails when one
+of them is lost, with a message that names the work of that one.
 """
 
 import contextlib
@@ -22,32 +22,33 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import PipelineRunner
 
-#: The run's process id and a folder that exists while the run does, with a file for what each worker is doing.
-_ALIVE = "CLOZE_BEAM_RUN"
-_GRACE = 5.0  # seconds in which a worker ends by itself when the run is over
-_LEFT_BEHIND = {"beam_control_read", "read_grpc_client_inputs"}  # Beam's threads that complain of a lost worker
+#: The variable with <process id>:<folder> of the run. The folder exists while the run does, with a file for the current
+#: work of each worker.
+_RUN = "CLOZE_BEAM_RUN"
+_GRACE = 5.0  # seconds for workers to exit by themselves when the run is over
+_IGNORED_THREADS = {"beam_control_read", "read_grpc_client_inputs"}  # Beam's threads that fail after a lost worker
 
 
 class LostWorkerError(RuntimeError):
-    """A worker process ended before its work did."""
+    """A worker process exited before its work was finished."""
 
 
 @contextlib.contextmanager
-def noted(work: str) -> Iterator[None]:
-    """A note that only a killed process leaves behind."""
-    run = os.environ.get(_ALIVE, "").partition(":")[2]
-    if not (work and run):
+def crash_note(work: str) -> Iterator[None]:
+    """Record `work` in a file while the block runs; the file stays only if the process is killed."""
+    folder = os.environ.get(_RUN, "").partition(":")[2]
+    if not (work and folder):
         yield
         return
-    note = Path(run, f"{os.getpid()}-{threading.get_ident()}")
-    with contextlib.suppress(OSError):  # a note is not worth failing for
+    note = Path(folder, f"{os.getpid()}-{threading.get_ident()}")
+    with contextlib.suppress(OSError):  # the work matters more than the note
         note.write_text(work)
     yield
     note.unlink(missing_ok=True)
 
 
 def process_runner(options: "PipelineOptions") -> "PipelineRunner":
-    """Beam's local runner with our worker processes in the place of its own."""
+    """Returns Beam's local runner, with worker processes that are started through this module."""
     from apache_beam.options.pipeline_options import DirectOptions
     from apache_beam.portability import python_urns
     from apache_beam.runners.portability.fn_api_runner import worker_handlers
@@ -55,16 +56,16 @@ def process_runner(options: "PipelineOptions") -> "PipelineRunner":
     from apache_beam.transforms.environments import SubprocessSDKEnvironment, python_sdk_capabilities
 
     # Beam's decorator hides this type as well.
-    class Processes(worker_handlers.SubprocessSdkWorkerHandler):  # pyright: ignore[reportGeneralTypeIssues]
-        """Beam waits without end for a worker that connects after the run has failed, or that is still at work."""
+    class WorkerProcess(worker_handlers.SubprocessSdkWorkerHandler):  # pyright: ignore[reportGeneralTypeIssues]
+        """Beam waits indefinitely for a worker that connects after the run has failed, or that is still busy."""
 
         def close(self) -> None:
-            run = Path(os.environ[_ALIVE].partition(":")[2])
-            threading.Timer(_GRACE, _end, [run]).start()
+            folder = Path(os.environ[_RUN].partition(":")[2])
+            threading.Timer(_GRACE, _stop_workers, [folder]).start()
             super().close()
 
-    worker_handlers.WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(Processes)
-    options.view_as(DirectOptions).direct_running_mode = "in_memory"  # else it would choose its own worker's command
+    worker_handlers.WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(WorkerProcess)
+    options.view_as(DirectOptions).direct_running_mode = "in_memory"  # otherwise Beam would choose the worker's command
     # exec: the worker's parent is this process, not a shell
     command = f"exec {sys.executable} -m cloze.pipeline.core.beam_workers"
     # Beam's decorator hides the type of what it decorates.
@@ -72,8 +73,8 @@ def process_runner(options: "PipelineOptions") -> "PipelineRunner":
     return FnApiRunner(default_environment=environment)
 
 
-def run_watched(running: "beam.Pipeline") -> None:
-    """Run to the end, or until a worker process is lost. Raises LostWorkerError."""
+def run_and_watch_workers(running: "beam.Pipeline") -> None:
+    """Run the pipeline to its end. Raises LostWorkerError as soon as a worker process is lost."""
     failed: list[Exception] = []
     lost: list[str] = []
     before = threading.excepthook
@@ -84,16 +85,16 @@ def run_watched(running: "beam.Pipeline") -> None:
         except Exception as error:
             failed.append(error)
 
-    def note(told: threading.ExceptHookArgs) -> None:
-        name = told.thread.name if told.thread else ""
+    def on_thread_error(error: threading.ExceptHookArgs) -> None:
+        name = error.thread.name if error.thread else ""
         if name == "run_worker":  # Beam's, one for each process
-            lost.append(str(told.exc_value))
-        elif name not in _LEFT_BEHIND:
-            before(told)
+            lost.append(str(error.exc_value))
+        elif name not in _IGNORED_THREADS:
+            before(error)
 
-    alive = Path(tempfile.mkdtemp(prefix="cloze-beam-"))
-    os.environ[_ALIVE] = f"{os.getpid()}:{alive}"
-    threading.excepthook = note
+    folder = Path(tempfile.mkdtemp(prefix="cloze-beam-"))
+    os.environ[_RUN] = f"{os.getpid()}:{folder}"
+    threading.excepthook = on_thread_error
     try:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
@@ -102,23 +103,23 @@ def run_watched(running: "beam.Pipeline") -> None:
     finally:
         if not lost:
             threading.excepthook = before
-        works = _works_of_the_dead(alive)
-        _end(alive)
-        del os.environ[_ALIVE]
+        work = _work_of_lost_workers(folder)
+        _stop_workers(folder)
+        del os.environ[_RUN]
     if failed:
         raise failed[0]
     if lost:
-        work = f" while it worked on {', '.join(works)}" if works else ""
-        raise LostWorkerError(f"{lost[0]}{work}: was it killed, or out of memory? Run again: what is finished is kept")
+        during = f" while it worked on {', '.join(work)}" if work else ""
+        raise LostWorkerError(f"{lost[0]}{during}: was it killed, or out of memory? Run again: finished work is kept")
 
 
-def _works_of_the_dead(alive: Path) -> list[str]:
-    """What the processes were at that are no more."""
-    notes = [(int(note.name.partition("-")[0]), note) for note in sorted(alive.glob("*-*"))]
-    return [note.read_text() for process, note in notes if not _lives(process)]
+def _work_of_lost_workers(folder: Path) -> list[str]:
+    """Returns the notes of processes that no longer run."""
+    notes = [(int(note.name.partition("-")[0]), note) for note in sorted(folder.glob("*-*"))]
+    return [note.read_text() for process, note in notes if not _is_running(process)]
 
 
-def _lives(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -126,21 +127,21 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _end(alive: Path) -> None:
-    """Tell the workers that the run is over."""
-    shutil.rmtree(alive, ignore_errors=True)
+def _stop_workers(folder: Path) -> None:
+    """Remove the run's folder: workers exit when it no longer exists."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _work() -> None:
-    """A worker process of Beam's, without its log, that ends within a second of the run it belongs to."""
-    process, _, alive = os.environ[_ALIVE].partition(":")
+def _worker_main() -> None:
+    """Run Beam's worker without its log, and exit within a second of the end of the run."""
+    process, _, folder = os.environ[_RUN].partition(":")
 
-    def end_with_the_run() -> None:
-        while os.getppid() == int(process) and Path(alive).exists():
+    def exit_with_the_run() -> None:
+        while os.getppid() == int(process) and Path(folder).exists():
             time.sleep(0.5)
         os._exit(0)
 
-    threading.Thread(target=end_with_the_run, daemon=True).start()
+    threading.Thread(target=exit_with_the_run, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     from apache_beam.runners.worker import sdk_worker_main
 
@@ -148,4 +149,4 @@ def _work() -> None:
 
 
 if __name__ == "__main__":
-    _work()
+    _worker_main()

@@ -1,43 +1,42 @@
-"""A YAML file and key=value overrides -> one strict, frozen configuration, or one line that says what is wrong."""
+"""A YAML file and key=value overrides -> one strict, frozen configuration, or a one-line error."""
 
-import difflib
 import json
 import operator
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cloze.pipeline.core import unknown_keys, yaml_text
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.yaml_text import KeyPath
 
 if TYPE_CHECKING:
     from cloze.pipeline.core.storage import Location
 
 Model = TypeVar("Model", bound="Config")
-Lines = dict[tuple[str | int, ...], int]
 
 
 class _Compute:
     """The type of `Compute`."""
 
 
-#: Marks a field that says how or where to run, not what comes out: `workers: Annotated[int, Compute] = 2`.
+#: Marks a field that decides how or where a stage runs and does not affect its output:
+#: `workers: Annotated[int, Compute] = 2`. Fingerprints leave it out.
 Compute = _Compute()
 
 
 @dataclass(frozen=True)
 class InputPath(_Compute):
-    """Marks a field that names the user's files, by a path, a glob or a list: `file: Annotated[str, InputPath()]`.
+    """Marks a field that names user files: a path, a glob or a list of these.
 
-    Their bytes are an input of the stage; where they lie changes nothing, so the mark is a `Compute`, too. `input` is
-    what the stage calls the input, where that is not the field's name. A field that names a folder says by `file_in`,
-    (value, run's root) -> path, which file of it is read, and by `is_name` which values are no path at all but the name
-    of something under the root.
+    The files' bytes are an input of the stage; their path is not, so the field counts as `Compute`. `input` is the
+    stage's name for the input, by default the field's name. `file_in`, for a field that names a folder, maps (value,
+    the run's root) to the path of the file that is read. `is_name` is true of values that are not paths but names of
+    something under the root.
     """
 
     input: str | None = None
@@ -46,22 +45,22 @@ class InputPath(_Compute):
 
 
 class MarkedPath(NamedTuple):
-    """A field that is marked `InputPath`, and set."""
+    """A field that is marked `InputPath` and set."""
 
-    keys: tuple[str | int, ...]  # where it stands: ("sources", 0, "files")
-    input: str  # what the stage calls it
+    keys: KeyPath  # ("sources", 0, "files")
+    input: str  # the stage's name for the input
     patterns: tuple[str, ...]
-    several: bool  # a list, which may name any number of files; a single text names one
+    is_list: bool  # a list may name any number of files, a single string names one
     mark: InputPath
 
-    def check_number(self, found: Sequence[str]) -> None:
-        """Raises UserError when a field for one file names several."""
-        if len(found) > 1 and not self.several:
-            raise UserError(f"{self.patterns[0]}: names {len(found)} files ({found[0]}, ...); name one")
+    def check_count(self, files: Sequence[str]) -> None:
+        """Raises UserError when a field for one file matches several."""
+        if len(files) > 1 and not self.is_list:
+            raise UserError(f"{self.patterns[0]}: matches {len(files)} files ({files[0]}, ...); name one")
 
 
 class Config(BaseModel):
-    """Strict (no silent conversions), frozen, and closed to unknown keys."""
+    """A frozen pydantic model that rejects unknown keys and converts no types silently."""
 
     model_config = ConfigDict(
         strict=True,
@@ -72,15 +71,18 @@ class Config(BaseModel):
         use_attribute_docstrings=True,  # the text below a field is its description in docs/reference
     )
 
+    #: Keys that other programs use for settings of this model -> the advice that an error gives instead of a guess.
+    KEY_HINTS: ClassVar[Mapping[str, object]] = {}
+
 
 def identity(config: Config) -> dict[str, Any]:
-    """The part of a configuration that decides the output, as plain JSON: every field that is not marked `Compute`.
+    """Returns the part of a configuration that affects the output, as plain JSON: all fields not marked `Compute`.
 
-    What is not set (None, or a part of the configuration in which nothing is) is left out: a key that a later version
-    adds, unset by default, changes no fingerprint.
+    Fields that are None, and nested configurations in which every field is, are left out. So a key that a later
+    version adds with the default None changes no fingerprint.
     """
     fields = {
-        name: _plain(getattr(config, name))
+        name: _plain_json(getattr(config, name))
         for name, field in type(config).model_fields.items()
         if not any(isinstance(mark, _Compute) for mark in field.metadata)
     }
@@ -91,91 +93,86 @@ def identity(config: Config) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain_json(value: Any) -> Any:
     if isinstance(value, Config):
         return identity(value)
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain_json(item) for item in value]
     return value
 
 
 def input_paths(config: Config) -> list[MarkedPath]:
-    """The fields marked `InputPath`, at any depth, that are set.
+    """Returns the fields marked `InputPath`, at any depth, that are set.
 
-    An input is called by its field; in an entry of a list or mapping by the entry's name (or place) and the field,
-    which the mark may leave empty: the field `files` of the source enwiki, marked InputPath(""), is the input enwiki.
+    An input has the name of its field. In an entry of a list or mapping, the entry's name (or index) precedes it, and
+    the mark may leave the field's name empty: `files` of the source enwiki, marked InputPath(""), is the input enwiki.
     """
     return list(_input_paths(config, (), ()))
 
 
-def _input_paths(config: Config, keys: tuple[str | int, ...], names: tuple[str, ...]) -> Iterator[MarkedPath]:
+def _input_paths(config: Config, keys: KeyPath, names: tuple[str, ...]) -> Iterator[MarkedPath]:
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         marks = [mark for mark in field.metadata if isinstance(mark, InputPath)]
         if not marks:
-            yield from _paths_inside(value, (*keys, name), names)
+            yield from _nested_input_paths(value, (*keys, name), names)
         elif value not in (None, ""):
-            own = name if marks[0].input is None else marks[0].input
-            several = not isinstance(value, str)
-            patterns = tuple(value) if several else (value,)
-            yield MarkedPath((*keys, name), ".".join(filter(None, (*names, own))), patterns, several, marks[0])
+            last_name = name if marks[0].input is None else marks[0].input
+            is_list = not isinstance(value, str)
+            patterns = tuple(value) if is_list else (value,)
+            yield MarkedPath((*keys, name), ".".join(filter(None, (*names, last_name))), patterns, is_list, marks[0])
 
 
-def _paths_inside(value: Any, keys: tuple[str | int, ...], names: tuple[str, ...]) -> Iterator[MarkedPath]:
+def _nested_input_paths(value: Any, keys: KeyPath, names: tuple[str, ...]) -> Iterator[MarkedPath]:
     if isinstance(value, Config):
         yield from _input_paths(value, keys, names)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _paths_inside(item, (*keys, key), (*names, str(key)))
+            yield from _nested_input_paths(item, (*keys, key), (*names, str(key)))
     elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            yield from _paths_inside(item, (*keys, place), (*names, str(getattr(item, "name", place))))
+        for index, item in enumerate(value):
+            yield from _nested_input_paths(item, (*keys, index), (*names, str(getattr(item, "name", index))))
 
 
-def with_paths(config: Config, place: Callable[[MarkedPath, str], Sequence[str]]) -> dict[str, Any]:
-    """The configuration as plain JSON; instead of each marked path or pattern it has what `place` gives for it.
+def with_paths(config: Config, replace: Callable[[MarkedPath, str], Sequence[str]]) -> dict[str, Any]:
+    """Returns the configuration as plain JSON, with `replace(field, pattern)` in place of each marked path or pattern.
 
-    Raises UserError when that is several files for a field of one.
+    Raises UserError when `replace` returns several files for a field that takes one.
     """
     data = config.model_dump(mode="json")
     for path in input_paths(config):
         *parents, last = path.keys
-        placed = [file for pattern in path.patterns for file in place(path, pattern)]
-        path.check_number(placed)
-        reduce(operator.getitem, parents, cast(Any, data))[last] = placed if path.several else placed[0]
+        files = [file for pattern in path.patterns for file in replace(path, pattern)]
+        path.check_count(files)
+        reduce(operator.getitem, parents, cast(Any, data))[last] = files if path.is_list else files[0]
     return data
 
 
 def load(model: type[Model], path: str | Path, overrides: Sequence[str] = ()) -> Model:
-    """Read `path`, apply overrides, validate. An override is key=value (dots reach inside: pretrain.seed=7; values are
-    YAML), or another YAML file, whose keys take the place of those in `path`.
+    """Read `path`, apply the overrides in order, and validate the result.
 
-    Raises UserError: a file is missing or no YAML, an override is neither, a key is unknown, a value impossible.
+    An override is key=value (dots reach into nested keys: pretrain.seed=7; values are YAML), or another YAML file whose
+    keys replace those of `path`. Raises UserError for a missing or invalid file, override, key or value.
     """
     return parse(model, _read(path), str(path), overrides)
 
 
-def parse(model: type[Model], text: bytes, where: str, overrides: Sequence[str] = ()) -> Model:
-    """The same of a file's content; `where` is what errors call it."""
-    data, lines = _mapping(text, where)
-    origin: dict[tuple[str | int, ...], str] = {}
+def parse(model: type[Model], text: bytes, file: str, overrides: Sequence[str] = ()) -> Model:
+    """As `load`, from the content of a file. `file` is its name in errors."""
+    data, line_numbers = _mapping(text, file)
+    origins: dict[KeyPath, str] = {}
     for override in overrides:
         if "=" not in override and override.endswith((".yaml", ".yml")):
-            more, more_lines = _mapping(_read(override), override)
-            origin |= {keys: f"{override}:{more_lines[keys]}" for keys in _merge(data, more)}
+            update, update_lines = _mapping(_read(override), override)
+            origins |= {keys: f"{override}:{update_lines[keys]}" for keys in _merge(data, update)}
         else:
-            origin[_override(data, override)] = override
+            origins[_override(data, override)] = override
     try:
         return model.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise UserError(_first_error(error, model, data, where, lines, origin)) from None
-
-
-def dump(data: Mapping[str, Any]) -> str:
-    """Plain data as YAML that `parse` reads as the same data, to the last bit of a number."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+        raise UserError(_first_error(error, model, data, file, line_numbers, origins)) from None
 
 
 def _read(path: str | Path) -> bytes:
@@ -185,19 +182,20 @@ def _read(path: str | Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a configuration file") from error
 
 
-def _mapping(text: bytes, where: str) -> tuple[dict[str, Any], Lines]:
+def _mapping(text: bytes, file: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Returns the content of a YAML file, and the line number of each key."""
     try:
-        data, lines = _parse(text.decode("utf-8"), where)
+        data, line_numbers = yaml_text.read(text.decode("utf-8"), file)
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: is not UTF-8 text; give the path of a YAML configuration file") from error
+        raise UserError(f"{file}: is not UTF-8 text; give the path of a YAML configuration file") from error
     if not isinstance(data, dict):
-        raise UserError(f"{where}: holds no keys; a configuration is a YAML mapping such as configs/quickstart.yaml")
-    return data, lines
+        raise UserError(f"{file}: has no keys; a configuration is a YAML mapping such as configs/quickstart.yaml")
+    return data, line_numbers
 
 
-def _merge(data: dict[str, Any], more: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Set the values of `more` in nested plain data; yields the path of each."""
-    for key, value in more.items():
+def _merge(data: dict[str, Any], update: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Set the values of `update` in nested plain data; yields the path of each."""
+    for key, value in update.items():
         if isinstance(value, dict) and isinstance(data.get(key), dict):
             yield from _merge(data[key], value, (*path, key))
         else:
@@ -205,24 +203,25 @@ def _merge(data: dict[str, Any], more: Mapping[str, Any], path: tuple[str, ...] 
             yield (*path, key)
 
 
-def _override(data: Any, override: str) -> tuple[str | int, ...]:
+def _override(data: Any, override: str) -> KeyPath:
     """Set one `key=value` in nested plain data; returns the key's path."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise UserError(f"{override}: is not an override; write key=value, for example pretrain.seed=7, or a YAML file")
-    value, _ = _parse(text, override)
+    value, _ = yaml_text.read(text, override)
     path: list[str | int] = []
     node: Any = data
     *parents, last = dotted.split(".")
     for key in parents:
-        path.append(_step(node, key, override))
+        path.append(_key_or_index(node, key, override))
         node = node.setdefault(key, {}) if isinstance(node, dict) else node[path[-1]]
-    path.append(_step(node, last, override))
+    path.append(_key_or_index(node, last, override))
     node[path[-1]] = value
     return tuple(path)
 
 
-def _step(node: Any, key: str, override: str) -> str | int:
+def _key_or_index(node: Any, key: str, override: str) -> str | int:
+    """Returns the key of a mapping, or the index of a list's entry with that name or number."""
     if isinstance(node, dict):
         return key
     if isinstance(node, list):
@@ -233,26 +232,32 @@ def _step(node: Any, key: str, override: str) -> str | int:
             return int(key)
         choices = ", ".join([*(str(name) for name in names if name), f"0 to {len(node) - 1}"])
         raise UserError(f"{override}: {key} is not in that list; it has {choices}")
-    raise UserError(f"{override}: {key} stands inside a single value; give the key that holds it instead")
+    raise UserError(f"{override}: there is no key {key} inside a single value; set the key that has this value")
 
 
 def _first_error(
-    error: ValidationError, model: type[Config], data: Any, path: str, lines: Lines, origin: Mapping[Any, str]
+    error: ValidationError,
+    model: type[Config],
+    data: Any,
+    file: str,
+    line_numbers: Mapping[KeyPath, int],
+    origins: Mapping[Any, str],
 ) -> str:
+    """Returns one line: the file and line number or the override, the key, its value, and the fix."""
     errors = error.errors()
-    first = min(errors, key=lambda found: found["type"] != "extra_forbidden")  # a misspelt key is missed elsewhere
+    first = min(errors, key=lambda entry: entry["type"] != "extra_forbidden")  # a misspelt key is missing elsewhere
     keys: list[str | int] = []
     node = data
-    for key in first["loc"]:  # pydantic adds the names of union members, which are no keys of the data
-        inside = key in node if isinstance(node, dict) else isinstance(node, list) and isinstance(key, int)
-        if inside:
+    for key in first["loc"]:  # pydantic adds the names of union members, which are not keys of the data
+        is_key = key in node if isinstance(node, dict) else isinstance(node, list) and isinstance(key, int)
+        if is_key:
             node = cast(Any, node)[key]
             keys.append(key)
         elif first["type"] == "missing" and key == first["loc"][-1]:
             keys.append(key)
     shown, message = "", first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = _unknown(str(keys[-1]), model)
+        message = unknown_keys.advice(keys, model, model.KEY_HINTS)
     elif first["type"] == "missing":
         message = "is missing; add it"
     elif first["type"] == "union_tag_not_found":
@@ -260,103 +265,14 @@ def _first_error(
         message = "is missing; add it"
     elif not isinstance(node, dict | list):
         shown = f" is {json.dumps(node)}"
-    overridden = (origin[tuple(keys[:n])] for n in range(len(keys), 0, -1) if tuple(keys[:n]) in origin)
-    where = next(overridden, f"{path}:{_line(lines, keys)}")
+    overridden = (origins[tuple(keys[:n])] for n in range(len(keys), 0, -1) if tuple(keys[:n]) in origins)
+    where = next(overridden, f"{file}:{_line_number(line_numbers, keys)}")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{where}: {'.'.join(map(str, keys)) or 'the configuration'}{shown}: {message}{more}"
 
 
-def _unknown(key: str, model: type[Config]) -> str:
-    schema = model.model_json_schema()
-    known = {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", {})}
-    if key in known:
-        return "is a key, but not of this part; move it to where it belongs or remove it"
-    near = difflib.get_close_matches(key, sorted(known), n=1)
-    return f"unknown key; did you mean {near[0]}?" if near else "unknown key; remove it or correct its name"
-
-
-def _line(lines: Lines, keys: Sequence[str | int]) -> int:
+def _line_number(line_numbers: Mapping[KeyPath, int], keys: Sequence[str | int]) -> int:
     for depth in range(len(keys), 0, -1):
-        if tuple(keys[:depth]) in lines:
-            return lines[tuple(keys[:depth])]
+        if tuple(keys[:depth]) in line_numbers:
+            return line_numbers[tuple(keys[:depth])]
     return 1
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: 1e-4 is a number, `no` is Norwegian and a date stays text."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _starts in (
-    ("null", r"~|null|", ["~", "n", ""]),
-    ("bool", r"true|false", list("tf")),
-    ("int", r"[-+]?[0-9][0-9_]*", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _starts)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would take for something else."""
-
-
-def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # Between single quotes PyYAML writes Unicode's line ends as such, and reads others.
-    style = '"' if text.splitlines() != [text] else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-_Dumper.add_representer(str, _text)
-
-
-def _parse(text: str, where: str) -> tuple[Any, Lines]:
-    """YAML text -> plain data and the line on which each key stands."""
-    loader = _Loader(text)
-    lines: Lines = {}
-    try:
-        node = loader.get_single_node()
-        return (None if node is None else _construct(loader, node, (), lines, where)), lines
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be read"
-        raise UserError(f"{where}{line}: is not YAML: {problem}") from error
-    except RecursionError as error:
-        raise UserError(f"{where}: is nested without end; take the &anchor apart from what repeats it") from error
-    finally:
-        loader.dispose()
-
-
-def _construct(loader: _Loader, node: yaml.Node, path: tuple[str | int, ...], lines: Lines, where: str) -> Any:
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value)
-            line = key_node.start_mark.line + 1
-            if key in result:
-                raise UserError(f"{where}:{line}: {key} stands twice; keep one")
-            lines[(*path, key)] = line
-            result[key] = _construct(loader, value_node, (*path, key), lines, where)
-        return result
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(loader, item, (*path, i), lines, where) for i, item in enumerate(node.value)]
-    return _scalar(loader, node, where)
-
-
-def _scalar(loader: _Loader, node: yaml.Node, where: str) -> str | int | float | bool | None:
-    try:
-        value = _decimal(node.value) if node.tag.endswith(":int") else loader.construct_object(node)
-    except ValueError:
-        value = NotImplemented
-    if isinstance(value, str | int | float | None):
-        return value
-    line = node.start_mark.line + 1
-    raise UserError(
-        f"{where}:{line}: {node.value[:40]} is no text, number, true, false or null; write it without a tag"
-    )
-
-
-def _decimal(text: str) -> int:
-    return int(text.replace("_", ""))  # PyYAML would read 010 as eight

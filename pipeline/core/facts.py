@@ -1,6 +1,6 @@
-"""What the manifests of the data stages tell their readers: later stages, the report, the card, status.
+"""The facts in the manifests of the data stages, for later stages, the report, the model card and `status`.
 
-The stage writes the model, `Facts.of` reads it back. Defaults stand for what manifests of earlier versions lack.
+A stage writes its model, `Facts.of` reads it. Fields that manifests of earlier versions lack have defaults.
 """
 
 from pydantic import Field
@@ -8,14 +8,14 @@ from pydantic import Field
 from cloze.pipeline.core.artifacts import Fact, Facts
 
 
-class Warnings(Facts):
-    """What any stage may tell: what came out otherwise than asked for, or worse than it should, each with the mend."""
+class WarningFacts(Facts):
+    """Warnings of any stage, each with the fix: a result differs from the request or is worse than it should be."""
 
     warnings: list[str] = Field(default=[])
 
 
 class DroppedRecord(Fact):
-    """A record of a source that gave no document: its name, and how its text begins."""
+    """A record of a source that was dropped: its name, and the beginning of its text."""
 
     record: str = ""
     text: str = ""
@@ -26,28 +26,28 @@ class DroppedRecord(Fact):
 
 
 class TruncatedFile(Fact):
-    """A source's file that is cut off, of which all that is whole was kept."""
+    """A source file that ends early. Its complete records were kept."""
 
     file: str
     reason: str
 
 
 class ExtractFacts(Facts):
-    """What each source gave, and what was lost of it."""
+    """What was extracted from each source, and what was dropped."""
 
     sources: dict[str, dict[str, int]] = Field(default={})  # source -> its counts and drops
-    samples: dict[str, list[DroppedRecord]] = Field(default={})  # reason -> some of what was dropped for it
+    samples: dict[str, list[DroppedRecord]] = Field(default={})  # reason -> some of the dropped records
     truncated: list[TruncatedFile] = Field(default=[])
-    templates: dict[str, int] = Field(default={})  # the most frequent of those without prose
+    templates: dict[str, int] = Field(default={})  # the most frequent templates that were removed -> their number
 
 
 class DroppedDocument(Fact):
-    """A document that is gone, and the one that stays in its place."""
+    """A removed duplicate, and the document that was kept instead."""
 
     doc_id: str = ""
     title: str = ""
     source: str = ""
-    text: str = ""  # how it begins
+    text: str = ""  # its beginning
     kept: "DroppedDocument | None" = None
 
     @property
@@ -56,21 +56,21 @@ class DroppedDocument(Fact):
 
 
 class DedupFacts(Facts):
-    """Reason -> some of the documents that went for it."""
+    """Reason -> some of the documents that were dropped for it."""
 
     samples: dict[str, list[DroppedDocument]] = Field(default={})
 
 
-class Quality(Fact):
-    """How a vocabulary fares on counted words; nothing is set where there are none."""
+class VocabQuality(Fact):
+    """How well a vocabulary covers counted words. No field is set if there are none."""
 
     words: int = 0
     unknown_share: float = 0.0
     pieces_per_word: float = 0.0
 
 
-class Compared(Fact):
-    """How another vocabulary fares on the same words."""
+class ComparedVocab(Fact):
+    """How well another vocabulary covers the same words."""
 
     name: str
     size: int
@@ -79,10 +79,10 @@ class Compared(Fact):
     pieces_per_word: float = 0.0
 
 
-class LeftOut(Fact):
-    """Which characters of the training text the pieces lack, and how many words are unknown for that.
+class UncoveredCharacters(Fact):
+    """The characters of the training text that no piece contains, and the words that are unknown because of them.
 
-    Each figure stands beside that of the whole.
+    Fields named of_... count the whole text.
     """
 
     distinct_characters: int = 0
@@ -90,32 +90,32 @@ class LeftOut(Fact):
     characters: int = 0
     of_characters: int = 0
     words: int = 0
-    long_words: int = 0  # unknown whatever they are made of
+    long_words: int = 0  # unknown because of their length
     of_words: int = 0
     most_frequent: list[str] = Field(default=[])
 
 
 class VocabFacts(Facts):
-    """A vocabulary and how it fares on held-out text. `asked` and `left_out` are of one that was learnt."""
+    """A vocabulary and how well it covers held-out text. `asked` and `left_out` are set if it was trained."""
 
     size: int = 0
     longest: list[str] = Field(default=[])
     sample: list[str] = Field(default=[])
-    heldout: Quality = Quality()
+    heldout: VocabQuality = VocabQuality()
     asked: int | None = None
-    left_out: LeftOut = LeftOut()
+    left_out: UncoveredCharacters = UncoveredCharacters()
     note: str = ""
     warnings: list[str] = Field(default=[])
-    compared: Compared | None = None
+    compared: ComparedVocab | None = None
 
 
 class ExamplesFacts(Facts):
-    """File -> the rows in it, which lie in row groups of `row_group_size`, the last one smaller."""
+    """File -> its number of rows, in row groups of `row_group_size`; the last one may be smaller."""
 
     rows: dict[str, int] = Field(default={})
     row_group_size: int = 0
 
     def row_groups(self, file: str) -> list[int]:
-        """How many rows each row group of a file has. Raises KeyError for a file that is not among them."""
+        """Returns the number of rows of each row group of a file. Raises KeyError for an unknown file."""
         whole, rest = divmod(self.rows[file], self.row_group_size)
         return [self.row_group_size] * whole + [rest] * (rest > 0)

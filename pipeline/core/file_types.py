@@ -1,21 +1,21 @@
-"""The first bytes of a file -> what it is, whatever it is called."""
+"""The first bytes of a file -> its type, independent of its name."""
 
 from typing import NamedTuple
 
-HEAD = 512  # bytes that tell: tar has its mark at 257
+HEAD_BYTES = 512  # bytes that are needed: tar has its magic number at 257
 
-#: Compressions that are read here.
-_PACKED = {b"BZh": "bz2", b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"]\x00\x00": "xz"}
+#: Compressions that Cloze reads.
+_COMPRESSIONS = {b"BZh": "bz2", b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"]\x00\x00": "xz"}
 
 
 class FileType(NamedTuple):
-    """What a file is that is no plain text, and what to do with it, where that is known."""
+    """A type of file that is not plain text, and what to do with it, if known."""
 
-    what: str
-    mend: str = ""
+    description: str
+    fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what}; {self.mend}" if self.mend else self.what
+        return f"{self.description}; {self.fix}" if self.fix else self.description
 
 
 _TYPES = {
@@ -43,13 +43,13 @@ _TYPES = {
 _TAR = FileType("a tar archive", "unpack it first (tar -xf)")
 
 
-def packed(head: bytes) -> str:
-    """ "bz2", "gz" or "xz" for what begins like this; empty where it has no compression that is read here."""
-    return next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), "")
+def compression_of(head: bytes) -> str:
+    """Returns "bz2", "gz" or "xz" for a file that begins with `head`; empty for all else."""
+    return next((kind for magic, kind in _COMPRESSIONS.items() if head.startswith(magic)), "")
 
 
-def known(head: bytes) -> FileType | None:
-    """The type of a file that begins like this, where it is known to be no plain text."""
+def file_type_of(head: bytes) -> FileType | None:
+    """Returns the type of a file that begins with `head`, or None if it may be plain text."""
     if head[257:262] == b"ustar" and 0 in head[:257]:
         return _TAR
     return next((found for magic, found in _TYPES.items() if head.startswith(magic)), None)

@@ -1,4 +1,4 @@
-"""Rows of unlike length as one flat array and offsets: row i is flat[offsets[i]:offsets[i + 1]]."""
+"""Rows of different lengths, stored as one flat array and offsets."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,7 +11,7 @@ Ints = NDArray[np.integer]
 
 
 class Ragged(NamedTuple):
-    """Lists of different lengths: row i is values[offsets[i] : offsets[i + 1]]."""
+    """Rows of different lengths: row i is values[offsets[i] : offsets[i + 1]]."""
 
     values: Ints
     offsets: NDArray[np.int64]
@@ -21,11 +21,12 @@ class Ragged(NamedTuple):
         return np.diff(self.offsets)
 
     def take(self, rows: Ints) -> "Ragged":
+        """Returns the rows with these indices, in their order."""
         lengths = self.lengths[rows]
         return Ragged(self.values[ragged_ranges(self.offsets[:-1][rows], lengths)], offsets_of(lengths))
 
     @staticmethod
-    def join(parts: Iterable["Ragged"]) -> "Ragged":
+    def concatenate(parts: Iterable["Ragged"]) -> "Ragged":
         values, lengths = zip(*((part.values, part.lengths) for part in parts), strict=True)
         return Ragged(np.concatenate(values), offsets_of(np.concatenate(lengths)))
 
@@ -37,14 +38,14 @@ def offsets_of(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def ragged_ranges(starts: npt.ArrayLike, lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """The indices start, start + 1, ... of each range, one range behind the other: [sum of lengths]."""
+    """Returns the indices start, start + 1, ... of each range, concatenated: [sum of lengths]."""
     starts, lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
     total, before = int(lengths.sum()), np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(total)
 
 
-def padded(flat: np.ndarray, offsets: npt.NDArray[np.int64], width: int) -> np.ndarray:
-    """Rows -> [rows, width] with zeros behind the shorter ones."""
+def pad_rows(flat: np.ndarray, offsets: npt.NDArray[np.int64], width: int) -> np.ndarray:
+    """Rows -> [rows, width], padded with zeros at the end."""
     lengths = np.diff(offsets)
     out = np.zeros((len(lengths), width), flat.dtype)
     out.reshape(-1)[ragged_ranges(np.arange(len(lengths)) * width, lengths)] = flat[offsets[0] : offsets[-1]]

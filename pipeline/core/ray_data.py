@@ -1,4 +1,4 @@
-"""Ray Data as the stages use it: names of shards go out to the workers, which read and write the shards themselves."""
+"""Ray Data for the stages: workers receive names of shards, and read and write the shards themselves."""
 
 import logging
 import pickle
@@ -9,9 +9,9 @@ from cloze.pipeline.core.errors import UserError
 
 
 def for_each(function: Callable[[str], None], names: Sequence[str], workers: int) -> None:
-    """Call function(name) for every name, as many at a time as there are workers. Wants a Ray session.
+    """Call function(name) for every name, on that many workers. Requires a Ray session.
 
-    Raises what a worker raised: UserError and OSError as such, anything else as RuntimeError with the worker's trace.
+    Raises a worker's UserError or OSError as such, and anything else as RuntimeError with the worker's traceback.
     """
     if not names:
         return

@@ -1,4 +1,4 @@
-"""Document, Example and their Parquet schemas: the contract between the stages."""
+"""The Parquet schemas of documents and training examples, and how Parquet files are read and written."""
 
 import hashlib
 import io
@@ -14,11 +14,11 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 
 
-class Record(NamedTuple):
-    """Where in its file a record lies: decompress the file from `stream` on, skip `offset` bytes, take `bytes`.
+class RecordPosition(NamedTuple):
+    """The position of a record in its file: decompress the file from byte `stream`, skip `offset` bytes, read `bytes`.
 
-    `stream` is the byte of the file at which a compressed stream (of bz2 or xz; a gzip member) begins: in a dump, the
-    one in which the record begins; 0 where the file is not compressed. The record may go on in the streams behind it.
+    `stream` is where a compressed stream (of bz2 or xz; a gzip member) begins: in a dump, the one in which the record
+    begins; 0 in a file that is not compressed. The record may continue in the next streams.
     """
 
     stream: int = 0
@@ -26,7 +26,7 @@ class Record(NamedTuple):
     bytes: int = 0
 
 
-IGNORED = -100  # a next_sentence_label that counts for nothing, as in PyTorch's losses
+IGNORE_INDEX = -100  # a next_sentence_label that the loss ignores, as PyTorch's ignore_index
 
 DOCUMENT = pa.schema(
     [
@@ -67,10 +67,10 @@ DOCUMENT = pa.schema(
 
 
 def parquet_bytes(table: pa.Table, row_group_size: int = 1024, numbers: bool = False) -> bytes:
-    """A table -> the bytes of a Parquet file: the same bytes for the same rows (zstd, no timestamps inside).
+    """A table -> the bytes of a Parquet file, the same for the same rows (zstd, no timestamps inside).
 
-    `numbers`: it holds nothing but numbers; bytes of equal weight are laid together instead of a dictionary, which
-    takes half the time and four fifths of the room for ids of pieces.
+    `numbers`: all columns are numbers. They are encoded by BYTE_STREAM_SPLIT instead of a dictionary, which takes half
+    the time and four fifths of the space for token ids.
     """
     sink = io.BytesIO()
     pq.write_table(
@@ -87,7 +87,7 @@ def parquet_bytes(table: pa.Table, row_group_size: int = 1024, numbers: bool = F
 
 @contextmanager
 def parquet_file(location: Location, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of an artifact's; its footer is read unless it is given. Raises UserError where it is damaged."""
+    """Open a Parquet file of an artifact; reads its footer unless `metadata` is given. Raises UserError if damaged."""
     with (
         parquet_errors(location),
         location.open() as file,
@@ -97,40 +97,42 @@ def parquet_file(location: Location, metadata: pq.FileMetaData | None = None) ->
 
 
 @contextmanager
-def parquet_errors(location: Location, said: str = "is damaged; run its stage again with --force") -> Iterator[None]:
-    """Arrow's errors of what a Parquet file holds become UserErrors in one line; those of its disk stay what they are.
+def parquet_errors(location: Location, message: str = "is damaged; run its stage again with --force") -> Iterator[None]:
+    """Turn Arrow's errors about the content of a Parquet file into one-line UserErrors; disk errors stay OSErrors.
 
-    `said` may show Arrow's words as {}.
+    {} in `message` stands for Arrow's message.
     """
     try:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"{location}: {said.format(str(error).partition(chr(10))[0])}") from error
+        raise UserError(f"{location}: {message.format(str(error).partition(chr(10))[0])}") from error
 
 
 def read_table(location: Location, columns: list[str] | None = None) -> pa.Table:
-    """A whole file, or some of its columns. Raises UserError where it is damaged."""
+    """Returns a whole Parquet file, or some of its columns. Raises UserError if it is damaged."""
     with parquet_file(location) as file:
         return file.read(columns)
 
 
 def text_key(text: str) -> int:
-    """64 bits for a doc_id or the name of a source; of a doc_id, others than those that decide its split."""
+    """Returns a 64-bit hash of a doc_id or a source's name; its bits are not those that decide a document's split."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[8:16], "big")
 
 
-def id_type(vocab_size: int) -> np.dtype[Any]:
-    """The smallest type that holds every id of a vocabulary."""
+def id_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Returns the smallest integer type for the ids of a vocabulary."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 def example_schema(vocab_size: int, masked: bool) -> pa.Schema:
-    """A row is one training example: [CLS] first [SEP] second [SEP], or, where there are no pairs, [CLS] and sentences
-    with a [SEP] behind those of each document. `masked`: its masks are stored with it.
+    """Returns the schema of training examples, one per row.
+
+    A row is [CLS] first [SEP] second [SEP], or, without pairs, [CLS] and sentences with a [SEP] after those of each
+    document. `masked`: rows contain their masks.
     """
-    ids = pa.list_(pa.field("element", pa.from_numpy_dtype(id_type(vocab_size)), False))
+    ids = pa.list_(pa.field("element", pa.from_numpy_dtype(id_dtype(vocab_size)), False))
     fields = [
         pa.field("input_ids", ids, False, {"about": "without padding; masked where masks are stored"}),
         pa.field(

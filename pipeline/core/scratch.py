@@ -1,10 +1,10 @@
-"""An artifact -> scratch that one attempt at it has for itself, and leaves to the next where it is stopped.
+"""Scratch folders: each attempt at an artifact has one, and the next attempt takes over that of a stopped one.
 
-Two runs of one configuration may be at work on one artifact at once: each has a folder scratch-<id>/ in it, and neither
-reads or deletes the other's. An attempt that was stopped or killed leaves its folder behind; the next one takes it over
-with all that is finished in it. Whose a folder is says the last of its owner-<n>.json. Each is written once, by a
-conditional write, so that of several that would take a folder over one gets it, and is found by its name: a folder that
-a listing leaves out is not taken over, which costs time and nothing else.
+Two runs of one configuration may write the same artifact at once. Each has its own folder scratch-<id>/ in it and never
+reads or deletes the other's. An attempt that is stopped or killed leaves its folder behind; the next attempt takes it
+over with the files in it. The last of a folder's owner-<n>.json names its owner. Each of these is created once, by a
+conditional write, so that exactly one of several attempts takes a folder over. They are found by name, not listed. A
+folder that a listing omits is not taken over, which costs time and nothing else.
 """
 
 import os
@@ -17,156 +17,162 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from cloze.pipeline.core.artifacts import repeated
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import run_periodically
 
 State = Literal["working", "stopped", "finished"]
 
 _PREFIX = "scratch-"
 _WORK = "work"
-_BEAT = 60.0  # seconds between two signs of life
-_SILENT = 3600.0  # seconds without one after which an attempt on another machine is dead
+_HEARTBEAT = 60.0  # seconds
+_HEARTBEAT_TIMEOUT = 3600.0  # seconds after which an attempt on another machine counts as killed
 
 
 class _Owner(Config):
-    """owner-<n>.json: whose a folder is, until there is one of the next number."""
+    """owner-<n>.json: the process that owns a folder, until there is a file with the next number."""
 
     machine: str
     process: int
-    started: str  # when the process was, in the machine's own count: process numbers are used again
+    started: str  # when the process was started, in the machine's clock ticks: process numbers are used again
     state: State = "working"
 
 
 @contextmanager
-def scratch(artifact: Location) -> Iterator[Location]:
-    """A folder for this attempt: a new one, or a dead attempt's with what is in it.
+def scratch_folder(artifact: Location) -> Iterator[Location]:
+    """Yields a folder for this attempt: a new one, or that of a stopped attempt with its content.
 
-    When the block ends it is removed, with those of other dead attempts; where the block raises, it stays for the next.
-    Raises UserError, and removes it, where a file in it was not found: the next attempt would not find it either.
+    The folder is removed after the block, with those of other attempts that have ended. If the block raises, it stays
+    for the next attempt. Raises UserError, and removes the folder, if a file in it was missing: the next attempt would
+    miss it, too.
     """
     folder, number = artifact / f"{_PREFIX}{uuid.uuid4().hex[:12]}", 0
-    _record(folder, number).write_text(_ourselves().model_dump_json())
-    for other, last in _others(artifact, folder):
-        if _end(other, last, _record(folder, number)) == "stopped" and _claim(other, last + 1, "working"):
+    _owner_file(folder, number).write_text(_this_process().model_dump_json())
+    for other, last in _other_folders(artifact, folder):
+        if _final_state(other, last, _owner_file(folder, number)) == "stopped" and _take_over(
+            other, last + 1, "working"
+        ):
             _remove(folder)
             folder, number = other, last + 1
             break
-    own, heir = _record(folder, number), _record(folder, number + 1)
+    owner, successor = _owner_file(folder, number), _owner_file(folder, number + 1)
     try:
-        with repeated(partial(_beat, own, heir), _BEAT):
+        with run_periodically(partial(_send_heartbeat, owner, successor), _HEARTBEAT):
             yield folder / _WORK
     except FileNotFoundError as error:
         if folder.path not in str(error):
-            _say(own, "stopped")
+            _write_state(owner, "stopped")
             raise
         with suppress(OSError):
-            _finish(folder, own, heir)
+            _finish(folder, owner, successor)
         raise UserError(
-            f"{folder}: a file in it was taken away, by another run or by hand; run again ({error})"
+            f"{folder}: a file in it was deleted, by another run or by hand; run again ({error})"
         ) from error
     except BaseException:
-        _say(own, "stopped")
+        _write_state(owner, "stopped")
         raise
-    for other, last in _others(artifact, folder):
-        if _end(other, last, own) and _claim(other, last + 1, "finished"):
+    for other, last in _other_folders(artifact, folder):
+        if _final_state(other, last, owner) and _take_over(other, last + 1, "finished"):
             _remove(other)
-    _finish(folder, own, heir)
+    _finish(folder, owner, successor)
 
 
-def clear(artifact: Location) -> None:
-    """Remove what dead attempts left in a finished artifact, which no attempt comes to any more."""
-    with suppress(OSError):  # a folder that may only be read
+def delete_abandoned(artifact: Location) -> None:
+    """Delete the folders of ended attempts from a finished artifact, for which there are no more attempts."""
+    with suppress(OSError):  # a read-only folder
         if any(folder.name.startswith(_PREFIX) for folder in artifact.folders()):
-            with scratch(artifact):
+            with scratch_folder(artifact):
                 pass
 
 
-def _beat(own: Location, heir: Location) -> bool:
-    """Give a sign of life, as long as the folder is ours."""
+def _send_heartbeat(owner: Location, successor: Location) -> bool:
+    """Returns whether this process still owns the folder."""
     with suppress(OSError):
-        if heir.is_file():
+        if successor.is_file():
             return False
-    _say(own, "working")
+    _write_state(owner, "working")
     return True
 
 
-def _finish(folder: Location, own: Location, heir: Location) -> None:
-    """Remove our folder, unless another attempt took us for dead and has it."""
-    _say(own, "finished")
-    if not heir.is_file():
+def _finish(folder: Location, owner: Location, successor: Location) -> None:
+    """Remove this attempt's folder, unless another attempt has taken it over."""
+    _write_state(owner, "finished")
+    if not successor.is_file():
         _remove(folder)
 
 
-def _say(own: Location, state: State) -> None:
-    with suppress(OSError):  # a full disk: without a sign of life another attempt has to wait, that is all
-        own.write_text(_ourselves(state).model_dump_json())
+def _write_state(owner: Location, state: State) -> None:
+    with suppress(OSError):  # a full disk: without heartbeats another attempt has to wait, nothing worse
+        owner.write_text(_this_process(state).model_dump_json())
 
 
-def _record(folder: Location, number: int) -> Location:
+def _owner_file(folder: Location, number: int) -> Location:
     return folder / f"owner-{number}.json"
 
 
-def _claim(folder: Location, number: int, state: State) -> bool:
-    """Become a dead attempt's folder's owner of that number; whether nobody else was faster.
+def _take_over(folder: Location, number: int, state: State) -> bool:
+    """Become the owner of that number. Returns False if another attempt was faster.
 
-    One that is to be removed is "finished" from the start: of what a kill leaves of it nobody is to make use.
+    A folder that is to be removed is "finished" from the start: if the removal is interrupted, nobody may use the rest.
     """
-    with suppress(OSError):  # a store without conditional writes: the folder is left alone
-        return _record(folder, number).create(_ourselves(state).model_dump_json().encode())
+    with suppress(OSError):  # a store without conditional writes: the folder stays as it is
+        return _owner_file(folder, number).write_if_absent(_this_process(state).model_dump_json().encode())
     return False
 
 
-def _others(artifact: Location, own: Location) -> list[tuple[Location, int]]:
-    """The folders of other attempts, and the number of each one's last owner; -1 where there is none."""
-    found = []
+def _other_folders(artifact: Location, own: Location) -> list[tuple[Location, int]]:
+    """Returns the folders of other attempts, with the number of each one's last owner; -1 if it has none."""
+    folders = []
     for folder in artifact.folders():
         if folder.name.startswith(_PREFIX) and folder != own:
             number = 0
-            while _record(folder, number).is_file():
+            while _owner_file(folder, number).is_file():
                 number += 1
-            found.append((folder, number - 1))
-    return found
+            folders.append((folder, number - 1))
+    return folders
 
 
-def _end(folder: Location, number: int, own: Location) -> State | None:
-    """How a folder's owner ended: stopped, also by a kill, or finished with it; None while it is at work.
+def _final_state(folder: Location, number: int, own: Location) -> State | None:
+    """Returns the state in which a folder's owner ended ("stopped" if it was killed); None while it is working.
 
-    A process of this machine is looked up: it may be silent because it was suspended. Machines' clocks are not
-    compared: `own` is a file that was just written there.
+    A process of this machine is looked up: it may be suspended and send no heartbeats. Ages of heartbeats are measured
+    against `own`, a file that was just written to the same store: clocks of machines may differ.
     """
     if number < 0:  # it has just begun or is being removed; or workers outlived its removal and wrote into it again
         return "finished" if (folder / _WORK).exists() else None
-    record, ours = _record(folder, number), _ourselves()
+    owner_file, this_process = _owner_file(folder, number), _this_process()
     try:
-        owner = _Owner.model_validate_json(record.read_bytes())
-        silent = (own.info().mtime - record.info().mtime).total_seconds()
+        owner = _Owner.model_validate_json(owner_file.read_bytes())
+        silence = (own.info().mtime - owner_file.info().mtime).total_seconds()
     except (FileNotFoundError, ValidationError, TypeError):  # it is just being removed
         return None
-    dead = owner.started != _started(owner.process) if owner.machine == ours.machine else silent > _SILENT
+    if owner.machine == this_process.machine:
+        ended = owner.started != _start_time(owner.process)
+    else:
+        ended = silence > _HEARTBEAT_TIMEOUT
     if owner.state == "working":
-        return "stopped" if dead else None
-    return owner.state if owner.state == "stopped" or dead else None
+        return "stopped" if ended else None
+    return owner.state if owner.state == "stopped" or ended else None
 
 
 def _remove(folder: Location) -> None:
-    """The owners go last: a folder without any is nobody's to take over."""
+    """The owner files are deleted last: nobody can take over a folder that has none."""
     (folder / _WORK).delete()
     folder.delete()
 
 
-def _ourselves(state: State = "working") -> _Owner:
+def _this_process(state: State = "working") -> _Owner:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    processes = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 (a container counts its own)
-    return _Owner(machine=f"{boot} {processes}", process=os.getpid(), started=_started(os.getpid()), state=state)
+    processes = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 (a container has its own process numbers)
+    return _Owner(machine=f"{boot} {processes}", process=os.getpid(), started=_start_time(os.getpid()), state=state)
 
 
-def _started(process: int) -> str:
-    """When a process of this machine was started, in ticks since the machine was; empty when it runs no more."""
+def _start_time(process: int) -> str:
+    """Returns when a process of this machine was started, in ticks since boot; empty if it no longer runs."""
     try:
-        said = Path(f"/proc/{process}/stat").read_text()
+        status = Path(f"/proc/{process}/stat").read_text()
     except OSError:
         return ""
-    fields = said.rpartition(")")[2].split()
-    return "" if fields[0] in "ZX" else fields[19]  # a zombie is dead, though nobody has fetched its exit code
+    fields = status.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]  # a zombie has ended, even if its exit code was not collected

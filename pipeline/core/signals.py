@@ -1,4 +1,4 @@
-"""What a signal does while something is at work. Only the main thread may say so: in any other nothing is changed."""
+"""Signal handlers for the time of a block. Only the main thread may install them; in others nothing changes."""
 
 import signal
 import threading
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def _may_handle() -> bool:
+def _may_install() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
-def interrupted_by(*numbers: signal.Signals) -> Iterator[None]:
-    """Inside, each of these signals raises KeyboardInterrupt, as Ctrl-C does by itself."""
-    if not _may_handle():
+def keyboard_interrupt_on(*numbers: signal.Signals) -> Iterator[None]:
+    """While inside the block, each of these signals raises KeyboardInterrupt, as Ctrl-C does."""
+    if not _may_install():
         yield
         return
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
@@ -25,10 +25,10 @@ def interrupted_by(*numbers: signal.Signals) -> Iterator[None]:
 
 
 @contextmanager
-def first_sets(number: signal.Signals) -> Iterator[threading.Event]:
-    """Inside, the first such signal sets the event and does nothing else; a second one acts as it did before."""
+def event_on_first(number: signal.Signals) -> Iterator[threading.Event]:
+    """While inside the block, the first such signal only sets the event; a second one has its previous effect."""
     event = threading.Event()
-    if not _may_handle():
+    if not _may_install():
         yield event
         return
     before = signal.getsignal(number)
@@ -44,7 +44,7 @@ def first_sets(number: signal.Signals) -> Iterator[threading.Event]:
         signal.signal(number, before)
 
 
-def reinstall(number: signal.Signals) -> None:
-    """Put Python's handler of a signal back where a library has one of its own in C, which Python does not see."""
-    if _may_handle():
+def reinstall_python_handler(number: signal.Signals) -> None:
+    """Install Python's handler of a signal again, after a library has replaced it in C, unseen by Python."""
+    if _may_install():
         signal.signal(number, signal.getsignal(number))

@@ -1,4 +1,4 @@
-"""Files and folders, local or s3://, through one small type whose writes are atomic."""
+"""Files and folders, local or on S3, as one type with atomic writes."""
 
 import fnmatch
 import functools
@@ -19,23 +19,23 @@ from cloze.pipeline.core.errors import MissingFile, UserError
 
 _TEMPORARY = ".tmp"
 _STALE_SECONDS = 3600.0
-_LISTINGS = 5  # at most, until two agree, or until nothing is left of what was deleted
+_MAX_LISTINGS = 5  # until two agree, or until a deleted folder is empty
 
 
 @functools.cache
 def filesystem(scheme: str) -> pafs.FileSystem:
-    """The file system of "s3" (its endpoint from AWS_ENDPOINT_URL, for servers other than Amazon's) or of "file"."""
+    """Returns the file system for "s3" or "file". AWS_ENDPOINT_URL names S3 servers other than Amazon's."""
     if scheme == "file":
         return pafs.LocalFileSystem()
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    # Delayed, so that a small file is one request and not the three of a multipart upload.
+    # Delayed: a small file takes one request instead of the three of a multipart upload.
     return pafs.S3FileSystem(endpoint_override=endpoint, region=region, allow_delayed_open=True)
 
 
 @functools.cache
 def _s3_client() -> Any:
-    """For what Arrow's file system cannot do: conditional writes and ETags."""
+    """Returns a client for what Arrow's file system lacks: conditional writes and ETags."""
     import boto3
 
     return boto3.client("s3")
@@ -43,19 +43,19 @@ def _s3_client() -> Any:
 
 @dataclass(frozen=True, order=True)
 class Location:
-    """A file or folder: a local path, or s3://bucket/key. It says nothing of whether anything is there."""
+    """The place of a file or folder, which may not exist: a local path, or s3://bucket/key."""
 
     uri: str
 
     def __post_init__(self) -> None:
         if not self.uri:
-            raise UserError("an empty path names nothing; give a local path or s3://bucket/prefix")
+            raise UserError("the path is empty; give a local path or s3://bucket/prefix")
         scheme, mark, rest = self.uri.partition("://")
         if mark and scheme != "s3":
             raise UserError(f"{self.uri}: {scheme}:// is not supported; give a local path or s3://bucket/prefix")
         if mark and not rest.strip("/"):
             raise UserError(f"{self.uri}: names no bucket; write s3://bucket/prefix")
-        uri = self.uri if mark else os.path.expanduser(self.uri)  # noqa: PTH111 (a name that is not known stays)
+        uri = self.uri if mark else os.path.expanduser(self.uri)  # noqa: PTH111 (keeps the name of an unknown user)
         object.__setattr__(self, "uri", uri.rstrip("/") or "/")
 
     def __truediv__(self, name: str) -> "Location":
@@ -70,7 +70,7 @@ class Location:
 
     @property
     def suffix(self) -> str:
-        """The last suffix in lower case, with its dot: ".bz2"."""
+        """The last suffix in lower case, with its dot, such as ".bz2"."""
         return Path(self.name).suffix.lower()
 
     @property
@@ -83,7 +83,7 @@ class Location:
 
     @property
     def path(self) -> str:
-        """The path inside `fs`: "bucket/key" on S3, absolute on the local disk."""
+        """The path within `fs`: "bucket/key" on S3, absolute on the local disk."""
         return self.uri.removeprefix("s3://") if self.is_s3 else os.path.abspath(self.uri)  # noqa: PTH100 (no links resolved)
 
     @property
@@ -91,26 +91,26 @@ class Location:
         return None if self.is_s3 else Path(self.path)
 
     def absolute(self) -> "Location":
-        """The same place for a process with another current folder."""
+        """Returns the same place with an absolute path, valid in any current folder."""
         return self if self.is_s3 else Location(self.path)
 
     def info(self) -> pafs.FileInfo:
         return cast(pafs.FileInfo, self.fs.get_file_info(self.path))
 
     def exists(self) -> bool:
-        """Whether there is a file or a folder here."""
+        """Returns whether there is a file or a folder."""
         return self.info().type != pafs.FileType.NotFound
 
     def is_file(self) -> bool:
         return self.info().type == pafs.FileType.File
 
     def etag(self) -> str:
-        """Of a file on S3: it changes when the file does."""
+        """Returns the ETag of a file on S3, which changes with its content."""
         bucket, _, key = self.path.partition("/")
         return str(_s3_client().head_object(Bucket=bucket, Key=key)["ETag"])
 
     def size(self) -> int:
-        """Bytes of the file; UserError when there is none."""
+        """Returns the file's size in bytes. Raises UserError when there is no file."""
         info = self.info()
         if info.type != pafs.FileType.File:
             raise UserError(f"{self.uri}: no such file")
@@ -118,7 +118,7 @@ class Location:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """A seekable binary reader."""
+        """Open the file for reading; it is binary and seekable."""
         with self.fs.open_input_file(self.path) as file:
             yield cast(BinaryIO, file)
 
@@ -130,7 +130,7 @@ class Location:
         return self.read_bytes().decode("utf-8")
 
     def write_bytes(self, data: bytes | memoryview | pa.Buffer) -> None:
-        """Write the whole file or nothing: it has a name of its own until complete (S3 shows complete puts only)."""
+        """Write the file atomically: under a temporary name until it is complete (S3 shows complete objects only)."""
         if self.is_s3:
             with self.fs.open_output_stream(self.path, compression=None) as stream:
                 stream.write(data)
@@ -138,10 +138,10 @@ class Location:
         with self._temporary(data) as (temporary, path):
             temporary.replace(path)
 
-    def create(self, data: bytes) -> bool:
-        """Write the whole file unless there is one; whether it was written. Of several writers exactly one is told so.
+    def write_if_absent(self, data: bytes) -> bool:
+        """Write the file atomically if it does not exist. Returns whether it did: of several writers, one gets True.
 
-        Wants hard links of a local disk, and conditional writes of S3 (If-None-Match), which Amazon's and MinIO have.
+        Requires hard links on a local disk, and conditional writes (If-None-Match) on S3: Amazon and MinIO have them.
         """
         if not self.is_s3:
             with self._temporary(data) as (temporary, path):
@@ -165,13 +165,13 @@ class Location:
 
     @contextmanager
     def _temporary(self, data: bytes | memoryview | pa.Buffer) -> Iterator[tuple[Path, Path]]:
-        """The data on this disk, under a name that goes away, and the path where it belongs."""
+        """Write the data to a temporary file on the local disk; yields its path and the final path."""
         path = Path(self.path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
             raise UserError(
-                f"{path.parent}: cannot be made ({error.strerror}); set root= to a folder that can be written"
+                f"{path.parent}: cannot be created ({error.strerror}); set root= to a writable folder"
             ) from error
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
         try:
@@ -187,30 +187,30 @@ class Location:
         self.write_bytes(text.encode("utf-8"))
 
     def files(self) -> list["Location"]:
-        """Every file under this folder, sorted; none when there is no such folder. Unfinished writes are left out."""
+        """Returns all files under this folder, sorted, without unfinished writes; none if there is no such folder."""
         return [self / name for name in sorted(self.sizes()) if not name.endswith(_TEMPORARY)]
 
     def folders(self) -> list["Location"]:
-        """The folders in this folder, sorted; none when there is no such folder."""
-        found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
-        return sorted(self / info.base_name for info in found if info.type == pafs.FileType.Directory)
+        """Returns the folders directly in this folder, sorted; none if there is no such folder."""
+        infos = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return sorted(self / info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
     def sizes(self) -> dict[str, int]:
-        """Relative path -> bytes of every file under this folder, in one listing."""
-        found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        """Returns relative path -> size in bytes of all files under this folder, from one listing."""
+        infos = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
         start = len(self.path.rstrip("/")) + 1
-        return {info.path[start:]: int(info.size) for info in found if info.type == pafs.FileType.File}
+        return {info.path[start:]: int(info.size) for info in infos if info.type == pafs.FileType.File}
 
     def delete(self) -> None:
-        """Remove the file, or the folder with all in it; nothing happens when there is none.
+        """Delete the file, or the folder with its content, if it exists.
 
-        A folder on S3 is what a listing says: one is asked again, so that what the first left out goes as well.
+        On S3 a listing may omit files of a folder, so the folder is listed and deleted until none is left.
         """
-        for _ in range(_LISTINGS):
+        for _ in range(_MAX_LISTINGS):
             kind = self.info().type
             if kind == pafs.FileType.NotFound:
                 return
-            with suppress(FileNotFoundError):  # a listing may show what has just gone
+            with suppress(FileNotFoundError):  # a listing may show files that no longer exist
                 if kind == pafs.FileType.File:
                     self.fs.delete_file(self.path)
                 else:
@@ -218,10 +218,10 @@ class Location:
             if not self.is_s3:
                 return
 
-    def sweep(self) -> None:
-        """Remove what writers killed over an hour ago left half-written in this local folder.
+    def delete_stale_writes(self) -> None:
+        """Delete temporary files that killed writers left in this local folder over an hour ago.
 
-        Others may be at work in it: a folder or file that goes meanwhile is passed over.
+        Other processes may delete files at the same time: files that no longer exist are skipped.
         """
         for folder, _, names in os.walk(self.local_path) if self.local_path else ():
             for path in (Path(folder, name) for name in names if name.startswith(".") and name.endswith(_TEMPORARY)):
@@ -230,36 +230,38 @@ class Location:
                         path.unlink()
 
 
-def find(pattern: str) -> list[Location]:
-    """A path or a glob (`books/*.txt`, `s3://bucket/dumps/*.bz2`) -> the files it names, sorted.
+def find_files(pattern: str) -> list[Location]:
+    """A path or a glob (`books/*.txt`, `s3://bucket/dumps/*.bz2`) -> the matching files, sorted.
 
-    A file whose own name holds brackets is that file. Raises MissingFile when it names none, UserError when it names a
-    folder, or when the store lists other files each time that it is asked.
+    A path with brackets that exists is a file's name, not a glob. Raises MissingFile when nothing matches, and
+    UserError for a folder, or when each listing of the store contains other files.
     """
     if "[" in pattern and (location := Location(pattern)).is_file():
         return [location]
     if not glob.has_magic(pattern):
         location = Location(pattern)
         if not location.exists():
-            seen = "" if location.is_s3 or pattern.startswith("/") else f" in {Path.cwd()}"
-            raise MissingFile(f"{pattern}: no such file{seen}; correct the path in the configuration")
+            folder = "" if location.is_s3 or pattern.startswith("/") else f" in {Path.cwd()}"
+            raise MissingFile(f"{pattern}: no such file{folder}; correct the path in the configuration")
         if not location.is_file():
             raise UserError(f"{pattern}: is a folder; name its files, for example {pattern.rstrip('/')}/*")
         return [location]
-    if not (found := _agreed(_glob_s3 if pattern.startswith("s3://") else _glob, pattern)):
+    if not (files := _stable_listing(_glob_s3 if pattern.startswith("s3://") else _glob, pattern)):
         raise MissingFile(f"{pattern}: no file matches; correct the pattern in the configuration")
-    return found
+    return files
 
 
-def _agreed(listed: Callable[[str], list[Location]], pattern: str) -> list[Location]:
-    """What two listings, one after the other, agree on: one alone may leave a file out on some stores and on NFS."""
-    before = listed(pattern)
-    for _ in range(_LISTINGS):
-        now = listed(pattern)
+def _stable_listing(list_files: Callable[[str], list[Location]], pattern: str) -> list[Location]:
+    """Returns a listing that two successive calls agree on: a single one may omit a file on some stores and on NFS."""
+    before = list_files(pattern)
+    for _ in range(_MAX_LISTINGS):
+        now = list_files(pattern)
         if now == before:
             return now
         before = now
-    raise UserError(f"{pattern}: its listing changes each time; wait until nothing is written there, or name the files")
+    raise UserError(
+        f"{pattern}: each listing contains other files; wait until nothing is written there, or name the files"
+    )
 
 
 def _glob(pattern: str) -> list[Location]:
@@ -273,7 +275,7 @@ def _glob_s3(pattern: str) -> list[Location]:
 
 
 def _matches(names: list[str], patterns: list[str]) -> bool:
-    """What the local `glob` does, on S3's names: a star stays within a folder, two cross any number of them."""
+    """Match names on S3 as the local `glob` does: * stays within a folder, ** spans any number of folders."""
     if not names or not patterns:
         return not names and not patterns
     first, *rest = patterns
@@ -284,5 +286,5 @@ def _matches(names: list[str], patterns: list[str]) -> bool:
 
 
 def _first_wildcard(pattern: str) -> int:
-    """Index of the first wildcard in a glob."""
+    """Returns the index of the first wildcard in a glob."""
     return min(i for i in map(pattern.find, "*?[") if i >= 0)

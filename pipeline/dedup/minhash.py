@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cloze.pipeline.core.keyed_random import mixed
+from cloze.pipeline.core.keyed_random import hash64
 from cloze.pipeline.core.ragged import offsets_of, ragged_ranges
-from cloze.pipeline.text.words import bounds, case_folded
+from cloze.pipeline.text.words import case_folded, word_bounds
 
 NUM_PERMUTATIONS = 128
 NUM_BANDS = 16
@@ -29,11 +29,11 @@ _BATCH_SHINGLES = 1 << 14  # fit in a processor's cache
 _BATCH_PAIRS = 1 << 16
 _WINDOW = 64  # texts of a band with which each is compared
 
-_FACTORS = (mixed(1, np.arange(NUM_PERMUTATIONS)) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
-_SHIFTS = (mixed(2, np.arange(NUM_PERMUTATIONS)) >> np.uint64(32)).astype(np.uint32)
+_FACTORS = (hash64(1, np.arange(NUM_PERMUTATIONS)) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+_SHIFTS = (hash64(2, np.arange(NUM_PERMUTATIONS)) >> np.uint64(32)).astype(np.uint32)
 _SCATTER = np.uint32(0x9E3779B1)  # a byte of a minimum that depends on all its bits
-_LETTER_FACTORS = mixed(3, np.arange(64)) | np.uint64(1)  # one for each position in a word
-_WORD_FACTORS = mixed(4, np.arange(SHINGLE_WORDS)) | np.uint64(1)  # one for each position in a shingle
+_LETTER_FACTORS = hash64(3, np.arange(64)) | np.uint64(1)  # one for each position in a word
+_WORD_FACTORS = hash64(4, np.arange(SHINGLE_WORDS)) | np.uint64(1)  # one for each position in a shingle
 
 
 def compute_signatures(texts: Sequence[str]) -> npt.NDArray[np.uint8]:
@@ -75,7 +75,7 @@ def shingles(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[
     """Texts -> the hashes of their shingles in the order of the text, and offsets [texts + 1]."""
     folded = [case_folded(text) for text in texts]
     codes = np.frombuffer("".join(f"{text}\n" for text in folded).encode("utf-32-le"), "<u4")
-    inside, begins = bounds(codes)
+    inside, begins = word_bounds(codes)
     word_offsets = np.searchsorted(np.flatnonzero(begins), offsets_of([len(text) + 1 for text in folded]))
     word_hashes = _word_hashes(codes[inside], np.flatnonzero(begins[inside]))
     counts = np.maximum(np.diff(word_offsets) - SHINGLE_WORDS + 1, 0)
@@ -85,7 +85,7 @@ def shingles(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[
     combined = np.zeros(total, np.uint64)
     for position, factor in enumerate(_WORD_FACTORS):
         combined += word_hashes[position : position + total] * factor
-    hashes = (mixed(combined) >> np.uint64(32)).astype(np.uint32)
+    hashes = (hash64(combined) >> np.uint64(32)).astype(np.uint32)
     return hashes[ragged_ranges(word_offsets[:-1], counts)], offsets_of(counts)
 
 
@@ -95,7 +95,7 @@ def _word_hashes(letters: npt.NDArray[np.uint32], first: npt.NDArray[np.int64]) 
         return np.zeros(0, np.uint64)
     lengths = np.diff(np.append(first, len(letters)))
     position = np.arange(len(letters)) - np.repeat(first, lengths)
-    return mixed(np.add.reduceat(letters * _LETTER_FACTORS[position & 63], first))
+    return hash64(np.add.reduceat(letters * _LETTER_FACTORS[position & 63], first))
 
 
 def _cache_batches(offsets: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
@@ -124,7 +124,7 @@ def _minima(
 
 def band_keys(signatures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """Signatures [texts, 128] -> [texts, 16]: equal for texts that share a band."""
-    return mixed(signatures.view(np.uint64), np.arange(NUM_BANDS))
+    return hash64(signatures.view(np.uint64), np.arange(NUM_BANDS))
 
 
 def group_near_duplicates(

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
-from cloze.pipeline.core.beam import carried, pipeline
+from cloze.pipeline.core.beam import pipeline, serialized_errors
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.core.facts import DedupFacts
-from cloze.pipeline.core.scratch import scratch
+from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.dedup import minhash, steps
 from cloze.pipeline.dedup.steps import Item, Steps
 
@@ -50,12 +50,13 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
     count = documents.manifest.counts.get("documents", 0)
     num_buckets = 1 + count // steps.BUCKET_RECORDS
     num_band_buckets = 1 + count * minhash.NUM_BANDS // steps.BUCKET_RECORDS
-    with scratch(out.location) as folder:  # also if nothing is left to do: a run killed at its end left its own scratch
-        if len(out.parts(names)) < len(names):
+    # Also if nothing is left to do: a run that was killed at its end left its scratch.
+    with scratch_folder(out.location) as folder:
+        if len(out.finished_parts(names)) < len(names):
             work = Steps(shards, out, folder, config.near_threshold, num_buckets, num_band_buckets)
             _run_steps(work, config)
-            out.commit(_SAMPLES_PART, {}, facts=work.samples(out.planned(shard_parts)).plain)
-    parts = out.planned(names)
+            out.commit(_SAMPLES_PART, {}, facts=work.samples(out.require_parts(shard_parts)).plain)
+    parts = out.require_parts(names)
     facts = DedupFacts(**next(part.facts for part in parts if part.name == _SAMPLES_PART))
     return out.finish(parts, config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts=facts)
 
@@ -78,10 +79,10 @@ def _run_steps(work: Steps, config: DedupConfig) -> None:
 
 
 def _run_item(item: Item, work: Steps) -> None:
-    with carried(work.item_name(item)):
+    with serialized_errors(work.item_name(item)):
         work.run_item(item)
 
 
 def _report_progress(work: Steps) -> AbstractContextManager[None]:
     """While inside, report how many items are finished, on all workers."""
-    return work.out.telling(work.finished_items, sum(work.item_counts().values()), "items")
+    return work.out.reporting_progress(work.finished_items, sum(work.item_counts().values()), "items")

@@ -170,7 +170,7 @@ class Steps:
     def write(self, shard: int) -> None:
         """Write the kept documents of a shard and commit them. Without any, the part has no file."""
         name = f"{shard:05}"
-        if self.out.part(name):
+        if self.out.finished_part(name):
             return
         removed = self._removed(shard)
         counts = Counter(records=0)

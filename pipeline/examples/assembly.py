@@ -9,14 +9,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cloze.pipeline.core.artifacts import Artifact
-from cloze.pipeline.core.keyed_random import mixed
-from cloze.pipeline.core.ragged import offsets_of, padded, ragged_ranges
+from cloze.pipeline.core.keyed_random import hash64
+from cloze.pipeline.core.ragged import offsets_of, pad_rows, ragged_ranges
 from cloze.pipeline.core.schema import example_schema
 from cloze.pipeline.examples.config import LengthConfig
 from cloze.pipeline.examples.planning import ExamplePlan
 from cloze.pipeline.text.masking import KeyedMaskDraws, MaskRules, mask_batch, mask_rules
-from cloze.pipeline.text.token_shards import Corpus, TokenShard, token_shards
-from cloze.pipeline.text.tokenizer import CLS, SEP, load, pieces_of
+from cloze.pipeline.text.token_shards import TokenizedCorpus, TokenShard, token_shards
+from cloze.pipeline.text.tokenizer import CLS, SEP, load_tokenizer, pieces_of
 
 ROW_GROUP = 1024  # examples: what a reader fetches at a time
 _BATCH_EXAMPLES = 16 * ROW_GROUP
@@ -29,13 +29,13 @@ class ExampleInputs:
 
     pieces: list[str]
     shards: list[TokenShard]
-    corpora: dict[str, Corpus]  # split -> its documents
+    corpora: dict[str, TokenizedCorpus]  # split -> its documents
 
     @classmethod
     def open(cls, tokens: Artifact, vocab: Artifact) -> "ExampleInputs":
         shards = token_shards(tokens)
-        corpora = {split: Corpus(shards, split == "heldout") for split in ("train", "heldout")}
-        return cls(pieces_of(load(vocab.location / "tokenizer.json")), shards, corpora)
+        corpora = {split: TokenizedCorpus(shards, split == "heldout") for split in ("train", "heldout")}
+        return cls(pieces_of(load_tokenizer(vocab.location / "tokenizer.json")), shards, corpora)
 
     def mask_rules(self, config: LengthConfig) -> MaskRules:
         return mask_rules(self.pieces, config.masked_lm_prob, config.max_predictions_per_seq, config.mask_unit)
@@ -102,8 +102,8 @@ def example_table(
         ids, offsets = batch.ids, batch.offsets
         mask_columns: list[pa.Array] = []
         if masked:
-            draws = KeyedMaskDraws(mixed(batch.plan.keys, _MASKS), len(inputs.pieces))
-            padded_ids = padded(ids, offsets, config.max_seq_length)
+            draws = KeyedMaskDraws(hash64(batch.plan.keys, _MASKS), len(inputs.pieces))
+            padded_ids = pad_rows(ids, offsets, config.max_seq_length)
             masks = mask_batch(padded_ids, np.diff(offsets), draws, inputs.mask_rules(config))
             ids = masks.input_ids[np.arange(config.max_seq_length) < np.diff(offsets)[:, None]]
             used = np.arange(masks.positions.shape[1]) < masks.counts[:, None]

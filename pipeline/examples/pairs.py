@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from cloze.pipeline.text.token_shards import Sentences
+from cloze.pipeline.text.token_shards import DocumentSentences
 
 _MAX_TRIES = 10  # to draw another document
 
@@ -21,11 +21,11 @@ class PairDraws(Protocol):
 
     def chance(self, probability: float, /) -> bool: ...
 
-    def between(self, low: int, high: int, /) -> int:
+    def randint(self, low: int, high: int, /) -> int:
         """An integer from low to high, both included."""
         ...
 
-    def coins(self, count: int, /) -> int:
+    def getrandbits(self, count: int, /) -> int:
         """The results of `count` fair coins as bits, the first in the lowest."""
         ...
 
@@ -53,7 +53,7 @@ class Pair(NamedTuple):
 
 
 def make_pairs(
-    corpus: Sequence[Sentences],
+    corpus: Sequence[DocumentSentences],
     index: int,
     max_tokens: int,
     short_seq_prob: float,
@@ -67,10 +67,10 @@ def make_pairs(
     the sentences that it replaces are used again. With `swap`, the two segments are swapped instead.
     """
     shard, offsets, start, last = corpus[index]
-    target = draws.between(2, max_tokens) if draws.chance(short_seq_prob) else max_tokens
+    target = draws.randint(2, max_tokens) if draws.chance(short_seq_prob) else max_tokens
     while start < last:
         end = _end_of_target(offsets, start, last, target)
-        cut = start + draws.between(1, end - start - 1) if end - start > 1 else end
+        cut = start + draws.randint(1, end - start - 1) if end - start > 1 else end
         first, second, other_shard = (offsets[start], offsets[cut]), (offsets[cut], offsets[end]), shard
         label = cut == end or draws.chance(0.5)
         if not label:
@@ -84,7 +84,9 @@ def make_pairs(
         yield Pair(*first, other_shard, *second, label)
 
 
-def full_sentences(corpus: Sequence[Sentences], indices: Iterable[int], max_tokens: int) -> Iterator[list[Segment]]:
+def full_sentences(
+    corpus: Sequence[DocumentSentences], indices: Iterable[int], max_tokens: int
+) -> Iterator[list[Segment]]:
     """Consecutive documents -> packs of whole sentences, with a segment for each document in a pack.
 
     A pack holds at most `max_tokens` ids, including one for the [SEP] after each segment. A sentence that is longer
@@ -114,16 +116,16 @@ def _end_of_target(offsets: Sequence[int], start: int, last: int, target: int) -
 
 
 def _random_segment(
-    corpus: Sequence[Sentences], index: int, target: int, draws: PairDraws
+    corpus: Sequence[DocumentSentences], index: int, target: int, draws: PairDraws
 ) -> tuple[int, tuple[int, int]]:
     """At least `target` ids, or all that there are, from a random sentence on in a random other document."""
     other = index
     for _ in range(_MAX_TRIES):
-        other = draws.between(0, len(corpus) - 1)
+        other = draws.randint(0, len(corpus) - 1)
         if other != index:
             break
     shard, offsets, first, last = corpus[other]
-    start = draws.between(first, last - 1)
+    start = draws.randint(first, last - 1)
     return shard, (offsets[start], offsets[_end_of_target(offsets, start, last, target)])
 
 
@@ -135,7 +137,7 @@ def _truncate(
     surplus = (a_end - a) + (b_end - b) - max_tokens
     if surplus <= 0:
         return first, second
-    coins = draws.coins(surplus)
+    coins = draws.getrandbits(surplus)
     # Only the longer segment loses ids until both are equal; then they lose ids alternately, the second first.
     difference = (a_end - a) - (b_end - b)
     longer_only = min(abs(difference), surplus)

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cloze.pipeline.core.keyed_random import KeyedDraws, mixed
+from cloze.pipeline.core.keyed_random import KeyedDraws, hash64
 from cloze.pipeline.core.ragged import offsets_of, ragged_ranges
-from cloze.pipeline.core.schema import IGNORED
+from cloze.pipeline.core.schema import IGNORE_INDEX
 from cloze.pipeline.examples.config import LengthConfig
 from cloze.pipeline.examples.pairs import Pair, Segment, full_sentences, make_pairs
-from cloze.pipeline.text.token_shards import Corpus
+from cloze.pipeline.text.token_shards import TokenizedCorpus
 from cloze.pipeline.text.tokenizer import CLS, SEP
 
 _PACKED_DOCUMENTS = 32  # that are packed together if examples are full sentences
@@ -33,20 +33,22 @@ class ExamplePlan(NamedTuple):
         return ExamplePlan(segments, offsets_of(counts), self.labels[rows], self.keys[rows])
 
 
-def plan_shard(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> ExamplePlan:
+def plan_shard(corpus: TokenizedCorpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> ExamplePlan:
     """Plan a shard's examples, in an order that only their keys determine. `passes`: for every document of the corpus.
 
     The examples of a document depend on (seed, its doc_id, pass) and on the documents of its split.
     """
     plan = (_plan_full_sentences if config.objective == "mlm" else _plan_pairs)(corpus, shard, passes, config)
-    return plan.take(np.argsort(mixed(plan.keys, _ORDER), kind="stable"))
+    return plan.take(np.argsort(hash64(plan.keys, _ORDER), kind="stable"))
 
 
-def _plan_pairs(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> ExamplePlan:
+def _plan_pairs(
+    corpus: TokenizedCorpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig
+) -> ExamplePlan:
     documents = corpus.of_shard(shard)
     indices = np.repeat(documents, passes[documents])
     pass_numbers = ragged_ranges(np.zeros(len(documents)), passes[documents])
-    keys = mixed(config.seed, config.max_seq_length, _PAIRS, corpus.keys[indices], pass_numbers)
+    keys = hash64(config.seed, config.max_seq_length, _PAIRS, corpus.keys[indices], pass_numbers)
     max_tokens, swap = config.max_seq_length - len([CLS, SEP, SEP]), config.objective == "mlm+sop"
     batches = [np.empty((0, len(Pair._fields)), np.int64)]
     for index, key in zip(indices.tolist(), keys.tolist(), strict=True):
@@ -64,7 +66,7 @@ def _plan_pairs(corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], confi
 
 
 def _plan_full_sentences(
-    corpus: Corpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig
+    corpus: TokenizedCorpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig
 ) -> ExamplePlan:
     """Documents are packed together in runs of 32, in the order of their keys. A run belongs to the shard of its first
     document.
@@ -80,16 +82,16 @@ def _plan_full_sentences(
             run = indices[start : start + _PACKED_DOCUMENTS].tolist()
             run_packs = list(full_sentences(corpus, run, config.max_seq_length - len([CLS])))
             packs += run_packs
-            keys.append(mixed(config.seed, config.max_seq_length, _PAIRS, corpus.keys[run[0]], pass_number))
+            keys.append(hash64(config.seed, config.max_seq_length, _PAIRS, corpus.keys[run[0]], pass_number))
             counts.append(len(run_packs))
     return ExamplePlan(
         np.array(list(chain.from_iterable(packs)), np.int64).reshape(-1, len(Segment._fields)),
         offsets_of(list(map(len, packs))),
-        np.full(len(packs), IGNORED, np.int8),
+        np.full(len(packs), IGNORE_INDEX, np.int8),
         _example_keys(np.concatenate([np.empty(0, np.uint64), *keys]), counts),
     )
 
 
 def _example_keys(keys: npt.NDArray[np.uint64], counts: Sequence[int]) -> npt.NDArray[np.uint64]:
     """A key for each example; `counts` of them come from each of the given keys."""
-    return mixed(np.repeat(keys, counts), ragged_ranges(np.zeros(len(counts)), counts))
+    return hash64(np.repeat(keys, counts), ragged_ranges(np.zeros(len(counts)), counts))

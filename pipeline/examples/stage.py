@@ -55,11 +55,11 @@ def run(config: LengthConfig, inputs: Mapping[str, Artifact], out: Output) -> Ma
     """
     tokens, vocab = inputs["tokens"], inputs["vocab"]
     names = [shard.name for shard in token_shards(tokens)]
-    finished = out.parts(names)
+    finished = out.finished_parts(names)
     missing = [name for name in names if name not in finished]
-    with out.watch(len(names), "shards"):
+    with out.reporting_parts(len(names), "shards"):
         for_each(partial(write_examples, tokens=tokens, vocab=vocab, config=config, out=out), missing, config.workers)
-    parts = out.planned(names)
+    parts = out.require_parts(names)
     rows = {path: count for part in parts for path, count in part.facts["rows"].items()}
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     facts = ExamplesFacts(rows=rows, row_group_size=ROW_GROUP)

@@ -125,7 +125,7 @@ def _looks_like_title(text: str, gap: int) -> bool:
 def is_prose(block: Block) -> bool:
     """Whether a block contains a sentence or verse, unlike a title page, a list of names or a table."""
     text = block.text
-    num_words = words.count(text)
+    num_words = words.count_words(text)
     if num_words < 4 or text.isupper():
         return False
     return bool(_LINE_END.search(text)) or (num_words > 12 and len(text) / len(block.lines) > 30)
@@ -147,7 +147,7 @@ def demote_headings(blocks: list[Block], kinds: list[str]) -> list[str]:
             if kind in sizes:
                 sizes[kind].append(0)
         elif last in sizes:
-            sizes[last][-1] += words.count(block.text)
+            sizes[last][-1] += words.count_words(block.text)
     new = {}
     for kind, minimum in _MIN_WORDS.items():
         filled = sorted(size for size in sizes[kind] if size)

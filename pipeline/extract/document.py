@@ -8,10 +8,10 @@ from typing import Literal
 
 import pyarrow as pa
 
-from cloze.pipeline.core.schema import DOCUMENT, Record
+from cloze.pipeline.core.schema import DOCUMENT, RecordPosition
 from cloze.pipeline.text.words import case_folded, count_ascii, count_folded
 
-_NO_RECORD = Record()
+_NO_RECORD = RecordPosition()
 
 _SPACES = bytes(code for code in range(128) if chr(code).isspace())
 
@@ -54,7 +54,7 @@ def document(
     timestamp: str = "",
     licence: str = "",
     file_sha256: str = "",
-    record: Record = _NO_RECORD,
+    record: RecordPosition = _NO_RECORD,
 ) -> Document:
     """Build a Document: split, counts and content hash are computed.
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.schema import Record
+from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import sentence_lines
 from cloze.pipeline.text import tables
@@ -56,19 +56,19 @@ class DocumentRow(NamedTuple):
     licence: str = ""
 
 
-def read_rows(location: Location, columns: Columns, encoding: str = "") -> Iterator[tuple[Record, DocumentRow]]:
+def read_rows(location: Location, columns: Columns, encoding: str = "") -> Iterator[tuple[RecordPosition, DocumentRow]]:
     """The rows of a file in their order, and where in the file each is. The suffix determines the format.
 
     Raises UserError: an unknown suffix, a file that does not match its suffix, a missing column, a value that is not
     text. The message names the file, the line if there are lines, and the fix.
     """
-    suffix = tables.suffix(location)
+    suffix = tables.table_suffix(location)
     if suffix == ".txt":
         yield _read_text_file(location, encoding)
     elif suffix in tables.FORMATS.split(", "):
         needed = list(columns.by_field.values())
-        for row in tables.rows(location, needed, encoding, tsv_quotes=True):
-            yield Record(0, row.offset, row.bytes), _document_row(row.values, columns, row.where)
+        for row in tables.read_rows(location, needed, encoding, tsv_quotes=True):
+            yield RecordPosition(0, row.offset, row.bytes), _document_row(row.values, columns, row.where)
     else:
         raise UserError(
             f"{location}: documents are {tables.FORMATS} or .txt (all also with .gz); convert it or correct its suffix"
@@ -103,7 +103,7 @@ def _document_row(values: Mapping[str, Any], columns: Columns, where: str) -> Do
     return DocumentRow(**{"text": "", **fields})
 
 
-def _read_text_file(location: Location, encoding: str) -> tuple[Record, DocumentRow]:
+def _read_text_file(location: Location, encoding: str) -> tuple[RecordPosition, DocumentRow]:
     """The whole file. Raises UserError if it is too large for one document, or has one sentence per line."""
     with decompressed(location) as file:
         data = file.read(_MAX_TEXT_BYTES + 1)
@@ -113,4 +113,4 @@ def _read_text_file(location: Location, encoding: str) -> tuple[Record, Document
             f"{location}: has more than {_MAX_TEXT_BYTES:,} bytes, too many for one document; split it into one file "
             f"per document"
         )
-    return Record(0, 0, len(data)), DocumentRow(decode(data, str(location), encoding))
+    return RecordPosition(0, 0, len(data)), DocumentRow(decode(data, str(location), encoding))

@@ -80,7 +80,7 @@ def is_disambiguation(title: str, text: str, templates: Iterable[str], more: fro
 
 def letter_fraction(text: str) -> float:
     """The fraction of letters, with their combining marks, among the characters that are not white space."""
-    kinds = words.of_each(_character_kinds(), words.code_points(text))
+    kinds = words.lookup(_character_kinds(), words.code_points(text))
     others = len(kinds) - np.count_nonzero(kinds)
     letters = np.count_nonzero(kinds == 1)
     return letters / max(1, letters + others)
@@ -98,7 +98,7 @@ def _character_kinds() -> npt.NDArray[np.uint8]:
 def detect_language(text: str) -> str:
     """The ISO 639 code of a text's language; empty if it is not certain."""
     start = text[:_CLASSIFIED_CHARACTERS]
-    if start.isascii() and words.count(start) < _MIN_WORDS:
+    if start.isascii() and words.count_words(start) < _MIN_WORDS:
         return ""
     code, probability = _identifier().classify(start)
     return str(code) if probability >= _MIN_PROBABILITY else ""

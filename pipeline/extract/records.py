@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.schema import Record
+from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.extract import document_files, filters, gutenberg, sentence_lines
 from cloze.pipeline.extract.config import ExtractConfig
 from cloze.pipeline.extract.document import Document, document
 from cloze.pipeline.extract.sources import BooksSource, DocumentsSource, SentencesSource, Source, WikipediaSource
 from cloze.pipeline.extract.wikipedia import dump, repartition, wikitext
 from cloze.pipeline.extract.work_units import FileRange, WorkUnit
-from cloze.pipeline.text.encodings import decode_lines
-from cloze.pipeline.text.sentences import as_given
+from cloze.pipeline.text.encodings import decode_with_line_starts
+from cloze.pipeline.text.sentences import presplit_paragraphs
 
 _MAX_BOOK_BYTES = 32 << 20  # ten times the longest novels
 _LAYOUT_SAMPLE_BYTES = 1 << 20
@@ -144,7 +144,7 @@ def _chapters(source: BooksSource, file_range: FileRange, config: ExtractConfig)
             f"{file.uri}: has {file.bytes:,} bytes, more than a book's limit of {_MAX_BOOK_BYTES:,}; "
             f"split it into one file per book"
         )
-    text, line_starts = decode_lines(file.location.read_bytes(), file.uri, source.encoding)
+    text, line_starts = decode_with_line_starts(file.location.read_bytes(), file.uri, source.encoding)
     book = gutenberg.read_book(text)
     if not book.chapters:
         yield Drop("no prose", file.location.name)
@@ -165,7 +165,7 @@ def _chapters(source: BooksSource, file_range: FileRange, config: ExtractConfig)
             title=": ".join(filter(None, (book.title, chapter.title))),
             licence=source.licence,
             file_sha256=file.sha256,
-            record=Record(0, start, line_starts[chapter.spans[-1].end] - start),
+            record=RecordPosition(0, start, line_starts[chapter.spans[-1].end] - start),
         )
 
 
@@ -198,12 +198,12 @@ def _sentence_documents(
     found = sentence_lines.read_documents(file.location, file_range.byte_range, source.boundary, source.encoding)
     for offset, sentences, size in found:
         yield document(
-            as_given(sentences),
+            presplit_paragraphs(sentences),
             doc_id=f"{source.name}:{file.sha256[:16]}:{offset}",
             source=source.name,
             heldout_fraction=config.heldout_fraction,
             language=source.language,
             licence=source.licence,
             file_sha256=file.sha256,
-            record=Record(0, offset, size),
+            record=RecordPosition(0, offset, size),
         )

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.byte_range import ByteRange
-from cloze.pipeline.text.encodings import decompressed, is_gzip, marked, of_stream, wrong_byte
+from cloze.pipeline.text.encodings import bom_encoding, decompressed, describe_invalid_byte, is_gzip, stream_encoding
 from cloze.pipeline.text.sentences import split_sentences
 
 _MAX_LINE_BYTES = 1 << 20  # no sentence is that long
@@ -46,8 +46,8 @@ def byte_ranges(location: Location, boundary: DocumentBoundary, size: int) -> It
     """Divide a file into ranges of about `size` bytes. Raises UserError if it cannot be read with this boundary."""
     with decompressed(location) as file:
         head = file.read(_SAMPLE_BYTES)
-        if of_stream(head).startswith(("utf-16", "utf-32")):
-            raise UserError(f"{location}: is {marked(head)}; convert it to UTF-8 first (iconv)")
+        if stream_encoding(head).startswith(("utf-16", "utf-32")):
+            raise UserError(f"{location}: is {bom_encoding(head)}; convert it to UTF-8 first (iconv)")
         if boundary == DocumentBoundary() and line_layout(head.decode("utf-8", "replace")) == "no boundaries":
             raise UserError(f"{location}: {NO_BOUNDARIES}")
         length = location.size()
@@ -144,8 +144,8 @@ def _decode_line(line: bytes, name: str, codec: str, offset: int) -> str:
         return line.decode(codec).strip()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{name}: is not {codec} ({wrong_byte(error, offset)}); set the source's encoding, for example cp1252, "
-            f"or convert the file (iconv)"
+            f"{name}: is not {codec} ({describe_invalid_byte(error, offset)}); set the source's encoding, for example "
+            f"cp1252, or convert the file (iconv)"
         ) from error
 
 

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from cloze.pipeline.core.artifacts import Manifest, Output, Part, SourceFile
+from cloze.pipeline.core.artifacts import Manifest, Output, Part
 from cloze.pipeline.core.beam import for_each
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.facts import DroppedRecord, ExtractFacts, TruncatedFile
 from cloze.pipeline.core.schema import parquet_bytes
-from cloze.pipeline.core.scratch import scratch
+from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import filters, work_units
 from cloze.pipeline.extract.config import ExtractConfig
@@ -58,7 +59,7 @@ def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Locat
 
 def extract_unit(unit: WorkUnit, config: ExtractConfig, out: Output) -> None:
     """Read a unit, write its shards and commit them. Raises UserError."""
-    if out.part(unit.name):
+    if out.finished_part(unit.name):
         return
     notes = UnitNotes()
     counts: Counter[str] = Counter()
@@ -105,11 +106,11 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
     for source in config.sources:
         if source.only_languages:
             filters.check_languages(source.only_languages)
-    with scratch(out.location) as folder:
+    with scratch_folder(out.location) as folder:
         units = _repartition(plan_units(config, inputs), config, folder, out)
         _extract_all(units, config, out)
         # While scratch exists: if a part is missing here, the next run extracts it from the partitions in scratch.
-        parts = out.planned([unit.name for unit in units])
+        parts = out.require_parts([unit.name for unit in units])
     if not sum(part.counts.get("documents", 0) for part in parts):
         raise UserError(
             f"{', '.join(inputs)}: hold no document; give other files or lower min_words (now {config.min_words})"
@@ -122,9 +123,9 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
 
 def _extract_all(units: Sequence[WorkUnit], config: ExtractConfig, out: Output) -> None:
     """Extract every unit that is not finished yet (Beam)."""
-    finished = out.parts([unit.name for unit in units])
+    finished = out.finished_parts([unit.name for unit in units])
     if missing := [unit for unit in units if unit.name not in finished]:
-        with out.watch(len(units), "ranges"):
+        with out.reporting_parts(len(units), "ranges"):
             for_each(missing, partial(extract_unit, config=config, out=out), config.beam)
 
 

@@ -1,1 +1,1 @@
-"""What several stages know of text: words, sentences, tokenizer, masking, and how files of text are read."""
+"""Text processing that several stages share: words, sentences, tokenizer, masking, and reading text files."""

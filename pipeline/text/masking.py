@@ -1,8 +1,7 @@
-"""Ids -> ids with some hidden behind [MASK], and what stood there: BERT's masked language model, a batch at a time.
+"""A batch of token ids -> ids with [MASK] in place of some, and the original ids as labels: BERT's masked LM.
 
-Of an example's pieces 15 % are chosen, one at least. Of those 80 % become [MASK], 10 % a random piece and 10 % stay as
-they are (Devlin et al. 2019, section 3.1), whether pieces, whole words or runs of words are chosen. The randomness is
-passed in.
+15 % of an example's pieces are chosen, at least one. Of these, 80 % become [MASK], 10 % a random piece, and 10 % stay
+(Devlin et al. 2019, section 3.1). Pieces, whole words or n-grams of words are chosen. The randomness is passed in.
 """
 
 from collections.abc import Sequence
@@ -12,49 +11,49 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cloze.pipeline.core.keyed_random import mixed
+from cloze.pipeline.core.keyed_random import hash64
 from cloze.pipeline.text.tokenizer import CLS, MASK, SEP
 
-_MASKED, _KEPT = 0.8, 0.9  # below 0.8 a chosen piece is masked, from there up to 0.9 kept, above replaced
+_MASKED, _KEPT = 0.8, 0.9  # a chosen piece is masked below 0.8, kept from 0.8 to 0.9, replaced above
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LONGEST_NGRAM = 3  # words (Lan et al. 2020, ALBERT, section 4.1)
 
-#: What is chosen at a time: a piece, a whole word, or up to three words in a row.
+#: The unit that is chosen: a piece, a whole word, or up to three consecutive words.
 MaskUnit = Literal["token", "word", "ngram"]
 
 
 class MaskDraws(Protocol):
-    """A source of randomness for a batch of b examples."""
+    """Random draws for a batch of b examples."""
 
-    def order(self, words: npt.NDArray[np.int64], width: int, /) -> npt.NDArray[np.int64]:
-        """The numbers of words [b] -> [b, width]: in each row its words in random order, then anything below width."""
+    def word_order(self, words: npt.NDArray[np.int64], width: int, /) -> npt.NDArray[np.int64]:
+        """Numbers of words [b] -> [b, width]: each row's word indices in random order, then any values below width."""
         ...
 
-    def fates(self, picks: npt.NDArray[np.int64], /) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """picks [b, s] (which pick chose a piece; -1: none) -> numbers in [0, 1) and replacing ids, both [b, s]."""
+    def replacements(self, choices: npt.NDArray[np.int64], /) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """choices [b, s] (each piece's choice; -1: none) -> uniform numbers in [0, 1) and random ids, both [b, s]."""
         ...
 
-    def spans(self, width: int, longest: int, /) -> npt.NDArray[np.int64]:
-        """[b, width]: how many words, up to `longest`, each pick is to take; n of them as often as 1 / n says."""
+    def span_lengths(self, width: int, longest: int, /) -> npt.NDArray[np.int64]:
+        """[b, width]: the number of words n of each choice, up to `longest`, with p(n) proportional to 1 / n."""
         ...
 
 
 @dataclass(frozen=True)
 class MaskRules:
-    """How much is masked, and what masking has to know of the vocabulary."""
+    """The amount of masking, and what masking needs of the vocabulary."""
 
     masked_lm_prob: float
     max_predictions_per_seq: int
     mask_id: int
     never_masked: tuple[int, ...]
     vocab_size: int
-    #: [vocab] whether a piece goes on with a word; None: every piece stands for itself
+    #: [vocab] whether a piece continues a word; None: pieces are chosen one by one
     continuation: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
-    longest_ngram: int = 1  # words in a row that are chosen together
+    longest_ngram: int = 1  # consecutive words that are chosen together
 
 
-class Masked(NamedTuple):
-    """What became of a batch: p = max_predictions_per_seq, of which a row uses the first counts; zeros behind."""
+class MaskedBatch(NamedTuple):
+    """A batch with masks. p = max_predictions_per_seq; a row uses the first `counts` of these, the rest is zero."""
 
     input_ids: np.ndarray  # [b, s]
     positions: npt.NDArray[np.int64]  # [b, p], ascending
@@ -65,7 +64,7 @@ class Masked(NamedTuple):
 def mask_rules(
     pieces: Sequence[str], masked_lm_prob: float, max_predictions_per_seq: int, unit: MaskUnit = "token"
 ) -> MaskRules:
-    """The rules for a vocabulary, given in the order of its ids."""
+    """Returns the rules for a vocabulary, whose pieces are in the order of their ids."""
     continuation = None if unit == "token" else np.array([piece.startswith("##") for piece in pieces])
     return MaskRules(
         masked_lm_prob=masked_lm_prob,
@@ -78,17 +77,19 @@ def mask_rules(
     )
 
 
-def mask_batch(input_ids: np.ndarray, lengths: npt.NDArray[np.int64], draws: MaskDraws, rules: MaskRules) -> Masked:
-    """Mask the first lengths [b] ids of each row of input_ids [b, s]; what is given is left as it is."""
+def mask_batch(
+    input_ids: np.ndarray, lengths: npt.NDArray[np.int64], draws: MaskDraws, rules: MaskRules
+) -> MaskedBatch:
+    """Mask each row of input_ids [b, s] within its length [b]. The arguments are not changed."""
     maskable = np.arange(input_ids.shape[1]) < lengths[:, None]  # [b, s]
     for special in rules.never_masked:
         maskable &= input_ids != special
-    word = np.cumsum(_begins(input_ids, maskable, rules), axis=1) - 1  # [b, s]: the number of each piece's word
-    picks = _picks(word, maskable, _budget(lengths, rules), draws, rules.longest_ngram)
-    chosen = picks >= 0
-    unit, replacement = draws.fates(picks)
-    masked = np.where(chosen & (unit < _MASKED), rules.mask_id, input_ids)
-    masked = np.where(chosen & (unit >= _KEPT), replacement, masked).astype(input_ids.dtype)
+    word = np.cumsum(_word_starts(input_ids, maskable, rules), axis=1) - 1  # [b, s]: the index of each piece's word
+    choices = _choose_pieces(word, maskable, _num_predictions(lengths, rules), draws, rules.longest_ngram)
+    chosen = choices >= 0
+    uniform, replacement = draws.replacements(choices)
+    masked = np.where(chosen & (uniform < _MASKED), rules.mask_id, input_ids)
+    masked = np.where(chosen & (uniform >= _KEPT), replacement, masked).astype(input_ids.dtype)
 
     rows, columns = np.nonzero(chosen)
     counts = chosen.sum(axis=1)
@@ -97,87 +98,87 @@ def mask_batch(input_ids: np.ndarray, lengths: npt.NDArray[np.int64], draws: Mas
     labels = np.zeros_like(positions)
     positions[rows, slots] = columns
     labels[rows, slots] = input_ids[rows, columns]
-    return Masked(masked, positions, labels, counts)
+    return MaskedBatch(masked, positions, labels, counts)
 
 
-def _budget(lengths: npt.NDArray[np.int64], rules: MaskRules) -> npt.NDArray[np.int64]:
-    """How many pieces of each row are to be chosen, [CLS] and [SEP] counted in its length as BERT counts them."""
-    share = np.rint(lengths * rules.masked_lm_prob).astype(np.int64)  # halves to even, like round()
-    return np.minimum(rules.max_predictions_per_seq, np.maximum(1, share))
+def _num_predictions(lengths: npt.NDArray[np.int64], rules: MaskRules) -> npt.NDArray[np.int64]:
+    """Returns the number of pieces to choose in each row [b]. As in BERT, its length includes [CLS] and [SEP]."""
+    expected = np.rint(lengths * rules.masked_lm_prob).astype(np.int64)  # rounds halves to even, like round()
+    return np.minimum(rules.max_predictions_per_seq, np.maximum(1, expected))
 
 
-def _begins(input_ids: np.ndarray, maskable: npt.NDArray[np.bool_], rules: MaskRules) -> npt.NDArray[np.bool_]:
-    """[b, s]: where a word begins. A "##" piece behind [SEP] belongs to the word before it, as in BERT's own code."""
+def _word_starts(input_ids: np.ndarray, maskable: npt.NDArray[np.bool_], rules: MaskRules) -> npt.NDArray[np.bool_]:
+    """[b, s]: whether a word begins. A "##" piece after [SEP] belongs to the word before it, as in BERT's own code."""
     if rules.continuation is None:
         return maskable
     first = maskable & (np.cumsum(maskable, axis=1) == 1)
     return maskable & (first | ~rules.continuation[input_ids])
 
 
-def _picks(
+def _choose_pieces(
     word: npt.NDArray[np.int64],
     maskable: npt.NDArray[np.bool_],
-    budget: npt.NDArray[np.int64],
+    num_predictions: npt.NDArray[np.int64],
     draws: MaskDraws,
     longest: int,
 ) -> npt.NDArray[np.int64]:
-    """[b, s]: which pick chose a piece, or -1. Words come in random order; one that is too long is passed over.
+    """[b, s]: the index of the choice that took a piece, or -1.
 
-    A pick of several words takes the one that came and those behind it, up to the first that is not free, does not fit
-    or stands behind a [SEP].
+    Words are tried in random order; one with too many pieces is skipped. A choice of several words takes consecutive
+    words, up to the first that is taken already, has too many pieces or follows a [SEP].
     """
     rows, width = np.arange(len(word)), word.shape[1]
     words = word[:, -1] + 1  # [b]
     numbered = (word + rows[:, None] * width)[maskable]
-    sizes = np.bincount(numbered, minlength=word.size).reshape(word.shape)  # [b, s]: pieces of each word
-    order = draws.order(words, width)
-    spans = draws.spans(width, longest) if longest > 1 else np.ones_like(order)
-    follows = _follows(word, maskable) if longest > 1 else maskable
-    pick = np.full(word.shape, -1)  # [b, s]: by word
-    taken = np.zeros_like(budget)
-    for turn in range(int(words.max(initial=0))):
-        first = order[:, turn]
-        fits = turn < words
-        for place in range(longest):
-            candidate = np.minimum(first + place, width - 1)
+    sizes = np.bincount(numbered, minlength=word.size).reshape(word.shape)  # [b, s]: the number of pieces of each word
+    order = draws.word_order(words, width)
+    spans = draws.span_lengths(width, longest) if longest > 1 else np.ones_like(order)
+    adjacent = _adjacent_to_previous(word, maskable) if longest > 1 else maskable
+    choice_of_word = np.full(word.shape, -1)  # [b, s]
+    taken = np.zeros_like(num_predictions)
+    for choice in range(int(words.max(initial=0))):
+        first = order[:, choice]
+        fits = choice < words
+        for offset in range(longest):
+            candidate = np.minimum(first + offset, width - 1)
             size = sizes[rows, candidate]
-            fits = fits & (first + place < words) & (place < spans[:, turn]) & (taken + size <= budget)
+            fits = fits & (first + offset < words) & (offset < spans[:, choice]) & (taken + size <= num_predictions)
             if longest > 1:
-                fits &= (pick[rows, candidate] < 0) & (follows[rows, candidate] | (place == 0))
-            pick[rows[fits], candidate[fits]] = turn
+                fits &= (choice_of_word[rows, candidate] < 0) & (adjacent[rows, candidate] | (offset == 0))
+            choice_of_word[rows[fits], candidate[fits]] = choice
             taken += size * fits
-        if (taken == budget).all():
+        if (taken == num_predictions).all():
             break
-    return np.where(maskable, np.take_along_axis(pick, np.maximum(word, 0), axis=1), -1)
+    return np.where(maskable, np.take_along_axis(choice_of_word, np.maximum(word, 0), axis=1), -1)
 
 
-def _follows(word: npt.NDArray[np.int64], maskable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """[b, s]: by word, whether it stands right behind the one before it."""
-    found = np.zeros_like(maskable)
+def _adjacent_to_previous(word: npt.NDArray[np.int64], maskable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """[b, s]: for each word, whether it immediately follows the previous one."""
+    adjacent = np.zeros_like(maskable)
     begins = maskable[:, 1:] & maskable[:, :-1] & (word[:, 1:] > word[:, :-1])
     rows, columns = np.nonzero(begins)
-    found[rows, word[rows, columns + 1]] = True
-    return found
+    adjacent[rows, word[rows, columns + 1]] = True
+    return adjacent
 
 
 class KeyedMaskDraws:
-    """Draws that depend on an example's own key and on nothing else in the batch."""
+    """Random draws that depend on each example's key alone, not on the rest of the batch."""
 
     def __init__(self, keys: npt.NDArray[np.uint64], vocab_size: int) -> None:
-        """`keys` [b], such as mixed(seed, epoch, example)."""
+        """`keys` [b], such as hash64(seed, epoch, example)."""
         self._keys, self._vocab_size = keys[:, None], np.uint64(vocab_size)
 
-    def order(self, words: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
-        bits = mixed(self._keys, 1, np.arange(width))
+    def word_order(self, words: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+        bits = hash64(self._keys, 1, np.arange(width))
         return np.argsort(np.where(np.arange(width) < words[:, None], bits, _LAST), axis=1)
 
-    def fates(self, picks: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        bits = mixed(self._keys, 2, np.arange(picks.shape[1]))
-        unit = (bits >> np.uint64(32)) / 2**32
+    def replacements(self, choices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        bits = hash64(self._keys, 2, np.arange(choices.shape[1]))
+        uniform = (bits >> np.uint64(32)) / 2**32
         replacement = ((bits & np.uint64(0xFFFFFFFF)) * self._vocab_size) >> np.uint64(32)
-        return unit, replacement.astype(np.int64)
+        return uniform, replacement.astype(np.int64)
 
-    def spans(self, width: int, longest: int) -> npt.NDArray[np.int64]:
-        shares = np.cumsum(1 / np.arange(1, longest + 1))  # p(n) is proportional to 1 / n
-        unit = (mixed(self._keys, 3, np.arange(width)) >> np.uint64(11)) / 2**53
-        return 1 + np.searchsorted(shares / shares[-1], unit, side="right")
+    def span_lengths(self, width: int, longest: int) -> npt.NDArray[np.int64]:
+        cumulative = np.cumsum(1 / np.arange(1, longest + 1))  # p(n) is proportional to 1 / n
+        uniform = (hash64(self._keys, 3, np.arange(width)) >> np.uint64(11)) / 2**53
+        return 1 + np.searchsorted(cumulative / cumulative[-1], uniform, side="right")

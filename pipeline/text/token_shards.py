@@ -1,7 +1,7 @@
-"""Token shards: how tokenised documents lie on disk, and how any slice of any of them is read.
+"""Token shards: the files of tokenized documents, and how slices of them are read.
 
-A shard is three .npy files: all its ids one behind the other; the offsets of its sentences in them, [sentences + 1];
-and its documents as runs of sentences. The local disk is mapped; from S3 only ranges are fetched.
+A shard is three .npy files: the concatenated ids; the offsets of the sentences in them, [sentences + 1]; and the
+documents as ranges of sentences. Local files are memory-mapped; from S3 only ranges are fetched.
 """
 
 import io
@@ -19,8 +19,8 @@ from cloze.pipeline.core.schema import text_key
 from cloze.pipeline.core.storage import Location
 
 
-class Sentences(NamedTuple):
-    """A document: its sentence i, for first <= i < last, holds the ids offsets[i] to offsets[i + 1] of its shard."""
+class DocumentSentences(NamedTuple):
+    """The sentences first to last - 1 of a shard. Sentence i has the shard's ids offsets[i] to offsets[i + 1]."""
 
     shard: int
     offsets: Sequence[int]
@@ -28,16 +28,16 @@ class Sentences(NamedTuple):
     last: int
 
 
-#: A document: its key and its source's, its first sentence in its shard and the one behind its last.
+#: A document: hashes of its id and of its source, its first sentence in the shard and the one after its last.
 DOCUMENT_RUN = np.dtype([("key", "<u8"), ("source", "<u8"), ("first", "<u4"), ("last", "<u4"), ("heldout", "?")])
-_GAP = 1 << 20  # bytes between two slices up to which one request for both is faster than two
-_REQUESTS = 16  # at once
+_MAX_GAP = 1 << 20  # bytes between two slices up to which one request for both is faster than two
+_MAX_REQUESTS = 16  # at the same time
 
 
 def shard_files(
     name: str, ids: np.ndarray, sentences: npt.NDArray[np.uint32], documents: np.ndarray
 ) -> dict[str, bytes]:
-    """A token shard's files, relative path -> bytes. `documents` are of type DOCUMENT_RUN."""
+    """Returns a token shard's files: relative path -> bytes. `documents` has the type DOCUMENT_RUN."""
     arrays = {"ids": ids, "sentences": sentences, "documents": documents}
     return {f"{what}/{name}.npy": _npy(array) for what, array in arrays.items()}
 
@@ -49,7 +49,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 class TokenShard:
-    """One shard of a tokens artifact, opened as far as it is used."""
+    """One shard of a tokens artifact. Its files are opened when they are first used."""
 
     def __init__(self, artifact: Location, name: str) -> None:
         self._artifact, self.name = artifact, name
@@ -61,17 +61,17 @@ class TokenShard:
 
     @cached_property
     def sentences(self) -> Sequence[int]:
-        """The offsets of the sentences, [sentences + 1]; gives plain integers."""
+        """The offsets of the sentences, [sentences + 1]; items are Python integers."""
         return _load(self._artifact / f"sentences/{self.name}.npy").data
 
     def ids(self) -> np.ndarray:
-        """All ids of the shard."""
+        """Returns all ids of the shard."""
         return _load(self._ids)
 
     def slices(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> np.ndarray:
-        """The ids from each start on, one slice behind the other: [sum of lengths]."""
+        """Returns the ids of each range, concatenated: [sum of lengths]."""
         if self._ids.is_s3:
-            return _fetched(self._ids, starts, lengths)
+            return _fetch_slices(self._ids, starts, lengths)
         return self.ids()[ragged_ranges(starts, lengths)]
 
     @property
@@ -80,50 +80,50 @@ class TokenShard:
 
 
 def token_shards(artifact: Artifact) -> list[TokenShard]:
-    """The shards of a tokens artifact, in the order of their names."""
+    """Returns the shards of a tokens artifact, in the order of their names."""
     names = [file.name.removesuffix(".npy") for file in artifact.files("documents/")]
     return [TokenShard(artifact.location, name) for name in names]
 
 
-class Corpus(Sequence[Sentences]):
-    """The documents of one split of all shards, in an order that does not depend on the shards: that of their keys."""
+class TokenizedCorpus(Sequence[DocumentSentences]):
+    """The documents of one split, of all shards, in the order of their keys: the same however they are sharded."""
 
     def __init__(self, shards: Sequence[TokenShard], heldout: bool) -> None:
         self._shards = shards
-        runs = [np.flatnonzero(shard.documents["heldout"] == heldout) for shard in shards]
-        found = np.concatenate([shard.documents[rows] for shard, rows in zip(shards, runs, strict=True)])
-        order = np.argsort(found["key"], kind="stable")
-        counts = [len(rows) for rows in runs]
+        rows_of_shards = [np.flatnonzero(shard.documents["heldout"] == heldout) for shard in shards]
+        documents = np.concatenate([shard.documents[rows] for shard, rows in zip(shards, rows_of_shards, strict=True)])
+        order = np.argsort(documents["key"], kind="stable")
+        counts = [len(rows) for rows in rows_of_shards]
         self._shard_of = np.repeat(np.arange(len(shards), dtype=np.uint32), counts)[order]
         self._shard = self._shard_of.data
-        self._first, self._last = (np.ascontiguousarray(found[name][order]).data for name in ("first", "last"))
-        self.keys: npt.NDArray[np.uint64] = found["key"][order]
-        self._sources: npt.NDArray[np.uint64] = found["source"][order]
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        self._places = np.split(place, np.cumsum(counts)[:-1])
+        self._first, self._last = (np.ascontiguousarray(documents[name][order]).data for name in ("first", "last"))
+        self.keys: npt.NDArray[np.uint64] = documents["key"][order]
+        self._sources: npt.NDArray[np.uint64] = documents["source"][order]
+        index = np.empty(len(order), np.int64)
+        index[order] = np.arange(len(order))
+        self._indices_of_shards = np.split(index, np.cumsum(counts)[:-1])
 
     def __len__(self) -> int:
         return len(self._shard)
 
-    def __getitem__(self, index: int) -> Sentences:  # type: ignore[override]  # no slices are asked for
+    def __getitem__(self, index: int) -> DocumentSentences:  # type: ignore[override]  # slices are not supported
         shard = self._shard[index]
-        return Sentences(shard, self._shards[shard].sentences, self._first[index], self._last[index])
+        return DocumentSentences(shard, self._shards[shard].sentences, self._first[index], self._last[index])
 
     def of_shard(self, shard: int) -> npt.NDArray[np.int64]:
-        """The indices of a shard's documents, in the shard's order."""
-        return self._places[shard]
+        """Returns the indices of a shard's documents, in the shard's order."""
+        return self._indices_of_shards[shard]
 
     def shards_of(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-        """In which shard each of these documents lies."""
+        """Returns the shard of each of these documents."""
         return self._shard_of[indices]
 
     def passes(self, default: int, of_sources: Mapping[str, int]) -> npt.NDArray[np.int64]:
-        """[documents]: how many passes are made over each, given what its source has instead of the default."""
-        found = np.full(len(self), default, np.int64)
+        """[documents]: the number of passes over each, which is `default` unless `of_sources` has its source."""
+        result = np.full(len(self), default, np.int64)
         for source, passes in of_sources.items():
-            found[self._sources == text_key(source)] = passes
-        return found
+            result[self._sources == text_key(source)] = passes
+        return result
 
 
 def _load(file: Location) -> np.ndarray:
@@ -132,14 +132,14 @@ def _load(file: Location) -> np.ndarray:
     return np.load(io.BytesIO(file.read_bytes()))
 
 
-def _fetched(file: Location, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> np.ndarray:
-    """Slices of a .npy file on S3, fetched in few requests: slices that lie close together come in one."""
+def _fetch_slices(file: Location, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> np.ndarray:
+    """Returns slices of a .npy file on S3, concatenated. One request fetches slices that are close together."""
     order = np.argsort(starts)
     with file.fs.open_input_file(file.path) as source:
         version = np.lib.format.read_magic(source)  # type: ignore[arg-type]
         assert version == (1, 0), f"{file}: .npy version {version}"
         _, _, dtype = np.lib.format.read_array_header_1_0(source)  # type: ignore[arg-type]
-        first_byte, gap = source.tell(), _GAP // dtype.itemsize
+        first_byte, gap = source.tell(), _MAX_GAP // dtype.itemsize
         reach = np.maximum.accumulate((starts + lengths)[order])
         begins = np.concatenate([[True], starts[order][1:] > reach[:-1] + gap])
         block_starts = starts[order][begins]
@@ -150,7 +150,7 @@ def _fetched(file: Location, starts: npt.NDArray[np.int64], lengths: npt.NDArray
             data = source.read_at((end - start) * dtype.itemsize, first_byte + start * dtype.itemsize)
             return np.frombuffer(data, dtype)
 
-        with ThreadPoolExecutor(_REQUESTS) as requests:
+        with ThreadPoolExecutor(_MAX_REQUESTS) as requests:
             blocks = list(requests.map(read, zip(block_starts.tolist(), block_ends.tolist(), strict=True)))
     block = np.empty(len(starts), np.int64)
     block[order] = np.cumsum(begins) - 1

@@ -1,8 +1,8 @@
-"""Text -> ids of pieces: the one definition, as a tokenizer.json, and a cache that makes it fast in bulk.
+"""Text -> token ids: the tokenizer, defined by its tokenizer.json, and a cache that makes it fast for many texts.
 
 The pieces are those of BERT's own code. The stock BertNormalizer and BertPreTokenizer of the tokenizers library differ
-from it on some 7,200 code points (private use, one CJK extension, final sigma, newer marks), so its rules are spelt
-out here with the regular expressions which the library runs itself: tokenizer.json means the same wherever it is read.
+from it on some 7,200 code points (private use, one CJK extension, final sigma, newer marks). So its rules are spelt out
+here as regular expressions, which the library runs: tokenizer.json has the same effect wherever it is loaded.
 """
 
 import json
@@ -17,40 +17,40 @@ from tokenizers.models import Model, WordPiece
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import ragged_ranges
-from cloze.pipeline.core.schema import id_type
+from cloze.pipeline.core.schema import id_dtype
 from cloze.pipeline.core.storage import Location
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _UNUSED = [f"[unused{number}]" for number in range(994)]
-#: What stands before the pieces of text. "google": as published, where [CLS] is 101 and the pieces of text follow 998.
+#: The pieces before those of text. "google": as in the published models, where [CLS] is 101 and text begins after 998.
 LAYOUTS = {"compact": SPECIAL_TOKENS, "google": (PAD, *_UNUSED[:99], UNK, CLS, SEP, MASK, *_UNUSED[99:])}
 RESERVED = frozenset(LAYOUTS["google"])
 
 _REMOVED = r"[\x{0}\x{FFFD}]|[\p{Cc}\p{Cf}&&[^\t\n\r]]"
-# A capital sigma that ends a word becomes a final one; Unicode's rule looks through case-ignorable characters.
+# A capital sigma that ends a word becomes a final one; Unicode's rule skips case-ignorable characters.
 _CASED = r"[\p{Cased}&&\P{Case_Ignorable}]"
 _FINAL_SIGMA = rf"{_CASED}\p{{Case_Ignorable}}*\KΣ(?!\p{{Case_Ignorable}}*{_CASED})"
-_ACCENTS = r"[\p{Mn}\x{1171E}]"  # U+1171E was Mn up to Unicode 14 and is Mc since
-# Each of these is a word: ideographs, punctuation, and all of ASCII that is neither letter, digit nor space.
-_WORDS_ALONE = (
+_ACCENTS = r"[\p{Mn}\x{1171E}]"  # U+1171E was Mn up to Unicode 14, Mc since then
+# Each of these characters is a word: ideographs, punctuation, and ASCII other than letters, digits and spaces.
+_SINGLE_CHARACTER_WORDS = (
     r"[\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}"
     r"\x{2B820}-\x{2CEAF}\x{2F800}-\x{2FA1F}\p{P}$+<=>^`|~]"
 )
 MAX_CHARS_PER_WORD = 200  # longer words are [UNK]
-_MODEL_MAX_LENGTH = 512  # BERT's positions
-_CACHE_WORDS = 1 << 20
+_MODEL_MAX_LENGTH = 512  # BERT's number of positions
+_MAX_CACHED_CHUNKS = 1 << 20
 
 
-def build(pieces: Sequence[str], lowercase: bool = True, strip_accents: bool | None = None) -> Tokenizer:
-    """The tokenizer of a vocabulary in file order. `strip_accents` follows `lowercase` unless it is said, as in BERT.
+def build_tokenizer(pieces: Sequence[str], lowercase: bool = True, strip_accents: bool | None = None) -> Tokenizer:
+    """Returns the tokenizer for a vocabulary in file order. `strip_accents` None: as `lowercase`, as in BERT.
 
-    Raises UserError when a special token is missing or a piece stands twice.
+    Raises UserError when a special token is missing or a piece is there twice.
     """
-    vocab = ids_of(pieces)
+    vocab = ids_by_piece(pieces)
     tokenizer = Tokenizer(WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=MAX_CHARS_PER_WORD))
     tokenizer.normalizer = normalizers.Sequence(_normalizers(lowercase, strip_accents))  # type: ignore[assignment]
-    alone = pre_tokenizers.Split(Regex(_WORDS_ALONE), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), alone])  # type: ignore[assignment]
+    single = pre_tokenizers.Split(Regex(_SINGLE_CHARACTER_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), single])  # type: ignore[assignment]
     tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single=f"{CLS} $A {SEP}",
         pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
@@ -62,10 +62,10 @@ def build(pieces: Sequence[str], lowercase: bool = True, strip_accents: bool | N
     return tokenizer
 
 
-def ids_of(pieces: Sequence[str]) -> dict[str, int]:
+def ids_by_piece(pieces: Sequence[str]) -> dict[str, int]:
     """A vocabulary in file order -> the id of each piece.
 
-    Raises UserError when a special token is missing or a piece stands twice.
+    Raises UserError when a special token is missing or a piece is there twice.
     """
     vocab = {piece: index for index, piece in enumerate(pieces)}
     if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:
@@ -77,17 +77,17 @@ def ids_of(pieces: Sequence[str]) -> dict[str, int]:
 
 
 def strips_accents(lowercase: bool, strip_accents: bool | None) -> bool:
-    """Whether accents go: as it is said, and where it is not, with the capitals."""
+    """Returns whether accents are removed: as set, or by default together with capitals."""
     return lowercase if strip_accents is None else strip_accents
 
 
-def transformers_config() -> str:
-    """The text of the tokenizer_config.json with which transformers' AutoTokenizer gives the ids of tokenizer.json.
+def tokenizer_config_json() -> str:
+    """Returns the tokenizer_config.json with which transformers' AutoTokenizer returns the ids of tokenizer.json.
 
-    Its class takes tokenizer.json as it is, where BertTokenizer would put its own normalizer in the place of ours.
-    As with the text that a model is trained on, a marker in a text is text; an exported model says otherwise.
+    Its class uses tokenizer.json as it is; BertTokenizer would replace its normalizer. "[MASK]" in a text is split as
+    ordinary text, as in training; an exported model's file differs in this.
     """
-    said = {
+    config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "model_max_length": _MODEL_MAX_LENGTH,
@@ -98,7 +98,7 @@ def transformers_config() -> str:
         "sep_token": SEP,
         "mask_token": MASK,
     }
-    return json.dumps(said, indent=2) + "\n"
+    return json.dumps(config, indent=2) + "\n"
 
 
 def _normalizers(lowercase: bool, strip_accents: bool | None) -> list[normalizers.Normalizer]:
@@ -106,50 +106,50 @@ def _normalizers(lowercase: bool, strip_accents: bool | None) -> list[normalizer
     if lowercase:
         steps += [normalizers.Replace(Regex(_FINAL_SIGMA), "ς"), normalizers.Lowercase()]
     if strips_accents(lowercase, strip_accents):
-        # The library's NFD lacks this one of Unicode 13's decompositions.
+        # The library's NFD lacks this decomposition of Unicode 13.
         steps.append(normalizers.Replace("\U00011938", "\U00011935\U00011930"))
         steps += [normalizers.NFD(), normalizers.Replace(Regex(_ACCENTS), "")]
     return steps
 
 
-def load(location: Location) -> Tokenizer:
-    """A tokenizer.json -> the tokenizer, with markers such as [MASK] in a text read as text.
+def load_tokenizer(location: Location) -> Tokenizer:
+    """A tokenizer.json -> the tokenizer, which treats special tokens such as [MASK] in a text as ordinary text.
 
-    Raises UserError when the file is missing or is no tokenizer.json.
+    Raises UserError when the file is missing or is not a tokenizer.json.
     """
     if not location.exists():
         raise UserError(f"{location}: no such file; give the tokenizer.json of a vocab artifact")
     try:
         tokenizer = Tokenizer.from_str(location.read_text())
     except Exception as error:  # the library raises Exception itself
-        raise UserError(f"{location}: is no tokenizer.json ({error}); give that of a vocab artifact") from error
+        raise UserError(f"{location}: is not a tokenizer.json ({error}); give the one of a vocab artifact") from error
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def pieces_of(tokenizer: Tokenizer) -> list[str]:
-    """The vocabulary in the order of its ids."""
+    """Returns the vocabulary in the order of its ids."""
     vocab = tokenizer.get_vocab(with_added_tokens=True)
     return sorted(vocab, key=vocab.__getitem__)
 
 
 class WordSplitter:
-    """Chunks, as chunks_of gives them -> the normalised words of each, which are what is cut into pieces."""
+    """Chunks, as from split_chunks -> the normalized words of each, which WordPiece splits into pieces."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         assert tokenizer.normalizer and tokenizer.pre_tokenizer
-        self._normalizer, self._spaced = tokenizer.normalizer, _Spaced(tokenizer.pre_tokenizer)
+        self._normalizer, self._spacing = tokenizer.normalizer, _Spacing(tokenizer.pre_tokenizer)
 
     def __call__(self, chunks: Iterable[str]) -> Iterator[list[str]]:
         normalized = self._normalizer.normalize_str("\n".join(chunks))  # all in one call
-        return map(str.split, normalized.translate(self._spaced).split("\n"))
+        return map(str.split, normalized.translate(self._spacing).split("\n"))
 
 
-class _Spaced(dict[int, str]):
-    """A character -> itself, with spaces around it when it is a word alone. The library says so, once a character.
+class _Spacing(dict[int, str]):
+    """A character -> the character, with spaces around it if it is a word by itself.
 
-    Its pre-tokenizer splits at white space and at single characters, so that this is all there is to ask; to have it
-    split texts costs ten times as much, for it keeps account of every offset.
+    The library's pre-tokenizer decides that, once per character. It splits at white space and around single characters
+    only, so this table does the same. The pre-tokenizer itself takes ten times as long, as it tracks every offset.
     """
 
     def __init__(self, pre_tokenizer: pre_tokenizers.PreTokenizer) -> None:
@@ -158,22 +158,22 @@ class _Spaced(dict[int, str]):
 
     def __missing__(self, ordinal: int) -> str:
         character = chr(ordinal)
-        alone = len(self._pre_tokenizer.pre_tokenize_str(f"a{character}a")) == len("aca")
-        spaced = self[ordinal] = f" {character} " if alone else character
+        is_word = len(self._pre_tokenizer.pre_tokenize_str(f"a{character}a")) == len("aca")
+        spaced = self[ordinal] = f" {character} " if is_word else character
         return spaced
 
 
 class BulkTokenizer:
-    """Many texts -> ids, without special tokens, through a cache of what stands between white space.
+    """Many texts -> ids, without special tokens, through a cache of chunks: the strings between white space.
 
-    A tokenizer cuts at white space first, so the ids of a text are those of its chunks, and by Zipf's law nearly all
-    chunks have been seen before. The library itself fills the cache.
+    A tokenizer splits at white space first, so the ids of a text are those of its chunks. By Zipf's law nearly all
+    chunks have been seen before. The library tokenizes each new chunk.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._split = WordSplitter(tokenizer)
-        self._dtype = id_type(tokenizer.get_vocab_size())
+        self._dtype = id_dtype(tokenizer.get_vocab_size())
         self._clear()
 
     def id_of(self, piece: str) -> int:
@@ -182,30 +182,30 @@ class BulkTokenizer:
         return index
 
     def _clear(self) -> None:
-        self._words = _Words(self._tokenizer.model)
-        self._chunks = _Chunks({_BORDER: 0})
-        self._ids = np.empty(0, self._dtype)  # the pieces of all chunks, one chunk behind the other
-        self._offsets = np.zeros(2, np.int64)  # chunk i holds ids[offsets[i]:offsets[i + 1]]; the border holds none
+        self._words = _WordIds(self._tokenizer.model)
+        self._chunks = _ChunkNumbers({_SEPARATOR: 0})
+        self._ids = np.empty(0, self._dtype)  # the ids of all chunks, concatenated
+        self._offsets = np.zeros(2, np.int64)  # chunk i has ids[offsets[i]:offsets[i + 1]]; the separator has none
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, npt.NDArray[np.int64]]:
-        """Texts -> (the ids of all of them, one behind the other; offsets [texts + 1])."""
-        if len(self._chunks) > _CACHE_WORDS:
+        """Texts -> (their concatenated ids, offsets [texts + 1])."""
+        if len(self._chunks) > _MAX_CACHED_CHUNKS:
             self._clear()
-        text = f" {_BORDER} ".join(map(_without_controls, texts)).strip()
-        # Arrow splits and finds what is distinct five times as fast as str.split and a dictionary. At other white space
-        # than ASCII's a chunk is split when it is met for the first time.
+        text = f" {_SEPARATOR} ".join(map(_without_controls, texts)).strip()
+        # Arrow splits and finds distinct chunks five times as fast as str.split and a dictionary. It splits at ASCII
+        # white space; a chunk with other white space is split when it first occurs.
         parts = pc.call_function("ascii_split_whitespace", [pa.array([text])])
-        found = parts.flatten().dictionary_encode()
-        numbers = [self._chunks[chunk] for chunk in found.dictionary.to_pylist()]
-        index = np.array(numbers, np.int64)[found.indices.to_numpy()] if text else np.empty(0, np.int64)
-        self._fill()
+        distinct = parts.flatten().dictionary_encode()
+        numbers = [self._chunks[chunk] for chunk in distinct.dictionary.to_pylist()]
+        index = np.array(numbers, np.int64)[distinct.indices.to_numpy()] if text else np.empty(0, np.int64)
+        self._tokenize_new_chunks()
         starts, lengths = self._offsets[index], np.diff(self._offsets)[index]
         ids = self._ids[ragged_ranges(starts, lengths)]
-        borders = np.cumsum(lengths)[index == 0]
-        return ids, np.concatenate([[0], borders, [len(ids)]])[: len(texts) + 1]
+        ends = np.cumsum(lengths)[index == 0]
+        return ids, np.concatenate([[0], ends, [len(ids)]])[: len(texts) + 1]
 
-    def _fill(self) -> None:
-        """Let the library cut the chunks that were met for the first time: each word once."""
+    def _tokenize_new_chunks(self) -> None:
+        """Add the ids of new chunks to the cache; the library tokenizes each distinct word once."""
         if not self._chunks.new:
             return
         ids, ends = list[int](), list[int]()
@@ -218,8 +218,8 @@ class BulkTokenizer:
         self._chunks.new.clear()
 
 
-class _Words(dict[str, list[int]]):
-    """Normalised words and their ids, each cut when it is met for the first time."""
+class _WordIds(dict[str, list[int]]):
+    """Normalized words -> ids. A word is tokenized at its first occurrence."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -230,8 +230,8 @@ class _Words(dict[str, list[int]]):
         return ids
 
 
-class _Chunks(dict[str, int]):
-    """Numbers chunks in the order in which they are met; `new` holds those met since it was cleared."""
+class _ChunkNumbers(dict[str, int]):
+    """Numbers chunks in the order of their first occurrence; `new` has those since it was last cleared."""
 
     def __init__(self, known: dict[str, int]) -> None:
         super().__init__(known)
@@ -243,13 +243,13 @@ class _Chunks(dict[str, int]):
         return number
 
 
-# White space to str.split, but to BERT control characters, which it removes, joining what they stood between.
-_BORDER = "\0"
-_CONTROLS = dict.fromkeys(map(ord, f"{_BORDER}\x0b\x0c\x1c\x1d\x1e\x1f\x85"))
+# str.split treats these as white space. BERT treats them as control characters and removes them, joining the text.
+_SEPARATOR = "\0"
+_CONTROLS = dict.fromkeys(map(ord, f"{_SEPARATOR}\x0b\x0c\x1c\x1d\x1e\x1f\x85"))
 
 
-def chunks_of(text: str) -> list[str]:
-    """Text -> what stands between white space in it. Words and pieces of a text are those of its chunks, one by one."""
+def split_chunks(text: str) -> list[str]:
+    """Text -> its chunks, the strings between white space. The words and pieces of a text are those of its chunks."""
     return _without_controls(text).split()
 
 

@@ -8,15 +8,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cloze.pipeline.core.artifacts import Manifest, Output, SourceFile
+from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.ragged import offsets_of
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import read_table, text_key
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.sentences import Splitter, sentences_of, split_sentences, splitter_from
+from cloze.pipeline.text.sentences import Splitter, document_sentences, load_splitter, split_sentences
 from cloze.pipeline.text.token_shards import DOCUMENT_RUN, shard_files
-from cloze.pipeline.text.tokenizer import UNK, BulkTokenizer, load
+from cloze.pipeline.text.tokenizer import UNK, BulkTokenizer, load_tokenizer
 
 VERSION = 2
 _BATCH_CHARACTERS = 1 << 20
@@ -44,7 +45,7 @@ def tokenize(texts: Sequence[str], tokenizer: BulkTokenizer, split: Splitter = s
     """Documents' texts -> token ids. Sentences without tokens are left out."""
     ids, lengths, counts = [], [], []
     for batch in _batches(texts):
-        documents = [sentences_of(text, split) for text in batch]
+        documents = [document_sentences(text, split) for text in batch]
         batch_ids, offsets = tokenizer.encode([sentence for document in documents for sentence in document])
         owners = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
         batch_lengths = np.diff(offsets)
@@ -70,12 +71,12 @@ def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 @lru_cache(maxsize=1)
 def _tokenizer(location: Location) -> BulkTokenizer:
     """One for each worker process, whose cache of words is used for all its shards."""
-    return BulkTokenizer(load(location))
+    return BulkTokenizer(load_tokenizer(location))
 
 
 @lru_cache(maxsize=1)
 def _splitter(file: SourceFile | None) -> Splitter:
-    return splitter_from(file.location.read_bytes(), file.uri) if file else split_sentences
+    return load_splitter(file.location.read_bytes(), file.uri) if file else split_sentences
 
 
 def tokenize_shard(
@@ -117,13 +118,13 @@ def run(config: TokensConfig, inputs: Mapping[str, Any], out: Output) -> Manifes
     """
     splitter = inputs.get("splitter")
     shards = {file.name.removesuffix(".parquet"): file for file in inputs["documents"].files("documents/")}
-    finished = out.parts(list(shards))
+    finished = out.finished_parts(list(shards))
     missing = [name for name in shards if name not in finished]
-    with out.watch(len(shards), "shards"):
+    with out.reporting_parts(len(shards), "shards"):
         vocab = inputs["vocab"].location
         work = partial(tokenize_shard, documents=shards, vocab=vocab, splitter=splitter, out=out)
         for_each(work, missing, config.workers)
     fingerprints = {
         name: source.sha256 if source is splitter else source.fingerprint for name, source in inputs.items()
     }
-    return out.finish(out.planned(list(shards)), config.model_dump(mode="json"), fingerprints)
+    return out.finish(out.require_parts(list(shards)), config.model_dump(mode="json"), fingerprints)

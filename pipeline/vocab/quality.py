@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from cloze.pipeline.core.facts import LeftOut, Quality, VocabFacts
+from cloze.pipeline.core.facts import UncoveredCharacters, VocabFacts, VocabQuality
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import MAX_CHARS_PER_WORD, RESERVED, UNK
 from cloze.pipeline.vocab.config import VocabConfig
@@ -16,7 +16,7 @@ _SHOWN = 24  # sample pieces in the facts
 _MAX_UNKNOWN = 0.01  # of the words of held-out documents; a higher fraction is a warning
 
 
-def count_left_out(words: Mapping[str, int], pieces: Iterable[str]) -> LeftOut:
+def count_left_out(words: Mapping[str, int], pieces: Iterable[str]) -> UncoveredCharacters:
     """Counted words -> which of their characters the pieces lack, and how many words are unknown for that reason.
 
     Words that are too long are always unknown: they are counted separately, and their characters are not.
@@ -35,7 +35,7 @@ def count_left_out(words: Mapping[str, int], pieces: Iterable[str]) -> LeftOut:
         for piece in lacking:
             missing[piece] += count
         unknown += count * bool(lacking)
-    return LeftOut(
+    return UncoveredCharacters(
         distinct_characters=len({piece[-1] for piece in missing}),
         of_distinct_characters=len({piece[-1] for piece in characters}),
         characters=missing.total(),
@@ -47,7 +47,7 @@ def count_left_out(words: Mapping[str, int], pieces: Iterable[str]) -> LeftOut:
     )
 
 
-def measure_quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> Quality:
+def measure_quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> VocabQuality:
     """Counted words -> the fraction of unknown ones, and pieces per word. Without words, all fields stay unset."""
     unknown_id = tokenizer.token_to_id(UNK)
     total = pieces = unknown = 0
@@ -57,8 +57,8 @@ def measure_quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> Quality:
         pieces += count * len(encoding.ids)
         unknown += count * (encoding.ids == [unknown_id])
     if not total:
-        return Quality()
-    return Quality(words=total, unknown_share=unknown / total, pieces_per_word=pieces / total)
+        return VocabQuality()
+    return VocabQuality(words=total, unknown_share=unknown / total, pieces_per_word=pieces / total)
 
 
 def vocab_facts(
@@ -89,7 +89,7 @@ def vocab_facts(
     return facts.model_copy(update={"warnings": list(_warnings(facts, config))})
 
 
-def _note(left_out: LeftOut) -> str:
+def _note(left_out: UncoveredCharacters) -> str:
     """Which characters and words the vocabulary leaves out, as text; empty if it leaves out none."""
     sentences: list[str] = []
     if left_out.characters:

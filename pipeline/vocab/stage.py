@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, SourceFile
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.facts import Compared
+from cloze.pipeline.core.facts import ComparedVocab
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import parquet_bytes, read_table
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.tokenizer import (
@@ -26,9 +27,9 @@ from cloze.pipeline.text.tokenizer import (
     RESERVED,
     SPECIAL_TOKENS,
     WordSplitter,
-    build,
-    chunks_of,
-    transformers_config,
+    build_tokenizer,
+    split_chunks,
+    tokenizer_config_json,
 )
 from cloze.pipeline.vocab.config import VocabConfig
 from cloze.pipeline.vocab.quality import measure_quality, vocab_facts
@@ -47,7 +48,7 @@ def count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counts:
     """Texts -> how often each normalized word occurs in them. Each distinct chunk is normalized once."""
     chunks: Counts = Counter()
     for text in texts:
-        chunks.update(chunks_of(text))
+        chunks.update(split_chunks(text))
     words: Counts = Counter()
     for chunk_words, count in zip(WordSplitter(tokenizer)(chunks), chunks.values(), strict=False):  # [""] for no chunks
         for word in chunk_words:
@@ -84,7 +85,7 @@ def train_vocabulary(words: Mapping[str, int], config: VocabConfig) -> list[str]
 
 def count_shard(name: str, documents: Mapping[str, Location], config: VocabConfig, out: Output) -> None:
     """A shard of documents -> its words with their counts in train and held-out text, committed."""
-    tokenizer = build(SPECIAL_TOKENS, config.lowercase, config.strip_accents)
+    tokenizer = build_tokenizer(SPECIAL_TOKENS, config.lowercase, config.strip_accents)
     table = read_table(documents[name], ["text", "split"])
     texts: dict[str, list[str]] = {"train": [], "heldout": []}
     for text, split in zip(table["text"].to_pylist(), table["split"].to_pylist(), strict=True):
@@ -111,18 +112,18 @@ def _add_counts(files: Iterable[Location]) -> tuple[Counts, Counts]:
     return train, heldout
 
 
-def _compare(name: str, pieces: list[str], config: VocabConfig, heldout: Mapping[str, int]) -> Compared:
+def _compare(name: str, pieces: list[str], config: VocabConfig, heldout: Mapping[str, int]) -> ComparedVocab:
     """Measure another vocabulary on the held-out words. With capitals among its pieces, text is not lowercased."""
     has_capitals = any(piece != piece.lower() for piece in pieces if piece not in RESERVED)
-    tokenizer = build(pieces, config.lowercase or not has_capitals, config.strip_accents)
-    return Compared(name=name, size=len(pieces), **measure_quality(tokenizer, heldout).plain)
+    tokenizer = build_tokenizer(pieces, config.lowercase or not has_capitals, config.strip_accents)
+    return ComparedVocab(name=name, size=len(pieces), **measure_quality(tokenizer, heldout).plain)
 
 
 def check(config: VocabConfig, sources: Mapping[str, SourceFile]) -> dict[str, vocab_file.VocabFile]:
     """Read the given vocabularies. Raises UserError for one that cannot be used."""
     given = {name: vocab_file.read_file(source.location) for name, source in sources.items()}
     if "file" in given:
-        vocab_file.check(given["file"], sources["file"].uri, config.lowercase, config.strip_accents)
+        vocab_file.check_case_and_accents(given["file"], sources["file"].uri, config.lowercase, config.strip_accents)
     return given
 
 
@@ -135,17 +136,17 @@ def run(config: VocabConfig, inputs: Mapping[str, Any], out: Output) -> Manifest
     sources: dict[str, SourceFile] = {name: source for name, source in inputs.items() if name != "documents"}
     given = check(config, sources)
     shards = {file.name.removesuffix(".parquet"): file for file in documents.files("documents/")}
-    with out.watch(len(shards) + 1, "shards"):
-        finished = out.parts([f"words-{name}" for name in shards])
+    with out.reporting_parts(len(shards) + 1, "shards"):
+        finished = out.finished_parts([f"words-{name}" for name in shards])
         missing = [name for name in shards if f"words-{name}" not in finished]
         for_each(partial(count_shard, documents=shards, config=config, out=out), missing, config.workers)
         train, heldout = _add_counts(out.location / f"words/{name}.parquet" for name in shards)
         pieces = given["file"].pieces if "file" in given else train_vocabulary(train, config)
-        tokenizer = build(pieces, config.lowercase, config.strip_accents)
+        tokenizer = build_tokenizer(pieces, config.lowercase, config.strip_accents)
         files = {
             "vocab.txt": "".join(f"{piece}\n" for piece in pieces),
             "tokenizer.json": tokenizer.to_str(pretty=True),
-            "tokenizer_config.json": transformers_config(),
+            "tokenizer_config.json": tokenizer_config_json(),
         }
         out.commit("vocab", {name: text.encode() for name, text in files.items()})
     facts = vocab_facts(pieces, tokenizer, config, train, heldout)
@@ -153,7 +154,7 @@ def run(config: VocabConfig, inputs: Mapping[str, Any], out: Output) -> Manifest
         compared = _compare(sources["compare"].location.name, given["compare"].pieces, config, heldout)
         facts = facts.model_copy(update={"compared": compared})
     return out.finish(
-        out.planned([*(f"words-{name}" for name in shards), "vocab"]),
+        out.require_parts([*(f"words-{name}" for name in shards), "vocab"]),
         config.model_dump(mode="json"),
         {"documents": documents.fingerprint, **{name: source.identity for name, source in sources.items()}},
         counts={"pieces": len(pieces), "distinct_words": len(train)},

@@ -13,7 +13,7 @@ import pyarrow as pa
 from cloze.pipeline.core.artifacts import Artifact, Output
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import build
+from cloze.pipeline.text.tokenizer import build_tokenizer
 from tests.benchmarks._reference import VOCABULARY
 
 
@@ -26,7 +26,7 @@ def prepare(folder: Path, shards: Iterable[pa.Table]) -> None:
     ]
     documents.finish(parts, {}, {})
     pieces = VOCABULARY.read_text()
-    tokenizer = build(pieces.split("\n")[:-1]).to_str()
+    tokenizer = build_tokenizer(pieces.split("\n")[:-1]).to_str()
     part = vocab.commit("vocab", {"vocab.txt": pieces.encode(), "tokenizer.json": tokenizer.encode()})
     vocab.finish([part], {}, {})
 

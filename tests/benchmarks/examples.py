@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from cloze.pipeline.text.sentences import sentences_of
+from cloze.pipeline.text.sentences import document_sentences
 from tests.benchmarks import _examples
 from tests.benchmarks._show import show
 from tests.benchmarks.demo import cost
@@ -89,7 +89,7 @@ def measure(table: pa.Table, folder: Path, repeats: int) -> dict[str, float]:
     small = megabytes(table, 0, SMALL_MB)
     large = megabytes(table, len(small), LARGE_MB)
     text = folder / "sentences.txt"
-    text.write_text("\n\n".join("\n".join(sentences_of(one)) for one in small["text"].to_pylist()))
+    text.write_text("\n\n".join("\n".join(document_sentences(one)) for one in small["text"].to_pylist()))
     sizes = {"few_mb": small, "many_mb": large}
     figures = {name: sum(part["num_chars"].to_pylist()) / 1e6 for name, part in sizes.items()}
     originals = {

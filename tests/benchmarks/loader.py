@@ -85,10 +85,10 @@ def transformers_batches(loader: ExampleDataset) -> Iterator[Batch]:
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
     with tempfile.TemporaryDirectory() as folder:
-        from cloze.pipeline.text.tokenizer import build, transformers_config
+        from cloze.pipeline.text.tokenizer import build_tokenizer, tokenizer_config_json
 
-        (Path(folder) / "tokenizer.json").write_text(build(VOCABULARY.read_text().split("\n")[:-1]).to_str())
-        (Path(folder) / "tokenizer_config.json").write_text(transformers_config())
+        (Path(folder) / "tokenizer.json").write_text(build_tokenizer(VOCABULARY.read_text().split("\n")[:-1]).to_str())
+        (Path(folder) / "tokenizer_config.json").write_text(tokenizer_config_json())
         collate: Callable[..., dict[str, torch.Tensor]] = DataCollatorForLanguageModeling(
             AutoTokenizer.from_pretrained(folder)
         )

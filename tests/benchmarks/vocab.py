@@ -18,9 +18,10 @@ import psutil
 import pyarrow.compute as pc
 import yaml
 
-from cloze.pipeline.core.artifacts import Artifact, repeated
+from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import run_periodically
 from tests.benchmarks._show import show
 from tests.benchmarks.scale import BASE, PROCESSES, run_with_peaks
 
@@ -78,7 +79,7 @@ def measure(folder: Path, books: list[str], options: argparse.Namespace) -> dict
                 used[process.pid] = times.user + times.system
         return True
 
-    with repeated(sample, 0.25):
+    with run_periodically(sample, 0.25):
         peaks = run_with_peaks([*command, "vocab"])
     documents, vocab = (only_artifact(folder / "runs", stage) for stage in ("dedup", "vocab"))
     sizes = [pc.sum(pc.binary_length(read_table(file, ["text"])["text"])).as_py() for file in documents.files("doc")]

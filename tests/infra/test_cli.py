@@ -57,7 +57,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         (["run", CONFIG, "--root", "gs://bucket"], "gs://bucket: gs:// is not supported; "),
         (["plan", "quickstart", "--root", "gs://bucket"], "gs://bucket: gs:// is not supported; "),
-        (["plan", "quickstart", "--root", ""], "an empty path names nothing; "),
+        (["plan", "quickstart", "--root", ""], "the path is empty; "),
         (["run", "gone.yaml"], "gone.yaml: cannot be read (No such file or directory); "),
         (["run", CONFIG, "vocab"], "vocab: is not an override; write key=value"),
         (["run", CONFIG, "vocab.sise=9"], "vocab.sise=9: vocab.sise: unknown key; did you mean size?"),

@@ -15,7 +15,7 @@ from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.config import load
 from cloze.pipeline.extract.document import Document, document
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build, transformers_config
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
 from cloze.training.checkpoints.checkpoint import CheckpointPayload, SavedConfig, save_checkpoint
 from cloze.training.model.bert import BertForPreTraining
 from tests.golden import documents_artifact, finished, output
@@ -72,8 +72,8 @@ def vocab(root: Path, config: RunConfig) -> Artifact:
     out = output(root, "vocab")
     files = {
         "vocab.txt": "".join(f"{piece}\n" for piece in PIECES),
-        "tokenizer.json": build(PIECES).to_str(),
-        "tokenizer_config.json": transformers_config(),
+        "tokenizer.json": build_tokenizer(PIECES).to_str(),
+        "tokenizer_config.json": tokenizer_config_json(),
     }
     part = out.commit("vocab", {name: text.encode() for name, text in files.items()})
     out.finish([part], config.vocab.model_dump(mode="json"), {}, counts={"pieces": len(PIECES)})

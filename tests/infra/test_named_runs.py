@@ -10,7 +10,7 @@ from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load, parse
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.storage import Location, find
+from cloze.pipeline.core.storage import Location, find_files
 from tests.paths import REPOSITORY
 
 CONFIG = "configs/quickstart.yaml"
@@ -78,7 +78,7 @@ def test_a_folder_with_a_glob_in_its_name_is_that_folder(tmp_path: Path, monkeyp
         (tmp_path / folder / "1.txt").write_text("")
     monkeypatch.chdir(tmp_path / "a[b]*")
     for pattern in ("1.txt", "*.txt"):
-        assert find(named_runs.absolute(pattern)) == [Location(f"{tmp_path}/a[b]*/1.txt")]
+        assert find_files(named_runs.absolute(pattern)) == [Location(f"{tmp_path}/a[b]*/1.txt")]
 
 
 def test_a_run_is_read_by_its_name_from_any_folder(
@@ -203,5 +203,5 @@ def test_from_a_folder_with_brackets_files_folders_and_patterns_are_found(
     monkeypatch.chdir(here)
     assert named_runs.absolute("books [1]/two [2].txt") == f"{here}/books [1]/two [2].txt"
     assert named_runs.absolute("books [1]") == f"{here}/books [1]"  # such as the folder of a model
-    found = find(named_runs.absolute("*/one.txt"))
+    found = find_files(named_runs.absolute("*/one.txt"))
     assert [file.path for file in found] == [f"{here}/books [1]/one.txt"]

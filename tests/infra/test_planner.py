@@ -5,7 +5,7 @@ import pytest
 
 from cloze.infra.planner import Run
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.scratch import scratch
+from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location
 from tests.infra import toy_run as toy
 from tests.infra.toy_run import ToyConfig
@@ -193,7 +193,7 @@ def test_a_skipped_stage_deletes_what_an_interrupted_attempt_left(make_anywhere:
     execute_all(run)
     artifact = run.artifact("words")
     assert artifact
-    with pytest.raises(KeyboardInterrupt), scratch(artifact.location) as left:  # another run, which was slower
+    with pytest.raises(KeyboardInterrupt), scratch_folder(artifact.location) as left:  # another run, which was slower
         (left / "rows").write_text("half")
         raise KeyboardInterrupt
     assert execute_all(make_anywhere())["words"] == "skip"

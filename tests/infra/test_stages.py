@@ -18,9 +18,10 @@ from cloze.infra.launch.ray_jobs import ClusterConfig, stage_files
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage
-from cloze.pipeline.core.artifacts import Manifest, Output, SourceFile
+from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.config import Compute, Config, InputPath, identity, load
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.source_files import SourceFile
 from tests.paths import REPOSITORY
 
 VERSION = 1

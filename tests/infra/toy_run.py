@@ -32,17 +32,17 @@ class ToyConfig(Config):
 def run(config: ToyConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     """Each letter of `parts` becomes a part with one file; vowels are dropped."""
     for done, letter in enumerate(config.parts, start=1):
-        if out.part(letter) is None:
+        if out.finished_part(letter) is None:
             if before_part:
                 before_part(out.stage, letter)
             vowel = letter in "aeiou"
             files = {} if vowel else {f"letters/{letter}.txt": letter.encode() * config.size}
             out.commit(letter, files, counts={"letters": int(not vowel)}, drops={"vowels": int(vowel)})
-        out.progress(done, len(config.parts), "letters")
+        out.report_progress(done, len(config.parts), "letters")
     facts: dict[str, Any] = {"inputs": sorted(inputs), "checkpoint": _checkpoint(config)}
     if config.warning:
         facts["warnings"] = [config.warning]
-    return out.finish(out.planned(list(config.parts)), identity(config), {}, facts=facts)
+    return out.finish(out.require_parts(list(config.parts)), identity(config), {}, facts=facts)
 
 
 def _checkpoint(config: ToyConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from cloze.infra.ray_session import ray_session
 from cloze.pipeline.core.artifacts import Artifact
-from cloze.pipeline.core.signals import interrupted_by
+from cloze.pipeline.core.signals import keyboard_interrupt_on
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster import elastic as elastic_size
 from cloze.training.pretrain.config import PretrainConfig
@@ -50,7 +50,7 @@ def local(train: Train, steps: Path) -> None:
         time.sleep(0.7)
 
     try:
-        with interrupted_by(signal.SIGTERM), ray_session(num_cpus=2):
+        with keyboard_interrupt_on(signal.SIGTERM), ray_session(num_cpus=2):
             train(on_step=slow_step)
     except KeyboardInterrupt as end:
         print(end)

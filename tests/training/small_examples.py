@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from cloze.pipeline.core.artifacts import Artifact, Output
-from cloze.pipeline.core.schema import IGNORED, example_schema, parquet_bytes
+from cloze.pipeline.core.schema import IGNORE_INDEX, example_schema, parquet_bytes
 from cloze.pipeline.core.storage import Location
 
 VOCAB_SIZE = 97  # a prime: no number of workers divides it
@@ -58,7 +58,7 @@ def examples_artifact(
         for shard, numbers in enumerate(np.array_split(np.arange(count), shards)):
             rows = [_example(split, int(number), length) for number in numbers]
             if objective == "mlm":
-                rows = [row | {"next_sentence_label": IGNORED} for row in rows]
+                rows = [row | {"next_sentence_label": IGNORE_INDEX} for row in rows]
             stored = masked or split == "heldout"
             table = pa.Table.from_pylist(
                 rows if stored else [_unmasked(row) for row in rows], schema=example_schema(VOCAB_SIZE, stored)

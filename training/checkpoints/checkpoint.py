@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from torch import Tensor
 
-from cloze.pipeline.core.artifacts import FileRecord, in_parallel, is_whole
+from cloze.pipeline.core.artifacts import FileRecord, matches_record
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import map_in_threads
 from cloze.training.cluster.collectives import AllGather, run_together, single_worker_gather
 from cloze.training.model.architectures import ModelConfig
 
@@ -294,11 +295,11 @@ def _manifests(folders: Sequence[Location]) -> dict[Location, CheckpointManifest
     def read(folder: Location) -> CheckpointManifest | None:
         with suppress(UserError):  # incomplete, damaged, or just pruned by another run
             manifest = _read_manifest(folder)
-            if all(is_whole(folder / name, record) for name, record in manifest.files.items()):
+            if all(matches_record(folder / name, record) for name, record in manifest.files.items()):
                 return manifest
         return None
 
-    manifests = zip(folders, in_parallel(read, folders), strict=True)
+    manifests = zip(folders, map_in_threads(read, folders), strict=True)
     return {folder: manifest for folder, manifest in manifests if manifest}
 
 

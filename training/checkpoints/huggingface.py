@@ -47,13 +47,13 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
     if to.is_file() or (to / "config.json").is_file() or to.files():  # config.json by its name: a listing may omit it
         raise UserError(f"{to}: already exists and is not empty; delete it or give another folder")
     saved = checkpoint.config()
-    layout, pieces = architecture_of(saved.model).layout, vocab_file.pieces_in(vocab)
+    layout, pieces = architecture_of(saved.model).layout, vocab_file.read_pieces(vocab)
     if len(pieces) != saved.vocab_size:
         raise UserError(
             f"{vocab}: has {len(pieces)} pieces but {checkpoint.location} was trained with {saved.vocab_size}; "
             "give the vocabulary that belongs to the checkpoint"
         )
-    vocab_files = vocab_file.files(vocab)
+    vocab_files = vocab_file.read_files(vocab)
     tokenizer_config = json.loads(vocab_files["tokenizer_config.json"])
     tokenizer_config["model_max_length"] = saved.model.max_position_embeddings
     # users of the model write [MASK] as the mask; in training text, which the vocab artifact is for, it is plain text

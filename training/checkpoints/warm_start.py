@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cloze.pipeline.core.artifacts import SourceFile, read_manifest
+from cloze.pipeline.core.artifacts import read_manifest
 from cloze.pipeline.core.errors import MissingFile, UserError
-from cloze.pipeline.core.storage import Location, find
+from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.storage import Location, find_files
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.vocab_file import VocabFile
 from cloze.training.checkpoints import huggingface
@@ -96,7 +97,7 @@ def _check_compatible(
             f"{len(vocab.pieces):,}); set vocab.file to {vocab_to_use}"
         )
     if vocab and vocab.lowercase is not None:  # always known for an artifact's tokenizer.json
-        vocab_file.check(init_vocab, f"pretrain.init: {folder}", vocab.lowercase, vocab.strip_accents)
+        vocab_file.check_case_and_accents(init_vocab, f"pretrain.init: {folder}", vocab.lowercase, vocab.strip_accents)
     if type(init_model) is not type(model):
         raise UserError(
             f"pretrain.init: {folder} has the architecture {architecture_name(init_model)}; set "
@@ -125,7 +126,7 @@ def weights_file(init: str, root: Location) -> str:
         pickled = folder / "pytorch_model.bin"
         return (pickled if pickled.is_file() and not (folder / _WEIGHTS).is_file() else folder / _WEIGHTS).uri
     try:
-        records = find(f"{glob.escape(root.uri)}/{_DIGESTS}/{init}*.json")
+        records = find_files(f"{glob.escape(root.uri)}/{_DIGESTS}/{init}*.json")
     except MissingFile:
         records = []
     matching: dict[str, str] = {}  # by digest: two artifacts may contain the same checkpoint

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from cloze.pipeline.core.artifacts import Output, repeated
+from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.threads import run_periodically
 from cloze.training.cluster.elastic import ElasticSize
 
 ReportProgress = Callable[[float, str], bool]  # the work done and a note -> whether the driver requests to stop
@@ -30,7 +31,7 @@ class Progress(NamedTuple):
 
     def show(self, done: float, note: str) -> None:
         with suppress(OSError, SystemExit):  # a closed log does not end the training
-            self.out.progress(done, self.total, self.unit, note)
+            self.out.report_progress(done, self.total, self.unit, note)
 
 
 class GroupStatus(NamedTuple):
@@ -170,7 +171,7 @@ def monitored(
         progress.show(status.done, note)
         return True
 
-    with repeated(poll, _REPORT_SECONDS):
+    with run_periodically(poll, _REPORT_SECONDS):
         yield
     with suppress(RayError):  # show the last report, also of a group that ended before the first poll
         status: GroupStatus = ray.get(monitor.status.remote())

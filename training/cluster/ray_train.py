@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any, NamedTuple
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.scratch import scratch
-from cloze.pipeline.core.signals import first_sets
+from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.core.signals import event_on_first
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.elastic import ElasticSize, Placement
 from cloze.training.cluster.heartbeat import (
@@ -97,7 +97,7 @@ def run_workers(
 @contextmanager
 def _ray_storage(artifact: Location) -> Iterator[Location]:
     """The storage folder that Ray Train requires, reachable from all nodes. It is deleted on exit."""
-    with scratch(artifact) as folder:
+    with scratch_folder(artifact) as folder:
         try:
             yield folder / uuid.uuid4().hex
         finally:
@@ -107,7 +107,7 @@ def _ray_storage(artifact: Location) -> Iterator[Location]:
 
 def _stop_on_sigterm(can_stop: bool) -> AbstractContextManager[threading.Event]:
     """Inside, the first SIGTERM only sets the event, if the worker function can stop early."""
-    return first_sets(signal.SIGTERM) if can_stop else nullcontext(threading.Event())
+    return event_on_first(signal.SIGTERM) if can_stop else nullcontext(threading.Event())
 
 
 def _fit(trainer: Any) -> None:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, SourceFile
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.text.tokenizer import load
+from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.text.tokenizer import load_tokenizer
 from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig
 from cloze.training.cluster.elastic import Placement, nodes
 from cloze.training.cluster.heartbeat import Progress
@@ -50,15 +51,15 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     vocab: Artifact = inputs["vocab"]
     file: SourceFile = inputs["data"]
     task = task_of(config).read(config, file.location)
-    tokenizer = load(vocab.location / "tokenizer.json")
+    tokenizer = load_tokenizer(vocab.location / "tokenizer.json")
     _check_model(checkpoint.config(), tokenizer, config)
     data = task.encode(tokenizer)
     setup = FinetuneSetup(config, task, data, checkpoint, vocab, out)
     names = [name for variant in VARIANTS for name in setup.parts(variant)]
     FinetuneFacts.model_validate(task.facts())  # fail now, not after hours of training
-    if len(out.parts(names)) < len(names):
+    if len(out.finished_parts(names)) < len(names):
         _train(setup)
-    parts = out.planned(names)
+    parts = out.require_parts(names)
     facts = _facts(setup, {part.name: part.facts for part in parts})
     scores = json.dumps(facts.plain["scores"], indent=1, ensure_ascii=False)
     return out.finish(

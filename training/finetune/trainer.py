@@ -58,7 +58,7 @@ class FinetuneSetup:
 
     def finished_steps(self, variant: str) -> int:
         """The number of steps in the variant's trials that are finished already."""
-        finished = self.out.parts(self.parts(variant))
+        finished = self.out.finished_parts(self.parts(variant))
         return sum(self.steps(trial) for trial in self.config.trials if f"{variant}-{trial.name}" in finished)
 
 
@@ -162,7 +162,7 @@ class FinetuneTrainer:
 
     def _finished_part(self, name: str) -> Part | None:
         """The part as worker 0 finds it: another run of the same fingerprint may be finishing it right now."""
-        return broadcast_object(self.setup.out.part(name) if self.rank == 0 else None)
+        return broadcast_object(self.setup.out.finished_part(name) if self.rank == 0 else None)
 
     def run_trial(self, variant: str, trial: Trial) -> TrialResult:
         """Train with a trial's hyperparameters, and evaluate on dev after each epoch."""
@@ -288,5 +288,5 @@ def _model_files(setup: FinetuneSetup, weights: dict[str, torch.Tensor]) -> dict
         "model/model.safetensors": save({name: weight.cpu().contiguous() for name, weight in weights.items()}),
         "model/config.json": config.encode(),
         **{f"model/{name}": data for name, data in setup.task.model_files().items()},
-        **{f"model/{name}": data for name, data in vocab_file.files(setup.vocab.location).items()},
+        **{f"model/{name}": data for name, data in vocab_file.read_files(setup.vocab.location).items()},
     }

@@ -21,11 +21,11 @@ from torch import Tensor
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.facts import ExamplesFacts
-from cloze.pipeline.core.keyed_random import mixed
-from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, padded
-from cloze.pipeline.core.schema import IGNORED, parquet_file
+from cloze.pipeline.core.keyed_random import hash64
+from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
+from cloze.pipeline.core.schema import IGNORE_INDEX, parquet_file
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.masking import KeyedMaskDraws, Masked, MaskRules, mask_batch
+from cloze.pipeline.text.masking import KeyedMaskDraws, MaskedBatch, MaskRules, mask_batch
 
 _WINDOW = 65_536  # examples shuffled together: about 20 MB at length 128
 _READERS = 8  # threads that read files: reading from S3 is mostly waiting
@@ -73,10 +73,10 @@ class ExampleArrays:
         return ExampleArrays(
             np.concatenate([part.index for part in parts]),
             np.concatenate([part.epoch for part in parts]),
-            Ragged.join(part.input_ids for part in parts),
+            Ragged.concatenate(part.input_ids for part in parts),
             np.concatenate([part.segment_b for part in parts]),
             np.concatenate([part.next_sentence_label for part in parts]),
-            StoredMasks(*map(Ragged.join, zip(*masks, strict=True))) if masks else None,
+            StoredMasks(*map(Ragged.concatenate, zip(*masks, strict=True))) if masks else None,
         )
 
 
@@ -96,8 +96,8 @@ class DynamicMasking:
     seed: int
     rules: MaskRules
 
-    def __call__(self, ids: Ints, examples: ExampleArrays) -> Masked:
-        draws = KeyedMaskDraws(mixed(self.seed, examples.epoch, examples.index), self.rules.vocab_size)
+    def __call__(self, ids: Ints, examples: ExampleArrays) -> MaskedBatch:
+        draws = KeyedMaskDraws(hash64(self.seed, examples.epoch, examples.index), self.rules.vocab_size)
         return mask_batch(ids, examples.input_ids.lengths, draws, self.rules)
 
 
@@ -109,7 +109,7 @@ class Batch(NamedTuple):
     attention_mask: Tensor  # [b, s] int64, 1 real, 0 padding
     masked_lm_positions: Tensor  # [n] int64, flat indices into b * s
     masked_lm_labels: Tensor  # [n] int64
-    next_sentence_label: Tensor  # [b] int64, IGNORED without a pair label and for placeholders
+    next_sentence_label: Tensor  # [b] int64, IGNORE_INDEX without a pair label and for placeholders
     counted: Tensor  # [b] int64, 0 for a placeholder
     padded: bool = True  # whether attention_mask contains zeros; asking the GPU would wait for it
 
@@ -124,7 +124,7 @@ class Batch(NamedTuple):
 def collate(examples: ExampleArrays, masking: DynamicMasking | None = None) -> Batch:
     """Examples -> tensors padded to the longest one. `masking` draws the masks if none are stored."""
     lengths, width = examples.input_ids.lengths, int(examples.input_ids.lengths.max())
-    ids = padded(*examples.input_ids, width)  # [b, s]
+    ids = pad_rows(*examples.input_ids, width)  # [b, s]
     real = np.arange(width) < lengths[:, None]
     second = (np.arange(width) >= examples.segment_b[:, None]) & real
     starts = np.arange(len(examples)) * width
@@ -157,7 +157,7 @@ def worker_micro_batches(
 
 def _placeholder(example: ExampleArrays) -> ExampleArrays:
     empty = Ragged(np.zeros(0, np.int64), np.zeros(2, np.int64))
-    label = np.full(1, IGNORED)
+    label = np.full(1, IGNORE_INDEX)
     return replace(example, next_sentence_label=label, masks=StoredMasks(empty, empty), counted=False)
 
 

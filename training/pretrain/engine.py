@@ -29,7 +29,7 @@ from cloze.training.model.optim import (
     parameter_groups,
 )
 from cloze.training.model.totals import Totals
-from cloze.training.pretrain.data_loader import IGNORED, Batch
+from cloze.training.pretrain.data_loader import IGNORE_INDEX, Batch
 from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig
 from cloze.training.pretrain.objective import Backend, Objective, StepResult
 
@@ -117,7 +117,7 @@ class Engine:
     def _counts(self, batches: Sequence[Batch]) -> Tensor:
         """The numbers of masked positions and next-sentence labels in the global batch."""
         masked = sum(batch.masked_lm_labels.numel() for batch in batches)
-        labels = sum(int((batch.next_sentence_label != IGNORED).sum()) for batch in batches)
+        labels = sum(int((batch.next_sentence_label != IGNORE_INDEX).sum()) for batch in batches)
         counts = torch.tensor([masked, labels], dtype=torch.float32).to(self.device, non_blocking=True)
         dist.all_reduce(counts)
         return counts.clamp(min=1)

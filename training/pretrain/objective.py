@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from cloze.training.model.optim import Precision, autocast
 from cloze.training.model.totals import Totals
-from cloze.training.pretrain.data_loader import IGNORED, Batch
+from cloze.training.pretrain.data_loader import IGNORE_INDEX, Batch
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Objective(nn.Module):
         nsp_loss, answers = torch.zeros_like(mlm_loss), torch.zeros_like(batch.next_sentence_label)
         if nsp_logits is not None:
             nsp_loss = functional.cross_entropy(
-                nsp_logits, batch.next_sentence_label, reduction="sum", ignore_index=IGNORED
+                nsp_logits, batch.next_sentence_label, reduction="sum", ignore_index=IGNORE_INDEX
             )
             answers = nsp_logits.argmax(-1)
         with torch.no_grad():
-            labelled = batch.next_sentence_label != IGNORED
+            labelled = batch.next_sentence_label != IGNORE_INDEX
             real = batch.attention_mask * batch.counted[:, None]
             sums = (  # numbers known to Python are filled in on the device: a copy would wait for it
                 mlm_loss,

@@ -11,8 +11,9 @@ from contextlib import suppress
 from typing import Any
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, FileRecord, Manifest, Output, SourceFile
+from cloze.pipeline.core.artifacts import Artifact, FileRecord, Manifest, Output
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
 from cloze.training.checkpoints.checkpoint import (
@@ -63,7 +64,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     with a message about the last checkpoint when a signal ended the training.
     """
     _check_examples(config, inputs)
-    pieces, init = tuple(vocab_file.pieces_in(inputs["vocab"].location)), inputs.get("init")
+    pieces, init = tuple(vocab_file.read_pieces(inputs["vocab"].location)), inputs.get("init")
     examples = _phase_examples(config, inputs)
     notes: tuple[str, ...] = ()
     if init:

@@ -34,8 +34,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cloze.pipeline.core.artifacts import SourceFile
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.training.checkpoints.checkpoint import (
     KINDS,
     CheckpointPayload,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.file_types import HEAD, packed
+from cloze.pipeline.core.file_types import HEAD_BYTES, compression_of
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia import format_check
@@ -40,8 +40,8 @@ class ReadStatus:
 def compression(location: Location) -> str:
     """ "xml", "bz2", "gz" or "xz", by the file's first bytes whatever its name. Raises UserError for other formats."""
     with location.open() as file:
-        head = file.read(HEAD)
-    kind = packed(head)
+        head = file.read(HEAD_BYTES)
+    kind = compression_of(head)
     if not kind:
         format_check.check_format(location, head)
     return kind or "xml"
@@ -53,7 +53,7 @@ def read_blocks(location: Location, byte_range: ByteRange, status: ReadStatus) -
     Raises UserError: damaged compression.
     """
     with location.open() as file:
-        kind = packed(file.read(HEAD))
+        kind = compression_of(file.read(HEAD_BYTES))
         if not kind:
             yield from _plain_blocks(file, byte_range, status)
             return
@@ -110,9 +110,9 @@ def _decompressed_blocks(file: BinaryIO, kind: str, byte_range: ByteRange, statu
         data = stream.unused_data or read_more()
         while kind == "xz" and data and not (data := data.lstrip(b"\0")):  # streams may be padded
             data = read_more()
-        if len(data) < HEAD:
+        if len(data) < HEAD_BYTES:
             data += read_more()
-        if packed(data) != kind:
+        if compression_of(data) != kind:
             return  # padding, or trailing bytes that bzip2 and gzip ignore as well
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.file_types import packed
-from cloze.pipeline.core.schema import Record
+from cloze.pipeline.core.file_types import compression_of
+from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia import format_check, multistream
@@ -57,7 +57,7 @@ class Page(NamedTuple):
     timestamp: str
     model: str
     text: str
-    record: Record  # the whole <page>, with all its revisions
+    record: RecordPosition  # the whole <page>, with all its revisions
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_site(location: Location) -> Site:
         if len(head) >= _HEADER_BYTES or b"<page>" in head or b"</mediawiki>" in head:
             break
     head = head[:_HEADER_BYTES]
-    if packed(head):
+    if compression_of(head):
         raise UserError(f"{location}: is compressed twice; decompress it once first")
     format_check.check_format(location, head)
     text = head.decode("utf-8-sig", "replace")
@@ -151,7 +151,9 @@ def pages(location: Location, byte_range: ByteRange, site: Site, status: ReadSta
     return parse_pages(location, split_pages(location, byte_range, site.dbname, status), site)
 
 
-def parse_pages(location: Location, raw_pages: Iterable[tuple[bytes, Record]], site: Site) -> Iterator[Page | None]:
+def parse_pages(
+    location: Location, raw_pages: Iterable[tuple[bytes, RecordPosition]], site: Site
+) -> Iterator[Page | None]:
     """Parse what `split_pages` yields; None for a page without a title or id, incomplete or too long."""
     for data, record in raw_pages:
         if b"\r" in data:
@@ -168,7 +170,7 @@ def parse_pages(location: Location, raw_pages: Iterable[tuple[bytes, Record]], s
         yield page if page and len(page.title) <= _MAX_TITLE else None
 
 
-def _parse_page(text: str, site: Site, record: Record) -> Page | None:
+def _parse_page(text: str, site: Site, record: RecordPosition) -> Page | None:
     """The fields of one <page>, in its last revision; None if it has no title or id."""
     last = text.rfind("<revision>")
     head, revision = (text[:last], text[last:]) if last >= 0 else (text, "")

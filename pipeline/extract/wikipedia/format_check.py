@@ -5,7 +5,7 @@ import re
 from cloze.pipeline.core import file_types
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.encodings import marked
+from cloze.pipeline.text.encodings import bom_encoding
 
 FIX = "give a MediaWiki XML export, such as <wiki>-latest-pages-articles.xml.bz2"
 
@@ -26,7 +26,7 @@ _OTHER_FORMATS = {
 
 def check_format(location: Location, head: bytes) -> None:
     """Raises UserError if a file that begins with `head` is known to be of another format."""
-    if found := file_types.known(head):
+    if found := file_types.file_type_of(head):
         raise UserError(f"{location}: is {found}")
     if encoding := _utf16_or_utf32(head):
         raise UserError(f"{location}: is {encoding}; convert it to UTF-8 first (iconv -f {encoding} -t UTF-8)")
@@ -38,7 +38,7 @@ def check_format(location: Location, head: bytes) -> None:
 
 def _utf16_or_utf32(head: bytes) -> str:
     """The name of a UTF-16 or UTF-32 encoding, by its byte order mark or by its zero bytes; empty for others."""
-    if encoding := marked(head).removeprefix("utf-8-sig"):
+    if encoding := bom_encoding(head).removeprefix("utf-8-sig"):
         return encoding.upper()
     some = head[:64]
     zeros = "".join("0" if some[k::4] and not any(some[k::4]) else "x" for k in range(4))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.schema import Record
+from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia import format_check
@@ -26,7 +26,7 @@ _SECTION_ENDS = {b"<!--": b"-->", b"<![CDATA[": b"]]>"}
 
 def split_pages(
     location: Location, byte_range: ByteRange, dbname: str, status: ReadStatus
-) -> Iterator[tuple[bytes, Record]]:
+) -> Iterator[tuple[bytes, RecordPosition]]:
     """The pages that begin in a range, and where each is; b"" for one without an end or longer than `MAX_PAGE`.
 
     Of a long page, the revisions between the first and the last may be left out. Sets `status.truncation` if the file
@@ -58,7 +58,7 @@ class _PageSplitter:
         self._read = 0  # bytes of all blocks
         self._streams: list[tuple[int, int, int]] = []  # (bytes of all blocks before it, stream, offset in the stream)
 
-    def split(self, block: Block) -> Iterator[tuple[bytes, Record]]:
+    def split(self, block: Block) -> Iterator[tuple[bytes, RecordPosition]]:
         """The pages that end in this block."""
         in_range = block.in_range
         if in_range:
@@ -96,7 +96,7 @@ class _PageSplitter:
             yield from self._shorten()
         self.done = self._in_range <= 0 and not in_range
 
-    def _record(self, start: int, stop: int) -> Record:
+    def _record(self, start: int, stop: int) -> RecordPosition:
         """Where in the file the page at [start, stop) of the buffer is."""
         end = self._read - len(self._buffer) + stop
         begin = end - (stop - start) - self._removed
@@ -104,7 +104,7 @@ class _PageSplitter:
         while len(self._streams) > 1 and self._streams[1][0] <= begin:
             del self._streams[0]
         before, stream, offset = self._streams[0]
-        return Record(stream, offset + begin - before, end - begin)
+        return RecordPosition(stream, offset + begin - before, end - begin)
 
     def _page_end(self, position: int) -> tuple[int, bool, bool]:
         """Where the page ends (-1: not in this block), whether with </page>, and whether it has no sections."""
@@ -147,7 +147,7 @@ class _PageSplitter:
         self._skipping = self.in_page = False
         return token.end()
 
-    def _shorten(self) -> Iterator[tuple[bytes, Record]]:
+    def _shorten(self) -> Iterator[tuple[bytes, RecordPosition]]:
         """Remove all but the first and last revision of the page in the buffer; if it is still too long, skip it."""
         if not self.in_page:
             raise UserError(f"{self._location}: has a comment of more than {MAX_PAGE >> 20} MB; {format_check.FIX}")
@@ -158,7 +158,7 @@ class _PageSplitter:
         if len(self._buffer) > MAX_PAGE:
             self._skipping = True
             self._removed = 0
-            yield b"", Record()
+            yield b"", RecordPosition()
             self._discard(len(self._buffer) - _TAIL)
 
     def _discard(self, count: int) -> None:

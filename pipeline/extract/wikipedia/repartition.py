@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from cloze.pipeline.core.artifacts import Output, in_parallel
-from cloze.pipeline.core.schema import Record
+from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import map_in_threads
 from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia.decompress import ReadStatus
 from cloze.pipeline.extract.wikipedia.page_splitter import split_pages
@@ -59,7 +60,7 @@ def report_progress(streams: Sequence[Stream], scratch: Location, out: Output) -
     def done() -> float:
         return sum(max(0, _reached(scratch / stream.name) - stream.byte_range.start) for stream in streams) / 1e6
 
-    with out.telling(done, total / 1e6, "MB", "repartitioning compressed files"):
+    with out.reporting_progress(done, total / 1e6, "MB", "repartitioning compressed files"):
         yield
 
 
@@ -73,7 +74,7 @@ def write_partitions(stream: Stream, scratch: Location, out: Output, size: int) 
 
     def close(partition: _PartitionWriter) -> None:
         file = _file(folder, len(ends), status.bytes_read)
-        if not file.is_file() and not out.part(_part_name(stream, len(ends))):
+        if not file.is_file() and not out.finished_part(_part_name(stream, len(ends))):
             file.write_bytes(partition.data())
         ends.append(status.bytes_read)
 
@@ -100,12 +101,12 @@ def finished_partitions(stream: Stream, scratch: Location, out: Output) -> list[
         Partition(_part_name(stream, number), _file(folder, number, end), ByteRange(start, end), "")
         for number, (start, end) in enumerate(zip(starts, record["ends"], strict=True))
     ]
-    if not all(in_parallel(lambda one: one.location.is_file() or bool(out.part(one.name)), partitions)):
+    if not all(map_in_threads(lambda one: one.location.is_file() or bool(out.finished_part(one.name)), partitions)):
         return []
     return [*partitions[:-1], partitions[-1]._replace(truncation=record["truncated"])]
 
 
-def partition_pages(partition: Partition, status: ReadStatus) -> Iterator[tuple[bytes, Record]]:
+def partition_pages(partition: Partition, status: ReadStatus) -> Iterator[tuple[bytes, RecordPosition]]:
     """The pages of a partition, as `split_pages` yielded them."""
     with partition.location.open() as file, pa.input_stream(file, compression="zstd") as stream:
         data = stream.read()
@@ -114,7 +115,7 @@ def partition_pages(partition: Partition, status: ReadStatus) -> Iterator[tuple[
         *record, size = _PAGE_HEADER.unpack_from(data, stop)
         start = stop + _PAGE_HEADER.size
         stop = start + size
-        yield data[start:stop], Record(*record)
+        yield data[start:stop], RecordPosition(*record)
     assert stop == len(data), f"{partition.location} does not end with a page"
     status.truncation = partition.truncation
 
@@ -144,7 +145,7 @@ class _PartitionWriter:
         self._sink = pa.BufferOutputStream()
         self._stream = pa.CompressedOutputStream(self._sink, "zstd")
 
-    def add(self, page: bytes, record: Record) -> None:
+    def add(self, page: bytes, record: RecordPosition) -> None:
         header = _PAGE_HEADER.pack(*record, len(page))
         self._stream.write(header)
         self._stream.write(page)

@@ -27,11 +27,11 @@ from cloze.infra.report.views import ExtractView, PretrainView
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact, Output
-from cloze.pipeline.core.config import load as load_config
+from cloze.pipeline.core.config import load_tokenizer as load_config
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import document, document_table
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, load
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from tests.paths import QUICKSTART as CONFIG
 
 Artifacts = dict[str, Artifact]
@@ -88,10 +88,10 @@ def dedup(root: Path) -> Artifact:
 
 
 def vocab(root: Path) -> Artifact:
-    from cloze.pipeline.text.tokenizer import build
+    from cloze.pipeline.text.tokenizer import build_tokenizer
 
     out = output(root, "vocab", "a" * 16)
-    files = {"vocab.txt": "".join(piece + "\n" for piece in PIECES), "tokenizer.json": build(PIECES).to_str()}
+    files = {"vocab.txt": "".join(piece + "\n" for piece in PIECES), "tokenizer.json": build_tokenizer(PIECES).to_str()}
     part = out.commit("vocab", {name: text.encode() for name, text in files.items()})
     facts = {
         "heldout": {"words": 2140, "unknown_share": 0.0125, "pieces_per_word": 1.284},
@@ -500,7 +500,7 @@ def test_without_pairs_no_chart_and_no_sentence_mentions_them(tmp_path: Path) ->
 
 
 def test_masked_words_are_from_held_out_documents_only(artifacts: Artifacts) -> None:
-    tokenizer = load(artifacts["vocab"].location / "tokenizer.json")
+    tokenizer = load_tokenizer(artifacts["vocab"].location / "tokenizer.json")
     sentences, is_english = select_heldout_sentences(heldout_documents(artifacts["dedup"]), tokenizer)
     table = pq.read_table(io.BytesIO(artifacts["dedup"].files("documents/")[0].read_bytes())).to_pylist()
     heldout = [row["text"] for row in table if row["split"] == "heldout"]

@@ -9,22 +9,13 @@ from typing import Annotated
 
 import pytest
 
-from cloze.pipeline.core.artifacts import (
-    Artifact,
-    Output,
-    SourceFile,
-    fingerprint,
-    git_commit,
-    lost,
-    read_manifest,
-    repeated,
-    source_by_digest,
-    source_file,
-    versions,
-)
+from cloze.pipeline.core.artifacts import Artifact, Output, fingerprint, missing_files, read_manifest
 from cloze.pipeline.core.config import Compute, Config, identity
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.provenance import git_commit, package_versions
+from cloze.pipeline.core.source_files import SourceFile, source_file, source_file_by_digest
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import run_periodically
 
 
 class Letters(Config):
@@ -78,8 +69,8 @@ def test_a_source_file_is_remembered_by_its_digest(folder: str) -> None:
     file, cache = Location(folder) / "a.txt", Location(folder) / "cache"
     file.write_text("first")
     first = source_file(file, cache)
-    assert source_by_digest(cache, first.sha256) == first
-    assert source_by_digest(cache, "0" * 64) is None
+    assert source_file_by_digest(cache, first.sha256) == first
+    assert source_file_by_digest(cache, "0" * 64) is None
 
 
 def test_a_source_file_is_read_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +91,7 @@ def test_parts_add_up(folder: str) -> None:
     out.commit("two", {"data/2.txt": b"222"}, counts={"letters": 3, "words": 1}, drops={"digits": 4})
     out.commit("one", {"data/1.txt": b"11"}, counts={"letters": 2}, drops={"vowels": 1})
     manifest = out.finish(
-        out.planned(["two", "one"]), {}, {}, counts={"letters": 10}, drops={"vowels": 1}, facts={"note": "done"}
+        out.require_parts(["two", "one"]), {}, {}, counts={"letters": 10}, drops={"vowels": 1}, facts={"note": "done"}
     )
     assert manifest.counts == {"letters": 15, "words": 1}
     assert manifest.drops == {"digits": 4, "vowels": 2}
@@ -111,18 +102,18 @@ def test_parts_add_up(folder: str) -> None:
 
 
 def test_a_finished_part_is_known_to_the_next_run(folder: str) -> None:
-    assert output(folder).part("one") is None
+    assert output(folder).finished_part("one") is None
     part = output(folder).commit("one", {"data/1.txt": b"1"}, counts={"letters": 1}, facts={"metric": 0.5})
-    assert output(folder).part("one") == part
-    assert output(folder).parts(["two", "one"]) == {"one": part}
-    assert output(folder).planned(["one"]) == [part]
+    assert output(folder).finished_part("one") == part
+    assert output(folder).finished_parts(["two", "one"]) == {"one": part}
+    assert output(folder).require_parts(["one"]) == [part]
 
 
 def test_a_part_committed_again_counts_once(folder: str) -> None:
     out = output(folder)
     for _ in range(2):
         out.commit("one", {"data/1.txt": b"1"}, counts={"letters": 1})
-    assert out.finish(out.planned(["one"]), {}, {}).counts == {"letters": 1}
+    assert out.finish(out.require_parts(["one"]), {}, {}).counts == {"letters": 1}
 
 
 def test_what_was_planned_and_is_not_there_is_an_error_and_no_smaller_artifact(folder: str) -> None:
@@ -131,9 +122,11 @@ def test_what_was_planned_and_is_not_there_is_an_error_and_no_smaller_artifact(f
         out.commit(name, {f"data/{name}.txt": b"1"})
     (out.location / "parts/two.json").write_text('{"name": "two"')
     (out.location / "data/three.txt").delete()
-    with pytest.raises(UserError, match=r"parts/three\.json: this part was planned and .* \(2 of 3 parts\); run again"):
-        out.planned(["one", "two", "three"])
-    assert out.parts(["one", "two", "three"]).keys() == {"one"}
+    with pytest.raises(
+        UserError, match=r"parts/three\.json: this part or one of its files is missing .* \(2 of 3 parts\); run again"
+    ):
+        out.require_parts(["one", "two", "three"])
+    assert out.finished_parts(["one", "two", "three"]).keys() == {"one"}
 
 
 def test_a_file_that_a_listing_leaves_out_is_not_lost(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,11 +134,11 @@ def test_a_file_that_a_listing_leaves_out_is_not_lost(folder: str, monkeypatch: 
     manifest = out.finish([out.commit("one", {"data/1.txt": b"one", "data/2.txt": b"two"})], {}, {})
     with monkeypatch.context() as patch:
         patch.setattr(Location, "sizes", lambda _: {"data/2.txt": 99})
-        assert lost(out.location, manifest) == []
+        assert missing_files(out.location, manifest) == []
     (out.location / "data/2.txt").write_text("tw")
-    assert lost(out.location, manifest) == ["data/2.txt"]
+    assert missing_files(out.location, manifest) == ["data/2.txt"]
     (out.location / "data/2.txt").delete()
-    assert lost(out.location, manifest) == ["data/2.txt"]
+    assert missing_files(out.location, manifest) == ["data/2.txt"]
 
 
 def test_a_part_whose_file_is_missing_or_cut_is_no_part(folder: str) -> None:
@@ -154,15 +147,15 @@ def test_a_part_whose_file_is_missing_or_cut_is_no_part(folder: str) -> None:
     out.commit("cut", {"data/3.txt": b"three"})
     (out.location / "data/2.txt").delete()
     (out.location / "data/3.txt").write_text("thr")
-    assert out.part("gone") is None and out.part("cut") is None
-    assert out.parts(["gone", "cut"]) == {}
+    assert out.finished_part("gone") is None and out.finished_part("cut") is None
+    assert out.finished_parts(["gone", "cut"]) == {}
 
 
 def test_a_damaged_record_is_no_part(folder: str) -> None:
     out = output(folder)
     out.commit("one", {"data/1.txt": b"1"})
     (out.location / "parts/one.json").write_text('{"name": "one"')
-    assert out.part("one") is None
+    assert out.finished_part("one") is None
 
 
 def test_a_part_is_recorded_after_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +208,7 @@ def test_a_manifest_says_what_made_it(tmp_path: Path) -> None:
     manifest = out.finish([], {"case": "lower"}, {"data": "aa"})
     assert (manifest.stage, manifest.version, manifest.fingerprint) == ("letters", 1, "0123")
     assert (manifest.config, manifest.inputs) == ({"case": "lower"}, {"data": "aa"})
-    assert manifest.versions == versions() and {"python", "pyarrow", "torch"} <= versions().keys()
+    assert manifest.versions == package_versions() and {"python", "pyarrow", "torch"} <= package_versions().keys()
     assert manifest.git_commit == git_commit()
     assert manifest.seconds >= 0 and manifest.finished.endswith("+00:00")
     assert json.loads((tmp_path / "letters/0123/manifest.json").read_text())["stage"] == "letters"
@@ -245,8 +238,8 @@ def test_the_git_commit_is_told_where_the_code_was_sent_without_its_repository(
 def test_workers_get_an_output_without_its_display(tmp_path: Path) -> None:
     told: list[tuple[float, float, str, str]] = []
     out = Output(Location(str(tmp_path)), "letters", 1, "0123", reporter=lambda *what: told.append(what))
-    out.progress(1, 2, "files", "a.txt")
-    pickle.loads(pickle.dumps(out)).progress(2, 2, "files")
+    out.report_progress(1, 2, "files", "a.txt")
+    pickle.loads(pickle.dumps(out)).report_progress(2, 2, "files")
     assert told == [(1, 2, "files", "a.txt")]
 
 
@@ -254,7 +247,7 @@ def test_watching_shows_the_parts_as_they_are_committed(tmp_path: Path) -> None:
     told: list[float] = []
     out = Output(Location(str(tmp_path)), "letters", 1, "0123", reporter=lambda done, *_: told.append(done))
     out.commit("one", {})
-    with out.watch(3, "files"):
+    with out.reporting_parts(3, "files"):
         out.commit("two", {})
         out.commit("three", {})
     assert told[0] == 1 and told[-1] == 3
@@ -264,7 +257,7 @@ def test_progress_is_told_before_meanwhile_and_at_the_end_and_never_more_than_al
     told: list[tuple[float, float, str, str]] = []
     out = Output(Location(str(tmp_path)), "letters", 1, "0123", reporter=lambda *what: told.append(what))
     counts = iter([0, 1, 2, *[5] * 1000])
-    with out.telling(lambda: next(counts), 3, "files", "slowly"):
+    with out.reporting_progress(lambda: next(counts), 3, "files", "slowly"):
         deadline = time.monotonic() + 10
         while len(told) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -278,7 +271,7 @@ def test_two_writers_of_one_artifact_leave_it_whole(folder: str) -> None:
         for number in ("1", "2"):
             out.commit(number, {f"data/{number}.txt": b"1"}, counts={"letters": 1})
     for out in (first, second):
-        out.finish(out.planned(["1", "2"]), {}, {})
+        out.finish(out.require_parts(["1", "2"]), {}, {})
     manifest = read_manifest(first.location)
     assert manifest and manifest.counts == {"letters": 2} and len(manifest.files) == 2
 
@@ -298,6 +291,6 @@ def test_what_looks_at_a_disk_that_fails_once_looks_again() -> None:
         again.set()
         return False
 
-    with repeated(look, 0.01):
+    with run_periodically(look, 0.01):
         assert again.wait(10)
     assert len(looked) == 2

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cloze.pipeline.core.beam import CarriedError, carried, pipeline
+from cloze.pipeline.core.beam import SerializedError, pipeline, serialized_errors
 from cloze.pipeline.core.beam_workers import LostWorkerError
 from cloze.pipeline.core.errors import UserError
 
@@ -16,9 +16,9 @@ def raising(error: Exception) -> Any:
     """A function that another process can be sent: it names nothing of this module."""
 
     def work(_: Any) -> None:
-        from cloze.pipeline.core.beam import carried
+        from cloze.pipeline.core.beam import serialized_errors
 
-        with carried():
+        with serialized_errors():
             raise error
 
     return work
@@ -48,7 +48,7 @@ def test_what_a_user_can_mend_keeps_its_type_and_its_words(capfd: pytest.Capture
         (["--runner=no.module.Runner"], r"--runner=no\.module\.Runner: "),
         (["--direct_num_workers=two"], r"argument --direct_num_workers: invalid int value: 'two'"),
         (["--runner=FnApiRunner", "--direct_num_workrs=2"], r"no option --direct_num_workrs"),
-        (["two"], r"two is no option"),
+        (["two"], r"two is not an option"),
     ],
 )
 def test_a_wrong_option_is_named_in_one_line(options: list[str], said: str, capfd: pytest.CaptureFixture[str]):
@@ -58,9 +58,9 @@ def test_a_wrong_option_is_named_in_one_line(options: list[str], said: str, capf
 
 
 def test_our_own_bugs_are_not_dressed_up():
-    with pytest.raises(ZeroDivisionError), carried():
+    with pytest.raises(ZeroDivisionError), serialized_errors():
         _ = 1 / 0
-    with pytest.raises(CarriedError, match="words"), carried():
+    with pytest.raises(SerializedError, match="words"), serialized_errors():
         raise UserError("words")
 
 
@@ -90,9 +90,9 @@ def test_a_run_that_fails_ends_while_another_process_is_still_starting(parity: i
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_run_and_what_it_did_is_named():
     def killing(_: Any) -> None:
-        from cloze.pipeline.core.beam import carried
+        from cloze.pipeline.core.beam import serialized_errors
 
-        with carried("range 7 of a.xml"):
+        with serialized_errors("range 7 of a.xml"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(LostWorkerError, match=r"return code -?\d+ while it worked on range 7 of a\.xml: was it killed"):

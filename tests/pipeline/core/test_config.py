@@ -1,15 +1,18 @@
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
+from cloze.pipeline.core import yaml_text
 from cloze.pipeline.core.config import (
     Compute,
     Config,
     InputPath,
-    dump,
     identity,
     input_paths,
     load,
@@ -17,6 +20,7 @@ from cloze.pipeline.core.config import (
     with_paths,
 )
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.unknown_keys import key_paths
 
 
 class Phase(Config):
@@ -101,6 +105,31 @@ def test_a_key_that_is_like_no_other_is_to_be_removed(file: Path) -> None:
     assert error("name: toy\nqqq: 3\n") == "toy.yaml:2: qqq: unknown key; remove it or correct its name"
 
 
+def test_a_key_in_the_wrong_section_is_named_with_the_right_ones(file: Path) -> None:
+    assert (
+        error("name: toy\nsteps: 3\n") == "toy.yaml:2: steps: is not a key of this section; it belongs to tuning.phases"
+    )
+    assert error("name: toy\ntuning: {name: a}\n").endswith(
+        "tuning.name: is not a key of this section; it belongs to the top level or sources"
+    )
+
+
+def test_a_key_of_another_program_gets_the_hint_of_the_configuration(file: Path) -> None:
+    class Hinting(Toy):
+        KEY_HINTS: ClassVar[Mapping[str, object]] = {"num_workers": "use workers"}
+
+    with pytest.raises(UserError, match=r"^num_workers=3: num_workers: unknown key; use workers$"):
+        load(Hinting, file, ["num_workers=3"])
+
+
+def test_the_paths_of_keys_leave_out_indices_and_go_through_unions() -> None:
+    class Tree(Config):
+        one: Source | None = None
+        named: dict[str, Phase] = Field(default={})
+
+    assert key_paths(Tree) == ["one", "one.name", "one.files", "named", "named.steps", "named.rate"]
+
+
 def test_a_misspelt_key_is_said_before_what_it_leaves_missing(file: Path) -> None:
     assert error("nmae: toy\n").startswith("toy.yaml:1: nmae: unknown key; did you mean name?")
 
@@ -142,7 +171,7 @@ def test_a_missing_kind_of_several_is_named(file: Path) -> None:
     for shape, line in (
         ("{radius: 1}", "toy.yaml:2: shapes.0.kind: is missing; add it"),
         ("{kind: circel, radius: 1}", "toy.yaml:2: shapes.0: Input tag 'circel' found using 'kind' does not match"),
-        ("{kind: circle, side: 1}", "toy.yaml:2: shapes.0.side: is a key, but not of this part; "),
+        ("{kind: circle, side: 1}", "toy.yaml:2: shapes.0.side: is a key of another kind of entry; "),
         ("{kind: circle, radius: a}", 'toy.yaml:2: shapes.0.radius is "a": '),
     ):
         Path("toy.yaml").write_text(f"shapes:\n  - {shape}\n")
@@ -163,7 +192,7 @@ def test_several_errors_are_counted_and_the_first_is_said(file: Path) -> None:
 
 
 def test_a_key_stands_once(file: Path) -> None:
-    assert error("name: toy\nworkers: 1\nworkers: 2\n") == "toy.yaml:3: workers stands twice; keep one"
+    assert error("name: toy\nworkers: 1\nworkers: 2\n") == "toy.yaml:3: the key workers is there twice; remove one"
 
 
 def test_scalars_are_those_of_yaml_1_2(file: Path) -> None:
@@ -188,21 +217,21 @@ def test_a_leading_zero_makes_no_octal_number(file: Path) -> None:
 
 @pytest.mark.parametrize("text", ["!!int many", "!!timestamp 2024-01-02", "!!binary aGVsbG8="])
 def test_a_tagged_value_that_json_has_not_is_refused(file: Path, text: str) -> None:
-    assert error(f"name: toy\nworkers: {text}\n").startswith(f"toy.yaml:2: {text.split()[1]} is no text, number, ")
+    assert error(f"name: toy\nworkers: {text}\n").startswith(f"toy.yaml:2: {text.split()[1]} is not text, a number, ")
 
 
 def test_an_endless_alias_is_refused(file: Path) -> None:
-    assert error("name: toy\nnote: &a [*a]\n").startswith("toy.yaml: is nested without end; ")
+    assert error("name: toy\nnote: &a [*a]\n").startswith("toy.yaml: an anchor contains itself; ")
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "toy\n"])
 def test_a_file_without_keys_is_refused(file: Path, text: str) -> None:
-    assert error(text).startswith("toy.yaml: holds no keys; ")
+    assert error(text).startswith("toy.yaml: has no keys; ")
 
 
 @pytest.mark.parametrize("text", ["name: [toy\n", "name: toy\n\tworkers: 2\n", "name: a: b\n", "a: &x 1\nb: *y\n"])
 def test_what_is_not_yaml_is_refused_with_its_line(file: Path, text: str) -> None:
-    assert error(text).startswith(("toy.yaml:1: is not YAML: ", "toy.yaml:2: is not YAML: "))
+    assert error(text).startswith(("toy.yaml:1: is not valid YAML: ", "toy.yaml:2: is not valid YAML: "))
 
 
 def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
@@ -257,9 +286,12 @@ def test_a_wrong_key_of_such_a_file_is_named_with_its_file_and_line(file: Path) 
         ("tuning.kind=gird", 'tuning.kind=gird: tuning.kind is "gird": '),
         ("sources.bokes.files=[]", "sources.bokes.files=[]: bokes is not in that list; it has wiki, books, 0 to 1"),
         ("tuning.phases.2.steps=1", "tuning.phases.2.steps=1: 2 is not in that list; it has 0 to 1"),
-        ("name.first=a", "name.first=a: first stands inside a single value; "),
-        ("note=[a", "note=[a:1: is not YAML: "),
-        ("tuning={kind: grid, kind: fixed}", "tuning={kind: grid, kind: fixed}:1: kind stands twice; keep one"),
+        ("name.first=a", "name.first=a: there is no key first inside a single value; "),
+        ("note=[a", "note=[a:1: is not valid YAML: "),
+        (
+            "tuning={kind: grid, kind: fixed}",
+            "tuning={kind: grid, kind: fixed}:1: the key kind is there twice; remove one",
+        ),
     ],
 )
 def test_a_wrong_override_is_named_in_one_line(file: Path, override: str, line: str) -> None:
@@ -272,7 +304,13 @@ def test_a_wrong_override_is_named_in_one_line(file: Path, override: str, line: 
 def test_what_is_dumped_is_read_as_it_was(text: str) -> None:
     toy = Toy(name=text, sources=(Source(name="a", files=(text, "*.txt")),), note=text)
     toy = toy.model_copy(update={"tuning": Tuning(phases=(Phase(steps=1, rate=1e-300), Phase(steps=2, rate=0.1)))})
-    assert parse(Toy, dump(toy.model_dump(mode="json")).encode(), "toy.yaml") == toy
+    assert parse(Toy, yaml_text.dump(toy.model_dump(mode="json")).encode(), "toy.yaml") == toy
+
+
+@given(st.text())
+def test_any_text_is_read_back_as_it_was_dumped(text: str) -> None:
+    data = {"a": text, "b": [{"c": text}]}
+    assert yaml_text.read(yaml_text.dump(data), "toy.yaml")[0] == data
 
 
 def test_identity_leaves_out_how_and_where_to_run() -> None:
@@ -357,7 +395,7 @@ def test_marked_paths_can_be_replaced_and_nothing_else_changes() -> None:
 
 
 def test_a_field_for_one_file_that_names_several_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^a\.txt: names 2 files \(b\.txt, \.\.\.\); name one$"):
+    with pytest.raises(UserError, match=r"^a\.txt: matches 2 files \(b\.txt, \.\.\.\); name one$"):
         with_paths(READING, lambda *_: ["b.txt", "c.txt"])
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cloze.pipeline.core.artifacts import Artifact, Facts, Output, read_manifest
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts, Warnings
+from cloze.pipeline.core.facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts, WarningFacts
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.facts import FinetuneFacts
 from cloze.training.pretrain.data_loader import ExampleDataset
@@ -136,7 +136,7 @@ def test_what_a_later_version_tells_is_passed_over(tmp_path: Path) -> None:
 
 def test_warnings_are_read_of_any_stage(tmp_path: Path) -> None:
     artifact, _ = finish(tmp_path, {"warnings": ["mend it"], "rows": {}}, "toy")
-    assert Warnings.of(artifact.manifest).warnings == ["mend it"]
+    assert WarningFacts.of(artifact.manifest).warnings == ["mend it"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_warnings_are_read_of_any_stage(tmp_path: Path) -> None:
         (PretrainFacts, {"checkpoint": "last"}, r"facts\.checkpoint: Input should be"),
         (ExamplesFacts, {"rows": [1, 2]}, r"facts\.rows: Input should be"),
         (FinetuneFacts, {"scores": {"random": {"accuracy": "good"}}}, r"facts\.scores\.random\.accuracy: Input"),
-        (Warnings, {"warnings": "mend it"}, r"facts\.warnings: Input"),
+        (WarningFacts, {"warnings": "mend it"}, r"facts\.warnings: Input"),
     ],
 )
 def test_facts_of_another_shape_are_one_line_with_the_file_and_the_place(

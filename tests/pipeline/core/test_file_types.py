@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cloze.pipeline.core.file_types import HEAD, known, packed
+from cloze.pipeline.core.file_types import HEAD_BYTES, compression_of, file_type_of
 
 
 def zipped() -> bytes:
@@ -46,10 +46,10 @@ def parquet() -> bytes:
     ],
 )
 def test_a_file_is_known_by_its_first_bytes(data: bytes, kind: str, said: str) -> None:
-    assert packed(data[:HEAD]) == kind
-    assert str(known(data[:HEAD])) == said
+    assert compression_of(data[:HEAD_BYTES]) == kind
+    assert str(file_type_of(data[:HEAD_BYTES])) == said
 
 
 @pytest.mark.parametrize("text", ["", "Plain.", "LZIP is a compressor.", " " * 257 + "ustar", "\ufeff<mediawiki>"])
 def test_text_is_no_other_type(text: str) -> None:
-    assert packed(text.encode()) == "" and known(text.encode()) is None
+    assert compression_of(text.encode()) == "" and file_type_of(text.encode()) is None

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, SourceFile, lost
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, missing_files
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.storage import Location, find
+from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.storage import Location, find_files
 from cloze.pipeline.dedup import stage as dedup
 from cloze.pipeline.dedup import steps
 from cloze.pipeline.dedup.stage import DedupConfig
@@ -97,11 +98,11 @@ def test_whatever_listings_say_the_same_comes_out(
     with tempfile.TemporaryDirectory() as folder:
         with lying(random.Random(seed)):
             extracted, kept = both(dump, folder, stop)
-            assert lost(Location(folder) / "extract", extracted) == []
+            assert missing_files(Location(folder) / "extract", extracted) == []
         assert (said(extracted), said(kept)) == quiet
         (Path(folder) / "extract" / next(iter(extracted.files))).unlink()
         with lying(random.Random(seed)):
-            assert lost(Location(folder) / "extract", extracted) == [next(iter(extracted.files))]
+            assert missing_files(Location(folder) / "extract", extracted) == [next(iter(extracted.files))]
 
 
 def test_a_glob_is_what_two_listings_agree_on(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +112,6 @@ def test_a_glob_is_what_two_listings_agree_on(folder: str, monkeypatch: pytest.M
     listings = iter([files[:2], files, files, files[:1], files[1:]] + [files[: number % 3] for number in range(9)])
     monkeypatch.setattr("cloze.pipeline.core.storage._glob", lambda _: next(listings))
     monkeypatch.setattr("cloze.pipeline.core.storage._glob_s3", lambda _: next(listings))
-    assert find(f"{folder}/*.txt") == files
-    with pytest.raises(UserError, match=r"\*\.txt: its listing changes each time; wait until"):
-        find(f"{folder}/*.txt")
+    assert find_files(f"{folder}/*.txt") == files
+    with pytest.raises(UserError, match=r"\*\.txt: each listing contains other files; wait until"):
+        find_files(f"{folder}/*.txt")

@@ -13,7 +13,7 @@ import pytest
 
 from cloze.pipeline.core import scratch as scratch_module
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.scratch import clear, scratch
+from cloze.pipeline.core.scratch import delete_abandoned, scratch_folder
 from cloze.pipeline.core.storage import Location
 from tests.paths import REPOSITORY
 
@@ -29,23 +29,23 @@ def folders(artifact: Location) -> list[Location]:
 
 def stopped(artifact: Location) -> Location:
     """The folder of an attempt that was interrupted, with a file in it."""
-    with pytest.raises(KeyboardInterrupt), scratch(artifact) as folder:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(artifact) as folder:
         (folder / "rows").write_text("half")
         raise KeyboardInterrupt
     return folder
 
 
 def test_it_goes_away_when_the_attempt_is_finished(artifact: Location) -> None:
-    with scratch(artifact) as folder:
+    with scratch_folder(artifact) as folder:
         (folder / "rows").write_text("all")
         assert len(folders(artifact)) == 1
     assert artifact.files() == []
 
 
 def test_two_attempts_at_once_have_their_own_and_neither_takes_the_others_away(artifact: Location) -> None:
-    with scratch(artifact) as slow:
+    with scratch_folder(artifact) as slow:
         (slow / "rows").write_text("slow")
-        with scratch(artifact) as fast:
+        with scratch_folder(artifact) as fast:
             assert fast != slow and not (fast / "rows").exists()
             (fast / "rows").write_text("fast")
         assert (slow / "rows").read_text() == "slow" and not fast.exists()
@@ -54,10 +54,10 @@ def test_two_attempts_at_once_have_their_own_and_neither_takes_the_others_away(a
 
 def test_what_a_stopped_attempt_left_is_the_next_ones(artifact: Location) -> None:
     left = stopped(artifact)
-    with scratch(artifact) as folder:
+    with scratch_folder(artifact) as folder:
         assert folder == left and (folder / "rows").read_text() == "half"
         assert len(folders(artifact)) == 1
-        with scratch(artifact) as other:
+        with scratch_folder(artifact) as other:
             assert other != left
     assert artifact.files() == []
 
@@ -68,7 +68,7 @@ def test_of_several_that_would_take_it_over_one_does(artifact: Location) -> None
 
     def attempt() -> None:
         start.wait()
-        with scratch(artifact) as folder:
+        with scratch_folder(artifact) as folder:
             found.append(folder)
             start.wait()
 
@@ -83,9 +83,9 @@ def test_of_several_that_would_take_it_over_one_does(artifact: Location) -> None
 
 def test_what_a_killed_process_left_is_the_next_ones(tmp_path: Path) -> None:
     code = f"""
-from cloze.pipeline.core.scratch import clear, scratch
+from cloze.pipeline.core.scratch import delete_abandoned, scratch_folder
 from cloze.pipeline.core.storage import Location
-with scratch(Location({str(tmp_path)!r})) as folder:
+with scratch_folder(Location({str(tmp_path)!r})) as folder:
     (folder / "rows").write_text("half")
     print(folder, flush=True)
     input()
@@ -95,11 +95,11 @@ with scratch(Location({str(tmp_path)!r})) as folder:
     ) as process:
         assert process.stdout
         left = process.stdout.readline().strip()
-        with scratch(Location(str(tmp_path))) as folder:
+        with scratch_folder(Location(str(tmp_path))) as folder:
             assert folder.uri != left
         assert Path(left, "rows").exists()
         os.kill(process.pid, signal.SIGKILL)
-    with scratch(Location(str(tmp_path))) as folder:
+    with scratch_folder(Location(str(tmp_path))) as folder:
         assert folder.uri == left and (folder / "rows").read_text() == "half"
     assert not list(tmp_path.iterdir())
 
@@ -121,20 +121,20 @@ def silent_for(hours: float, owner: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_attempt_on_another_machine_is_dead_when_it_was_silent_for_an_hour(
     artifact: Location, monkeypatch: pytest.MonkeyPatch, hours: float, taken: bool
 ) -> None:
-    there = scratch_module._ourselves().model_copy(update={"machine": "another"})
+    there = scratch_module._this_process().model_copy(update={"machine": "another"})
     with monkeypatch.context() as patch:
-        patch.setattr(scratch_module, "_ourselves", lambda *_: there)
-        patch.setattr(scratch_module, "_say", lambda *_: True)  # it was cut off
+        patch.setattr(scratch_module, "_this_process", lambda *_: there)
+        patch.setattr(scratch_module, "_write_state", lambda *_: True)  # it was cut off
         left = stopped(artifact)
     silent_for(hours, f"{left.uri.split('/')[-2]}/owner-0.json", monkeypatch)
-    with scratch(artifact) as folder:
+    with scratch_folder(artifact) as folder:
         assert (folder == left) == taken
     assert (left / "rows").exists() != taken
 
 
 def test_it_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scratch_module, "_BEAT", 0.01)
-    with scratch(Location(str(tmp_path))) as folder:
+    monkeypatch.setattr(scratch_module, "_HEARTBEAT", 0.01)
+    with scratch_folder(Location(str(tmp_path))) as folder:
         owner = Path(folder.path).parent / "owner-0.json"
         first = owner.stat().st_mtime_ns
         deadline = time.monotonic() + 10
@@ -149,10 +149,10 @@ def test_a_folder_that_a_listing_leaves_out_is_not_taken_over_nor_taken_away(
     left = stopped(artifact)
     with monkeypatch.context() as patch:
         patch.setattr(Location, "folders", lambda _: [])
-        with scratch(artifact) as folder:
+        with scratch_folder(artifact) as folder:
             assert folder != left
     assert (left / "rows").exists()
-    with scratch(artifact) as folder:
+    with scratch_folder(artifact) as folder:
         assert folder == left
 
 
@@ -161,17 +161,17 @@ def test_one_that_was_killed_while_it_took_its_folder_away_leaves_nothing_to_go_
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(scratch_module, "_remove", lambda _: None)
-        with scratch(artifact) as finished:
+        with scratch_folder(artifact) as finished:
             (finished / "rows").write_text("all")
     died(monkeypatch)
-    with scratch(artifact) as folder:
+    with scratch_folder(artifact) as folder:
         assert folder != finished
     assert artifact.files() == []
 
 
 def died(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on this process is another, and the one it was runs no more."""
-    monkeypatch.setattr(scratch_module, "_started", lambda process: "later" if process == os.getpid() else "")
+    monkeypatch.setattr(scratch_module, "_start_time", lambda process: "later" if process == os.getpid() else "")
 
 
 def test_one_that_was_killed_while_it_took_anothers_folder_away_leaves_nothing_to_go_on_with(
@@ -186,12 +186,12 @@ def test_one_that_was_killed_while_it_took_anothers_folder_away_leaves_nothing_t
         (left / "rows").delete()
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), scratch(artifact) as other:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), scratch_folder(artifact) as other:
         left = stopped(artifact)  # while the other is at work
         (left / "done").write_text("")
         patch.setattr(scratch_module, "_remove", half)
     died(monkeypatch)
-    with scratch(artifact) as folder:
+    with scratch_folder(artifact) as folder:
         assert folder != left
     assert artifact.files() == [] and not other.exists()
 
@@ -199,22 +199,22 @@ def test_one_that_was_killed_while_it_took_anothers_folder_away_leaves_nothing_t
 def test_one_taken_for_dead_that_comes_back_leaves_the_folder_to_its_heir(
     artifact: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = scratch_module._ourselves().model_copy(update={"machine": "another"})
-    monkeypatch.setattr(scratch_module, "_BEAT", 0.01)
-    paused = scratch(artifact)
+    there = scratch_module._this_process().model_copy(update={"machine": "another"})
+    monkeypatch.setattr(scratch_module, "_HEARTBEAT", 0.01)
+    paused = scratch_folder(artifact)
     with monkeypatch.context() as patch:
-        patch.setattr(scratch_module, "_ourselves", lambda *_: there)
-        patch.setattr(scratch_module, "repeated", lambda *_: nullcontext())
+        patch.setattr(scratch_module, "_this_process", lambda *_: there)
+        patch.setattr(scratch_module, "run_periodically", lambda *_: nullcontext())
         folder = paused.__enter__()
     owner = f"{folder.uri.split('/')[-2]}/owner-0.json"
     with monkeypatch.context() as patch:
         silent_for(1.5, owner, patch)
-        heir = scratch(artifact)
+        heir = scratch_folder(artifact)
         assert heir.__enter__() == folder
     (folder / "rows").write_text("the heir's")
     paused.__exit__(None, None, None)
     assert (folder / "rows").exists()
-    assert scratch_module._beat(artifact / owner, artifact / owner.replace("0.json", "1.json")) is False
+    assert scratch_module._send_heartbeat(artifact / owner, artifact / owner.replace("0.json", "1.json")) is False
     heir.__exit__(None, None, None)
     assert artifact.files() == []
 
@@ -222,43 +222,43 @@ def test_one_taken_for_dead_that_comes_back_leaves_the_folder_to_its_heir(
 def test_a_process_of_this_machine_that_was_suspended_keeps_its_folder(
     artifact: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with scratch(artifact) as suspended:
+    with scratch_folder(artifact) as suspended:
         silent_for(9, f"{suspended.uri.split('/')[-2]}/owner-0.json", monkeypatch)
-        with scratch(artifact) as folder:
+        with scratch_folder(artifact) as folder:
             assert folder != suspended
 
 
 def test_a_process_that_is_dead_and_still_listed_keeps_nothing() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        assert scratch_module._started(process.pid)
+        assert scratch_module._start_time(process.pid)
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its exit code is not fetched
-        assert scratch_module._started(process.pid) == ""
+        assert scratch_module._start_time(process.pid) == ""
 
 
 def test_one_that_lacks_a_file_is_not_the_next_ones(artifact: Location) -> None:
-    said = r"/scratch-\w+: a file in it was taken away, by another run or by hand; run again"
-    with pytest.raises(UserError, match=said), scratch(artifact) as lacking:
+    said = r"/scratch-\w+: a file in it was deleted, by another run or by hand; run again"
+    with pytest.raises(UserError, match=said), scratch_folder(artifact) as lacking:
         (lacking / "rows.done").write_text("")
         (lacking / "rows").read_bytes()
-    with scratch(artifact) as folder:
+    with scratch_folder(artifact) as folder:
         assert folder != lacking
 
 
 def test_one_that_lacks_a_file_of_another_place_is_the_next_ones(artifact: Location) -> None:
-    with pytest.raises(FileNotFoundError), scratch(artifact) as left:
+    with pytest.raises(FileNotFoundError), scratch_folder(artifact) as left:
         (left / "rows").write_text("half")
         (artifact / "dump.xml").read_bytes()
-    with scratch(artifact) as folder:
+    with scratch_folder(artifact) as folder:
         assert folder == left
     assert artifact.files() == []
 
 
 def test_what_workers_write_after_their_folder_was_removed_goes_with_the_next(artifact: Location) -> None:
-    with scratch(artifact) as removed:
+    with scratch_folder(artifact) as removed:
         pass
     (removed / "rows").write_text("late")
-    with scratch(artifact) as folder:
+    with scratch_folder(artifact) as folder:
         assert folder != removed
     assert artifact.files() == []
 
@@ -266,10 +266,10 @@ def test_what_workers_write_after_their_folder_was_removed_goes_with_the_next(ar
 def test_clearing_takes_away_what_dead_attempts_left_and_nothing_of_one_at_work(artifact: Location) -> None:
     stopped(artifact)
     (artifact / "manifest.json").write_text("{}")
-    with scratch(artifact) as working:  # takes the stopped one's over
+    with scratch_folder(artifact) as working:  # takes the stopped one's over
         (working / "rows").write_text("half")
         left = stopped(artifact)
-        clear(artifact)
+        delete_abandoned(artifact)
         assert not left.exists() and (working / "rows").exists()
     assert artifact.files() == [artifact / "manifest.json"]
 
@@ -283,5 +283,5 @@ def test_clearing_where_nothing_can_be_written_is_left_to_others(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Location, "write_bytes", denied)
-    clear(artifact)
+    delete_abandoned(artifact)
     assert (left / "rows").exists()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cloze.pipeline.core.signals import first_sets, interrupted_by, reinstall
+from cloze.pipeline.core.signals import event_on_first, keyboard_interrupt_on, reinstall_python_handler
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def send() -> None:
 
 
 def test_a_signal_interrupts_inside_and_acts_as_before_behind_it(received: list[int]) -> None:
-    with pytest.raises(KeyboardInterrupt), interrupted_by(signal.SIGUSR1):
+    with pytest.raises(KeyboardInterrupt), keyboard_interrupt_on(signal.SIGUSR1):
         send()
     assert not received
     send()
@@ -32,7 +32,7 @@ def test_a_signal_interrupts_inside_and_acts_as_before_behind_it(received: list[
 
 
 def test_the_first_signal_sets_the_event_and_the_second_acts_as_before(received: list[int]) -> None:
-    with first_sets(signal.SIGUSR1) as event:
+    with event_on_first(signal.SIGUSR1) as event:
         assert not event.is_set()
         send()
         assert event.is_set() and not received
@@ -42,7 +42,7 @@ def test_the_first_signal_sets_the_event_and_the_second_acts_as_before(received:
 
 
 def test_without_a_signal_the_handler_is_put_back(received: list[int]) -> None:
-    with first_sets(signal.SIGUSR1):
+    with event_on_first(signal.SIGUSR1):
         pass
     send()
     assert len(received) == 1
@@ -50,8 +50,8 @@ def test_without_a_signal_the_handler_is_put_back(received: list[int]) -> None:
 
 def test_other_threads_change_nothing(received: list[int]) -> None:
     def inside() -> bool:
-        with interrupted_by(signal.SIGUSR1), first_sets(signal.SIGUSR1) as event:
-            reinstall(signal.SIGUSR1)
+        with keyboard_interrupt_on(signal.SIGUSR1), event_on_first(signal.SIGUSR1) as event:
+            reinstall_python_handler(signal.SIGUSR1)
             send()
             return event.is_set()
 
@@ -67,7 +67,7 @@ def test_a_handler_of_python_takes_a_signal_back_from_a_library(received: list[i
     try:
         send()
         assert not received
-        reinstall(signal.SIGUSR1)
+        reinstall_python_handler(signal.SIGUSR1)
         send()
     finally:
         faulthandler.unregister(signal.SIGUSR1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.storage import Location, find
+from cloze.pipeline.core.storage import Location, find_files
 from tests.conftest import free_port
 
 
@@ -58,39 +58,39 @@ def test_a_glob_finds_its_files_in_order(folder: str) -> None:
     root = Location(folder)
     for name in ("b.xml.bz2", "a.xml.bz2", "a.xml", "deeper/c.xml.bz2"):
         (root / name).write_text(name)
-    assert find(f"{folder}/*.bz2")[:2] == [root / "a.xml.bz2", root / "b.xml.bz2"]
-    assert find(f"{folder}/a.xml") == [root / "a.xml"]
-    assert find(f"{folder}/?.xml") == [root / "a.xml"]
+    assert find_files(f"{folder}/*.bz2")[:2] == [root / "a.xml.bz2", root / "b.xml.bz2"]
+    assert find_files(f"{folder}/a.xml") == [root / "a.xml"]
+    assert find_files(f"{folder}/?.xml") == [root / "a.xml"]
 
 
 def test_a_star_stays_in_its_folder_and_two_stars_do_not(folder: str) -> None:
     root = Location(folder)
     for name in ("top.txt", "one/a.txt", "one/two/b.txt"):
         (root / name).write_text(name)
-    assert find(f"{folder}/*.txt") == [root / "top.txt"]
-    assert find(f"{folder}/*/*.txt") == [root / "one/a.txt"]
-    assert find(f"{folder}/**/*.txt") == [root / "one/a.txt", root / "one/two/b.txt", root / "top.txt"]
+    assert find_files(f"{folder}/*.txt") == [root / "top.txt"]
+    assert find_files(f"{folder}/*/*.txt") == [root / "one/a.txt"]
+    assert find_files(f"{folder}/**/*.txt") == [root / "one/a.txt", root / "one/two/b.txt", root / "top.txt"]
 
 
 def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(folder: str) -> None:
     root = Location(folder)
     for name in ("Book [1].txt", "Book 1.txt", "Book 2.txt"):
         (root / name).write_text(name)
-    assert find(f"{folder}/Book [1].txt") == [root / "Book [1].txt"]
-    assert find(f"{folder}/Book [12].txt") == [root / "Book 1.txt", root / "Book 2.txt"]
+    assert find_files(f"{folder}/Book [1].txt") == [root / "Book [1].txt"]
+    assert find_files(f"{folder}/Book [12].txt") == [root / "Book 1.txt", root / "Book 2.txt"]
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     Location("~/runs/a.txt").write_text("a")
-    assert find("~/runs/*.txt") == find("~/runs/a.txt") == [Location(f"{tmp_path}/runs/a.txt")]
+    assert find_files("~/runs/*.txt") == find_files("~/runs/a.txt") == [Location(f"{tmp_path}/runs/a.txt")]
     assert Location("runs/~").uri == "runs/~"
 
 
 @pytest.mark.parametrize("place", ["file/x.txt", "file/deeper/x.txt"])
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match=r"/file.*: cannot be made \(.+\); set root= to a folder"):
+    with pytest.raises(UserError, match=r"/file.*: cannot be created \(.+\); set root= to a writable folder"):
         (Location(str(tmp_path)) / place).write_text("x")
 
 
@@ -102,14 +102,14 @@ def test_what_is_not_there_is_named(folder: str) -> None:
         (f"{folder}/there", "is a folder"),
     ):
         with pytest.raises(UserError, match=problem) as caught:
-            find(pattern)
+            find_files(pattern)
         assert str(caught.value).startswith(f"{pattern}: ")
 
 
 def test_a_missing_relative_path_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"^books/a\.txt: no such file in {tmp_path};"):
-        find("books/a.txt")
+        find_files("books/a.txt")
 
 
 def test_a_failing_write_leaves_the_old_content_and_nothing_else(
@@ -138,7 +138,7 @@ def test_unfinished_writes_are_not_listed_and_swept_when_old(tmp_path: Path) -> 
         path.write_text("half")
     os.utime(stale, (time.time() - 7200, time.time() - 7200))
     assert root.files() == [root / "a.txt"]
-    root.sweep()
+    root.delete_stale_writes()
     assert fresh.exists() and not stale.exists()
 
 
@@ -158,7 +158,7 @@ def test_sweeping_passes_over_folders_that_another_run_takes_away(tmp_path: Path
     thread.start()
     try:
         for _ in range(1000):
-            Location(str(tmp_path)).sweep()
+            Location(str(tmp_path)).delete_stale_writes()
     finally:
         stop.set()
         thread.join()
@@ -173,7 +173,7 @@ def test_an_s3_that_does_not_answer_a_conditional_write_is_an_os_error(
     closed = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setattr("cloze.pipeline.core.storage._s3_client", lambda: boto3.client("s3", endpoint_url=closed))
     with pytest.raises(OSError, match=closed):
-        Location(f"{s3_bucket}/a").create(b"a")
+        Location(f"{s3_bucket}/a").write_if_absent(b"a")
 
 
 def test_a_location_is_a_value() -> None:
@@ -188,7 +188,7 @@ def test_a_location_is_a_value() -> None:
 
 @pytest.mark.parametrize(
     ("uri", "problem"),
-    [("gs://bucket/runs", "gs:// is not supported"), ("s3://", "names no bucket"), ("", "names nothing")],
+    [("gs://bucket/runs", "gs:// is not supported"), ("s3://", "names no bucket"), ("", "the path is empty")],
 )
 def test_other_stores_are_refused(uri: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.schema import DOCUMENT, Record, parquet_bytes
-from cloze.pipeline.core.scratch import scratch
+from cloze.pipeline.core.schema import DOCUMENT, RecordPosition, parquet_bytes
+from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup.rules import describe_documents, keep_distinct_contents, keep_newest_revisions
 from cloze.pipeline.dedup.stage import VERSION, DedupConfig, run
@@ -83,7 +83,12 @@ def test_the_newest_revision_of_a_document_stays(tmp_path: Path):
 
 
 def test_of_documents_that_differ_only_in_where_they_are_from_the_same_one_stays():
-    places = [("ab", Record(0, 1, 9)), ("ab", Record(0, 7, 9)), ("ab", Record(4, 1, 9)), ("cd", Record(0, 1, 9))]
+    places = [
+        ("ab", RecordPosition(0, 1, 9)),
+        ("ab", RecordPosition(0, 7, 9)),
+        ("ab", RecordPosition(4, 1, 9)),
+        ("cd", RecordPosition(0, 1, 9)),
+    ]
     found = set()
     for order in itertools.permutations(places):
         given = [replace(doc("a", "Same."), file_sha256=name, **at(record)) for name, record in order]
@@ -94,7 +99,7 @@ def test_of_documents_that_differ_only_in_where_they_are_from_the_same_one_stays
     assert len(found) == 1
 
 
-def at(record: Record) -> dict[str, int]:
+def at(record: RecordPosition) -> dict[str, int]:
     return {f"record_{name}": value for name, value in record._asdict().items()}
 
 
@@ -202,7 +207,7 @@ def stepwise(folder: Path, shards: list[list], order: random.Random) -> set[tupl
         for step, count in steps.item_counts().items():
             for number in order.choices(range(count), k=2) + order.sample(range(count), count):
                 steps.run_item((step, number))
-    parts = out.planned([f"{number:05}" for number in range(len(steps.shards))])
+    parts = out.require_parts([f"{number:05}" for number in range(len(steps.shards))])
     names = [name for part in parts for name in part.files]
     return {tuple(row.values()) for name in names for row in pq.read_table(folder / "out" / name).to_pylist()}
 
@@ -266,7 +271,7 @@ def test_a_run_resumes_from_finished_items_of_every_step_and_leaves_no_scratch(t
     items = [(step, number) for step, count in steps.item_counts().items() for number in range(count)]
     for done in range(1, len(items), 2):
         out = Output(Location(str(tmp_path / f"stopped-{done}")), "dedup", VERSION, "e" * 16)
-        with pytest.raises(KeyboardInterrupt), scratch(out.location) as folder:
+        with pytest.raises(KeyboardInterrupt), scratch_folder(out.location) as folder:
             for item in items[:done]:
                 replace(steps, out=out, scratch=folder).run_item(item)
             raise KeyboardInterrupt
@@ -283,7 +288,7 @@ def test_a_run_with_nothing_left_to_do_takes_away_what_one_killed_at_its_end_lef
     full, _ = dedup(tmp_path, [doc("a-1", prose(1))], [doc("b-1", prose(2))])
     documents = Artifact(Location(str(tmp_path / "out-in")), "extract", "f" * 16)
     out = Output(Location(str(tmp_path / "out")), "dedup", VERSION, "e" * 16)
-    with pytest.raises(KeyboardInterrupt), scratch(out.location) as folder:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(out.location) as folder:
         (folder / "descriptors/00000").write_text("half removed")
         raise KeyboardInterrupt
     (out.location / "manifest.json").delete()

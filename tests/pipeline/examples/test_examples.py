@@ -145,9 +145,9 @@ def test_a_next_segment_follows_in_its_document_and_a_random_one_is_from_another
 
 
 def documents_as_ids() -> list[str]:
-    from cloze.pipeline.text.tokenizer import build
+    from cloze.pipeline.text.tokenizer import build_tokenizer
 
-    tokenizer = build(published_vocabulary())
+    tokenizer = build_tokenizer(published_vocabulary())
     return [text_of(tokenizer.encode(one.text, add_special_tokens=False).ids) for one in golden_documents()]
 
 

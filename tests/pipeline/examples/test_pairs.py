@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cloze.pipeline.core.keyed_random import KeyedDraws, mixed
+from cloze.pipeline.core.keyed_random import KeyedDraws, hash64
 from cloze.pipeline.core.ragged import offsets_of
 from cloze.pipeline.examples.pairs import Pair, full_sentences, make_pairs
 from cloze.pipeline.text.masking import mask_batch, mask_rules
-from cloze.pipeline.text.token_shards import Sentences
-from cloze.pipeline.text.tokenizer import CLS, SEP, BulkTokenizer, build
+from cloze.pipeline.text.token_shards import DocumentSentences
+from cloze.pipeline.text.tokenizer import CLS, SEP, BulkTokenizer, build_tokenizer
 from tests.golden import published_vocabulary, unpack
 
 
@@ -29,10 +29,10 @@ class ReferenceDraws:
     def chance(self, probability: float) -> bool:
         return self.source.random() < probability
 
-    def between(self, low: int, high: int) -> int:
+    def randint(self, low: int, high: int) -> int:
         return self.source.randint(low, high)
 
-    def coins(self, count: int) -> int:
+    def getrandbits(self, count: int) -> int:
         return sum(1 << i for i in range(count) if self.source.random() < 0.5)
 
     def order(self, words: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
@@ -56,7 +56,7 @@ class ReferenceDraws:
 @cache
 def golden_documents() -> list[list[list[int]]]:
     """Documents of sentences of ids."""
-    tokenizer = BulkTokenizer(build(published_vocabulary()))
+    tokenizer = BulkTokenizer(build_tokenizer(published_vocabulary()))
     documents = []
     for text in unpack("sentences.txt").split("\n\n"):
         ids, offsets = tokenizer.encode(text.strip().split("\n"))
@@ -64,11 +64,11 @@ def golden_documents() -> list[list[list[int]]]:
     return [document for document in documents if document]
 
 
-def laid_flat(documents: Sequence[Sequence[Sequence[int]]]) -> tuple[np.ndarray, list[Sentences]]:
+def laid_flat(documents: Sequence[Sequence[Sequence[int]]]) -> tuple[np.ndarray, list[DocumentSentences]]:
     sentences = [sentence for document in documents for sentence in document]
     offsets = offsets_of(list(map(len, sentences))).tolist()
     firsts = offsets_of(list(map(len, documents))).tolist()
-    corpus = [Sentences(0, offsets, a, b) for a, b in pairwise(firsts)]
+    corpus = [DocumentSentences(0, offsets, a, b) for a, b in pairwise(firsts)]
     return np.array([piece for sentence in sentences for piece in sentence]), corpus
 
 
@@ -116,16 +116,16 @@ def test_the_reference_order_of_draws_results_in_the_reference_instances(name: s
 
 
 @pytest.fixture(scope="module")
-def corpus() -> list[Sentences]:
+def corpus() -> list[DocumentSentences]:
     return laid_flat(golden_documents())[1]
 
 
-def keyed_pairs(corpus: list[Sentences], max_tokens: int, short_seq_prob: float, passes: int = 4) -> list[Pair]:
+def keyed_pairs(corpus: list[DocumentSentences], max_tokens: int, short_seq_prob: float, passes: int = 4) -> list[Pair]:
     keys = [(index, number) for number in range(passes) for index in range(len(corpus))]
     return [
         pair
         for index, number in keys
-        for pair in make_pairs(corpus, index, max_tokens, short_seq_prob, KeyedDraws(int(mixed(index, number)[0])))
+        for pair in make_pairs(corpus, index, max_tokens, short_seq_prob, KeyedDraws(int(hash64(index, number)[0])))
     ]
 
 
@@ -179,12 +179,12 @@ def test_without_truncation_each_piece_of_a_document_is_in_exactly_one_pair_as_i
 class Untruncated(KeyedDraws):
     """Draws for pairs that are never too long."""
 
-    def coins(self, count: int) -> int:
+    def getrandbits(self, count: int) -> int:
         raise AssertionError("nothing to cut")
 
 
 def test_a_lone_sentence_is_paired_with_a_random_document():
-    corpus = [Sentences(0, [0, 5, 9, 14], 0, 1), Sentences(0, [0, 5, 9, 14], 1, 3)]
+    corpus = [DocumentSentences(0, [0, 5, 9, 14], 0, 1), DocumentSentences(0, [0, 5, 9, 14], 1, 3)]
     for key in range(50):
         (pair,) = make_pairs(corpus, 0, 61, 0.0, KeyedDraws(key))
         assert pair.label
@@ -193,14 +193,14 @@ def test_a_lone_sentence_is_paired_with_a_random_document():
 
 
 def test_a_random_document_is_another_one_whenever_there_is_one():
-    corpus = [Sentences(shard, [0, 3, 6, 9, 12], 0, 4) for shard in range(20)]
+    corpus = [DocumentSentences(shard, [0, 3, 6, 9, 12], 0, 4) for shard in range(20)]
     for key in range(50):
         for pair in make_pairs(corpus, 7, 10, 0.1, KeyedDraws(key)):
             assert (pair.shard != 7) == pair.label
 
 
 def test_the_only_document_is_also_the_random_one():
-    pairs = list(make_pairs([Sentences(3, [0, 3, 6, 9, 12], 0, 4)], 0, 10, 0.1, KeyedDraws(1)))
+    pairs = list(make_pairs([DocumentSentences(3, [0, 3, 6, 9, 12], 0, 4)], 0, 10, 0.1, KeyedDraws(1)))
     assert {pair.shard for pair in pairs} == {3}
 
 
@@ -210,10 +210,10 @@ class Heads:
     def chance(self, probability: float) -> bool:
         return False
 
-    def between(self, low: int, high: int) -> int:
+    def randint(self, low: int, high: int) -> int:
         return low
 
-    def coins(self, count: int) -> int:
+    def getrandbits(self, count: int) -> int:
         return (1 << count) - 1
 
 
@@ -230,18 +230,18 @@ class Heads:
     ],
 )
 def test_the_longer_segment_loses_pieces_until_both_fit(lengths, first, second):
-    corpus = [Sentences(0, offsets_of(lengths).tolist(), 0, 2)]
+    corpus = [DocumentSentences(0, offsets_of(lengths).tolist(), 0, 2)]
     (pair,) = make_pairs(corpus, 0, 10, 0.0, Heads())
     assert not pair.label
     assert (pair.first_start, pair.first_end, pair.second_start, pair.second_end) == (*first, *second)
 
 
-def swapped_pairs(corpus: list[Sentences]) -> list[tuple[Sentences, Pair]]:
+def swapped_pairs(corpus: list[DocumentSentences]) -> list[tuple[DocumentSentences, Pair]]:
     return [
         (document, pair)
         for number in range(4)
         for index, document in enumerate(corpus)
-        for pair in make_pairs(corpus, index, 61, 0.1, KeyedDraws(int(mixed(index, number)[0])), swap=True)
+        for pair in make_pairs(corpus, index, 61, 0.1, KeyedDraws(int(hash64(index, number)[0])), swap=True)
     ]
 
 

@@ -73,17 +73,17 @@ def test_null_is_empty(tmp_path: Path):
     ("name", "data", "message"),
     [
         ("x.jsonl", b'{"text": "a"}\n{"text": ', ":2: is not JSON"),
-        ("x.jsonl", b'[{"text": "a"}]', ":1: holds a list"),
+        ("x.jsonl", b'[{"text": "a"}]', ":1: is a list"),
         ("x.jsonl", b'{"text": "a"}\n{"other": 1, "more": 2}', ":2: has no column text; it has other, more"),
-        ("x.jsonl", b'{"text": ' + b"[" * 100_000, ":1: is JSON too deep"),
-        ("x.jsonl", b'{"text": ' + b"1" * 5000 + b"}", ":1: is JSON too deep or too long"),
+        ("x.jsonl", b'{"text": ' + b"[" * 100_000, ":1: is JSON that is nested too deeply"),
+        ("x.jsonl", b'{"text": ' + b"1" * 5000 + b"}", ":1: is JSON that is nested too deeply or too long"),
         ("x.jsonl", b'{"text": 5}', ":1: text holds int 5, not text"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', "is not UTF-8 (byte 0xe9 at 27)"),
         ("x.csv", b"a,b\n1,2", "has no column text; it has a, b"),
         ("x.csv", b"text,b\n1,2,3", ":2: has more or fewer fields"),
         ("x.csv", b'text\n"a', "is not CSV"),
         ("x.csv", b"", "has no column text; it has none"),
-        ("x.parquet", b"no parquet", "is no Parquet file"),
+        ("x.parquet", b"no parquet", "is not a Parquet file"),
         ("x.docx", b"PK", "documents are .parquet, .jsonl"),
         ("x.txt", b"caf\xe9", "is not UTF-8"),
     ],
@@ -106,7 +106,7 @@ def test_damaged_parquet_is_named(tmp_path: Path):
     data = bytearray(path.read_bytes())
     data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"x\.parquet: is damaged Parquet .*; write it again") as error:
+    with pytest.raises(UserError, match=r"x\.parquet: is damaged Parquet .*; create it again") as error:
         read(Location(str(path)), Columns())
     assert "\n" not in str(error.value)
 

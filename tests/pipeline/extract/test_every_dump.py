@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cloze.pipeline.core.artifacts import Manifest, Output, SourceFile
+from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.extract.stage import ExtractConfig

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from cloze.pipeline.core.artifacts import Manifest, Output, SourceFile
+from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.schema import DOCUMENT
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.extract import work_units
@@ -102,7 +103,7 @@ def test_an_article_carries_its_pages_identity(whole: tuple[Path, Manifest]):
         "timestamp": "2014-10-03T21:21:36Z",
         "split": split_of("enwiki:772", 0.3),
         "num_chars": len(text),
-        "num_words": words.count(text),
+        "num_words": words.count_words(text),
         "content_hash": row["content_hash"],
         "licence": "CC BY-SA 4.0",
         "file_sha256": hashlib.sha256((EXTRACT / "enwiki.xml.bz2").read_bytes()).hexdigest(),

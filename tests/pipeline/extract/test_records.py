@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloze.pipeline.core.artifacts import Output
-from cloze.pipeline.core.schema import Record
+from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import gutenberg
 from cloze.pipeline.extract.byte_range import ByteRange
@@ -26,7 +26,7 @@ from cloze.pipeline.extract.gutenberg import read_book
 from cloze.pipeline.extract.sentence_lines import DocumentBoundary, byte_ranges, read_documents
 from cloze.pipeline.extract.wikipedia import decompress, dump, page_splitter, repartition
 from cloze.pipeline.extract.wikipedia.decompress import ReadStatus
-from cloze.pipeline.text.encodings import decode, decode_lines
+from cloze.pipeline.text.encodings import decode, decode_with_line_starts
 from tests.paths import DATA, REPOSITORY
 
 EXTRACT = DATA / "extract"
@@ -34,7 +34,7 @@ BOOKS = sorted((REPOSITORY / "configs/quickstart/books").glob("*.txt"))
 HEADER = b"<mediawiki><siteinfo><dbname>xxwiki</dbname></siteinfo>\n"
 
 
-def cut_out(data: bytes, record: Record) -> bytes:
+def cut_out(data: bytes, record: RecordPosition) -> bytes:
     """A record of a file, decompressed from the byte on that the record names."""
     data = data[record.stream :]
     if data.startswith(b"BZh"):
@@ -191,10 +191,10 @@ def test_a_row_is_where_its_record_says(tmp_path: Path, kind: str, end: str, enc
 def test_a_row_of_parquet_has_its_number_and_a_text_file_is_a_record(tmp_path: Path):
     pq.write_table(pa.table({"text": [f"Row {n}." for n in range(1000)]}), tmp_path / "x.parquet")
     found = list(read_rows(Location(str(tmp_path / "x.parquet")), Columns()))
-    assert found == [(Record(0, n, 0), DocumentRow(f"Row {n}.")) for n in range(1000)]
+    assert found == [(RecordPosition(0, n, 0), DocumentRow(f"Row {n}.")) for n in range(1000)]
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"All\r\nof it."))
     assert list(read_rows(Location(str(tmp_path / "x.txt.gz")), Columns())) == [
-        (Record(0, 0, 11), DocumentRow("All\nof it."))
+        (RecordPosition(0, 0, 11), DocumentRow("All\nof it."))
     ]
 
 
@@ -247,7 +247,9 @@ TALE = "\n\n".join(
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_a_chapter_is_where_its_line_spans_say(encoding: str, end: str):
     data = (TALE if encoding != "cp037" else TALE.replace("—", "-")).replace("\n", end).encode(encoding)
-    text, starts = decode_lines(data, "tale.txt", encoding if encoding[:3] not in ("utf",) or "be" in encoding else "")
+    text, starts = decode_with_line_starts(
+        data, "tale.txt", encoding if encoding[:3] not in ("utf",) or "be" in encoding else ""
+    )
     assert (
         text == decode(data, "tale.txt", encoding) and len(starts) == text.count("\n") + 2 and starts[-1] == len(data)
     )

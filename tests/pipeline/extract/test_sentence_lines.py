@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cloze.pipeline.core.artifacts import SourceFile
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.document import document
@@ -22,8 +22,8 @@ from cloze.pipeline.extract.sentence_lines import (
 from cloze.pipeline.extract.sources import SentencesSource
 from cloze.pipeline.extract.stage import ExtractConfig
 from cloze.pipeline.extract.work_units import plan_units
-from cloze.pipeline.text.sentences import as_given, sentences_of
-from cloze.pipeline.text.tokenizer import BulkTokenizer, load
+from cloze.pipeline.text.sentences import document_sentences, presplit_paragraphs
+from cloze.pipeline.text.tokenizer import BulkTokenizer, load_tokenizer
 from cloze.pipeline.tokens.stage import tokenize
 from tests.golden import unpack, vocab_artifact
 
@@ -87,12 +87,13 @@ def test_ranges_of_any_size_give_the_documents_of_the_whole(
 
 def test_sentences_stay_as_given_up_to_their_pieces(tmp_path: Path):
     """Lines that the splitter would cut or that end without a stop; one document has a single line."""
-    bulk = BulkTokenizer(load(vocab_artifact(tmp_path).location / "tokenizer.json"))
+    bulk = BulkTokenizer(load_tokenizer(vocab_artifact(tmp_path).location / "tokenizer.json"))
     sentences = ["One. Two. Three.", "no stop", "Mr. Smith? Yes!"]
     texts = [
-        document(as_given(some), doc_id="a", source="s", heldout_fraction=0).text for some in (sentences, ["A. B."])
+        document(presplit_paragraphs(some), doc_id="a", source="s", heldout_fraction=0).text
+        for some in (sentences, ["A. B."])
     ]
-    assert [sentences_of(text) for text in texts] == [sentences, ["A. B."]]
+    assert [document_sentences(text) for text in texts] == [sentences, ["A. B."]]
     found = tokenize(texts, bulk)
     assert found.documents.tolist() == [0, 3, 4]
     cut = tokenize([document(["A boy. A girl."], doc_id="a", source="s", heldout_fraction=0).text], bulk)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloze.pipeline.core.keyed_random import mixed
-from cloze.pipeline.text.masking import KeyedMaskDraws, Masked, MaskRules, MaskUnit, mask_batch, mask_rules
+from cloze.pipeline.core.keyed_random import hash64
+from cloze.pipeline.text.masking import KeyedMaskDraws, MaskedBatch, MaskRules, MaskUnit, mask_batch, mask_rules
 
 CLS, SEP, MASK, VOCAB = 2, 3, 4, 1000
 CONTINUES = 500  # ids from here on go on with a word
@@ -30,8 +30,8 @@ def batch(rows: int, width: int = 128, seed: int = 0, shortest: int = 10) -> tup
     return ids, lengths
 
 
-def masked(ids: np.ndarray, lengths: np.ndarray, some: MaskRules, epoch: int = 0) -> Masked:
-    keys = mixed(1, epoch, np.arange(len(ids)))
+def masked(ids: np.ndarray, lengths: np.ndarray, some: MaskRules, epoch: int = 0) -> MaskedBatch:
+    keys = hash64(1, epoch, np.arange(len(ids)))
     return mask_batch(ids, lengths, KeyedMaskDraws(keys, VOCAB), some)
 
 
@@ -125,7 +125,7 @@ def test_pieces_without_a_word_that_fits_are_not_masked():
 @given(st.integers(0, 2**31), st.sampled_from(["token", "word", "ngram"]))
 def test_a_row_is_masked_the_same_in_any_batch_and_at_any_width(seed, unit):
     ids, lengths = batch(12, width=64, seed=seed)
-    keys = mixed(seed, np.arange(12))
+    keys = hash64(seed, np.arange(12))
     whole = mask_batch(ids, lengths, KeyedMaskDraws(keys, VOCAB), rules(unit))
     some = np.random.default_rng(seed).permutation(12)[:5]
     wider = np.pad(ids[some], ((0, 0), (0, 40)))
@@ -149,7 +149,7 @@ def plain(rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, lengths
 
 
-def runs(result: Masked) -> list[int]:
+def runs(result: MaskedBatch) -> list[int]:
     """The lengths of the runs of neighbours that were chosen."""
     found = []
     for positions, count in zip(result.positions, result.counts, strict=True):
@@ -163,7 +163,7 @@ def test_ngrams_are_of_one_to_three_words_six_three_and_two_times_in_eleven():
     ids, lengths = plain(800, 1001)
     result = masked(ids, lengths, rules("ngram", masked_lm_prob=0.02, max_predictions_per_seq=40))
     assert (result.counts == 20).all()
-    spans = KeyedMaskDraws(mixed(1, np.arange(20)), VOCAB).spans(1000, 3)
+    spans = KeyedMaskDraws(hash64(1, np.arange(20)), VOCAB).span_lengths(1000, 3)
     assert [np.mean(spans == length) for length in (1, 2, 3)] == pytest.approx([6 / 11, 3 / 11, 2 / 11], abs=0.011)
     found = np.bincount(runs(result))
     shares = found[1:4] / found.sum()  # the last of a row is cut to what is left, and some touch

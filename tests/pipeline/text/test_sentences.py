@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.text.sentences import split_sentences, splitter_from
+from cloze.pipeline.text.sentences import load_splitter, split_sentences
 from tests.paths import DATA
 
 
@@ -94,28 +94,28 @@ def test_the_time_is_linear_in_the_text(pattern):
 
 
 def test_a_file_of_ones_own_takes_the_place_of_the_rules():
-    split = splitter_from(b"def split_sentences(paragraph):\n    return paragraph.split(';')\n", "rules.py")
+    split = load_splitter(b"def split_sentences(paragraph):\n    return paragraph.split(';')\n", "rules.py")
     with pytest.raises(UserError, match=r"^rules\.py: split_sentences\('a; b'\.\.\.\) loses or adds text; it may drop"):
         split("a; b")
-    split = splitter_from(b"import re\ndef split_sentences(p):\n    return re.split('(?<=;) ', p)\n", "rules.py")
+    split = load_splitter(b"import re\ndef split_sentences(p):\n    return re.split('(?<=;) ', p)\n", "rules.py")
     assert split("a. B; c.") == ["a. B;", "c."]
 
 
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("def split_sentences(p) return", r"rules\.py: cannot be run \(SyntaxError: .*\); mend it"),
-        ("import nothing_of_this_name", r"rules\.py: cannot be run \(ModuleNotFoundError: .*\); mend it"),
+        ("def split_sentences(p) return", r"rules\.py: cannot be run \(SyntaxError: .*\); fix it"),
+        ("import nothing_of_this_name", r"rules\.py: cannot be run \(ModuleNotFoundError: .*\); fix it"),
         ("split = 1", r"rules\.py: defines no split_sentences\(paragraph\); add it"),
         ("def split_sentences(p): return 1 / 0", r"rules\.py: split_sentences\('a'\.\.\.\) fails \(ZeroDivisionError"),
         ("def split_sentences(p): exit()", r"rules\.py: split_sentences\('a'\.\.\.\) fails \(SystemExit"),
-        ("raise ValueError('two\\nlines')", r"rules\.py: cannot be run \(ValueError: two lines\); mend it"),
-        ("raise SystemExit", r"rules\.py: cannot be run \(SystemExit:\); mend it"),
+        ("raise ValueError('two\\nlines')", r"rules\.py: cannot be run \(ValueError: two lines\); fix it"),
+        ("raise SystemExit", r"rules\.py: cannot be run \(SystemExit:\); fix it"),
         ("a = 'é'", r"rules\.py: cannot be run \(SyntaxError: .*utf-8"),
         *(
             (
                 f"def split_sentences(p): return {wrong}",
-                r"rules\.py: split_sentences\('a'\.\.\.\) gives something else than a",
+                r"rules\.py: split_sentences\('a'\.\.\.\) does not return a list",
             )
             for wrong in ("[1]", "None", "p")
         ),
@@ -123,4 +123,4 @@ def test_a_file_of_ones_own_takes_the_place_of_the_rules():
 )
 def test_a_file_that_cannot_split_is_an_error_of_one_line(code, message):
     with pytest.raises(UserError, match=message):
-        splitter_from(code.encode("latin-1"), "rules.py")("a")
+        load_splitter(code.encode("latin-1"), "rules.py")("a")

@@ -9,7 +9,7 @@ import pytest
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tables import rows
+from cloze.pipeline.text.tables import read_rows
 
 
 def write(path: Path, data: bytes) -> Location:
@@ -25,7 +25,7 @@ def test_a_row_says_its_last_line_and_its_bytes(tmp_path: Path, name: str) -> No
     else:
         data = b'\xef\xbb\xbf{"text": "a\\nb", "more": 1}\n\n{"text": "c"}'
         lines = [(1, b'{"text": "a\\nb", "more": 1}\n'), (3, b'{"text": "c"}')]
-    found = list(rows(write(tmp_path / name, data), ["text"], tsv_quotes=True))
+    found = list(read_rows(write(tmp_path / name, data), ["text"], tsv_quotes=True))
     assert [row.values["text"] for row in found] == ["a\nb", "c"]
     assert [(row.number, data[row.offset : row.offset + row.bytes]) for row in found] == lines
     assert [row.where for row in found] == [f"{tmp_path}/{name}:{number}" for number, _ in lines]
@@ -35,7 +35,7 @@ def test_a_row_says_its_last_line_and_its_bytes(tmp_path: Path, name: str) -> No
 def test_a_row_of_parquet_says_its_number(tmp_path: Path, name: str) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": ["a", "b"], "more": [1, 2]}), sink)
-    found = list(rows(write(tmp_path / name, sink.getvalue().to_pybytes()), ["text"], tsv_quotes=True))
+    found = list(read_rows(write(tmp_path / name, sink.getvalue().to_pybytes()), ["text"], tsv_quotes=True))
     assert [tuple(row) for row in found] == [
         (number, f"{tmp_path}/{name}: row {number}", {"text": text}, number - 1, 0)
         for number, text in ((1, "a"), (2, "b"))
@@ -45,15 +45,15 @@ def test_a_row_of_parquet_says_its_number(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(("quotes", "text"), [(True, "a\tb"), (False, '"a')])
 def test_quotes_in_a_tsv_are_characters_where_its_reader_says_so(tmp_path: Path, quotes: bool, text: str) -> None:
     data = b'text\tmore\n"a\tb"\t1\n' if quotes else b'text\tmore\n"a\t1\n'
-    (row,) = rows(write(tmp_path / "x.tsv", data), ["text", "more"], tsv_quotes=quotes)
+    (row,) = read_rows(write(tmp_path / "x.tsv", data), ["text", "more"], tsv_quotes=quotes)
     assert row.values == {"text": text, "more": "1"}
 
 
 def test_a_mark_names_the_encoding(tmp_path: Path) -> None:
-    (row,) = rows(write(tmp_path / "x.csv", "text\né".encode("utf-16")), ["text"], tsv_quotes=True)
+    (row,) = read_rows(write(tmp_path / "x.csv", "text\né".encode("utf-16")), ["text"], tsv_quotes=True)
     assert row.values == {"text": "é"}
 
 
 def test_what_is_no_table_is_named_with_what_would_be(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x\.xlsx: is no table; give one of \.parquet, .* correct its suffix"):
-        list(rows(write(tmp_path / "x.xlsx", b"PK"), ["text"], tsv_quotes=True))
+    with pytest.raises(UserError, match=r"x\.xlsx: is not a table; give one of \.parquet, .* correct its suffix"):
+        list(read_rows(write(tmp_path / "x.xlsx", b"PK"), ["text"], tsv_quotes=True))

@@ -17,11 +17,11 @@ from cloze.pipeline.text.tokenizer import (
     BulkTokenizer,
     Tokenizer,
     WordSplitter,
-    build,
-    chunks_of,
-    load,
+    build_tokenizer,
+    load_tokenizer,
     pieces_of,
-    transformers_config,
+    split_chunks,
+    tokenizer_config_json,
 )
 from tests.golden import published_vocabulary, unpack
 
@@ -51,7 +51,7 @@ def reference_words(text: str, lowercase: bool, strip_accents: bool) -> list[str
 def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
     """The library's words, which have to be those of our faster splitter."""
     words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]
-    assert [word for chunk in WordSplitter(tokenizer)(chunks_of(text)) for word in chunk] == words
+    assert [word for chunk in WordSplitter(tokenizer)(split_chunks(text)) for word in chunk] == words
     return words
 
 
@@ -73,7 +73,7 @@ def _apart(char: str) -> str:
 
 @pytest.mark.parametrize(("case", "lowercase"), [("lower", True), ("cased", False)])
 def test_pieces_are_those_of_the_reference_on_every_golden_line(case, lowercase):
-    tokenizer = build(published_vocabulary(), lowercase)
+    tokenizer = build_tokenizer(published_vocabulary(), lowercase)
     lines = [json.loads(line) for line in unpack("wordpiece_uncased.jsonl").split("\n") if line]
     assert len(lines) == 375
     for line in lines:
@@ -82,7 +82,7 @@ def test_pieces_are_those_of_the_reference_on_every_golden_line(case, lowercase)
 
 @pytest.mark.parametrize(("lowercase", "strip_accents"), [(True, True), (True, False), (False, False)])
 def test_every_assigned_code_point_between_letters_makes_the_words_of_the_reference(lowercase, strip_accents):
-    tokenizer = build(SPECIAL_TOKENS, lowercase, strip_accents)
+    tokenizer = build_tokenizer(SPECIAL_TOKENS, lowercase, strip_accents)
     # Of the two planes for private use, 131,068 code points without any property, every thousandth.
     numbers = [*range(0xF0000), *range(0xF0000, 0x110000, 1000)]
     points = [char for char in map(chr, numbers) if unicodedata.category(char) not in ("Cn", "Cs")]
@@ -95,7 +95,7 @@ def test_every_assigned_code_point_between_letters_makes_the_words_of_the_refere
 
 @pytest.mark.parametrize("text", ["ΟΔΟΣ", "ΣΑΣ Σ ΣΣ", "ΑΣ.", "ΑΣ'Α", "ΑΣ\u0301", "ΑΣ中Α", "Σ\u00adΣ", "ὈΔΥΣΣΕΎΣ;"])
 def test_a_sigma_that_ends_a_word_is_a_final_one(text):
-    assert words_of(build(SPECIAL_TOKENS), text) == reference_words(text, True, True)
+    assert words_of(build_tokenizer(SPECIAL_TOKENS), text) == reference_words(text, True, True)
 
 
 @pytest.mark.parametrize(
@@ -109,20 +109,20 @@ def test_a_sigma_that_ends_a_word_is_a_final_one(text):
     ],
 )
 def test_case_and_accents_are_kept_or_dropped_apart(lowercase, strip_accents, words):
-    assert words_of(build(SPECIAL_TOKENS, lowercase, strip_accents), "Việt Nam") == words
+    assert words_of(build_tokenizer(SPECIAL_TOKENS, lowercase, strip_accents), "Việt Nam") == words
 
 
 def test_a_marker_in_a_text_is_text(tmp_path):
-    tokenizer = build(published_vocabulary())
+    tokenizer = build_tokenizer(published_vocabulary())
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
-    for one in (tokenizer, load(Location(str(tmp_path / "tokenizer.json")))):
+    for one in (tokenizer, load_tokenizer(Location(str(tmp_path / "tokenizer.json")))):
         assert one.encode("a [MASK] b", add_special_tokens=False).tokens == ["a", "[", "mask", "]", "b"]
 
 
 def test_a_saved_tokenizer_reads_back_the_same_and_frames_pairs(tmp_path):
-    tokenizer = build(published_vocabulary())
+    tokenizer = build_tokenizer(published_vocabulary())
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
-    loaded = load(Location(str(tmp_path / "tokenizer.json")))
+    loaded = load_tokenizer(Location(str(tmp_path / "tokenizer.json")))
     assert pieces_of(loaded) == published_vocabulary()
     pair = loaded.encode("One two.", "Three!")
     assert pair.tokens == ["[CLS]", "one", "two", ".", "[SEP]", "three", "!", "[SEP]"]
@@ -133,7 +133,7 @@ def auto_tokenizer(folder: Path, ours: Tokenizer) -> Any:
     """What transformers makes of the files of a vocab artifact."""
     transformers = pytest.importorskip("transformers")
     (folder / "tokenizer.json").write_text(ours.to_str(pretty=True))
-    (folder / "tokenizer_config.json").write_text(transformers_config())
+    (folder / "tokenizer_config.json").write_text(tokenizer_config_json())
     return transformers.AutoTokenizer.from_pretrained(str(folder))
 
 
@@ -142,7 +142,7 @@ def auto_tokenizer(folder: Path, ours: Tokenizer) -> Any:
 def test_transformers_gives_our_ids_on_every_golden_line_and_reads_markers_as_text(tmp_path, case, lowercase, beside):
     for name in beside:
         (tmp_path / name).write_text('{"model_type": "bert"}')
-    ours = build(published_vocabulary(), lowercase)
+    ours = build_tokenizer(published_vocabulary(), lowercase)
     theirs = auto_tokenizer(tmp_path, ours)
     lines = [json.loads(line) for line in unpack("wordpiece_uncased.jsonl").split("\n") if line]
     assert len(lines) == 375
@@ -155,7 +155,7 @@ def test_transformers_gives_our_ids_on_every_golden_line_and_reads_markers_as_te
 
 
 def test_transformers_pads_frames_and_cuts_as_bert_does(tmp_path):
-    theirs = auto_tokenizer(tmp_path, build(published_vocabulary()))
+    theirs = auto_tokenizer(tmp_path, build_tokenizer(published_vocabulary()))
     batch = theirs([("One two.", "Three!"), ("One", "Three")], padding=True)
     assert batch["token_type_ids"] == [[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0, 0]]
     assert batch["input_ids"][1][-3:] == [theirs.pad_token_id] * 3 == [0] * 3
@@ -168,14 +168,14 @@ def test_transformers_pads_frames_and_cuts_as_bert_does(tmp_path):
 
 
 def test_words_longer_than_200_characters_are_unknown():
-    tokenizer = build(published_vocabulary())
+    tokenizer = build_tokenizer(published_vocabulary())
     encoded = tokenizer.encode(f"{'a' * 200} {'a' * 201}", add_special_tokens=False).tokens
     assert encoded[-1] == "[UNK]"
     assert "[UNK]" not in encoded[:-1]
 
 
 def test_the_bulk_tokenizer_gives_what_the_library_gives_one_by_one():
-    tokenizer = build(published_vocabulary())
+    tokenizer = build_tokenizer(published_vocabulary())
     texts = [json.loads(line)["text"] for line in unpack("wordpiece_uncased.jsonl").split("\n") if line]
     texts += ["", " ", "\0 a\x0bb \x1c c\x85d \0", "a\u200bb", "\u2028x\u2029y", "ΑΣ ΑΣ", "[SEP] [MASK]"]
     bulk = BulkTokenizer(tokenizer)
@@ -187,7 +187,7 @@ def test_the_bulk_tokenizer_gives_what_the_library_gives_one_by_one():
 
 
 def test_no_texts_have_no_ids():
-    ids, offsets = BulkTokenizer(build(published_vocabulary())).encode([])
+    ids, offsets = BulkTokenizer(build_tokenizer(published_vocabulary())).encode([])
     assert len(ids) == 0
     assert offsets.tolist() == [0]
 
@@ -201,12 +201,12 @@ def test_no_texts_have_no_ids():
 )
 def test_a_vocabulary_that_cannot_work_is_refused(pieces, message):
     with pytest.raises(UserError, match=message):
-        build(pieces)
+        build_tokenizer(pieces)
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
-        load(Location(str(tmp_path / "tokenizer.json")))
+        load_tokenizer(Location(str(tmp_path / "tokenizer.json")))
     (tmp_path / "tokenizer.json").write_text('{"model": 1}')
-    with pytest.raises(UserError, match=r"tokenizer\.json: is no tokenizer\.json"):
-        load(Location(str(tmp_path / "tokenizer.json")))
+    with pytest.raises(UserError, match=r"tokenizer\.json: is not a tokenizer\.json"):
+        load_tokenizer(Location(str(tmp_path / "tokenizer.json")))

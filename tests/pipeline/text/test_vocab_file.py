@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build
-from cloze.pipeline.text.vocab_file import VocabFile, check, files, pieces_in, read
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from cloze.pipeline.text.vocab_file import VocabFile, check_case_and_accents, parse, read_files, read_pieces
 from tests.golden import published_vocabulary, unpack
 
 PIECES = [*SPECIAL_TOKENS, "a", "##b"]
@@ -33,7 +33,7 @@ def changed(tokenizer: Tokenizer, part: str, **values: Any) -> bytes:
 
 
 def with_added(*tokens: tuple[str, int]) -> bytes:
-    data = json.loads(build(PIECES).to_str())
+    data = json.loads(build_tokenizer(PIECES).to_str())
     like = data["added_tokens"][0]
     data["added_tokens"] += [
         {**like, "content": token, "id": index, "special": "[" in token} for token, index in tokens
@@ -46,12 +46,12 @@ def with_added(*tokens: tuple[str, int]) -> bytes:
 @pytest.mark.parametrize("last", [True, False])
 def test_a_vocab_txt_is_a_piece_a_line_and_says_nothing_of_case(end, start, last):
     text = start + end.join(PIECES) + (end if last else "")
-    assert read(text.encode(), "vocab.txt") == VocabFile(PIECES, None, None)
+    assert parse(text.encode(), "vocab.txt") == VocabFile(PIECES, None, None)
 
 
 def test_a_line_ends_where_a_line_ends_and_nowhere_else():
     pieces = [*PIECES, "\u2028", "\x85", "a\x0bb", " "]
-    assert read("".join(f"{piece}\n" for piece in pieces).encode(), "v").pieces == pieces
+    assert parse("".join(f"{piece}\n" for piece in pieces).encode(), "v").pieces == pieces
 
 
 @pytest.mark.parametrize(
@@ -60,63 +60,73 @@ def test_a_line_ends_where_a_line_ends_and_nowhere_else():
 )
 def test_a_tokenizer_json_of_hugging_face_and_of_ours_says_the_same(lowercase, strip_accents, strips):
     theirs = hugging_face(PIECES, lowercase=lowercase, strip_accents=strip_accents)
-    for tokenizer in (theirs, build(PIECES, lowercase, strip_accents)):
-        assert read(tokenizer.to_str().encode(), "x/Tokenizer.JSON") == VocabFile(PIECES, lowercase, strips)
+    for tokenizer in (theirs, build_tokenizer(PIECES, lowercase, strip_accents)):
+        assert parse(tokenizer.to_str().encode(), "x/Tokenizer.JSON") == VocabFile(PIECES, lowercase, strips)
 
 
 def test_a_file_of_before_models_had_types_is_read():
     data = json.loads(hugging_face(PIECES).to_str())
     del data["model"]["type"]
-    assert read(json.dumps(data).encode(), "tokenizer.json").pieces == PIECES
+    assert parse(json.dumps(data).encode(), "tokenizer.json").pieces == PIECES
 
 
 def test_what_is_built_from_a_tokenizer_json_gives_the_reference_pieces():
-    file = read(hugging_face(published_vocabulary()).to_str().encode(), "tokenizer.json")
-    tokenizer = build(file.pieces, bool(file.lowercase), file.strip_accents)
+    file = parse(hugging_face(published_vocabulary()).to_str().encode(), "tokenizer.json")
+    tokenizer = build_tokenizer(file.pieces, bool(file.lowercase), file.strip_accents)
     for line in unpack("wordpiece_uncased.jsonl").split("\n")[:100]:
         expected = json.loads(line)
         assert tokenizer.encode(expected["text"], add_special_tokens=False).tokens == expected["lower"]
 
 
 def test_added_tokens_go_on_behind_the_vocabulary():
-    assert read(with_added(("[B]", 8), ("[A]", 7)), "t.json").pieces == [*PIECES, "[A]", "[B]"]
+    assert parse(with_added(("[B]", 8), ("[A]", 7)), "t.json").pieces == [*PIECES, "[A]", "[B]"]
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (with_added(("[A]", 9)), r"t\.json: the piece '\[A\]' has the id 9 where 7 is next; number the pieces from 0"),
-        (with_added(("[A]", 6)), r"t\.json: the piece '\[A\]' has the id 6 where 7 is next"),
+        (with_added(("[A]", 9)), r"t\.json: the piece '\[A\]' has the id 9, but 7 is next; number the pieces from 0"),
+        (with_added(("[A]", 6)), r"t\.json: the piece '\[A\]' has the id 6, but 7 is next"),
         (with_added(("[SEP]", 7)), r"t\.json: the vocabulary has the piece '\[SEP\]' twice"),
-        (with_added(("[x\ny]", 7)), r"t\.json: the piece '\[x\\ny\]' with the id 7 is no line of a vocab\.txt; rename"),
+        (
+            with_added(("[x\ny]", 7)),
+            r"t\.json: the piece '\[x\\ny\]' with the id 7 cannot be a line of a vocab\.txt; rename",
+        ),
         (
             with_added(("covid", 7)),
-            r"t\.json: has the added token 'covid', which is cut out of words; give one without",
+            r"t\.json: has the added token 'covid', which splits words; give a tokenizer without",
         ),
         (b'{"model": 1', r"t\.json: is not JSON \(.*\); give a vocab\.txt or tokenizer\.json"),
-        (b'{"a": 0, "b": 1}', r"t\.json: is no tokenizer\.json \(.*\); give a vocab\.txt or tokenizer\.json"),
-        (b"[]", r"t\.json: is no tokenizer\.json"),
+        (b'{"a": 0, "b": 1}', r"t\.json: is not a tokenizer\.json \(.*\); give a vocab\.txt or tokenizer\.json"),
+        (b"[]", r"t\.json: is not a tokenizer\.json"),
         (b"\xff\xfe", r"t\.json: is not UTF-8 text \(byte 0\)"),
         (Tokenizer(models.BPE()).to_str().encode(), r"t\.json: its model is BPE; .* WordPiece"),
-        (changed(build(PIECES), "model", continuing_subword_prefix="@@"), r"its continuing_subword_prefix is '@@'"),
-        (changed(build(PIECES), "model", unk_token="<unk>"), r"its unk_token is '<unk>'; .* is '\[UNK\]'"),
-        (changed(build(PIECES), "model", vocab={"a": 6}), r"t\.json: the piece 'a' has the id 6 where 5 is next"),
+        (
+            changed(build_tokenizer(PIECES), "model", continuing_subword_prefix="@@"),
+            r"its continuing_subword_prefix is '@@'",
+        ),
+        (changed(build_tokenizer(PIECES), "model", unk_token="<unk>"), r"its unk_token is '<unk>'; .* is '\[UNK\]'"),
+        (
+            changed(build_tokenizer(PIECES), "model", vocab={"a": 6}),
+            r"t\.json: the piece 'a' has the id 6, but 5 is next",
+        ),
         (
             changed(hugging_face(PIECES), "normalizer", handle_chinese_chars=False),
-            r't\.json: its normalizer and pre_tokenizer are \{"type": "BertNormalizer".*; give a BertNormalizer',
+            r't\.json: its normalizer and pre_tokenizer are \{"type": "BertNormalizer".*; '
+            "give a tokenizer with a BertNormalizer",
         ),
         (changed(hugging_face(PIECES), "pre_tokenizer", type="Whitespace"), r'\{"type": "Whitespace"\}'),
     ],
 )
 def test_a_tokenizer_json_that_ours_cannot_stand_for_is_refused(data, message):
     with pytest.raises(UserError, match=message):
-        read(data, "t.json")
+        parse(data, "t.json")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"vocab\.txt: is empty; give a vocab\.txt with a piece a line"),
+        ("", r"vocab\.txt: is empty; give a vocab\.txt with one piece per line"),
         ("[PAD]\n\na\n", r"vocab\.txt:2: is an empty line"),
         ("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"vocab\.txt: the vocabulary has no \[MASK\]; add a line with it"),
         ("\n".join([*PIECES, "a"]), r"vocab\.txt: the vocabulary has the piece 'a' twice; remove one of the lines"),
@@ -124,12 +134,12 @@ def test_a_tokenizer_json_that_ours_cannot_stand_for_is_refused(data, message):
 )
 def test_a_vocab_txt_that_cannot_work_is_refused(text, message):
     with pytest.raises(UserError, match=message):
-        read(text.encode(), "vocab.txt")
+        parse(text.encode(), "vocab.txt")
 
 
 def test_a_vocab_txt_in_another_encoding_is_refused():
     with pytest.raises(UserError, match=r"vocab\.txt: is not UTF-8 text \(byte 2\); give a vocab\.txt"):
-        read("a\né".encode("latin-1"), "vocab.txt")
+        parse("a\né".encode("latin-1"), "vocab.txt")
 
 
 @pytest.mark.parametrize(
@@ -139,28 +149,33 @@ def test_a_vocab_txt_in_another_encoding_is_refused():
             VocabFile([], False, False),
             True,
             None,
-            r"t: was made with lowercase: false and vocab\.lowercase is true; set vocab\.lowercase: false",
+            r"t: was built with lowercase: false and vocab\.lowercase is true; set vocab\.lowercase: false",
         ),
-        (VocabFile([], True, False), True, None, r"t: was made with strip_accents: false .*; set vocab\.strip_accents"),
+        (
+            VocabFile([], True, False),
+            True,
+            None,
+            r"t: was built with strip_accents: false .*; set vocab\.strip_accents",
+        ),
         (VocabFile([], False, True), False, None, r"set vocab\.strip_accents: true"),
     ],
 )
 def test_other_case_or_accents_than_the_configuration_asks_for_are_refused(file, lowercase, strip_accents, message):
     with pytest.raises(UserError, match=message):
-        check(file, "t", lowercase, strip_accents)
+        check_case_and_accents(file, "t", lowercase, strip_accents)
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("strip_accents", [True, False, None])
 def test_the_same_case_and_accents_pass_and_so_does_a_file_that_does_not_say(lowercase, strip_accents):
     for tokenizer in (
-        build(PIECES, lowercase, strip_accents),
+        build_tokenizer(PIECES, lowercase, strip_accents),
         hugging_face(PIECES, lowercase=lowercase, strip_accents=strip_accents),
     ):
-        found = read(tokenizer.to_str().encode(), "t.json")
+        found = parse(tokenizer.to_str().encode(), "t.json")
         assert found[1:] == (lowercase, lowercase if strip_accents is None else strip_accents)
-        check(found, "t.json", lowercase, strip_accents)
-    check(VocabFile(PIECES), "vocab.txt", lowercase, strip_accents)
+        check_case_and_accents(found, "t.json", lowercase, strip_accents)
+    check_case_and_accents(VocabFile(PIECES), "vocab.txt", lowercase, strip_accents)
 
 
 def test_the_folder_of_an_artifact_gives_its_pieces_and_its_files(tmp_path: Path) -> None:
@@ -173,8 +188,8 @@ def test_the_folder_of_an_artifact_gives_its_pieces_and_its_files(tmp_path: Path
     for name, text in said.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "manifest.json").write_text("{}")
-    assert pieces_in(Location(str(tmp_path))) == pieces
-    assert files(Location(str(tmp_path))) == {name: text.encode() for name, text in said.items()}
+    assert read_pieces(Location(str(tmp_path))) == pieces
+    assert read_files(Location(str(tmp_path))) == {name: text.encode() for name, text in said.items()}
     (tmp_path / "vocab.txt").write_text("a\n")
     with pytest.raises(UserError, match=r"vocab\.txt: the vocabulary has no "):
-        pieces_in(Location(str(tmp_path)))
+        read_pieces(Location(str(tmp_path)))

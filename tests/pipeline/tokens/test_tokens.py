@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloze.pipeline.core.artifacts import Artifact, SourceFile
+from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import ragged_ranges
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import text_key
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import Document, document
 from cloze.pipeline.text.sentences import split_sentences
-from cloze.pipeline.text.token_shards import Corpus, token_shards
-from cloze.pipeline.text.tokenizer import BulkTokenizer, build
+from cloze.pipeline.text.token_shards import TokenizedCorpus, token_shards
+from cloze.pipeline.text.tokenizer import BulkTokenizer, build_tokenizer
 from cloze.pipeline.tokens.stage import VERSION, TokensConfig, check, run, tokenize
 from tests.golden import (
     digest,
@@ -44,7 +45,7 @@ def tokens(ray_session, tmp_path_factory) -> Artifact:
 
 def test_a_document_reads_back_as_the_pieces_of_its_sentences(tokens):
     documents = {text_key(one.doc_id): one for one in golden_documents()}
-    tokenizer = build(published_vocabulary())
+    tokenizer = build_tokenizer(published_vocabulary())
     seen = 0
     for shard in token_shards(tokens):
         for run_of in shard.documents:
@@ -82,7 +83,7 @@ def test_the_corpus_has_the_same_documents_in_the_same_order_however_they_are_sh
     random.Random(5).shuffle(documents)
     others = build_tokens(tmp_path, documents, shards=4, workers=1)
     for heldout in (False, True):
-        corpora = [(Corpus(token_shards(one), heldout), token_shards(one)) for one in (tokens, others)]
+        corpora = [(TokenizedCorpus(token_shards(one), heldout), token_shards(one)) for one in (tokens, others)]
         contents = []
         for corpus, shards in corpora:
             assert len({index for shard in range(len(shards)) for index in corpus.of_shard(shard)}) == len(corpus)
@@ -124,7 +125,7 @@ def test_a_file_of_ones_own_splits_and_is_named_by_its_bytes(ray_session, tmp_pa
 
 
 def test_sentences_never_reach_across_paragraphs():
-    bulk = BulkTokenizer(build(published_vocabulary()))
+    bulk = BulkTokenizer(build_tokenizer(published_vocabulary()))
     found = tokenize(["a stop is missing\n\nhere. And here", "another one"], bulk)
     assert np.diff(found.sentences).tolist() == [4, 2, 2, 2]
     assert found.documents.tolist() == [0, 3, 4]
@@ -133,8 +134,8 @@ def test_sentences_never_reach_across_paragraphs():
 def test_many_documents_at_once_are_what_they_are_one_by_one():
     texts = [one.text for one in golden_documents()] * 8  # more than one batch of characters
     assert sum(map(len, texts)) > 1 << 20
-    together = tokenize(texts, BulkTokenizer(build(published_vocabulary())))
-    bulk = BulkTokenizer(build(published_vocabulary()))
+    together = tokenize(texts, BulkTokenizer(build_tokenizer(published_vocabulary())))
+    bulk = BulkTokenizer(build_tokenizer(published_vocabulary()))
     for text, (first, last) in zip(texts, pairwise(together.documents.tolist()), strict=True):
         alone = tokenize([text], bulk)
         start = int(together.sentences[first])
@@ -145,7 +146,7 @@ def test_many_documents_at_once_are_what_they_are_one_by_one():
 @pytest.mark.parametrize("gap", [1, 50, 1 << 20])
 def test_slices_on_s3_are_those_on_the_disk(s3_bucket, monkeypatch, gap):
     """Whether far slices are fetched one by one or close ones in one request."""
-    monkeypatch.setattr("cloze.pipeline.text.token_shards._GAP", gap)
+    monkeypatch.setattr("cloze.pipeline.text.token_shards._MAX_GAP", gap)
     ids = np.random.default_rng(1).integers(0, 60_000, 50_000).astype(np.uint16)
     from cloze.pipeline.text.token_shards import TokenShard, shard_files
 

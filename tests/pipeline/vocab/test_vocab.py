@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
-from cloze.pipeline.core.artifacts import SourceFile
-from cloze.pipeline.core.config import load as load_config
+from cloze.pipeline.core.config import load_tokenizer as load_config
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import document
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build, load, transformers_config
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, load_tokenizer, tokenizer_config_json
 from cloze.pipeline.vocab.quality import count_left_out, measure_quality
 from cloze.pipeline.vocab.stage import VERSION, VocabConfig, count_words, run, train_vocabulary
 from cloze.pipeline.vocab.wordpiece_trainer import alphabet, split_characters, train_pieces
@@ -109,7 +109,7 @@ def test_a_character_outside_the_alphabet_is_unknown_and_never_vanishes_from_a_w
     words = {"ab": 9, "a☃b": 2, "cab": 3}
     config = VocabConfig(size=12, character_coverage=0.9, min_frequency=1)
     vocabulary = train_vocabulary(words, config)
-    tokenizer = build(vocabulary)
+    tokenizer = build_tokenizer(vocabulary)
     assert "☃" not in "".join(vocabulary)
     assert tokenizer.encode("ab a☃b cab", add_special_tokens=False).tokens == ["ab", "[UNK]", "c", "##a", "##b"]
 
@@ -147,7 +147,7 @@ def test_ideographs_and_a_run_of_kana_are_known_where_1000_characters_were_not_e
     rare = {chr(0x4E00 + number): 2 for number in range(3000)}
     words = {**rare, "カタカナ": 50, "ひらかな": 50_000}
     vocabulary = train_vocabulary(words, VocabConfig(size=4000))
-    assert measure_quality(build(vocabulary), words).unknown_share == 0
+    assert measure_quality(build_tokenizer(vocabulary), words).unknown_share == 0
     assert len(vocabulary) == len(set(vocabulary)) < 4000
 
 
@@ -160,7 +160,7 @@ def test_reported_left_out_words_are_unknown_to_the_tokenizer(words, size, cover
     words = words | {"a" * 201: 3}
     vocabulary = train_vocabulary(words, VocabConfig(size=size, character_coverage=coverage))
     left = count_left_out(words, vocabulary)
-    unknown = measure_quality(build(vocabulary), words)
+    unknown = measure_quality(build_tokenizer(vocabulary), words)
     assert left.words + left.long_words == round(unknown.unknown_share * unknown.words)
     assert (left.of_words, left.long_words) == (unknown.words, 3)
     assert left.of_characters == sum(len(word) * count for word, count in words.items() if len(word) <= 200)
@@ -203,7 +203,7 @@ def test_the_google_layout_is_that_of_the_published_vocabulary():
     google = train_vocabulary(words, VocabConfig(size=1012, min_frequency=1, layout="google"))
     assert google[:999] == published_vocabulary()[:999]
     assert google[999:] == compact[5:]
-    tokenizer = build(google)
+    tokenizer = build_tokenizer(google)
     assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 100, 101, 102, 103]
     assert json.loads(tokenizer.to_str())["model"]["vocab"] == {piece: index for index, piece in enumerate(google)}
     assert tokenizer.encode("hugs ☃").ids == [101, google.index("hugs"), 100, 102]
@@ -232,13 +232,13 @@ def test_documents_without_text_are_an_error():
 
 
 def test_words_are_counted_as_the_tokenizer_sees_them():
-    tokenizer = build(SPECIAL_TOKENS, True, None)
+    tokenizer = build_tokenizer(SPECIAL_TOKENS, True, None)
     counted = count_words(["Été, été! [MASK]\n\na\x0bb", "ÉTÉ"], tokenizer)
     assert counted == {"ete": 3, ",": 1, "!": 1, "[": 1, "mask": 1, "]": 1, "ab": 1}
 
 
 def test_quality_is_the_share_of_unknown_words_and_pieces_per_word():
-    tokenizer = build([*SPECIAL_TOKENS, "a", "##b"])
+    tokenizer = build_tokenizer([*SPECIAL_TOKENS, "a", "##b"])
     assert measure_quality(tokenizer, {"a": 2, "ab": 1, "x": 1}).plain == {
         "words": 4,
         "unknown_share": 0.25,
@@ -277,8 +277,8 @@ def test_the_artifact_holds_the_vocabulary_and_its_quality(ray_session, tmp_path
     lines = (location / "vocab.txt").read_text().split("\n")[:-1]
     assert len(lines) == 1500 == manifest.facts["size"]
     assert [lines.index(token) for token in SPECIAL_TOKENS] == special
-    assert load(location / "tokenizer.json").get_vocab() == {line: index for index, line in enumerate(lines)}
-    assert (location / "tokenizer_config.json").read_text() == transformers_config()
+    assert load_tokenizer(location / "tokenizer.json").get_vocab() == {line: index for index, line in enumerate(lines)}
+    assert (location / "tokenizer_config.json").read_text() == tokenizer_config_json()
     heldout = manifest.facts["heldout"]
     assert heldout["words"] == manifest.counts["heldout_words"] > 1000
     assert 0 <= heldout["unknown_share"] < 0.01
@@ -343,13 +343,13 @@ def source_file(path: Path) -> SourceFile:
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json"])
 def test_a_file_replaces_training_and_is_measured_on_the_words(ray_session, tmp_path, name):
     (tmp_path / "vocab.txt").write_text("\n".join(published_vocabulary()))
-    (tmp_path / "tokenizer.json").write_text(build(published_vocabulary()).to_str())
+    (tmp_path / "tokenizer.json").write_text(build_tokenizer(published_vocabulary()).to_str())
     documents = documents_artifact(tmp_path, golden_documents(), 3)
     out = output(tmp_path, "vocab")
     source = source_file(tmp_path / name)
     manifest = run(VocabConfig(file=source.uri), {"documents": documents, "file": source}, out)
     assert (out.location / "vocab.txt").read_text().split("\n")[:-1] == published_vocabulary()
-    assert (out.location / "tokenizer.json").read_text() == build(published_vocabulary()).to_str(pretty=True)
+    assert (out.location / "tokenizer.json").read_text() == build_tokenizer(published_vocabulary()).to_str(pretty=True)
     assert manifest.inputs["file"] == source.identity
     assert manifest.facts["note"] == f"The pieces are those of {name}; none is learnt from this text."
     assert not set(manifest.facts["sample"]) & set(published_vocabulary()[:999])
@@ -358,7 +358,7 @@ def test_a_file_replaces_training_and_is_measured_on_the_words(ray_session, tmp_
 
 
 def test_a_file_of_another_case_is_refused_before_any_work(tmp_path):
-    (tmp_path / "cased.json").write_text(build(published_vocabulary(), lowercase=False).to_str())
+    (tmp_path / "cased.json").write_text(build_tokenizer(published_vocabulary(), lowercase=False).to_str())
     source = source_file(tmp_path / "cased.json")
     out = output(tmp_path, "vocab")
     inputs = {"documents": documents_artifact(tmp_path, golden_documents(), 3), "file": source}

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from cloze.training.checkpoints.fill_mask import predict_masked
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 
-TOKENIZER = build([*SPECIAL_TOKENS, "the", "cat", "sat", "mat", "##s"])
+TOKENIZER = build_tokenizer([*SPECIAL_TOKENS, "the", "cat", "sat", "mat", "##s"])
 CONFIG = BertConfig(
     hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=8
 )

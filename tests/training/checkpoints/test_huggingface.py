@@ -24,8 +24,8 @@ from transformers import BertForPreTraining as TheirBert
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build, transformers_config
-from cloze.pipeline.text.tokenizer import load as load_tokenizer
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
+from cloze.pipeline.text.tokenizer import load_tokenizer as load_tokenizer
 from cloze.pipeline.text.vocab_file import VocabFile
 from cloze.training.checkpoints.checkpoint import CheckpointPayload, CheckpointRef, SavedConfig, save_checkpoint
 from cloze.training.checkpoints.fill_mask import load_model, predict_masked
@@ -79,8 +79,8 @@ def vocab(tmp_path_factory: pytest.TempPathFactory) -> Location:
 
 def write_vocab(folder: Path, pieces: list[str], lowercase: bool = True) -> Location:
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
-    (folder / "tokenizer.json").write_text(build(pieces, lowercase).to_str())
-    (folder / "tokenizer_config.json").write_text(transformers_config())
+    (folder / "tokenizer.json").write_text(build_tokenizer(pieces, lowercase).to_str())
+    (folder / "tokenizer_config.json").write_text(tokenizer_config_json())
     return Location(str(folder))
 
 
@@ -164,7 +164,7 @@ def test_the_export_is_what_transformers_itself_would_save(exported: str, tmp_pa
 
 
 def test_transformers_returns_the_same_ids(exported: str) -> None:
-    tokenizer, mine = AutoTokenizer.from_pretrained(exported), build(published_vocabulary())
+    tokenizer, mine = AutoTokenizer.from_pretrained(exported), build_tokenizer(published_vocabulary())
     assert tokenizer(LINES)["input_ids"] == [encoding.ids for encoding in mine.encode_batch(LINES)]
     pairs = tokenizer(LINES[:50], LINES[50:100])
     ours = mine.encode_batch(list(zip(LINES[:50], LINES[50:100], strict=True)))

@@ -11,11 +11,12 @@ import torch
 
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
-from cloze.pipeline.core.artifacts import Output, SourceFile
+from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.config import load as load_config
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import build, transformers_config
+from cloze.pipeline.text.tokenizer import build_tokenizer, tokenizer_config_json
 from cloze.pipeline.text.vocab_file import VocabFile
 from cloze.training.checkpoints import huggingface
 from cloze.training.checkpoints.checkpoint import CheckpointPayload, CheckpointRef, SavedConfig, save_checkpoint
@@ -43,8 +44,8 @@ def finished_checkpoint(root: Location, config: BertConfig, nsp: bool = True) ->
     lines = "".join(f"{piece}\n" for piece in PIECES)
     files = {
         "vocab.txt": lines,
-        "tokenizer.json": build(PIECES).to_str(),
-        "tokenizer_config.json": transformers_config(),
+        "tokenizer.json": build_tokenizer(PIECES).to_str(),
+        "tokenizer_config.json": tokenizer_config_json(),
     }
     vocab.finish([vocab.commit("vocab", {name: text.encode() for name, text in files.items()})], {}, {})
     model = BertForPreTraining(config, len(PIECES), seed=3, nsp=nsp)
@@ -198,9 +199,9 @@ def test_for_a_folder_without_weights_the_missing_file_is_named(tmp_path: Path) 
         (
             {},
             {"lowercase": False},
-            r"was made with lowercase: true and vocab\.lowercase is false; set vocab",
+            r"was built with lowercase: true and vocab\.lowercase is false; set vocab",
         ),
-        ({}, {"strip_accents": False}, r"was made with strip_accents: true and vocab\.strip_accents is false; set"),
+        ({}, {"strip_accents": False}, r"was built with strip_accents: true and vocab\.strip_accents is false; set"),
         ({"hidden_size": 16}, {}, r"has hidden_size 8; set pretrain\.model\.hidden_size to it, which is 16"),
         ({"max_position_embeddings": 32}, {}, r"has max_position_embeddings 16; set pretrain\.model\.max_position"),
     ],

@@ -16,7 +16,7 @@ from cloze.pipeline.core.config import Config, identity, load
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ragged
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from cloze.training.finetune.tasks.classification import (
     Classification,
     ClassificationConfig,
@@ -38,7 +38,7 @@ ROWS = [
     ("the last", "news", "test"),
 ]
 COLUMNS = ("text", "label", "split")
-COLOURS = build([*SPECIAL_TOKENS, "red", "blue", "##ish"])
+COLOURS = build_tokenizer([*SPECIAL_TOKENS, "red", "blue", "##ish"])
 
 
 def config(**settings: Any) -> ClassificationConfig:
@@ -101,7 +101,7 @@ def test_columns_may_have_other_names_and_labels_be_numbers(tmp_path):
     [
         ("a.jsonl", '{"text": "x", "split": "dev"}', r"a.jsonl:1: has no column label; it has text, split: set"),
         ("a.jsonl", '{"text": "x"', r"a.jsonl:1: is not JSON"),
-        ("a.jsonl", '\n["x"]', r"a.jsonl:2: holds a list; write one object a line"),
+        ("a.jsonl", '\n["x"]', r"a.jsonl:2: is a list; write one object per line"),
         ("a.csv", "text,label,split\nx,y,validation\n", r"a.csv:2: split is 'validation'; write train, dev or test"),
         ("a.csv", "text,label,split\nx,,train\n", r"a.csv:2: label is empty"),
         ("a.csv", "text,label,split\nx,y\n", r"a.csv:2: has more or fewer fields than the header; quote its text"),
@@ -114,12 +114,12 @@ def test_columns_may_have_other_names_and_labels_be_numbers(tmp_path):
         (
             "a.tsv",
             "text\tlabel\tsplit\nx\n",
-            r"a.tsv:2: has more or fewer fields than the header; leave no tab or line",
+            r"a.tsv:2: has more or fewer fields than the header; remove tabs and line",
         ),
         ("a.csv", b"text,label,split\n\xff,y,train\n", r"a.csv: is not UTF-8 .byte 0xff at 17.; convert it"),
-        ("a.parquet", "no parquet", r"a.parquet: is no Parquet file .*; correct its suffix"),
-        ("a.jsonl.gz", "no gzip", r"a.jsonl.gz: is damaged gzip .*; write it again"),
-        ("a.xlsx", "PK", r"a.xlsx: is no table; give one of .parquet, .jsonl, .ndjson, .json, .csv, .tsv"),
+        ("a.parquet", "no parquet", r"a.parquet: is not a Parquet file .*; correct its suffix"),
+        ("a.jsonl.gz", "no gzip", r"a.jsonl.gz: is damaged gzip .*; create it again"),
+        ("a.xlsx", "PK", r"a.xlsx: is not a table; give one of .parquet, .jsonl, .ndjson, .json, .csv, .tsv"),
     ],
 )
 def test_an_unusable_file_is_named_with_the_row_and_the_fix(tmp_path, name, content, message):

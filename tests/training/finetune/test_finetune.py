@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load as load_tensors
+from safetensors.torch import load_tokenizer as load_tensors
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, SourceFile, source_file
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Config
-from cloze.pipeline.core.config import load as load_config
+from cloze.pipeline.core.config import load_tokenizer as load_config
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.source_files import SourceFile, source_file
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build, load, transformers_config
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, load_tokenizer, tokenizer_config_json
 from cloze.training.checkpoints import checkpoint
 from cloze.training.checkpoints.checkpoint import SavedConfig
 from cloze.training.finetune.stage import check, run
@@ -75,8 +76,8 @@ def write_data(root: Path) -> SourceFile:
 def write_vocab(root: Path) -> Artifact:
     (root / "vocab").mkdir(parents=True)
     (root / "vocab/vocab.txt").write_text("".join(f"{piece}\n" for piece in PIECES))
-    build(PIECES).save(str(root / "vocab/tokenizer.json"))
-    (root / "vocab/tokenizer_config.json").write_text(transformers_config())
+    build_tokenizer(PIECES).save(str(root / "vocab/tokenizer.json"))
+    (root / "vocab/tokenizer_config.json").write_text(tokenizer_config_json())
     return Artifact(Location(str(root / "vocab")), "vocab", "v")
 
 
@@ -98,7 +99,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 def setup(settings: TaskConfig, inputs: Inputs, out: Output) -> FinetuneSetup:
     task = task_of(settings).read(settings, inputs["data"].location)
-    data = task.encode(load(inputs["vocab"].location / "tokenizer.json"))
+    data = task.encode(load_tokenizer(inputs["vocab"].location / "tokenizer.json"))
     return FinetuneSetup(settings, task, data, inputs["checkpoint"], inputs["vocab"], out)
 
 
@@ -175,7 +176,7 @@ def test_ray_leaves_no_files(finished):
 def test_neither_a_kill_nor_ray_changes_a_bit(finished, inputs, alone, tmp_path):
     out = trained_here(config(), inputs, tmp_path)
     for part in VARIANTS:
-        committed = out.part(part)
+        committed = out.finished_part(part)
         assert committed
         for name, record in committed.files.items():
             assert finished.manifest.files[name] == record, name
@@ -207,7 +208,7 @@ def test_the_saved_model_predicts_the_same_without_anything_else(finished):
     saved = SavedConfig.model_validate_json((folder / "config.json").read_bytes())
     model = BertForSequenceClassification(saved.model, saved.vocab_size, len(labels)).eval()
     model.load_state_dict(load_tensors((folder / "model.safetensors").read_bytes()))
-    tokenizer = load(Location(str(folder / "tokenizer.json")))
+    tokenizer = load_tokenizer(Location(str(folder / "tokenizer.json")))
     for line in finished.lines("predictions/pretrained.jsonl"):
         ids = torch.tensor([tokenizer.encode(labelled()[line["row"] - 1]["text"]).ids])
         with torch.inference_mode():
@@ -256,11 +257,11 @@ def test_two_workers_have_the_losses_of_one(ray_session, inputs, single_process_
 def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(inputs, alone, tmp_path):
     settings = config(learning_rate=[1e-9, 0.02], epochs=[1, 6])
     out = trained_here(settings, inputs, tmp_path)
-    whole = out.part("pretrained")
+    whole = out.finished_part("pretrained")
     assert whole
     assert whole.facts["trial"] == {"learning_rate": 0.02, "batch_size": 9, "epochs": 6}
     trials = [f"pretrained-{trial.name}" for trial in settings.trials]
-    keys = {name: tuple(part.facts["merit"]) for name, part in out.parts(trials).items()}
+    keys = {name: tuple(part.facts["merit"]) for name, part in out.finished_parts(trials).items()}
     assert len(keys) == 4
     assert max(keys, key=keys.__getitem__) == "pretrained-0.02-batch-9-epochs-6"
 
@@ -283,9 +284,7 @@ def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, s
     )
 
 
-def test_after_masked_lm_alone_the_pooler_has_random_weights_and_the_manifest_notes_it(
-    inputs, single_process_group, tmp_path
-):
+def test_without_pairs_the_pooler_is_random_and_the_manifest_notes_it(inputs, single_process_group, tmp_path):  # noqa: F811
     given = inputs | {"checkpoint": write_checkpoint(tmp_path, nsp=False)}
     settings = config(learning_rate=1e-12, epochs=1)
     trainer = FinetuneTrainer(setup(settings, given, output(tmp_path)), report_nothing)

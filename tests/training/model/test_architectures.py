@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from cloze.infra.run_config import RunConfig
-from cloze.pipeline.core.artifacts import SourceFile
 from cloze.pipeline.core.config import identity, load
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import build, transformers_config
+from cloze.pipeline.text.tokenizer import build_tokenizer, tokenizer_config_json
 from cloze.training.checkpoints import huggingface
 from cloze.training.checkpoints.fill_mask import load_model, predict_masked
 from cloze.training.checkpoints.warm_start import initial_weights
@@ -110,14 +110,14 @@ def test_a_dummy_architecture_trains_exports_and_is_read_back(tmp_path: Path) ->
 
     model = load_model(checkpoint)
     assert type(model) is DummyForPreTraining
-    tokenizer = Tokenizer.from_str(build(PIECES, True).to_str())
+    tokenizer = Tokenizer.from_str(build_tokenizer(PIECES, True).to_str())
     assert len(predict_masked(model, tokenizer, "piece1 [MASK]")) == 1
 
     vocab, exported = tmp_path / "vocab", Location(str(tmp_path / "exported"))
     vocab.mkdir()
     (vocab / "vocab.txt").write_text("".join(f"{piece}\n" for piece in PIECES))
-    (vocab / "tokenizer.json").write_text(build(PIECES, True).to_str())
-    (vocab / "tokenizer_config.json").write_text(transformers_config())
+    (vocab / "tokenizer.json").write_text(build_tokenizer(PIECES, True).to_str())
+    (vocab / "tokenizer_config.json").write_text(tokenizer_config_json())
     huggingface.export(checkpoint, Location(str(vocab)), exported, "# A card\n")
     exported_config = json.loads((exported / "config.json").read_bytes())
     assert (exported_config["architectures"], exported_config["model_type"]) == (["DummyForPreTraining"], "dummy")

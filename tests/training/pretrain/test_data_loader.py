@@ -14,7 +14,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.masking import mask_rules
 from cloze.training.pretrain import data_loader
 from cloze.training.pretrain.data_loader import (
-    IGNORED,
+    IGNORE_INDEX,
     DynamicMasking,
     ExampleArrays,
     ExampleDataset,
@@ -93,7 +93,7 @@ def test_a_worker_without_examples_gets_a_placeholder(examples: ExampleDataset) 
     rows = next(examples.batches(1, 0, 2))
     (placeholder,) = worker_micro_batches(rows, 2, 3, 4)
     made = collate(placeholder)
-    assert made.next_sentence_label.tolist() == [IGNORED]
+    assert made.next_sentence_label.tolist() == [IGNORE_INDEX]
     assert made.counted.tolist() == [0]
     assert made.masked_lm_positions.numel() == 0
 

@@ -21,7 +21,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.hardware import fastest_precision
 from cloze.training.model.optim import LossScale, OptimizerConfig, adamw, parameter_groups
-from cloze.training.pretrain.data_loader import IGNORED, Batch
+from cloze.training.pretrain.data_loader import IGNORE_INDEX, Batch
 from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig, ZeroOptimization
 from cloze.training.pretrain.engine import Engine
 from tests.paths import QUICKSTART
@@ -356,7 +356,7 @@ def test_the_model_gets_an_attention_mask_only_with_padding() -> None:
 @pytest.mark.usefixtures("single_process_group")
 def test_an_evaluation_counts_labels_and_predictions_of_all_workers_without_placeholders(found: dict[str, Any]) -> None:
     whole = batches(9)
-    unlabelled = whole[0]._replace(next_sentence_label=torch.full_like(whole[0].next_sentence_label, IGNORED))
+    unlabelled = whole[0]._replace(next_sentence_label=torch.full_like(whole[0].next_sentence_label, IGNORE_INDEX))
     labels = torch.cat([batch.next_sentence_label for batch in whole])
     engine = Engine(model(), OPTIMIZER)
     assert found["evaluated"] == pytest.approx(astuple(engine.evaluate(iter([whole]))))
@@ -418,7 +418,8 @@ def test_bf16_keeps_weights_and_moments_in_fp32_and_nearly_the_same_loss() -> No
 @pytest.mark.parametrize("nsp", [True, False])
 def test_without_pairs_the_loss_is_the_masked_lm_loss(nsp: bool) -> None:
     unpaired = [
-        batch._replace(next_sentence_label=torch.full_like(batch.next_sentence_label, IGNORED)) for batch in batches(0)
+        batch._replace(next_sentence_label=torch.full_like(batch.next_sentence_label, IGNORE_INDEX))
+        for batch in batches(0)
     ]
     trained = Engine(model(nsp=nsp), OPTIMIZER)
     done = trained.step(unpaired, RATE, dropout_seed=0)

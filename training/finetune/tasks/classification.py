@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, padded
+from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import tables
 from cloze.pipeline.text.tokenizer import CLS, SEP
@@ -108,7 +108,7 @@ class Classification:
         """input_ids, token_type_ids and attention_mask, each [batch, length of the longest row]."""
         ids = data.ids.take(rows)
         width = int(ids.lengths.max())
-        input_ids = torch.from_numpy(padded(*ids, width)).to(device)  # any token id pads: padding is masked
+        input_ids = torch.from_numpy(pad_rows(*ids, width)).to(device)  # any token id pads: padding is masked
         attention_mask = torch.from_numpy(np.arange(width) < ids.lengths[:, None]).to(device)
         return input_ids, torch.zeros_like(input_ids), attention_mask
 
@@ -181,7 +181,7 @@ def read_examples(location: Location, columns: Columns) -> list[LabelledText]:
     names = (columns.text, columns.label, columns.split)
     examples = []
     # Tab-separated labelled files, such as GLUE's, contain single quotes as characters.
-    for row in tables.rows(location, names, tsv_quotes=False):
+    for row in tables.read_rows(location, names, tsv_quotes=False):
         for column in names:
             if row.values[column] is None or not str(row.values[column]).strip():
                 raise UserError(f"{row.where}: {column} is empty; fill it in or delete the row")

@@ -13,9 +13,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cloze.pipeline.core.artifacts import Manifest, Output, SourceFile
+from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.scratch import scratch
+from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.extract import work_units
@@ -127,7 +128,7 @@ def test_a_run_resumes_from_what_is_repartitioned_and_extracted_with_the_same_by
     inputs, settings = {"w": given(tmp_path / "dump")}, config()
     full = run(settings, inputs, output(tmp_path / "full"))
     half = output(tmp_path / "half")
-    with pytest.raises(KeyboardInterrupt), scratch(half.location) as folder:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(half.location) as folder:
         work = extract._repartition(plan_units(settings, inputs), settings, folder, half)
         for unit in work[::2]:
             extract.extract_unit(unit, settings, half)
@@ -136,7 +137,7 @@ def test_a_run_resumes_from_what_is_repartitioned_and_extracted_with_the_same_by
     partitions[0].unlink()  # parsed
     partitions[1].unlink()  # not parsed: the stream is repartitioned again, existing files are kept
     stamps = {path: path.stat().st_mtime_ns for path in [*partitions[2:], *(tmp_path / "half").rglob("*.parquet")]}
-    with pytest.raises(KeyboardInterrupt), scratch(half.location) as again:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(half.location) as again:
         assert again == folder
         assert extract._repartition(plan_units(settings, inputs), settings, again, half) == work
         assert not partitions[0].exists() and partitions[1].exists()
