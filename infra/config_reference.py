@@ -39,7 +39,7 @@ finished stage is not run again when they change.
 """
 _CLUSTER = """# Configuration of a cluster
 
-All keys of the YAML file of `cloze submit --cluster`, such as `configs/clusters/local.yaml`.
+All keys of the YAML file of `cloze submit RUN --cluster YAML`, such as `configs/clusters/local.yaml`.
 """
 _GENERATED = "\nThis page is generated from the code by `make reference`.\n"
 

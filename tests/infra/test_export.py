@@ -202,8 +202,8 @@ def test_a_licence_is_mapped_to_the_hubs_identifiers(name, expected):
     assert _hub_licence(name) == expected
 
 
-def of_the_readme() -> str:
-    return (REPOSITORY / "README.md").read_text().partition("\n## A model for others\n")[2]
+def of_the_guide() -> str:
+    return (REPOSITORY / "docs/guide/export.md").read_text()
 
 
 def of_the_card() -> str:
@@ -211,7 +211,7 @@ def of_the_card() -> str:
 
 
 @pytest.mark.parametrize("objective", ["mlm+nsp", "mlm", "mlm+sop"])
-@pytest.mark.parametrize(("folder", "text"), [("DIR", of_the_readme), ("path/to/this/folder", of_the_card)])
+@pytest.mark.parametrize(("folder", "text"), [("my-bert", of_the_guide), ("path/to/this/folder", of_the_card)])
 def test_the_documented_code_loads_the_model_and_predicts_like_predict(run, folder, text, objective, capsys):
     overrides = [f"examples.objective={objective}"]
     assert main(["export", CONFIG, "--to", folder, *overrides]) == 0

@@ -113,7 +113,7 @@ def test_its_files_are_checked_before_any_work(config: WithCensus) -> None:
 
 def test_a_key_for_one_file_that_names_several_is_refused(config: WithCensus) -> None:
     several = config.model_copy(update={"census": config.census.model_copy(update={"words": "*.text"})})
-    with pytest.raises(UserError, match=r"^\*\.text: names 2 files \(.*/one\.text, \.\.\.\); name one$"):
+    with pytest.raises(UserError, match=r"^\*\.text: matches 2 files \(.*/one\.text, \.\.\.\); name one$"):
         Run(several).check()
 
 

@@ -21,7 +21,7 @@ from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.extract import work_units
 from tests.conftest import free_port, wait_for_port
 from tests.paths import REPOSITORY
-from tests.pipeline.extract.test_extract import BOOK, BOOKS, DATA, WIKI, config, digests, files
+from tests.pipeline.extract.test_extract import BOOK, BOOKS, EXTRACT, WIKI, config, digests, files
 
 JOB_SERVER = os.environ.get("CLOZE_FLINK", "")
 CONFIGS = REPOSITORY / "configs"
@@ -61,7 +61,7 @@ def test_one_more_configuration_file_moves_a_run_to_flink():
 def both(folder: Path, beam: list[str]) -> tuple[Manifest, Manifest]:
     """What extraction and deduplication make of two dumps, the same dump again and a book."""
     (folder / "tale.txt").write_text(BOOK)
-    dumps = [DATA / "nlwiki.xml", DATA / "enwiki.xml.bz2"]
+    dumps = [EXTRACT / "nlwiki.xml", EXTRACT / "enwiki.xml.bz2"]
     inputs = {"w": files(*dumps), "again": files(*dumps[:1]), "b": files(folder / "tale.txt")}
     settings = config(w=WIKI, again=WIKI, b=BOOKS).model_copy(update={"beam": beam})
     out = Output(Location(str(folder / "extract")), "extract", extract.VERSION, "0" * 16)

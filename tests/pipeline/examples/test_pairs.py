@@ -35,22 +35,22 @@ class ReferenceDraws:
     def getrandbits(self, count: int) -> int:
         return sum(1 << i for i in range(count) if self.source.random() < 0.5)
 
-    def order(self, words: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+    def word_order(self, words: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
         """For a batch of one."""
         shuffled = list(range(int(words[0])))
         self.source.shuffle(shuffled)
         return np.array([shuffled + [0] * (width - len(shuffled))])
 
-    def fates(self, picks: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        units, replacements = np.zeros(picks.shape), np.zeros(picks.shape, np.int64)
+    def replacements(self, picks: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        units, pieces = np.zeros(picks.shape), np.zeros(picks.shape, np.int64)
         for position in sorted(np.flatnonzero(picks[0] >= 0), key=lambda position: (picks[0, position], position)):
             if self.source.random() < 0.8:
                 continue
             units[0, position] = 0.8
             if self.source.random() >= 0.5:
                 units[0, position] = 0.9
-                replacements[0, position] = self.source.randint(0, self.vocab_size - 1)
-        return units, replacements
+                pieces[0, position] = self.source.randint(0, self.vocab_size - 1)
+        return units, pieces
 
 
 @cache

@@ -24,8 +24,7 @@ from transformers import BertForPreTraining as TheirBert
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
-from cloze.pipeline.text.tokenizer import load_tokenizer as load_tokenizer
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, load_tokenizer, tokenizer_config_json
 from cloze.pipeline.text.vocab_file import VocabFile
 from cloze.training.checkpoints.checkpoint import CheckpointPayload, CheckpointRef, SavedConfig, save_checkpoint
 from cloze.training.checkpoints.fill_mask import load_model, predict_masked

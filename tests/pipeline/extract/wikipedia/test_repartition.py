@@ -156,7 +156,9 @@ def test_a_part_that_is_lost_meanwhile_is_made_again_without_repartitioning_its_
     inputs, out = {"w": given(tmp_path / "dump")}, output(tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(type(out), "commit", lambda *_, **__: None)
-        with pytest.raises(UserError, match=r"parts/00000\.00000\.json: this part was planned and is not there"):
+        with pytest.raises(
+            UserError, match=r"parts/00000\.00000\.json: this part or one of its files is missing or damaged"
+        ):
             run(config(), inputs, out)
     monkeypatch.setattr(repartition, "write_partitions", lambda *_: pytest.fail("repartitioned again"))
     resumed = run(config(), inputs, out)
