@@ -192,7 +192,7 @@ def test_several_errors_are_counted_and_the_first_is_said(file: Path) -> None:
 
 
 def test_a_key_stands_once(file: Path) -> None:
-    assert error("name: toy\nworkers: 1\nworkers: 2\n") == "toy.yaml:3: the key workers is there twice; remove one"
+    assert error("name: toy\nworkers: 1\nworkers: 2\n") == "toy.yaml:3: the key workers occurs twice; remove one"
 
 
 def test_scalars_are_those_of_yaml_1_2(file: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_wrong_key_of_such_a_file_is_named_with_its_file_and_line(file: Path) 
         ("note=[a", "note=[a:1: is not valid YAML: "),
         (
             "tuning={kind: grid, kind: fixed}",
-            "tuning={kind: grid, kind: fixed}:1: the key kind is there twice; remove one",
+            "tuning={kind: grid, kind: fixed}:1: the key kind occurs twice; remove one",
         ),
     ],
 )

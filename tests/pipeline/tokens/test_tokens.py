@@ -86,7 +86,9 @@ def test_the_corpus_has_the_same_documents_in_the_same_order_however_they_are_sh
         corpora = [(TokenizedCorpus(token_shards(one), heldout), token_shards(one)) for one in (tokens, others)]
         contents = []
         for corpus, shards in corpora:
-            assert len({index for shard in range(len(shards)) for index in corpus.of_shard(shard)}) == len(corpus)
+            assert len({index for shard in range(len(shards)) for index in corpus.indices_of_shard(shard)}) == len(
+                corpus
+            )
             contents.append(
                 [shards[one.shard].ids()[one.offsets[one.first] : one.offsets[one.last]].tolist() for one in corpus]
             )
