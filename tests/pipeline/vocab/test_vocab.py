@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
-from cloze.pipeline.core.config import load_tokenizer as load_config
+from cloze.pipeline.core.config import load as load_config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
