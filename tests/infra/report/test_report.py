@@ -27,7 +27,7 @@ from cloze.infra.report.views import ExtractView, PretrainView
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact, Output
-from cloze.pipeline.core.config import load_tokenizer as load_config
+from cloze.pipeline.core.config import load as load_config
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import document, document_table

@@ -60,7 +60,7 @@ def test_a_word_across_two_parts_of_a_long_text_counts_once(monkeypatch: pytest.
     text = "été 漢字 naïve" + beside
     number = words.count_words(text)
     for size in range(1, len(text) + 1):
-        monkeypatch.setattr(words, "_AT_ONCE", size)
+        monkeypatch.setattr(words, "_BATCH", size)
         assert words.count_words(text) == number
 
 

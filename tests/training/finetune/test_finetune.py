@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_tokenizer as load_tensors
+from safetensors.torch import load as load_tensors
 
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Config
-from cloze.pipeline.core.config import load_tokenizer as load_config
+from cloze.pipeline.core.config import load as load_config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.source_files import SourceFile, source_file
 from cloze.pipeline.core.storage import Location
