@@ -156,7 +156,7 @@ def _sample_predictions(examples: Sequence[ShownExample]) -> list[tuple[str, lis
     wrong: list[dict[str, Any]] = []
     for example in examples:
         text = shorten(example.text, _MAX_SAMPLE_CHARS, placeholder=" …")
-        if example.right:
+        if example.is_correct:
             correct.append({"text": text, "note": example.label})
         else:
             wrong.append({"text": text, "note": f"label: {example.label}; predicted: {example.predicted}"})

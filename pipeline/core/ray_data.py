@@ -9,7 +9,7 @@ from cloze.pipeline.core.errors import UserError
 
 
 def for_each(function: Callable[[str], None], names: Sequence[str], workers: int) -> None:
-    """Call function(name) for every name, on that many workers. Requires a Ray session.
+    """Call function(name) for every name, on up to `workers` workers. Requires a Ray session.
 
     Raises a worker's UserError or OSError as such, and anything else as RuntimeError with the worker's traceback.
     """

@@ -4,7 +4,7 @@ Two runs of one configuration may write the same artifact at once. Each has its 
 reads or deletes the other's. An attempt that is stopped or killed leaves its folder behind; the next attempt takes it
 over with the files in it. The last of a folder's owner-<n>.json names its owner. Each of these is created once, by a
 conditional write, so that exactly one of several attempts takes a folder over. They are found by name, not listed. A
-folder that a listing omits is not taken over, which costs time and nothing else.
+folder that a listing omits is not taken over, which only costs time.
 """
 
 import os
@@ -79,7 +79,7 @@ def scratch_folder(artifact: Location) -> Iterator[Location]:
 
 
 def delete_abandoned(artifact: Location) -> None:
-    """Delete the folders of ended attempts from a finished artifact, for which there are no more attempts."""
+    """Delete the folders of ended attempts from a finished artifact, as no next attempt does."""
     with suppress(OSError):  # a read-only folder
         if any(folder.name.startswith(_PREFIX) for folder in artifact.folders()):
             with scratch_folder(artifact):
@@ -103,7 +103,7 @@ def _finish(folder: Location, owner: Location, successor: Location) -> None:
 
 
 def _write_state(owner: Location, state: State) -> None:
-    with suppress(OSError):  # a full disk: without heartbeats another attempt has to wait, nothing worse
+    with suppress(OSError):  # a full disk: without heartbeats another attempt only has to wait
         owner.write_text(_this_process(state).model_dump_json())
 
 

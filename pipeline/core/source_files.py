@@ -24,7 +24,7 @@ class SourceFile:
 
     @property
     def identity(self) -> str:
-        """Returns what fingerprints cover: the digest and the suffixes."""
+        """The part that fingerprints cover: the digest and the suffixes."""
         name = self.location.name.lower()
         inner = Path(name.removesuffix(".gz")).suffix if name.endswith(".gz") else ""
         return self.sha256 + inner + self.location.suffix

@@ -22,7 +22,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) ->
 
 @contextmanager
 def run_periodically(function: Callable[[], bool], seconds: float) -> Iterator[None]:
-    """While inside the block, call `function` in a thread every so many seconds, until it returns False.
+    """While inside the block, call `function` in a thread every `seconds` seconds, until it returns False.
 
     An OSError of a disk or of S3 is ignored: the function is called again the next time.
     """

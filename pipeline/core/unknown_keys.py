@@ -1,4 +1,4 @@
-"""A key that a configuration does not have -> what the user should write instead."""
+"""A key that a configuration does not have -> advice on the correct key."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence

@@ -26,7 +26,7 @@ def read(text: str, file: str) -> tuple[Any, dict[KeyPath, int]]:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
-        raise UserError(f"{file}{line}: is not valid YAML: {problem}") from error
+        raise UserError(f"{file}{line}: is not valid YAML: {problem}; correct it") from error
     except RecursionError as error:
         raise UserError(f"{file}: an anchor contains itself; remove the *alias inside its own &anchor") from error
     finally:
@@ -74,7 +74,7 @@ def _construct(loader: _Loader, node: yaml.Node, path: KeyPath, line_numbers: di
             key = str(key_node.value)
             line = key_node.start_mark.line + 1
             if key in result:
-                raise UserError(f"{file}:{line}: the key {key} is there twice; remove one")
+                raise UserError(f"{file}:{line}: the key {key} occurs twice; remove one")
             line_numbers[(*path, key)] = line
             result[key] = _construct(loader, value_node, (*path, key), line_numbers, file)
         return result

@@ -147,8 +147,8 @@ class Steps:
         bands = bands[count[number] > 1]
         addresses, owners = np.unique(bands["address"], return_inverse=True)
         signatures = np.zeros((len(addresses), minhash.NUM_PERMUTATIONS), np.uint8)
-        for shard, of_shard in _by_shard(addresses):
-            signatures[of_shard] = self._signatures(shard)[rows_of(addresses[of_shard])]
+        for shard, in_shard in _by_shard(addresses):
+            signatures[in_shard] = self._signatures(shard)[rows_of(addresses[in_shard])]
         roots = minhash.group_near_duplicates(bands["key"], owners, signatures, self.threshold)
         (self.scratch / f"links/{bucket:05}").write_bytes(links_to_roots(addresses, roots).tobytes())
 
@@ -187,11 +187,11 @@ class Steps:
         for part in parts:
             for address, kept, reason in part.facts.get("gone", []):
                 if len(shown := found.setdefault(REASONS[reason], [])) < _SAMPLES:
-                    kept_sample = DroppedDocument(**self._sample(self._kept_in_the_end(kept)))
+                    kept_sample = DroppedDocument(**self._sample(self._finally_kept(kept)))
                     shown.append(DroppedDocument(**self._sample(address), kept=kept_sample))
         return DedupFacts(samples={reason: found[reason] for reason in REASONS if reason in found})
 
-    def _kept_in_the_end(self, address: int) -> int:
+    def _finally_kept(self, address: int) -> int:
         """Follow a document that was kept first, and removed by a later step, to the one that was kept instead."""
         removed = self._removed(shards_of(address))
         while len(found := removed[removed["address"] == address]):
@@ -237,9 +237,9 @@ class Steps:
 
     def _descriptors(self, addresses: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         descriptors = np.zeros(len(addresses), DESCRIPTOR)
-        for shard, of_shard in _by_shard(addresses):
+        for shard, in_shard in _by_shard(addresses):
             whole, _ = read_bucket(self.scratch / f"descriptors/{shard:05}", DESCRIPTOR, self.num_buckets)
-            descriptors[of_shard] = whole[np.argsort(whole["address"])[rows_of(addresses[of_shard])]]
+            descriptors[in_shard] = whole[np.argsort(whole["address"])[rows_of(addresses[in_shard])]]
         return descriptors
 
     def _write_removed(self, name: str, removed: npt.NDArray[Any]) -> None:

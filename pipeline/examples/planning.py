@@ -45,7 +45,7 @@ def plan_shard(corpus: TokenizedCorpus, shard: int, passes: npt.NDArray[np.int64
 def _plan_pairs(
     corpus: TokenizedCorpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig
 ) -> ExamplePlan:
-    documents = corpus.of_shard(shard)
+    documents = corpus.indices_of_shard(shard)
     indices = np.repeat(documents, passes[documents])
     pass_numbers = ragged_ranges(np.zeros(len(documents)), passes[documents])
     keys = hash64(config.seed, config.max_seq_length, _PAIRS, corpus.keys[indices], pass_numbers)

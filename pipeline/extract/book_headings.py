@@ -1,4 +1,4 @@
-"""Which blocks of a book are headings, and of what kind; which are prose."""
+"""Blocks of a book -> whether each is a heading, and of what kind, or prose."""
 
 import re
 from collections.abc import Set

@@ -20,7 +20,7 @@ _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, such as "\\ud83d" alone in JSON: UTF-8 cannot encode it
 
 
-class Columns(Config):
+class DocumentColumns(Config):
     """The names of the columns that hold each field. Only `text` is required. A .txt file is one text, no columns."""
 
     text: str = "text"
@@ -56,7 +56,9 @@ class DocumentRow(NamedTuple):
     licence: str = ""
 
 
-def read_rows(location: Location, columns: Columns, encoding: str = "") -> Iterator[tuple[RecordPosition, DocumentRow]]:
+def read_rows(
+    location: Location, columns: DocumentColumns, encoding: str = ""
+) -> Iterator[tuple[RecordPosition, DocumentRow]]:
     """The rows of a file in their order, and where in the file each is. The suffix determines the format.
 
     Raises UserError: an unknown suffix, a file that does not match its suffix, a missing column, a value that is not
@@ -88,7 +90,7 @@ def paragraphs(text: str) -> list[str]:
     return [joined for part in parts if (joined := " ".join(part.split()))]
 
 
-def _document_row(values: Mapping[str, Any], columns: Columns, where: str) -> DocumentRow:
+def _document_row(values: Mapping[str, Any], columns: DocumentColumns, where: str) -> DocumentRow:
     fields = {}
     for name, column in columns.by_field.items():
         value = values[column]

@@ -36,7 +36,7 @@ class Drop(NamedTuple):
 
 @dataclass
 class UnitNotes:
-    """What is recorded of a unit in addition to its documents: cut files, and the templates that were dropped."""
+    """Records about a unit in addition to its documents: truncated files, and the templates that were dropped."""
 
     truncated: list[dict[str, str]] = field(default_factory=list)
     templates: Counter[str] = field(default_factory=Counter)

@@ -64,7 +64,7 @@ class DocumentsSource(_Source):
     """The licence of documents whose row names none."""
     encoding: Encoding = ""
     """The files' character encoding, such as cp1252. Empty: detected, or an error if it is not certain."""
-    columns: document_files.Columns = document_files.Columns()
+    columns: document_files.DocumentColumns = document_files.DocumentColumns()
     """The names of the files' columns."""
 
 

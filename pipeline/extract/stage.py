@@ -130,7 +130,7 @@ def _extract_all(units: Sequence[WorkUnit], config: ExtractConfig, out: Output) 
 
 
 def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
-    """Counts and drops of each source, samples of dropped records, cut files, the templates dropped most often."""
+    """Counts and drops of each source, samples of dropped records, truncated files, most frequent dropped templates."""
     sources: dict[str, Counter[str]] = {}
     samples: dict[str, list[DroppedRecord]] = {}
     templates: Counter[str] = Counter()

@@ -1,6 +1,6 @@
 """A source's files -> units of work: ranges of large files, or a few small files at a time.
 
-The units depend on the input files alone, so that a stopped run finds the units that it has finished.
+The units depend on the input files alone, so that the next run has the same units and skips the finished ones.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ class FileRange(NamedTuple):
 
 
 class WorkUnit(NamedTuple):
-    """What one worker processes at a time. `name` numbers the unit and names its shards."""
+    """The unit of work that a worker processes at a time. `name` numbers the unit and names its shards."""
 
     name: str
     source: Source

@@ -170,7 +170,7 @@ def _detect_and_decode(data: bytes, name: str, encoding: str) -> tuple[str, str]
 
 
 def _declared(head: bytes) -> str:
-    """Returns the encoding in a Project Gutenberg header by Python's name; empty if there is none that Python has."""
+    """Returns the encoding in a Project Gutenberg header by Python's name; empty if Python has none."""
     header = _DECLARED.search(head)
     if not header:
         return ""

@@ -39,7 +39,7 @@ def shard_files(
 ) -> dict[str, bytes]:
     """Returns a token shard's files: relative path -> bytes. `documents` has the type DOCUMENT_RUN."""
     arrays = {"ids": ids, "sentences": sentences, "documents": documents}
-    return {f"{what}/{name}.npy": _npy(array) for what, array in arrays.items()}
+    return {f"{folder}/{name}.npy": _npy(array) for folder, array in arrays.items()}
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -110,7 +110,7 @@ class TokenizedCorpus(Sequence[DocumentSentences]):
         shard = self._shard[index]
         return DocumentSentences(shard, self._shards[shard].sentences, self._first[index], self._last[index])
 
-    def of_shard(self, shard: int) -> npt.NDArray[np.int64]:
+    def indices_of_shard(self, shard: int) -> npt.NDArray[np.int64]:
         """Returns the indices of a shard's documents, in the shard's order."""
         return self._indices_of_shards[shard]
 
@@ -118,10 +118,10 @@ class TokenizedCorpus(Sequence[DocumentSentences]):
         """Returns the shard of each of these documents."""
         return self._shard_of[indices]
 
-    def passes(self, default: int, of_sources: Mapping[str, int]) -> npt.NDArray[np.int64]:
-        """[documents]: the number of passes over each, which is `default` unless `of_sources` has its source."""
+    def passes(self, default: int, by_source: Mapping[str, int]) -> npt.NDArray[np.int64]:
+        """[documents]: the number of passes over each, which is `default` unless `by_source` has its source."""
         result = np.full(len(self), default, np.int64)
-        for source, passes in of_sources.items():
+        for source, passes in by_source.items():
             result[self._sources == text_key(source)] = passes
         return result
 

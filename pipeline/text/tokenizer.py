@@ -44,7 +44,7 @@ _MAX_CACHED_CHUNKS = 1 << 20
 def build_tokenizer(pieces: Sequence[str], lowercase: bool = True, strip_accents: bool | None = None) -> Tokenizer:
     """Returns the tokenizer for a vocabulary in file order. `strip_accents` None: as `lowercase`, as in BERT.
 
-    Raises UserError when a special token is missing or a piece is there twice.
+    Raises UserError when a special token is missing or a piece occurs twice.
     """
     vocab = ids_by_piece(pieces)
     tokenizer = Tokenizer(WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=MAX_CHARS_PER_WORD))
@@ -65,7 +65,7 @@ def build_tokenizer(pieces: Sequence[str], lowercase: bool = True, strip_accents
 def ids_by_piece(pieces: Sequence[str]) -> dict[str, int]:
     """A vocabulary in file order -> the id of each piece.
 
-    Raises UserError when a special token is missing or a piece is there twice.
+    Raises UserError when a special token is missing or a piece occurs twice.
     """
     vocab = {piece: index for index, piece in enumerate(pieces)}
     if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 
 _CONTINUES = "##"
-Pair = tuple[int, int]
+PiecePair = tuple[int, int]
 
 
 def split_characters(word: str) -> list[str]:
@@ -68,9 +68,9 @@ class _PairIndex:
         self._before: list[int] = []  # the position of the previous piece of the word; -1 for the first
         self._after: list[int] = []  # the position of the next piece of the word; -1 for the last
         self._word_counts: list[int] = []
-        self._counts: defaultdict[Pair, int] = defaultdict(int)
+        self._counts: defaultdict[PiecePair, int] = defaultdict(int)
         # May include positions at which the pair no longer is, as one of its pieces was merged.
-        self._positions: defaultdict[Pair, list[int]] = defaultdict(list)
+        self._positions: defaultdict[PiecePair, list[int]] = defaultdict(list)
         for word in sorted(words):
             self._add(word, words[word])
         self._heap = [self._entry(pair) for pair in self._counts]
@@ -90,10 +90,10 @@ class _PairIndex:
             self._counts[pair] += count
             self._positions[pair].append(position)
 
-    def _entry(self, pair: Pair) -> tuple[int, str, str, Pair]:
+    def _entry(self, pair: PiecePair) -> tuple[int, str, str, PiecePair]:
         return -self._counts[pair], self.pieces[pair[0]], self.pieces[pair[1]], pair
 
-    def most_frequent(self, min_frequency: int) -> Pair | None:
+    def most_frequent(self, min_frequency: int) -> PiecePair | None:
         """The most frequent pair, the first by text among equals; None if none occurs `min_frequency` times."""
         while self._heap:
             count, _, _, pair = heapq.heappop(self._heap)
@@ -104,7 +104,7 @@ class _PairIndex:
                 heapq.heappush(self._heap, self._entry(pair))
         return None
 
-    def merge(self, pair: Pair) -> str | None:
+    def merge(self, pair: PiecePair) -> str | None:
         """Merge the pair at all its positions. Returns the new piece; None if the piece was known already."""
         left, right = pair
         text = self.pieces[left] + self.pieces[right].removeprefix(_CONTINUES)
@@ -113,7 +113,7 @@ class _PairIndex:
         if is_new:
             self.pieces.append(text)
         symbols, after = self._symbols, self._after
-        changed_pairs: set[Pair] = set()
+        changed_pairs: set[PiecePair] = set()
         for position in sorted(self._positions.pop(pair)):
             right_position = after[position]
             if symbols[position] == left and right_position >= 0 and symbols[right_position] == right:
@@ -123,7 +123,7 @@ class _PairIndex:
             heapq.heappush(self._heap, self._entry(changed))
         return text if is_new else None
 
-    def _merge_at(self, position: int, right_position: int, new: int, changed_pairs: set[Pair]) -> None:
+    def _merge_at(self, position: int, right_position: int, new: int, changed_pairs: set[PiecePair]) -> None:
         symbols, before, after = self._symbols, self._before, self._after
         word_count, previous, following = self._word_counts[position], before[position], after[right_position]
         if previous >= 0:
@@ -135,7 +135,7 @@ class _PairIndex:
             before[following] = position
         symbols[position], symbols[right_position], after[position] = new, -1, following
 
-    def _add_pair(self, pair: Pair, position: int, word_count: int, changed_pairs: set[Pair]) -> None:
+    def _add_pair(self, pair: PiecePair, position: int, word_count: int, changed_pairs: set[PiecePair]) -> None:
         self._counts[pair] += word_count
         self._positions[pair].append(position)
         changed_pairs.add(pair)

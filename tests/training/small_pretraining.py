@@ -13,7 +13,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import CheckpointRef, newest_checkpoint
 from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.stage import run
-from cloze.training.pretrain.trainer import PretrainSetup, StepHook, Trainer
+from cloze.training.pretrain.trainer import PretrainSetup, PretrainTrainer, StepHook
 from tests.training.small_examples import PIECES, examples_artifact, vocab_artifact
 
 TIMED = {"sequences_per_second", "tokens_per_second", "mfu", "wait", "seconds", "time", "peak_memory"}
@@ -81,10 +81,10 @@ def single_worker(
     on_step: StepHook | None = None,
     report_progress: Callable[[float, str], bool] = ignore_progress,
     is_preempted: Callable[[], bool] = lambda: False,
-) -> Trainer:
+) -> PretrainTrainer:
     """A worker without Ray; requires the fixture `single_process_group`."""
     examples = tuple(inputs[f"examples-{phase.max_seq_length}"] for phase in settings.phases)
-    return Trainer(
+    return PretrainTrainer(
         PretrainSetup(settings, examples, Location(str(folder)), PIECES), report_progress, on_step, is_preempted
     )
 

@@ -143,8 +143,8 @@ def save_checkpoint(
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         return {name: FileRecord(sha256=digests[name], bytes=len(data)) for name, data in files.items()}
 
-    of_workers = run_together(all_gather, serialize)
-    records = dict(sorted((name, record) for records in of_workers for name, record in records.items()))
+    worker_records = run_together(all_gather, serialize)
+    records = dict(sorted((name, record) for records in worker_records for name, record in records.items()))
     digest, manifest = _digest(records, _DIGESTED_FILES), None
     if payload:
         heldout, done = payload.heldout, payload.done

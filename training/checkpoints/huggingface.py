@@ -20,7 +20,7 @@ from cloze.pipeline.text.tokenizer import PAD, strips_accents
 from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig
 from cloze.training.model.architectures import (
     ARCHITECTURES,
-    DEFAULT,
+    DEFAULT_ARCHITECTURE,
     Architecture,
     architecture_of,
     pretraining_model,
@@ -156,7 +156,7 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
     """The architecture with the model_type of a config.json, else BERT."""
     model_type = config.get("model_type")
     matching = (item for item in ARCHITECTURES.values() if item.layout.model_type == model_type)
-    return next(matching, ARCHITECTURES[DEFAULT])
+    return next(matching, ARCHITECTURES[DEFAULT_ARCHITECTURE])
 
 
 def _read_json(file: Location) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from cloze.training.model.bert import BertConfig, BertForPreTraining
 
 
 class PretrainedModel:
-    """What `cloze.load` returns.
+    """A pretrained model with its tokenizer, as `cloze.load` returns it.
 
-    `model` is a torch module, in eval mode on the CPU; `model.to(device)` moves it and everything below follows.
+    `model` is a torch module, in eval mode on the CPU. After `model.to(device)` the methods compute on that device.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer) -> None:

@@ -11,9 +11,9 @@ AllGather = Callable[[Any], list[Any]]  # a worker's value -> the values of all 
 
 def broadcast_object(value: Value) -> Value:
     """Worker 0's value, in every worker."""
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def single_worker_gather(value: Any) -> list[Any]:
@@ -46,11 +46,11 @@ def run_together(all_gather: AllGather, work: Callable[[], Value]) -> list[Value
         result = work()
     except Exception as failure:  # any error: the other workers wait for this one
         error = failure
-    answers = all_gather((result, error and (str(error), isinstance(error, OSError))))
+    outcomes = all_gather((result, error and (str(error), isinstance(error, OSError))))
     if error:
         raise error
-    for _, failure in answers:
+    for _, failure in outcomes:
         if failure:
             text, may_retry = failure
             raise OSError(text) if may_retry else RuntimeError(text)
-    return [result for result, _ in answers]
+    return [result for result, _ in outcomes]

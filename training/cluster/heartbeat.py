@@ -35,11 +35,11 @@ class Progress(NamedTuple):
 
 
 class GroupStatus(NamedTuple):
-    """What is known of the current worker group."""
+    """The progress of the current worker group, as the driver reads it."""
 
     done: float
     note: str
-    heartbeats: int  # signs of life so far, of all groups
+    heartbeats: int  # calls of workers and new groups so far
     is_stepping: bool  # whether the current group has reported progress
 
 
@@ -95,7 +95,7 @@ class GroupMonitor:
 
 
 def register_worker(monitor: Any) -> ReportProgress:
-    """Register this worker with the monitor. Returns the function that reports progress; only worker 0 sends it on."""
+    """Register this worker with the monitor. Returns its function that reports progress; only worker 0 reports."""
     import ray
     import torch.distributed as dist
 

@@ -153,7 +153,7 @@ def _trainer(function: WorkerFunction, argument: Any, placement: Placement, moni
 
 
 def _counts_as_failure(error: Any) -> bool:
-    """False if the resources were not available, or if a node was lost whose end was announced to the cluster."""
+    """False if the resources were not available, or if the loss of a node was announced to the cluster in advance."""
     from ray.exceptions import RayActorError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.exceptions import PreemptionError
@@ -195,7 +195,7 @@ def world_size() -> int:
 
 
 def is_preempted() -> bool:
-    """In a worker: whether the cluster has announced that it will take away a node of the group."""
+    """In a worker: whether the cluster has announced that it will remove a node of the group."""
     from ray import train
 
     return train.get_preemption_info() is not None

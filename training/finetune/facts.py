@@ -49,7 +49,7 @@ class ShownExample(Fact, extra="allow"):
     predicted: Any
 
     @property
-    def right(self) -> bool:
+    def is_correct(self) -> bool:
         return self.label == self.predicted
 
 

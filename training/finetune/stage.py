@@ -20,7 +20,7 @@ from cloze.training.cluster.ray_train import RestartPolicy, run_workers
 from cloze.training.finetune.facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import SPLITS, TaskConfig
-from cloze.training.finetune.trainer import VARIANTS, FinetuneSetup, train_worker
+from cloze.training.finetune.trainer import VARIANTS, FinetuneSetup, train_in_worker
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -84,7 +84,7 @@ def _train(setup: FinetuneSetup) -> None:
     )
     total = len(VARIANTS) * sum(map(setup.steps, config.trials))
     progress = Progress(setup.out, total, "steps", sum(map(setup.finished_steps, VARIANTS)))
-    run_workers(train_worker, setup, placement, RestartPolicy(), progress)
+    run_workers(train_in_worker, setup, placement, RestartPolicy(), progress)
 
 
 def _check_model(saved: SavedConfig, tokenizer: "Tokenizer", config: TaskConfig) -> None:

@@ -1,4 +1,4 @@
-"""Prepared data and a checkpoint -> the pretrained and the random variant, trained and tested: what every worker runs.
+"""Prepared data and a checkpoint -> the pretrained and the random variant, trained and tested, by every worker.
 
 Both variants are trained alike (data order, dropout, hyperparameters, head): the encoder of one is pretrained, that of
 the other has random weights. Each trial keeps its best epoch on dev, each variant its best trial; only that one is
@@ -39,7 +39,7 @@ _CURVE_POINTS = 200
 
 @dataclass(frozen=True)
 class FinetuneSetup:
-    """What the driver sends to every worker."""
+    """The input of every worker."""
 
     config: TaskConfig
     task: Task
@@ -111,8 +111,8 @@ def epoch_batches(lengths: Ints, batch_size: int, seed: int, epoch: int) -> list
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def train_worker(setup: FinetuneSetup, report_progress: ReportProgress) -> None:
-    """What every worker runs."""
+def train_in_worker(setup: FinetuneSetup, report_progress: ReportProgress) -> None:
+    """The function that every worker runs."""
     FinetuneTrainer(setup, report_progress).train_all()
 
 
@@ -247,8 +247,8 @@ class FinetuneTrainer:
         gathered: list[Any] = [None] * self.workers
         dist.all_gather_object(gathered, worker_answers)
         answers: list[Any] = [None] * len(order)
-        for rank, of_rank in enumerate(gathered):
-            for row, answer in zip(order[rank :: self.workers], of_rank, strict=True):
+        for rank, rank_answers in enumerate(gathered):
+            for row, answer in zip(order[rank :: self.workers], rank_answers, strict=True):
                 answers[row] = answer
         return answers
 
@@ -283,7 +283,7 @@ def _model_files(setup: FinetuneSetup, weights: dict[str, torch.Tensor]) -> dict
     """Relative path -> content of the fine-tuned model and of all files that are needed to use it."""
     from safetensors.torch import save
 
-    config = setup.checkpoint.config().model_dump_json(indent=1, exclude={"nsp"})  # its head is another one
+    config = setup.checkpoint.config().model_dump_json(indent=1, exclude={"nsp"})  # it has no NSP head
     return {
         "model/model.safetensors": save({name: weight.cpu().contiguous() for name, weight in weights.items()}),
         "model/config.json": config.encode(),

@@ -19,7 +19,7 @@ from torch import nn
 from cloze.training.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification, Layer
 from cloze.training.model.transformers_names import BERT, TransformersLayout
 
-DEFAULT = "bert"
+DEFAULT_ARCHITECTURE = "bert"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    DEFAULT: Architecture(
+    DEFAULT_ARCHITECTURE: Architecture(
         BertConfig,
         BertForPreTraining,
         BertForSequenceClassification,
@@ -53,7 +53,7 @@ def architecture_of(config: BertConfig) -> Architecture:
 
 def architecture_name(config: BertConfig) -> str:
     """The value of `model.architecture`."""
-    return getattr(config, "architecture", DEFAULT)
+    return getattr(config, "architecture", DEFAULT_ARCHITECTURE)
 
 
 def pretraining_model(config: BertConfig, vocab_size: int, seed: int = 0, **settings: bool) -> nn.Module:
@@ -65,12 +65,12 @@ def _validate(value: Any, validate_bert: ValidatorFunctionWrapHandler, info: Val
     """Plain data -> the configuration class of the architecture it names. BertConfig itself has no such key."""
     if not isinstance(value, Mapping):
         return validate_bert(value)
-    name = value.get("architecture") or DEFAULT
+    name = value.get("architecture") or DEFAULT_ARCHITECTURE
     if not isinstance(name, str) or name not in ARCHITECTURES:
         error = PydanticCustomError("architecture", "give one of {known}", {"known": ", ".join(ARCHITECTURES)})
         details = InitErrorDetails(type=error, loc=("architecture",), input=name)
         raise ValidationError.from_exception_data("architecture", [details])
-    if name == DEFAULT:
+    if name == DEFAULT_ARCHITECTURE:
         return validate_bert({key: item for key, item in value.items() if key != "architecture"})
     config = ARCHITECTURES[name].config
     return config.model_validate_json(json.dumps(value)) if info.mode == "json" else config.model_validate(value)

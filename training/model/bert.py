@@ -22,7 +22,7 @@ from cloze.training.model.linear import Linear, linear
 if TYPE_CHECKING:
     from cloze.training.model.totals import Totals
 
-_VOCAB_MULTIPLE = {"cuda": 64}  # by device type: tensor cores need a decoder with a multiple of so many rows
+_VOCAB_MULTIPLE = {"cuda": 64}  # by device type: tensor cores need a decoder whose rows are a multiple of this
 
 
 class BertConfig(Config):

@@ -16,7 +16,7 @@ class TransformersLayout:
     classes: tuple[str, str]  # transformers' classes: with a head for pairs, and with the masked-LM head only
     #: Cloze's module names -> transformers'; {} is a layer's number. Modules not listed have the same name in both.
     modules: Mapping[str, str]
-    #: In transformers' names, the part that stands for a module that is fused here and split there into `split_parts`.
+    #: The part of a name that replaces `split_parts`: modules that are separate in transformers and fused in Cloze.
     fused_part: str
     split_parts: tuple[str, ...]
     tied: Mapping[str, str]  # a second name of a tied weight -> its first name

@@ -1,4 +1,4 @@
-"""What a model must beat: the scores of a unigram model on masked pieces, and of a constant answer on pairs."""
+"""Scores that a model must exceed: those of a unigram model on masked pieces, and of a constant answer on pairs."""
 
 import math
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def score_unigram(counts: NDArray[np.int64], labels: Ints) -> Baseline:
 
 
 def baseline_metrics(totals: Totals, unigram: Baseline) -> dict[str, float]:
-    """Metrics of a held-out row: each mean's baseline as `<name>_baseline`, and the counts behind them.
+    """Metrics of a held-out row: each mean's baseline as `<name>_baseline`, and the counts for them.
 
     The counts are the masked pieces, the pairs, the pairs labelled 1 and the pairs predicted as 1.
     """

@@ -4,7 +4,7 @@ In each epoch the row groups of all shards are permuted and read in windows of a
 all examples are shuffled, and examples of similar length are grouped so that little padding is needed; the order of
 these groups is random again. The state is one number: how many examples were consumed. A global batch contains the same
 examples for any number of workers and any micro-batch size: it is sorted by length and cut into micro-batches, which
-are dealt to the workers in rotation.
+are assigned to the workers in turn (round-robin).
 """
 
 from collections.abc import Iterable, Iterator, Sequence

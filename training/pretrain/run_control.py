@@ -1,7 +1,7 @@
 """The driver's requests, preemption notices and the clock -> whether to stop or save, the same in all workers.
 
-Workers that take different decisions would wait for each other indefinitely. So once per step the workers exchange what
-each of them knows, and all of them act on the result.
+Workers with different decisions would wait for each other indefinitely. So once per step the workers exchange their
+information, and all of them act on the result.
 """
 
 import time
@@ -18,7 +18,7 @@ _PREEMPTION_CHECK_SECONDS = 5.0  # between two checks for a preemption notice
 
 
 class Decision(NamedTuple):
-    """What all workers do next."""
+    """The next action of all workers."""
 
     stop: bool  # save and return: the driver requests it
     save: bool  # save and continue: the preemption of a node has just been announced

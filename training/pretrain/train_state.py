@@ -33,7 +33,7 @@ class PretrainSetup:
 
 
 class GroupInfo(NamedTuple):
-    """What the current worker group computes with; recorded in checkpoints and reports."""
+    """The precision and hardware of the current worker group, recorded in checkpoints and reports."""
 
     precision: Precision
     workers: int

@@ -1,4 +1,4 @@
-"""One worker of the pretraining; `Trainer.train` is the loop: take a batch, step, check the loss, log, evaluate, save.
+"""One worker of the pretraining. `PretrainTrainer.train` is the loop: batch, step, check, log, evaluate, save.
 
 A step depends only on the weights before it and on its number, which keys data, masks and dropout: the same processors
 with the same workers produce the same bits. What happens when
@@ -7,8 +7,8 @@ with the same workers produce the same bits. What happens when
                          that step when they reach it again. After `max_rollbacks` rollbacks training ends with an
                          error (`_check_step`, `_roll_back`, loss_spikes.py).
     a worker is lost     Its group ends. The next group, after at most `max_failures` failures, starts with
-                         `Trainer.__init__` from the newest checkpoint and repeats the steps since then (ray_train.py,
-                         elastic.py).
+                         `PretrainTrainer.__init__` from the newest checkpoint and repeats the steps since then
+                         (ray_train.py, elastic.py).
     a node is preempted  All workers know within five seconds of the notice. The last finished step is saved and
                          training continues. The loss of the node does not count as a failure (run_control.py).
     the driver requests to stop (SIGTERM, or a larger group is possible)
@@ -65,7 +65,7 @@ Value = TypeVar("Value")
 StepHook = Callable[[int, int], None]  # called in each worker with its rank and the number of finished steps
 
 
-class Trainer:
+class PretrainTrainer:
     """One worker of the group. The workers differ only in their rank."""
 
     def __init__(
@@ -165,7 +165,7 @@ class Trainer:
         return decision is not None and decision.stop
 
     def _check_step(self, step: StepResult, batch: GlobalBatch) -> BadStep | None:
-        """What is wrong with a step, if anything. All workers check the same sums. Reading them waits for a GPU."""
+        """The reason to undo a step, or None. All workers check the same sums. Reading them waits for a GPU."""
         loss, config = step.totals.means()["loss"], self.config
         if step.overflowed and math.isfinite(loss):  # the weights are unchanged, and a lower loss scale helps
             return None
@@ -329,4 +329,4 @@ def train_in_worker(argument: tuple[PretrainSetup, StepHook | None], report_prog
     setup, on_step = argument
     if world_size() == 1:  # a single worker has nothing to partition; without ZeRO a small step is a sixth faster
         setup = replace(setup, config=setup.config.model_copy(update={"zero_stage": 0}))
-    Trainer(setup, report_progress, on_step, is_preempted).train()
+    PretrainTrainer(setup, report_progress, on_step, is_preempted).train()

@@ -18,7 +18,7 @@ _BLOCK_BYTES = 4 << 20  # decompressed, at a time, however well they compress
 _XZ_MEMORY_BYTES = 256 << 20  # that decompressing xz may use; xz -9 needs 65 MB
 
 
-class Block(NamedTuple):
+class DecompressedBlock(NamedTuple):
     """Decompressed bytes, whether they begin in the requested range, and where: the offset of the compressed stream in
     the file, and their offset in the decompressed stream.
     """
@@ -38,7 +38,7 @@ class ReadStatus:
 
 
 def compression(location: Location) -> str:
-    """ "xml", "bz2", "gz" or "xz", by the file's first bytes whatever its name. Raises UserError for other formats."""
+    """ "xml", "bz2", "gz" or "xz", by the file's first bytes, not its name. Raises UserError for other formats."""
     with location.open() as file:
         head = file.read(HEAD_BYTES)
     kind = compression_of(head)
@@ -47,7 +47,7 @@ def compression(location: Location) -> str:
     return kind or "xml"
 
 
-def read_blocks(location: Location, byte_range: ByteRange, status: ReadStatus) -> Iterator[Block]:
+def read_blocks(location: Location, byte_range: ByteRange, status: ReadStatus) -> Iterator[DecompressedBlock]:
     """Decompressed blocks from the start of the range to the end of the file.
 
     Raises UserError: damaged compression.
@@ -71,16 +71,18 @@ def read_blocks(location: Location, byte_range: ByteRange, status: ReadStatus) -
             ) from error
 
 
-def _plain_blocks(file: BinaryIO, byte_range: ByteRange, status: ReadStatus) -> Iterator[Block]:
+def _plain_blocks(file: BinaryIO, byte_range: ByteRange, status: ReadStatus) -> Iterator[DecompressedBlock]:
     file.seek(byte_range.start)
     position, end = byte_range
     while block := file.read(_READ_BYTES if position >= end else min(_READ_BYTES, end - position)):
         status.bytes_read = position + len(block)
-        yield Block(block, position < end, 0, position)
+        yield DecompressedBlock(block, position < end, 0, position)
         position += len(block)
 
 
-def _decompressed_blocks(file: BinaryIO, kind: str, byte_range: ByteRange, status: ReadStatus) -> Iterator[Block]:
+def _decompressed_blocks(
+    file: BinaryIO, kind: str, byte_range: ByteRange, status: ReadStatus
+) -> Iterator[DecompressedBlock]:
     """Blocks of one compressed stream after the other; dumps are often concatenated streams."""
     file.seek(byte_range.start)
     status.bytes_read = byte_range.start
@@ -97,7 +99,7 @@ def _decompressed_blocks(file: BinaryIO, kind: str, byte_range: ByteRange, statu
         while not stream.eof:
             block = stream.decompress(data, _BLOCK_BYTES)
             if block:
-                yield Block(block, start < byte_range.end, start, offset)
+                yield DecompressedBlock(block, start < byte_range.end, start, offset)
                 offset += len(block)
             if stream.eof:
                 break

@@ -62,7 +62,7 @@ class Page(NamedTuple):
 
 @dataclass(frozen=True)
 class Site:
-    """The wiki that a dump's header describes; what the header lacks is empty."""
+    """The wiki that a dump's header describes; fields that the header lacks are empty."""
 
     dbname: str = ""
     base: str = ""

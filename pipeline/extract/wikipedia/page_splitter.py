@@ -12,7 +12,7 @@ from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia import format_check
-from cloze.pipeline.extract.wikipedia.decompress import Block, ReadStatus, read_blocks
+from cloze.pipeline.extract.wikipedia.decompress import DecompressedBlock, ReadStatus, read_blocks
 
 MAX_PAGE = 16 << 20  # bytes: MediaWiki's longest text has 2 MB, which escapes make 12 MB of XML at most
 _TAIL = 64  # bytes at the end of a block that may be the beginning of a tag
@@ -58,7 +58,7 @@ class _PageSplitter:
         self._read = 0  # bytes of all blocks
         self._streams: list[tuple[int, int, int]] = []  # (bytes of all blocks before it, stream, offset in the stream)
 
-    def split(self, block: Block) -> Iterator[tuple[bytes, RecordPosition]]:
+    def split(self, block: DecompressedBlock) -> Iterator[tuple[bytes, RecordPosition]]:
         """The pages that end in this block."""
         in_range = block.in_range
         if in_range:
@@ -136,7 +136,7 @@ class _PageSplitter:
         name = (dbname or b"").decode("utf-8", "replace").strip()
         if name and self._dbname and name != self._dbname:
             raise UserError(
-                f"{self._location}: holds dumps of two wikis, {self._dbname} and {name}; give each as a file of its own"
+                f"{self._location}: holds dumps of two wikis, {self._dbname} and {name}; give each as a separate file"
             )
 
     def _skip_page(self) -> int:

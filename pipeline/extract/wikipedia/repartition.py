@@ -1,7 +1,7 @@
 """A compressed stream, which only one reader can read -> partitions of whole pages, which many workers read.
 
 Partitions are zstd-compressed files in scratch; the name of each says up to which byte of the stream it reaches. Each
-page is preceded by its place in the user's file. A record that lists the partitions is written last: without it, the
+page is preceded by its position in the user's file. A record that lists the partitions is written last: without it, the
 stream is not repartitioned yet.
 """
 
@@ -21,7 +21,7 @@ from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia.decompress import ReadStatus
 from cloze.pipeline.extract.wikipedia.page_splitter import split_pages
 
-_PAGE_HEADER = struct.Struct("<4q")  # before each page: its Record, and the number of bytes, 0 for a malformed page
+_PAGE_HEADER = struct.Struct("<4q")  # before each page: its RecordPosition, and its number of bytes (0: malformed)
 
 
 class Stream(NamedTuple):

@@ -112,7 +112,7 @@ _SEPARATORS = {
     "to(-)": " to ",
 }
 
-# {{convert}}'s unit codes whose symbol differs from the code.
+# {{convert}}'s unit codes -> their symbols.
 _UNITS = {
     "km2": "km²",
     "m2": "m²",

@@ -27,7 +27,7 @@ def output(folder: str) -> Output:
     return Output(Location(folder) / "letters/0123", "letters", version=1, fingerprint="0123")
 
 
-def test_a_fingerprint_knows_stage_version_configuration_and_inputs() -> None:
+def test_a_fingerprint_depends_on_stage_version_configuration_and_inputs() -> None:
     one = fingerprint("letters", 1, identity(Letters()), {"data": "aa"})
     assert one == fingerprint("letters", 1, identity(Letters()), {"data": "aa"})
     assert len(one) == 16 and int(one, 16) >= 0
@@ -41,19 +41,19 @@ def test_a_fingerprint_knows_stage_version_configuration_and_inputs() -> None:
     assert len({one, *others}) == 6
 
 
-def test_a_fingerprint_does_not_know_the_machine() -> None:
+def test_a_fingerprint_does_not_depend_on_the_machine() -> None:
     assert fingerprint("letters", 1, identity(Letters(workers=1)), {}) == fingerprint(
         "letters", 1, identity(Letters(workers=64)), {}
     )
 
 
-def test_a_fingerprint_does_not_know_the_order_of_keys() -> None:
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
     assert fingerprint("a", 1, {"x": 1, "y": 2}, {"p": "1", "q": "2"}) == fingerprint(
         "a", 1, {"y": 2, "x": 1}, {"q": "2", "p": "1"}
     )
 
 
-def test_a_source_file_is_its_bytes_and_suffix_wherever_it_lies(folder: str) -> None:
+def test_the_identity_of_a_source_file_is_its_bytes_and_suffix_not_its_path(folder: str) -> None:
     root = Location(folder)
     for name, text in (("a/one.txt", "same"), ("b/two.txt", "same"), ("c.csv", "same"), ("d.txt", "other")):
         (root / name).write_text(text)
@@ -101,7 +101,7 @@ def test_parts_add_up(folder: str) -> None:
     assert read_manifest(out.location) == manifest
 
 
-def test_a_finished_part_is_known_to_the_next_run(folder: str) -> None:
+def test_the_next_run_finds_a_finished_part(folder: str) -> None:
     assert output(folder).finished_part("one") is None
     part = output(folder).commit("one", {"data/1.txt": b"1"}, counts={"letters": 1}, facts={"metric": 0.5})
     assert output(folder).finished_part("one") == part
@@ -116,7 +116,7 @@ def test_a_part_committed_again_counts_once(folder: str) -> None:
     assert out.finish(out.require_parts(["one"]), {}, {}).counts == {"letters": 1}
 
 
-def test_what_was_planned_and_is_not_there_is_an_error_and_no_smaller_artifact(folder: str) -> None:
+def test_a_missing_part_is_an_error_and_not_a_smaller_artifact(folder: str) -> None:
     out = output(folder)
     for name in ("one", "two", "three"):
         out.commit(name, {f"data/{name}.txt": b"1"})
@@ -203,7 +203,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
         read_manifest(Location(str(tmp_path)))
 
 
-def test_a_manifest_says_what_made_it(tmp_path: Path) -> None:
+def test_a_manifest_records_its_origin(tmp_path: Path) -> None:
     out = output(str(tmp_path))
     manifest = out.finish([], {"case": "lower"}, {"data": "aa"})
     assert (manifest.stage, manifest.version, manifest.fingerprint) == ("letters", 1, "0123")
@@ -226,7 +226,7 @@ def test_the_git_commit_says_when_the_tree_differs(monkeypatch: pytest.MonkeyPat
     git_commit.cache_clear()
 
 
-def test_the_git_commit_is_told_where_the_code_was_sent_without_its_repository(
+def test_an_environment_variable_sets_the_git_commit_of_code_without_its_repository(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CLOZE_GIT_COMMIT", "c0ffee")
@@ -253,7 +253,7 @@ def test_watching_shows_the_parts_as_they_are_committed(tmp_path: Path) -> None:
     assert told[0] == 1 and told[-1] == 3
 
 
-def test_progress_is_told_before_meanwhile_and_at_the_end_and_never_more_than_all(tmp_path: Path) -> None:
+def test_progress_is_reported_before_during_and_after_and_never_exceeds_the_total(tmp_path: Path) -> None:
     told: list[tuple[float, float, str, str]] = []
     out = Output(Location(str(tmp_path)), "letters", 1, "0123", reporter=lambda *what: told.append(what))
     counts = iter([0, 1, 2, *[5] * 1000])
@@ -281,7 +281,7 @@ def test_a_source_files_path_is_no_part_of_its_identity() -> None:
     assert SourceFile("a/x.jsonl.gz", "00", 1).identity == "00.jsonl.gz" != SourceFile("x.txt.gz", "00", 1).identity
 
 
-def test_what_looks_at_a_disk_that_fails_once_looks_again() -> None:
+def test_a_periodic_check_of_a_disk_that_fails_once_is_repeated() -> None:
     looked, again = list[int](), threading.Event()
 
     def look() -> bool:

@@ -31,7 +31,7 @@ def over(options: list[str], work: Any, *elements: Any) -> None:
         _ = running | "Given" >> beam.Create(elements).with_output_types(Any) | "Work" >> beam.Map(work)
 
 
-def test_what_a_user_can_mend_keeps_its_type_and_its_words(capfd: pytest.CaptureFixture[str]):
+def test_errors_that_a_user_can_fix_keep_their_type_and_message(capfd: pytest.CaptureFixture[str]):
     with pytest.raises(UserError) as error:
         over(["--runner=FnApiRunner"], raising(UserError('a.xml: is "no" dump \\ mend it — so')), 1)
     assert str(error.value) == 'a.xml: is "no" dump \\ mend it — so'
@@ -65,7 +65,7 @@ def test_our_own_bugs_are_not_dressed_up():
 
 
 @pytest.mark.slow
-def test_an_error_comes_out_of_another_process_as_it_was(capfd: pytest.CaptureFixture[str]):
+def test_an_error_of_another_process_is_raised_unchanged(capfd: pytest.CaptureFixture[str]):
     with pytest.raises(UserError, match=r"^a\.xml: is no dump$"):
         over(PROCESSES, raising(UserError("a.xml: is no dump")), 1)
     assert capfd.readouterr().err == ""
@@ -88,7 +88,7 @@ def test_a_run_that_fails_ends_while_another_process_is_still_starting(parity: i
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_the_run_and_what_it_did_is_named():
+def test_a_killed_worker_ends_the_run_with_an_error_that_names_its_work():
     def killing(_: Any) -> None:
         from cloze.pipeline.core.beam import serialized_errors
 

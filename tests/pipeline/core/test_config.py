@@ -130,7 +130,7 @@ def test_the_paths_of_keys_leave_out_indices_and_go_through_unions() -> None:
     assert key_paths(Tree) == ["one", "one.name", "one.files", "named", "named.steps", "named.rate"]
 
 
-def test_a_misspelt_key_is_said_before_what_it_leaves_missing(file: Path) -> None:
+def test_a_misspelt_key_is_reported_before_the_missing_key(file: Path) -> None:
     assert error("nmae: toy\n").startswith("toy.yaml:1: nmae: unknown key; did you mean name?")
 
 
@@ -180,19 +180,19 @@ def test_a_missing_kind_of_several_is_named(file: Path) -> None:
         assert str(caught.value).startswith(line)
 
 
-def test_a_rule_over_several_keys_says_its_own_words(file: Path) -> None:
+def test_a_rule_over_several_keys_has_its_own_message(file: Path) -> None:
     assert (
         error("name: toy\nnote: bad\nworkers: 1\n")
         == "toy.yaml:1: the configuration: one worker cannot be bad; give it two"
     )
 
 
-def test_several_errors_are_counted_and_the_first_is_said(file: Path) -> None:
+def test_several_errors_are_counted_and_the_first_is_reported(file: Path) -> None:
     assert error("name: 7\nworkers: a\n").endswith("(and 1 more)")
 
 
-def test_a_key_stands_once(file: Path) -> None:
-    assert error("name: toy\nworkers: 1\nworkers: 2\n") == "toy.yaml:3: the key workers is there twice; remove one"
+def test_a_duplicate_key_is_refused(file: Path) -> None:
+    assert error("name: toy\nworkers: 1\nworkers: 2\n") == "toy.yaml:3: the key workers occurs twice; remove one"
 
 
 def test_scalars_are_those_of_yaml_1_2(file: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_file_without_keys_is_refused(file: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["name: [toy\n", "name: toy\n\tworkers: 2\n", "name: a: b\n", "a: &x 1\nb: *y\n"])
-def test_what_is_not_yaml_is_refused_with_its_line(file: Path, text: str) -> None:
+def test_invalid_yaml_is_refused_with_its_line(file: Path, text: str) -> None:
     assert error(text).startswith(("toy.yaml:1: is not valid YAML: ", "toy.yaml:2: is not valid YAML: "))
 
 
@@ -290,7 +290,7 @@ def test_a_wrong_key_of_such_a_file_is_named_with_its_file_and_line(file: Path) 
         ("note=[a", "note=[a:1: is not valid YAML: "),
         (
             "tuning={kind: grid, kind: fixed}",
-            "tuning={kind: grid, kind: fixed}:1: the key kind is there twice; remove one",
+            "tuning={kind: grid, kind: fixed}:1: the key kind occurs twice; remove one",
         ),
     ],
 )
@@ -301,7 +301,7 @@ def test_a_wrong_override_is_named_in_one_line(file: Path, override: str, line: 
 @pytest.mark.parametrize(
     "text", ["no", "1e-4", "010", "~", "", "a: b #c", " x\n", "é\u2028\x85\x00", "😀" * 99, "!!int 7"]
 )
-def test_what_is_dumped_is_read_as_it_was(text: str) -> None:
+def test_dumped_data_is_read_back_unchanged(text: str) -> None:
     toy = Toy(name=text, sources=(Source(name="a", files=(text, "*.txt")),), note=text)
     toy = toy.model_copy(update={"tuning": Tuning(phases=(Phase(steps=1, rate=1e-300), Phase(steps=2, rate=0.1)))})
     assert parse(Toy, yaml_text.dump(toy.model_dump(mode="json")).encode(), "toy.yaml") == toy
@@ -334,7 +334,7 @@ def test_identity_is_plain_json_at_any_depth() -> None:
     assert json.loads(json.dumps(plain)) == plain
 
 
-def test_what_is_not_set_is_no_part_of_the_identity() -> None:
+def test_unset_fields_are_not_part_of_the_identity() -> None:
     class Guard(Config):
         factor: float | None = 20.0
         note: str | None = None
@@ -381,7 +381,7 @@ def test_marked_paths_are_found_at_any_depth_under_their_inputs_names() -> None:
     ]
 
 
-def test_where_a_marked_path_lies_is_no_part_of_the_identity() -> None:
+def test_a_marked_path_is_not_part_of_the_identity() -> None:
     assert identity(READING) == {"size": 1, "corpora": [{"name": "wiki"}, {"name": "x"}]}
 
 

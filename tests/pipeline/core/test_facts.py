@@ -109,7 +109,7 @@ def finish(root: Path, facts: Facts | dict[str, Any], stage: str = "pretrain") -
 
 
 @pytest.mark.parametrize(("model", "written"), WRITTEN)
-def test_what_is_read_of_a_manifest_is_written_again_as_the_same_bytes(
+def test_facts_read_from_a_manifest_are_written_as_the_same_bytes(
     model: type[Facts], written: dict[str, Any], tmp_path: Path
 ) -> None:
     artifact, before = finish(tmp_path / "before", written)
@@ -117,19 +117,19 @@ def test_what_is_read_of_a_manifest_is_written_again_as_the_same_bytes(
 
 
 @pytest.mark.parametrize(("model", "written"), EARLIER)
-def test_what_an_earlier_version_wrote_is_read_in_full(
+def test_facts_of_an_earlier_version_are_read_completely(
     model: type[Facts], written: dict[str, Any], tmp_path: Path
 ) -> None:
     assert model.of(finish(tmp_path, written)[0].manifest).plain == written
 
 
 @pytest.mark.parametrize("model", [model for model, _ in WRITTEN])
-def test_a_manifest_that_tells_nothing_gives_the_defaults(model: type[Facts], tmp_path: Path) -> None:
+def test_a_manifest_without_facts_has_the_defaults(model: type[Facts], tmp_path: Path) -> None:
     artifact, _ = finish(tmp_path, {})
     assert model.of(artifact.manifest) == model() and model().plain == {}
 
 
-def test_what_a_later_version_tells_is_passed_over(tmp_path: Path) -> None:
+def test_unknown_facts_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     artifact, _ = finish(tmp_path, {"checkpoint": {**CHECKPOINT, "colour": "red"}, "weather": "fine"})
     assert PretrainFacts.of(artifact.manifest).plain == {"checkpoint": CHECKPOINT}
 
@@ -176,7 +176,7 @@ def test_a_file_s_row_groups_are_full_but_for_the_last() -> None:
     assert (facts.row_groups("a"), facts.row_groups("b")) == ([2, 2, 1], [2, 2])
 
 
-def test_what_a_task_alone_measures_is_kept_and_its_scores_are_no_accuracies(tmp_path: Path) -> None:
+def test_a_tasks_own_metrics_are_kept_and_are_no_accuracies(tmp_path: Path) -> None:
     written = {
         "scores": {name: {"pearson": 0.5} for name in ("pretrained", "random", "mean")},
         "variants": {"pretrained": {"loss": [[1, 1.5]], "best_epoch": 1, "dev_pearson": [0.25]}},

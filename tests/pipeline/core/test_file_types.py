@@ -45,7 +45,7 @@ def parquet() -> bytes:
         (b"%PDF-1.7", "", "a PDF"),
     ],
 )
-def test_a_file_is_known_by_its_first_bytes(data: bytes, kind: str, said: str) -> None:
+def test_a_file_type_is_detected_by_the_first_bytes(data: bytes, kind: str, said: str) -> None:
     assert compression_of(data[:HEAD_BYTES]) == kind
     assert str(file_type_of(data[:HEAD_BYTES])) == said
 

@@ -92,7 +92,7 @@ def quiet(dump: SourceFile, tmp_path_factory: pytest.TempPathFactory) -> tuple[d
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**32), st.booleans())
-def test_whatever_listings_say_the_same_comes_out(
+def test_incomplete_listings_do_not_change_the_result(
     dump: SourceFile, quiet: tuple[dict, dict], seed: int, stop: bool
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:

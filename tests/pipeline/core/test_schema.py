@@ -31,7 +31,7 @@ def test_case_forms_and_white_space_make_no_other_content():
 
 
 @pytest.mark.parametrize("error", [pa.ArrowInvalid("bad\npage"), OSError("bad\npage"), NO_TEXT])
-def test_what_a_damaged_parquet_file_raises_is_one_line_with_the_mend(error: Exception):
+def test_a_damaged_parquet_file_raises_one_line_with_the_fix(error: Exception):
     with pytest.raises(UserError) as raised, parquet_errors(Location("x")):
         raise error
     assert str(raised.value) == "x: is damaged; run its stage again with --force"

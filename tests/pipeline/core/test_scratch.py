@@ -42,7 +42,7 @@ def test_it_goes_away_when_the_attempt_is_finished(artifact: Location) -> None:
     assert artifact.files() == []
 
 
-def test_two_attempts_at_once_have_their_own_and_neither_takes_the_others_away(artifact: Location) -> None:
+def test_two_concurrent_attempts_have_separate_folders_and_neither_removes_the_others(artifact: Location) -> None:
     with scratch_folder(artifact) as slow:
         (slow / "rows").write_text("slow")
         with scratch_folder(artifact) as fast:
@@ -52,7 +52,7 @@ def test_two_attempts_at_once_have_their_own_and_neither_takes_the_others_away(a
     assert artifact.files() == []
 
 
-def test_what_a_stopped_attempt_left_is_the_next_ones(artifact: Location) -> None:
+def test_the_next_attempt_takes_over_the_folder_of_a_stopped_one(artifact: Location) -> None:
     left = stopped(artifact)
     with scratch_folder(artifact) as folder:
         assert folder == left and (folder / "rows").read_text() == "half"
@@ -81,7 +81,7 @@ def test_of_several_that_would_take_it_over_one_does(artifact: Location) -> None
     assert artifact.files() == []
 
 
-def test_what_a_killed_process_left_is_the_next_ones(tmp_path: Path) -> None:
+def test_the_next_attempt_takes_over_the_folder_of_a_killed_one(tmp_path: Path) -> None:
     code = f"""
 from cloze.pipeline.core.scratch import delete_abandoned, scratch_folder
 from cloze.pipeline.core.storage import Location
@@ -118,7 +118,7 @@ def silent_for(hours: float, owner: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(("hours", "taken"), [(0.5, False), (1.5, True)])
-def test_an_attempt_on_another_machine_is_dead_when_it_was_silent_for_an_hour(
+def test_an_attempt_on_another_machine_counts_as_killed_after_an_hour_without_heartbeat(
     artifact: Location, monkeypatch: pytest.MonkeyPatch, hours: float, taken: bool
 ) -> None:
     there = scratch_module._this_process().model_copy(update={"machine": "another"})
@@ -132,7 +132,7 @@ def test_an_attempt_on_another_machine_is_dead_when_it_was_silent_for_an_hour(
     assert (left / "rows").exists() != taken
 
 
-def test_it_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_sends_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch_module, "_HEARTBEAT", 0.01)
     with scratch_folder(Location(str(tmp_path))) as folder:
         owner = Path(folder.path).parent / "owner-0.json"
@@ -143,7 +143,7 @@ def test_it_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert owner.stat().st_mtime_ns > first
 
 
-def test_a_folder_that_a_listing_leaves_out_is_not_taken_over_nor_taken_away(
+def test_a_folder_that_a_listing_omits_is_neither_taken_over_nor_removed(
     artifact: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = stopped(artifact)
@@ -156,7 +156,7 @@ def test_a_folder_that_a_listing_leaves_out_is_not_taken_over_nor_taken_away(
         assert folder == left
 
 
-def test_one_that_was_killed_while_it_took_its_folder_away_leaves_nothing_to_go_on_with(
+def test_a_half_removed_folder_of_a_killed_attempt_is_not_taken_over(
     artifact: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -174,7 +174,7 @@ def died(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch_module, "_start_time", lambda process: "later" if process == os.getpid() else "")
 
 
-def test_one_that_was_killed_while_it_took_anothers_folder_away_leaves_nothing_to_go_on_with(
+def test_a_folder_half_removed_by_another_killed_attempt_is_not_taken_over(
     artifact: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = scratch_module._remove
@@ -196,7 +196,7 @@ def test_one_that_was_killed_while_it_took_anothers_folder_away_leaves_nothing_t
     assert artifact.files() == [] and not other.exists()
 
 
-def test_one_taken_for_dead_that_comes_back_leaves_the_folder_to_its_heir(
+def test_an_attempt_that_resumes_after_a_takeover_leaves_the_folder_to_its_successor(
     artifact: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = scratch_module._this_process().model_copy(update={"machine": "another"})
@@ -228,7 +228,7 @@ def test_a_process_of_this_machine_that_was_suspended_keeps_its_folder(
             assert folder != suspended
 
 
-def test_a_process_that_is_dead_and_still_listed_keeps_nothing() -> None:
+def test_a_zombie_process_does_not_keep_its_folder() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         assert scratch_module._start_time(process.pid)
         process.kill()
@@ -254,7 +254,7 @@ def test_one_that_lacks_a_file_of_another_place_is_the_next_ones(artifact: Locat
     assert artifact.files() == []
 
 
-def test_what_workers_write_after_their_folder_was_removed_goes_with_the_next(artifact: Location) -> None:
+def test_files_written_after_the_removal_of_a_folder_are_removed_by_the_next_attempt(artifact: Location) -> None:
     with scratch_folder(artifact) as removed:
         pass
     (removed / "rows").write_text("late")
@@ -263,7 +263,7 @@ def test_what_workers_write_after_their_folder_was_removed_goes_with_the_next(ar
     assert artifact.files() == []
 
 
-def test_clearing_takes_away_what_dead_attempts_left_and_nothing_of_one_at_work(artifact: Location) -> None:
+def test_delete_abandoned_removes_folders_of_ended_attempts_but_not_of_a_running_one(artifact: Location) -> None:
     stopped(artifact)
     (artifact / "manifest.json").write_text("{}")
     with scratch_folder(artifact) as working:  # takes the stopped one's over
@@ -274,7 +274,7 @@ def test_clearing_takes_away_what_dead_attempts_left_and_nothing_of_one_at_work(
     assert artifact.files() == [artifact / "manifest.json"]
 
 
-def test_clearing_where_nothing_can_be_written_is_left_to_others(
+def test_delete_abandoned_does_nothing_in_a_read_only_folder(
     artifact: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = stopped(artifact)

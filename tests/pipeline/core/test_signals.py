@@ -23,7 +23,7 @@ def send() -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
-def test_a_signal_interrupts_inside_and_acts_as_before_behind_it(received: list[int]) -> None:
+def test_a_signal_interrupts_inside_the_block_and_has_its_previous_effect_after_it(received: list[int]) -> None:
     with pytest.raises(KeyboardInterrupt), keyboard_interrupt_on(signal.SIGUSR1):
         send()
     assert not received

@@ -11,7 +11,7 @@ from cloze.pipeline.core.storage import Location, find_files
 from tests.conftest import free_port
 
 
-def test_what_is_written_is_read(folder: str) -> None:
+def test_written_bytes_are_read_back(folder: str) -> None:
     file = Location(folder) / "a/b/c.txt"
     assert not file.exists()
     file.write_text("first")
@@ -49,7 +49,7 @@ def test_deleting_takes_a_file_or_a_folder_or_nothing(folder: str) -> None:
     assert root.files() == [root / "kept/a.txt"]
 
 
-def test_the_size_of_what_is_missing_is_a_user_error(folder: str) -> None:
+def test_the_size_of_a_missing_file_is_a_user_error(folder: str) -> None:
     with pytest.raises(UserError, match=r"gone\.txt: no such file"):
         (Location(folder) / "gone.txt").size()
 
@@ -88,13 +88,13 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("place", ["file/x.txt", "file/deeper/x.txt"])
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, place: str) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match=r"/file.*: cannot be created \(.+\); set root= to a writable folder"):
         (Location(str(tmp_path)) / place).write_text("x")
 
 
-def test_what_is_not_there_is_named(folder: str) -> None:
+def test_a_missing_file_is_named(folder: str) -> None:
     (Location(folder) / "there/a.txt").write_text("a")
     for pattern, problem in (
         (f"{folder}/a.txt", "no such file"),
@@ -106,7 +106,7 @@ def test_what_is_not_there_is_named(folder: str) -> None:
         assert str(caught.value).startswith(f"{pattern}: ")
 
 
-def test_a_missing_relative_path_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_relative_path_names_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"^books/a\.txt: no such file in {tmp_path};"):
         find_files("books/a.txt")
@@ -142,7 +142,7 @@ def test_unfinished_writes_are_not_listed_and_swept_when_old(tmp_path: Path) -> 
     assert fresh.exists() and not stale.exists()
 
 
-def test_sweeping_passes_over_folders_that_another_run_takes_away(tmp_path: Path) -> None:
+def test_deleting_stale_writes_skips_folders_that_another_run_deletes(tmp_path: Path) -> None:
     stop = threading.Event()
 
     def another() -> None:

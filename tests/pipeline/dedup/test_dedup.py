@@ -133,7 +133,7 @@ def test_of_near_duplicates_the_longest_stays_and_is_shown(tmp_path: Path):
     assert shown[0]["kept"]["text"].startswith("Printed for")
 
 
-def test_a_sample_shows_what_stays_in_the_end(tmp_path: Path):
+def test_a_sample_shows_the_document_that_is_finally_kept(tmp_path: Path):
     longer = prose(1, 100)
     old, new = doc("a", prose(3), 1), doc("a", longer, 2)
     manifest, found = dedup(tmp_path, [old, new], [doc("b", longer, 3)], [doc("c", f"{longer} at last", 1)])
@@ -284,7 +284,7 @@ def test_a_run_resumes_from_finished_items_of_every_step_and_leaves_no_scratch(t
         assert all(stamps[file] == file.info().mtime_ns for file in left if file in stamps)
 
 
-def test_a_run_with_nothing_left_to_do_takes_away_what_one_killed_at_its_end_left(tmp_path: Path):
+def test_a_run_with_nothing_left_to_do_removes_the_scratch_of_a_run_killed_at_its_end(tmp_path: Path):
     full, _ = dedup(tmp_path, [doc("a-1", prose(1))], [doc("b-1", prose(2))])
     documents = Artifact(Location(str(tmp_path / "out-in")), "extract", "f" * 16)
     out = Output(Location(str(tmp_path / "out")), "dedup", VERSION, "e" * 16)

@@ -42,7 +42,7 @@ def test_scripts_without_spaces_are_cut_by_character(text: str):
     assert shingles([text])[1][-1] == len(text) - 4
 
 
-def test_signatures_stay_what_they_are():
+def test_signatures_do_not_change():
     texts = [
         "The SHIP’S ﬁne crew — left, at dawn; for home!",
         "我们在海上度过了漫长的一天",

@@ -192,7 +192,7 @@ def test_a_lone_sentence_is_paired_with_a_random_document():
         assert pair.second_start in (5, 9)
 
 
-def test_a_random_document_is_another_one_whenever_there_is_one():
+def test_a_random_document_is_another_one_if_there_are_several():
     corpus = [DocumentSentences(shard, [0, 3, 6, 9, 12], 0, 4) for shard in range(20)]
     for key in range(50):
         for pair in make_pairs(corpus, 7, 10, 0.1, KeyedDraws(key)):

@@ -8,17 +8,17 @@ import pytest
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.extract.document_files import Columns, DocumentRow, paragraphs, read_rows
+from cloze.pipeline.extract.document_files import DocumentColumns, DocumentRow, paragraphs, read_rows
 
 RECORDS = [
     {"body": 'One, "two"\n\nthree', "key": "a", "head": "First", "n": 1},
     {"body": "Vier", "key": "b", "head": "", "n": 2},
 ]
-COLUMNS = Columns(text="body", doc_id="key", title="head")
+COLUMNS = DocumentColumns(text="body", doc_id="key", title="head")
 EXPECTED = [DocumentRow('One, "two"\n\nthree', "a", "First"), DocumentRow("Vier", "b", "")]
 
 
-def read(location: Location, columns: Columns) -> list[DocumentRow]:
+def read(location: Location, columns: DocumentColumns) -> list[DocumentRow]:
     return [row for _, row in read_rows(location, columns)]
 
 
@@ -51,7 +51,7 @@ def test_every_format_has_the_same_rows(tmp_path: Path, name: str):
 
 
 def test_a_text_file_is_one_row(tmp_path: Path):
-    assert read(write(tmp_path / "x.txt.gz", b"All\r\nof it."), Columns()) == [DocumentRow("All\nof it.")]
+    assert read(write(tmp_path / "x.txt.gz", b"All\r\nof it."), DocumentColumns()) == [DocumentRow("All\nof it.")]
 
 
 def test_times_and_numbers_become_text(tmp_path: Path):
@@ -59,14 +59,14 @@ def test_times_and_numbers_become_text(tmp_path: Path):
 
     table = pa.table({"text": ["a"], "id": [7], "when": [datetime.datetime(2020, 1, 2, 3, 4, 5)]})
     pq.write_table(table, tmp_path / "x.parquet")
-    columns = Columns(doc_id="id", timestamp="when")
+    columns = DocumentColumns(doc_id="id", timestamp="when")
     assert read(Location(str(tmp_path / "x.parquet")), columns) == [
         DocumentRow("a", doc_id="7", timestamp="2020-01-02T03:04:05")
     ]
 
 
 def test_null_is_empty(tmp_path: Path):
-    assert read(write(tmp_path / "x.jsonl", b'{"text": null}'), Columns()) == [DocumentRow("")]
+    assert read(write(tmp_path / "x.jsonl", b'{"text": null}'), DocumentColumns()) == [DocumentRow("")]
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_null_is_empty(tmp_path: Path):
 )
 def test_an_error_names_its_place(tmp_path: Path, name: str, data: bytes, message: str):
     with pytest.raises(UserError, match=name.replace(".", r"\.")) as error:
-        read(write(tmp_path / name, data), Columns())
+        read(write(tmp_path / name, data), DocumentColumns())
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_parquet_file_without_the_column_names_those_it_has(tmp_path: Path):
     pq.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="has no column text; it has a, b"):
-        read(Location(str(tmp_path / "x.parquet")), Columns())
+        read(Location(str(tmp_path / "x.parquet")), DocumentColumns())
 
 
 def test_damaged_parquet_is_named(tmp_path: Path):
@@ -107,13 +107,13 @@ def test_damaged_parquet_is_named(tmp_path: Path):
     data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"x\.parquet: is damaged Parquet .*; create it again") as error:
-        read(Location(str(path)), Columns())
+        read(Location(str(path)), DocumentColumns())
     assert "\n" not in str(error.value)
 
 
 def test_half_a_character_is_replaced(tmp_path: Path):
     data = b'{"text": "half \\ud83d, whole \\ud83d\\ude00"}'
-    assert read(write(tmp_path / "x.jsonl", data), Columns()) == [DocumentRow("half \ufffd, whole \U0001f600")]
+    assert read(write(tmp_path / "x.jsonl", data), DocumentColumns()) == [DocumentRow("half \ufffd, whole \U0001f600")]
 
 
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.txt.gz"])
@@ -147,5 +147,5 @@ def test_files_are_read_alike_on_any_storage(folder: str, name: str):
     content = "".join(f'{{"text": "Line {n} of many."}}\n' for n in range(20_000))
     location = Location(folder) / name
     location.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
-    found = [row.text for row in read(location, Columns())]
+    found = [row.text for row in read(location, DocumentColumns())]
     assert found == ([content] if ".txt" in name else [f"Line {n} of many." for n in range(20_000)])

@@ -90,7 +90,7 @@ def test_pages_are_documents_and_drops(path: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("path", REFUSED, ids=lambda path: path.name)
-def test_what_cannot_be_read_is_named(path: Path, tmp_path: Path):
+def test_an_unreadable_dump_is_named(path: Path, tmp_path: Path):
     with pytest.raises(UserError, match=refused_as(path)) as error:
         extracted(path, tmp_path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)

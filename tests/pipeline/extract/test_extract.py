@@ -128,7 +128,7 @@ def test_every_document_is_found_again_by_its_digest_and_record(whole: tuple[Pat
             assert row["record_stream"] == 0 < row["record_offset"] and row["record_bytes"] > 100
 
 
-def test_chapters_and_rows_carry_theirs(whole: tuple[Path, Manifest]):
+def test_chapters_and_rows_have_their_own_metadata(whole: tuple[Path, Manifest]):
     found = [row for row in rows(*whole) if row["source"] in ("shelf", "own")]
     sha = hashlib.sha256(BOOK.encode()).hexdigest()[:16]
     assert [(row["doc_id"], row["title"], row["language"], row["licence"]) for row in found] == [

@@ -77,7 +77,7 @@ def test_a_language_is_detected_if_it_is_certain(code: str, text: str):
     assert detect_language(text[:12]) in ("", code)
 
 
-def test_what_is_short_or_no_language_has_none():
+def test_short_text_and_text_in_no_language_has_no_language():
     assert [detect_language(text) for text in ("", "Hola", "1 2 3 " * 20, "Smith, J. (2003) pp. 1-9 " * 2)] == [""] * 4
 
 

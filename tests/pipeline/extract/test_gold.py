@@ -41,7 +41,7 @@ def test_every_article_has_its_text():
 
 
 @pytest.mark.parametrize("name", ARTICLES)
-def test_what_remains_is_what_a_person_would_keep(name: str):
+def test_the_extracted_text_matches_the_gold_standard(name: str):
     assert f1("\n".join(ARTICLES[name]), (GOLD / f"{name}.txt").read_text()) >= LEAST
 
 

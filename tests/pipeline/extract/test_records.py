@@ -21,7 +21,7 @@ from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import gutenberg
 from cloze.pipeline.extract.byte_range import ByteRange
-from cloze.pipeline.extract.document_files import Columns, DocumentRow, read_rows
+from cloze.pipeline.extract.document_files import DocumentColumns, DocumentRow, read_rows
 from cloze.pipeline.extract.gutenberg import read_book
 from cloze.pipeline.extract.sentence_lines import DocumentBoundary, byte_ranges, read_documents
 from cloze.pipeline.extract.wikipedia import decompress, dump, page_splitter, repartition
@@ -174,7 +174,7 @@ def test_a_row_is_where_its_record_says(tmp_path: Path, kind: str, end: str, enc
     raw = table(kind, end).encode(encoding, "replace")
     data = gzip.compress(raw[:50]) + gzip.compress(raw[50:]) if kind.endswith("gz") else raw
     (tmp_path / kind).write_bytes(data)
-    columns, given_encoding = Columns(doc_id="id"), encoding if not encoding.startswith("utf-8") else ""
+    columns, given_encoding = DocumentColumns(doc_id="id"), encoding if not encoding.startswith("utf-8") else ""
     found = list(read_rows(Location(str(tmp_path / kind)), columns, given_encoding))
     assert [row.doc_id for _, row in found] == ["a", "b", "", "c", "d"]
     assert sum(record.bytes for record, _ in found) <= len(raw)
@@ -190,10 +190,10 @@ def test_a_row_is_where_its_record_says(tmp_path: Path, kind: str, end: str, enc
 
 def test_a_row_of_parquet_has_its_number_and_a_text_file_is_a_record(tmp_path: Path):
     pq.write_table(pa.table({"text": [f"Row {n}." for n in range(1000)]}), tmp_path / "x.parquet")
-    found = list(read_rows(Location(str(tmp_path / "x.parquet")), Columns()))
+    found = list(read_rows(Location(str(tmp_path / "x.parquet")), DocumentColumns()))
     assert found == [(RecordPosition(0, n, 0), DocumentRow(f"Row {n}.")) for n in range(1000)]
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"All\r\nof it."))
-    assert list(read_rows(Location(str(tmp_path / "x.txt.gz")), Columns())) == [
+    assert list(read_rows(Location(str(tmp_path / "x.txt.gz")), DocumentColumns())) == [
         (RecordPosition(0, 0, 11), DocumentRow("All\nof it."))
     ]
 

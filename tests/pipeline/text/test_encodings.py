@@ -28,12 +28,12 @@ OTHERS = {
 
 @pytest.mark.parametrize("text", [FRENCH, GERMAN, FINNISH, PORTUGUESE])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
-def test_what_is_marked_or_certain_is_decoded(text: str, encoding: str):
+def test_text_with_a_declared_or_certain_encoding_is_decoded(text: str, encoding: str):
     assert decode(text.encode(encoding), "x") == text
 
 
 @pytest.mark.parametrize(("encoding", "text"), [(encoding, text) for encoding in OTHERS for text in OTHERS[encoding]])
-def test_what_is_not_certain_is_refused_and_read_when_named(encoding: str, text: str):
+def test_text_in_an_uncertain_encoding_is_refused_unless_the_encoding_is_set(encoding: str, text: str):
     data = (text * 3).encode(encoding)
     with pytest.raises(UserError, match=r"shelf/x\.txt: is not UTF-8 \(byte 0x.. at \d+\).*set the source's encoding"):
         decode(data, "shelf/x.txt")
@@ -78,7 +78,7 @@ def test_utf_8_that_declares_another_encoding_is_utf_8():
         (b"PK\x03\x04", "", "EPUB"),
     ],
 )
-def test_what_is_wrong_is_named(data: bytes, encoding: str, said: str):
+def test_errors_name_the_problem(data: bytes, encoding: str, said: str):
     with pytest.raises(UserError, match=r"^shelf/x\.txt: ") as error:
         decode(data, "shelf/x.txt", encoding)
     assert said in str(error.value) and "\n" not in str(error.value)
@@ -90,7 +90,7 @@ def test_known_encodings_can_be_set(name: str):
 
 
 @pytest.mark.parametrize("name", ["klingon", "hex", "zlib", "punycode", "undefined", "iso2022_kr"])
-def test_what_is_no_encoding_cannot_be_set(name: str):
+def test_an_unknown_encoding_cannot_be_set(name: str):
     with pytest.raises(ValidationError, match="is not an encoding"):
         TypeAdapter(Encoding).validate_python(name)
 

@@ -55,7 +55,7 @@ def test_the_number_of_masked_pieces_is_that_of_the_reference(length, limit, cou
     assert result.counts.tolist() == [count]
 
 
-def test_labels_are_what_stood_at_the_positions_and_all_else_is_untouched():
+def test_labels_are_the_original_ids_and_all_other_ids_are_unchanged():
     ids, lengths = batch(500)
     before = ids.copy()
     result = masked(ids, lengths, rules())
@@ -109,7 +109,7 @@ def test_whole_words_are_chosen_whole(unit):
                 assert (position in chosen) == (position - 1 in chosen)
 
 
-def test_a_word_too_long_for_what_is_left_is_passed_over():
+def test_a_word_with_too_many_pieces_is_skipped():
     ids = np.array([[CLS, 7, 600, 601, 602, SEP, 8, SEP]])
     for epoch in range(30):
         result = masked(ids, np.array([8]), rules("word"), epoch)

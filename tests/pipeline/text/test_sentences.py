@@ -47,7 +47,7 @@ def test_stops_end_sentences_and_abbreviations_do_not(sentences):
         ["यह एक वाक्य है।", "यह दूसरा है।", "अंत॥"],
     ],
 )
-def test_wide_and_indic_stops_need_no_space_behind_them(sentences):
+def test_wide_and_indic_stops_need_no_space_after_them(sentences):
     assert split_sentences("".join(sentences)) == sentences
     assert split_sentences(" ".join(sentences)) == sentences
 

@@ -18,7 +18,7 @@ def write(path: Path, data: bytes) -> Location:
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.jsonl", "x.json.gz", "X.NDJSON"])
-def test_a_row_says_its_last_line_and_its_bytes(tmp_path: Path, name: str) -> None:
+def test_a_row_has_its_last_line_number_and_its_bytes(tmp_path: Path, name: str) -> None:
     if ".csv" in name:
         data = b'\xef\xbb\xbftext,more\r\n"a\nb",1\r\n\r\nc,2'
         lines = [(3, b'"a\nb",1\r\n'), (5, b"c,2")]
@@ -32,7 +32,7 @@ def test_a_row_says_its_last_line_and_its_bytes(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.parquet.gz"])
-def test_a_row_of_parquet_says_its_number(tmp_path: Path, name: str) -> None:
+def test_a_row_of_parquet_has_its_number(tmp_path: Path, name: str) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": ["a", "b"], "more": [1, 2]}), sink)
     found = list(read_rows(write(tmp_path / name, sink.getvalue().to_pybytes()), ["text"], tsv_quotes=True))
@@ -43,7 +43,7 @@ def test_a_row_of_parquet_says_its_number(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("quotes", "text"), [(True, "a\tb"), (False, '"a')])
-def test_quotes_in_a_tsv_are_characters_where_its_reader_says_so(tmp_path: Path, quotes: bool, text: str) -> None:
+def test_quotes_in_a_tsv_are_characters_if_the_caller_says_so(tmp_path: Path, quotes: bool, text: str) -> None:
     data = b'text\tmore\n"a\tb"\t1\n' if quotes else b'text\tmore\n"a\t1\n'
     (row,) = read_rows(write(tmp_path / "x.tsv", data), ["text", "more"], tsv_quotes=quotes)
     assert row.values == {"text": text, "more": "1"}
@@ -54,6 +54,6 @@ def test_a_mark_names_the_encoding(tmp_path: Path) -> None:
     assert row.values == {"text": "é"}
 
 
-def test_what_is_no_table_is_named_with_what_would_be(tmp_path: Path) -> None:
+def test_a_file_that_is_no_table_is_an_error_that_lists_the_formats(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.xlsx: is not a table; give one of \.parquet, .* correct its suffix"):
         list(read_rows(write(tmp_path / "x.xlsx", b"PK"), ["text"], tsv_quotes=True))

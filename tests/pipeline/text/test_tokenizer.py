@@ -174,7 +174,7 @@ def test_words_longer_than_200_characters_are_unknown():
     assert "[UNK]" not in encoded[:-1]
 
 
-def test_the_bulk_tokenizer_gives_what_the_library_gives_one_by_one():
+def test_the_bulk_tokenizer_returns_the_ids_of_the_library():
     tokenizer = build_tokenizer(published_vocabulary())
     texts = [json.loads(line)["text"] for line in unpack("wordpiece_uncased.jsonl").split("\n") if line]
     texts += ["", " ", "\0 a\x0bb \x1c c\x85d \0", "a\u200bb", "\u2028x\u2029y", "ΑΣ ΑΣ", "[SEP] [MASK]"]

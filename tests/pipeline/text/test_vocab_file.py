@@ -44,7 +44,7 @@ def with_added(*tokens: tuple[str, int]) -> bytes:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 @pytest.mark.parametrize("last", [True, False])
-def test_a_vocab_txt_is_a_piece_a_line_and_says_nothing_of_case(end, start, last):
+def test_a_vocab_txt_has_one_piece_per_line_and_no_case_setting(end, start, last):
     text = start + end.join(PIECES) + (end if last else "")
     assert parse(text.encode(), "vocab.txt") == VocabFile(PIECES, None, None)
 
@@ -58,7 +58,7 @@ def test_a_line_ends_where_a_line_ends_and_nowhere_else():
     ("lowercase", "strip_accents", "strips"),
     [(True, None, True), (True, False, False), (True, True, True), (False, None, False), (False, True, True)],
 )
-def test_a_tokenizer_json_of_hugging_face_and_of_ours_says_the_same(lowercase, strip_accents, strips):
+def test_a_tokenizer_json_of_hugging_face_equals_that_of_cloze(lowercase, strip_accents, strips):
     theirs = hugging_face(PIECES, lowercase=lowercase, strip_accents=strip_accents)
     for tokenizer in (theirs, build_tokenizer(PIECES, lowercase, strip_accents)):
         assert parse(tokenizer.to_str().encode(), "x/Tokenizer.JSON") == VocabFile(PIECES, lowercase, strips)
@@ -70,7 +70,7 @@ def test_a_file_of_before_models_had_types_is_read():
     assert parse(json.dumps(data).encode(), "tokenizer.json").pieces == PIECES
 
 
-def test_what_is_built_from_a_tokenizer_json_gives_the_reference_pieces():
+def test_a_tokenizer_built_from_a_tokenizer_json_returns_the_reference_pieces():
     file = parse(hugging_face(published_vocabulary()).to_str().encode(), "tokenizer.json")
     tokenizer = build_tokenizer(file.pieces, bool(file.lowercase), file.strip_accents)
     for line in unpack("wordpiece_uncased.jsonl").split("\n")[:100]:
@@ -78,7 +78,7 @@ def test_what_is_built_from_a_tokenizer_json_gives_the_reference_pieces():
         assert tokenizer.encode(expected["text"], add_special_tokens=False).tokens == expected["lower"]
 
 
-def test_added_tokens_go_on_behind_the_vocabulary():
+def test_added_tokens_follow_the_vocabulary():
     assert parse(with_added(("[B]", 8), ("[A]", 7)), "t.json").pieces == [*PIECES, "[A]", "[B]"]
 
 
@@ -117,7 +117,7 @@ def test_added_tokens_go_on_behind_the_vocabulary():
         (changed(hugging_face(PIECES), "pre_tokenizer", type="Whitespace"), r'\{"type": "Whitespace"\}'),
     ],
 )
-def test_a_tokenizer_json_that_ours_cannot_stand_for_is_refused(data, message):
+def test_a_tokenizer_json_that_cloze_cannot_reproduce_is_refused(data, message):
     with pytest.raises(UserError, match=message):
         parse(data, "t.json")
 

@@ -68,7 +68,7 @@ def test_the_bytes_are_those_of_this_version(tokens):
     )
 
 
-def test_counts_say_what_is_in_the_shards(tokens):
+def test_counts_match_the_shards(tokens):
     counts = tokens.manifest.counts
     shards = token_shards(tokens)
     assert counts["documents"] == 45 == sum(len(shard.documents) for shard in shards)
@@ -86,7 +86,9 @@ def test_the_corpus_has_the_same_documents_in_the_same_order_however_they_are_sh
         corpora = [(TokenizedCorpus(token_shards(one), heldout), token_shards(one)) for one in (tokens, others)]
         contents = []
         for corpus, shards in corpora:
-            assert len({index for shard in range(len(shards)) for index in corpus.of_shard(shard)}) == len(corpus)
+            assert len({index for shard in range(len(shards)) for index in corpus.indices_of_shard(shard)}) == len(
+                corpus
+            )
             contents.append(
                 [shards[one.shard].ids()[one.offsets[one.first] : one.offsets[one.last]].tolist() for one in corpus]
             )
@@ -131,7 +133,7 @@ def test_sentences_never_reach_across_paragraphs():
     assert found.documents.tolist() == [0, 3, 4]
 
 
-def test_many_documents_at_once_are_what_they_are_one_by_one():
+def test_many_documents_at_once_equal_one_by_one():
     texts = [one.text for one in golden_documents()] * 8  # more than one batch of characters
     assert sum(map(len, texts)) > 1 << 20
     together = tokenize(texts, BulkTokenizer(build_tokenizer(published_vocabulary())))
@@ -168,7 +170,7 @@ def test_an_error_that_a_user_can_fix_leaves_a_worker_unchanged(ray_session):
         for_each(fail, ["00003"], 2)
 
 
-def test_a_bug_in_a_worker_comes_out_with_its_trace(ray_session):
+def test_a_bug_in_a_worker_is_raised_with_its_traceback(ray_session):
     with pytest.raises(RuntimeError, match=r"(?s)00003.*in fail.*ZeroDivisionError"):
 
         def fail(name: str) -> None:

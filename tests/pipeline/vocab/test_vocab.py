@@ -62,7 +62,7 @@ def naive(words: dict[str, int], size: int, min_frequency: int) -> list[str]:
     st.integers(0, 30),
     st.integers(1, 4),
 )
-def test_incremental_merging_finds_what_counting_anew_finds(words, size, min_frequency):
+def test_incremental_merging_equals_recounting_all_pairs(words, size, min_frequency):
     assert pieces(words, size, min_frequency) == naive(words, size, min_frequency)
 
 
@@ -79,7 +79,7 @@ def test_counts_beyond_32_bits_do_not_overflow():
     assert pieces({"ab": 2**40, "cd": 2**40 + 1, "ef": 2**31}, 2) == ["cd", "ab"]
 
 
-def test_the_alphabet_is_the_most_frequent_characters_and_words_alone_do_not_go_on():
+def test_the_alphabet_is_the_most_frequent_characters_and_whole_word_characters_have_no_continuing_piece():
     words = {"ab": 2, "ba": 1, "!": 9, "c": 1}
     assert alphabet(words, coverage=15 / 16) == (["!", "a", "b", "##a", "##b"], ["c"])
     assert alphabet(words, coverage=9 / 16) == (["!"], ["a", "##a", "b", "##b", "c"])
@@ -321,7 +321,7 @@ def test_left_out_characters_are_noted_and_many_unknown_words_are_a_warning(ray_
     assert unknown > 1 and left["words"] / left["of_words"] > 0.01
 
 
-def test_characters_that_the_training_text_lacks_call_for_more_of_it(ray_session, tmp_path):
+def test_a_warning_asks_for_more_text_if_the_training_text_lacks_characters(ray_session, tmp_path):
     texts = {"train": "the cat saw the cat", "heldout": "die Katze ist süß"}
     documents = [
         document([text], doc_id=split, source="s", heldout_fraction=float(split == "heldout"))

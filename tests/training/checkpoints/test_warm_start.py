@@ -23,7 +23,7 @@ from cloze.training.checkpoints.checkpoint import CheckpointPayload, CheckpointR
 from cloze.training.checkpoints.fill_mask import load_model
 from cloze.training.checkpoints.warm_start import initial_weights, register_digest, weights_file
 from cloze.training.model.bert import BertConfig, BertForPreTraining
-from cloze.training.pretrain.trainer import PretrainSetup, Trainer
+from cloze.training.pretrain.trainer import PretrainSetup, PretrainTrainer
 from tests.training.small_examples import PIECES, examples_artifact, single_process_group  # noqa: F401 (a fixture)
 from tests.training.small_pretraining import config, ignore_progress, last, single_worker, small_inputs
 
@@ -64,7 +64,7 @@ def test_training_starts_from_the_initial_weights_and_can_roll_back_to_them(tmp_
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model)
     init = source(f"{ref.location}/model.safetensors")
     setup = PretrainSetup(settings, (inputs["examples-16"],), Location(str(tmp_path / "out")), PIECES, init)
-    worker = Trainer(setup, ignore_progress, None)
+    worker = PretrainTrainer(setup, ignore_progress, None)
     assert same(worker.engine.tensors()["model"], ref.weights())
     assert same(worker._initial_tensors()["model"], ref.weights())
     assert not same(single_worker(settings, inputs, tmp_path / "other").engine.tensors()["model"], ref.weights())
@@ -81,7 +81,7 @@ def test_a_model_without_a_pair_head_gets_one_from_the_seed(
     init = source(f"{ref.location}/model.safetensors")
     setup = PretrainSetup(settings, (inputs["examples-16"],), Location(str(tmp_path / "out")), PIECES, init)
     fresh = BertForPreTraining(settings.model, len(PIECES), seed=7).state_dict()
-    assert same(Trainer(setup, ignore_progress, None).engine.tensors()["model"], fresh | ref.weights())
+    assert same(PretrainTrainer(setup, ignore_progress, None).engine.tensors()["model"], fresh | ref.weights())
 
 
 @pytest.mark.usefixtures("single_process_group")
@@ -89,7 +89,7 @@ def test_masked_lm_only_training_loads_and_saves_no_pair_head(tmp_path: Path) ->
     settings = config(workers=1)
     ref = finished_checkpoint(Location(str(tmp_path / "runs")), settings.model)
     init, examples = source(f"{ref.location}/model.safetensors"), examples_artifact(tmp_path, objective="mlm")
-    worker = Trainer(
+    worker = PretrainTrainer(
         PretrainSetup(settings, (examples,), Location(str(tmp_path / "out")), PIECES, init), ignore_progress, None
     )
     needed = {name: tensor for name, tensor in ref.weights().items() if not name.startswith(("bert.pooler.", "nsp."))}

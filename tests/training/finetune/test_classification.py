@@ -20,8 +20,8 @@ from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from cloze.training.finetune.tasks.classification import (
     Classification,
     ClassificationConfig,
-    Columns,
     EncodedTexts,
+    LabelledColumns,
     LabelledText,
     label_counts,
     read_examples,
@@ -84,7 +84,7 @@ SPACES = str.maketrans("\t\n", "  ")
     "name", ["a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.csv.gz", "a.tsv.gz", "a.parquet.gz"]
 )
 def test_every_format_gives_the_same_examples(tmp_path, name):
-    found = read_examples(write(tmp_path, name), Columns())
+    found = read_examples(write(tmp_path, name), LabelledColumns())
     expected = [tuple(value.translate(SPACES) for value in row) if ".tsv" in name else row for row in ROWS]
     assert [(example.text, example.label, example.split) for example in found] == expected
 
@@ -92,7 +92,7 @@ def test_every_format_gives_the_same_examples(tmp_path, name):
 def test_columns_may_have_other_names_and_labels_be_numbers(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"sentence": "fine", "sentiment": 1, "part": "train", "more": null}\n\n')
-    found = read_examples(Location(str(file)), Columns(text="sentence", label="sentiment", split="part"))
+    found = read_examples(Location(str(file)), LabelledColumns(text="sentence", label="sentiment", split="part"))
     assert found == [LabelledText(1, "fine", "1", "train")]
 
 
@@ -126,7 +126,7 @@ def test_an_unusable_file_is_named_with_the_row_and_the_fix(tmp_path, name, cont
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message) as caught:
-        read_examples(Location(str(file)), Columns())
+        read_examples(Location(str(file)), LabelledColumns())
     assert "\n" not in str(caught.value)
 
 
@@ -134,7 +134,7 @@ def test_a_truncated_gzip_is_an_error(tmp_path):
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(gzip.compress(b'{"text": "x"}\n' * 1000)[:-9])
     with pytest.raises(UserError, match="is damaged gzip"):
-        read_examples(Location(str(file)), Columns())
+        read_examples(Location(str(file)), LabelledColumns())
 
 
 @pytest.mark.parametrize(
@@ -148,18 +148,18 @@ def test_a_truncated_gzip_is_an_error(tmp_path):
 def test_examples_that_cannot_be_learned_from_are_an_error(tmp_path, kept, message):
     location = jsonl(tmp_path / "a.jsonl", list(filter(kept, ROWS)))
     with pytest.raises(UserError, match=message):
-        train_labels(read_examples(location, Columns()), location)
+        train_labels(read_examples(location, LabelledColumns()), location)
 
 
 def test_a_label_that_train_does_not_have_is_an_error(tmp_path):
     location = jsonl(tmp_path / "a.jsonl", [*ROWS, ("x", "poem", "test")])
     with pytest.raises(UserError, match="test has the label 'poem', which train does not have"):
-        train_labels(read_examples(location, Columns()), location)
+        train_labels(read_examples(location, LabelledColumns()), location)
 
 
 def test_labels_are_sorted_and_counted_by_split(tmp_path):
     location = jsonl(tmp_path / "a.jsonl", [*ROWS, ("x", "novel", "train")])
-    examples = read_examples(location, Columns())
+    examples = read_examples(location, LabelledColumns())
     assert train_labels(examples, location) == ["news", "novel"]
     assert label_counts(examples)["train"] == {"news": 1, "novel": 2}
 

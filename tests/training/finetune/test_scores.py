@@ -81,6 +81,6 @@ def test_scores_agree_with_scikit_learn_and_scipy():
         assert scores.wilson(correct, len(labels)) == pytest.approx(tuple(interval), rel=1e-12, abs=1e-15)
 
 
-def test_majority_knows_the_train_labels_only():
+def test_majority_uses_the_train_labels_only():
     assert scores.majority(["x", "y", "y"], 2) == ["y", "y"]
     assert scores.majority(["y", "x"], 1) == ["x"]

@@ -508,11 +508,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def rates(worker: trainer.Trainer) -> list[float]:
+def rates(worker: trainer.PretrainTrainer) -> list[float]:
     return [row["learning_rate"] for row in worker.state.metrics.rows if row["split"] == "train"]
 
 
-def timed(inputs: Inputs, folder: Path, clock: list[float], seconds: float, stop_after: int = 0) -> trainer.Trainer:
+def timed(
+    inputs: Inputs, folder: Path, clock: list[float], seconds: float, stop_after: int = 0
+) -> trainer.PretrainTrainer:
     """Train for 90 s, every step of which takes `seconds`."""
 
     def step_takes(rank: int, step: int) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cloze.training.checkpoints.checkpoint import SavedConfig
 
 
-class Columns(Config):
+class LabelledColumns(Config):
     """The names of the labelled file's columns."""
 
     text: str = "text"
@@ -45,7 +45,7 @@ class ClassificationConfig(TaskConfig):
 
     kind: Literal["classification"] = "classification"
     """Kind of the task."""
-    columns: Columns = Columns()
+    columns: LabelledColumns = LabelledColumns()
     """The names of the file's columns."""
 
 
@@ -124,10 +124,10 @@ class Classification:
     def evaluate(self, answers: Sequence[NDArray[np.float32]], data: EncodedTexts) -> dict[str, float]:
         """Accuracy, and the mean negative log likelihood of the true labels."""
         probabilities = np.stack(answers)  # [n, labels]
-        of_targets = probabilities[np.arange(len(data.targets)), data.targets].astype(np.float64)
+        target_probabilities = probabilities[np.arange(len(data.targets)), data.targets].astype(np.float64)
         return {
             "accuracy": float((probabilities.argmax(-1) == data.targets).mean()),
-            "loss": float(-np.log(of_targets.clip(min=1e-12)).mean()),
+            "loss": float(-np.log(target_probabilities.clip(min=1e-12)).mean()),
         }
 
     def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, float]:
@@ -172,7 +172,7 @@ class Classification:
         return {"labels.json": json.dumps(self.labels, ensure_ascii=False).encode()}
 
 
-def read_examples(location: Location, columns: Columns) -> list[LabelledText]:
+def read_examples(location: Location, columns: LabelledColumns) -> list[LabelledText]:
     """The examples of a labelled file, in its order.
 
     Raises UserError when the format is unknown, the file is damaged, a column is missing, a value is empty or a split

@@ -1,4 +1,4 @@
-"""What every fine-tuning task has in common: its configuration, and the interface that stage.py and trainer.py call.
+"""The base of all fine-tuning tasks: the configuration, and the interface that stage.py and trainer.py call.
 
 A new kind of task is a file next to this one, with its configuration and its `Task`, and an entry in registry.py.
 """

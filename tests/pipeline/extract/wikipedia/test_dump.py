@@ -118,7 +118,7 @@ def test_a_stream_truncated_before_its_first_page_is_reported_as_cut_off(tmp_pat
             read(write(tmp_path, packed[:size]))
 
 
-def test_what_follows_the_end_is_not_taken_for_a_cut(tmp_path: Path):
+def test_bytes_after_the_end_are_no_truncation(tmp_path: Path):
     whole = xml(page(1), end="</mediawiki>" + "\n" * 40)
     assert read(write(tmp_path, whole))[1] == ""
     assert read(write(tmp_path, bz2.compress(whole)))[1] == ""

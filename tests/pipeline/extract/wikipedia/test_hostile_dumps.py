@@ -111,7 +111,7 @@ def test_two_wikis_in_a_file_are_refused(tmp_path: Path):
         read(written(tmp_path, dump(page(1)) + dump(page(2), wiki="dewiki")))
 
 
-def test_a_mark_line_ends_and_what_follows_the_end_are_minded(tmp_path: Path):
+def test_byte_order_mark_line_ends_and_bytes_after_the_end_are_handled(tmp_path: Path):
     data = codecs.BOM_UTF8 + dump(page(1, "One.\nTwo.")).replace("\n", "\r\n").encode() + b"garbage" * 1000
     (found,) = read(written(tmp_path, data))
     assert found and found.text == "One.\nTwo."
@@ -124,7 +124,7 @@ def test_a_mark_line_ends_and_what_follows_the_end_are_minded(tmp_path: Path):
 
 @pytest.mark.parametrize("size", [10**9, 500])
 @pytest.mark.parametrize("where", [0, 1, 2])
-def test_a_document_type_definition_is_refused_wherever_it_stands(tmp_path: Path, where: int, size: int):
+def test_a_document_type_definition_is_refused_at_any_position(tmp_path: Path, where: int, size: int):
     bomb = '<!DOCTYPE lolz [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;">]>\n'
     parts = [page(1, "Word " * 200), page(2, "Word " * 200)]
     parts.insert(where, bomb)
@@ -159,7 +159,7 @@ def test_only_the_page_that_is_incomplete_or_has_zero_bytes_is_malformed(tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["a page without end", "a title", "a bomb"])
-def test_what_is_too_long_is_passed_over_in_bounded_memory(tmp_path: Path, kind: str):
+def test_overlong_elements_are_skipped_in_bounded_memory(tmp_path: Path, kind: str):
     long = "a" * (100 << 20)
     if kind == "a page without end":
         location = written(tmp_path, HEAD.format("w") + page(1) + "<page><title>x</title>" + long)

@@ -192,7 +192,7 @@ lines = st.lists(
 
 
 @given(lines, st.booleans())
-def test_what_is_kept_stood_in_a_line_and_no_list_item_is_kept(pairs: list[tuple[str, str]], opening: bool):
+def test_kept_paragraphs_are_whole_lines_and_no_list_item_is_kept(pairs: list[tuple[str, str]], opening: bool):
     given_lines = [mark + text for mark, text in pairs]
     rest = iter(given_lines)
     for found in prose_paragraphs(given_lines, opening):

@@ -123,7 +123,7 @@ def test_a_few_large_streams_are_each_repartitioned(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_run_resumes_from_what_is_repartitioned_and_extracted_with_the_same_bytes(tmp_path: Path):
+def test_a_run_resumes_from_finished_partitions_and_parts_with_the_same_bytes(tmp_path: Path):
     (tmp_path / "dump").write_bytes(bz2.compress(dump()))
     inputs, settings = {"w": given(tmp_path / "dump")}, config()
     full = run(settings, inputs, output(tmp_path / "full"))
@@ -149,7 +149,7 @@ def test_a_run_resumes_from_what_is_repartitioned_and_extracted_with_the_same_by
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_part_that_is_lost_meanwhile_is_made_again_without_repartitioning_its_stream_again(
+def test_a_lost_part_is_extracted_again_without_repartitioning_its_stream_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "dump").write_bytes(bz2.compress(dump()))
@@ -221,7 +221,7 @@ def test_partitions_work_on_any_storage(folder: str, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("tiny")
-def test_what_is_wrong_in_a_stream_names_the_file_a_user_gave(tmp_path: Path):
+def test_an_error_in_a_stream_names_the_users_file(tmp_path: Path):
     bad = dump().replace(b"It was 30", b"It was \xff")
     (tmp_path / "bad.xz").write_bytes(lzma.compress(bad))
     with pytest.raises(UserError, match=r"bad\.xz: is not UTF-8 in the page Page 30"):

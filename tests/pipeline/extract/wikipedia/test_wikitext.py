@@ -99,11 +99,11 @@ def test_running_text_keeps_its_words(markup: str, text: str):
         "'''\n\n''''''\n&nbsp;\n—",
     ],
 )
-def test_what_is_no_running_text_leaves_nothing(markup: str):
+def test_markup_without_running_text_leaves_nothing(markup: str):
     assert paragraphs(markup) == []
 
 
-def test_prose_around_what_is_dropped_stays():
+def test_prose_around_dropped_markup_stays():
     table, box = "{|\n| cell {{x|\n|}}\n|}", "{{Box|a={{b}}|c=[[File:x.jpg|[[y]]]]}}"
     text = f"Before.\n{table}\nBetween.\n{box}\n\nAfter [[File:z.jpg|cap]] it."
     assert paragraphs(text) == ["Before.", "Between.", "After it."]
