@@ -39,7 +39,7 @@ finished stage is not run again when they change.
 """
 _CLUSTER = """# Configuration of a cluster
 
-All keys of the YAML file of `cloze submit --cluster`, such as `configs/clusters/local.yaml`.
+All keys of the YAML file of `cloze submit RUN --cluster YAML`, such as `configs/clusters/local.yaml`.
 """
 _GENERATED = "\nThis page is generated from the code by `make reference`.\n"
 
@@ -50,7 +50,7 @@ class Key:
 
     path: str  # such as pretrain.phases[].steps
     type: str
-    default: str  # empty for a key with keys of its own
+    default: str  # empty for a key that contains other keys
     meaning: str  # empty where the field has no text
 
     @property

@@ -47,7 +47,7 @@ _STOP_SECONDS = 300  # from a job's SIGTERM, at which it saves, to its SIGKILL; 
 
 
 class ClusterConfig(Config):
-    """A Ray cluster that runs can be submitted to: the YAML file of `cloze submit --cluster`."""
+    """A Ray cluster that runs can be submitted to: the YAML file of `cloze submit RUN --cluster YAML`."""
 
     name: str
     """Name of the cluster, for messages."""
