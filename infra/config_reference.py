@@ -50,7 +50,7 @@ class Key:
 
     path: str  # such as pretrain.phases[].steps
     type: str
-    default: str  # empty for a key with keys of its own
+    default: str  # empty for a key that contains other keys
     meaning: str  # empty where the field has no text
 
     @property

@@ -21,7 +21,7 @@ def load(run: str | Path, root: str | None = None) -> PretrainedModel:
     `run` and `root` are those of the command line: a YAML file, or a run's name under `root` ("runs" by default). A
     folder that has a config.json is read as a Hugging Face BERT, such as `cloze export` writes.
 
-    Raises UserError: no such run, pretraining is not finished, the folder is no BERT.
+    Raises UserError: no such run, pretraining is not finished, the folder is not a BERT.
     """
     folder = Location(str(run))
     if (folder / "config.json").is_file():

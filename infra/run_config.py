@@ -40,7 +40,7 @@ class RunConfig(Config):
     pretrain: PretrainConfig
     """Pretraining of the model."""
     finetune: tuple[FinetuneConfig, ...] = ()
-    """Fine-tuning tasks, each a stage of its own."""
+    """Fine-tuning tasks; each is a separate stage."""
 
     KEY_HINTS: ClassVar[Mapping[str, object]] = KEY_HINTS
 
@@ -82,5 +82,5 @@ class RunConfig(Config):
             ("finetune", [task.name for task in self.finetune]),
         ):
             if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"{what} has two entries named {twice[0]}; give each a name of its own")
+                raise ValueError(f"{what} has two entries named {twice[0]}; give each a different name")
         return self

@@ -51,7 +51,7 @@ def defs() -> dagster.Definitions:
     configs = [named_runs.read(run) for run in os.environ.get("CLOZE_CONFIG", "configs/quickstart.yaml").split()]
     names = [_identifier(config.name) for config in configs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"CLOZE_CONFIG has two runs named {twice[0]}; give each configuration a name of its own")
+        raise UserError(f"CLOZE_CONFIG has two runs named {twice[0]}; give each configuration a different name")
     return dagster.Definitions.merge(*map(definitions, configs))
 
 
@@ -149,7 +149,7 @@ def _asset(run_name: str, stage: Stage, priority: int) -> dagster.AssetsDefiniti
     def materialize_stage(context: dagster.AssetExecutionContext) -> dagster.MaterializeResult:
         active: _ActiveRun = getattr(context.resources, resource)
         force = stage.name in context.run.tags.get(_FORCE, "").split()
-        with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise an exception of its own
+        with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise its own exception
             planned, manifest, seconds = _execute(active, stage, force)
         return dagster.MaterializeResult(
             metadata=_metadata(planned, manifest, seconds), data_version=dagster.DataVersion(manifest.fingerprint)

@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING and docs show is what there is: links, commands, configurations, paths, make's targets."""
+"""README, CONTRIBUTING and docs match the code: links, commands, configurations, paths, make's targets."""
 
 import os
 import re
@@ -128,14 +128,14 @@ def test_every_command_is_accepted(page: Path) -> None:
     commands = next(action.choices for action in parser._actions if action.choices)
     assert isinstance(commands, dict)
     for arguments in cloze_commands(page):
-        assert arguments[0] in commands, f"cloze {arguments[0]}: is no command"
+        assert arguments[0] in commands, f"cloze {arguments[0]}: is not a command"
         if len(arguments) > 1 and "--help" not in arguments:
             _, rest = parser.parse_known_args(arguments)  # exits where it does not accept them
             assert [word for word in rest if "=" not in word and not word.endswith(".yaml")] == [], arguments
 
 
 @pytest.mark.parametrize("page", [REPOSITORY / "README.md", DOCS / "guide/commands.md"], ids=shown)
-def test_every_command_there_is_is_listed(page: Path) -> None:
+def test_every_command_is_listed(page: Path) -> None:
     from cloze.infra.cli import _parser
 
     commands = next(action.choices for action in _parser()._actions if action.choices)
@@ -163,7 +163,7 @@ _PORTS = {6379: "Ray", 8265: "its dashboard", 10001: "its clients"}  # as `ray s
 @pytest.fixture
 def bare_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Variables without an active environment; Ray's processes that were started with them are ended."""
-    mark, folder = uuid.uuid4().hex, tempfile.mkdtemp(prefix="cloze-")  # a short path: Ray's sockets lie there
+    mark, folder = uuid.uuid4().hex, tempfile.mkdtemp(prefix="cloze-")  # a short path: Ray's sockets are there
     yield {
         "HOME": str(tmp_path),
         "PATH": os.defpath,
@@ -184,7 +184,7 @@ def marked(mark: str) -> Iterator[psutil.Process]:
         try:
             if process.environ().get(_MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
-        except psutil.Error:  # another user's, or gone
+        except psutil.Error:  # another user's, or it has ended
             continue
 
 

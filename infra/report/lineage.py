@@ -107,7 +107,7 @@ class _Box(NamedTuple):
 
 
 def _draw(nodes: Sequence[LineageNode]) -> Markup:
-    """Draws rows of boxes, each below its parents. An arrow that skips a row runs in a lane of its own at the right."""
+    """Draws rows of boxes, each below its parents. An arrow that skips a row runs in a separate lane on the right."""
     depth = _depths(nodes)
     rows = [
         sorted((node for node in nodes if depth[node.key] == level), key=lambda node: node.kind != "file")

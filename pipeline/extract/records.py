@@ -123,7 +123,7 @@ def _articles(
 
 
 def _non_article_reason(page: dump.Page | None) -> str:
-    """Why a page is no article; empty if it is one."""
+    """Why a page is not an article; empty if it is one."""
     if page is None:
         return "malformed"
     if page.namespace != 0:

@@ -92,7 +92,7 @@ def test_a_mistake_is_an_error_of_one_line_and_status_2(
 
 def test_two_sources_or_tasks_of_one_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     line = mistake(capsys, "run", CONFIG, "extract.sources.novels.name=enwiki")
-    assert line.endswith("extract.sources has two entries named enwiki; give each a name of its own")
+    assert line.endswith("extract.sources has two entries named enwiki; give each a different name")
 
 
 def test_a_root_that_cannot_be_a_folder_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,8 +33,8 @@ class Phase(Config):
 class PretrainConfig(Config):
     """Pretraining: the model, the optimizer, the phases, and how the work is distributed.
 
-    Fields marked Compute change only the rounding of results, except that `workers` and `micro_batch_size` also change
-    the random draws of dropout.
+    Keys with the note "Does not change the result" may still change its rounding; `workers` and `micro_batch_size`
+    also change the random draws of dropout.
     """
 
     model: ModelConfig

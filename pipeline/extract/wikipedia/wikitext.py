@@ -126,7 +126,7 @@ def _split_blocks(text: str, rules: Rules) -> list[str]:
 
 
 def _heading(line: str) -> tuple[int, str, str] | None:
-    """A heading's level and title, and the text after it on its line; None if the line is no heading."""
+    """A heading's level and title, and the text after it on its line; None if the line is not a heading."""
     opened = line.lstrip("=")
     title = opened.rstrip("=")
     opening, closing = len(line) - len(opened), len(opened) - len(title)
