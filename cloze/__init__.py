@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cloze.training.checkpoints.pretrained import PretrainedModel
+    from cloze.training.checkpoints.pretrained_model import PretrainedModel
 
 __all__ = ["load"]
 
@@ -32,6 +32,6 @@ def load(run: "str | Path", root: str | None = None) -> "PretrainedModel":
     `run`: a YAML file, the name of a run under `root` ("runs" by default), or the folder of a Hugging Face BERT, such
     as `cloze export` writes. Raises ValueError, in one line, for what is missing or not finished.
     """
-    from cloze.infra.load import load
+    from cloze.infra.load_model import load
 
     return load(run, root)

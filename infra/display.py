@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cloze.pipeline.core.artifacts import Manifest
-from cloze.pipeline.core.facts import WarningFacts
+from cloze.pipeline.core.manifest_facts import WarningFacts
 from cloze.pipeline.core.storage import Location
 
 # Seconds between two lines of a log: of one that makes progress, and of one that shows the same again.

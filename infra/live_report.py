@@ -2,7 +2,7 @@
 
 from cloze.infra.planner import Run
 from cloze.infra.report.page import render
-from cloze.infra.report.reading import KnownStage, read_stages
+from cloze.infra.report.read_run import KnownStage, read_stages
 
 _STATES = {"run": "not started", "wait": "waiting", "continue": "half-done", "skip": "done"}
 

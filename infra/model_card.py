@@ -15,10 +15,10 @@ from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.facts import VocabFacts
+from cloze.pipeline.core.manifest_facts import VocabFacts
 from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.extract.sources import Source, WikipediaSource
-from cloze.training.pretrain.facts import MetricsRow, PretrainFacts
+from cloze.training.pretrain.manifest_facts import MetricsRow, PretrainFacts
 
 _MAX_LISTED = 8  # files, languages or licences of a source
 _LICENCE_IDS = {"apache-2.0", "cc0-1.0", "mit"}  # identifiers of the Hub, in addition to Creative Commons licences

@@ -6,15 +6,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from cloze.infra.inputs import UserFiles
 from cloze.infra.ray_session import ray_session
 from cloze.infra.run_config import RunConfig
+from cloze.infra.stage_inputs import UserFiles
 from cloze.infra.stages import Stage, stages
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, fingerprint, missing_files, read_manifest
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import MissingFile, UserError
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.scratch import delete_abandoned
-from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 
 Action = Literal["run", "continue", "skip", "wait"]

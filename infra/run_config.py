@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from cloze.infra.key_hints import KEY_HINTS
+from cloze.infra.other_tools_keys import KEY_HINTS
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.dedup.stage import DedupConfig
 from cloze.pipeline.examples.config import ExamplesConfig

@@ -9,12 +9,12 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from cloze.infra.inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
 from cloze.infra.report import stage as report
 from cloze.infra.run_config import RunConfig
+from cloze.infra.stage_inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
 from cloze.pipeline.core.artifacts import Facts, Manifest, Output
 from cloze.pipeline.core.config import Config, input_paths
-from cloze.pipeline.core.facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts
+from cloze.pipeline.core.manifest_facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup import stage as dedup
 from cloze.pipeline.examples import stage as examples
@@ -22,9 +22,9 @@ from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.tokens import stage as tokens
 from cloze.pipeline.vocab import stage as vocab
 from cloze.training.finetune import stage as finetune
-from cloze.training.finetune.facts import FinetuneFacts
+from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.pretrain import stage as pretrain
-from cloze.training.pretrain.facts import PretrainFacts
+from cloze.training.pretrain.manifest_facts import PretrainFacts
 
 
 @dataclass(frozen=True)

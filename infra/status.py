@@ -15,11 +15,11 @@ from cloze.infra import heldout
 from cloze.infra.display import duration, relative_path, size, summary, warnings
 from cloze.infra.planner import PlannedStage, Run
 from cloze.infra.report.pretraining import latest_row
-from cloze.infra.report.reading import read_metrics
+from cloze.infra.report.read_run import read_metrics
 from cloze.infra.stages import Stage
 from cloze.pipeline.core.artifacts import Manifest, read_manifest
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.facts import Accuracy, FinetuneFacts
+from cloze.training.finetune.manifest_facts import Accuracy, FinetuneFacts
 
 _CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoints/checkpoint.py
 

@@ -29,7 +29,7 @@ from cloze.infra.ray_session import WORKERS_PYTHON
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import Config, MarkedPath, input_paths, load, with_paths
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.provenance import git_commit
+from cloze.pipeline.core.software_versions import git_commit
 from cloze.pipeline.core.storage import find_files
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from cloze.infra.report.charts import BarSegment, SegmentKind, bar, format_number
-from cloze.infra.report.views import DedupView, ExamplesView, ExtractView, Stages, StageView, VocabView
-from cloze.pipeline.core.facts import ComparedVocab, DroppedDocument, DroppedRecord, VocabQuality
+from cloze.infra.report.view_models import DedupView, ExamplesView, ExtractView, Stages, StageView, VocabView
+from cloze.pipeline.core.manifest_facts import ComparedVocab, DroppedDocument, DroppedRecord, VocabQuality
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import RESERVED
 

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cloze.infra.report.charts import format_number, format_percent, histogram
-from cloze.infra.report.views import ExamplesView, Stages, StageView, VocabView
+from cloze.infra.report.view_models import ExamplesView, Stages, StageView, VocabView
 from cloze.pipeline.core.schema import IGNORE_INDEX
 from cloze.pipeline.text.tokenizer import CLS, MASK, SEP
 

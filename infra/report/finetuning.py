@@ -21,8 +21,8 @@ from cloze.infra.report.charts import (
     line_chart,
 )
 from cloze.infra.report.pretraining import percent_axis
-from cloze.infra.report.views import FinetuneView, PretrainView, Stages
-from cloze.training.finetune.facts import CurvesFact, ShownExample
+from cloze.infra.report.view_models import FinetuneView, PretrainView, Stages
+from cloze.training.finetune.manifest_facts import CurvesFact, ShownExample
 
 _MAX_CONFUSION_LABELS = 12  # a larger table is not readable
 _MAX_SAMPLE_CHARS = 280

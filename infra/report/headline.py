@@ -11,7 +11,7 @@ from cloze.infra.heldout import constant_answer
 from cloze.infra.report.charts import format_number, format_percent, format_short
 from cloze.infra.report.finetuning import TaskSection
 from cloze.infra.report.pretraining import latest_heldout_row, model_size, objective_of
-from cloze.infra.report.views import DedupView, ExamplesView, ExtractView, PretrainView, Stages
+from cloze.infra.report.view_models import DedupView, ExamplesView, ExtractView, PretrainView, Stages
 
 
 @dataclass(frozen=True)

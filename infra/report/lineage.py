@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from cloze.infra.display import duration, size
 from cloze.infra.report.charts import ScoreEstimate, element, format_percent, svg
-from cloze.infra.report.views import ExtractView, FinetuneView, PretrainView, Stages, StageView, UserFile
+from cloze.infra.report.view_models import ExtractView, FinetuneView, PretrainView, Stages, StageView, UserFile
 
 _MAX_FILES = 3  # named in a box
 _DIGEST_CHARS = 10

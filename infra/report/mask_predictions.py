@@ -7,7 +7,7 @@ from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING
 
 from cloze.infra.report.charts import format_percent
-from cloze.infra.report.views import HeldoutDocument, TrainedModel
+from cloze.infra.report.view_models import HeldoutDocument, TrainedModel
 from cloze.pipeline.text.sentences import document_sentences
 from cloze.pipeline.text.tokenizer import MASK
 

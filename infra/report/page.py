@@ -15,7 +15,7 @@ from cloze.infra.report.finetuning import TaskSection, task_sections
 from cloze.infra.report.lineage import lineage_graph
 from cloze.infra.report.mask_predictions import MaskPredictionsSection, mask_predictions_section
 from cloze.infra.report.pretraining import PretrainingSection, pretraining_section
-from cloze.infra.report.views import Stages
+from cloze.infra.report.view_models import Stages
 
 _FOLDER = Path(__file__).parent
 

@@ -18,8 +18,8 @@ from cloze.infra.report.charts import (
     format_scientific,
     line_chart,
 )
-from cloze.infra.report.views import ExamplesView, PretrainView, Stages, StageView
-from cloze.training.pretrain.facts import MetricsRow
+from cloze.infra.report.view_models import ExamplesView, PretrainView, Stages, StageView
+from cloze.training.pretrain.manifest_facts import MetricsRow
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from cloze.infra.report.page import render
-from cloze.infra.report.reading import KnownStage, read_stages
+from cloze.infra.report.read_run import KnownStage, read_stages
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.storage import Location

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.provenance import git_commit, package_versions
+from cloze.pipeline.core.software_versions import git_commit, package_versions
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads, run_periodically
 

@@ -1,7 +1,7 @@
 """documents -> documents without duplicates (Beam).
 
-Beam distributes the items of each step (steps.py); only their numbers travel through it. All rules (rules.py) order by
-what the documents contain, never by where they are stored: of a doc_id, the newest revision is kept (then the longest);
+Beam distributes the items of each step (steps.py); only their numbers travel through it. All rules
+(duplicate_rules.py) order by what the documents contain, never by where they are stored: of a doc_id, the newest revision is kept (then the longest);
 of equal contents and of near duplicates, the longest (then the newest revision); ties are broken by the digest of
 doc_id and at last by a digest of everything else, including the record's place in its source's file.
 """
@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.beam import pipeline, serialized_errors
 from cloze.pipeline.core.config import Compute, Config
-from cloze.pipeline.core.facts import DedupFacts
+from cloze.pipeline.core.manifest_facts import DedupFacts
 from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.dedup import minhash, steps
 from cloze.pipeline.dedup.steps import Item, Steps

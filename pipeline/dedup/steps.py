@@ -26,12 +26,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cloze.pipeline.core.artifacts import Output, Part
-from cloze.pipeline.core.facts import DedupFacts, DroppedDocument
+from cloze.pipeline.core.manifest_facts import DedupFacts, DroppedDocument
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup import minhash
 from cloze.pipeline.dedup.bucket_files import read_bucket, write_buckets
 from cloze.pipeline.dedup.document_shards import read_tables, shard_bytes
-from cloze.pipeline.dedup.rules import (
+from cloze.pipeline.dedup.duplicate_rules import (
     DESCRIPTOR,
     LINK,
     REASONS,

@@ -6,12 +6,12 @@ from functools import lru_cache, partial
 import numpy as np
 
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
-from cloze.pipeline.core.facts import ExamplesFacts
+from cloze.pipeline.core.manifest_facts import ExamplesFacts
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import parquet_bytes
-from cloze.pipeline.examples.assembly import ROW_GROUP, ExampleInputs, example_table
 from cloze.pipeline.examples.config import LengthConfig
-from cloze.pipeline.examples.planning import plan_shard
+from cloze.pipeline.examples.example_assembly import ROW_GROUP, ExampleInputs, example_table
+from cloze.pipeline.examples.example_planning import plan_shard
 from cloze.pipeline.text.token_shards import token_shards
 
 VERSION = 2

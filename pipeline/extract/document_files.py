@@ -10,8 +10,8 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import sentence_lines
-from cloze.pipeline.text import tables
-from cloze.pipeline.text.encodings import decode, decompressed
+from cloze.pipeline.text import table_files
+from cloze.pipeline.text.character_encodings import decode, decompressed
 
 _MAX_TEXT_BYTES = 32 << 20  # of a text file, which is one document
 _LAYOUT_SAMPLE_BYTES = 1 << 20
@@ -64,16 +64,17 @@ def read_rows(
     Raises UserError: an unknown suffix, a file that does not match its suffix, a missing column, a value that is not
     text. The message names the file, the line if there are lines, and the fix.
     """
-    suffix = tables.table_suffix(location)
+    suffix = table_files.table_suffix(location)
     if suffix == ".txt":
         yield _read_text_file(location, encoding)
-    elif suffix in tables.FORMATS.split(", "):
+    elif suffix in table_files.FORMATS.split(", "):
         needed = list(columns.by_field.values())
-        for row in tables.read_rows(location, needed, encoding, tsv_quotes=True):
+        for row in table_files.read_rows(location, needed, encoding, tsv_quotes=True):
             yield RecordPosition(0, row.offset, row.bytes), _document_row(row.values, columns, row.where)
     else:
         raise UserError(
-            f"{location}: documents are {tables.FORMATS} or .txt (all also with .gz); convert it or correct its suffix"
+            f"{location}: documents are {table_files.FORMATS} or .txt (all also with .gz); "
+            "convert it or correct its suffix"
         )
 
 

@@ -12,7 +12,13 @@ from typing import Literal, NamedTuple
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.byte_range import ByteRange
-from cloze.pipeline.text.encodings import bom_encoding, decompressed, describe_invalid_byte, is_gzip, stream_encoding
+from cloze.pipeline.text.character_encodings import (
+    bom_encoding,
+    decompressed,
+    describe_invalid_byte,
+    is_gzip,
+    stream_encoding,
+)
 from cloze.pipeline.text.sentences import split_sentences
 
 _MAX_LINE_BYTES = 1 << 20  # no sentence is that long

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from cloze.pipeline.core.config import Config, InputPath
 from cloze.pipeline.extract import document_files, sentence_lines
-from cloze.pipeline.text.encodings import Encoding
+from cloze.pipeline.text.character_encodings import Encoding
 
 
 class _Source(Config):

@@ -1,8 +1,8 @@
 """sources -> document shards (Beam).
 
 The files are divided into units of work (work_units.py), which Beam distributes. A worker reads the records of a unit
-(records.py), writes its own shards and commits them: no text travels through Beam, and a committed unit is never
-processed again.
+(records_to_documents.py), writes its own shards and commits them: no text travels through Beam, and a committed unit is
+never processed again.
 """
 
 from collections import Counter
@@ -12,15 +12,15 @@ from functools import partial
 from cloze.pipeline.core.artifacts import Manifest, Output, Part
 from cloze.pipeline.core.beam import for_each
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.facts import DroppedRecord, ExtractFacts, TruncatedFile
+from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.manifest_facts import DroppedRecord, ExtractFacts, TruncatedFile
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.scratch import scratch_folder
-from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import filters, work_units
 from cloze.pipeline.extract.config import ExtractConfig
 from cloze.pipeline.extract.document import Document, document_table
-from cloze.pipeline.extract.records import Drop, UnitNotes, read_records
+from cloze.pipeline.extract.records_to_documents import Drop, UnitNotes, read_records
 from cloze.pipeline.extract.wikipedia import repartition
 from cloze.pipeline.extract.work_units import WorkUnit, plan_units
 

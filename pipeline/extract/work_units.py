@@ -6,7 +6,7 @@ The units depend on the input files alone, so that the next run has the same uni
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.extract import sentence_lines
 from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.config import ExtractConfig

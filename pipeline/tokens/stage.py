@@ -10,10 +10,10 @@ from pydantic import Field
 
 from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.config import Compute, Config, InputPath
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.ragged import offsets_of
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import read_table, text_key
-from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.sentences import Splitter, document_sentences, load_splitter, split_sentences
 from cloze.pipeline.text.token_shards import DOCUMENT_RUN, shard_files

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from cloze.pipeline.core.facts import UncoveredCharacters, VocabFacts, VocabQuality
+from cloze.pipeline.core.manifest_facts import UncoveredCharacters, VocabFacts, VocabQuality
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import MAX_CHARS_PER_WORD, RESERVED, UNK
 from cloze.pipeline.vocab.config import VocabConfig

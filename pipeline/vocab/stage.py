@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.facts import ComparedVocab
+from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.manifest_facts import ComparedVocab
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import parquet_bytes, read_table
-from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.tokenizer import (

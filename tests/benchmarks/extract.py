@@ -27,8 +27,8 @@ from statistics import median
 from typing import NamedTuple
 
 from cloze.pipeline.core.artifacts import Manifest, Output
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.schema import read_table
-from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.stage import ExtractConfig, run

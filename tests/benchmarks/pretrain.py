@@ -37,13 +37,13 @@ from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.text.masking import mask_rules
 from cloze.training.cluster.ray_train import keep_freed_memory
+from cloze.training.model.batch_totals import Totals
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.hardware import data_sheet_flops, has_bf16, processor_name
 from cloze.training.model.optim import OptimizerConfig, adamw, parameter_groups
-from cloze.training.model.totals import Totals
 from cloze.training.pretrain.data_loader import Batch, DynamicMasking, ExampleDataset, collate
 from cloze.training.pretrain.objective import Objective
-from cloze.training.pretrain.phase_data import Prefetcher
+from cloze.training.pretrain.phase_batches import Prefetcher
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCAB_SIZE, VOCABULARY
 from tests.benchmarks._show import show

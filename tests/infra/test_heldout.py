@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cloze.infra.heldout import describe
-from cloze.training.model.totals import Totals
+from cloze.training.model.batch_totals import Totals
 from cloze.training.pretrain.baselines import Baseline
 from cloze.training.pretrain.metrics import MetricsRecorder
 

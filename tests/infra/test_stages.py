@@ -13,15 +13,15 @@ import pytest
 
 from cloze.infra import stages as entries
 from cloze.infra import workflow
-from cloze.infra.inputs import StageOutput
 from cloze.infra.launch.ray_jobs import ClusterConfig, stage_files
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
+from cloze.infra.stage_inputs import StageOutput
 from cloze.infra.stages import Stage
 from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.config import Compute, Config, InputPath, identity, load
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.file_digests import SourceFile
 from tests.paths import REPOSITORY
 
 VERSION = 1

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import pytest
 
-from cloze.infra.inputs import FinalCheckpoint, StageOutput
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
+from cloze.infra.stage_inputs import FinalCheckpoint, StageOutput
 from cloze.infra.stages import Stage
 from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.config import Compute, Config, InputPath, identity, load
-from cloze.training.finetune.facts import FinetuneFacts
+from cloze.training.finetune.manifest_facts import FinetuneFacts
 from tests.paths import QUICKSTART
 
 VERSION = 1

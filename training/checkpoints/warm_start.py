@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cloze.pipeline.core.artifacts import read_manifest
 from cloze.pipeline.core.errors import MissingFile, UserError
-from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.storage import Location, find_files
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.vocab_file import VocabFile

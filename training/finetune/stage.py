@@ -11,13 +11,13 @@ import numpy as np
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.text.tokenizer import load_tokenizer
 from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig
 from cloze.training.cluster.elastic import Placement, nodes
 from cloze.training.cluster.heartbeat import Progress
 from cloze.training.cluster.ray_train import RestartPolicy, run_workers
-from cloze.training.finetune.facts import FinetuneFacts
+from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import SPLITS, TaskConfig
 from cloze.training.finetune.trainer import VARIANTS, FinetuneSetup, train_in_worker

@@ -20,7 +20,7 @@ from cloze.pipeline.core.config import Config
 from cloze.training.model.linear import Linear, linear
 
 if TYPE_CHECKING:
-    from cloze.training.model.totals import Totals
+    from cloze.training.model.batch_totals import Totals
 
 _VOCAB_MULTIPLE = {"cuda": 64}  # by device type: tensor cores need a decoder whose rows are a multiple of this
 

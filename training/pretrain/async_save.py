@@ -18,8 +18,8 @@ from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import CheckpointPayload, Tensors, prune_checkpoints, save_checkpoint
 from cloze.training.cluster.collectives import AllGather, run_together, single_worker_gather
 from cloze.training.pretrain import loss_spikes
-from cloze.training.pretrain.facts import MetricsRow
 from cloze.training.pretrain.loss_spikes import SkippedBatch
+from cloze.training.pretrain.manifest_facts import MetricsRow
 from cloze.training.pretrain.tensorboard import FILE as EVENTS
 from cloze.training.pretrain.tensorboard import EventFile
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.facts import ExamplesFacts
 from cloze.pipeline.core.keyed_random import hash64
+from cloze.pipeline.core.manifest_facts import ExamplesFacts
 from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
 from cloze.pipeline.core.schema import IGNORE_INDEX, parquet_file
 from cloze.pipeline.core.storage import Location

@@ -6,7 +6,8 @@ moments are fp32. bf16 and fp16 use autocast: so every backend stores the same s
 take most of the time, run in 16 bits.
 
 `TorchBackend`, for ZeRO stage 0, is plain data parallelism in PyTorch: each worker has all weights, and gradients are
-averaged over the workers. `DeepSpeedBackend` (zero.py), for stages 1 to 3, partitions moments, gradients and weights.
+averaged over the workers. `DeepSpeedBackend` (deepspeed_zero.py), for stages 1 to 3, partitions moments,
+gradients and weights.
 """
 
 import math
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cloze.training.checkpoints.checkpoint import KINDS, Tensors
+from cloze.training.model.batch_totals import Totals
 from cloze.training.model.hardware import worker_device
 from cloze.training.model.optim import (
     DTYPES,
@@ -28,7 +30,6 @@ from cloze.training.model.optim import (
     initial_optimizer_state,
     parameter_groups,
 )
-from cloze.training.model.totals import Totals
 from cloze.training.pretrain.data_loader import IGNORE_INDEX, Batch
 from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig
 from cloze.training.pretrain.objective import Backend, Objective, StepResult
@@ -150,7 +151,7 @@ def _backend(objective: Objective, config: OptimizerConfig, zero_stage: int, dee
     optimizer = adamw(parameter_groups(objective.model, config.weight_decay), config)
     if not zero_stage:
         return TorchBackend(objective, optimizer, config.max_grad_norm, deepspeed.communication_data_type or "fp32")
-    from cloze.training.pretrain.zero import DeepSpeedBackend
+    from cloze.training.pretrain.deepspeed_zero import DeepSpeedBackend
 
     return DeepSpeedBackend(objective, optimizer, config.max_grad_norm, zero_stage, deepspeed)
 

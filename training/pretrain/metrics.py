@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from cloze.training.model.totals import Totals
+from cloze.training.model.batch_totals import Totals
 from cloze.training.pretrain.baselines import Baseline, baseline_metrics
-from cloze.training.pretrain.facts import MetricsRow
+from cloze.training.pretrain.manifest_facts import MetricsRow
 
 
 class MetricsRecorder:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cloze.training.model.batch_totals import Totals
 from cloze.training.model.optim import Precision, autocast
-from cloze.training.model.totals import Totals
 from cloze.training.pretrain.data_loader import IGNORE_INDEX, Batch
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact, FileRecord, Manifest, Output
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
 from cloze.training.checkpoints.checkpoint import (
@@ -30,7 +30,7 @@ from cloze.training.cluster.ray_train import RestartPolicy, run_workers
 from cloze.training.pretrain import loss_spikes, tensorboard
 from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.data_loader import ExampleDataset, has_pair_labels
-from cloze.training.pretrain.facts import CheckpointFact, InitFact, MetricsFact, PeakFact, PretrainFacts
+from cloze.training.pretrain.manifest_facts import CheckpointFact, InitFact, MetricsFact, PeakFact, PretrainFacts
 from cloze.training.pretrain.metrics import summary
 from cloze.training.pretrain.train_state import PretrainSetup, TrainState
 from cloze.training.pretrain.trainer import StepHook, train_in_worker

@@ -7,7 +7,7 @@ several times, and it can be stored on S3.
 import struct
 from collections.abc import Sequence
 
-from cloze.training.pretrain.facts import MetricsRow
+from cloze.training.pretrain.manifest_facts import MetricsRow
 
 FILE = "tensorboard/events.out.tfevents.0.cloze"
 _NOT_METRICS = {"split", "step", "time"}

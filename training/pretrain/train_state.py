@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from cloze.pipeline.core.artifacts import Artifact
-from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import Heldout
 from cloze.training.model.hardware import PeakFlops

@@ -35,7 +35,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.training.checkpoints.checkpoint import (
     KINDS,
     CheckpointPayload,
@@ -57,7 +57,7 @@ from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.engine import Engine
 from cloze.training.pretrain.loss_spikes import BadStep, SkippedBatch, read_skipped
 from cloze.training.pretrain.objective import StepResult
-from cloze.training.pretrain.phase_data import GlobalBatch, PhaseData
+from cloze.training.pretrain.phase_batches import GlobalBatch, PhaseData
 from cloze.training.pretrain.run_control import RunControl
 from cloze.training.pretrain.train_state import GroupInfo, PretrainSetup, TrainState
 

@@ -5,7 +5,7 @@ import re
 from cloze.pipeline.core import file_types
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.encodings import bom_encoding
+from cloze.pipeline.text.character_encodings import bom_encoding
 
 FIX = "give a MediaWiki XML export, such as <wiki>-latest-pages-articles.xml.bz2"
 

@@ -1,6 +1,6 @@
 """Wikitext -> paragraphs of running text.
 
-Four linear passes, none of them recursive: structure.py resolves nested markup (templates, tables, tags, comments),
+Four linear passes, none of them recursive: nested_markup.py resolves nested markup (templates, tables, tags, comments),
 inline_markup.py resolves links; `_split_blocks` resolves bold and italics and sorts lines into paragraphs and other
 lines (indented_lines.py finds the paragraphs among indented lines); `_clean_blocks` cleans up characters.
 
@@ -24,7 +24,7 @@ from cloze.pipeline.extract.wikipedia.markers import (
     UNPROTECT,
     expand_entities,
 )
-from cloze.pipeline.extract.wikipedia.structure import resolve_structure
+from cloze.pipeline.extract.wikipedia.nested_markup import resolve_structure
 from cloze.pipeline.extract.wikipedia.wiki_names import DROPPED_SECTIONS, POSSIBLE_SUBJECTS
 
 _ITALICS = re.compile("''")

@@ -22,8 +22,8 @@ from cloze.infra.report import stage as report
 from cloze.infra.report.finetuning import compare_scores
 from cloze.infra.report.mask_predictions import select_heldout_sentences
 from cloze.infra.report.page import render
-from cloze.infra.report.reading import KnownStage, heldout_documents, read_stages
-from cloze.infra.report.views import ExtractView, PretrainView
+from cloze.infra.report.read_run import KnownStage, heldout_documents, read_stages
+from cloze.infra.report.view_models import ExtractView, PretrainView
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact, Output

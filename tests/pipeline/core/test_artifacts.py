@@ -12,8 +12,8 @@ import pytest
 from cloze.pipeline.core.artifacts import Artifact, Output, fingerprint, missing_files, read_manifest
 from cloze.pipeline.core.config import Compute, Config, identity
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.provenance import git_commit, package_versions
-from cloze.pipeline.core.source_files import SourceFile, source_file, source_file_by_digest
+from cloze.pipeline.core.file_digests import SourceFile, source_file, source_file_by_digest
+from cloze.pipeline.core.software_versions import git_commit, package_versions
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import run_periodically
 

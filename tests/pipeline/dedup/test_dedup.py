@@ -19,7 +19,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.schema import DOCUMENT, RecordPosition, parquet_bytes
 from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.dedup.rules import describe_documents, keep_distinct_contents, keep_newest_revisions
+from cloze.pipeline.dedup.duplicate_rules import describe_documents, keep_distinct_contents, keep_newest_revisions
 from cloze.pipeline.dedup.stage import VERSION, DedupConfig, run
 from cloze.pipeline.dedup.steps import Steps
 from cloze.pipeline.extract.document import document, document_table

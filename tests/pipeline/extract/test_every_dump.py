@@ -17,7 +17,7 @@ import pytest
 
 from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.extract.stage import ExtractConfig

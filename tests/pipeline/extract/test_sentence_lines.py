@@ -7,11 +7,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.document import document
-from cloze.pipeline.extract.records import UnitNotes, read_records
+from cloze.pipeline.extract.records_to_documents import UnitNotes, read_records
 from cloze.pipeline.extract.sentence_lines import (
     DocumentBoundary,
     byte_ranges,

@@ -10,10 +10,10 @@ import pytest
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.ragged import ragged_ranges
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import text_key
-from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import Document, document
 from cloze.pipeline.text.sentences import split_sentences

@@ -15,7 +15,7 @@ from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load as load_config
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import document
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, load_tokenizer, tokenizer_config_json

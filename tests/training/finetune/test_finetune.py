@@ -18,7 +18,7 @@ from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.config import load as load_config
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.source_files import SourceFile, source_file
+from cloze.pipeline.core.file_digests import SourceFile, source_file
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, load_tokenizer, tokenizer_config_json
 from cloze.training.checkpoints import checkpoint
@@ -173,7 +173,7 @@ def test_ray_leaves_no_files(finished):
     }
 
 
-def test_neither_a_kill_nor_ray_changes_a_bit(finished, inputs, alone, tmp_path):
+def test_neither_a_kill_nor_ray_changes_a_bit(finished, inputs, single_process_group, tmp_path):  # noqa: F811
     out = trained_here(config(), inputs, tmp_path)
     for part in VARIANTS:
         committed = out.finished_part(part)
@@ -245,7 +245,7 @@ def test_two_workers_have_the_losses_of_one(ray_session, inputs, single_process_
     two = run(config(workers=2), given, output(tmp_path / "two"))
     one = trained_here(config(), given, tmp_path / "one")
     for variant in VARIANTS:
-        part = one.part(variant)
+        part = one.finished_part(variant)
         assert part
         curves = two.facts["variants"][variant]
         np.testing.assert_allclose(curves["loss"], part.facts["loss"], atol=1e-4)
@@ -254,7 +254,7 @@ def test_two_workers_have_the_losses_of_one(ray_session, inputs, single_process_
     assert losses[48] < losses[1] / 2
 
 
-def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(inputs, alone, tmp_path):
+def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(inputs, single_process_group, tmp_path):  # noqa: F811
     settings = config(learning_rate=[1e-9, 0.02], epochs=[1, 6])
     out = trained_here(settings, inputs, tmp_path)
     whole = out.finished_part("pretrained")
@@ -267,7 +267,7 @@ def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(i
 
     (tmp_path / "parts/pretrained.json").unlink()
     times = {name: (tmp_path / f"parts/{name}.json").stat().st_mtime_ns for name in keys}
-    assert trained_here(settings, inputs, tmp_path).part("pretrained") == whole
+    assert trained_here(settings, inputs, tmp_path).finished_part("pretrained") == whole
     assert all((tmp_path / f"parts/{name}.json").stat().st_mtime_ns == time for name, time in times.items())
 
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import identity, load
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.source_files import SourceFile
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import build_tokenizer, tokenizer_config_json
 from cloze.training.checkpoints import huggingface
 from cloze.training.checkpoints.fill_mask import load_model, predict_masked
 from cloze.training.checkpoints.warm_start import initial_weights
 from cloze.training.model.architectures import ARCHITECTURES, Architecture
+from cloze.training.model.batch_totals import Totals
 from cloze.training.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification, Layer
-from cloze.training.model.totals import Totals
 from cloze.training.model.transformers_names import BERT
 from tests.paths import QUICKSTART
 from tests.training.small_examples import PIECES, single_process_group  # noqa: F401 (a fixture)

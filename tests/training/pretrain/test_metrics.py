@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from cloze.training.model.batch_totals import Totals
 from cloze.training.model.bert import BertConfig
-from cloze.training.model.totals import Totals
 from cloze.training.pretrain.baselines import Baseline
 from cloze.training.pretrain.metrics import MetricsRecorder
 

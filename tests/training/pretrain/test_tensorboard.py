@@ -5,7 +5,7 @@ from pathlib import Path
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
-from cloze.training.pretrain.facts import MetricsRow
+from cloze.training.pretrain.manifest_facts import MetricsRow
 from cloze.training.pretrain.tensorboard import EventFile
 
 

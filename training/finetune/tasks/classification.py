@@ -17,7 +17,7 @@ from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text import tables
+from cloze.pipeline.text import table_files
 from cloze.pipeline.text.tokenizer import CLS, SEP
 from cloze.training.finetune.scores import Label, accuracy, correct, macro_f1, majority, matthews, wilson
 from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, RowIndices, TaskConfig
@@ -181,7 +181,7 @@ def read_examples(location: Location, columns: LabelledColumns) -> list[Labelled
     names = (columns.text, columns.label, columns.split)
     examples = []
     # Tab-separated labelled files, such as GLUE's, contain single quotes as characters.
-    for row in tables.read_rows(location, names, tsv_quotes=False):
+    for row in table_files.read_rows(location, names, tsv_quotes=False):
         for column in names:
             if row.values[column] is None or not str(row.values[column]).strip():
                 raise UserError(f"{row.where}: {column} is empty; fill it in or delete the row")

@@ -15,8 +15,8 @@ import pytest
 
 from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.scratch import scratch_folder
-from cloze.pipeline.core.source_files import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.extract import work_units

@@ -1,6 +1,6 @@
 """The data of a run that the page shows: its stages, finished or not, and the displayed content of their files.
 
-These types and the sections read no files: infra/report/reading.py does.
+These types and the sections read no files: infra/report/read_run.py does.
 """
 
 import json
@@ -13,10 +13,10 @@ import yaml
 from numpy.typing import NDArray
 
 from cloze.pipeline.core.artifacts import FileRecord, Manifest
-from cloze.pipeline.core.facts import DedupFacts, ExtractFacts, VocabFacts
+from cloze.pipeline.core.manifest_facts import DedupFacts, ExtractFacts, VocabFacts
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.facts import FinetuneFacts
-from cloze.training.pretrain.facts import MetricsRow, PretrainFacts
+from cloze.training.finetune.manifest_facts import FinetuneFacts
+from cloze.training.pretrain.manifest_facts import MetricsRow, PretrainFacts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

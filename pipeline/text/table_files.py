@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.schema import parquet_errors
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.encodings import (
+from cloze.pipeline.text.character_encodings import (
     bom_length_and_codec,
     byte_lines,
     decompressed,

@@ -16,7 +16,7 @@ from cloze.pipeline.text.token_shards import TokenizedCorpus
 from cloze.pipeline.text.tokenizer import CLS, SEP
 
 _PACKED_DOCUMENTS = 32  # that are packed together if examples are full sentences
-_PAIRS, _ORDER = 1, 2  # the purposes of random numbers; assembly.py has 3
+_PAIRS, _ORDER = 1, 2  # the purposes of random numbers; example_assembly.py has 3
 
 
 class ExamplePlan(NamedTuple):

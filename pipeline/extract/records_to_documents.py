@@ -13,7 +13,7 @@ from cloze.pipeline.extract.document import Document, document
 from cloze.pipeline.extract.sources import BooksSource, DocumentsSource, SentencesSource, Source, WikipediaSource
 from cloze.pipeline.extract.wikipedia import dump, repartition, wikitext
 from cloze.pipeline.extract.work_units import FileRange, WorkUnit
-from cloze.pipeline.text.encodings import decode_with_line_starts
+from cloze.pipeline.text.character_encodings import decode_with_line_starts
 from cloze.pipeline.text.sentences import presplit_paragraphs
 
 _MAX_BOOK_BYTES = 32 << 20  # ten times the longest novels

@@ -9,7 +9,7 @@ import pytest
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tables import read_rows
+from cloze.pipeline.text.table_files import read_rows
 
 
 def write(path: Path, data: bytes) -> Location:

@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.text.encodings import Encoding, decode
+from cloze.pipeline.text.character_encodings import Encoding, decode
 from tests.paths import DATA
 
 FRENCH = "Où est passé l’été ? Il a été à la forêt, près du chêne, là où naît la rivière où l’on pêchait. " * 3

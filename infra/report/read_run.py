@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloze.infra.report.views import (
+from cloze.infra.report.view_models import (
     DedupView,
     ExamplesView,
     ExtractView,
@@ -25,15 +25,15 @@ from cloze.infra.report.views import (
 )
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact, Manifest, read_manifest
-from cloze.pipeline.core.facts import DedupFacts, ExtractFacts, VocabFacts
+from cloze.pipeline.core.file_digests import cached_source_files, source_file_by_digest
+from cloze.pipeline.core.manifest_facts import DedupFacts, ExtractFacts, VocabFacts
 from cloze.pipeline.core.schema import parquet_file
-from cloze.pipeline.core.source_files import cached_source_files, source_file_by_digest
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.tokenizer import load_tokenizer
-from cloze.training.finetune.facts import FinetuneFacts
-from cloze.training.pretrain.facts import MetricsRow, PretrainFacts
+from cloze.training.finetune.manifest_facts import FinetuneFacts
+from cloze.training.pretrain.manifest_facts import MetricsRow, PretrainFacts
 
 if TYPE_CHECKING:
     from cloze.training.checkpoints.fill_mask import MaskPrediction

@@ -26,7 +26,7 @@ from cloze.pipeline.extract.gutenberg import read_book
 from cloze.pipeline.extract.sentence_lines import DocumentBoundary, byte_ranges, read_documents
 from cloze.pipeline.extract.wikipedia import decompress, dump, page_splitter, repartition
 from cloze.pipeline.extract.wikipedia.decompress import ReadStatus
-from cloze.pipeline.text.encodings import decode, decode_with_line_starts
+from cloze.pipeline.text.character_encodings import decode, decode_with_line_starts
 from tests.paths import DATA, REPOSITORY
 
 EXTRACT = DATA / "extract"

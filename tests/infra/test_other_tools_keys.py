@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cloze.infra.key_hints import KEY_HINTS
+from cloze.infra.other_tools_keys import KEY_HINTS
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError

@@ -13,14 +13,14 @@ from cloze.pipeline.core.keyed_random import hash64
 from cloze.pipeline.core.ragged import offsets_of, pad_rows, ragged_ranges
 from cloze.pipeline.core.schema import example_schema
 from cloze.pipeline.examples.config import LengthConfig
-from cloze.pipeline.examples.planning import ExamplePlan
+from cloze.pipeline.examples.example_planning import ExamplePlan
 from cloze.pipeline.text.masking import KeyedMaskDraws, MaskRules, mask_batch, mask_rules
 from cloze.pipeline.text.token_shards import TokenizedCorpus, TokenShard, token_shards
 from cloze.pipeline.text.tokenizer import CLS, SEP, load_tokenizer, pieces_of
 
 ROW_GROUP = 1024  # examples: what a reader fetches at a time
 _BATCH_EXAMPLES = 16 * ROW_GROUP
-_MASKS = 3  # a purpose of random numbers; planning.py has 1 and 2
+_MASKS = 3  # a purpose of random numbers; example_planning.py has 1 and 2
 
 
 @dataclass(frozen=True)

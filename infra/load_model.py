@@ -10,7 +10,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import tokenizer
 from cloze.training.checkpoints import huggingface
 from cloze.training.checkpoints.fill_mask import load_model
-from cloze.training.checkpoints.pretrained import PretrainedModel
+from cloze.training.checkpoints.pretrained_model import PretrainedModel
 from cloze.training.model.architectures import pretraining_model
 from cloze.training.pretrain.stage import final_checkpoint
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.config import MarkedPath
-from cloze.pipeline.core.source_files import SourceFile, source_file
+from cloze.pipeline.core.file_digests import SourceFile, source_file
 from cloze.pipeline.core.storage import Location, find_files
 from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.pretrain.stage import final_checkpoint

@@ -7,11 +7,11 @@ import pytest
 
 from cloze.pipeline.core.artifacts import Artifact, Facts, Output, read_manifest
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts, WarningFacts
+from cloze.pipeline.core.manifest_facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts, WarningFacts
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.facts import FinetuneFacts
+from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.pretrain.data_loader import ExampleDataset
-from cloze.training.pretrain.facts import PretrainFacts
+from cloze.training.pretrain.manifest_facts import PretrainFacts
 
 CHECKPOINT = {"path": "checkpoints/step-000640-df323405", "digest": "68a7", "step": 640, "heldout_loss": 7.02}
 CURVES = {"loss": [[1, 1.5], [2, 1.25]], "dev_accuracy": [0.5], "dev_loss": [None], "best_epoch": 1}
