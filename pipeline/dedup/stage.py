@@ -1,9 +1,10 @@
 """documents -> documents without duplicates (Beam).
 
 Beam distributes the items of each step (steps.py); only their numbers travel through it. All rules
-(duplicate_rules.py) order by what the documents contain, never by where they are stored: of a doc_id, the newest revision is kept (then the longest);
-of equal contents and of near duplicates, the longest (then the newest revision); ties are broken by the digest of
-doc_id and at last by a digest of everything else, including the record's place in its source's file.
+(duplicate_rules.py) order by what the documents contain, never by where they are stored: of a doc_id, the newest
+revision is kept (then the longest); of equal contents and of near duplicates, the longest (then the newest revision);
+ties are broken by the digest of doc_id and at last by a digest of everything else, including the record's place in its
+source's file.
 """
 
 from collections.abc import Mapping
