@@ -1,6 +1,11 @@
-# make demo: the quickstart, from a fresh clone to a scored model.   make test [ARGS="..."]: the tests, two files at once.
-# make campaign: faults at random steps, some ten minutes.         .ci/run: lint, all other tests, the quickstart twice.
-# make ui: the run's history and schedule in a browser.              make bench [ONLY=name ARGS="..."]   make lint
+# make demo                          the quickstart: from a fresh clone to a fine-tuned model
+# make lint                          ruff, basedpyright, import-linter
+# make test [ARGS="..."]             the tests, two files in parallel
+# make campaign                      crash tests at random steps, about ten minutes
+# make bench [ONLY=name ARGS="..."]  benchmarks
+# make reference                     docs/reference, generated from the configuration classes
+# make ui                            run history and schedule in a browser (Dagster)
+# .ci/run                            lint, all tests except the campaign, the quickstart twice
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 CONFIG ?= configs/quickstart.yaml
@@ -19,27 +24,30 @@ campaign: .venv/.installed-test
 lint: .venv/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright && $(BIN)/lint-imports
 
+reference: .venv/.installed
+	$(BIN)/python -m cloze.infra.config_reference docs/reference
+
 ui: .venv/.installed
-	CLOZE_CONFIG="$(CONFIG)" $(BIN)/python -m infra.workflow
+	CLOZE_CONFIG="$(CONFIG)" $(BIN)/python -m cloze.infra.workflow
 
 bench: .venv/.installed-bench
 	$(BIN)/python -m tests.benchmarks $(ONLY) $(ARGS)
 
 .venv/.installed: constraints.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is missing: install it, or name it with PYTHON=/path/to/python3.11"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is missing: install it, or set PYTHON=/path/to/python3.11"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
-	  { echo "$(PYTHON) is not Python 3.11 or 3.12: name one with PYTHON=/path/to/python3.11"; exit 2; }
+	  { echo "$(PYTHON) is not Python 3.11 or 3.12: set PYTHON=/path/to/python3.11"; exit 2; }
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || \
 	  { echo "A C++ compiler is missing: install one, for example with: apt-get install g++"; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
-	  { echo "making .venv and installing from constraints.txt (a few minutes)"; rm -rf .venv; $(PYTHON) -m venv .venv; } || \
+	  { echo "creating .venv and installing from constraints.txt (a few minutes)"; rm -rf .venv; $(PYTHON) -m venv .venv; } || \
 	  { rm -rf .venv; echo "Python's venv module is missing: install it, for example with: apt-get install python3-venv"; exit 2; }
 	@$(INSTALL) -e .
 	@touch $@
 
 .venv/.installed-%: .venv/.installed
-	@echo "installing what 'make $*' needs"
+	@echo "installing the dependencies of 'make $*'"
 	@$(INSTALL) -e '.[$*]'
 	@touch $@
 
-.PHONY: demo test campaign lint ui bench
+.PHONY: demo test campaign lint reference ui bench

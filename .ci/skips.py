@@ -1,4 +1,4 @@
-"""Fails when a test was skipped that .ci/skips.txt does not list with its reason."""
+"""Fails if a skipped test is not listed in .ci/skips.txt. Its argument is pytest's JUnit report."""
 
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -17,9 +17,9 @@ def main(report: str) -> int:
         for case in cases
         if case.find("skipped") is not None
     }
-    unlisted = {name: why for name, why in skipped.items() if name not in allowed}
-    for name, why in unlisted.items():
-        print(f"{name} was skipped ({why}) and is not listed in .ci/skips.txt")
+    unlisted = {name: reason for name, reason in skipped.items() if name not in allowed}
+    for name, reason in unlisted.items():
+        print(f"{name} was skipped ({reason}) and is not listed in .ci/skips.txt")
     print(f"{len(cases)} tests, {len(skipped)} skipped, {len(unlisted)} of them not listed")
     return 1 if unlisted or not cases else 0
 

@@ -1,4 +1,4 @@
-"""cloze run|plan|status|report|export|predict|submit RUN [key=value ...] [--root ROOT]"""
+"""The command line: cloze run|plan|status|report|export|predict|submit RUN [key=value ...], and cloze config [KEY]."""
 
 import argparse
 import errno
@@ -12,61 +12,68 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.config import UserError
-from pipeline.signals import interrupted_by
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.signals import keyboard_interrupt_on
 
 if TYPE_CHECKING:
-    from infra.planner import Run, Step
+    from cloze.infra.planner import PlannedStage, Run
 
-_RUN = """RUN is a YAML file (anything with a / in it, or that ends in .yaml or .yml: ./quickstart.yaml), or else the
-name of a run that was started before under --root: then its configuration is the one that it was last
-started with, which ROOT/runs/NAME.yaml keeps. key=value overrides any key of it, and so do the keys of a
-further YAML file.
+_RUN = """RUN is a YAML file (anything that contains a / or ends in .yaml or .yml, such as ./quickstart.yaml), or
+the name of a run that was started before under --root: its configuration is then the one that it was last
+started with, which is stored in ROOT/runs/NAME.yaml. key=value overrides a key of the configuration; so
+do the keys of another YAML file. `cloze config` lists all keys.
 """
 _JSON = {
     "plan": """--json prints one list, an object for each stage, in order:
-  stage, action (run, continue, skip; wait where a file of yours is missing), reason,
-  output (a path or s3://), fingerprint: null while they hang on what a stage before will give
+  stage, action (run, continue, skip; wait if one of your files is missing), reason,
+  output (a path or s3://), fingerprint: null while they depend on a stage that is not finished
 """,
     "status": """--json prints one list, an object for each stage, in order:
   stage, state (done, half-done, not started, waiting), reason,
-  location (a path or s3://), fingerprint, bytes (of all that lies there): null while waiting,
-  seconds, counts, drops (name -> number): null unless the stage has ended,
+  location (a path or s3://), fingerprint, bytes (of all files there): null while waiting,
+  seconds, counts, drops (name -> number): null unless the stage is finished,
   progress ({parts, checkpoint_step}): null unless half-done,
   warnings (a list of lines), heldout (the newest held-out row of metrics.jsonl, or null),
-  scores (pretrained, random, majority -> accuracy, interval, ..., or null), page (the report's, or null)
-A number that is none (NaN, infinite) is null.
+  scores (pretrained, random, majority -> accuracy, interval, ..., or null),
+  page (the location of the report, or null)
+NaN and infinite numbers are null.
 """,
-    "predict": """--json prints one list, for each [MASK] a list of {piece, probability}, the likeliest first
+    "predict": """--json prints one list, for each [MASK] a list of {piece, probability}, the most likely first
 """,
 }
 _EPILOG = """examples:
-  cloze run configs/quickstart.yaml                        every stage that is not done yet
-  cloze plan configs/quickstart.yaml vocab.size=8000       what that change would run again
-  cloze run configs/quickstart.yaml root=s3://bucket/runs  the same, on S3
-  cloze status quickstart --root s3://bucket/runs          a run by its name, from any folder
-  cloze export configs/quickstart.yaml --to my-bert        what transformers' AutoModel and AutoTokenizer load
+  cloze run configs/quickstart.yaml                        run all stages that are not finished
+  cloze plan configs/quickstart.yaml vocab.size=8000       show which stages that change would run again
+  cloze run configs/quickstart.yaml root=s3://bucket/runs  write all outputs to S3
+  cloze status quickstart --root s3://bucket/runs          name a run that was started before
+  cloze export configs/quickstart.yaml --to my-bert        write a model for AutoModel and AutoTokenizer
   cloze predict configs/quickstart.yaml "She opened the [MASK]."
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
+  cloze config pretrain.optimizer                          list these configuration keys
 """
 
 
-@interrupted_by(signal.SIGTERM)  # a terminated driver ends as an interrupted one: workers stopped, the last line said
+@keyboard_interrupt_on(signal.SIGTERM)  # a terminated driver stops as an interrupted one does
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0: done; 1: a bug or a fault of the machine, with a traceback; 2: one line that says what to mend."""
+    """Returns the exit status.
+
+    0: success; 1: a bug or a hardware fault, with a traceback; 2: an error that the user can fix, with a message of one
+    line; 130: interrupted.
+    """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    # argparse takes overrides in one place only; people write them behind options, too.
-    if wrong := [
-        word for word in rest if word.startswith("-") or not ("=" in word or word.endswith((".yaml", ".yml")))
-    ]:
+    # argparse accepts overrides in one place only; people also write them after options.
+    takes_overrides = "overrides" in options
+    wrong = [word for word in rest if not takes_overrides or not _is_override(word)]
+    if wrong:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
-    options.overrides += rest
+    if takes_overrides:
+        options.overrides += rest
     try:
         return int(options.command(options))
     except KeyboardInterrupt as end:
         saved = f" ({end})" if str(end) else ""
-        print(f"\ncloze: stopped{saved}; the same command goes on from what is finished", file=sys.stderr)
+        print(f"\ncloze: stopped{saved}; the same command continues from the finished parts", file=sys.stderr)
         return 130
     except Exception as error:
         message = explain(error)
@@ -77,8 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _is_override(word: str) -> bool:
+    return not word.startswith("-") and ("=" in word or word.endswith((".yaml", ".yml")))
+
+
 def explain(error: BaseException | None) -> str | None:
-    """The line for a fault that a user can mend, however deep a runner has wrapped it; None for any other."""
+    """The message of an error that a user can fix, however deep Beam or Ray has wrapped it; None for other errors."""
     seen: list[BaseException] = []
     pending = [error]
     while pending:
@@ -91,25 +102,25 @@ def explain(error: BaseException | None) -> str | None:
         if isinstance(current, OSError) and (line := _explain_os_error(current)):
             return line
         if isinstance(current, sqlite3.OperationalError):
-            return f"Dagster's history: {current}; set DAGSTER_HOME to a folder with space that can be written"
+            return f"Dagster's history: {current}; set DAGSTER_HOME to a writable folder on a disk with free space"
         pending += [current.__cause__, getattr(current, "cause", None), current.__context__]
     return None
 
 
 def _explain_os_error(error: OSError) -> str | None:
-    mends = {
+    fixes = {
         errno.ENOSPC: "no space is left on the device; free some or set root= to another disk",
         errno.EDQUOT: "the disk quota is used up; free some or set root= to another disk",
-        errno.EACCES: "no permission; change the folder's owner or set root= to a folder of yours",
-        errno.EPERM: "not permitted; change the folder's owner or set root= to a folder of yours",
+        errno.EACCES: "no permission; change the folder's owner or set root= to a folder that you own",
+        errno.EPERM: "not permitted; change the folder's owner or set root= to a folder that you own",
         errno.EROFS: "the file system is read-only; set root= to a folder that can be written",
         errno.ENOTDIR: "a part of that path is a file, not a folder; correct the path",
     }
-    if error.errno in mends:
+    if error.errno in fixes:
         name = error.filename2 or error.filename
-        return f"{name}: {mends[error.errno]}" if name else mends[error.errno]
+        return f"{name}: {fixes[error.errno]}" if name else fixes[error.errno]
     text = str(error)
-    if "AWS Error" in text or "S3" in text:  # pyarrow gives the service's answer as text alone
+    if "AWS Error" in text or "S3" in text:  # pyarrow returns the service's answer only as text
         first = " ".join(text.split())
         return f"S3: {first[:300]}; check root=, AWS_ENDPOINT_URL, AWS_REGION and the credentials"
     return None
@@ -119,47 +130,47 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _plan(options)
     run = _load(options)
-    from infra.workflow import materialize
+    from cloze.infra.workflow import materialize
 
     command = " ".join(["cloze", *sys.argv[1:]])
     return materialize(run, command, until=options.until, force=options.force or [])
 
 
 def _plan(options: argparse.Namespace) -> int:
-    steps = _load(options).plan(options.until, options.force or [])
+    plan = _load(options).plan(options.until, options.force or [])
     if options.json:
-        return _print_json([_planned(step) for step in steps])
+        return _print_json([_plan_entry(planned) for planned in plan])
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from infra.progress import shown
+    from cloze.infra.display import relative_path
 
     table = Table("stage", "", "why", "output", box=None, pad_edge=False, header_style="bold")
-    for step in steps:
-        names = step.waits_for or ("its file is there",)
-        before = names[0] if len(names) == 1 else "the stages before it"
-        output = shown(step.output.location) if step.output else f"after {before}"
-        table.add_row(*map(Text, (step.stage.name, _planned(step)["action"], step.reason, output)))
+    for planned in plan:
+        if planned.output:
+            output = relative_path(planned.output.location)
+        else:
+            names = planned.waits_for or ("its file exists",)
+            output = f"after {names[0] if len(names) == 1 else 'the stages before it'}"
+        table.add_row(*map(Text, (planned.stage.name, _plan_entry(planned)["action"], planned.reason, output)))
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     return 0
 
 
-def _planned(step: "Step") -> dict[str, Any]:
-    from infra.planner import NOT_YET
-
+def _plan_entry(planned: "PlannedStage") -> dict[str, Any]:
     return {
-        "stage": step.stage.name,
-        "action": "run" if step.reason == NOT_YET else step.action,  # a run would come to it
-        "reason": step.reason,
-        "output": step.output and step.output.location.uri,
-        "fingerprint": step.output and step.output.fingerprint,
+        "stage": planned.stage.name,
+        "action": "run" if planned.waits_for else planned.action,  # the run finishes those stages first
+        "reason": planned.reason,
+        "output": planned.output and planned.output.location.uri,
+        "fingerprint": planned.output and planned.output.fingerprint,
     }
 
 
 def _status(options: argparse.Namespace) -> int:
     run = _load(options)
-    from infra.status import print_status, statuses
+    from cloze.infra.status import print_status, statuses
 
     if options.json:
         return _print_json([status.plain() for status in statuses(run)])
@@ -169,7 +180,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     run = _load(options)
-    from infra.report import render_run
+    from cloze.infra.live_report import render_run
 
     print(render_run(run))
     return 0
@@ -177,8 +188,8 @@ def _report(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     run = _load(options)
-    from infra.share import export_run
-    from pipeline.storage import Location
+    from cloze.infra.export import export_run
+    from cloze.pipeline.core.storage import Location
 
     to = Location(options.to).absolute()
     export_run(run, to)
@@ -188,12 +199,22 @@ def _export(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     run = _load(options)
-    from infra.share import guesses, print_guesses
+    from cloze.infra.export import fill_mask, print_predictions
 
-    found = guesses(run, options.text)
+    predictions = fill_mask(run, options.text)
     if options.json:
-        return _print_json([[guess._asdict() for guess in of_mask] for of_mask in found])
-    print_guesses(found)
+        return _print_json([[prediction._asdict() for prediction in of_mask] for of_mask in predictions])
+    print_predictions(predictions)
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    from cloze.infra.config_reference import configuration_markdown, print_keys
+
+    if options.markdown:
+        print(configuration_markdown(options.key), end="")
+    else:
+        print_keys(options.key)
     return 0
 
 
@@ -203,7 +224,7 @@ def _print_json(value: Any) -> int:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for a number that JSON has not."""
+    """The same value with None for NaN and infinite numbers, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -212,8 +233,8 @@ def _finite(value: Any) -> Any:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    _load(options)  # a wrong configuration is said here, not on the cluster
-    from infra.launch.ray_jobs import submit
+    _load(options)  # reports an error of the configuration here, not on the cluster
+    from cloze.infra.launch.ray_jobs import submit
 
     return submit(
         options.run,
@@ -226,11 +247,11 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> "Run":
-    # Both packages look for these at import time.
+    # Ray and Dagster read these when they are imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
-    from infra import named_runs
-    from infra.planner import Run
+    from cloze.infra import named_runs
+    from cloze.infra.planner import Run
 
     run = Run(named_runs.read(options.run, options.overrides, options.root))
     for name in [*(options.force or []), *([options.until] if options.until else [])]:
@@ -239,7 +260,7 @@ def _load(options: argparse.Namespace) -> "Run":
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """Prints an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"cloze: {message}; see {self.prog} --help\n")
@@ -254,13 +275,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, text in (
-        ("run", _run, "bring about every output that is not there yet"),
-        ("plan", _plan, "say what `run` would do, and why"),
-        ("status", _status, "say how far each stage is and what it scores by now"),
-        ("report", _report, "write the page about the run, from what is finished"),
-        ("export", _export, "write the pretrained model as transformers and the Hugging Face Hub take it"),
-        ("predict", _predict, "say what the pretrained model would put in place of each [MASK]"),
-        ("submit", _submit, "send the run to a Ray cluster, follow its log, return its exit status"),
+        ("run", _run, "run all stages that are not finished"),
+        ("plan", _plan, "show what `run` would do, and why"),
+        ("status", _status, "show the state and the results of each stage"),
+        ("report", _report, "write the HTML report about the finished stages"),
+        ("export", _export, "write the pretrained model for transformers and the Hugging Face Hub"),
+        ("predict", _predict, "show the pretrained model's predictions for each [MASK] of a text"),
+        ("submit", _submit, "submit the run to a Ray cluster, follow its log, return its exit status"),
     ):
         command = commands.add_parser(
             name,
@@ -277,21 +298,26 @@ def _parser() -> argparse.ArgumentParser:
             metavar="key=value",
             nargs="*",
             default=[],
-            help="for example pretrain.seed=7; or a YAML file of such keys",
+            help="for example pretrain.seed=7; or a YAML file with such keys",
         )
         command.add_argument(
             "--root",
             metavar="ROOT",
-            help='a folder or s3://bucket/prefix: root= of the run; of a NAME "runs" by default',
+            help='a folder or s3://bucket/prefix that overrides root; for the name of a run the default is "runs"',
         )
         command.set_defaults(until=None, force=None, json=False)
         if name in _JSON:
-            command.add_argument("--json", action="store_true", help="for a program to read; see below")
+            command.add_argument("--json", action="store_true", help="print JSON; see below")
         if name == "run":
-            command.add_argument("--dry-run", action="store_true", help="what `plan` does")
+            command.add_argument("--dry-run", action="store_true", help="show the plan, as `cloze plan` does")
         if name in ("run", "plan", "submit"):
-            command.add_argument("--until", metavar="STAGE", help="stop after this stage")
-            command.add_argument("--force", metavar="STAGE", action="append", help="run this stage again (repeatable)")
+            command.add_argument("--until", metavar="STAGE", help="run the stages up to this one")
+            command.add_argument(
+                "--force",
+                metavar="STAGE",
+                action="append",
+                help="run this stage again, even if it is finished (may be repeated)",
+            )
         if name == "export":
             command.add_argument(
                 "--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix"
@@ -299,7 +325,20 @@ def _parser() -> argparse.ArgumentParser:
         if name == "submit":
             command.add_argument("--cluster", metavar="YAML", required=True, help="such as configs/clusters/local.yaml")
         command.set_defaults(command=function)
+    _add_config(commands)
     return parser
+
+
+def _add_config(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    text = "list the configuration keys: type, default and meaning"
+    command = commands.add_parser("config", help=text, description=text)
+    command.add_argument(
+        "key", metavar="KEY", nargs="?", help="only this key, or the keys below it: pretrain.optimizer"
+    )
+    command.add_argument(
+        "--markdown", action="store_true", help="print Markdown, as in docs/reference/configuration.md"
+    )
+    command.set_defaults(command=_config)
 
 
 if __name__ == "__main__":

@@ -1,71 +1,68 @@
-"""a row of held-out metrics -> what it says of a model, beside what is scored without one: page, status and card agree.
+"""A row of held-out metrics -> sentences that compare the model with baselines, for the report, status and model card.
 
-The baselines stand in the row (training/record.py): for masked pieces a unigram model, for pairs the one answer that is
-right the most often.
+The row has the baselines (training/pretrain/baselines.py): a unigram model for masked tokens, the majority answer for
+pairs.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from training.metrics import wilson
+from cloze.training.finetune.scores import wilson
 
-#: What the head for pairs answers, by objective: 0, 1. Without the objective the labels stand for themselves.
-_ANSWERS = {"mlm+nsp": ("is next", "random"), "mlm+sop": ("in order", "swapped")}
-_LITTLE = 0.1  # of the unigram model's loss, below which a BERT that has learnt much ends by more than half
-
-
-def verdict(row: Mapping[str, Any], objective: str | None) -> list[str]:
-    """What the model does with masked pieces; where there are pairs, also what with these."""
-    return [_masked_pieces(row), *([_pairs(row, objective)] if "pairs" in row else [])]
+#: The answers 0 and 1 of the pair objectives. Without the objective, the label itself is shown.
+_ANSWERS = {"mlm+nsp": ("IsNext", "NotNext"), "mlm+sop": ("in order", "swapped")}
+_PAIR_ACCURACIES = {"mlm+nsp": "next-sentence accuracy", "mlm+sop": "sentence-order accuracy"}
+_SMALL_GAIN = 0.1  # relative to the unigram loss; a well-trained BERT's loss is less than half of it
 
 
-def _masked_pieces(row: Mapping[str, Any]) -> str:
+def describe(row: Mapping[str, Any], objective: str | None) -> list[str]:
+    """Returns sentences about the masked tokens and, if the objective has pairs, about the pairs."""
+    return [_describe_masked(row), *([_describe_pairs(row, objective)] if "pairs" in row else [])]
+
+
+def _describe_masked(row: Mapping[str, Any]) -> str:
     gain = 1 - row["mlm_loss"] / row["mlm_loss_baseline"]
-    said = (
-        f"Of documents it was never trained on the model names {_percent(row['mlm_accuracy'])} of {row['masked']:,} "
-        f"masked pieces (loss {row['mlm_loss']:.3f}), where a unigram model, which knows how frequent each piece is "
-        f"and nothing else, names {_percent(row['mlm_accuracy_baseline'])} (loss {row['mlm_loss_baseline']:.3f})."
+    text = (
+        f"On held-out documents, masked-token accuracy is {_percent(row['mlm_accuracy'])} of {row['masked']:,} tokens "
+        f"(loss {row['mlm_loss']:.3f}); a unigram model, which only knows token frequencies, reaches "
+        f"{_percent(row['mlm_accuracy_baseline'])} (loss {row['mlm_loss_baseline']:.3f})."
     )
-    if gain >= _LITTLE:
-        return f"{said} Its loss is {_percent(gain)} lower."
+    if gain >= _SMALL_GAIN:
+        return f"{text} The model's loss is {_percent(gain)} lower."
     if gain > 0:
-        return f"{said} Its loss is {_percent(gain)} lower: of the pieces around a masked one it makes little yet."
-    return f"{said} By its loss it is no better than that."
+        return f"{text} The model's loss is only {_percent(gain)} lower: it makes little use of context yet."
+    return f"{text} The model's loss is no better."
 
 
-def _pairs(row: Mapping[str, Any], objective: str | None) -> str:
-    """Better than the baseline is what lies above it with the whole of its 95 % interval."""
+def _describe_pairs(row: Mapping[str, Any], objective: str | None) -> str:
+    """The model is better than the baseline if its whole 95 % interval is above it."""
     low, high = wilson(round(row["nsp_accuracy"] * row["pairs"]), row["pairs"])
-    base = row["nsp_accuracy_baseline"]
-    said = (
-        f"It answers right in {_percent(row['nsp_accuracy'])} of {row['pairs']:,} pairs (95 %: {100 * low:.1f} to "
-        f"{100 * high:.1f}; loss {row['nsp_loss']:.3f}), where {constant(row, objective)} is right in {_percent(base)} "
-        f"(loss {row['nsp_loss_baseline']:.3f})."
+    baseline = row["nsp_accuracy_baseline"]
+    text = (
+        f"Held-out {_PAIR_ACCURACIES.get(objective or '', 'pair accuracy')} is {_percent(row['nsp_accuracy'])} of "
+        f"{row['pairs']:,} pairs (95 % interval {100 * low:.1f} to {100 * high:.1f}; loss {row['nsp_loss']:.3f}); "
+        f"{constant_answer(row, objective)} reaches {_percent(baseline)} (loss {row['nsp_loss_baseline']:.3f})."
     )
-    if low <= base:
-        than = "worse" if high < base else "no better"
-        said += f" It is {than} than that: nothing that it has learnt of pairs shows yet."
-    return said + _same(row, objective)
+    if low <= baseline:
+        text += f" The model is {'worse' if high < baseline else 'no better'}: it has not learned this objective yet."
+    return text + _describe_constant_output(row, objective)
 
 
-def constant(row: Mapping[str, Any], objective: str | None) -> str:
-    """What the baseline of pairs does: always the answer that more of them have; of equally many the first."""
+def constant_answer(row: Mapping[str, Any], objective: str | None) -> str:
+    """Returns the pair baseline, which always gives the more frequent answer, or the first of equally frequent ones."""
     return f'always answering "{_answer(row["pairs_1"] > row["pairs"] - row["pairs_1"], objective)}"'
 
 
-def _same(row: Mapping[str, Any], objective: str | None) -> str:
-    """Said where the model gives every pair the same answer."""
+def _describe_constant_output(row: Mapping[str, Any], objective: str | None) -> str:
+    """Returns a sentence if the model gives the same answer to every pair, else nothing."""
     if row["answers_1"] not in (0, row["pairs"]):
         return ""
-    return (
-        f' It answers "{_answer(row["answers_1"] > 0, objective)}" to every one of the {row["pairs"]:,} pairs, as a '
-        "constant would."
-    )
+    return f' It answers "{_answer(row["answers_1"] > 0, objective)}" for all {row["pairs"]:,} pairs.'
 
 
 def _answer(label: bool, objective: str | None) -> str:
     return _ANSWERS.get(objective or "", ("0", "1"))[label]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"

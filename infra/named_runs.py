@@ -1,7 +1,7 @@
-"""A YAML file, or a run's name under a root -> its configuration; the configuration -> <root>/runs/<name>.yaml.
+"""A YAML file, or the name of a run under a root -> its configuration; a configuration -> <root>/runs/<name>.yaml.
 
-That file holds every key, and the user's paths as absolute ones: it is a configuration like any other, and says the
-same in every folder. runs/<name>.json beside it is the planner's.
+The stored file contains every key, and absolute paths for the user's: it is an ordinary configuration that means the
+same in every folder. runs/<name>.json next to it is the planner's history.
 """
 
 import glob
@@ -11,64 +11,66 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.run_config import NAME, RunConfig
-from pipeline.config import UserError, dump, identity, load, parse, with_paths
-from pipeline.storage import Location
+from cloze.infra.run_config import NAME, RunConfig
+from cloze.pipeline.core import yaml_text
+from cloze.pipeline.core.config import identity, load, parse, with_paths
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.storage import Location
 
-#: Names a file with the text that `keep` is to write: a job on a cluster reads copies of the user's files, whose paths
-#: are gone with the job.
-STARTED_AS = "CLOZE_STARTED_AS"
+#: Environment variable with the path of the text that a submitted job stores: the job reads copies of the user's files,
+#: whose paths are lost when the job ends.
+SUBMITTED_CONFIG = "CLOZE_SUBMITTED_CONFIG"
 
 _DEFAULT_ROOT = "runs"
 
 
 def read(run: str, overrides: Sequence[str] = (), root: str | None = None, defaults: Sequence[str] = ()) -> RunConfig:
-    """The configuration of `run`: a file where it has a / or ends in .yaml, else a name under `root` ("runs").
+    """The configuration of `run`: a file if it contains a / or ends in .yaml, otherwise a name under `root` ("runs").
 
-    `root` is the run's root in either case. `defaults` are overrides that `root` and `overrides` come before.
+    `root` is the run's root in either case. `defaults` are overrides with a lower priority than `root` and `overrides`.
 
-    Raises UserError: as `load` does; for a name that is no run under that root.
+    Raises UserError: as `load` does; for a name that is not a run under that root.
     """
-    mine = [*defaults, *(_root(root) if root is not None else []), *overrides]
+    all_overrides = [*defaults, *(_root_override(root) if root is not None else []), *overrides]
     if not _is_file(run):
         where = Location(_DEFAULT_ROOT if root is None else root)
-        kept, file = _kept(where, run), _file(where, run)
-        if (name := parse(RunConfig, kept, file.uri).name) != run:
-            raise UserError(f"{file}: holds the run {name}; give that name, or the YAML file of {run} once")
-        return parse(RunConfig, kept, file.uri, [*_root(where.uri), *mine])
+        text, file = _stored_text(where, run), _stored_file(where, run)
+        if (name := parse(RunConfig, text, file.uri).name) != run:
+            raise UserError(f"{file}: contains the run {name}; give that name, or the YAML file of {run} once")
+        return parse(RunConfig, text, file.uri, [*_root_override(where.uri), *all_overrides])
     if run.startswith("s3://"):
-        return parse(RunConfig, _read(Location(run)), run, mine)
-    return load(RunConfig, run, mine)
+        return parse(RunConfig, _read(Location(run)), run, all_overrides)
+    return load(RunConfig, run, all_overrides)
 
 
-def keep(config: RunConfig) -> None:
-    """Leave under the root what the run is started with, for `read` by its name."""
-    text = _sent(config) or started_as(config).encode()
-    file = _file(Location(config.root).absolute(), config.name)
+def store(config: RunConfig) -> None:
+    """Write the configuration of a run that starts under its root, for `read` by its name."""
+    text = _submitted_text(config) or as_yaml(config).encode()
+    file = _stored_file(Location(config.root).absolute(), config.name)
     if not file.exists() or file.read_bytes() != text:
         file.write_bytes(text)
 
 
-def started_as(config: RunConfig) -> str:
-    """The configuration as YAML, with its defaults; paths of the user's, and the root, are made absolute."""
+def as_yaml(config: RunConfig) -> str:
+    """The configuration as YAML, with its defaults; the user's paths and the root are absolute."""
     data = with_paths(config, lambda path, pattern: [pattern if path.mark.is_name(pattern) else absolute(pattern)])
     data["root"] = Location(config.root).absolute().uri
-    return f"# {config.name} as it was last started\n{dump(data)}"
+    return f"# {config.name} as it was last started\n{yaml_text.dump(data)}"
 
 
 def absolute(pattern: str) -> str:
-    """A path or glob that names from any folder what `pattern` names from the current one."""
+    """A path or glob pattern as an absolute one, which names the same files from every folder."""
     if pattern.startswith("s3://"):
         return pattern
-    pattern, here = os.path.expanduser(pattern), str(Path.cwd())  # noqa: PTH111 (a name that is not known stays)
-    # Of a pattern, the folder's own brackets and stars are to match themselves; what is there is no pattern.
+    pattern, here = os.path.expanduser(pattern), str(Path.cwd())  # noqa: PTH111 (an unknown user's ~ stays as it is)
+    # Brackets and stars in the folder's own name match themselves; the path of an existing file is not a pattern.
     start = here if Path(pattern).exists() else glob.escape(here)
-    return os.path.normpath(os.path.join(start, pattern))  # noqa: PTH118 (a pattern, no path)
+    return os.path.normpath(os.path.join(start, pattern))  # noqa: PTH118 (a pattern, not a path)
 
 
-def _sent(config: RunConfig) -> bytes | None:
-    """What came with a job, if it is this run's: a job may start others."""
-    name = os.environ.get(STARTED_AS)
+def _submitted_text(config: RunConfig) -> bytes | None:
+    """The text that was submitted with this job, if it is this run's: a job may also start other runs."""
+    name = os.environ.get(SUBMITTED_CONFIG)
     if not name or not Path(name).is_file():
         return None
     text = Path(name).read_bytes()
@@ -79,33 +81,33 @@ def _is_file(run: str) -> bool:
     return "/" in run or run.endswith((".yaml", ".yml"))
 
 
-def _root(root: str) -> list[str]:
+def _root_override(root: str) -> list[str]:
     return [f"root={json.dumps(root, ensure_ascii=False)}"]
 
 
-def _file(root: Location, name: str) -> Location:
+def _stored_file(root: Location, name: str) -> Location:
     return root / "runs" / f"{name}.yaml"
 
 
-def _kept(root: Location, name: str) -> bytes:
+def _stored_text(root: Location, name: str) -> bytes:
     if not re.fullmatch(NAME, name):
-        raise UserError(f"{name}: is no name of a run; give letters, digits, - and _, or the path of a YAML file")
-    file = _file(root, name)
+        raise UserError(f"{name}: is not the name of a run; give letters, digits, - and _, or the path of a YAML file")
+    file = _stored_file(root, name)
     if file.is_file():
         return file.read_bytes()
     if (root / "runs" / f"{name}.json").is_file():
         raise UserError(
-            f"{name}: was run under {root} by a version that did not keep configurations; give its YAML file once, "
-            f"cloze run CONFIG --root {root}: what is finished is skipped"
+            f"{name}: was run under {root} by a version that did not store configurations; give its YAML file once, "
+            f"cloze run CONFIG --root {root}: finished stages are skipped"
         )
     names = sorted(file.name.removesuffix(".yaml") for file in (root / "runs").files() if file.suffix == ".yaml")
-    there = f"there are {', '.join(names)}" if names else "there is none"
-    else_ = f"./{name}" if Path(name).is_file() else "the path of its YAML file"
-    raise UserError(f"{name}: is no run under {root}, where {there}; give another name, its root by --root, or {else_}")
+    known = f"whose runs are {', '.join(names)}" if names else "which has no runs"
+    path = f"./{name}" if Path(name).is_file() else "the path of its YAML file"
+    raise UserError(f"{name}: is not a run under {root}, {known}; give another name, its root with --root, or {path}")
 
 
 def _read(file: Location) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{file}: is not there; give the path of a configuration file") from error
+        raise UserError(f"{file}: does not exist; give the path of a configuration file") from error

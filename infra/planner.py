@@ -1,4 +1,4 @@
-"""A run's stages -> what is to do for each and why, and doing it. What a stage is, its `Stage` alone says."""
+"""A run's stages -> a plan that says what to do for each stage and why; and the execution of a stage."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,25 +6,27 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from infra.inputs import UserFiles
-from infra.launch.local import ray_session
-from infra.run_config import RunConfig
-from infra.stages import Stage, stages
-from pipeline.artifacts import Artifact, Manifest, Output, SourceFile, fingerprint, lost, read_manifest
-from pipeline.attempts import clear
-from pipeline.config import MissingFile, UserError, identity
-from pipeline.storage import Location
+from cloze.infra.ray_session import ray_session
+from cloze.infra.run_config import RunConfig
+from cloze.infra.stage_inputs import UserFiles
+from cloze.infra.stages import Stage, stages
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, fingerprint, missing_files, read_manifest
+from cloze.pipeline.core.config import identity
+from cloze.pipeline.core.errors import MissingFile, UserError
+from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.scratch import delete_abandoned
+from cloze.pipeline.core.storage import Location
 
 Action = Literal["run", "continue", "skip", "wait"]
-NOT_YET = "its input is not there yet"  # why a stage waits that a run would come to
+INPUT_UNKNOWN = "its inputs are not finished yet"  # the reason of a stage that waits for other stages
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedStage:
     """What a run would do for a stage, and why.
 
-    `output` is None while an input is not known yet: a file of the user's, or what the stages that `waits_for` names
-    are still to give.
+    `output` is None while an input's identity is not known: a file of the user's is missing, or the stages in
+    `waits_for` are not finished.
     """
 
     stage: Stage
@@ -35,7 +37,7 @@ class Step:
 
 
 class Run:
-    """A configuration's stages on its root: what each would do, and doing it. A context, for the Ray it may start."""
+    """Plans and executes the stages of a configuration. A context manager: it ends the Ray session it may start."""
 
     def __init__(self, config: RunConfig, progress: "Callable[[str, float, float, str, str], None] | None" = None):
         self.config = config
@@ -44,7 +46,7 @@ class Run:
         self._progress = progress
         self._resources = ExitStack()
         self._ray = False
-        self._found: dict[UserFiles, list[SourceFile]] = {}
+        self._source_files: dict[UserFiles, list[SourceFile]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -53,105 +55,121 @@ class Run:
         self._resources.close()
 
     def stage(self, name: str) -> Stage:
-        """Raises UserError for a name that is no stage of this run."""
+        """Raises UserError when the run has no stage of this name."""
         if name not in self.stages:
-            raise UserError(f"{name}: is no stage of this run; it has {', '.join(self.stages)}")
+            raise UserError(f"{name}: is not a stage of this run; its stages are {', '.join(self.stages)}")
         return self.stages[name]
 
     def until(self, name: str | None) -> list[Stage]:
-        """The stages that `--until name` asks for: it and all before it; every stage for None."""
+        """The stages of `--until name`: that one and all before it; all stages for None."""
         names = list(self.stages)
         last = names.index(self.stage(name).name) if name else len(names)
         return list(self.stages.values())[: last + 1]
 
-    def plan(self, until: str | None = None, force: Sequence[str] = ()) -> list[Step]:
-        """What a run would do now, stage by stage, without doing it."""
+    def plan(self, until: str | None = None, force: Sequence[str] = ()) -> list[PlannedStage]:
+        """What a run would do now, stage by stage."""
         self.check_forced(until, force)
-        return [self.step(stage, force=stage.name in force) for stage in self.until(until)]
+        return [self.plan_stage(stage, force=stage.name in force) for stage in self.until(until)]
 
     def check_forced(self, until: str | None, force: Sequence[str]) -> None:
-        """Raises UserError for a stage that is forced and comes after the last one asked for."""
-        asked = [stage.name for stage in self.until(until)]
+        """Raises UserError when a forced stage comes after the stage `until`."""
+        names = [stage.name for stage in self.until(until)]
         for name in force:
-            if self.stage(name).name not in asked:
+            if self.stage(name).name not in names:
                 raise UserError(f"--force {name}: comes after --until {until}; leave one of them out")
 
-    def step(self, stage: Stage, force: bool = False) -> Step:
-        """Whether a stage would run, continue or be skipped, and why."""
+    def plan_stage(self, stage: Stage, force: bool = False) -> PlannedStage:
+        """Whether a stage would run, continue, be skipped or wait, and why."""
         if missing := self._missing(stage):
-            return Step(stage, "wait", missing, None)
+            return PlannedStage(stage, "wait", missing, None)
         output = self._output(stage)
         if output is None:
-            unknown = (made.stage for made in stage.reads.values() if made.identity(self) is None)
-            return Step(stage, "wait", NOT_YET, None, tuple(dict.fromkeys(unknown)))
+            unknown = (read.stage for read in stage.reads.values() if read.identity(self) is None)
+            return PlannedStage(stage, "wait", INPUT_UNKNOWN, None, tuple(dict.fromkeys(unknown)))
         if force:
-            return Step(stage, "run", "forced", output)
+            return PlannedStage(stage, "run", "forced", output)
         if manifest := read_manifest(output.location):
-            if gone := lost(output.location, manifest):
-                return Step(stage, "continue", f"{gone[0]} is gone or cut; goes on from its other parts", output)
-            return Step(stage, "skip", f"done {manifest.finished[:16].replace('T', ' ')} UTC, nothing changed", output)
+            if damaged := missing_files(output.location, manifest):
+                reason = f"{damaged[0]} is missing or truncated; continues from the other parts"
+                return PlannedStage(stage, "continue", reason, output)
+            finished = manifest.finished[:16].replace("T", " ")
+            return PlannedStage(stage, "skip", f"done {finished} UTC, nothing changed", output)
         if (output.location / "parts").files() or (output.location / "checkpoints").files():
-            return Step(stage, "continue", "was stopped half-way; goes on from its finished parts", output)
-        return Step(stage, "run", self._difference(stage), output)
+            return PlannedStage(stage, "continue", "was interrupted; continues from its finished parts", output)
+        return PlannedStage(stage, "run", self._difference(stage), output)
 
     def check(self, until: str | None = None, force: Sequence[str] = ()) -> None:
-        """Raises UserError for a file that is missing, or with which a stage that is not done cannot work: before hours
-        of work, not after."""
+        """Check the user's files before the run starts.
+
+        Raises UserError for a missing file, or for one that a stage that is not finished cannot use.
+        """
         for stage in self.until(until):
             if missing := self._missing(stage):
                 raise UserError(missing)
-            if stage.check and self.step(stage, stage.name in force).action != "skip":
+            if stage.check and self.plan_stage(stage, stage.name in force).action != "skip":
                 stage.check(stage.config, self._sources(stage))
 
-    def execute(self, name: str, force: bool = False) -> tuple[Step, Manifest]:
-        """Bring one stage's output about, whose inputs are there: skip it, continue it or run it."""
+    def execute(
+        self, name: str, force: bool = False, on_start: Callable[[PlannedStage], None] | None = None
+    ) -> tuple[PlannedStage, Manifest]:
+        """Run, continue or skip one stage whose inputs are finished; `on_start` is called before it runs or continues.
+
+        Raises UserError when an input is not finished, and the errors of the stage.
+        """
         stage = self.stage(name)
-        step = self.step(stage, force)
-        if step.output is None:
-            raise UserError(f"{name}: its input is not there; run without --force, or the stages before it first")
-        if step.action != "skip":
-            if force:
-                (step.output.location / "manifest.json").delete()  # first, so that no half-deleted folder looks done
-                step.output.location.delete()
-            if stage.needs_ray and not self._ray:
-                self._resources.enter_context(ray_session())
-                self._ray = True
-            stage.run(stage.config, self._inputs(stage), step.output)
+        planned = self.plan_stage(stage, force)
+        output = planned.output
+        if output is None:
+            raise UserError(f"{name}: its inputs are not finished; run without --force, or the stages before it first")
+        if planned.action == "skip":
+            delete_abandoned(output.location)
         else:
-            clear(step.output.location)
+            if on_start:
+                on_start(planned)
+            if force:
+                (output.location / "manifest.json").delete()  # first, so that no half-deleted folder looks finished
+                output.location.delete()
+            self._start_ray(stage)
+            stage.run(stage.config, self._inputs(stage), output)
         if stage.publish:
-            stage.publish(step.output.location, self.page)
-        manifest = read_manifest(step.output.location)
+            stage.publish(output.location, self.page)
+        manifest = read_manifest(output.location)
         assert manifest, f"{name}: its run must write a manifest"
-        self._remember(stage, step.output.fingerprint)
-        return step, manifest
+        self._remember(stage, output.fingerprint)
+        return planned, manifest
+
+    def _start_ray(self, stage: Stage) -> None:
+        """Start the Ray session that the stages share, if this one needs it."""
+        if stage.needs_ray and not self._ray:
+            self._resources.enter_context(ray_session())
+            self._ray = True
 
     @property
     def page(self) -> Location:
-        """Where the page about the run is to be found."""
+        """Where the run's report is published."""
         return self.root / f"{self.config.name}.html"
 
     def artifact(self, name: str) -> Artifact | None:
-        """A stage's finished output, None when there is none for this configuration."""
+        """A stage's finished output; None when it is not finished for this configuration."""
         output = self._output(self.stage(name))
         if output is None or read_manifest(output.location) is None:
             return None
         return Artifact(output.location, output.stage, output.fingerprint)
 
     def fingerprint(self, name: str) -> str | None:
-        """That of a stage's output, finished or not; None while its inputs' identities are not known."""
+        """The fingerprint of a stage's output, finished or not; None while its inputs' identities are not known."""
         output = self._output(self.stage(name))
         return output and output.fingerprint
 
     def _output(self, stage: Stage) -> Output | None:
-        """Where a stage's output goes; None while its inputs' identities are not known."""
+        """A stage's output; None while its inputs' identities are not known."""
         identities = self._identities(stage)
         inputs = {name: value for name, value in identities.items() if value is not None}
         if len(inputs) < len(identities):
             return None
         digest = fingerprint(stage.name, stage.version, identity(stage.config), inputs)
         progress = self._progress
-        reporter = None if progress is None else lambda *told: progress(stage.name, *told)
+        reporter = None if progress is None else lambda *report: progress(stage.name, *report)
         return Output(self.root / stage.name / digest, stage.name, stage.version, digest, reporter)
 
     def _identities(self, stage: Stage) -> dict[str, str | None]:
@@ -159,74 +177,77 @@ class Run:
         if self._missing(stage):
             return dict.fromkeys([*stage.sources, *stage.reads])
         return {
-            **{name: files.identity(self._files(files)) for name, files in stage.sources.items()},
-            **{name: made.identity(self) for name, made in stage.reads.items()},
+            **{name: files.identity(self._find(files)) for name, files in stage.sources.items()},
+            **{name: read.identity(self) for name, read in stage.reads.items()},
         }
 
     def _inputs(self, stage: Stage) -> dict[str, Any]:
-        """What the stage's `run` is given."""
-        found = self._sources(stage)
-        for name, made in stage.reads.items():
-            artifact = self.artifact(made.stage)
+        """The inputs that the stage's `run` receives."""
+        inputs = self._sources(stage)
+        for name, read in stage.reads.items():
+            artifact = self.artifact(read.stage)
             if artifact is None:
-                raise UserError(f"{stage.name}: its input {made.stage} is not there; run that stage first")
-            found[name] = made.load(artifact)
-        return found
+                raise UserError(f"{stage.name}: its input {read.stage} is not finished; run that stage first")
+            inputs[name] = read.load(artifact)
+        return inputs
 
     def _sources(self, stage: Stage) -> dict[str, Any]:
-        """Those of the stage's inputs that are files of the user's."""
-        return {name: files.load(self._files(files)) for name, files in stage.sources.items()}
+        """The inputs that are the user's files."""
+        return {name: files.load(self._find(files)) for name, files in stage.sources.items()}
 
-    def _files(self, files: UserFiles) -> list[SourceFile]:
-        if files not in self._found:
-            self._found[files] = files.find(self.root)
-        return self._found[files]
+    def _find(self, files: UserFiles) -> list[SourceFile]:
+        if files not in self._source_files:
+            self._source_files[files] = files.find(self.root)
+        return self._source_files[files]
 
     def _missing(self, stage: Stage) -> str:
-        """The line about the first of the stage's source files that is not there; empty when all are."""
+        """The message about the first of the stage's source files that is missing; empty when there is none."""
         try:
             for files in stage.sources.values():
-                self._files(files)
+                self._find(files)
         except MissingFile as missing:
             return str(missing)
         return ""
 
     @property
-    def _record(self) -> Location:
+    def _history_file(self) -> Location:
         return self.root / "runs" / f"{self.config.name}.json"
 
-    def _remembered(self) -> dict[str, Any]:
+    def _history(self) -> dict[str, Any]:
+        """Stage -> its configuration and inputs when the run of this name last finished it."""
         try:
-            return json.loads(self._record.read_bytes()) if self._record.exists() else {}
-        except ValueError:  # damaged: it only says what has changed
+            return json.loads(self._history_file.read_bytes()) if self._history_file.exists() else {}
+        except ValueError:  # damaged: only the reasons in the plan depend on it
             return {}
 
     def _remember(self, stage: Stage, digest: str) -> None:
-        """Note what the run of this name last used for the stage: `plan` tells the next difference from it."""
+        """Write a finished stage to the history, with which `_difference` compares."""
         entry = {
             "fingerprint": digest,
             "version": stage.version,
             "config": identity(stage.config),
             "inputs": self._identities(stage),
         }
-        remembered = self._remembered()
-        if remembered.get(stage.name) != entry:
-            self._record.write_text(json.dumps({**remembered, stage.name: entry}, indent=1))
+        history = self._history()
+        if history.get(stage.name) != entry:
+            self._history_file.write_text(json.dumps({**history, stage.name: entry}, indent=1))
 
     def _difference(self, stage: Stage) -> str:
-        before = self._remembered().get(stage.name)
+        """The reason why a stage runs: what has changed since the run of this name last finished it."""
+        before = self._history().get(stage.name)
         if before is None:
             return "no output yet"
         inputs = self._identities(stage)
         changes = _changed_keys(before["config"], json.loads(json.dumps(identity(stage.config))), stage.name)
         changes += [f"input {name} changed" for name, value in inputs.items() if before["inputs"].get(name) != value]
-        changes += [f"input {name} is gone" for name in before["inputs"] if name not in inputs]
+        changes += [f"input {name} was removed" for name in before["inputs"] if name not in inputs]
         if before["version"] != stage.version:
-            changes.append(f"Cloze makes it differently now (version {before['version']} -> {stage.version})")
+            changes.append(f"the stage's version changed: {before['version']} -> {stage.version}")
         return "; ".join(changes) or "its output was deleted"
 
 
 def _changed_keys(before: Any, now: Any, path: str) -> list[str]:
+    """Messages such as `vocab.size: 6000 -> 8000`, one for each key that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = list(dict.fromkeys([*before, *now]))
         return [change for key in keys for change in _changed_keys(before.get(key), now.get(key), f"{path}.{key}")]

@@ -1,43 +1,57 @@
-"""A YAML file -> a run: the stages' own configurations, and what must agree between them."""
+"""The configuration of a run: those of its stages, and the checks between them."""
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Compute, Config
-from pipeline.dedup import DedupConfig
-from pipeline.examples import ExamplesConfig
-from pipeline.extract import ExtractConfig
-from pipeline.tokens import TokensConfig
-from pipeline.vocab import VocabConfig
-from training.pretrain import PretrainConfig
-from training.tasks.registry import FinetuneConfig
+from cloze.infra.other_tools_keys import KEY_HINTS
+from cloze.pipeline.core.config import Compute, Config
+from cloze.pipeline.dedup.stage import DedupConfig
+from cloze.pipeline.examples.config import ExamplesConfig
+from cloze.pipeline.extract.stage import ExtractConfig
+from cloze.pipeline.tokens.stage import TokensConfig
+from cloze.pipeline.vocab.stage import VocabConfig
+from cloze.training.finetune.tasks.registry import FinetuneConfig
+from cloze.training.pretrain.config import PretrainConfig
 
-NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"  # of a run
+NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"  # of a run: a regular expression
 
 
 class RunConfig(Config):
-    """One YAML file. `root` is where every artifact lives; runs that share a root share what they have in common."""
+    """One run: a YAML file."""
 
     name: str = Field(pattern=f"^{NAME}$")
+    """Name of the run: letters, digits, - and _. The report is ROOT/NAME.html, and commands accept the name."""
     root: Annotated[str, Compute] = "runs"
-    schedule: Annotated[str, Compute] = "0 3 * * 0"  # cron, UTC: Sundays at three, when switched on in the UI
+    """Folder or s3://bucket/prefix of all artifacts. Runs with the same root share the outputs of equal stages."""
+    schedule: Annotated[str, Compute] = "0 3 * * 0"
+    """Cron expression, in UTC, of the schedule in Dagster's UI, which is off until it is switched on there."""
     extract: ExtractConfig
+    """Dumps, books and documents to text documents."""
     dedup: DedupConfig = DedupConfig()
+    """Removal of duplicate documents."""
     vocab: VocabConfig
+    """The WordPiece vocabulary, trained on the documents or read from a file."""
     tokens: TokensConfig = TokensConfig()
+    """Documents to sentences of token ids."""
     examples: ExamplesConfig
+    """Token ids to pretraining examples: pairs of segments and masks."""
     pretrain: PretrainConfig
+    """Pretraining of the model."""
     finetune: tuple[FinetuneConfig, ...] = ()
+    """Fine-tuning tasks; each is a separate stage."""
+
+    KEY_HINTS: ClassVar[Mapping[str, object]] = KEY_HINTS
 
     @model_validator(mode="after")
-    def _a_length_has_one_number_of_predictions(self) -> Self:
+    def _phases_of_one_length_have_one_number_of_predictions(self) -> Self:
         predictions: dict[int, int] = {}
         for phase in self.pretrain.phases:
-            known = predictions.setdefault(phase.max_seq_length, phase.max_predictions_per_seq)
-            if known != phase.max_predictions_per_seq:
+            first = predictions.setdefault(phase.max_seq_length, phase.max_predictions_per_seq)
+            if first != phase.max_predictions_per_seq:
                 raise ValueError(
-                    f"pretrain.phases: length {phase.max_seq_length} has max_predictions_per_seq {known} and "
+                    f"pretrain.phases: length {phase.max_seq_length} has max_predictions_per_seq {first} and "
                     f"{phase.max_predictions_per_seq}; phases of one length share their examples, give them one number"
                 )
         return self
@@ -58,7 +72,7 @@ class RunConfig(Config):
         names = [source.name for source in self.extract.sources]
         for name in self.examples.passes:
             if name not in names:
-                raise ValueError(f"examples.passes: {name} is no source; there are {', '.join(names)}")
+                raise ValueError(f"examples.passes: {name} is not a source; there are {', '.join(names)}")
         return self
 
     @model_validator(mode="after")
@@ -68,5 +82,5 @@ class RunConfig(Config):
             ("finetune", [task.name for task in self.finetune]),
         ):
             if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"{what} has two entries named {twice[0]}; give each a name of its own")
+                raise ValueError(f"{what} has two entries named {twice[0]}; give each a different name")
         return self

@@ -1,6 +1,6 @@
-"""A run's configuration -> its stages, each after all that it reads.
+"""A run's configuration -> its stages, each after the stages that it reads.
 
-A new stage is its module, its key in run_config.py and its row here: nothing else in infra/ knows one from another.
+A new stage needs its module, its key in run_config.py and its entry here: no other file of infra/ names stages.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,24 +9,30 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from infra import report
-from infra.inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
-from infra.run_config import RunConfig
-from pipeline import dedup, examples, extract, tokens, vocab
-from pipeline.artifacts import Facts, Manifest, Output
-from pipeline.config import Config, input_paths
-from pipeline.facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts
-from pipeline.storage import Location
-from training import finetune, pretrain
-from training.facts import FinetuneFacts, PretrainFacts
+from cloze.infra.report import stage as report
+from cloze.infra.run_config import RunConfig
+from cloze.infra.stage_inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
+from cloze.pipeline.core.artifacts import Facts, Manifest, Output
+from cloze.pipeline.core.config import Config, input_paths
+from cloze.pipeline.core.manifest_facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.dedup import stage as dedup
+from cloze.pipeline.examples import stage as examples
+from cloze.pipeline.extract import stage as extract
+from cloze.pipeline.tokens import stage as tokens
+from cloze.pipeline.vocab import stage as vocab
+from cloze.training.finetune import stage as finetune
+from cloze.training.finetune.manifest_facts import FinetuneFacts
+from cloze.training.pretrain import stage as pretrain
+from cloze.training.pretrain.manifest_facts import PretrainFacts
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run. `version`, `run` and `check` are those of its module; inputs have the names that `run` uses.
+    """One stage of a run. `version`, `run` and `check` are those of its module; inputs have the names that `run` uses.
 
-    `run`: (config, inputs, out) -> the manifest that it has written. `check`: (config, the inputs that are files of the
-    user's) raises UserError for what cannot work, before hours of work.
+    `run`: (config, inputs, out) -> the manifest that it has written. `check`: (config, the inputs that are the user's
+    files) raises UserError for files that the stage cannot use, before the run starts.
     """
 
     name: str
@@ -34,29 +40,30 @@ class Stage:
     version: int
     run: Callable[[Any, Any, Output], Manifest]
     check: Callable[[Any, Any], object] | None = None
-    reads: Mapping[str, StageOutput] = field(default_factory=dict)  # what other stages make
+    reads: Mapping[str, StageOutput] = field(default_factory=dict)  # outputs of other stages
     needs_ray: bool = False
-    facts: type[Facts] = Facts  # what its manifest tells
-    publish: Callable[[Location, Location], object] | None = None  # its finished output -> the page about the run
-    description: str | None = None  # this and `kinds` are for Dagster's pages
+    facts: type[Facts] = Facts  # the model of its manifest's facts
+    publish: Callable[[Location, Location], object] | None = None  # copies its finished output to the run's report page
+    description: str | None = None  # this and `kinds` are shown in Dagster's UI
     kinds: tuple[str, ...] = ()
 
     @cached_property
     def sources(self) -> dict[str, UserFiles]:
-        """The inputs that are files of the user's: the paths in the configuration."""
+        """The inputs that are the user's files: the paths in the configuration."""
         paths = input_paths(self.config)
-        found = {path.input: UserFiles(path) for path in paths}
-        assert len(found) == len(paths) and not found.keys() & self.reads.keys(), f"{self.name}: inputs share a name"
-        return found
+        sources = {path.input: UserFiles(path) for path in paths}
+        names_differ = len(sources) == len(paths) and not sources.keys() & self.reads.keys()
+        assert names_differ, f"{self.name}: inputs share a name"
+        return sources
 
     @property
     def after(self) -> tuple[str, ...]:
-        """The stages that it reads, each once."""
+        """The names of the stages that it reads, each once."""
         return tuple(dict.fromkeys(output.stage for output in self.reads.values()))
 
 
 def stages(config: RunConfig) -> list[Stage]:
-    """The stages of a run, in an order in which they can be run."""
+    """The stages of a run, in an order in which they can run."""
     examples_stages = _examples(config)
     before_report = [
         _stage(extract, "extract", config.extract, facts=ExtractFacts, kinds=("beam", "parquet")),
@@ -120,7 +127,7 @@ def stages(config: RunConfig) -> list[Stage]:
 
 
 def _examples(config: RunConfig) -> list[Stage]:
-    """One for each length of pretraining's phases."""
+    """One stage for each sequence length of pretraining's phases."""
     lengths = {phase.max_seq_length: phase for phase in config.pretrain.phases}
     return [
         _stage(
@@ -141,6 +148,6 @@ def _examples(config: RunConfig) -> list[Stage]:
 
 
 def _stage(module: ModuleType, name: str, config: Config, **more: Any) -> Stage:
-    """A module's stage: the module has VERSION, `run` and, where its files can be looked at before, `check`."""
+    """The stage of a module, which has VERSION, `run` and, where its files can be checked before, `check`."""
     check = getattr(module, "check", None)
     return Stage(name, config, module.VERSION, module.run, check=check, description=module.__doc__, **more)

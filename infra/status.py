@@ -1,4 +1,4 @@
-"""A run -> a table that says how far each stage is, what came out and where it lies, and what it scores by now."""
+"""A run -> the state of each stage, its counts, size and location, and the results there are so far."""
 
 import re
 import sys
@@ -11,26 +11,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra import heldout
-from infra.planner import Run, Step
-from infra.progress import duration, shown, size, summary, warnings
-from infra.report.pretraining import newest
-from infra.report.reading import metrics
-from infra.stages import Stage
-from pipeline.artifacts import Manifest, read_manifest
-from pipeline.storage import Location
-from training.facts import Accuracy, FinetuneFacts
+from cloze.infra import heldout
+from cloze.infra.display import duration, relative_path, size, summary, warnings
+from cloze.infra.planner import PlannedStage, Run
+from cloze.infra.report.pretraining import latest_row
+from cloze.infra.report.read_run import read_metrics
+from cloze.infra.stages import Stage
+from cloze.pipeline.core.artifacts import Manifest, read_manifest
+from cloze.pipeline.core.storage import Location
+from cloze.training.finetune.manifest_facts import Accuracy, FinetuneFacts
 
-_CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoint.py: written last
-
+_CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoints/checkpoint.py
 
 State = Literal["done", "half-done", "not started", "waiting"]
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What a person wants of a stage beside its counts. `heldout` is the newest held-out row of its metrics, `scores`
-    are its task's beside the baselines', `page` is where the report is."""
+class StageResults:
+    """The results of a stage, without its counts: `heldout` is the newest held-out row of its metrics, `scores` are
+    those of its task and of the baselines, `page` is the location of the report."""
 
     warnings: tuple[str, ...]
     heldout: Mapping[str, Any] | None
@@ -41,7 +40,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class StageProgress:
-    """What is finished of a stage that was stopped: its parts, its newest checkpoint."""
+    """What an interrupted stage has finished: the number of its parts, and the step of its newest checkpoint."""
 
     parts: int
     checkpoint_step: int | None
@@ -49,8 +48,8 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How far one stage is. `location` and `fingerprint` are None while it waits for another; `manifest` is None until
-    the stage has ended; `progress` is there for a half-done stage alone."""
+    """The state of one stage. `location` and `fingerprint` are None while it waits for another; `manifest` is None
+    until it is finished; `progress` is set for a half-done stage only."""
 
     stage: str
     state: State
@@ -59,16 +58,16 @@ class StageStatus:
     fingerprint: str | None
     manifest: Manifest | None
     progress: StageProgress | None
-    findings: Findings
+    results: StageResults
 
     @cached_property
     def bytes(self) -> int | None:
-        """Of all that lies there."""
+        """The size of the output folder, finished or not."""
         return None if self.location is None else sum(self.location.sizes().values())
 
     def plain(self) -> dict[str, Any]:
-        """The same as JSON has it: always these keys."""
-        manifest, found = self.manifest, self.findings
+        """The status as plain JSON: always these keys."""
+        manifest, results = self.manifest, self.results
         return {
             "stage": self.stage,
             "state": self.state,
@@ -80,20 +79,20 @@ class StageStatus:
             "counts": manifest and manifest.counts,
             "drops": manifest and manifest.drops,
             "progress": self.progress and asdict(self.progress),
-            "warnings": list(found.warnings),
-            "heldout": found.heldout,
-            "scores": found.scores,
-            "page": found.page and found.page.uri,
+            "warnings": list(results.warnings),
+            "heldout": results.heldout,
+            "scores": results.scores,
+            "page": results.page and results.page.uri,
         }
 
 
 def statuses(run: Run) -> list[StageStatus]:
-    """Every stage of a run, in order."""
-    return [_status(run, step) for step in run.plan()]
+    """The status of every stage of a run, in order."""
+    return [_status(run, planned) for planned in run.plan()]
 
 
 def print_status(run: Run) -> None:
-    """One line a stage: done, half-done, not started or waiting for another; then the results there are by now."""
+    """Print one line per stage: done, half-done, not started or waiting for another; then the results so far."""
     table = Table("stage", "state", "took", "result", "size", "output", box=None, pad_edge=False, header_style="bold")
     stages = statuses(run)
     for stage in stages:
@@ -101,71 +100,70 @@ def print_status(run: Run) -> None:
     console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     console.print(table)
     for stage in stages:
-        for line in _told(run, stage.stage, stage.findings):
+        for line in _result_lines(run, stage.stage, stage.results):
             console.print(line, soft_wrap=True, markup=False)
 
 
 def results(run: Run, stages: Iterable[Stage] | None = None) -> Iterator[str]:
-    """What a person wants of finished stages (all by default): warnings, held-out figures and the scores of tasks
-    beside their baselines, where the report is."""
+    """Lines with the results of finished stages (by default of all): warnings, held-out metrics and the scores of tasks
+    with their baselines, and the location of the report."""
     for stage in stages or run.stages.values():
         if artifact := run.artifact(stage.name):
-            yield from _told(run, stage.name, _findings(run, stage, artifact.location, artifact.manifest))
+            yield from _result_lines(run, stage.name, _results(run, stage, artifact.location, artifact.manifest))
 
 
-def _status(run: Run, step: Step) -> StageStatus:
-    output = step.output
+def _status(run: Run, planned: PlannedStage) -> StageStatus:
+    output = planned.output
     location = output and output.location
     manifest = read_manifest(location) if location else None
     progress = None
     if location is None:
         state: State = "waiting"
-    elif step.action == "skip" and manifest:
+    elif planned.action == "skip" and manifest:
         state = "done"
-    elif step.action == "continue":
+    elif planned.action == "continue":
         state, progress = "half-done", _progress(location)
     else:
         state = "not started"
     return StageStatus(
-        stage=step.stage.name,
+        stage=planned.stage.name,
         state=state,
-        reason=step.reason,
+        reason=planned.reason,
         location=location,
         fingerprint=output and output.fingerprint,
         manifest=manifest,
         progress=progress,
-        findings=_findings(run, step.stage, location, manifest),
+        results=_results(run, planned.stage, location, manifest),
     )
 
 
-def _findings(run: Run, stage: Stage, location: Location | None, manifest: Manifest | None) -> Findings:
-    """The newest evaluation is of a stage that has one, finished or not; the others are of a finished stage."""
+def _results(run: Run, stage: Stage, location: Location | None, manifest: Manifest | None) -> StageResults:
+    """The held-out metrics are also those of a stage that is not finished; the other results require a manifest."""
     facts = stage.facts.of(manifest) if manifest else None
-    scored = facts if isinstance(facts, FinetuneFacts) else FinetuneFacts()
-    return Findings(
+    finetune = facts if isinstance(facts, FinetuneFacts) else FinetuneFacts()
+    return StageResults(
         warnings=tuple(warnings(manifest)) if manifest else (),
-        heldout=(newest(metrics(location), "heldout") or None) if location else None,
-        scores=scored.plain.get("scores"),
-        accuracies=scored.accuracies,
+        heldout=(latest_row(read_metrics(location), "heldout") or None) if location else None,
+        scores=finetune.plain.get("scores"),
+        accuracies=finetune.accuracies,
         page=run.page if manifest and "report.html" in manifest.files else None,
     )
 
 
-def _told(run: Run, name: str, found: Findings) -> Iterator[str]:
-    """The same in lines."""
-    for warning in found.warnings:
+def _result_lines(run: Run, name: str, results: StageResults) -> Iterator[str]:
+    for warning in results.warnings:
         yield f"warning: {warning}"
-    if row := found.heldout:
-        for sentence in heldout.verdict(row, run.config.examples.objective):
+    if row := results.heldout:
+        for sentence in heldout.describe(row, run.config.examples.objective):
             yield f"{name}, step {row['step']:,}: {sentence}"
-    if found.accuracies:
-        pretrained, random, majority = (found.accuracies[which] for which in ("pretrained", "random", "majority"))
+    if results.accuracies:
+        pretrained, random, majority = (results.accuracies[which] for which in ("pretrained", "random", "majority"))
         yield (
             f"{name}: accuracy {pretrained.value:.3f} ({pretrained.low:.3f} to {pretrained.high:.3f}); "
             f"{random.value:.3f} from random weights, {majority.value:.3f} for the majority class"
         )
-    if found.page:
-        yield f"{name}: {found.page.local_path or found.page}"
+    if results.page:
+        yield f"{name}: {results.page.local_path or results.page}"
 
 
 def _row(status: StageStatus) -> tuple[str, str, str, str, str, str]:
@@ -179,13 +177,13 @@ def _row(status: StageStatus) -> tuple[str, str, str, str, str, str]:
             duration(manifest.seconds),
             summary(manifest),
             size(status.bytes or 0),
-            shown(location),
+            relative_path(location),
         )
-    result = ", ".join(_words(status.progress)) if status.progress else ""
-    return name, status.state, "", result or status.reason, "", shown(location)
+    result = ", ".join(_progress_words(status.progress)) if status.progress else ""
+    return name, status.state, "", result or status.reason, "", relative_path(location)
 
 
-def _words(progress: StageProgress) -> Iterator[str]:
+def _progress_words(progress: StageProgress) -> Iterator[str]:
     if parts := progress.parts:
         yield f"{parts:,} part{'s' if parts > 1 else ''}"
     if progress.checkpoint_step is not None:
@@ -193,8 +191,8 @@ def _words(progress: StageProgress) -> Iterator[str]:
 
 
 def _progress(location: Location) -> StageProgress:
-    saved = (_CHECKPOINT.search(file.uri) for file in (location / "checkpoints").files())
+    checkpoints = (_CHECKPOINT.search(file.uri) for file in (location / "checkpoints").files())
     return StageProgress(
         parts=len((location / "parts").files()),
-        checkpoint_step=max((int(match[1]) for match in saved if match), default=None),
+        checkpoint_step=max((int(match[1]) for match in checkpoints if match), default=None),
     )

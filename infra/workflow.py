@@ -1,7 +1,7 @@
-"""A run's stages as Dagster assets, with a job and a weekly schedule. Thin: what is done, and when, is planner.py's.
+"""A run's stages as Dagster assets, with a job and a weekly schedule. What a stage does is decided in planner.py.
 
-`cloze run` materializes the assets in this process; `python -m infra.workflow` opens Dagster's pages over the same ones
-(`defs`). One DAGSTER_HOME, by default ./.dagster, keeps the history of both.
+`cloze run` materializes the assets in this process; `python -m cloze.infra.workflow` starts Dagster's UI with the same
+assets (`defs`). Both keep their history in one DAGSTER_HOME, by default ./.dagster.
 """
 
 import os
@@ -16,24 +16,24 @@ from pathlib import Path
 
 import dagster
 
-from infra import named_runs
-from infra.planner import Run, Step
-from infra.progress import Display, duration, summary, warnings
-from infra.run_config import RunConfig
-from infra.stages import Stage
-from infra.status import results
-from pipeline.artifacts import Manifest
-from pipeline.config import UserError
-from pipeline.signals import interrupted_by
+from cloze.infra import named_runs
+from cloze.infra.display import Display, duration, summary, warnings
+from cloze.infra.planner import PlannedStage, Run
+from cloze.infra.run_config import RunConfig
+from cloze.infra.stages import Stage
+from cloze.infra.status import results
+from cloze.pipeline.core.artifacts import Manifest
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.signals import keyboard_interrupt_on
 
 # Tags of a run in Dagster's history.
 _COMMAND = "cloze/command"
-_FORCE = "cloze/force"  # the stages to run again, spaces between
-_PROCESS = "cloze/process"  # host, process id and its start
+_FORCE = "cloze/force"  # names of the stages to run again, separated by spaces
+_PROCESS = "cloze/process"  # see _process
 
 _SETTINGS = "telemetry:\n  enabled: false\nnux:\n  enabled: false\n"
-_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # the display is what a person reads
-# Dagster's capture of stdout and stderr would take the terminal away from the display.
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # the display replaces it
+# Dagster would capture stdout and stderr, and the display would not see a terminal.
 _NO_CAPTURE = {
     "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
 }
@@ -47,31 +47,33 @@ _UNFINISHED = [
 
 @dagster.definitions
 def defs() -> dagster.Definitions:
-    """What `dagster dev -m infra.workflow` shows: the runs that CLOZE_CONFIG names, as `cloze run` takes them, spaces
-    between."""
+    """The definitions of `dagster dev -m cloze.infra.workflow`: the runs in CLOZE_CONFIG, separated by spaces."""
     configs = [named_runs.read(run) for run in os.environ.get("CLOZE_CONFIG", "configs/quickstart.yaml").split()]
     names = [_identifier(config.name) for config in configs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"CLOZE_CONFIG has two runs named {twice[0]}; give each configuration a name of its own")
+        raise UserError(f"CLOZE_CONFIG has two runs named {twice[0]}; give each configuration a different name")
     return dagster.Definitions.merge(*map(definitions, configs))
 
 
 def definitions(config: RunConfig) -> dagster.Definitions:
-    """One asset a stage under the run's name, a job of them all, and its schedule, which is off until switched on."""
+    """An asset for each stage under the run's name, a job of all of them, and its schedule, initially switched off."""
     name = _identifier(config.name)
 
-    @dagster.resource(description=f"{config.name} at work: its display, and the Ray that its stages share")
-    def resource() -> Iterator["_Work"]:
-        with _at_work(config) as work:
-            yield work
+    @dagster.resource(description=f"The progress display of {config.name}, and the Ray session that its stages share")
+    def resource() -> Iterator["_ActiveRun"]:
+        with _active_run(config) as active:
+            yield active
 
     stages = Run(config).stages.values()
-    # Where several could be next, Dagster takes the highest priority, then the alphabet.
+    # Among the stages that could be next Dagster takes the one with the highest priority, then the first by name.
     assets = [_asset(config.name, stage, priority=-place) for place, stage in enumerate(stages)]
-    # All stages in one process: any other executor would start a Ray for each.
+    # All stages in one process: any other executor would start a Ray session for each.
     executor = dagster.in_process_executor
     job = dagster.define_asset_job(
-        name, selection=assets, executor_def=executor, description=f"Every stage of {config.name} that is not done yet."
+        name,
+        selection=assets,
+        executor_def=executor,
+        description=f"All stages of {config.name}; those that are finished are skipped.",
     )
     try:
         schedule = dagster.ScheduleDefinition(
@@ -81,16 +83,18 @@ def definitions(config: RunConfig) -> dagster.Definitions:
             default_status=dagster.DefaultScheduleStatus.STOPPED,
         )
     except dagster.DagsterInvalidDefinitionError as error:
-        raise UserError(f"schedule: {config.schedule} is no cron line; write five fields such as 0 3 * * 0") from error
+        raise UserError(
+            f"schedule: {config.schedule} is not a cron expression; write five fields such as 0 3 * * 0"
+        ) from error
     return dagster.Definitions(
         assets=assets, jobs=[job], schedules=[schedule], resources={name: resource}, executor=executor
     )
 
 
 def materialize(run: Run, command: str, until: str | None = None, force: Sequence[str] = ()) -> int:
-    """Bring about a run's outputs up to `until`, in this process and as one run of Dagster's history.
+    """Run the stages up to `until` in this process, as one run in Dagster's history.
 
-    Returns 0; raises what the stage raised that failed.
+    Returns 0; raises the exception of the stage that failed.
     """
     stages = run.until(until)
     run.check_forced(until, force)
@@ -111,18 +115,20 @@ def materialize(run: Run, command: str, until: str | None = None, force: Sequenc
 
 
 @dataclass(frozen=True)
-class _Work:
+class _ActiveRun:
+    """The Dagster resource of the assets."""
+
     run: Run
     display: Display
 
 
 @contextmanager
-def _at_work(config: RunConfig) -> Iterator[_Work]:
+def _active_run(config: RunConfig) -> Iterator[_ActiveRun]:
     display = Display(list(Run(config).stages))
     try:
-        named_runs.keep(config)
+        named_runs.store(config)
         with Run(config, progress=display) as run:
-            yield _Work(run, display)
+            yield _ActiveRun(run, display)
     finally:
         display.close()
 
@@ -140,48 +146,50 @@ def _asset(run_name: str, stage: Stage, priority: int) -> dagster.AssetsDefiniti
         op_tags={"dagster/priority": str(priority)},
         required_resource_keys={resource},
     )
-    def bring_about(context: dagster.AssetExecutionContext) -> dagster.MaterializeResult:
-        work: _Work = getattr(context.resources, resource)
+    def materialize_stage(context: dagster.AssetExecutionContext) -> dagster.MaterializeResult:
+        active: _ActiveRun = getattr(context.resources, resource)
         force = stage.name in context.run.tags.get(_FORCE, "").split()
-        with interrupted_by(signal.SIGINT, signal.SIGTERM):  # Dagster would raise an exception of its own
-            step, manifest, seconds = _execute(work, stage, force)
-        assert step.output
+        with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise its own exception
+            planned, manifest, seconds = _execute(active, stage, force)
         return dagster.MaterializeResult(
-            metadata=_metadata(step, manifest, seconds), data_version=dagster.DataVersion(step.output.fingerprint)
+            metadata=_metadata(planned, manifest, seconds), data_version=dagster.DataVersion(manifest.fingerprint)
         )
 
-    return bring_about
+    return materialize_stage
 
 
-def _execute(work: _Work, stage: Stage, force: bool) -> tuple[Step, Manifest, float]:
-    began = time.monotonic()
-    step = work.run.step(stage, force)
-    if step.action != "skip":
-        work.display.start(stage.name, step.action, step.reason)
-    step, manifest = work.run.execute(stage.name, force)
-    seconds = time.monotonic() - began
-    if step.action == "skip":
-        work.display.finish(stage.name, f"skip: {step.reason}")
+def _execute(active: _ActiveRun, stage: Stage, force: bool) -> tuple[PlannedStage, Manifest, float]:
+    """Execute a stage and display its progress. Returns also the seconds it took."""
+    started = time.monotonic()
+
+    def show_start(planned: PlannedStage) -> None:
+        active.display.start(stage.name, planned.action, planned.reason)
+
+    planned, manifest = active.run.execute(stage.name, force, on_start=show_start)
+    seconds = time.monotonic() - started
+    if planned.action == "skip":
+        active.display.finish(stage.name, f"skip: {planned.reason}")
     else:
-        work.display.finish(stage.name, f"done in {duration(seconds)}: {summary(manifest)}", warnings(manifest))
-    return step, manifest, seconds
+        active.display.finish(stage.name, f"done in {duration(seconds)}: {summary(manifest)}", warnings(manifest))
+    return planned, manifest, seconds
 
 
-def _metadata(step: Step, manifest: Manifest, seconds: float) -> dict[str, dagster.MetadataValue]:
-    assert step.output
+def _metadata(planned: PlannedStage, manifest: Manifest, seconds: float) -> dict[str, dagster.MetadataValue]:
+    """What Dagster's UI shows of a materialized stage."""
+    assert planned.output
     numbers = {**manifest.counts, **{f"dropped: {reason}": number for reason, number in manifest.drops.items()}}
     return {
-        "action": dagster.MetadataValue.text(step.action),
-        "reason": dagster.MetadataValue.text(step.reason),
-        "location": dagster.MetadataValue.path(step.output.location.uri),
+        "action": dagster.MetadataValue.text(planned.action),
+        "reason": dagster.MetadataValue.text(planned.reason),
+        "location": dagster.MetadataValue.path(planned.output.location.uri),
         "seconds": dagster.MetadataValue.float(round(seconds, 3)),
         **{name: dagster.MetadataValue.int(number) for name, number in numbers.items()},
-        **{f"warning {place}": dagster.MetadataValue.text(line) for place, line in enumerate(warnings(manifest), 1)},
+        **{f"warning {number}": dagster.MetadataValue.text(line) for number, line in enumerate(warnings(manifest), 1)},
     }
 
 
 def home() -> Path:
-    """Dagster's folder for its history: DAGSTER_HOME, or .dagster here; made, with telemetry off, when missing."""
+    """Dagster's home: DAGSTER_HOME, or ./.dagster. Created, with telemetry switched off, when it does not exist."""
     folder = Path(os.environ.get("DAGSTER_HOME") or ".dagster").absolute()
     settings = folder / "dagster.yaml"
     if not settings.exists():
@@ -194,15 +202,17 @@ def home() -> Path:
 
 
 def _cancel_orphans(instance: dagster.DagsterInstance) -> None:
-    """Runs of this machine whose process is gone (kill -9, a power cut) still count as going on: say they ended."""
+    """Mark runs of this machine as canceled whose process no longer exists: after kill -9 or a power failure Dagster
+    still counts them as running."""
     for run in instance.get_runs(dagster.RunsFilter(statuses=_UNFINISHED)):
         host, pid, _ = [*run.tags.get(_PROCESS, "").split(), "", "", ""][:3]
         if host == socket.gethostname() and run.tags[_PROCESS] != _process(int(pid)):
-            instance.report_run_canceled(run, message="Its process ended before it could say so.")
+            instance.report_run_canceled(run, message="Its process ended without reporting it.")
 
 
 def _process(pid: int) -> str:
-    """Host, process id and when it started (in ticks since the boot, as ids are used again; - when there is none)."""
+    """Host, process id and start time of a process, in ticks since the boot, as ids are reused; - when it does not
+    exist."""
     start = "-"
     with suppress(OSError):
         start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -214,17 +224,19 @@ def _key(run_name: str, stage_name: str) -> dagster.AssetKey:
 
 
 def _identifier(name: str) -> str:
-    """Dagster's jobs, groups and resources have names without dashes."""
+    """A name for Dagster's jobs, groups and resources, which may not contain dashes."""
     return name.replace("-", "_")
 
 
-def _open_pages() -> None:
-    """Become Dagster's web server and scheduler over `defs` and the history of this home; options go through."""
+def _start_ui() -> None:
+    """Replace this process by `dagster dev` with `defs` and the history of `home()`; passes on the arguments."""
     os.environ |= {"DAGSTER_HOME": str(home()), "DAGSTER_DISABLE_TELEMETRY": "yes", "RAY_USAGE_STATS_ENABLED": "0"}
-    # The newer command that Dagster's warning recommends wants its own project layout.
+    # The newer command that Dagster's warning recommends requires its own project layout.
     quiet = ["-W", "ignore:Function `dev_command`"]
-    os.execv(sys.executable, [sys.executable, *quiet, "-m", "dagster", "dev", "-m", "infra.workflow", *sys.argv[1:]])
+    os.execv(
+        sys.executable, [sys.executable, *quiet, "-m", "dagster", "dev", "-m", "cloze.infra.workflow", *sys.argv[1:]]
+    )
 
 
 if __name__ == "__main__":
-    _open_pages()
+    _start_ui()

@@ -45,7 +45,7 @@ def section(report: "ElementTree.ElementTree[Any]") -> str:
         "|---|---|---|",
     ]
     for case in cases:
-        file = case.get("classname", "").removeprefix("tests.test_")
+        file = case.get("classname", "").rpartition(".test_")[2]
         name = case.get("name", "").removeprefix("test_").replace("_", " ")
         lines.append(f"| {file}: {name} | {float(case.get('time', 0)):.0f} | {drew(case)} |")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What tests share: a HOME of their own, one Ray session, one S3 server."""
+"""Fixtures for all tests: a HOME of their own, one Ray session, one S3 server."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-#: Files that take long, the longest first: `make test` runs two at once, and none shall be left over at the end.
+#: Slow test files, the slowest first: `make test` runs two at once, and a slow one must not start last.
 _LONGEST = [
     "pretrain",
     "main_job",
@@ -20,10 +20,10 @@ _LONGEST = [
     "ray_train",
     "finetune",
     "flink",
-    "kills",
+    "extract_kills",
     "engine",
 ]
-_LONGEST += ["dedup", "readme", "workflow", "spool", "beam"]
+_LONGEST += ["dedup", "readme", "workflow", "repartition", "beam"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Ray and Dagster write into HOME: give them one that goes away. No test can reach Amazon, nor a cluster."""
+    """A temporary HOME, as Ray and Dagster write into it. No test can reach Amazon or a cluster."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
@@ -43,7 +43,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setenv("DAGSTER_HOME", str(home / "dagster"))
         patch.setenv("DAGSTER_DISABLE_TELEMETRY", "yes")
-        # Set before Ray starts, whose workers inherit it; whoever asks for `s3_bucket` finds a server there.
+        # Set before Ray starts, whose workers inherit it; `s3_bucket` starts a server there.
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
         patch.setenv("AWS_REGION", "eu-central-1")
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
@@ -54,7 +54,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def ray_session(own_home: Path) -> Iterator[None]:
     """A local Ray of two CPUs, started once."""
-    from infra.launch.local import ray_session as start
+    from cloze.infra.ray_session import ray_session as start
 
     with start(num_cpus=2):
         yield
@@ -93,7 +93,7 @@ def free_port() -> int:
 
 
 def wait_for_port(port: int, seconds: float = 60.0) -> None:
-    """Return when something listens there; TimeoutError when nothing does in time."""
+    """Return when a server listens on the port; raises TimeoutError when none does in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with socket.socket() as client:

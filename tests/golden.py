@@ -1,4 +1,4 @@
-"""What BERT's original code made of known text (tests/data/golden), and that text as artifacts of the first stages."""
+"""The output of BERT's original code for a known text (tests/data/golden), and that text as artifacts."""
 
 import hashlib
 import lzma
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.artifacts import Artifact, Output, Part
-from pipeline.schema import Document, document, document_table, parquet_bytes
-from pipeline.storage import Location
-from pipeline.tokenizer import build
+from cloze.pipeline.core.artifacts import Artifact, Output, Part
+from cloze.pipeline.core.schema import parquet_bytes
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract.document import Document, document, document_table
+from cloze.pipeline.text.tokenizer import build_tokenizer
+from tests.paths import DATA, REPOSITORY
 
-_FOLDER = Path(__file__).parent / "data" / "golden"
-_VOCABULARY = Path(__file__).parents[1] / "configs/vocab/bert-base-uncased.txt"
+_FOLDER = DATA / "golden"
+_VOCABULARY = REPOSITORY / "configs/vocab/bert-base-uncased.txt"
 
 
 @cache
@@ -63,7 +65,7 @@ def vocab_artifact(root: Path) -> Artifact:
     out = output(root, "vocab")
     pieces = published_vocabulary()
     lines = "".join(f"{piece}\n" for piece in pieces)
-    files = {"vocab.txt": lines.encode(), "tokenizer.json": build(pieces).to_str().encode()}
+    files = {"vocab.txt": lines.encode(), "tokenizer.json": build_tokenizer(pieces).to_str().encode()}
     out.finish([out.commit("vocab", files)], {}, {})
     return finished(out)
 

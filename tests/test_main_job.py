@@ -16,10 +16,10 @@ from types import ModuleType
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import Manifest, read_manifest
-from pipeline.storage import Location
+from cloze.pipeline.core.artifacts import Manifest, read_manifest
+from cloze.pipeline.core.storage import Location
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 QUICKSTART = "configs/quickstart.yaml"
 SHORTER = [
     "pretrain.phases.0.steps=20",
@@ -34,7 +34,7 @@ DATA_STAGES = ["extract", "dedup", "vocab", "tokens", "examples-64", "examples-1
 STAGES = [*DATA_STAGES, "pretrain", "finetune-authors", "report"]
 
 
-CLOZE = [sys.executable, "-m", "infra.cli"]
+CLOZE = [sys.executable, "-m", "cloze.infra.cli"]
 
 
 def cloze(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -92,23 +92,24 @@ def documents(root: str, stage: str = "dedup") -> list[dict[str, str]]:
 
 
 def test_every_page_and_chapter_is_kept_or_counted_with_its_reason(finished):
-    _, made = finished
+    _, by_stage = finished
     for stage in ("extract", "dedup"):
-        assert made[stage].counts["records"] == made[stage].counts["documents"] + sum(made[stage].drops.values())
-    assert made["dedup"].counts["records"] == made["extract"].counts["documents"]
+        counts, drops = by_stage[stage].counts, by_stage[stage].drops
+        assert counts["records"] == counts["documents"] + sum(drops.values())
+    assert by_stage["dedup"].counts["records"] == by_stage["extract"].counts["documents"]
 
 
-def test_the_scores_stand_beside_random_weights_and_the_majority(finished):
-    _, made = finished
-    scores = made["finetune-authors"].facts["scores"]
+def test_the_scores_include_random_weights_and_the_majority(finished):
+    _, by_stage = finished
+    scores = by_stage["finetune-authors"].facts["scores"]
     for variant in ("pretrained", "random", "majority"):
         low, high = scores[variant]["interval"]
         assert 0 <= low <= scores[variant]["accuracy"] <= high <= 1
 
 
-def test_finetuning_hangs_on_the_checkpoint_digest(finished):
-    _, made = finished
-    assert made["finetune-authors"].inputs["checkpoint"] == made["pretrain"].facts["checkpoint"]["digest"]
+def test_finetuning_depends_on_the_checkpoint_digest(finished):
+    _, by_stage = finished
+    assert by_stage["finetune-authors"].inputs["checkpoint"] == by_stage["pretrain"].facts["checkpoint"]["digest"]
 
 
 def test_the_report_is_where_the_run_says(finished):
@@ -117,13 +118,13 @@ def test_the_report_is_where_the_run_says(finished):
     assert "enwiki-excerpt.xml.bz2" in page
 
 
-def test_a_second_run_skips_every_stage_and_says_why(finished):
-    root, made = finished
+def test_a_second_run_skips_every_stage_and_prints_why(finished):
+    root, by_stage = finished
     again = run(root)
     assert again.returncode == 0, again.stderr
     for stage in STAGES:
         assert re.search(rf"\] {stage} +skip: done .* nothing changed", again.stderr), (stage, again.stderr)
-    assert manifests(root) == made
+    assert manifests(root) == by_stage
 
 
 def test_a_changed_key_runs_only_what_depends_on_it(finished):
@@ -137,7 +138,7 @@ def test_a_changed_key_runs_only_what_depends_on_it(finished):
     assert lines["finetune-authors"].rstrip().endswith("after pretrain")
 
 
-def test_the_labelled_set_is_what_its_script_makes_of_the_books(finished, labels):
+def test_the_labelled_set_is_what_its_script_generates_from_the_books(finished, labels):
     root, _ = finished
     assert labels.labelled(documents(root)) == labels.read()
 
@@ -153,18 +154,18 @@ def test_no_paragraph_of_the_test_part_was_pretrained_on(finished, labels):
 @pytest.mark.slow
 def test_a_run_on_s3_that_was_killed_in_some_stage_ends_with_the_bytes_of_one_on_a_disk(finished, s3_bucket):
     """The campaign kills one in every stage, and on a disk."""
-    _, made = finished
+    _, by_stage = finished
     stage, root = random.choice(STAGES[:-1]), f"{s3_bucket}/runs"
     print(f"killed in {stage}")
     kill_in(stage, root)
     done = run(root)
     assert done.returncode == 0, done.stderr
-    assert_same_bytes(manifests(root), made)
+    assert_same_bytes(manifests(root), by_stage)
 
 
 @pytest.mark.campaign
 def test_a_run_killed_in_every_stage_ends_with_the_same_bytes(finished, tmp_path):
-    _, made = finished
+    _, by_stage = finished
     root = str(tmp_path)
     for stage in STAGES[:-1]:
         kill_in(stage, root)
@@ -172,27 +173,27 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bytes(finished, tmp_path
             end_pretraining(root)
     done = run(root)
     assert done.returncode == 0, done.stderr
-    assert_same_bytes(manifests(root), made)
+    assert_same_bytes(manifests(root), by_stage)
 
 
-def assert_same_bytes(again: Mapping[str, Manifest], made: Mapping[str, Manifest]) -> None:
+def assert_same_bytes(actual: Mapping[str, Manifest], expected: Mapping[str, Manifest]) -> None:
     for stage in DATA_STAGES:
-        assert digests(again[stage]) == digests(made[stage]), stage
-    assert again["pretrain"].facts["checkpoint"]["digest"] == made["pretrain"].facts["checkpoint"]["digest"]
-    ours, theirs = (each["finetune-authors"].facts["scores"] for each in (again, made))
-    assert json.dumps(ours) == json.dumps(theirs)
+        assert digests(actual[stage]) == digests(expected[stage]), stage
+    assert actual["pretrain"].facts["checkpoint"]["digest"] == expected["pretrain"].facts["checkpoint"]["digest"]
+    scores, expected_scores = (each["finetune-authors"].facts["scores"] for each in (actual, expected))
+    assert json.dumps(scores) == json.dumps(expected_scores)
 
 
 def end_pretraining(root: str) -> None:
-    """Start the run and end it with SIGTERM once a checkpoint is there."""
+    """Start the run and end it with SIGTERM once a checkpoint is saved."""
     with subprocess.Popen([*CLOZE, *arguments(root)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
         while not list(Path(root).glob("pretrain/*/checkpoints/*/manifest.json")):
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    (saved,) = re.findall(r"pretrain: step (\d+) is saved", said)
+    (saved,) = re.findall(r"pretrain: step (\d+) is saved", err)
     assert 5 <= int(saved) < 26 and list(Path(root).glob(f"pretrain/*/checkpoints/step-{int(saved):06d}-*"))
 
 
@@ -214,5 +215,5 @@ def kill_in(stage: str, root: str) -> None:
 
 
 def begun(stage: Location) -> bool:
-    """Whether there is more than an attempt's note of whose it is."""
+    """Whether the stage has written more than the file that names its owner."""
     return any("/owner-" not in file.uri for file in stage.files())

@@ -1,1 +1,1 @@
-"""The first floor: example shards -> a pretrained, fine-tuned and scored BERT."""
+"""Pretraining and fine-tuning: examples -> checkpoints -> scores, exports and vectors."""

@@ -1,4 +1,4 @@
-"""a run -> its outcome in a few sentences and numbers, when it was, and where."""
+"""A run -> the top of the page: a summary, key figures, when it finished and where it ran."""
 
 import os
 import platform
@@ -6,99 +6,105 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from infra.heldout import constant
-from infra.progress import duration
-from infra.report.figures import number, percent, short
-from infra.report.finetuning import Task
-from infra.report.pretraining import newest_heldout, objective_of, shape
-from infra.report.stages import DedupView, ExamplesView, ExtractView, PretrainView, Stages
+from cloze.infra.display import duration
+from cloze.infra.heldout import constant_answer
+from cloze.infra.report.charts import format_number, format_percent, format_short
+from cloze.infra.report.finetuning import TaskSection
+from cloze.infra.report.pretraining import latest_heldout_row, model_size, objective_of
+from cloze.infra.report.view_models import DedupView, ExamplesView, ExtractView, PretrainView, Stages
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number under the title."""
+class KeyFigure:
+    """A number below the title, with its label and a note such as its baseline."""
 
     label: str
     value: str
     note: str = ""
 
 
-def outcome(stages: Stages, tasks: Sequence[Task]) -> str:
-    """What came of the run, as far as it is: a sentence on the data, one on the model, one on each task."""
-    documents, examples = _documents(stages), _examples(stages)
+def summary(stages: Stages, tasks: Sequence[TaskSection]) -> str:
+    """Returns a sentence each about the data, the model and every task, as far as the run has got."""
+    documents, examples = _document_count(stages), _example_count(stages)
     if not documents:
-        return "Nothing is finished yet."
-    records = stages.one(ExtractView).counts.get("records")
-    said = f"{number(records)} records" if records else "The sources"
-    said += f" gave {number(documents)} documents"
-    said += f", and these {number(examples)} examples." if examples else "."
-    pretrain, heldout = stages.one(PretrainView), newest_heldout(stages)
+        return "No stage is finished yet."
+    records = stages.single(ExtractView).counts.get("records")
+    text = f"{format_number(records)} source records" if records else "The sources"
+    text += f" became {format_number(documents)} documents"
+    text += f" and {format_number(examples)} training examples." if examples else "."
+    pretrain, heldout = stages.single(PretrainView), latest_heldout_row(stages)
     if pretrain.manifest and heldout:
-        said += (
-            f" A BERT of {short(pretrain.weights)} weights, trained on them for {number(heldout['step'])} steps, "
-            f"fills in {percent(heldout['mlm_accuracy'])} of the hidden pieces of documents it has not seen "
-            f"(loss {heldout['mlm_loss']:.2f}); a unigram model fills in {percent(heldout['mlm_accuracy_baseline'])} "
-            f"({heldout['mlm_loss_baseline']:.2f})."
+        text += (
+            f" A BERT model with {format_short(pretrain.parameters)} parameters, pretrained for "
+            f"{format_number(heldout['step'])} steps, predicts {format_percent(heldout['mlm_accuracy'])} of the masked "
+            f"tokens in held-out documents (loss {heldout['mlm_loss']:.2f}); a unigram model predicts "
+            f"{format_percent(heldout['mlm_accuracy_baseline'])} (loss {heldout['mlm_loss_baseline']:.2f})."
         )
     for task in tasks:
-        score, random, majority = (percent(estimate.value) for estimate in task.estimates.values())
-        said += (
-            f" Fine-tuned on {task.name} it is right in {score} of the test part; "
-            f"from random weights {random}, the majority class {majority}."
+        score, random, majority = (format_percent(estimate.value) for estimate in task.estimates.values())
+        text += (
+            f" Fine-tuned on the task {task.name}, it reaches {score} test accuracy; random initialization reaches "
+            f"{random}, the majority class {majority}."
         )
-    return said
+    return text
 
 
-def figures(stages: Stages, tasks: Sequence[Task]) -> list[Figure]:
-    """The run's numbers, those that there are."""
-    pretrain, heldout = stages.one(PretrainView), newest_heldout(stages)
-    counted = [
-        Figure("documents", number(_documents(stages))),
-        Figure("examples to train on", number(_examples(stages))),
-        Figure("weights", short(pretrain.weights), shape(pretrain)),
-        Figure("steps", number(pretrain.counts.get("steps", 0))),
+def key_figures(stages: Stages, tasks: Sequence[TaskSection]) -> list[KeyFigure]:
+    """Returns the figures that the run has so far."""
+    pretrain, heldout = stages.single(PretrainView), latest_heldout_row(stages)
+    counts = [
+        KeyFigure("documents", format_number(_document_count(stages))),
+        KeyFigure("training examples", format_number(_example_count(stages))),
+        KeyFigure("model parameters", format_short(pretrain.parameters), model_size(pretrain)),
+        KeyFigure("pretraining steps", format_number(pretrain.counts.get("steps", 0))),
     ]
-    found = [figure for figure in counted if figure.value != "0"]
+    figures = [figure for figure in counts if figure.value != "0"]
     if heldout:
-        note = f"unigram model {heldout['mlm_loss_baseline']:.3f}; {percent(heldout['mlm_accuracy'])} of pieces right"
-        found.append(Figure("held-out masked-LM loss", f"{heldout['mlm_loss']:.3f}", note))
+        baseline = f"unigram model: {heldout['mlm_loss_baseline']:.3f}"
+        figures.append(KeyFigure("held-out masked-LM loss", f"{heldout['mlm_loss']:.3f}", baseline))
+        baseline = f"unigram model: {format_percent(heldout['mlm_accuracy_baseline'])}"
+        accuracy = format_percent(heldout["mlm_accuracy"])
+        figures.append(KeyFigure("held-out masked-token accuracy", accuracy, baseline))
     if "pairs" in heldout:
-        note = f"{constant(heldout, objective_of(stages))} {percent(heldout['nsp_accuracy_baseline'])}"
-        found.append(Figure("held-out pairs right", percent(heldout["nsp_accuracy"]), note))
+        objective = objective_of(stages)
+        baseline = f"{constant_answer(heldout, objective)}: {format_percent(heldout['nsp_accuracy_baseline'])}"
+        label = f"held-out {'sentence-order' if objective == 'mlm+sop' else 'next-sentence'} accuracy"
+        figures.append(KeyFigure(label, format_percent(heldout["nsp_accuracy"]), baseline))
     for task in tasks:
-        score, random, majority = (percent(estimate.value) for estimate in task.estimates.values())
-        found.append(Figure(f"{task.name}, test accuracy", score, f"random weights {random}, majority {majority}"))
-    return found
+        score, random, majority = (format_percent(estimate.value) for estimate in task.estimates.values())
+        baselines = f"random initialization: {random}; majority class: {majority}"
+        figures.append(KeyFigure(f"{task.name}: test accuracy", score, baselines))
+    return figures
 
 
-def _documents(stages: Stages) -> int:
-    """How many there are, after the last stage that has counted them."""
-    counts = (stages.one(kind).counts.get("documents", 0) for kind in (DedupView, ExtractView))
+def _document_count(stages: Stages) -> int:
+    """Returns the documents after dedup or, before that is finished, after extract."""
+    counts = (stages.single(stage_type).counts.get("documents", 0) for stage_type in (DedupView, ExtractView))
     return next(filter(None, counts), 0)
 
 
-def _examples(stages: Stages) -> int:
-    return sum(stage.counts.get("train", 0) for stage in stages.of(ExamplesView))
+def _example_count(stages: Stages) -> int:
+    return sum(stage.counts.get("train", 0) for stage in stages.of_type(ExamplesView))
 
 
-def moment(text: str) -> str:
+def format_time(text: str) -> str:
     """2026-11-23T00:42:10+00:00 -> 23 November 2026, 00:42 UTC."""
     return f"{datetime.fromisoformat(text):%-d %B %Y, %H:%M} UTC"
 
 
-def when(stages: Stages) -> str:
-    """The end of the last finished stage, and how long all of them took; empty when there is none."""
+def finished_at(stages: Stages) -> str:
+    """Returns when the last stage finished and the time of all stages; empty before the first is finished."""
     manifests = [stage.manifest for stage in stages if stage.manifest]
     if not manifests:
         return ""
-    spent = sum(manifest.seconds for manifest in manifests)
-    return f"{moment(max(manifest.finished for manifest in manifests))}, {duration(spent)} of work"
+    total = sum(manifest.seconds for manifest in manifests)
+    return f"{format_time(max(manifest.finished for manifest in manifests))}, {duration(total)} in all stages"
 
 
-def machine(stages: Stages) -> str:
-    """Where the model was trained, where the page was made, and with what."""
-    processor = stages.one(PretrainView).facts.processor
+def environment(stages: Stages) -> str:
+    """Returns the hardware and the package versions."""
+    processor = stages.single(PretrainView).facts.processor
     trained = [f"trained on {processor}"] if processor else []
-    made = f"page made on {platform.system()} {platform.machine()} with {os.cpu_count()} processor cores"
+    rendered = f"report generated on {platform.system()} {platform.machine()} with {os.cpu_count()} CPU cores"
     versions = next((stage.manifest.versions for stage in reversed(stages.views) if stage.manifest), {})
-    return " · ".join([*trained, made, *(f"{package} {version}" for package, version in versions.items())])
+    return " · ".join([*trained, rendered, *(f"{package} {version}" for package, version in versions.items())])

@@ -1,4 +1,4 @@
-"""stages, their inputs and scores -> a picture of boxes and arrows, from the files at the top to the scores below."""
+"""Stages, their input files and scores -> a graph of boxes and arrows, from the files at the top to the scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,84 +6,96 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from infra.progress import duration, size
-from infra.report.figures import Estimate, percent, svg, tag
-from infra.report.stages import ExtractView, FinetuneView, PretrainView, Source, Stages, StageView
+from cloze.infra.display import duration, size
+from cloze.infra.report.charts import ScoreEstimate, element, format_percent, svg
+from cloze.infra.report.view_models import ExtractView, FinetuneView, PretrainView, Stages, StageView, UserFile
 
-_FILES_NAMED = 3
-_DIGITS = 10  # of a digest in a box
+_MAX_FILES = 3  # named in a box
+_DIGEST_CHARS = 10
+_MAX_NAME_CHARS = 26
 _ROW_GAP, _BOX_GAP, _LANE = 30.0, 14.0, 14.0
+#: Titles of user files by stage type and input; the file's input name where there is none.
+_FILE_TITLES = {("vocab", "compare"): "comparison vocabulary", ("finetune", "data"): "labelled data"}
 
 
 @dataclass(frozen=True)
-class Node:
-    """A box of the lineage: what it is, two lines below it, and the keys of the boxes it is made from."""
+class LineageNode:
+    """A box of the graph; `parents` are the keys of its inputs."""
 
     key: str
     title: str
-    lines: tuple[str, ...] = ()
-    kind: str = "stage"
-    sources: tuple[str, ...] = ()
-    link: str | None = None
+    lines: tuple[str, ...] = ()  # below the title
+    kind: str = "stage"  # CSS class: file, stage, unfinished or score
+    parents: tuple[str, ...] = ()
+    href: str | None = None
 
 
-def picture(stages: Stages, scores: Mapping[str, Mapping[str, Estimate]]) -> Markup:
-    """The lineage of a run; `scores` are those of the fine-tuning stages by name."""
-    nodes: list[Node] = []
+def lineage_graph(stages: Stages, scores: Mapping[str, Mapping[str, ScoreEstimate]]) -> Markup:
+    """Returns the lineage of a run. `scores`: fine-tuning stage -> its scores by variant."""
+    nodes: list[LineageNode] = []
     for stage in stages:
-        nodes += [_file_node(stage, name, found) for name, found in stage.sources.items()]
-        known = {node.key for node in nodes}
-        made_from = [name for name in stage.after if name in known]
-        nodes.append(_stage_node(stage, (*made_from, *(f"{stage.name}/{name}" for name in stage.sources))))
-    for stage in stages.of(FinetuneView):
+        nodes += [_file_node(stage, name, files) for name, files in stage.user_files.items()]
+        keys = {node.key for node in nodes}
+        upstream = [name for name in stage.upstream if name in keys]
+        nodes.append(_stage_node(stage, (*upstream, *(_file_key(stage, name) for name in stage.user_files))))
+    for stage in stages.of_type(FinetuneView):
         if stage.name in scores:
             nodes.append(_score_node(stage, scores[stage.name]))
-    return _drawn(nodes)
+    return _draw(nodes)
 
 
-def _file_node(stage: StageView, name: str, files: Sequence[Source]) -> Node:
+def _file_key(stage: StageView, input_name: str) -> str:
+    return f"{stage.name}/{input_name}"
+
+
+def _file_node(stage: StageView, input_name: str, files: Sequence[UserFile]) -> LineageNode:
     lines = [
-        " · ".join(filter(None, (_cut(file.name, 26), file.sha256[:_DIGITS], _size(file))))
-        for file in files[:_FILES_NAMED]
+        " · ".join(filter(None, (_shorten(file.name), file.sha256[:_DIGEST_CHARS], _size(file))))
+        for file in files[:_MAX_FILES]
     ]
-    if len(files) > _FILES_NAMED:
-        lines.append(f"and {len(files) - _FILES_NAMED:,} more files")
-    return Node(f"{stage.name}/{name}", _file_title(stage, name), tuple(lines), "file")
+    if len(files) > _MAX_FILES:
+        lines.append(f"and {len(files) - _MAX_FILES:,} more files")
+    return LineageNode(_file_key(stage, input_name), _file_title(stage, input_name), tuple(lines), "file")
 
 
-def _file_title(stage: StageView, name: str) -> str:
+def _file_title(stage: StageView, input_name: str) -> str:
+    """Returns the source's name for extract, else what the file is to the stage."""
     if isinstance(stage, ExtractView):
-        return name
-    return f"{stage.task if isinstance(stage, FinetuneView) else stage.name}: labelled file"
+        return input_name
+    title = _FILE_TITLES.get((stage.type_name, input_name), input_name)
+    return f"{stage.task}: {title}" if isinstance(stage, FinetuneView) else f"{stage.name}: {title}"
 
 
-def _stage_node(stage: StageView, made_from: tuple[str, ...]) -> Node:
-    link = f"#stage-{stage.name}"
+def _stage_node(stage: StageView, parents: tuple[str, ...]) -> LineageNode:
+    href = f"#stage-{stage.name}"
     if stage.manifest is None:
-        return Node(stage.name, stage.name, (stage.state,), "open", made_from, link)
+        return LineageNode(stage.name, stage.name, (stage.state,), "unfinished", parents, href)
     lines = [f"{stage.manifest.fingerprint} · {duration(stage.manifest.seconds)}"]
     if isinstance(stage, PretrainView) and (checkpoint := stage.facts.checkpoint):
-        lines.append(f"checkpoint {checkpoint.digest[:_DIGITS]} at step {checkpoint.step:,}")
-    return Node(stage.name, stage.name, tuple(lines), "stage", made_from, link)
+        lines.append(f"checkpoint {checkpoint.digest[:_DIGEST_CHARS]} at step {checkpoint.step:,}")
+    return LineageNode(stage.name, stage.name, tuple(lines), "stage", parents, href)
 
 
-def _score_node(stage: FinetuneView, estimates: Mapping[str, Estimate]) -> Node:
-    best = estimates["pretrained"]
-    others = " · ".join(
-        f"{value.label} {percent(value.value)}" for key, value in estimates.items() if key != "pretrained"
+def _score_node(stage: FinetuneView, estimates: Mapping[str, ScoreEstimate]) -> LineageNode:
+    pretrained = estimates["pretrained"]
+    baselines = " · ".join(
+        f"{estimate.label} {format_percent(estimate.value)}"
+        for variant, estimate in estimates.items()
+        if variant != "pretrained"
     )
-    lines = (f"95 %: {percent(best.low)} to {percent(best.high)}", others)
-    return Node(f"score/{stage.task}", f"{stage.task} {percent(best.value)}", lines, "score", (stage.name,), "#scores")
+    lines = (f"95 % interval: {format_percent(pretrained.low)} to {format_percent(pretrained.high)}", baselines)
+    title = f"{stage.task}: test accuracy {format_percent(pretrained.value)}"
+    return LineageNode(f"score/{stage.task}", title, lines, "score", (stage.name,), "#fine-tuning")
 
 
-def _size(file: Source) -> str:
-    """Empty where it is not known any more."""
+def _size(file: UserFile) -> str:
+    """Returns the file's size; empty where it is unknown."""
     return "" if file.bytes is None else size(file.bytes)
 
 
-def _cut(text: str, length: int) -> str:
-    """A file's name, shortened in the middle: both ends tell something."""
-    return text if len(text) <= length else f"{text[: length - 9]}…{text[-8:]}"
+def _shorten(name: str) -> str:
+    """Cuts a long file name in the middle, as both ends identify it."""
+    return name if len(name) <= _MAX_NAME_CHARS else f"{name[: _MAX_NAME_CHARS - 9]}…{name[-8:]}"
 
 
 class _Box(NamedTuple):
@@ -91,97 +103,105 @@ class _Box(NamedTuple):
     y: float
     width: float
     height: float
-    is_last: bool  # nothing stands to its right
+    is_rightmost: bool  # in its row
 
 
-def _drawn(nodes: Sequence[Node]) -> Markup:
-    """Boxes in rows, each below all that it is made from; arrows between neighbours, lanes at the right for others."""
+def _draw(nodes: Sequence[LineageNode]) -> Markup:
+    """Draws rows of boxes, each below its parents. An arrow that skips a row runs in a separate lane on the right."""
     depth = _depths(nodes)
     rows = [
         sorted((node for node in nodes if depth[node.key] == level), key=lambda node: node.kind != "file")
         for level in range(max(depth.values()) + 1)
     ]
-    far = [source for node in nodes for source in node.sources if depth[node.key] - depth[source] > 1]
-    lanes = {source: place for place, source in enumerate(dict.fromkeys(far))}
-    right = max(map(_row_width, rows))
-    width = right + _LANE * (len(lanes) + 1)
-    boxes = _places(rows, right)
-    drawing: list[object] = [_arrowhead()]
+    skipping = [parent for node in nodes for parent in node.parents if depth[node.key] - depth[parent] > 1]
+    lanes = {parent: number for number, parent in enumerate(dict.fromkeys(skipping))}
+    rows_width = max(map(_row_width, rows))
+    width = rows_width + _LANE * (len(lanes) + 1)
+    boxes = _layout(rows, rows_width)
+    shapes: list[object] = [_arrowhead()]
     for node in nodes:
-        for source in node.sources:
-            start, end = boxes[source], boxes[node.key]
-            near = depth[node.key] - depth[source] == 1
-            way = _arrow(start, end) if near else _detour(start, end, width - 6 - _LANE * lanes[source])
-            drawing.append(tag("path", d=way, class_="arrow", marker_end="url(#head)"))
-    drawing += [_box(node, boxes[node.key]) for node in nodes]
+        for parent in node.parents:
+            start, end = boxes[parent], boxes[node.key]
+            adjacent = depth[node.key] - depth[parent] == 1
+            path = _arrow(start, end) if adjacent else _lane_arrow(start, end, width - 6 - _LANE * lanes[parent])
+            shapes.append(element("path", d=path, class_="arrow", marker_end="url(#head)"))
+    shapes += [_draw_box(node, boxes[node.key]) for node in nodes]
     height = max(box.y + box.height for box in boxes.values()) + 6
     style = f"width:{1.15 * width:.0f}px;min-width:{0.75 * width:.0f}px"  # narrower screens scroll
-    return svg(width, height, "From the input files to the scores", *drawing, class_="lineage", style=style)
+    return svg(width, height, "Lineage from the input files to the scores", *shapes, class_="lineage", style=style)
 
 
-def _depths(nodes: Sequence[Node]) -> dict[str, int]:
-    """The row of each node, given after its sources: below all of them; a file just above the stage that reads it."""
+def _depths(nodes: Sequence[LineageNode]) -> dict[str, int]:
+    """Returns each node's row: a stage is below all its parents, a file directly above the first stage that reads it.
+
+    Parents come before their children in `nodes`.
+    """
     depth: dict[str, int] = {}
     for node in nodes:
-        depth[node.key] = 1 + max((depth[source] for source in node.sources), default=-1)
+        depth[node.key] = 1 + max((depth[parent] for parent in node.parents), default=-1)
     for node in nodes:
-        users = [depth[user.key] for user in nodes if node.key in user.sources]
-        if not node.sources and users:
-            depth[node.key] = min(users) - 1
+        children = [depth[child.key] for child in nodes if node.key in child.parents]
+        if not node.parents and children:
+            depth[node.key] = min(children) - 1
     return depth
 
 
-def _box_width(node: Node) -> float:
-    """Wide enough for its words, by the mean width of their letters."""
+def _box_width(node: LineageNode) -> float:
+    """Estimates the width from the mean width of a character."""
     return max(190.0, 24 + 7.2 * len(node.title), *(24 + 5.7 * len(line) for line in node.lines))
 
 
-def _row_width(row: Sequence[Node]) -> float:
+def _row_width(row: Sequence[LineageNode]) -> float:
     return sum(map(_box_width, row)) + _BOX_GAP * (len(row) - 1)
 
 
-def _places(rows: Sequence[Sequence[Node]], right: float) -> dict[str, _Box]:
-    """Each row in the middle between 0 and `right`, one below the other."""
-    places: dict[str, _Box] = {}
+def _layout(rows: Sequence[Sequence[LineageNode]], width: float) -> dict[str, _Box]:
+    """Places the rows one below the other, each centred between 0 and `width`."""
+    boxes: dict[str, _Box] = {}
     y = 4.0
     for row in rows:
         height = 26.0 + 17 * max(len(node.lines) for node in row)
-        x = (right - _row_width(row)) / 2
+        x = (width - _row_width(row)) / 2
         for node in row:
-            places[node.key] = _Box(x, y, _box_width(node), height, node is row[-1])
+            boxes[node.key] = _Box(x, y, _box_width(node), height, node is row[-1])
             x += _box_width(node) + _BOX_GAP
         y += height + _ROW_GAP
-    return places
+    return boxes
 
 
 def _arrow(start: _Box, end: _Box) -> str:
-    """From one row down to the next."""
+    """Returns the path from a box to one in the next row."""
     x1, y1 = start.x + start.width / 2, start.y + start.height
     x2, y2 = end.x + end.width / 2, end.y - 6
     return f"M{x1:.1f} {y1:.1f}C{x1:.1f} {y1 + 16:.1f} {x2:.1f} {y2 - 16:.1f} {x2:.1f} {y2:.1f}"
 
 
-def _detour(start: _Box, end: _Box, lane: float) -> str:
-    """Past the rows between, along `lane`; into the side of the last box of a row, into the top of any other."""
-    way = f"M{start.x + start.width:.1f} {start.y + start.height / 2:.1f}H{lane - 8:.1f}q8 0 8 8"
-    if end.is_last:
-        return f"{way}V{end.y + end.height / 2 - 8:.1f}q0 8 -8 8H{end.x + end.width + 6:.1f}"
+def _lane_arrow(start: _Box, end: _Box, lane_x: float) -> str:
+    """Returns a path along the lane at `lane_x`, into the side of a row's rightmost box or the top of any other."""
+    path = f"M{start.x + start.width:.1f} {start.y + start.height / 2:.1f}H{lane_x - 8:.1f}q8 0 8 8"
+    if end.is_rightmost:
+        return f"{path}V{end.y + end.height / 2 - 8:.1f}q0 8 -8 8H{end.x + end.width + 6:.1f}"
     x = end.x + 0.8 * end.width
-    return f"{way}V{end.y - 24:.1f}q0 8 -8 8H{x + 8:.1f}q-8 0 -8 8V{end.y - 6:.1f}"
+    return f"{path}V{end.y - 24:.1f}q0 8 -8 8H{x + 8:.1f}q-8 0 -8 8V{end.y - 6:.1f}"
 
 
 def _arrowhead() -> Markup:
-    head = tag("path", d="M0 0L7 3.5L0 7Z", class_="head")
+    triangle = element("path", d="M0 0L7 3.5L0 7Z", class_="head")
     size = {"markerWidth": 7, "markerHeight": 7, "refX": 1, "refY": 3.5, "markerUnits": "userSpaceOnUse"}
-    return tag("defs", tag("marker", head, id="head", orient="auto", **size))
+    return element("defs", element("marker", triangle, id="head", orient="auto", **size))
 
 
-def _box(node: Node, box: _Box) -> Markup:
-    middle, frame = box.x + box.width / 2, box._asdict()
-    frame.pop("is_last")
+def _draw_box(node: LineageNode, box: _Box) -> Markup:
     texts = [
-        tag("text", line, x=middle, y=box.y + 19 + 17 * place, class_=f"middle {'quiet' if place else 'strong'}")
-        for place, line in enumerate((node.title, *node.lines))
+        element(
+            "text",
+            line,
+            x=box.x + box.width / 2,
+            y=box.y + 19 + 17 * index,
+            class_=f"middle {'quiet' if index else 'strong'}",
+        )
+        for index, line in enumerate((node.title, *node.lines))
     ]
-    drawn = tag("g", tag("rect", rx=5, **frame), *texts, class_=f"node {node.kind}")
-    return tag("a", drawn, href=node.link) if node.link else drawn
+    rect = element("rect", rx=5, x=box.x, y=box.y, width=box.width, height=box.height)
+    group = element("g", rect, *texts, class_=f"node {node.kind}")
+    return element("a", group, href=node.href) if node.href else group

@@ -1,4 +1,4 @@
-"""the stages of a run -> one self-contained HTML page with every section that has something to say."""
+"""The stages of a run -> one self-contained HTML page. A section without data is left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,111 +8,121 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from infra.progress import duration, warnings
-from infra.report import data, examples, fillins, finetuning, headline, lineage, pretraining
-from infra.report.stages import Stages
+from cloze.infra.display import duration, warnings
+from cloze.infra.report import data_stages, headline
+from cloze.infra.report.examples import ExamplesSection, examples_section
+from cloze.infra.report.finetuning import TaskSection, task_sections
+from cloze.infra.report.lineage import lineage_graph
+from cloze.infra.report.mask_predictions import MaskPredictionsSection, mask_predictions_section
+from cloze.infra.report.pretraining import PretrainingSection, pretraining_section
+from cloze.infra.report.view_models import Stages
 
-_HERE = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 
 
 def render(name: str, stages: Stages) -> str:
-    """The page about a run, from what is finished of it."""
+    """Returns the HTML page of a run, finished or not."""
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         count=lambda value: f"{value:,}",
         words=lambda key: key.replace("_", " ").replace("heldout", "held-out"),
         duration=duration,
-        moment=headline.moment,
+        time=headline.format_time,
     )
-    assets = {key: Markup((_HERE / file).read_text()) for key, file in (("style", "style.css"), ("script", "hover.js"))}
-    return environment.get_template("page.html").render(page=Page(name, stages), **assets)
+    assets = {"style": "style.css", "script": "page.js"}
+    sources = {key: Markup((_FOLDER / file).read_text()) for key, file in assets.items()}
+    return environment.get_template("page.html").render(page=Page(name, stages), **sources)
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the template reads. A section is None or empty where the run is not that far."""
+    """The template's variables. A section is None or empty while its stage is not finished."""
 
     name: str
     stages: Stages
 
     @property
-    def when(self) -> str:
-        return headline.when(self.stages)
+    def finished_at(self) -> str:
+        return headline.finished_at(self.stages)
 
     @property
-    def machine(self) -> str:
-        return headline.machine(self.stages)
+    def environment(self) -> str:
+        return headline.environment(self.stages)
 
     @property
-    def outcome(self) -> str:
-        return headline.outcome(self.stages, self.tasks)
+    def summary(self) -> str:
+        return headline.summary(self.stages, self.tasks)
 
     @property
-    def figures(self) -> list[headline.Figure]:
-        return headline.figures(self.stages, self.tasks)
+    def key_figures(self) -> list[headline.KeyFigure]:
+        return headline.key_figures(self.stages, self.tasks)
 
     @property
     def unfinished(self) -> str:
-        """The stages that are not finished, and how far they are; empty when all are."""
+        """The unfinished stages with their states; empty when all are finished."""
         return ", ".join(f"{stage.name} ({stage.state})" for stage in self.stages if not stage.manifest)
 
     @property
     def warnings(self) -> list[str]:
-        """What the finished stages warn of, in their order."""
+        """The warnings of the finished stages, in order."""
         return [warning for stage in self.stages.finished if stage.manifest for warning in warnings(stage.manifest)]
 
     @property
     def contents(self) -> list[tuple[str, str]]:
-        """Anchor and title of the sections that are there."""
+        """(anchor, title) of the page's sections."""
         sections = [
-            ("data", "Kept and dropped", True),
+            ("data", "Data", True),
             ("vocabulary", "Vocabulary", self.vocabulary),
-            ("examples", "Examples", self.masked),
-            ("pretraining", "Pretraining", self.training),
-            ("fill-ins", "Fill-ins", self.guesses),
-            ("scores", "Fine-tuning", self.tasks),
+            ("examples", "Examples", self.examples),
+            ("pretraining", "Pretraining", self.pretraining),
+            ("mask-predictions", "Masked-token predictions", self.mask_predictions),
+            ("fine-tuning", "Fine-tuning", self.tasks),
             ("lineage", "Lineage", True),
         ]
-        return [(anchor, title) for anchor, title, there in sections if there]
+        return [(anchor, title) for anchor, title, has_data in sections if has_data]
 
     @cached_property
-    def flow(self) -> list[data.Level]:
-        return data.flow(self.stages)
+    def data_flow(self) -> list[data_stages.FlowLevel]:
+        return data_stages.data_flow(self.stages)
 
     @cached_property
     def sources(self) -> list[tuple[str, Mapping[str, int]]]:
-        return data.source_table(self.stages)
+        return data_stages.source_table(self.stages)
 
     @cached_property
-    def truncated(self) -> list[tuple[str, str]]:
-        return data.truncated(self.stages)
+    def truncated_files(self) -> list[tuple[str, str]]:
+        return data_stages.truncated_files(self.stages)
 
     @cached_property
-    def dropped(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        return data.dropped(self.stages)
+    def dropped_samples(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        return data_stages.dropped_samples(self.stages)
 
     @cached_property
-    def vocabulary(self) -> data.Vocabulary | None:
-        return data.vocabulary(self.stages)
+    def vocabulary(self) -> data_stages.VocabularySection | None:
+        return data_stages.vocabulary_section(self.stages)
 
     @cached_property
-    def masked(self) -> examples.Examples | None:
-        return examples.examples(self.stages)
+    def examples(self) -> ExamplesSection | None:
+        return examples_section(self.stages)
 
     @cached_property
-    def training(self) -> pretraining.Section | None:
-        return pretraining.curves(self.stages)
+    def pretraining(self) -> PretrainingSection | None:
+        return pretraining_section(self.stages)
 
     @cached_property
-    def guesses(self) -> fillins.FillIns | None:
-        return fillins.fill_ins(self.stages.model)
+    def mask_predictions(self) -> MaskPredictionsSection | None:
+        return mask_predictions_section(self.stages.model)
 
     @cached_property
-    def tasks(self) -> list[finetuning.Task]:
-        return finetuning.tasks(self.stages)
+    def tasks(self) -> list[TaskSection]:
+        return task_sections(self.stages)
 
     @cached_property
-    def origin(self) -> Markup:
-        return lineage.picture(self.stages, {task.stage: task.estimates for task in self.tasks})
+    def lineage(self) -> Markup:
+        return lineage_graph(self.stages, {task.stage: task.estimates for task in self.tasks})

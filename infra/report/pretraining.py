@@ -1,4 +1,4 @@
-"""pretraining's metrics and its checkpoint -> curves, and a paragraph that says what they come to."""
+"""Pretraining metrics -> learning curves, and a summary of the training and of the held-out evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,133 +7,175 @@ from typing import Any
 
 from markupsafe import Markup
 
-from infra import heldout
-from infra.progress import duration
-from infra.report.figures import Axis, Reference, Series, line_chart, number, percent
-from infra.report.stages import ExamplesView, PretrainView, Stages, StageView
-from training.facts import Row
-
-SHARE: dict[str, Any] = {"tick": lambda value: f"{100 * value:g} %", "value": percent}
+from cloze.infra import heldout
+from cloze.infra.display import duration
+from cloze.infra.report.charts import (
+    Axis,
+    ReferenceLine,
+    Series,
+    format_number,
+    format_percent,
+    format_scientific,
+    line_chart,
+)
+from cloze.infra.report.view_models import ExamplesView, PretrainView, Stages, StageView
+from cloze.training.pretrain.manifest_facts import MetricsRow
 
 
 @dataclass(frozen=True)
-class Section:
-    sentence: str
+class PretrainingSection:
+    paragraphs: list[str]
     charts: list[Markup]
 
 
-def curves(stages: Stages) -> Section | None:
-    """From the metrics that there are by now; None before the first."""
-    stage = stages.one(PretrainView)
+def pretraining_section(stages: Stages) -> PretrainingSection | None:
+    """Returns the section, also of a training in progress; None before its first metrics."""
+    stage = stages.single(PretrainView)
     if not stage.metrics:
         return None
     objective = objective_of(stages)
-    return Section(_sentence(stage, objective), _charts(stage.metrics, objective))
+    paragraphs = [_training_summary(stage)]
+    if evaluation := latest_row(stage.metrics, "heldout"):
+        sentences = heldout.describe(evaluation, objective)
+        paragraphs += [sentence.replace(" %", "\N{NO-BREAK SPACE}%") for sentence in sentences]
+    return PretrainingSection(paragraphs, _charts(stage.metrics, objective))
 
 
-def _charts(rows: Sequence[Row], objective: str | None) -> list[Markup]:
-    def both(key: str) -> list[Series]:
-        return [
-            Series("training", _points(rows, "train", key)),
-            Series("held-out", _points(rows, "heldout", key), "b", dots=True),
-        ]
+def percent_axis(title: str, include: Sequence[float] = ()) -> Axis:
+    """Returns an axis for fractions of one."""
+    return Axis(title, lambda value: f"{100 * value:g} %", format_percent, include)
 
-    def training(key: str) -> list[Series]:
+
+def _charts(rows: Sequence[MetricsRow], objective: str | None) -> list[Markup]:
+    def train(key: str) -> list[Series]:
         return [Series("training", _points(rows, "train", key))]
 
-    def baseline(key: str, label: str) -> Reference | None:
-        """A level up to the last evaluation of each phase, at its end: phases have held-out examples of their own."""
-        points = _points(rows, "heldout", f"{key}_baseline")
-        last = [point for point, (_, after) in pairwise(points) if point[1] != after]
-        return Reference(label, [*last, points[-1]]) if points else None
+    def train_and_heldout(key: str) -> list[Series]:
+        return [*train(key), Series("held-out", _points(rows, "heldout", key), "orange", markers=True)]
 
-    unigram, pairs = "unigram model", _baseline_of_pairs(rows, objective)
+    def baseline(key: str, label: str) -> ReferenceLine | None:
+        """Returns the baseline's level up to each phase's last evaluation: phases have different held-out examples."""
+        points = _points(rows, "heldout", f"{key}_baseline")
+        phase_ends = [point for point, (_, next_level) in pairwise(points) if point[1] != next_level]
+        return ReferenceLine(label, [*phase_ends, points[-1]]) if points else None
+
+    unigram, constant = "unigram model", _pair_baseline(rows, objective)
+    pairs = "Sentence-order" if objective == "mlm+sop" else "Next-sentence"
+    from_zero = (0.0,)
     charts = [
-        ("Loss, all of it", both("loss"), Axis("nats"), baseline("loss", "the baselines' sum" if pairs else unigram)),
-        ("Learning rate", training("learning_rate"), Axis("per step", include=(0,)), None),
-        ("Masked-LM loss", both("mlm_loss"), Axis("nats per masked piece"), baseline("mlm_loss", unigram)),
         (
-            "Masked-LM accuracy",
-            both("mlm_accuracy"),
-            Axis("of masked pieces", **SHARE, include=(0,)),
+            "Total loss",
+            train_and_heldout("loss"),
+            Axis("nats"),
+            baseline("loss", "sum of baselines" if constant else unigram),
+        ),
+        (
+            "Learning rate",
+            train("learning_rate"),
+            Axis("at each step", format_tick=format_scientific, include=from_zero),
+            None,
+        ),
+        (
+            "Masked-LM loss",
+            train_and_heldout("mlm_loss"),
+            Axis("nats per masked token"),
+            baseline("mlm_loss", unigram),
+        ),
+        (
+            "Masked-token accuracy",
+            train_and_heldout("mlm_accuracy"),
+            percent_axis("of masked tokens", from_zero),
             baseline("mlm_accuracy", unigram),
         ),
-        ("Loss of pairs", both("nsp_loss"), Axis("nats per pair"), baseline("nsp_loss", "best constant answer")),
-        ("Accuracy of pairs", both("nsp_accuracy"), Axis("of pairs", **SHARE), baseline("nsp_accuracy", pairs)),
-        ("Sequences", training("sequences_per_second"), Axis("per second", include=(0,)), None),
-        ("Real pieces, without padding", training("tokens_per_second"), Axis("per second", include=(0,)), None),
-        ("Use of the peak (MFU)", training("mfu"), Axis("of the devices' FLOPS", **SHARE, include=(0,)), None),
+        (
+            f"{pairs} loss",
+            train_and_heldout("nsp_loss"),
+            Axis("nats per pair"),
+            baseline("nsp_loss", "best constant answer"),
+        ),
+        (
+            f"{pairs} accuracy",
+            train_and_heldout("nsp_accuracy"),
+            percent_axis("of pairs"),
+            baseline("nsp_accuracy", constant),
+        ),
+        ("Sequence throughput", train("sequences_per_second"), Axis("sequences per second", include=from_zero), None),
+        (
+            "Token throughput",
+            train("tokens_per_second"),
+            Axis("tokens per second, without padding", include=from_zero),
+            None,
+        ),
+        ("Model FLOPS utilization (MFU)", train("mfu"), percent_axis("of the devices' peak FLOPS", from_zero), None),
     ]
     return [
         line_chart(title, series, axis, reference)
         for title, series, axis, reference in charts
-        if any(line.points for line in series)
+        if any(one.points for one in series)
     ]
 
 
-def _baseline_of_pairs(rows: Sequence[Row], objective: str | None) -> str:
-    """The name of the answer that it always gives, where that is one for all phases; empty where there are no pairs."""
-    names = {heldout.constant(row, objective) for row in rows if "pairs" in row}
-    return names.pop() if len(names) == 1 else "the more frequent answer" if names else ""
+def _pair_baseline(rows: Sequence[MetricsRow], objective: str | None) -> str:
+    """Returns the label of the pair baseline; empty without pairs. Phases may have different majority answers."""
+    labels = {heldout.constant_answer(row, objective) for row in rows if "pairs" in row}
+    return labels.pop() if len(labels) == 1 else "always the majority answer" if labels else ""
 
 
-def _points(rows: Sequence[Row], split: str, key: str) -> list[tuple[float, float]]:
+def _points(rows: Sequence[MetricsRow], split: str, key: str) -> list[tuple[float, float]]:
     return [(row["step"], row[key]) for row in rows if row.get("split") == split and row.get(key) is not None]
 
 
-def newest(rows: Sequence[Row], split: str) -> Row:
-    """The last row of a split; empty when there is none."""
+def latest_row(rows: Sequence[MetricsRow], split: str) -> MetricsRow:
+    """Returns the last metrics row of a split; empty when there is none."""
     return next((row for row in reversed(rows) if row.get("split") == split), {})
 
 
-def _extent(phase: Row) -> str:
-    """A phase's steps, or its share of the time."""
-    return number(phase["steps"]) if phase["steps"] else f"{percent(phase['share'])} of the time"
+def latest_heldout_row(stages: Stages) -> MetricsRow:
+    """Returns pretraining's last held-out evaluation; empty when there is none."""
+    return latest_row(stages.single(PretrainView).metrics, "heldout")
 
 
-def _sentence(stage: PretrainView, objective: str | None) -> str:
+def _phase_extent(phase: dict[str, Any]) -> str:
+    """Returns a phase's steps, or its fraction of the time budget."""
+    return (
+        f"{format_number(phase['steps'])} steps" if phase["steps"] else f"{format_percent(phase['share'])} of the time"
+    )
+
+
+def _training_summary(stage: PretrainView) -> str:
     rows = stage.metrics
     train = [row for row in rows if row.get("split") == "train"]
-    evaluated = newest(rows, "heldout")
-    parts = [f"{number(rows[-1]['step'])} steps"]
-    if size := stage.config.get("global_batch_size"):
-        parts[0] += f" of {number(size)} sequences"
+    parts = [f"{format_number(rows[-1]['step'])} steps"]
+    if batch_size := stage.config.get("global_batch_size"):
+        parts[0] += f" with a global batch of {format_number(batch_size)} sequences"
     if phases := stage.config.get("phases"):
         if len(phases) > 1:
-            parts[0] += ", " + ", then ".join(f"{_extent(one)} at length {one['max_seq_length']}" for one in phases)
+            extents = [f"{_phase_extent(phase)} at sequence length {phase['max_seq_length']}" for phase in phases]
+            parts.append(", then ".join(extents))
         else:
-            parts[0] += f" of {phases[0]['max_seq_length']} pieces"
+            parts.append(f"sequence length {phases[0]['max_seq_length']}")
     if budget := stage.config.get("budget"):
-        parts.append(f"as many as fit into {budget}")
+        parts.append(f"time budget {budget}")
     if workers := stage.facts.workers:
         parts.append(f"{workers} worker{'s' if workers > 1 else ''}, {stage.facts.precision}".rstrip(", "))
     seconds = sum(row.get("seconds", 0.0) for row in train)
     if seconds:
         sequences = sum(row["sequences_per_second"] * row["seconds"] for row in train) / seconds
-        pieces = sum(row["tokens_per_second"] * row["seconds"] for row in train) / seconds
+        tokens = sum(row["tokens_per_second"] * row["seconds"] for row in train) / seconds
         parts.append(
-            f"{duration(seconds)} of computing at {number(round(sequences, 1))} sequences "
-            f"or {number(round(pieces))} real pieces a second"
+            f"{duration(seconds)} of training steps at {format_number(round(sequences, 1))} sequences "
+            f"({format_number(round(tokens))} tokens, without padding) per second"
         )
-    text = "; ".join(parts) + "."
-    if evaluated:
-        said = " ".join(["", *heldout.verdict(evaluated, objective)])
-        text += said.replace(" %", "\N{NO-BREAK SPACE}%")
-    return text
+    return "; ".join(parts) + "."
 
 
 def objective_of(stages: Stages) -> str | None:
-    """What the examples ask; None where they are gone."""
-    return next((stage.config.get("objective") for stage in stages.of(ExamplesView) if stage.manifest), None)
+    """Returns the pretraining objective of the examples; None when no examples stage is finished."""
+    return next((stage.config.get("objective") for stage in stages.of_type(ExamplesView) if stage.manifest), None)
 
 
-def newest_heldout(stages: Stages) -> Row:
-    """The newest held-out row of pretraining; empty when there is none."""
-    return newest(stages.one(PretrainView).metrics, "heldout")
-
-
-def shape(stage: StageView) -> str:
-    """The model in words."""
+def model_size(stage: StageView) -> str:
+    """Returns for example "2 layers, 128 hidden, 2 heads"."""
     model = stage.config.get("model", {})
-    words = [("num_hidden_layers", "layers"), ("hidden_size", "hidden"), ("num_attention_heads", "heads")]
-    return ", ".join(f"{model[key]} {word}" for key, word in words if key in model)
+    fields = [("num_hidden_layers", "layers"), ("hidden_size", "hidden"), ("num_attention_heads", "heads")]
+    return ", ".join(f"{model[key]} {label}" for key, label in fields if key in model)

@@ -1,1 +1,1 @@
-"""Benchmarks: each prints a table for people and, as its last line, one JSON object with its figures."""
+"""Benchmarks. Each prints a table and, as its last line, one JSON object with the same figures."""

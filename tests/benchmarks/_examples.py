@@ -1,4 +1,4 @@
-"""Run the stages tokens and examples-N on a folder that `prepare` has filled: python -m tests.benchmarks._examples."""
+"""Runs the stages tokens and examples on documents written by `prepare`: python -m tests.benchmarks._examples."""
 
 import argparse
 import json
@@ -10,15 +10,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import Artifact, Output
-from pipeline.schema import parquet_bytes
-from pipeline.storage import Location
-from pipeline.tokenizer import build
+from cloze.pipeline.core.artifacts import Artifact, Output
+from cloze.pipeline.core.schema import parquet_bytes
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text.tokenizer import build_tokenizer
 from tests.benchmarks._reference import VOCABULARY
 
 
 def prepare(folder: Path, shards: Iterable[pa.Table]) -> None:
-    """Write shards of documents and the published vocabulary as the artifacts that the two stages read."""
+    """Writes shards of documents and the published vocabulary as input artifacts of the two stages."""
     documents, vocab = _output(folder, "documents"), _output(folder, "vocab")
     parts = [
         documents.commit(f"{number:05}", {f"documents/{number:05}.parquet": parquet_bytes(table)})
@@ -26,13 +26,13 @@ def prepare(folder: Path, shards: Iterable[pa.Table]) -> None:
     ]
     documents.finish(parts, {}, {})
     pieces = VOCABULARY.read_text()
-    tokenizer = build(pieces.split("\n")[:-1]).to_str()
+    tokenizer = build_tokenizer(pieces.split("\n")[:-1]).to_str()
     part = vocab.commit("vocab", {"vocab.txt": pieces.encode(), "tokenizer.json": tokenizer.encode()})
     vocab.finish([part], {}, {})
 
 
-def made(folder: Path, shards: Iterable[pa.Table], **settings: Any) -> Artifact:
-    """The examples of such documents, by a process of its own."""
+def build_examples(folder: Path, shards: Iterable[pa.Table], **settings: Any) -> Artifact:
+    """Builds the examples of the documents in a separate process."""
     prepare(folder, shards)
     command = [sys.executable, "-m", "tests.benchmarks._examples", str(folder), json.dumps(settings)]
     subprocess.run(command, check=True)
@@ -48,23 +48,24 @@ def artifact(folder: Path, stage: str) -> Artifact:
 
 
 def main() -> None:
-    from infra.launch.local import ray_session
-    from pipeline import examples, tokens
+    from cloze.infra.ray_session import ray_session
+    from cloze.pipeline.examples import stage as examples
+    from cloze.pipeline.tokens import stage as tokens
 
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("settings", help="JSON: what differs from the default settings of the examples")
+    parser.add_argument("settings", help="JSON: settings of the examples stage that differ from the defaults")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     folder, settings = options.folder, json.loads(options.settings)
     with ray_session():
-        given = {name: artifact(folder, name) for name in ("documents", "vocab")}
-        tokens.run(tokens.TokensConfig(workers=options.workers), given, _output(folder, "tokens"))
+        inputs = {name: artifact(folder, name) for name in ("documents", "vocab")}
+        tokens.run(tokens.TokensConfig(workers=options.workers), inputs, _output(folder, "tokens"))
         config = examples.LengthConfig.model_validate(
             {"max_seq_length": 128, "max_predictions_per_seq": 20, "workers": options.workers, **settings}
         )
-        given = {name: artifact(folder, name) for name in ("tokens", "vocab")}
-        examples.run(config, given, _output(folder, "examples"))
+        inputs = {name: artifact(folder, name) for name in ("tokens", "vocab")}
+        examples.run(config, inputs, _output(folder, "examples"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One extraction in a process of its own: a dump's path, then Beam's options."""
+"""Runs one extraction, in a separate process: python -m tests.benchmarks._extract DUMP [BEAM OPTIONS...]."""
 
 import sys
 import tempfile

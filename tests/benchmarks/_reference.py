@@ -1,7 +1,7 @@
-"""BERT's original create_pretraining_data on a file of sentences: its instances, its CPU seconds before writing.
+"""BERT's original create_pretraining_data on a file of sentences: instances, and CPU seconds before writing.
 
-The code is that of the package bert-tensorflow. Of TensorFlow it wants flags, a log and a way to open files: these
-stand here, so that TensorFlow need not be installed.
+The code is from the package bert-tensorflow. It needs flags, logging and file access from TensorFlow. This module
+replaces them, so that TensorFlow does not have to be installed.
 """
 
 import argparse
@@ -13,11 +13,13 @@ import types
 from pathlib import Path
 from unittest.mock import MagicMock
 
-VOCABULARY = Path(__file__).parents[2] / "configs/vocab/bert-base-uncased.txt"
+from tests.paths import REPOSITORY
+
+VOCABULARY = REPOSITORY / "configs/vocab/bert-base-uncased.txt"
 VOCAB_SIZE = 30522
 
 
-def stand_in() -> None:
+def install_tensorflow_stub() -> None:
     v1 = types.ModuleType("tensorflow.compat.v1")
     vars(v1).update(flags=MagicMock(), logging=MagicMock(), gfile=types.SimpleNamespace(GFile=Path.open))
     compat = types.ModuleType("tensorflow.compat")
@@ -32,10 +34,10 @@ def main() -> None:
     parser.add_argument("sentences", type=Path)
     parser.add_argument("dupe_factor", type=int)
     options = parser.parse_args()
-    stand_in()
+    install_tensorflow_stub()
     from bert import create_pretraining_data, tokenization
 
-    vars(tokenization)["FLAGS"] = types.SimpleNamespace(preserve_unused_tokens=False)  # asked for each token
+    vars(tokenization)["FLAGS"] = types.SimpleNamespace(preserve_unused_tokens=False)  # read for each token
     start = time.process_time()
     tokenizer = tokenization.FullTokenizer(VOCABULARY, do_lower_case=True)
     instances = create_pretraining_data.create_training_instances(

@@ -1,4 +1,4 @@
-"""Figures -> a table to be read, and a line of JSON."""
+"""Figures -> a table, then a line of JSON."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,11 +9,14 @@ from rich.table import Table
 
 
 def show(
-    title: str, figures: Mapping[str, float], about: Mapping[str, Any], say: Callable[[float], str] = "{:,.4g}".format
+    title: str,
+    figures: Mapping[str, float],
+    about: Mapping[str, Any],
+    format_value: Callable[[float], str] = "{:,.4g}".format,
 ) -> None:
-    """`about` says what was measured, and stands in the JSON alone."""
+    """Prints the figures. `about` describes the measurement and is only part of the JSON."""
     table = Table("figure", "value", title=title)
     for figure, value in figures.items():
-        table.add_row(figure, say(value))
+        table.add_row(figure, format_value(value))
     Console().print(table)
     print(json.dumps({**about, **figures}))

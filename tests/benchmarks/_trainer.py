@@ -1,5 +1,7 @@
-"""transformers' Trainer for so many minutes on an artifact's examples: python -m tests.benchmarks._trainer TO ARTIFACT
-JSON. Into TO go its weights at the moments asked for, by Cloze's names, and at last record.json."""
+"""Trains with transformers' Trainer for a given time: python -m tests.benchmarks._trainer FOLDER ARTIFACT SETTINGS.
+
+Writes to FOLDER the weights at the requested times, with Cloze's tensor names, and at the end record.json.
+"""
 
 import json
 import math
@@ -12,24 +14,24 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
-from transformers import BertConfig as TheirConfig
-from transformers import BertForPreTraining as TheirModel
+from transformers import BertConfig as TransformersConfig
+from transformers import BertForPreTraining as TransformersModel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from pipeline.artifacts import Artifact
-from pipeline.storage import Location
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.core.storage import Location
+from cloze.training.model.bert import BertConfig, BertForPreTraining
+from cloze.training.model.transformers_names import BERT
+from cloze.training.pretrain.data_loader import ExampleArrays, ExampleDataset, collate
 from tests.benchmarks._reference import VOCAB_SIZE
-from training.data import Examples, Rows, batch
-from training.layout import BERT
-from training.model import BertConfig, BertForPreTraining
 
-TIMED = 6  # steps of each precision before the choice; two more warm up
+TIMED_STEPS = 6  # per precision, after two steps of warm-up
 
 
-class Given(Dataset):
-    """Examples in memory, as Trainer wants them; `collate` makes tensors no wider than the longest of a batch."""
+class ExamplesDataset(Dataset):
+    """Examples in memory. `collate` pads to the longest row of a batch."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: ExampleArrays) -> None:
         self.rows = rows
         self.ids = np.split(rows.input_ids.values, rows.input_ids.offsets[1:-1])
 
@@ -37,22 +39,22 @@ class Given(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input_ids": self.ids[index], "index": index}  # the sampler by length asks for input_ids
+        return {"input_ids": self.ids[index], "index": index}  # the length-grouped sampler reads input_ids
 
-    def collate(self, some: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        made = batch(self.rows.take(np.array([one["index"] for one in some])))
-        labels = torch.full_like(made.input_ids, -100)
-        labels.view(-1)[made.masked_lm_positions] = made.masked_lm_labels
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        collated = collate(self.rows.take(np.array([row["index"] for row in rows])))
+        labels = torch.full_like(collated.input_ids, -100)
+        labels.view(-1)[collated.masked_lm_positions] = collated.masked_lm_labels
         names = ("input_ids", "token_type_ids", "attention_mask", "next_sentence_label")
-        return {**{name: getattr(made, name) for name in names}, "labels": labels}
+        return {**{name: getattr(collated, name) for name in names}, "labels": labels}
 
 
 class Clock(TrainerCallback):
-    """Ends the training with its time, which begins with the first step; what is saved on the way does not count."""
+    """Ends the training after `seconds`, counted from the first step. Time for saving weights is not counted."""
 
-    def __init__(self, to: Path, seconds: float, moments: list[float]) -> None:
-        self.to, self.seconds, self.moments = to, seconds, moments  # rising, in seconds
-        self.start = self.told = 0.0
+    def __init__(self, folder: Path, seconds: float, save_times: list[float]) -> None:
+        self.folder, self.seconds, self.save_times = folder, seconds, save_times  # ascending, in seconds
+        self.start = self.reported = 0.0
         self.points: list[tuple[float, str]] = []
 
     def elapsed(self) -> float:
@@ -60,47 +62,47 @@ class Clock(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self.start:
-            self.start = self.told = time.monotonic()
+            self.start = self.reported = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         control.should_training_stop = self.elapsed() >= self.seconds
-        if control.should_training_stop or self.elapsed() >= self.moments[0]:
-            self.keep(model)
-        if time.monotonic() - self.told > 30:
-            self.told = time.monotonic()
+        if control.should_training_stop or self.elapsed() >= self.save_times[0]:
+            self.save_weights(model)
+        if time.monotonic() - self.reported > 30:
+            self.reported = time.monotonic()
             print(f"  {state.global_step:,} steps, {self.elapsed() / 60:.1f} minutes", flush=True)
 
-    def keep(self, model: Any) -> None:
+    def save_weights(self, model: Any) -> None:
         began, at = time.monotonic(), self.elapsed()
-        file = self.to / f"{len(self.points):03}.safetensors"
-        save_file({name: one.contiguous() for name, one in BERT.ours(model.state_dict()).items()}, file)
+        file = self.folder / f"{len(self.points):03}.safetensors"
+        weights = BERT.from_transformers(model.state_dict())
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file)
         self.points.append((at / 60, str(file)))
-        self.moments.pop(0)
+        self.save_times.pop(0)
         self.start += time.monotonic() - began
 
 
-def trainer_of(to: Path, given: Given, asked: dict[str, Any]) -> Trainer:
-    """As Trainer comes, but for what both sides were asked; with rows of like length together and no logs it is the
-    faster."""
-    shape, optimizer = asked["model"], asked["optimizer"]
-    model = TheirModel(TheirConfig(vocab_size=VOCAB_SIZE, attn_implementation="sdpa", **shape))
-    first = BertForPreTraining(BertConfig.model_validate(shape), VOCAB_SIZE, asked["seed"]).state_dict()
-    lacking = model.load_state_dict(BERT.theirs(first), strict=False)
-    assert all("decoder" in name for name in lacking.missing_keys), lacking  # tied to what is there
+def build_trainer(folder: Path, dataset: ExamplesDataset, settings: dict[str, Any]) -> Trainer:
+    """Returns a Trainer with its defaults, except for the settings of both sides, length grouping and no logs."""
+    shape, optimizer = settings["model"], settings["optimizer"]
+    model = TransformersModel(TransformersConfig(vocab_size=VOCAB_SIZE, attn_implementation="sdpa", **shape))
+    initial = BertForPreTraining(BertConfig.model_validate(shape), VOCAB_SIZE, settings["seed"]).state_dict()
+    result = model.load_state_dict(BERT.to_transformers(initial), strict=False)
+    assert all("decoder" in name for name in result.missing_keys), result  # tied to the embeddings
     return Trainer(
         model,
         TrainingArguments(
-            output_dir=str(to),
-            per_device_train_batch_size=asked["batch"],
-            max_steps=10**6,  # the clock ends it
+            output_dir=str(folder),
+            per_device_train_batch_size=settings["batch"],
+            max_steps=10**6,  # Clock ends the training
             learning_rate=optimizer["learning_rate"],
             adam_beta1=optimizer["betas"][0],
             adam_beta2=optimizer["betas"][1],
             adam_epsilon=optimizer["eps"],
             weight_decay=optimizer["weight_decay"],
             max_grad_norm=optimizer["max_grad_norm"],
-            seed=asked["seed"],
-            bf16=bf16_is_faster(model, given, asked["batch"]),
+            seed=settings["seed"],
+            bf16=bf16_is_faster(model, dataset, settings["batch"]),
             use_cpu=True,
             train_sampling_strategy="group_by_length",
             dataloader_pin_memory=False,
@@ -110,49 +112,53 @@ def trainer_of(to: Path, given: Given, asked: dict[str, Any]) -> Trainer:
             report_to="none",
             disable_tqdm=True,
         ),
-        data_collator=given.collate,
-        train_dataset=given,
+        data_collator=dataset.collate,
+        train_dataset=dataset,
     )
 
 
-def bf16_is_faster(model: TheirModel, given: Given, size: int) -> bool:
+def bf16_is_faster(model: TransformersModel, dataset: ExamplesDataset, size: int) -> bool:
     seconds = {}
     for bf16 in (False, True):
-        for step in range(2 + TIMED):
+        for step in range(2 + TIMED_STEPS):
             if step == 2:
                 start = time.monotonic()
-            made = given.collate([given[row] for row in range(step * size, (step + 1) * size)])
+            inputs = dataset.collate([dataset[row] for row in range(step * size, (step + 1) * size)])
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = model(**made).loss
+                loss = model(**inputs).loss
             loss.backward()
             model.zero_grad()
-        seconds[bf16] = (time.monotonic() - start) / TIMED
-    print(f"  the Trainer's step takes {seconds[False]:.2f} s in fp32, {seconds[True]:.2f} s in bf16", flush=True)
+        seconds[bf16] = (time.monotonic() - start) / TIMED_STEPS
+    print(f"  a step of the Trainer takes {seconds[False]:.2f} s in fp32, {seconds[True]:.2f} s in bf16", flush=True)
     return seconds[True] < seconds[False]
 
 
-def main(to: Path, artifact: Artifact, asked: dict[str, Any]) -> None:
+def main(folder: Path, artifact: Artifact, settings: dict[str, Any]) -> None:
     torch.set_num_threads(2)
-    examples = Examples(artifact, "train")
-    trainer = trainer_of(to, Given(next(examples.batches(asked["seed"], 0, len(examples)))), asked)
-    clock = Clock(to, 60 * asked["minutes"], [*(60 * moment for moment in asked["moments"][:-1]), math.inf])
+    examples = ExampleDataset(artifact, "train")
+    trainer = build_trainer(
+        folder, ExamplesDataset(next(examples.batches(settings["seed"], 0, len(examples)))), settings
+    )
+    clock = Clock(
+        folder, 60 * settings["minutes"], [*(60 * minute for minute in settings["save_minutes"][:-1]), math.inf]
+    )
     trainer.add_callback(clock)
     optimizer = trainer.create_optimizer()
 
-    def share_of_peak(_: int) -> float:
-        """As learning_rate_in_time, with the warm-up a share of the time too."""
-        share = clock.elapsed() / clock.seconds
-        return min(1.0, max(share, 1 / clock.seconds) / asked["warmup"]) * max(0.0, 1 - share)
+    def peak_fraction(_: int) -> float:
+        """Returns the learning rate over its peak, as learning_rate_in_time; the warm-up is a fraction of the time."""
+        elapsed = clock.elapsed() / clock.seconds
+        return min(1.0, max(elapsed, 1 / clock.seconds) / settings["warmup"]) * max(0.0, 1 - elapsed)
 
-    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, peak_fraction)
     trainer.train()
     record = {
         "steps": trainer.state.global_step,
-        "sequences": trainer.state.global_step * asked["batch"],
+        "sequences": trainer.state.global_step * settings["batch"],
         "precision": "bf16" if trainer.args.bf16 else "fp32",
         "points": clock.points,
     }
-    (to / "record.json").write_text(json.dumps(record))
+    (folder / "record.json").write_text(json.dumps(record))
 
 
 if __name__ == "__main__":

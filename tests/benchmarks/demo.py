@@ -1,7 +1,7 @@
-"""The quickstart, stage by stage: seconds of wall time, CPU seconds and peak memory of all its processes.
+"""The quickstart by stage: wall seconds, CPU seconds and peak memory, summed over all processes.
 
-Each stage runs as a `cloze run --until STAGE` of its own, so every row includes its start-up (Python, Dagster and, from
-vocab on, Ray); the last row is the same run whole, on a fresh root.
+Each stage runs in its own `cloze run --until STAGE`, so every row includes start-up (Python, Dagster and, from vocab
+on, Ray). `skip` is a run in which every stage is finished, `whole` a complete run on a new root.
 """
 
 import argparse
@@ -23,9 +23,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--config", default="configs/quickstart.yaml")
     options = parser.parse_args(arguments)
 
-    from infra.run_config import RunConfig
-    from infra.stages import stages
-    from pipeline.config import load
+    from cloze.infra.run_config import RunConfig
+    from cloze.infra.stages import stages
+    from cloze.pipeline.core.config import load
 
     names = [stage.name for stage in stages(load(RunConfig, options.config))]
     figures = {}
@@ -42,20 +42,20 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(*arguments: str) -> dict[str, float]:
-    """What one `cloze run` costs."""
-    return cost(["-m", "infra.cli", "run", *arguments])
+    """Returns the cost of one `cloze run`."""
+    return cost(["-m", "cloze.infra.cli", "run", *arguments])
 
 
 def cost(command: list[str]) -> dict[str, float]:
-    """A Python command's wall seconds, CPU seconds and peak resident memory in MB, of its whole tree of processes."""
+    """Returns wall seconds, CPU seconds and peak unshared memory in MB of a Python command with all child processes."""
     peak, cpu, stop = [0.0], {}, threading.Event()
     start = time.monotonic()
     process = subprocess.Popen([sys.executable, *command])
 
-    def look() -> None:
+    def sample() -> None:
         while not stop.wait(0.25):
             resident = 0
-            for child in tree(process.pid):
+            for child in process_tree(process.pid):
                 try:
                     times = child.cpu_times()
                     cpu[child.pid] = times.user + times.system
@@ -64,11 +64,11 @@ def cost(command: list[str]) -> dict[str, float]:
                     continue
             peak[0] = max(peak[0], resident / 1e6)
 
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
     status = process.wait()
     stop.set()
-    watcher.join()
+    sampler.join()
     if status:
         raise SystemExit(status)
     return {
@@ -78,7 +78,7 @@ def cost(command: list[str]) -> dict[str, float]:
     }
 
 
-def tree(pid: int) -> list[psutil.Process]:
+def process_tree(pid: int) -> list[psutil.Process]:
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]

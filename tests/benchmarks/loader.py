@@ -1,9 +1,10 @@
-"""Batches of length 128 from books, on one core: tokens a second with masks drawn and labels made, beside transformers.
+"""The data loader on books, on one core: masked and labelled tokens per CPU second, compared with transformers.
 
-The peer is transformers' DataCollatorForLanguageModeling, which masks and pads lists of ids that are in memory already;
-Cloze reads its from Parquet. Both make batches of 64. `padding` is the share of what is computed, by the sizes of the
-global and the micro-batch; `same_row_group` is how many times as often as in a full shuffle two examples of a batch of
-256 come from one row group of 1,024; a position deep in the epoch is resumed at the cost of the first batch.
+The comparison is with transformers' DataCollatorForLanguageModeling, which masks and pads lists of ids that are already
+in memory; Cloze reads them from Parquet. Both build batches of 64 rows of length 128. `padding_G_M` is the fraction of
+padding for global batch size G and micro-batch size M. `same_row_group` is how much more often than in a full shuffle
+two examples of a batch of 256 come from the same row group of 1,024. `resumed_batch_seconds` is the time to the first
+batch after resuming in the middle of the epoch.
 """
 
 import argparse
@@ -18,92 +19,100 @@ from statistics import median
 import numpy as np
 import torch
 
-from pipeline.artifacts import Artifact
-from pipeline.masking import mask_rules
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.text.masking import mask_rules
+from cloze.training.pretrain.data_loader import (
+    Batch,
+    DynamicMasking,
+    ExampleArrays,
+    ExampleDataset,
+    collate,
+    worker_micro_batches,
+)
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCABULARY
 from tests.benchmarks._show import show
-from training.data import Batch, Examples, Masking, Rows, batch, share
 
-MB = 40.0  # of text
+TEXT_MB = 40.0
 BATCHES = 1000
-GROUP = 64  # as PretrainConfig.group_by_length
+GROUP_BY_LENGTH = 64  # see PretrainConfig
 SIZES = ((256, 64), (256, 32), (32, 16))  # global and micro-batch
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="make bench ONLY=loader", description=__doc__)
-    parser.add_argument("--books", default=examples.BOOKS, help="text files, by a glob")
+    parser.add_argument("--books", default=examples.BOOKS, help="glob of text files")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        given = examples.megabytes(examples.documents(options.books, folder), 0, MB)
-        figures = measure(_examples.made(folder, examples.shards(given), dupe_factor=5), options.repeats)
+        documents = examples.megabytes(examples.documents(options.books, folder), 0, TEXT_MB)
+        figures = measure(_examples.build_examples(folder, examples.shards(documents), dupe_factor=5), options.repeats)
     show("batches of length 128", figures, {"benchmark": "loader", "cores": os.cpu_count()})
 
 
 def measure(artifact: Artifact, repeats: int) -> dict[str, float]:
-    loader = Examples(artifact, "train")
-    masking = Masking(1, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
+    loader = ExampleDataset(artifact, "train")
+    masking = DynamicMasking(1, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
 
-    def made(size: int, micro: int) -> Iterator[Batch]:
-        for rows in loader.batches(1, 0, size, GROUP):
-            yield from (batch(piece, masking) for piece in share(rows, 0, 1, micro))
+    def micro_batches(size: int, micro: int) -> Iterator[Batch]:
+        for rows in loader.batches(1, 0, size, GROUP_BY_LENGTH):
+            yield from (collate(piece, masking) for piece in worker_micro_batches(rows, 0, 1, micro))
 
     figures: dict[str, float] = {"examples": len(loader)}
-    figures["tokens_per_second"] = median(speed(made(256, 64)) for _ in range(repeats))
-    figures["transformers"] = median(speed(collated(loader)) for _ in range(repeats))
+    figures["tokens_per_second"] = median(tokens_per_second(micro_batches(256, 64)) for _ in range(repeats))
+    figures["transformers"] = median(tokens_per_second(transformers_batches(loader)) for _ in range(repeats))
     figures["ratio"] = figures["tokens_per_second"] / figures["transformers"]
     for size, micro in SIZES:
-        masks = [one.attention_mask for one in islice(made(size, micro), 50_000 // micro)]
+        masks = [one.attention_mask for one in islice(micro_batches(size, micro), 50_000 // micro)]
         figures[f"padding_{size}_{micro}"] = 1 - sum(int(mask.sum()) for mask in masks) / sum(m.numel() for m in masks)
     figures["same_row_group"] = same_row_group(loader)
     for name, position in (("first", 0), ("resumed", len(loader) // 2)):
-        figures[f"{name}_batch_seconds"] = median(seconds(artifact, position) for _ in range(2 * repeats + 1))
+        figures[f"{name}_batch_seconds"] = median(seconds_to_batch(artifact, position) for _ in range(2 * repeats + 1))
     return figures
 
 
-def speed(batches: Iterator[Batch]) -> float:
-    """Real tokens a CPU second."""
+def tokens_per_second(batches: Iterator[Batch]) -> float:
+    """Returns tokens, without padding, per CPU second."""
     start, tokens = time.process_time(), 0
     for one in islice(batches, BATCHES):
         tokens += int(one.attention_mask.sum())
     return tokens / (time.process_time() - start)
 
 
-def collated(loader: Examples) -> Iterator[Batch]:
+def transformers_batches(loader: ExampleDataset) -> Iterator[Batch]:
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
     with tempfile.TemporaryDirectory() as folder:
-        from pipeline.tokenizer import build, transformers_config
+        from cloze.pipeline.text.tokenizer import build_tokenizer, tokenizer_config_json
 
-        (Path(folder) / "tokenizer.json").write_text(build(VOCABULARY.read_text().split("\n")[:-1]).to_str())
-        (Path(folder) / "tokenizer_config.json").write_text(transformers_config())
+        (Path(folder) / "tokenizer.json").write_text(build_tokenizer(VOCABULARY.read_text().split("\n")[:-1]).to_str())
+        (Path(folder) / "tokenizer_config.json").write_text(tokenizer_config_json())
         collate: Callable[..., dict[str, torch.Tensor]] = DataCollatorForLanguageModeling(
             AutoTokenizer.from_pretrained(folder)
         )
     rows = next(loader.batches(1, 0, 64 * min(BATCHES, len(loader) // 64)))
     lists = [{"input_ids": ids.tolist()} for ids in np.split(rows.input_ids.values, rows.input_ids.offsets[1:-1])]
     for start in range(0, len(lists), 64):
-        made = collate(lists[start : start + 64])
-        nothing = torch.empty(0)
-        yield Batch(made["input_ids"], nothing, made["attention_mask"], nothing, made["labels"], nothing, nothing)
+        collated = collate(lists[start : start + 64])
+        empty = torch.empty(0)
+        yield Batch(collated["input_ids"], empty, collated["attention_mask"], empty, collated["labels"], empty, empty)
 
 
-def same_row_group(loader: Examples) -> float:
+def same_row_group(loader: ExampleDataset) -> float:
     groups = -(-len(loader) // 1024)
 
-    def share_of_pairs(rows: Rows) -> float:
+    def same_group_fraction(rows: ExampleArrays) -> float:
         counts = np.bincount(rows.index // 1024)
         return float((counts * (counts - 1)).sum()) / (len(rows) * (len(rows) - 1))
 
-    return float(np.mean([share_of_pairs(rows) for rows in islice(loader.batches(1, 0, 256, GROUP), 200)])) * groups
+    batches = islice(loader.batches(1, 0, 256, GROUP_BY_LENGTH), 200)
+    return float(np.mean([same_group_fraction(rows) for rows in batches])) * groups
 
 
-def seconds(artifact: Artifact, position: int) -> float:
-    """From nothing to the first global batch after so many examples, wall time."""
+def seconds_to_batch(artifact: Artifact, position: int) -> float:
+    """Returns the wall time to open the examples and read the global batch at `position`."""
     start = time.monotonic()
-    next(Examples(artifact, "train").batches(1, position, 256, GROUP))
+    next(ExampleDataset(artifact, "train").batches(1, position, 256, GROUP_BY_LENGTH))
     return time.monotonic() - start

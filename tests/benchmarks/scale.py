@@ -1,7 +1,7 @@
-"""Extraction and deduplication of a dump of any size: the most memory that any process takes.
+"""Peak memory per process of extraction and deduplication, for a dump of any size.
 
-The dump is made of a real one's pages, again and again: each copy has its own title and id, and its words stand in
-another order, so that no copy is a duplicate. Peaks are those of the kernel (VmHWM), read twice a second.
+The dump repeats the pages of a real one. Each copy has a new title and id, and its words are shuffled, so that no copy
+is a duplicate. Peaks are the kernel's (VmHWM), read twice per second.
 """
 
 import argparse
@@ -20,12 +20,12 @@ import numpy as np
 import psutil
 import yaml
 
-from pipeline.artifacts import read_manifest
-from pipeline.storage import Location
+from cloze.pipeline.core.artifacts import read_manifest
+from cloze.pipeline.core.storage import Location
 from tests.benchmarks._show import show
-from tests.benchmarks.extract import DEFAULT, read
+from tests.benchmarks.extract import DEFAULT, read_pages
 
-WORD = re.compile(rb"(?<= )([A-Za-z]{2,})(?= )")  # of running text: markup stays markup
+WORD = re.compile(rb"(?<= )([A-Za-z]{2,})(?= )")  # a word between spaces, so that markup is unchanged
 TITLE = re.compile(rb"<title>([^<]*)</title>")
 ID = re.compile(rb"<id>(\d+)</id>")
 BASE = "configs/quickstart.yaml"
@@ -33,7 +33,7 @@ PROCESSES = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing"]
 
 
 class Peaks(NamedTuple):
-    """MB (10^6 bytes) of the process that started the run, and of the worker that took most."""
+    """Peak MB (10^6 bytes) of the process that started the run and of its largest child process."""
 
     run_mb: float
     worker_mb: float
@@ -42,16 +42,16 @@ class Peaks(NamedTuple):
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="make bench ONLY=scale", description=__doc__)
-    parser.add_argument("--input", default=DEFAULT, help="the MediaWiki XML dump whose pages are taken")
-    parser.add_argument("--gb", type=float, default=0.2, help="of XML (10^9 bytes)")
+    parser.add_argument("--input", default=DEFAULT, help="the MediaWiki XML dump whose pages are repeated")
+    parser.add_argument("--gb", type=float, default=0.2, help="size of the XML (10^9 bytes)")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--single-stream", action="store_true", help="as one bz2 stream instead of plain XML")
+    parser.add_argument("--single-stream", action="store_true", help="write a single bz2 stream, not plain XML")
     options = parser.parse_args(arguments)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dump = folder / ("dump.xml.bz2" if options.single_stream else "dump.xml")
-        figures["xml_mb"] = made(Path(options.input), dump, options.gb * 1e9) / 1e6
+        figures["xml_mb"] = write_dump(Path(options.input), dump, options.gb * 1e9) / 1e6
         beam = [*PROCESSES, f"--direct_num_workers={options.workers}"]
         config = {
             "root": str(folder / "runs"),
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
         }
         (folder / "scale.yaml").write_text(yaml.safe_dump(config))
         for stage in ("extract", "dedup"):
-            peaks = watched(["-m", "infra.cli", "run", BASE, str(folder / "scale.yaml"), "--until", stage])
+            peaks = run_with_peaks(["-m", "cloze.infra.cli", "run", BASE, str(folder / "scale.yaml"), "--until", stage])
             figures |= {f"{stage}_{what}": value for what, value in peaks._asdict().items()}
             (artifact,) = (folder / "runs" / stage).iterdir()
             manifest = read_manifest(Location(str(artifact)))
@@ -74,25 +74,25 @@ def main(arguments: list[str]) -> None:
     )
 
 
-def made(given: Path, dump: Path, size: float) -> int:
-    """Write a dump of at least `size` bytes of XML; returns how many."""
-    header, pages = read(given)
+def write_dump(source: Path, dump: Path, size: float) -> int:
+    """Writes a dump with at least `size` bytes of XML and returns the number of bytes."""
+    header, pages = read_pages(source)
     written = 0
     with bz2.open(dump, "wb", 1) if dump.suffix == ".bz2" else dump.open("wb") as file:
-        for data in itertools.chain([header], copies(pages, size), [b"</mediawiki>\n"]):
+        for data in itertools.chain([header], shuffled_copies(pages, size), [b"</mediawiki>\n"]):
             written += file.write(data)
     return written
 
 
-def copies(pages: list[bytes], size: float) -> Iterator[bytes]:
+def shuffled_copies(pages: list[bytes], size: float) -> Iterator[bytes]:
     split = [WORD.split(page) for page in pages]
     words = [np.array(parts[1::2], object) for parts in split]
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     written = copy = 0
     while written < size:
         for number, parts in enumerate(split):
             if copy:
-                parts[1::2] = draw.permutation(words[number]).tolist()
+                parts[1::2] = rng.permutation(words[number]).tolist()
             page = TITLE.sub(rb"<title>\1 %d</title>" % copy, b"".join(parts), count=1)
             page = ID.sub(b"<id>%d</id>" % (copy * len(pages) + number + 1), page, count=1)
             written += len(page)
@@ -100,13 +100,14 @@ def copies(pages: list[bytes], size: float) -> Iterator[bytes]:
         copy += 1
 
 
-def watched(command: list[str]) -> Peaks:
+def run_with_peaks(command: list[str]) -> Peaks:
+    """Runs a Python command and returns the peak memory of its processes."""
     peaks: dict[int, float] = {}
     start = time.monotonic()
     with subprocess.Popen([sys.executable, *command]) as process:
         while process.poll() is None:
             for pid in [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]:
-                peaks[pid] = max(peaks.get(pid, 0), peak(pid))
+                peaks[pid] = max(peaks.get(pid, 0), peak_mb(pid))
             time.sleep(0.5)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: ended with status {process.returncode}")
@@ -114,10 +115,10 @@ def watched(command: list[str]) -> Peaks:
     return Peaks(run, max(peaks.values(), default=0.0), time.monotonic() - start)
 
 
-def peak(pid: int) -> float:
+def peak_mb(pid: int) -> float:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         return 0.0
     found = re.search(r"VmHWM:\s*(\d+) kB", status)
     return int(found[1]) * 1024 / 1e6 if found else 0.0

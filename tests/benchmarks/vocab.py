@@ -1,8 +1,9 @@
-"""The vocabulary of real books: time, CPU and memory of the stage, and how it fares beside the published one.
+"""Training a vocabulary on books: time, CPU and memory of the stage, and its quality compared with BERT's vocabulary.
 
-The books become documents first, which is not timed. `seconds` are the stage's own, `command_seconds` those of the
-whole `cloze run --until vocab` with Python's and Ray's start; CPU seconds are of all its processes, read four times a
-second. Unknown share and pieces per word are of the held-out documents, for both vocabularies the same words.
+Extraction and deduplication run first and are not timed. `seconds` is the time of the stage, `command_seconds` the time
+of `cloze run --until vocab` with the start of Python and Ray. CPU seconds are summed over all processes, read four
+times per second. Unknown share and pieces per word are measured on the held-out documents, with the same words for
+both vocabularies.
 """
 
 import argparse
@@ -17,11 +18,12 @@ import psutil
 import pyarrow.compute as pc
 import yaml
 
-from pipeline.artifacts import Artifact, repeated
-from pipeline.schema import read_table
-from pipeline.storage import Location
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.core.schema import read_table
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import run_periodically
 from tests.benchmarks._show import show
-from tests.benchmarks.scale import BASE, PROCESSES, watched
+from tests.benchmarks.scale import BASE, PROCESSES, run_with_peaks
 
 BOOKS = "../shared/data/books/**/*.txt"
 PUBLISHED = "../shared/data/vocab/bert-base-uncased-vocab.txt"
@@ -29,13 +31,13 @@ PUBLISHED = "../shared/data/vocab/bert-base-uncased-vocab.txt"
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="make bench ONLY=vocab", description=__doc__)
-    parser.add_argument("--books", default=BOOKS, help="a glob of text files")
-    parser.add_argument("--mb", type=float, default=float("inf"), help="of the books' files (10^6 bytes), at most")
-    parser.add_argument("--published", default=PUBLISHED, help="the vocab.txt or tokenizer.json to compare with")
+    parser.add_argument("--books", default=BOOKS, help="glob of text files")
+    parser.add_argument("--mb", type=float, default=float("inf"), help="maximum size of the books (10^6 bytes)")
+    parser.add_argument("--published", default=PUBLISHED, help="vocab.txt or tokenizer.json to compare with")
     parser.add_argument("--size", type=int, default=30522)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(arguments)
-    books = list(chosen(options.books, options.mb * 1e6))
+    books = list(select_books(options.books, options.mb * 1e6))
     if not books:
         raise SystemExit(f"--books {options.books}: no file matches")
     with tempfile.TemporaryDirectory() as name:
@@ -48,8 +50,8 @@ def main(arguments: list[str]) -> None:
     )
 
 
-def chosen(pattern: str, size: float) -> Iterator[str]:
-    """The pattern's files, in order, of at most `size` bytes together."""
+def select_books(pattern: str, size: float) -> Iterator[str]:
+    """Yields the first files of the pattern with at most `size` bytes in total."""
     for book in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (the pattern may be absolute)
         size -= Path(book).stat().st_size
         if size < 0:
@@ -66,23 +68,23 @@ def measure(folder: Path, books: list[str], options: argparse.Namespace) -> dict
         "vocab": {"size": options.size, "workers": options.workers, "compare": options.published},
     }
     (folder / "vocab.yaml").write_text(yaml.safe_dump(config))
-    command = ["-m", "infra.cli", "run", BASE, str(folder / "vocab.yaml"), "--until"]
-    watched([*command, "dedup"])
+    command = ["-m", "cloze.infra.cli", "run", BASE, str(folder / "vocab.yaml"), "--until"]
+    run_with_peaks([*command, "dedup"])
     used: dict[int, float] = {}
 
-    def look() -> bool:
+    def sample() -> bool:
         for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):  # it has just ended
+            with suppress(psutil.Error):  # the process has just ended
                 times = process.cpu_times()
                 used[process.pid] = times.user + times.system
         return True
 
-    with repeated(look, 0.25):
-        peaks = watched([*command, "vocab"])
-    documents, vocab = (made(folder / "runs", stage) for stage in ("dedup", "vocab"))
+    with run_periodically(sample, 0.25):
+        peaks = run_with_peaks([*command, "vocab"])
+    documents, vocab = (only_artifact(folder / "runs", stage) for stage in ("dedup", "vocab"))
     sizes = [pc.sum(pc.binary_length(read_table(file, ["text"])["text"])).as_py() for file in documents.files("doc")]
     facts, counts = vocab.manifest.facts, vocab.manifest.counts
-    ours, published = facts["heldout"], facts["compared"]
+    trained, published = facts["heldout"], facts["compared"]
     return {
         "text_mb": sum(sizes) / 1e6,
         "documents": counts["documents"],
@@ -93,15 +95,15 @@ def measure(folder: Path, books: list[str], options: argparse.Namespace) -> dict
         "cpu_seconds": sum(used.values()),
         "driver_peak_mb": peaks.run_mb,
         "worker_peak_mb": peaks.worker_mb,
-        "heldout_words": ours["words"],
-        "unknown_share": ours["unknown_share"],
-        "pieces_per_word": ours["pieces_per_word"],
+        "heldout_words": trained["words"],
+        "unknown_share": trained["unknown_share"],
+        "pieces_per_word": trained["pieces_per_word"],
         "published_pieces": published["size"],
         "published_unknown_share": published["unknown_share"],
         "published_pieces_per_word": published["pieces_per_word"],
     }
 
 
-def made(root: Path, stage: str) -> Artifact:
+def only_artifact(root: Path, stage: str) -> Artifact:
     (folder,) = (root / stage).iterdir()
     return Artifact(Location(str(folder)), stage, folder.name)

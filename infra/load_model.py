@@ -1,0 +1,44 @@
+"""A run, or the folder of a Hugging Face BERT -> its pretrained model, ready to use from Python."""
+
+from pathlib import Path
+
+from cloze.infra import named_runs
+from cloze.infra.export import finished
+from cloze.infra.planner import Run
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text import tokenizer
+from cloze.training.checkpoints import huggingface
+from cloze.training.checkpoints.fill_mask import load_model
+from cloze.training.checkpoints.pretrained_model import PretrainedModel
+from cloze.training.model.architectures import pretraining_model
+from cloze.training.pretrain.stage import final_checkpoint
+
+
+def load(run: str | Path, root: str | None = None) -> PretrainedModel:
+    """The model of a finished pretraining.
+
+    `run` and `root` are those of the command line: a YAML file, or a run's name under `root` ("runs" by default). A
+    folder that has a config.json is read as a Hugging Face BERT, such as `cloze export` writes.
+
+    Raises UserError: no such run, pretraining is not finished, the folder is not a BERT.
+    """
+    folder = Location(str(run))
+    if (folder / "config.json").is_file():
+        return _from_folder(folder)
+    loaded = Run(named_runs.read(str(run), root=root))
+    model = load_model(final_checkpoint(finished(loaded, "pretrain")))
+    return PretrainedModel(model, tokenizer.load_tokenizer(finished(loaded, "vocab").location / "tokenizer.json"))
+
+
+def _from_folder(folder: Location) -> PretrainedModel:
+    found = huggingface.read(folder)
+    if not found.vocab:
+        raise UserError(f"{folder}: has no vocab.txt or tokenizer.json; add the one that belongs to the weights")
+    vocab = found.vocab
+    lowercase = True if vocab.lowercase is None else vocab.lowercase
+    if "mlm.bias" not in found.weights:
+        raise UserError(f"{folder}: has no masked-language-model head; give a model as it was pretrained")
+    model = pretraining_model(found.model, found.vocab_size, nsp="nsp.weight" in found.weights)
+    model.load_state_dict(found.weights)
+    return PretrainedModel(model, tokenizer.build_tokenizer(vocab.pieces, lowercase, vocab.strip_accents))

@@ -1,0 +1,58 @@
+"""A Ray session for the stages that need one: the cluster this process belongs to, or one started on this machine."""
+
+import logging
+import os
+import secrets
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cloze.pipeline.core.signals import reinstall_python_handler
+
+# Workers import the package from the same folder as the driver, also when it is not installed.
+_PACKAGE_ROOT = str(Path(__file__).absolute().parents[2])
+
+#: Environment variable with the Python interpreter of a submitted job's workers; by default the one that runs Ray.
+WORKERS_PYTHON = "CLOZE_WORKERS_PYTHON"
+
+#: Set before Ray starts: no usage statistics, no warnings that a user cannot act on.
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+
+
+@contextmanager
+def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+    """Connect to Ray: to the cluster of RAY_ADDRESS (set in a submitted job), or to a local one that ends with the
+    context.
+    """
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        # Without "local" Ray would join any cluster that runs on this machine.
+        options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+        # Without a token Ray writes one to a file in HOME, which later clusters would require.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    path = os.pathsep.join(filter(None, [_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")]))
+    variables = {"PYTHONPATH": path, "THP_MEM_ALLOC_ENABLE": "1"}  # torch allocates huge pages: fewer pages to zero
+    environment: dict[str, Any] = {"env_vars": variables}
+    if python := os.environ.get(WORKERS_PYTHON):
+        environment["py_executable"] = shlex.quote(python)  # Ray puts it into a shell command
+    ray.init(**options, runtime_env=environment)
+    reinstall_python_handler(signal.SIGTERM)  # Ray's own would dump its stack
+    try:
+        yield
+    finally:
+        ray.shutdown()

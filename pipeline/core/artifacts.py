@@ -1,0 +1,277 @@
+"""Artifacts: where a stage's output is stored, what its manifest contains, and which parts of it are finished.
+
+A stage's output is the folder <root>/<stage>/<fingerprint>/. The fingerprint covers the stage's VERSION, its
+configuration without the fields marked `Compute`, and the fingerprints of its inputs. Parts (such as shards) are
+committed one by one, each with a record under parts/. manifest.json is written last and makes the artifact finished.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Self
+
+from pyarrow.fs import FileType
+from pydantic import ValidationError
+
+from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.software_versions import git_commit, package_versions
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import map_in_threads, run_periodically
+
+ProgressReporter = Callable[[float, float, str, str], None]  # done, total, unit, note
+
+
+class FileRecord(Config):
+    """The digest and size of one of an artifact's files."""
+
+    sha256: str
+    bytes: int
+
+
+class Part(Config):
+    """The record of a finished part of an artifact: its files, and counts that are summed over the parts."""
+
+    name: str
+    files: dict[str, FileRecord]
+    counts: dict[str, int]
+    drops: dict[str, int]
+    facts: dict[str, Any]
+
+
+class Manifest(Config):
+    """The content and the origin of a finished artifact."""
+
+    stage: str
+    version: int
+    fingerprint: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    counts: dict[str, int]
+    drops: dict[str, int]
+    files: dict[str, FileRecord]
+    facts: dict[str, Any]
+    seconds: float
+    finished: str
+    versions: dict[str, str]
+    git_commit: str
+
+
+class Fact(Config, extra="ignore", strict=False, allow_inf_nan=True):
+    """A value inside a stage's facts. Reading it is lenient: fields that a later version adds are ignored,
+    fields that an earlier version lacks have defaults, and a list may be read as a tuple.
+    """
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Returns the fields that were set, as plain JSON."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Facts(Fact):
+    """The `facts` of a manifest: what a stage reports in addition to counts and files. Each stage has its own subclass.
+
+    A manifest has the fields that the stage has set, in the order of the class.
+    """
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """Returns a manifest's facts as this model, ignoring fields that it lacks: all defaults for another stage.
+
+        Raises UserError when a fact has the wrong type.
+        """
+        try:
+            return cls.model_validate(manifest.facts)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, ("facts", *first["loc"])))
+            raise UserError(
+                f"{manifest.stage}/{manifest.fingerprint}/manifest.json: {where}: {first['msg']}; "
+                "is damaged: delete that folder and run again"
+            ) from error
+
+
+def fingerprint(stage: str, version: int, identity: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Returns 16 hex digits that name a stage's output: a hash of its identity and inputs, equal on all machines."""
+    covered = {"stage": stage, "version": version, "config": identity, "inputs": inputs}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A stage's output folder, finished or not."""
+
+    location: Location
+    stage: str
+    fingerprint: str
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Raises UserError when the artifact is not finished or its manifest is damaged."""
+        manifest = read_manifest(self.location)
+        if manifest is None:
+            raise UserError(f"{self.location}: is not finished; run the stage {self.stage} first")
+        return manifest
+
+    def files(self, prefix: str = "") -> list[Location]:
+        """Returns the manifest's files whose relative path starts with `prefix`, sorted."""
+        return [self.location / name for name in sorted(self.manifest.files) if name.startswith(prefix)]
+
+
+def read_manifest(location: Location) -> Manifest | None:
+    """Returns the manifest in an artifact's folder, or None if there is none. Raises UserError if it is damaged."""
+    file = location / "manifest.json"
+    if not file.exists():
+        return None
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{file}: is damaged; delete that folder and run again") from error
+
+
+def missing_files(location: Location, manifest: Manifest) -> list[str]:
+    """Returns the manifest's files that are missing or have another size.
+
+    One listing confirms most files. Files that it omits, or lists with another size, are checked one by one.
+    """
+    listed = location.sizes()
+    doubtful = [name for name, file in manifest.files.items() if listed.get(name) != file.bytes]
+    matches = map_in_threads(lambda name: matches_record(location / name, manifest.files[name]), doubtful)
+    return [name for name, match in zip(doubtful, matches, strict=True) if not match]
+
+
+def matches_record(file: Location, record: FileRecord) -> bool:
+    """Returns whether a file exists with its recorded size. Asks for it by name: a listing may lag or omit files."""
+    info = file.info()
+    return info.type == FileType.File and info.size == record.bytes
+
+
+@dataclass
+class Output:
+    """The artifact that a stage writes. Workers have a copy of it; only the driver's reports progress."""
+
+    location: Location
+    stage: str
+    version: int
+    fingerprint: str
+    reporter: ProgressReporter | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "reporter": None}
+
+    @property
+    def root(self) -> Location:
+        """The folder of all artifacts: this one is <root>/<stage>/<fingerprint>/."""
+        return Location(self.location.uri.rsplit("/", 2)[0])
+
+    def finished_part(self, name: str) -> Part | None:
+        """Returns the record of a part, or None unless it can be read and all its files exist with their size."""
+        try:
+            part = Part.model_validate_json((self.location / f"parts/{name}.json").read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+        return part if all(matches_record(self.location / path, file) for path, file in part.files.items()) else None
+
+    def finished_parts(self, names: Sequence[str]) -> dict[str, Part]:
+        """Returns those of the named parts that are finished. Each is read by its name, without a listing."""
+        parts = map_in_threads(self.finished_part, names)
+        return {name: part for name, part in zip(names, parts, strict=True) if part}
+
+    def commit(
+        self,
+        name: str,
+        files: Mapping[str, bytes],
+        counts: Mapping[str, int] | None = None,
+        drops: Mapping[str, int] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        written: Mapping[str, FileRecord] | None = None,
+    ) -> Part:
+        """Write the part's files (relative path -> bytes), then its record; each write is atomic.
+
+        `written` are files of the part that have been written before.
+        """
+        records = dict(written or {})
+        for path, data in files.items():
+            (self.location / path).write_bytes(data)
+            records[path] = FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+        part = Part(
+            name=name, files=records, counts=dict(counts or {}), drops=dict(drops or {}), facts=dict(facts or {})
+        )
+        (self.location / f"parts/{name}.json").write_text(part.model_dump_json())
+        return part
+
+    def report_progress(self, done: float, total: float, unit: str, note: str = "") -> None:
+        if self.reporter:
+            self.reporter(done, total, unit, note)
+
+    @contextmanager
+    def reporting_progress(self, done: Callable[[], float], total: float, unit: str, note: str = "") -> Iterator[None]:
+        """Report `done()` of `total` when the block begins, periodically while it runs, and when it ends."""
+
+        def report() -> bool:
+            self.report_progress(min(done(), total), total, unit, note)
+            return True
+
+        report()
+        with run_periodically(report, 2.0 if self.location.is_s3 else 0.5):
+            yield
+        report()
+
+    def reporting_parts(self, total: int, unit: str) -> AbstractContextManager[None]:
+        """While inside the block, report the number of committed parts, of all workers, as progress."""
+        records = self.location / "parts"
+        return self.reporting_progress(lambda: len(records.files()), total, unit)
+
+    def require_parts(self, names: Sequence[str]) -> list[Part]:
+        """Returns the parts with these names, sorted by name. Raises UserError when one is not finished."""
+        finished = self.finished_parts(sorted(names))
+        if missing := sorted(set(names) - finished.keys()):
+            raise UserError(
+                f"{self.location}/parts/{missing[0]}.json: this part or one of its files is missing or damaged "
+                f"({len(missing)} of {len(names)} parts); run again: finished parts are kept"
+            )
+        return list(finished.values())
+
+    def finish(
+        self,
+        parts: Sequence[Part],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        counts: Mapping[str, int] | None = None,
+        drops: Mapping[str, int] | None = None,
+        facts: Facts | Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Write the manifest, which makes the artifact finished.
+
+        `parts` are all parts, as `require_parts` returns them; their counts and drops are added to `counts` and
+        `drops`.
+        """
+        all_counts, all_drops = Counter(counts or {}), Counter(drops or {})
+        for part in parts:
+            all_counts.update(part.counts)
+            all_drops.update(part.drops)
+        manifest = Manifest(
+            stage=self.stage,
+            version=self.version,
+            fingerprint=self.fingerprint,
+            config=dict(config),
+            inputs=dict(inputs),
+            counts=dict(sorted(all_counts.items())),
+            drops=dict(sorted(all_drops.items())),
+            files={path: file for part in parts for path, file in sorted(part.files.items())},
+            facts=facts.plain if isinstance(facts, Facts) else dict(facts or {}),
+            seconds=round(time.monotonic() - self.started, 3),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=package_versions(),
+            git_commit=git_commit(),
+        )
+        (self.location / "manifest.json").write_text(manifest.model_dump_json(indent=1))
+        self.location.delete_stale_writes()
+        return manifest

@@ -1,0 +1,138 @@
+"""Apache Beam for the stages: without its log output, and with errors that keep their type and message."""
+
+import base64
+import contextlib
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cloze.pipeline.core.beam_workers import LostWorkerError, crash_note, process_runner, run_and_watch_workers
+from cloze.pipeline.core.errors import UserError
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import PipelineRunner
+
+Item = TypeVar("Item")
+
+_ERROR = re.compile(r"<error:([A-Za-z0-9+/=]+)>")
+
+
+class SerializedError(Exception):
+    """A worker's error as text that every runner transmits, however it wraps and quotes exceptions."""
+
+
+@contextlib.contextmanager
+def serialized_errors(work: str = "") -> Iterator[None]:
+    """In a worker, raise errors that the user can fix (UserError and OSError) as a SerializedError.
+
+    `work` describes the work in the block: LostWorkerError names it if the process is killed there.
+    """
+    try:
+        with crash_note(work):
+            yield
+    except UserError as error:
+        content = ["user", str(error)]
+    except OSError as error:
+        content = ["system", error.errno, error.strerror or str(error), error.filename and str(error.filename)]
+    else:
+        return
+    raise SerializedError(f"{content[1:]} <error:{base64.b64encode(json.dumps(content).encode()).decode()}>")
+
+
+@contextlib.contextmanager
+def pipeline(options: Sequence[str]) -> "Iterator[beam.Pipeline]":
+    """Yields a Beam pipeline that runs when the block ends. Raises its workers' UserError and OSError as such."""
+    with _quiet_loggers():
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import DirectOptions
+
+        parsed, runner = _parse_options(options)
+        processes = parsed.view_as(DirectOptions).direct_running_mode == "multi_processing"
+        try:
+            running = beam.Pipeline(runner=process_runner(parsed) if processes else runner, options=parsed)
+        except ValueError as error:  # an option that this runner requires is missing
+            raise UserError(f"beam: {' '.join(str(error).split())}") from error
+        yield running
+        try:
+            if processes:
+                run_and_watch_workers(running)
+            else:
+                running.run().wait_until_finish()
+        except LostWorkerError:
+            raise
+        except Exception as error:
+            raise _deserialized(error) from error
+
+
+def for_each(items: Sequence[Item], work: Callable[[Item], None], options: Sequence[str]) -> None:
+    """Call work(item) for each item, distributed over the workers. Raises as `pipeline` does.
+
+    LostWorkerError names str(item) if the process is killed while it works on an item.
+    """
+    with pipeline(options) as running:
+        import apache_beam as beam
+
+        _ = (
+            running
+            | "Items" >> beam.Create(items).with_output_types(Any)
+            | "Spread" >> beam.Reshuffle()
+            | "Work" >> beam.Map(_run, work)
+        )
+
+
+def _run(item: Item, work: Callable[[Item], None]) -> None:
+    with serialized_errors(str(item)):
+        work(item)
+
+
+def _parse_options(options: Sequence[str]) -> "tuple[PipelineOptions, PipelineRunner]":
+    """Returns Beam's options and runner. Raises UserError for an unknown option or an invalid value."""
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.runners.runner import create_runner
+
+    for option in options:
+        if not option.startswith("--"):
+            raise UserError(f"beam: {option} is not an option; write --name=value")
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            parsed = PipelineOptions(list(options))
+            unknown = parsed.get_all_options(retain_unknown_options=True).keys() - parsed.get_all_options().keys()
+    except SystemExit as error:  # argparse, which Beam uses, exits
+        reason = printed.getvalue().rpartition("error: ")[2] if error.code else f"{options} asks for help"
+        raise UserError(f"beam: {reason.strip()}; correct it") from error
+    if unknown:
+        names = ", ".join(f"--{name}" for name in sorted(unknown))
+        raise UserError(f"beam: Beam has no option {names}; correct its name or remove it")
+    name = parsed.view_as(StandardOptions).runner or StandardOptions.DEFAULT_RUNNER
+    try:
+        return parsed, create_runner(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"beam: --runner={name}: {error}") from error
+
+
+def _deserialized(error: Exception) -> Exception:
+    match = _ERROR.search(str(error)) or _ERROR.search(str(error.__cause__))
+    if not match:
+        return error
+    kind, *content = json.loads(base64.b64decode(match[1]))
+    return UserError(*content) if kind == "user" else OSError(*(part for part in content if part is not None))
+
+
+@contextlib.contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Suppress Beam's messages about optional packages, and its tracebacks, while a pipeline runs."""
+    loggers = {logging.getLogger(): logging.ERROR, logging.getLogger("apache_beam"): logging.CRITICAL}
+    before = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)

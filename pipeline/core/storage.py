@@ -1,0 +1,290 @@
+"""Files and folders, local or on S3, as one type with atomic writes."""
+
+import fnmatch
+import functools
+import glob
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from cloze.pipeline.core.errors import MissingFile, UserError
+
+_TEMPORARY = ".tmp"
+_STALE_SECONDS = 3600.0
+_MAX_LISTINGS = 5  # until two agree, or until a deleted folder is empty
+
+
+@functools.cache
+def filesystem(scheme: str) -> pafs.FileSystem:
+    """Returns the file system for "s3" or "file". AWS_ENDPOINT_URL names S3 servers other than Amazon's."""
+    if scheme == "file":
+        return pafs.LocalFileSystem()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    # Delayed: a small file takes one request instead of the three of a multipart upload.
+    return pafs.S3FileSystem(endpoint_override=endpoint, region=region, allow_delayed_open=True)
+
+
+@functools.cache
+def _s3_client() -> Any:
+    """Returns a client for what Arrow's file system lacks: conditional writes and ETags."""
+    import boto3
+
+    return boto3.client("s3")
+
+
+@dataclass(frozen=True, order=True)
+class Location:
+    """The place of a file or folder, which may not exist: a local path, or s3://bucket/key."""
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        if not self.uri:
+            raise UserError("the path is empty; give a local path or s3://bucket/prefix")
+        scheme, mark, rest = self.uri.partition("://")
+        if mark and scheme != "s3":
+            raise UserError(f"{self.uri}: {scheme}:// is not supported; give a local path or s3://bucket/prefix")
+        if mark and not rest.strip("/"):
+            raise UserError(f"{self.uri}: names no bucket; write s3://bucket/prefix")
+        uri = self.uri if mark else os.path.expanduser(self.uri)  # noqa: PTH111 (keeps the name of an unknown user)
+        object.__setattr__(self, "uri", uri.rstrip("/") or "/")
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(f"{self.uri.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        return self.uri.rsplit("/", 1)[-1]
+
+    @property
+    def suffix(self) -> str:
+        """The last suffix in lower case, with its dot, such as ".bz2"."""
+        return Path(self.name).suffix.lower()
+
+    @property
+    def is_s3(self) -> bool:
+        return self.uri.startswith("s3://")
+
+    @property
+    def fs(self) -> pafs.FileSystem:
+        return filesystem("s3" if self.is_s3 else "file")
+
+    @property
+    def path(self) -> str:
+        """The path within `fs`: "bucket/key" on S3, absolute on the local disk."""
+        return self.uri.removeprefix("s3://") if self.is_s3 else os.path.abspath(self.uri)  # noqa: PTH100 (no links resolved)
+
+    @property
+    def local_path(self) -> Path | None:
+        return None if self.is_s3 else Path(self.path)
+
+    def absolute(self) -> "Location":
+        """Returns the same place with an absolute path, valid in any current folder."""
+        return self if self.is_s3 else Location(self.path)
+
+    def info(self) -> pafs.FileInfo:
+        return cast(pafs.FileInfo, self.fs.get_file_info(self.path))
+
+    def exists(self) -> bool:
+        """Returns whether there is a file or a folder."""
+        return self.info().type != pafs.FileType.NotFound
+
+    def is_file(self) -> bool:
+        return self.info().type == pafs.FileType.File
+
+    def etag(self) -> str:
+        """Returns the ETag of a file on S3, which changes with its content."""
+        bucket, _, key = self.path.partition("/")
+        return str(_s3_client().head_object(Bucket=bucket, Key=key)["ETag"])
+
+    def size(self) -> int:
+        """Returns the file's size in bytes. Raises UserError when there is no file."""
+        info = self.info()
+        if info.type != pafs.FileType.File:
+            raise UserError(f"{self.uri}: no such file")
+        return int(info.size)
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Open the file for reading; it is binary and seekable."""
+        with self.fs.open_input_file(self.path) as file:
+            yield cast(BinaryIO, file)
+
+    def read_bytes(self) -> bytes:
+        with self.open() as file:
+            return file.read()
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode("utf-8")
+
+    def write_bytes(self, data: bytes | memoryview | pa.Buffer) -> None:
+        """Write the file atomically: under a temporary name until it is complete (S3 shows complete objects only)."""
+        if self.is_s3:
+            with self.fs.open_output_stream(self.path, compression=None) as stream:
+                stream.write(data)
+            return
+        with self._temporary(data) as (temporary, path):
+            temporary.replace(path)
+
+    def write_if_absent(self, data: bytes) -> bool:
+        """Write the file atomically if it does not exist. Returns whether it did: of several writers, one gets True.
+
+        Requires hard links on a local disk, and conditional writes (If-None-Match) on S3: Amazon and MinIO have them.
+        """
+        if not self.is_s3:
+            with self._temporary(data) as (temporary, path):
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+                return True
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, _, key = self.path.partition("/")
+        try:
+            _s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+                return False
+            raise OSError(f"AWS Error: {error}") from error
+        except BotoCoreError as error:  # no answer, no credentials
+            raise OSError(f"AWS Error: {error}") from error
+        return True
+
+    @contextmanager
+    def _temporary(self, data: bytes | memoryview | pa.Buffer) -> Iterator[tuple[Path, Path]]:
+        """Write the data to a temporary file on the local disk; yields its path and the final path."""
+        path = Path(self.path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+            raise UserError(
+                f"{path.parent}: cannot be created ({error.strerror}); set root= to a writable folder"
+            ) from error
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary, path
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def write_text(self, text: str) -> None:
+        self.write_bytes(text.encode("utf-8"))
+
+    def files(self) -> list["Location"]:
+        """Returns all files under this folder, sorted, without unfinished writes; none if there is no such folder."""
+        return [self / name for name in sorted(self.sizes()) if not name.endswith(_TEMPORARY)]
+
+    def folders(self) -> list["Location"]:
+        """Returns the folders directly in this folder, sorted; none if there is no such folder."""
+        infos = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return sorted(self / info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+    def sizes(self) -> dict[str, int]:
+        """Returns relative path -> size in bytes of all files under this folder, from one listing."""
+        infos = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        start = len(self.path.rstrip("/")) + 1
+        return {info.path[start:]: int(info.size) for info in infos if info.type == pafs.FileType.File}
+
+    def delete(self) -> None:
+        """Delete the file, or the folder with its content, if it exists.
+
+        On S3 a listing may omit files of a folder, so the folder is listed and deleted until none is left.
+        """
+        for _ in range(_MAX_LISTINGS):
+            kind = self.info().type
+            if kind == pafs.FileType.NotFound:
+                return
+            with suppress(FileNotFoundError):  # a listing may show files that no longer exist
+                if kind == pafs.FileType.File:
+                    self.fs.delete_file(self.path)
+                else:
+                    self.fs.delete_dir(self.path)
+            if not self.is_s3:
+                return
+
+    def delete_stale_writes(self) -> None:
+        """Delete temporary files that killed writers left in this local folder over an hour ago.
+
+        Other processes may delete files at the same time: files that no longer exist are skipped.
+        """
+        for folder, _, names in os.walk(self.local_path) if self.local_path else ():
+            for path in (Path(folder, name) for name in names if name.startswith(".") and name.endswith(_TEMPORARY)):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                        path.unlink()
+
+
+def find_files(pattern: str) -> list[Location]:
+    """A path or a glob (`books/*.txt`, `s3://bucket/dumps/*.bz2`) -> the matching files, sorted.
+
+    A path with brackets that exists is a file's name, not a glob. Raises MissingFile when nothing matches, and
+    UserError for a folder, or when each listing of the store contains other files.
+    """
+    if "[" in pattern and (location := Location(pattern)).is_file():
+        return [location]
+    if not glob.has_magic(pattern):
+        location = Location(pattern)
+        if not location.exists():
+            folder = "" if location.is_s3 or pattern.startswith("/") else f" in {Path.cwd()}"
+            raise MissingFile(f"{pattern}: no such file{folder}; correct the path in the configuration")
+        if not location.is_file():
+            raise UserError(f"{pattern}: is a folder; name its files, for example {pattern.rstrip('/')}/*")
+        return [location]
+    if not (files := _stable_listing(_glob_s3 if pattern.startswith("s3://") else _glob, pattern)):
+        raise MissingFile(f"{pattern}: no file matches; correct the pattern in the configuration")
+    return files
+
+
+def _stable_listing(list_files: Callable[[str], list[Location]], pattern: str) -> list[Location]:
+    """Returns a listing that two successive calls agree on: a single one may omit a file on some stores and on NFS."""
+    before = list_files(pattern)
+    for _ in range(_MAX_LISTINGS):
+        now = list_files(pattern)
+        if now == before:
+            return now
+        before = now
+    raise UserError(
+        f"{pattern}: each listing contains other files; wait until nothing is written there, or name the files"
+    )
+
+
+def _glob(pattern: str) -> list[Location]:
+    names = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH111, PTH207
+    return sorted(Location(name) for name in names if Path(name).is_file())
+
+
+def _glob_s3(pattern: str) -> list[Location]:
+    folder = Location(pattern[: _first_wildcard(pattern)].rsplit("/", 1)[0])
+    return [file for file in folder.files() if _matches(file.uri.split("/"), pattern.split("/"))]
+
+
+def _matches(names: list[str], patterns: list[str]) -> bool:
+    """Match names on S3 as the local `glob` does: * stays within a folder, ** spans any number of folders."""
+    if not names or not patterns:
+        return not names and not patterns
+    first, *rest = patterns
+    if first == "**":
+        return any(_matches(names[skipped:], rest or ["*"]) for skipped in range(len(names)))
+    hidden = names[0].startswith(".") and not first.startswith(".")
+    return not hidden and fnmatch.fnmatchcase(names[0], first) and _matches(names[1:], rest)
+
+
+def _first_wildcard(pattern: str) -> int:
+    """Returns the index of the first wildcard in a glob."""
+    return min(i for i in map(pattern.find, "*?[") if i >= 0)

@@ -1,0 +1,43 @@
+"""Work on threads: a function called periodically in the background, and one mapped over items concurrently."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_MAX_THREADS = 32
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Returns function(item) for each item, in order. For functions that wait for a disk or for S3."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(_MAX_THREADS, len(items))) as threads:
+        return list(threads.map(function, items))
+
+
+@contextmanager
+def run_periodically(function: Callable[[], bool], seconds: float) -> Iterator[None]:
+    """While inside the block, call `function` in a thread every `seconds` seconds, until it returns False.
+
+    An OSError of a disk or of S3 is ignored: the function is called again the next time.
+    """
+    stop = threading.Event()
+
+    def loop() -> None:
+        proceed = True
+        while proceed and not stop.wait(seconds):
+            with suppress(OSError):
+                proceed = function()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

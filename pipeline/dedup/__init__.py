@@ -1,0 +1,1 @@
+"""Documents -> documents without duplicates (Beam)."""

@@ -1,0 +1,89 @@
+"""documents -> documents without duplicates (Beam).
+
+Beam distributes the items of each step (steps.py); only their numbers travel through it. All rules
+(duplicate_rules.py) order by what the documents contain, never by where they are stored: of a doc_id, the newest
+revision is kept (then the longest); of equal contents and of near duplicates, the longest (then the newest revision);
+ties are broken by the digest of doc_id and at last by a digest of everything else, including the record's place in its
+source's file.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.beam import pipeline, serialized_errors
+from cloze.pipeline.core.config import Compute, Config
+from cloze.pipeline.core.manifest_facts import DedupFacts
+from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.dedup import minhash, steps
+from cloze.pipeline.dedup.steps import Item, Steps
+
+VERSION = 3
+
+_SAMPLES_PART = "samples"
+
+
+class DedupConfig(Config):
+    """When documents count as near duplicates, and where the stage runs."""
+
+    near_threshold: float = Field(default=0.8, ge=0, le=1)
+    """Documents that share at least this fraction of their shingles are near duplicates: 0.7 to 1, or 0 to keep all."""
+    beam: Annotated[list[str], Compute] = Field(default=["--runner=FnApiRunner"])
+    """Apache Beam's pipeline options, each as --name=value."""
+
+    @field_validator("near_threshold")
+    @classmethod
+    def _bands_find_pairs(cls, threshold: float) -> float:
+        if 0 < threshold < 0.7:
+            raise ValueError("the bands find too few pairs below 0.7; give 0.7 to 1, or 0 to keep near duplicates")
+        return threshold
+
+
+def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
+    """`inputs["documents"]` is the artifact of the stage extract."""
+    documents = inputs["documents"]
+    shards = documents.files("documents/")
+    shard_parts = [f"{number:05}" for number in range(len(shards))]
+    names = [*shard_parts, _SAMPLES_PART]
+    count = documents.manifest.counts.get("documents", 0)
+    num_buckets = 1 + count // steps.BUCKET_RECORDS
+    num_band_buckets = 1 + count * minhash.NUM_BANDS // steps.BUCKET_RECORDS
+    # Also if nothing is left to do: a run that was killed at its end left its scratch.
+    with scratch_folder(out.location) as folder:
+        if len(out.finished_parts(names)) < len(names):
+            work = Steps(shards, out, folder, config.near_threshold, num_buckets, num_band_buckets)
+            _run_steps(work, config)
+            out.commit(_SAMPLES_PART, {}, facts=work.samples(out.require_parts(shard_parts)).plain)
+    parts = out.require_parts(names)
+    facts = DedupFacts(**next(part.facts for part in parts if part.name == _SAMPLES_PART))
+    return out.finish(parts, config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts=facts)
+
+
+def _run_steps(work: Steps, config: DedupConfig) -> None:
+    """Run every item of every step, each step after the previous one is finished."""
+    with _report_progress(work), pipeline(config.beam) as running:
+        import apache_beam as beam
+
+        done: Any = running | "Start" >> beam.Create([0])
+        for step, count in work.item_counts().items():
+            items = [(step, number) for number in range(count)]
+            done = (
+                done
+                | f"Wait before {step}" >> beam.GroupBy(lambda _: 0)
+                | f"Items of {step}" >> beam.FlatMap(lambda _, items: items, items)
+                | f"Spread {step}" >> beam.Reshuffle()
+                | step.capitalize() >> beam.Map(_run_item, work)
+            )
+
+
+def _run_item(item: Item, work: Steps) -> None:
+    with serialized_errors(work.item_name(item)):
+        work.run_item(item)
+
+
+def _report_progress(work: Steps) -> AbstractContextManager[None]:
+    """While inside, report how many items are finished, on all workers."""
+    return work.out.reporting_progress(work.finished_items, sum(work.item_counts().values()), "items")

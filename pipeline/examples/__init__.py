@@ -1,0 +1,1 @@
+"""Token shards -> masked-LM and next-sentence examples (Ray Data)."""

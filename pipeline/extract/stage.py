@@ -1,0 +1,151 @@
+"""sources -> document shards (Beam).
+
+The files are divided into units of work (work_units.py), which Beam distributes. A worker reads the records of a unit
+(records_to_documents.py), writes its own shards and commits them: no text travels through Beam, and a committed unit is
+never processed again.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from cloze.pipeline.core.artifacts import Manifest, Output, Part
+from cloze.pipeline.core.beam import for_each
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.manifest_facts import DroppedRecord, ExtractFacts, TruncatedFile
+from cloze.pipeline.core.schema import parquet_bytes
+from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract import filters, work_units
+from cloze.pipeline.extract.config import ExtractConfig
+from cloze.pipeline.extract.document import Document, document_table
+from cloze.pipeline.extract.records_to_documents import Drop, UnitNotes, read_records
+from cloze.pipeline.extract.wikipedia import repartition
+from cloze.pipeline.extract.work_units import WorkUnit, plan_units
+
+VERSION = 3
+
+_SHARD_CHARACTERS = 32 << 20
+_SAMPLES = 3  # dropped documents of each reason that a unit, and the manifest, shows
+
+
+def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Location, out: Output) -> list[WorkUnit]:
+    """The units, each long compressed stream replaced by its partitions. Writes the partitions that are missing."""
+    streams = {
+        unit.name: repartition.Stream(
+            unit.name, file_range.file.location, file_range.byte_range, file_range.site.dbname
+        )
+        for unit in units
+        for file_range in unit.file_ranges
+        if file_range.long_stream
+    }
+    if unfinished := repartition.unfinished(list(streams.values()), folder, out):
+        with repartition.report_progress(unfinished, folder, out):
+            write = partial(repartition.write_partitions, scratch=folder, out=out, size=work_units.XML_UNIT_BYTES)
+            for_each(unfinished, write, config.beam)
+    replaced: list[WorkUnit] = []
+    for unit in units:
+        if stream := streams.get(unit.name):
+            (file_range,) = unit.file_ranges
+            replaced += [
+                WorkUnit(one.name, unit.source, [file_range._replace(byte_range=one.byte_range, partition=one)])
+                for one in repartition.finished_partitions(stream, folder, out)
+            ]
+        else:
+            replaced.append(unit)
+    return replaced
+
+
+def extract_unit(unit: WorkUnit, config: ExtractConfig, out: Output) -> None:
+    """Read a unit, write its shards and commit them. Raises UserError."""
+    if out.finished_part(unit.name):
+        return
+    notes = UnitNotes()
+    counts: Counter[str] = Counter()
+    drops: Counter[str] = Counter()
+    samples: dict[str, list[dict[str, str]]] = {}
+    shards: dict[str, bytes] = {}
+    pending: list[Document] = []
+
+    def flush() -> None:
+        if pending:
+            shards[f"documents/{unit.name}-{len(shards):02}.parquet"] = parquet_bytes(document_table(pending))
+            pending.clear()
+
+    size = 0
+    for record in read_records(unit, config, notes):
+        counts["records"] += 1
+        if isinstance(record, Drop):
+            drops[record.reason] += 1
+            if len(shown := samples.setdefault(record.reason, [])) < _SAMPLES:
+                shown.append({"record": record.record, "text": record.text[:300]})
+            continue
+        counts.update(documents=1, words=record.num_words, heldout=record.split == "heldout")
+        pending.append(record)
+        size += record.num_chars
+        if size >= _SHARD_CHARACTERS:
+            flush()
+            size = 0
+    flush()
+    facts = {
+        "source": unit.source.name,
+        "samples": samples,
+        "truncated": notes.truncated,
+        "templates": dict(notes.templates.most_common(1000)),
+    }
+    out.commit(unit.name, shards, counts, drops, facts)
+
+
+def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: Output) -> Manifest:
+    """`inputs` maps a source's name to its files. Raises UserError: a file that does not fit its source's kind."""
+    given = [(name, file) for name, files in inputs.items() for file in files]
+    for _, file in given:
+        if not file.bytes:
+            raise UserError(f"{file.uri}: is empty; fetch it again or leave it out")
+    for source in config.sources:
+        if source.only_languages:
+            filters.check_languages(source.only_languages)
+    with scratch_folder(out.location) as folder:
+        units = _repartition(plan_units(config, inputs), config, folder, out)
+        _extract_all(units, config, out)
+        # While scratch exists: if a part is missing here, the next run extracts it from the partitions in scratch.
+        parts = out.require_parts([unit.name for unit in units])
+    if not sum(part.counts.get("documents", 0) for part in parts):
+        raise UserError(
+            f"{', '.join(inputs)}: hold no document; give other files or lower min_words (now {config.min_words})"
+        )
+    digests = {f"{name}/{file.sha256[:12]}/{file.location.name}": file.sha256 for name, file in given}
+    facts = merge_facts(parts)
+    counts = {"truncated_files": len(facts.truncated)} if facts.truncated else {}
+    return out.finish(parts, config.model_dump(mode="json"), digests, counts, facts=facts)
+
+
+def _extract_all(units: Sequence[WorkUnit], config: ExtractConfig, out: Output) -> None:
+    """Extract every unit that is not finished yet (Beam)."""
+    finished = out.finished_parts([unit.name for unit in units])
+    if missing := [unit for unit in units if unit.name not in finished]:
+        with out.reporting_parts(len(units), "ranges"):
+            for_each(missing, partial(extract_unit, config=config, out=out), config.beam)
+
+
+def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
+    """Counts and drops of each source, samples of dropped records, truncated files, most frequent dropped templates."""
+    sources: dict[str, Counter[str]] = {}
+    samples: dict[str, list[DroppedRecord]] = {}
+    templates: Counter[str] = Counter()
+    truncated: dict[str, TruncatedFile] = {}  # by file: several ranges may reach the end of one
+    for part in parts:
+        sources.setdefault(part.facts["source"], Counter()).update(part.counts)
+        sources[part.facts["source"]].update({f"dropped: {reason}": n for reason, n in part.drops.items()})
+        for reason, shown in part.facts["samples"].items():
+            samples[reason] = [*samples.get(reason, []), *(DroppedRecord(**one) for one in shown)][:_SAMPLES]
+        templates.update(part.facts["templates"])
+        for cut in part.facts["truncated"]:
+            truncated.setdefault(cut["file"], TruncatedFile(**cut))
+    return ExtractFacts(
+        sources={name: dict(sorted(counts.items())) for name, counts in sources.items()},
+        samples=samples,
+        truncated=list(truncated.values()),
+        templates=dict(templates.most_common(50)),
+    )

@@ -1,0 +1,1 @@
+"""MediaWiki dumps -> pages -> paragraphs of running text."""

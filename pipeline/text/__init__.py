@@ -1,0 +1,1 @@
+"""Text processing that several stages share: words, sentences, tokenizer, masking, and reading text files."""

@@ -1,0 +1,1 @@
+"""Documents + vocabulary -> token shards (Ray Data)."""

@@ -1,0 +1,388 @@
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloze.infra import named_runs
+from cloze.infra.launch import ray_jobs
+from cloze.infra.launch.ray_jobs import ClusterConfig, stage_files
+from cloze.infra.run_config import RunConfig
+from cloze.pipeline.core.config import load, parse
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.storage import Location
+from tests.conftest import free_port, wait_for_port
+from tests.paths import REPOSITORY
+
+CONFIG = str(REPOSITORY / "configs/quickstart.yaml")
+REMOTE = ClusterConfig(name="remote", address="http://10.0.0.1:8265")
+SHARED = ClusterConfig(name="shared", address="http://10.0.0.1:8265", shared_disk=True)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test in a folder of its own, which holds the quickstart's sources."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+
+
+def staged(cluster: ClusterConfig, *overrides: str, until: str | None = None) -> tuple[Path, RunConfig]:
+    """The job's working directory, and the configuration in it."""
+    folder = Path("sent")
+    stage_files(folder, load(RunConfig, CONFIG, overrides), cluster, until)
+    return folder, load(RunConfig, folder / "run.yaml")
+
+
+def test_the_job_receives_the_code_and_the_configuration() -> None:
+    folder, _ = staged(SHARED)
+    names = ["cloze", "run.yaml", "submitted.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    sent = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {
+        "cloze/infra/cli.py",
+        "cloze/pipeline/core/storage.py",
+        "cloze/training/pretrain/stage.py",
+        "cloze/infra/launch/ray_jobs.py",
+    } <= sent
+    assert not [name for name in sent if "__pycache__" in name]
+
+
+def test_overrides_are_part_of_the_jobs_configuration() -> None:
+    _, config = staged(SHARED, "pretrain.seed=7", "vocab.size=1234")
+    assert (config.pretrain.seed, config.vocab.size) == (7, 1234)
+    assert config.pretrain == load(RunConfig, CONFIG, ["pretrain.seed=7"]).pretrain
+
+
+def test_on_a_shared_disk_paths_become_absolute() -> None:
+    folder, config = staged(SHARED)
+    assert config.root == f"{Path.cwd()}/runs"
+    assert config.extract.sources[1].files == [f"{Path.cwd()}/configs/quickstart/books/*.txt"]
+    assert config.finetune[0].file == f"{Path.cwd()}/configs/quickstart/authors.jsonl.gz"
+    assert not (folder / "sources").exists()
+
+
+def test_without_a_shared_disk_local_files_are_uploaded() -> None:
+    folder, config = staged(REMOTE, "root=s3://bucket/runs")
+    files = [file for source in config.extract.sources for file in source.files] + [config.finetune[0].file]
+    assert len(files) == 5 and all(file.startswith("sources/") for file in files)
+    books = {(folder / file).read_bytes() for file in config.extract.sources[1].files}
+    assert books == {book.read_bytes() for book in Path("configs/quickstart/books").iterdir()}
+
+
+def test_the_job_stores_the_users_own_paths_under_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, config = staged(REMOTE, "root=s3://bucket/runs", "pretrain.seed=7")
+    for name, value in ray_jobs._environment(REMOTE)["env_vars"].items():
+        monkeypatch.setenv(name, value)
+    written: dict[str, bytes] = {}
+    monkeypatch.setattr(Location, "exists", lambda _: False)
+    monkeypatch.setattr(Location, "write_bytes", lambda self, data: written.update({self.uri: data}))
+    here = Path.cwd()
+    monkeypatch.chdir(folder)  # where Ray starts a job
+    named_runs.store(config)
+    [(place, text)] = written.items()
+    assert place == "s3://bucket/runs/runs/quickstart.yaml"
+    stored = parse(RunConfig, text, place)
+    assert (stored.root, stored.pretrain.seed) == ("s3://bucket/runs", 7)
+    assert stored.extract.sources[1].files == [f"{here}/configs/quickstart/books/*.txt"]
+    assert stored.finetune[0].file == f"{here}/configs/quickstart/authors.jsonl.gz"
+
+
+def test_vocabularies_and_a_splitter_are_uploaded_when_their_stages_are_run() -> None:
+    given = {"vocab.file": "vocab.txt", "vocab.compare": "other.txt", "tokens.splitter": "rules.py"}
+    for name in given.values():
+        Path(name).write_text(name)
+    overrides = ["root=s3://bucket/runs", *(f"{key}={name}" for key, name in given.items())]
+    folder, config = staged(REMOTE, *overrides)
+    for sent, name in zip(
+        (config.vocab.file, config.vocab.compare, config.tokens.splitter), given.values(), strict=True
+    ):
+        assert sent and sent.startswith("sources/")
+        assert (folder / sent).read_text() == name
+    Path("rules.py").unlink()
+    shutil.rmtree(folder)
+    _, config = staged(REMOTE, *overrides, until="vocab")
+    assert config.tokens.splitter == "rules.py"
+
+
+def test_the_folder_of_an_initial_model_becomes_absolute_and_is_not_uploaded() -> None:
+    _, config = staged(SHARED, "pretrain.init=models/bert")
+    assert config.pretrain.init == f"{Path.cwd()}/models/bert"
+    shutil.rmtree("sent")
+    remote = ["root=s3://bucket/runs", "pretrain.init=models/bert"]
+    _, config = staged(REMOTE, *remote, until="vocab")
+    assert config.pretrain.init == "models/bert"
+    shutil.rmtree("sent")
+    with pytest.raises(UserError, match=r"^pretrain\.init: models/bert is a folder of this machine; copy it to S3"):
+        staged(REMOTE, *remote)
+
+
+@pytest.mark.parametrize("init", ["0123456789ab", "s3://models/bert"])
+def test_a_model_named_by_its_digest_or_on_s3_stays_named_so(init: str) -> None:
+    _, config = staged(REMOTE, "root=s3://bucket/runs", f"pretrain.init='{init}'")
+    assert config.pretrain.init == init
+
+
+def test_paths_on_s3_do_not_change() -> None:
+    _, config = staged(REMOTE, "root=s3://bucket/runs", "extract.sources.enwiki.files=[s3://dumps/*.bz2]")
+    assert config.root == "s3://bucket/runs"
+    assert config.extract.sources[0].files == ["s3://dumps/*.bz2"]
+
+
+def test_a_local_root_is_refused_where_the_disk_is_not_shared() -> None:
+    with pytest.raises(UserError, match="root: runs is a folder of this machine, which the cluster remote cannot"):
+        staged(REMOTE)
+
+
+def test_too_large_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_jobs, "_MAX_UPLOAD_BYTES", 1_000_000)
+    with pytest.raises(
+        UserError, match=r"is too large to upload with the job .* copy it to S3, or set shared_disk: true"
+    ):
+        staged(REMOTE, "root=s3://bucket/runs")
+
+
+@pytest.mark.parametrize("cluster", [REMOTE, SHARED])
+def test_a_missing_file_is_an_error_before_the_job_is_submitted(cluster: ClusterConfig) -> None:
+    missing = ["root=s3://bucket/runs", "finetune.authors.file=gone.jsonl"]
+    with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):
+        staged(cluster, *missing)
+
+
+def test_a_file_that_only_a_later_stage_reads_may_be_missing() -> None:
+    _, config = staged(SHARED, "finetune.authors.file=gone.jsonl", until="pretrain")
+    assert config.finetune[0].file == "gone.jsonl"
+
+
+def test_the_cluster_of_this_machine_is_configured() -> None:
+    cluster = load(ClusterConfig, REPOSITORY / "configs/clusters/local.yaml")
+    assert (cluster.address, cluster.auth, cluster.shared_disk) == ("http://127.0.0.1:8265", "token", True)
+
+
+def test_an_address_must_be_an_http_address() -> None:
+    Path("cluster.yaml").write_text("name: a\naddress: ray://head:10001\n")
+    with pytest.raises(UserError, match=r'^cluster\.yaml:2: address is "ray://head:10001": '):
+        load(ClusterConfig, "cluster.yaml")
+
+
+def cluster(**keys: Any) -> ClusterConfig:
+    return ClusterConfig(name="a", address="http://10.0.0.1:8265", **keys)
+
+
+def test_a_job_has_the_interpreter_that_runs_cloze_only_where_the_cluster_sees_it() -> None:
+    assert cluster(shared_disk=True).interpreter == sys.executable
+    assert cluster().interpreter == "python"
+    assert cluster(shared_disk=True, pip=("six",)).interpreter == "python"  # of the environment that Ray creates
+    for disk in (False, True):
+        assert cluster(shared_disk=disk, python="/opt/bert/bin/python").interpreter == "/opt/bert/bin/python"
+        assert cluster(shared_disk=disk, python="python3.11").interpreter == "python3.11"
+
+
+def test_workers_run_the_jobs_interpreter_unless_it_is_the_clusters_own() -> None:
+    interpreters = [
+        ray_jobs._environment(one)["env_vars"].get("CLOZE_WORKERS_PYTHON")
+        for one in (cluster(), cluster(pip=("six",)), cluster(shared_disk=True), cluster(python="python3.11"))
+    ]
+    assert interpreters == [None, None, sys.executable, "python3.11"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            "python: .venv/bin/python\n",
+            r"python \.venv/bin/python would be relative to the job's own folder; ",
+        ),
+        (
+            "python: python3\npip: [six]\n",
+            "python selects an environment and pip creates another one; remove one of them",
+        ),
+        ('python: ""\n', r'^cluster\.yaml:3: python is "": '),
+    ],
+)
+def test_an_interpreter_that_no_machine_could_find_is_refused(lines: str, message: str) -> None:
+    Path("cluster.yaml").write_text(f"name: a\naddress: http://10.0.0.1:8265\n{lines}")
+    with pytest.raises(UserError, match=message):
+        load(ClusterConfig, "cluster.yaml")
+
+
+def submit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`cloze submit` as a user runs it, in the current folder."""
+    command = [sys.executable, "-m", "cloze.infra.cli", "submit", CONFIG, "--cluster", "cluster.yaml", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_an_unreachable_cluster_is_an_error_of_one_line() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    Path("cluster.yaml").write_text(f"name: none\naddress: {address}\nshared_disk: true\nauth: disabled\n")
+    done = submit()
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"cloze: cluster.yaml: no Ray cluster answers at {address}; correct it, or start one: ray start --head\n"
+    )
+
+
+def test_where_no_agent_accepts_jobs_the_error_names_the_port_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithoutAgent:
+        def submit_job(self, **_: Any) -> None:
+            raise RuntimeError("Request failed with status code 500: No available agent to submit job")
+
+        def get_address(self) -> str:
+            return "http://10.0.0.1:8265"
+
+    monkeypatch.setattr(ray_jobs, "_START_TIMEOUT", -1)
+    with pytest.raises(UserError, match="No available agent to submit job; start Ray with --dashboard-agent-listen-po"):
+        ray_jobs._submit_job(WithoutAgent(), "job", "python", {})
+
+
+@pytest.fixture(scope="module")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The dashboard's address of a real `ray start --head` that requires the token `secret`."""
+    with started_head(sys.executable, tmp_path_factory.mktemp("ray")) as address:
+        yield address
+
+
+@contextmanager
+def started_head(python: str, home: Path) -> Iterator[str]:
+    """`ray start --head` of that interpreter's environment, which is on no PATH, as long as the context is open."""
+    dashboard = free_port()
+    env = {
+        **os.environ,
+        "HOME": str(home),
+        "PATH": os.defpath,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "secret",
+    }
+    command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
+    command += [f"--port={free_port()}", f"--ray-client-server-port={free_port()}"]
+    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    sockets = tempfile.mkdtemp(prefix="cloze-")  # a short path for Ray's sockets
+    command += [f"--temp-dir={sockets}/r", "--disable-usage-stats"]
+    with (home / "log").open("wb") as log:
+        head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for_port(dashboard)
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_real_cluster_runs_the_job_and_its_exit_status_is_returned(ray_head: str) -> None:
+    Path("cluster.yaml").write_text(f"name: head\naddress: {ray_head}\nshared_disk: true\nauth: token\n")
+    refused = submit(RAY_AUTH_TOKEN="wrong")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"cloze: cluster.yaml: auth: token is refused by {ray_head}; ")
+
+    done = submit("--until", "vocab", "vocab.size=500", RAY_AUTH_TOKEN="secret")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.startswith("submitted as quickstart-")
+    assert "vocab             done in" in done.stdout
+    assert list(Path("runs").glob("vocab/*/vocab.txt"))
+    stored = named_runs.read("quickstart")
+    assert stored.vocab.size == 500
+    assert stored.extract.sources[1].files == [f"{Path.cwd()}/configs/quickstart/books/*.txt"]
+
+    Path("no.xml").write_text("hello")
+    wrong = submit("extract.sources.enwiki.files=[no.xml]", RAY_AUTH_TOKEN="secret")
+    assert wrong.returncode == 2
+    assert wrong.stdout.splitlines()[-1].startswith(f"cloze: {Path.cwd()}/no.xml: ")
+
+
+@pytest.mark.slow
+def test_an_interpreter_that_does_not_exist_or_lacks_a_package_is_an_error_of_one_line(ray_head: str) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "bare"], check=True)
+    text = f"name: head\naddress: {ray_head}\nshared_disk: true\n"
+    fix = "set python in the cluster's file to the interpreter of an environment with Cloze, or start Ray in one\n"
+    for python, wrong in (
+        (f"{Path.cwd()}/bare/bin/python", r"{} has no module \w+ on the cluster head"),
+        (f"{Path.cwd()}/gone/bin/python", "the cluster head cannot run {}"),
+    ):
+        Path("cluster.yaml").write_text(f"{text}python: {python}\n")
+        done = submit(RAY_AUTH_TOKEN="secret")
+        assert done.returncode == 2
+        sent, line = done.stderr.splitlines(keepends=True)
+        assert sent.startswith("submitted as quickstart-")
+        assert re.fullmatch(f"cloze: cluster.yaml: {wrong.format(python)}; {fix}", line)
+
+
+@pytest.mark.slow
+def test_workers_have_the_jobs_packages_even_if_ray_was_started_without_them(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lacking = environment_without("tokenizers", tmp_path / "lacking")
+    with started_head(lacking, tmp_path_factory.mktemp("ray")) as address:
+        Path("cluster.yaml").write_text(f"name: head\naddress: {address}\nshared_disk: true\n")
+        done = submit("--until", "vocab", "vocab.size=500", RAY_AUTH_TOKEN="secret")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "vocab             done in" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_interpreter_may_be_in_a_folder_whose_name_contains_a_space(ray_head: str) -> None:
+    Path("our environment").symlink_to(sys.prefix)
+    text = f"name: head\naddress: {ray_head}\nshared_disk: true\npython: {Path.cwd()}/our environment/bin/python\n"
+    Path("cluster.yaml").write_text(text)
+    done = submit("--until", "vocab", "vocab.size=500", RAY_AUTH_TOKEN="secret")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "vocab             done in" in done.stdout
+
+
+def environment_without(package: str, folder: Path) -> str:
+    """The interpreter of an environment that has all packages of this one except that."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    installed, reduced = (
+        Path(sysconfig.get_path("purelib", vars={"base": str(base)})) for base in (sys.prefix, folder)
+    )
+    for entry in installed.iterdir():
+        if not entry.name.startswith((package, "__editable__")):
+            (reduced / entry.name).symlink_to(entry)
+    python = f"{folder}/bin/python"
+    lacks = subprocess.run([python, "-c", f"import ray, {package}"], capture_output=True, text=True, check=False)
+    assert lacks.stderr.endswith(f"No module named '{package}'\n")
+    return python
+
+
+@pytest.mark.slow
+def test_submitting_a_detached_job_again_attaches_to_it(ray_head: str) -> None:
+    Path("cluster.yaml").write_text(f"name: head\naddress: {ray_head}\nshared_disk: true\nauth: token\n")
+    command = [
+        sys.executable,
+        "-m",
+        "cloze.infra.cli",
+        "submit",
+        CONFIG,
+        "--cluster",
+        "cluster.yaml",
+        "--until",
+        "vocab",
+    ]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_AUTH_TOKEN": "secret"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr
+        sent = first.stderr.readline()
+        assert sent.startswith("submitted as ")
+        time.sleep(1)
+        first.send_signal(signal.SIGINT)
+        left = first.stderr.read()
+        assert first.wait(60) == 130
+    job = sent.split()[-1]
+    assert f"detached; {job} continues to run" in left
+    assert f" {Path(sys.executable).parent}/ray job stop --address {ray_head} {job}\n" in left
+
+    again = submit("--until", "vocab", RAY_AUTH_TOKEN="secret")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stderr == f"{job} is running already; attached\n"
+    assert again.stdout.count("vocab             done in") == 1

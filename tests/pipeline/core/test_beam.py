@@ -1,0 +1,99 @@
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from cloze.pipeline.core.beam import SerializedError, pipeline, serialized_errors
+from cloze.pipeline.core.beam_workers import LostWorkerError
+from cloze.pipeline.core.errors import UserError
+
+PROCESSES = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+
+
+def raising(error: Exception) -> Any:
+    """A function that another process can be sent: it names nothing of this module."""
+
+    def work(_: Any) -> None:
+        from cloze.pipeline.core.beam import serialized_errors
+
+        with serialized_errors():
+            raise error
+
+    return work
+
+
+def over(options: list[str], work: Any, *elements: Any) -> None:
+    with pipeline(options) as running:
+        import apache_beam as beam
+
+        _ = running | "Given" >> beam.Create(elements).with_output_types(Any) | "Work" >> beam.Map(work)
+
+
+def test_errors_that_a_user_can_fix_keep_their_type_and_message(capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError) as error:
+        over(["--runner=FnApiRunner"], raising(UserError('a.xml: is "no" dump \\ mend it — so')), 1)
+    assert str(error.value) == 'a.xml: is "no" dump \\ mend it — so'
+    with pytest.raises(PermissionError) as denied:
+        over(["--runner=FnApiRunner"], raising(PermissionError(13, "Permission denied", "/there")), 1)
+    assert (denied.value.errno, denied.value.filename) == (13, "/there")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--runner=Nobody"], r"--runner=Nobody: "),
+        (["--runner=no.module.Runner"], r"--runner=no\.module\.Runner: "),
+        (["--direct_num_workers=two"], r"argument --direct_num_workers: invalid int value: 'two'"),
+        (["--runner=FnApiRunner", "--direct_num_workrs=2"], r"no option --direct_num_workrs"),
+        (["two"], r"two is not an option"),
+    ],
+)
+def test_a_wrong_option_is_named_in_one_line(options: list[str], said: str, capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError, match=f"^beam: .*{said}") as error:
+        over(options, print, 1)
+    assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+
+
+def test_our_own_bugs_are_not_dressed_up():
+    with pytest.raises(ZeroDivisionError), serialized_errors():
+        _ = 1 / 0
+    with pytest.raises(SerializedError, match="words"), serialized_errors():
+        raise UserError("words")
+
+
+@pytest.mark.slow
+def test_an_error_of_another_process_is_raised_unchanged(capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError, match=r"^a\.xml: is no dump$"):
+        over(PROCESSES, raising(UserError("a.xml: is no dump")), 1)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parity", [0, 1])  # one of the two is at work, the other one late
+def test_a_run_that_fails_ends_while_another_process_is_still_starting(parity: int, monkeypatch: pytest.MonkeyPatch):
+    from apache_beam.runners.portability import local_job_service
+
+    run = local_job_service.SubprocessSdkWorker.run
+
+    def late(worker: Any) -> None:
+        time.sleep(4 if int(worker._worker_id.rpartition("_")[2]) % 2 == parity else 0)
+        run(worker)
+
+    monkeypatch.setattr(local_job_service.SubprocessSdkWorker, "run", late)
+    with pytest.raises(UserError, match=r"^a\.xml: is no dump$"):
+        over(PROCESSES, raising(UserError("a.xml: is no dump")), 1)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_with_an_error_that_names_its_work():
+    def killing(_: Any) -> None:
+        from cloze.pipeline.core.beam import serialized_errors
+
+        with serialized_errors("range 7 of a.xml"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(LostWorkerError, match=r"return code -?\d+ while it worked on range 7 of a\.xml: was it killed"):
+        over(PROCESSES, killing, 1)

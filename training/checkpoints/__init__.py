@@ -1,0 +1,1 @@
+"""Checkpoints and Hugging Face model folders, and what uses trained weights: warm starts and mask prediction."""

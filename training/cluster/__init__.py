@@ -1,0 +1,1 @@
+"""Groups of workers on a Ray cluster: start, restart, size, progress and collective operations."""

@@ -1,0 +1,213 @@
+"""Run one function in every worker of a Ray Train group until all of them return.
+
+After a failure a new group starts. It is a Ray Train run of its own, with as many workers as then fit on the cluster
+(elastic.py). Progress and stop requests: heartbeat.py.
+"""
+
+import ctypes
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any, NamedTuple
+
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.core.signals import event_on_first
+from cloze.pipeline.core.storage import Location
+from cloze.training.cluster.elastic import ElasticSize, Placement
+from cloze.training.cluster.heartbeat import (
+    Progress,
+    ReportProgress,
+    kill_workers,
+    monitored,
+    new_monitor,
+    register_worker,
+    reported_user_error,
+)
+
+WorkerFunction = Callable[[Any, ReportProgress], None]  # called with its argument and how to report progress
+
+_RESTART_DELAY = 2.0  # seconds after a group has ended, until Ray has released its resources
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+class RestartPolicy(NamedTuple):
+    """When a group is killed, and whether another one follows.
+
+    A group that reports nothing for `step_timeout` seconds is killed, which counts as a failure. After more than
+    `max_failures` failures no other group starts. `can_stop` says that the worker function saves and returns early
+    when the answer to a progress report requests it.
+    """
+
+    max_failures: int = 3
+    step_timeout: float | None = None
+    can_stop: bool = False
+
+
+def run_workers(
+    function: WorkerFunction, argument: Any, placement: Placement, restart: RestartPolicy, progress: Progress
+) -> None:
+    """Call `function(argument, report_progress)` in every worker until all return; restart the group after a failure.
+
+    If the function can stop early, the first SIGTERM requests that, and a second one acts as usual. A stop is also
+    requested when a larger group fits on the cluster; that group then takes over. Each group is a Ray Train run with
+    its own name, so that it inherits no state of another.
+
+    Raises the UserError of a worker, which a restart would not fix; Ray's TrainingFailedError after more than
+    `restart.max_failures` failures (waiting for resources and the loss of nodes with advance notice do not count);
+    KeyboardInterrupt when the function has stopped early.
+    """
+    import ray
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    size, failures = ElasticSize(placement), 0
+    monitor = new_monitor(progress.done, f"starting {placement}")
+    with (
+        _ray_storage(progress.out.location) as folder,
+        _stop_on_sigterm(restart.can_stop) as stop,
+        monitored(monitor, progress, restart.step_timeout, stop, size if restart.can_stop else None),
+    ):
+        while True:
+            try:
+                _fit(_trainer(function, argument, size.placement, monitor, folder))
+            except KeyboardInterrupt:
+                kill_workers(monitor, "stopped")
+                raise
+            except TrainingFailedError as error:
+                if user_error := reported_user_error(monitor):
+                    raise user_error from error
+                failures += _counts_as_failure(error)
+                if failures > restart.max_failures:
+                    raise error from _root_cause(error) or error.__cause__
+            else:
+                if not size.can_grow:
+                    break
+            if stop.wait(_RESTART_DELAY):
+                break
+            with size.lock:
+                ray.get(monitor.start_group.remote(size.resize(failures)))
+    if stop.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _ray_storage(artifact: Location) -> Iterator[Location]:
+    """The storage folder that Ray Train requires, reachable from all nodes. It is deleted on exit."""
+    with scratch_folder(artifact) as folder:
+        try:
+            yield folder / uuid.uuid4().hex
+        finally:
+            with suppress(OSError):  # no later attempt reads it
+                folder.delete()
+
+
+def _stop_on_sigterm(can_stop: bool) -> AbstractContextManager[threading.Event]:
+    """Inside, the first SIGTERM only sets the event, if the worker function can stop early."""
+    return event_on_first(signal.SIGTERM) if can_stop else nullcontext(threading.Event())
+
+
+def _fit(trainer: Any) -> None:
+    """trainer.fit() in a separate thread: in the main thread Ray handles Ctrl-C itself and exits with status 0."""
+    done = Future[None]()
+
+    def run() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    done.result()
+
+
+def _trainer(function: WorkerFunction, argument: Any, placement: Placement, monitor: Any, folder: Location) -> Any:
+    """A Ray Train run without retries: `run_workers` decides what follows a failure."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = {"CPU": float(placement.threads)} | ({"GPU": 1.0} if placement.gpus else {})
+    return TorchTrainer(
+        _run_in_worker,
+        train_loop_config={
+            "function": function,
+            "argument": argument,
+            "monitor": monitor,
+            "threads": placement.threads,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers, use_gpu=placement.gpus, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=folder.path,
+            storage_filesystem=folder.fs,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+        ),
+    )
+
+
+def _counts_as_failure(error: Any) -> bool:
+    """False if the resources were not available, or if the loss of a node was announced to the cluster in advance."""
+    from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.exceptions import PreemptionError
+
+    if isinstance(error, PreemptionError):
+        return False
+    if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        return False
+    causes = (getattr(cause, "health_check_failure", cause) for cause in getattr(error, "worker_failures", {}).values())
+    return not any(isinstance(cause, RayActorError) and cause.preempted for cause in causes)
+
+
+def _root_cause(error: Any) -> BaseException | None:
+    """The error raised in a worker; an OSError of a disk or S3 comes before the errors of workers that wait for it."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    return next((failure for failure in failures if isinstance(failure, OSError)), failures[0] if failures else None)
+
+
+def _run_in_worker(config: dict[str, Any]) -> None:
+    import ray
+    import torch
+
+    monitor = config["monitor"]
+    report_progress = register_worker(monitor)
+    torch.set_num_threads(config["threads"])
+    keep_freed_memory()
+    try:
+        config["function"](config["argument"], report_progress)
+    except UserError as error:
+        ray.get(monitor.set_failure.remote(str(error)))
+        raise
+
+
+def world_size() -> int:
+    """In a worker: the number of workers in its group."""
+    from ray import train
+
+    return train.get_context().get_world_size()
+
+
+def is_preempted() -> bool:
+    """In a worker: whether the cluster has announced that it will remove a node of the group."""
+    from ray import train
+
+    return train.get_preemption_info() is not None
+
+
+def keep_freed_memory() -> None:
+    """Stop malloc from returning freed memory to Linux, which clears it before each step gets it back.
+
+    Clearing takes an eighth of the time of a small step on a CPU.
+    """
+    with suppress(OSError, AttributeError):  # other C libraries have no mallopt
+        libc = ctypes.CDLL(None)
+        if not libc.mallopt(_M_MMAP_THRESHOLD, 2**30):
+            libc.mallopt(_M_MMAP_THRESHOLD, 2**25)  # the maximum of glibc before 2.35
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

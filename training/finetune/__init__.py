@@ -1,0 +1,1 @@
+"""Checkpoint + labelled file -> a fine-tuned model and its scores (Ray Train)."""

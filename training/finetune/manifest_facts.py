@@ -1,0 +1,85 @@
+"""The facts in fine-tuning's manifest, which the report, the model card and status read.
+
+The stage writes them, `Facts.of` reads them back. Defaults replace what manifests of earlier versions lack.
+"""
+
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from cloze.pipeline.core.artifacts import Fact, Facts
+
+
+class TrialFact(Fact):
+    """The hyperparameters of a trial."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: int
+
+
+class CurvesFact(Fact, extra="allow"):
+    """The curves of a trial, or of a variant's best one: (step, loss) points, and one value per epoch of each of the
+    task's metrics, under `dev_` and its name. JSON has no NaN: None replaces it.
+    """
+
+    trial: TrialFact | None = None
+    precision: str = ""
+    loss: list[tuple[int, float]] = Field(default=[])
+    dev_accuracy: list[float] = Field(default=[])
+    dev_loss: list[float | None] = Field(default=[])
+    best_epoch: int = 0  # from 1
+    merit: list[float | None] = Field(default=[])  # the selection key of the best epoch: see Task.selection_key
+
+
+class ScoreFact(Fact, extra="allow"):
+    """Scores on the test split. The fields are those of classification; other tasks have their own."""
+
+    accuracy: float | None = None
+    interval: tuple[float, float] | None = None  # 95 %
+    macro_f1: float | None = None
+    matthews: float | None = None
+
+
+class ShownExample(Fact, extra="allow"):
+    """An example of the test split and its prediction."""
+
+    text: str
+    label: Any
+    predicted: Any
+
+    @property
+    def is_correct(self) -> bool:
+        return self.label == self.predicted
+
+
+class Accuracy(NamedTuple):
+    """An accuracy with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class FinetuneFacts(Facts, extra="allow"):
+    """`scores` are those of the `variants` (pretrained, random) and of the baseline; `trials` are all trials by name.
+
+    A task may add facts of its own, as classification does with `labels`.
+    """
+
+    labels: dict[str, dict[str, int]] = Field(default={})  # split -> label -> count
+    scores: dict[str, ScoreFact] = Field(default={})
+    variants: dict[str, CurvesFact] = Field(default={})
+    trials: dict[str, CurvesFact] = Field(default={})
+    examples: list[ShownExample] = Field(default=[])
+    notes: list[str] = Field(default=[])  # for the user, about the initial weights
+
+    @property
+    def accuracies(self) -> dict[str, Accuracy]:
+        """The accuracies of pretrained, random and majority; empty for a task with other scores."""
+        found = {
+            name: Accuracy(score.accuracy, *score.interval)
+            for name, score in self.scores.items()
+            if score.accuracy is not None and score.interval
+        }
+        return found if found.keys() >= {"pretrained", "random", "majority"} else {}

@@ -1,0 +1,180 @@
+"""The base of all fine-tuning tasks: the configuration, and the interface that stage.py and trainer.py call.
+
+A new kind of task is a file next to this one, with its configuration and its `Task`, and an entry in registry.py.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
+
+from cloze.pipeline.core.config import Compute, Config, InputPath
+from cloze.pipeline.core.ragged import Ints
+from cloze.pipeline.core.storage import Location
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+    from torch import Tensor, nn
+
+    from cloze.training.checkpoints.checkpoint import SavedConfig
+
+SPLITS = ("train", "dev", "test")
+
+RowIndices = NDArray[np.int64]  # of examples within their split
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+_Positive = Annotated[int, Field(gt=0)]
+_PositiveFloat = Annotated[float, Field(gt=0)]
+
+# One value, or a list to choose from on dev.
+_Integers = BeforeValidator(_as_tuple, json_schema_input_type=_Positive | tuple[_Positive, ...])
+_Numbers = BeforeValidator(_as_tuple, json_schema_input_type=_PositiveFloat | tuple[_PositiveFloat, ...])
+
+
+class Trial(NamedTuple):
+    """One combination of the hyperparameters to choose from."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.learning_rate:g}-batch-{self.batch_size}-epochs-{self.epochs}"
+
+
+class TaskConfig(Config):
+    """A labelled file, and how to fine-tune on it.
+
+    With several learning rates, batch sizes or numbers of epochs every combination is tried, and the best on the dev
+    split is kept. The search of the BERT paper: learning_rate [5e-5, 3e-5, 2e-5], batch_size [16, 32], epochs
+    [2, 3, 4].
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Name of the task: its stage is finetune-NAME."""
+    file: Annotated[str, InputPath("data")]
+    """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://."""
+    max_seq_length: int = Field(default=128, ge=3)
+    """Longest input in tokens, with [CLS] and [SEP]; longer texts are truncated."""
+    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Numbers, Field(min_length=1)]
+    """Peak learning rate, or a list to choose from on dev. It rises for 10 % of the steps, then falls linearly to 0."""
+    batch_size: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (32,)
+    """Examples per optimizer step, over all workers; or a list to choose from on dev."""
+    epochs: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (3,)
+    """Passes over the train split, or a list to choose from on dev. The best epoch on dev is kept."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of the data order, of dropout and of the head's initial weights."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of matrix products: auto is bf16 where the hardware supports it, otherwise fp32."""
+    gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
+    """Number of GPUs, one per worker: auto uses all GPUs of the cluster; 0 trains on CPUs."""
+    workers: Annotated[int | None, Compute, Field(gt=0)] = None
+    """Number of worker processes; by default one per GPU, or one where there is no GPU."""
+    threads: Annotated[int, Compute, Field(gt=0)] = 2
+    """CPU cores per worker."""
+
+    @property
+    def trials(self) -> list[Trial]:
+        return [Trial(*values) for values in itertools.product(self.learning_rate, self.batch_size, self.epochs)]
+
+
+class TaskExample(Protocol):
+    """A row of the labelled file."""
+
+    @property
+    def split(self) -> str: ...
+
+
+class EncodedSplit(Protocol):
+    """The examples of one split as token ids."""
+
+    @property
+    def lengths(self) -> Ints:
+        """The number of tokens of each example [n], by which examples are batched."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """A task's splits as token ids."""
+
+    splits: Mapping[str, EncodedSplit]
+    truncated: int  # examples that were longer than max_seq_length
+
+
+class Task(Protocol):
+    """A fine-tuning task: how its file becomes model inputs, and how the model's answers are scored.
+
+    The driver creates it and sends it to every worker. An answer is the model's output for one example in the form that
+    the task chooses, such as the probability of each label. A prediction is a row of predictions.jsonl with the true
+    value as `label` and the model's as `predicted`; it is correct where the two are equal.
+    """
+
+    @property
+    def examples(self) -> Sequence[Any]:
+        """The `TaskExample`s of all splits, in the file's order."""
+        ...
+
+    @classmethod
+    def read(cls, config: Any, location: Location) -> Self:
+        """The task of a labelled file. Raises UserError when the file cannot be read, learned from or scored."""
+        ...
+
+    def encode(self, tokenizer: "Tokenizer") -> EncodedTask: ...
+
+    def model(self, saved: "SavedConfig") -> "nn.Module":
+        """The checkpoint's encoder, as `bert`, and the task's head, with random weights from the task's seed."""
+        ...
+
+    def inputs(self, data: Any, rows: RowIndices, device: "torch.device") -> Sequence["Tensor"]:
+        """The model's arguments for some rows of an `EncodedSplit`."""
+        ...
+
+    def loss(self, outputs: Any, data: Any, rows: RowIndices) -> "Tensor":
+        """The sum of the rows' losses, from the model's outputs for these rows."""
+        ...
+
+    def answers(self, outputs: Any, data: Any, rows: RowIndices) -> Sequence[Any]:
+        """An answer for each of these rows, from the model's outputs for them."""
+        ...
+
+    def evaluate(self, answers: Sequence[Any], data: Any) -> dict[str, float]:
+        """The metrics of a whole split during training, by name. The report plots accuracy and loss."""
+        ...
+
+    def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
+        """The dev metrics as a key by which epochs and trials are compared: the greatest is the best."""
+        ...
+
+    def predictions(self, examples: Sequence[Any], answers: Sequence[Any]) -> list[dict[str, Any]]: ...
+
+    def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
+        """The scores of predictions, by name. The report reads accuracy, interval, macro_f1 and matthews."""
+        ...
+
+    def baseline(self, examples: Sequence[Any]) -> tuple[str, list[Any]]:
+        """The name of a baseline without a model and its predictions for these examples, fitted on train."""
+        ...
+
+    def sample(self, example: Any) -> dict[str, Any]:
+        """An example as the report shows it: `text` and `label`."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """The task's own facts for the manifest, under names that FinetuneFacts does not use; the report shows
+        `labels`."""
+        ...
+
+    def model_files(self) -> dict[str, bytes]:
+        """Name -> content of the files that the model's users need besides weights, configuration and vocabulary."""
+        ...

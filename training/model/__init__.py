@@ -1,0 +1,1 @@
+"""The model, its optimizer, mixed precision and hardware detection."""

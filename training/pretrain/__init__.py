@@ -1,0 +1,1 @@
+"""Pretraining: examples -> checkpoints, with Ray Train and DeepSpeed."""

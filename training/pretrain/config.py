@@ -1,0 +1,194 @@
+"""The configuration of pretraining."""
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from cloze.pipeline.core.config import Compute, Config, InputPath
+from cloze.training.checkpoints.warm_start import is_digest, weights_file
+from cloze.training.model.architectures import ModelConfig
+from cloze.training.model.optim import OptimizerConfig
+from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig
+
+_Count = Annotated[int, Field(gt=0)]
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Phase(Config):
+    """Training on examples of one sequence length, for a number of steps or a fraction of the time budget."""
+
+    max_seq_length: int = Field(ge=8)
+    """Maximum length of the examples, in tokens."""
+    max_predictions_per_seq: int = Field(gt=0)
+    """Maximum number of masked positions in an example."""
+    steps: int | None = Field(default=None, gt=0)
+    """Number of updates; required unless `budget` is set."""
+    share: float | None = Field(default=None, gt=0, le=1)
+    """Fraction of `budget` for this phase. The fractions add up to 1; a single phase takes all of it by default."""
+
+
+class PretrainConfig(Config):
+    """Pretraining: the model, the optimizer, the phases, and how the work is distributed.
+
+    Keys with the note "Does not change the result" may still change its rounding; `workers` and `micro_batch_size`
+    also change the random draws of dropout.
+    """
+
+    model: ModelConfig
+    """Size and settings of the model."""
+    init: Annotated[str | None, InputPath(file_in=weights_file, is_name=is_digest)] = None
+    """A model to start from: a Hugging Face folder, or the digest of a finished checkpoint. Random weights if unset."""
+    phases: list[Phase] = Field(min_length=1)
+    """The phases of the training, one after the other, for example at length 128 and then 512."""
+    budget: str | None = None
+    """How long training may take, such as 90s, 20m or 2h, on any machine; replaces the phases' `steps`."""
+    optimizer: OptimizerConfig
+    """Settings of the optimizer and the learning rate."""
+    global_batch_size: int = Field(gt=0)
+    """Examples per update, over all workers."""
+    group_by_length: int = Field(default=64, gt=0)
+    """Number of examples of similar length that stay together, one micro-batch or more; reduces padding."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of initial weights, order of examples, masks and dropout."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Data type of matrix products; auto chooses the fastest on this hardware."""
+    micro_batch_size: Annotated[int, Compute, Field(gt=0)] = 32
+    """Maximum number of examples that a worker computes at once; limits the memory."""
+    gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
+    """Number of GPUs, one for each worker; auto uses all of them, 0 trains on CPUs."""
+    workers: Annotated[_Count | tuple[_Count, _Count] | None, Compute] = None
+    """Number of workers, or [min, max] for an elastic group; by default one for each GPU, or two without GPUs."""
+    threads: Annotated[int, Compute, Field(gt=0)] = 1
+    """Processor cores of each worker."""
+    zero_stage: Annotated[Literal[0, 1, 2, 3], Compute] = 1
+    """DeepSpeed ZeRO stage: 1 partitions the optimizer state, 2 also gradients, 3 also weights; 0 uses PyTorch only."""
+    deepspeed: Annotated[DeepSpeedConfig, Compute] = DeepSpeedConfig()
+    """More of DeepSpeed's own settings."""
+    activation_checkpointing: Annotated[bool, Compute] = False
+    """Recompute activations in the backward pass: less memory, a third more work."""
+    checkpoint_every: Annotated[int, Compute, Field(gt=0)] = 1000
+    """Steps between two checkpoints."""
+    keep_checkpoints: Annotated[int, Compute, Field(gt=0)] = 2
+    """Number of newest checkpoints to keep, in addition to the best one."""
+    log_every: Annotated[int, Compute, Field(gt=0)] = 50
+    """Steps between two rows of training metrics."""
+    eval_every: Annotated[int, Compute, Field(gt=0)] = 1000
+    """Steps between two evaluations on held-out examples."""
+    eval_batches: Annotated[int, Compute, Field(gt=0)] = 16
+    """Global batches of held-out examples in an evaluation."""
+    max_failures: Annotated[int, Compute, Field(ge=0)] = 3
+    """Failures of the worker group that are tolerated; one more ends the training."""
+    step_timeout: Annotated[float, Compute, Field(gt=0)] = 1800.0
+    """Seconds that a step and the evaluation after it may take before the workers are restarted."""
+    guard_factor: Annotated[float, Field(gt=0)] | None = 20.0
+    """A loss or gradient norm this many robust standard deviations above recent steps is undone; null disables it."""
+    max_rollbacks: Annotated[int, Compute, Field(ge=0)] = 3
+    """Times that training may go back to a checkpoint and skip a batch, in the whole run."""
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of all phases, or None with a time budget."""
+        return None if self.budget else sum(phase.steps or 0 for phase in self.phases)
+
+    @property
+    def budget_seconds(self) -> float | None:
+        return float(self.budget[:-1]) * _SECONDS[self.budget[-1]] if self.budget else None
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _is_count_or_range(cls, value: Any) -> Any:
+        counts = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+        if value is not None and not all(type(count) is int and count > 0 for count in counts):
+            raise ValueError("is neither a number nor a range; give one such as 4, or [min, max] such as [2, 8]")
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _is_duration(cls, value: Any) -> Any:
+        if value is not None and not re.fullmatch(r"[0-9]+(\.[0-9]+)?[smhd]", str(value)):
+            raise ValueError("is not a duration; give one such as 90s, 20m, 2h or 1d")
+        return value
+
+    @model_validator(mode="after")
+    def _phases_end(self) -> "PretrainConfig":
+        for number, phase in enumerate(self.phases):
+            if self.budget and phase.steps:
+                raise ValueError(
+                    f"phases.{number}.steps is {phase.steps}, but budget {self.budget} already ends the phases; "
+                    "remove one of them"
+                )
+            if not self.budget and phase.share:
+                raise ValueError(f"phases.{number}.share is set without budget; set budget, or replace share by steps")
+            if not self.budget and not phase.steps:
+                raise ValueError(f"phases.{number} has no end; set its steps, or set budget")
+        if self.budget_seconds == 0:
+            raise ValueError(f"budget is {self.budget}; give the time that training may take, such as 20m or 2h")
+        if self.budget and not math.isclose(sum(self.shares), 1):
+            raise ValueError(f"the phases' shares add up to {sum(self.shares):g}; set them so that they add up to 1")
+        return self
+
+    @property
+    def extent(self) -> tuple[float, str]:
+        """The total amount of training as shown by the progress display, and its unit."""
+        budget = self.budget_seconds
+        if budget is None:
+            return self.total_steps or 0, "steps"
+        return (budget / 60, "minutes") if budget >= 120 else (budget, "seconds")
+
+    def done(self, step: int, seconds: float) -> float:
+        """How much of `extent` is done after `step` steps in `seconds` seconds."""
+        budget = self.budget_seconds
+        return seconds / budget * self.extent[0] if budget else step
+
+    @property
+    def allowed_worker_counts(self) -> list[int]:
+        """The sizes that an elastic group may have, in ascending order; empty for a fixed size."""
+        if not isinstance(self.workers, tuple):
+            return []
+        smallest, largest = self.workers
+        return [count for count in range(smallest, largest + 1) if self.global_batch_size % count == 0]
+
+    @property
+    def shares(self) -> list[float]:
+        """The fraction of the budget of each phase; a single phase takes all of it."""
+        default = 1.0 if len(self.phases) == 1 else 0.0
+        return [phase.share or default for phase in self.phases]
+
+    @model_validator(mode="after")
+    def _workers_divide_the_batch(self) -> "PretrainConfig":
+        if not isinstance(self.workers, tuple):
+            return self
+        smallest, largest = self.workers
+        if smallest > largest:
+            raise ValueError(f"workers: [{smallest}, {largest}] is not a range; give [min, max]")
+        if isinstance(self.gpus, int) and self.gpus:
+            raise ValueError(
+                f"gpus is {self.gpus}, but workers is a range from {smallest} to {largest}; "
+                "remove gpus, or give one number of workers"
+            )
+        if not self.allowed_worker_counts:
+            raise ValueError(
+                f"workers: no number from {smallest} to {largest} divides global_batch_size {self.global_batch_size}; "
+                "give another range"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "PretrainConfig":
+        warmup, total = self.optimizer.warmup_steps, self.total_steps
+        if total and warmup > total:
+            raise ValueError(f"optimizer.warmup_steps {warmup} is more than the total of {total} steps; lower it")
+        return self
+
+    @model_validator(mode="after")
+    def _model_has_enough_positions(self) -> "PretrainConfig":
+        longest = max(phase.max_seq_length for phase in self.phases)
+        if longest > self.model.max_position_embeddings:
+            raise ValueError(
+                f"max_seq_length {longest} is more than the model's {self.model.max_position_embeddings} positions; "
+                "raise model.max_position_embeddings"
+            )
+        return self
