@@ -43,7 +43,7 @@ from cloze.training.model.hardware import data_sheet_flops, has_bf16, processor_
 from cloze.training.model.optim import OptimizerConfig, adamw, parameter_groups
 from cloze.training.pretrain.data_loader import Batch, DynamicMasking, ExampleDataset, collate
 from cloze.training.pretrain.objective import Objective
-from cloze.training.pretrain.phase_batches import Prefetcher
+from cloze.training.pretrain.prefetch import Prefetcher
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCAB_SIZE, VOCABULARY
 from tests.benchmarks._show import show

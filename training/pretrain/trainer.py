@@ -57,7 +57,7 @@ from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.engine import Engine
 from cloze.training.pretrain.loss_spikes import BadStep, SkippedBatch, read_skipped
 from cloze.training.pretrain.objective import StepResult
-from cloze.training.pretrain.phase_batches import GlobalBatch, PhaseData
+from cloze.training.pretrain.prefetch import GlobalBatch, PhaseData
 from cloze.training.pretrain.run_control import RunControl
 from cloze.training.pretrain.train_state import GroupInfo, PretrainSetup, TrainState
 

@@ -18,7 +18,7 @@ import pytest
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import CheckpointRef
-from cloze.training.pretrain import phase_batches, trainer
+from cloze.training.pretrain import prefetch, trainer
 from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.stage import final_checkpoint
 from cloze.training.pretrain.trainer import StepHook
@@ -171,7 +171,7 @@ def test_after_its_driver_or_everything_was_killed_the_same_run_ends_with_the_sa
 
 
 @pytest.mark.usefixtures("single_process_group")
-@pytest.mark.parametrize(("module", "disturbed"), [(trainer, "keyed_seed"), (phase_batches, "_dynamic_masking")])
+@pytest.mark.parametrize(("module", "disturbed"), [(trainer, "keyed_seed"), (prefetch, "_dynamic_masking")])
 def test_other_random_draws_after_a_stop_change_the_result(
     inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, disturbed: str
 ) -> None:

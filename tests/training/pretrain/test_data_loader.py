@@ -22,7 +22,7 @@ from cloze.training.pretrain.data_loader import (
     has_pair_labels,
     worker_micro_batches,
 )
-from cloze.training.pretrain.phase_batches import Prefetcher
+from cloze.training.pretrain.prefetch import Prefetcher
 from tests.training.small_examples import MASK, PIECES, examples_artifact
 
 
