@@ -199,9 +199,10 @@ def _export(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     run = _load(options)
-    from cloze.infra.export import fill_mask, print_predictions
+    from cloze.infra.export import print_predictions
+    from cloze.infra.load_model import model_of
 
-    predictions = fill_mask(run, options.text)
+    predictions = model_of(run).fill_mask(options.text)
     if options.json:
         return _print_json([[prediction._asdict() for prediction in of_mask] for of_mask in predictions])
     print_predictions(predictions)

@@ -1,4 +1,4 @@
-"""A run's finished model -> a folder in Hugging Face's format; text with [MASK] -> the model's predictions."""
+"""A run's finished model -> a folder in Hugging Face's format; predictions for [MASK] -> a printed table."""
 
 import sys
 from collections.abc import Sequence
@@ -24,20 +24,6 @@ def export_run(run: Run, to: Location) -> None:
 
     artifacts = {name: finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
     export(final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location, to, card(run.config, artifacts))
-
-
-def fill_mask(run: Run, text: str) -> "list[list[MaskPrediction]]":
-    """The most likely pieces for each [MASK] of the text, the most likely first. Raises UserError."""
-    from cloze.pipeline.text.tokenizer import load_tokenizer
-    from cloze.training.checkpoints.fill_mask import load_model, predict_masked
-    from cloze.training.pretrain.stage import final_checkpoint
-
-    model = load_model(final_checkpoint(finished(run, "pretrain")))
-    tokenizer = load_tokenizer(finished(run, "vocab").location / "tokenizer.json")
-    try:
-        return predict_masked(model, tokenizer, text)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def print_predictions(predictions: "Sequence[Sequence[MaskPrediction]]") -> None:

@@ -7,9 +7,8 @@ from cloze.infra.export import finished
 from cloze.infra.planner import Run
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text import tokenizer
+from cloze.pipeline.text.tokenizer import build_tokenizer
 from cloze.training.checkpoints import huggingface
-from cloze.training.checkpoints.fill_mask import load_model
 from cloze.training.checkpoints.pretrained_model import PretrainedModel
 from cloze.training.model.architectures import pretraining_model
 from cloze.training.pretrain.stage import final_checkpoint
@@ -26,9 +25,13 @@ def load(run: str | Path, root: str | None = None) -> PretrainedModel:
     folder = Location(str(run))
     if (folder / "config.json").is_file():
         return _from_folder(folder)
-    loaded = Run(named_runs.read(str(run), root=root))
-    model = load_model(final_checkpoint(finished(loaded, "pretrain")))
-    return PretrainedModel(model, tokenizer.load_tokenizer(finished(loaded, "vocab").location / "tokenizer.json"))
+    return model_of(Run(named_runs.read(str(run), root=root)))
+
+
+def model_of(run: Run) -> PretrainedModel:
+    """The model that a run's pretraining ended with. Raises UserError when a stage is not finished."""
+    checkpoint = final_checkpoint(finished(run, "pretrain"))
+    return PretrainedModel.from_checkpoint(checkpoint, finished(run, "vocab").location)
 
 
 def _from_folder(folder: Location) -> PretrainedModel:
@@ -36,9 +39,8 @@ def _from_folder(folder: Location) -> PretrainedModel:
     if not found.vocab:
         raise UserError(f"{folder}: has no vocab.txt or tokenizer.json; add the one that belongs to the weights")
     vocab = found.vocab
-    lowercase = True if vocab.lowercase is None else vocab.lowercase
     if "mlm.bias" not in found.weights:
         raise UserError(f"{folder}: has no masked-language-model head; give a model as it was pretrained")
     model = pretraining_model(found.model, found.vocab_size, nsp="nsp.weight" in found.weights)
     model.load_state_dict(found.weights)
-    return PretrainedModel(model, tokenizer.build_tokenizer(vocab.pieces, lowercase, vocab.strip_accents))
+    return PretrainedModel(model, build_tokenizer(vocab.pieces, vocab.lowercase is not False, vocab.strip_accents))

@@ -93,17 +93,23 @@ def test_every_configuration_is_valid(page: Path, tmp_path: Path) -> None:
     from cloze.infra.launch.ray_jobs import ClusterConfig
     from cloze.infra.run_config import RunConfig
     from cloze.pipeline.core.config import load
+    from cloze.pipeline.core.errors import UserError
 
+    invalid = []
     for number, block in enumerate(blocks(page, "yaml")):
         keys = yaml.safe_load(block).keys()
         file = tmp_path / f"block-{number}.yaml"
         file.write_text(block)
-        if "address" in keys:
-            load(ClusterConfig, file)
-        elif {"name", "extract"} <= keys:
-            load(RunConfig, file)
-        else:
-            load(RunConfig, QUICKSTART, [str(file)])
+        try:
+            if "address" in keys:
+                load(ClusterConfig, file)
+            elif {"name", "extract"} <= keys:
+                load(RunConfig, file)
+            else:
+                load(RunConfig, QUICKSTART, [str(file)])
+        except UserError as error:
+            invalid.append(str(error))
+    assert invalid == []
 
 
 def test_the_complete_example_is_the_quickstart() -> None:

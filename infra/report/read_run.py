@@ -31,7 +31,6 @@ from cloze.pipeline.core.schema import parquet_file
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
 from cloze.pipeline.text import vocab_file
-from cloze.pipeline.text.tokenizer import load_tokenizer
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.pretrain.manifest_facts import MetricsRow, PretrainFacts
 
@@ -217,16 +216,16 @@ def _trained_model(stages: Stages) -> TrainedModel | None:
     pretrain = _artifact(pretrain_view)
     if pretrain is None or vocab is None or documents is None or not pretrain_view.facts.checkpoint:
         return None
-    from cloze.training.checkpoints.fill_mask import load_model, predict_masked
+    from cloze.training.checkpoints.pretrained_model import PretrainedModel
     from cloze.training.pretrain.stage import final_checkpoint
 
-    model, tokenizer = load_model(final_checkpoint(pretrain)), load_tokenizer(vocab.location / "tokenizer.json")
+    model = PretrainedModel.from_checkpoint(final_checkpoint(pretrain), vocab.location)
 
     def predict(text: str) -> "Sequence[MaskPrediction]":
-        [predictions] = predict_masked(model, tokenizer, text)
+        [predictions] = model.fill_mask(text)
         return predictions
 
-    return TrainedModel(tokenizer, lambda: heldout_documents(documents), predict)
+    return TrainedModel(model.tokenizer, lambda: heldout_documents(documents), predict)
 
 
 def heldout_documents(documents: Artifact) -> Iterator[HeldoutDocument]:

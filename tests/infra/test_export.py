@@ -262,7 +262,7 @@ def test_a_piece_that_looks_like_markup_is_shown_as_it_is(run, monkeypatch, caps
     from cloze.training.checkpoints.fill_mask import MaskPrediction
 
     monkeypatch.setattr(
-        "cloze.training.checkpoints.fill_mask.predict_masked",
+        "cloze.training.checkpoints.pretrained_model.predict_masked",
         lambda *_: [[MaskPrediction("[c", 0.5), MaskPrediction("[bold]", 0.25)]],
     )
     main(["predict", CONFIG, "[MASK]"])

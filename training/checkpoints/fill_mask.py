@@ -6,6 +6,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.text.tokenizer import CLS, MASK, SEP
 from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.model.architectures import pretraining_model
@@ -31,7 +32,7 @@ def load_model(checkpoint: CheckpointRef) -> nn.Module:
 def predict_masked(model: nn.Module, tokenizer: Tokenizer, text: str, k: int = 5) -> list[list[MaskPrediction]]:
     """The `k` most likely pieces for each [MASK] in `text`, the most likely first.
 
-    Raises ValueError when `text` has no [MASK], or more pieces than the model has positions.
+    Raises UserError when `text` has no [MASK], or more pieces than the model has positions.
     """
     cls, sep, mask = (tokenizer.token_to_id(token) for token in (CLS, SEP, MASK))
     # the tokenizer reads [MASK] as ordinary text, so the parts between masks are tokenized separately
@@ -44,9 +45,9 @@ def predict_masked(model: nn.Module, tokenizer: Tokenizer, text: str, k: int = 5
     ids.append(sep)
     positions = cast(BertConfig, model.config).max_position_embeddings
     if not masks:
-        raise ValueError(f"{text!r} has no {MASK}; put one where the model should predict a piece")
+        raise UserError(f"{text!r} has no {MASK}; put one where the model should predict a piece")
     if len(ids) > positions:
-        raise ValueError(f"{text[:40]!r}... has {len(ids)} pieces, the model {positions} positions; shorten it")
+        raise UserError(f"{text[:40]!r}... has {len(ids)} pieces, the model {positions} positions; shorten it")
     model.eval()
     device = next(model.parameters()).device
     input_ids = torch.tensor([ids], device=device)

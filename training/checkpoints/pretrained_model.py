@@ -1,7 +1,7 @@
 """A pretrained model and its tokenizer -> predictions for [MASK] and a vector for each text, from Python."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 
-from cloze.pipeline.text.tokenizer import CLS, SEP
-from cloze.training.checkpoints.fill_mask import MaskPrediction, predict_masked
+from cloze.pipeline.core.ragged import offsets_of, pad_rows
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text.tokenizer import CLS, SEP, load_tokenizer
+from cloze.training.checkpoints.checkpoint import CheckpointRef
+from cloze.training.checkpoints.fill_mask import MaskPrediction, load_model, predict_masked
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 
 
@@ -24,6 +27,11 @@ class PretrainedModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
 
+    @classmethod
+    def from_checkpoint(cls, checkpoint: CheckpointRef, vocab: Location) -> Self:
+        """The model of a checkpoint with the tokenizer in the folder of its vocabulary."""
+        return cls(load_model(checkpoint), load_tokenizer(vocab / "tokenizer.json"))
+
     @property
     def config(self) -> BertConfig:
         return cast(BertConfig, self.model.config)
@@ -31,7 +39,7 @@ class PretrainedModel:
     def fill_mask(self, text: str, top: int = 5) -> list[list[MaskPrediction]]:
         """For each [MASK] in `text` the `top` most likely pieces, the most likely first.
 
-        Raises ValueError when there is no [MASK], or when the text is longer than the model.
+        Raises UserError when there is no [MASK], or when the text is longer than the model.
         """
         return predict_masked(self.model, self.tokenizer, text, top)
 
@@ -54,9 +62,11 @@ class PretrainedModel:
 
     def _mean_pooled(self, ids: list[list[int]]) -> NDArray[np.float32]:
         device = next(self.model.parameters()).device
-        longest = max(map(len, ids))
-        input_ids = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=device)
+        lengths = np.array([len(row) for row in ids])
+        width = int(lengths.max())
+        padded = pad_rows(np.concatenate(ids), offsets_of(lengths), width)  # [batch, seq]
+        input_ids = torch.from_numpy(padded).to(device)
+        mask = torch.from_numpy(np.arange(width) < lengths[:, None]).to(device)  # [batch, seq]
         encoder = cast(BertForPreTraining, self.model).bert
         hidden, _ = encoder(input_ids, torch.zeros_like(input_ids), mask)  # [batch, seq, hidden]
         total = (hidden * mask[..., None]).sum(1)  # [batch, hidden]

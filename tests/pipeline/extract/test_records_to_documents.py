@@ -28,6 +28,7 @@ from cloze.pipeline.extract.wikipedia import decompress, dump, page_splitter, re
 from cloze.pipeline.extract.wikipedia.decompress import ReadStatus
 from cloze.pipeline.text.character_encodings import decode, decode_with_line_starts
 from tests.paths import DATA, REPOSITORY
+from tests.pipeline.extract.test_sentence_lines import BOUNDARIES, LINES
 
 EXTRACT = DATA / "extract"
 BOOKS = sorted((REPOSITORY / "configs/quickstart/books").glob("*.txt"))
@@ -200,11 +201,9 @@ def test_a_row_of_parquet_has_its_number_and_a_text_file_is_a_record(tmp_path: P
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.sampled_from(["", "One.", "Zwei, drei.", "## x", "é"]), max_size=40),
+    LINES,
     st.integers(1, 60),
-    st.sampled_from(
-        [DocumentBoundary(), DocumentBoundary(marker="##"), DocumentBoundary(every=1), DocumentBoundary(every=4)]
-    ),
+    BOUNDARIES,
     st.sampled_from(["x.txt", "x.txt.gz"]),
 )
 def test_documents_of_sentence_lines_are_where_their_record_says(

@@ -28,6 +28,10 @@ from cloze.pipeline.tokens.stage import tokenize
 from tests.golden import unpack, vocab_artifact
 
 TEXT = "First one.\nSecond? Yes. \n\n\n  Third one.\r\nmarker 2\nFourth.\n\nfifth"
+LINES = st.lists(st.sampled_from(["", "One.", "Zwei, drei.", "## x", "é"]), max_size=40)
+BOUNDARIES = st.sampled_from(
+    [DocumentBoundary(), DocumentBoundary(marker="##"), DocumentBoundary(every=1), DocumentBoundary(every=4)]
+)
 FLAT = "usually , he would be tearing around the living room .\n`` but just one look , '' he said .\n" * 150
 
 
@@ -63,11 +67,9 @@ def test_a_boundary_determines_where_documents_end(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.sampled_from(["", "One.", "Zwei, drei.", "## x", "é"]), max_size=40),
+    LINES,
     st.integers(1, 60),
-    st.sampled_from(
-        [DocumentBoundary(), DocumentBoundary(marker="##"), DocumentBoundary(every=1), DocumentBoundary(every=4)]
-    ),
+    BOUNDARIES,
     st.booleans(),
 )
 @example(["a", "", "", "b"], 2, DocumentBoundary(), True)
