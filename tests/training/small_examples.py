@@ -1,12 +1,10 @@
 """Small training artifacts: random examples with static masks in a few shards, and a vocabulary of their ids."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from cloze.pipeline.core.artifacts import Artifact, Output
 from cloze.pipeline.core.schema import IGNORE_INDEX, example_schema, parquet_bytes
@@ -15,21 +13,6 @@ from cloze.pipeline.core.storage import Location
 VOCAB_SIZE = 97  # a prime: no number of workers divides it
 CLS, SEP, MASK = 2, 3, 4
 _ROW_GROUP = 4
-
-
-@pytest.fixture(scope="session")
-def single_process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group with this process only, for training without Ray. It stays, as DeepSpeed keeps a reference."""
-    import torch.distributed as dist
-
-    from cloze.training.model.hardware import cpu_threads
-
-    if not dist.is_initialized():
-        store = tmp_path_factory.mktemp("alone") / "store"
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    with cpu_threads(1), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        yield
 
 
 PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"piece{number}" for number in range(VOCAB_SIZE - 5)))

@@ -24,7 +24,7 @@ from cloze.training.checkpoints.fill_mask import load_model
 from cloze.training.checkpoints.warm_start import initial_weights, register_digest, weights_file
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.pretrain.trainer import PretrainSetup, PretrainTrainer
-from tests.training.small_examples import PIECES, examples_artifact, single_process_group  # noqa: F401 (a fixture)
+from tests.training.small_examples import PIECES, examples_artifact
 from tests.training.small_pretraining import config, ignore_progress, last, single_worker, small_inputs
 
 MODEL = BertConfig(

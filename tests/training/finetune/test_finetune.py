@@ -32,7 +32,6 @@ from cloze.training.finetune.trainer import VARIANTS, FinetuneSetup, FinetuneTra
 from cloze.training.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification
 from cloze.training.model.hardware import cpu_threads
 from tests.training.regression_task import Regression, RegressionConfig
-from tests.training.small_examples import single_process_group  # noqa: F401 (a fixture)
 
 COLOURS, SHAPES, OTHERS = ("red", "blue", "green"), ("round", "square", "flat"), ("the", "a", "is", "of", "old", "new")
 PIECES = [*SPECIAL_TOKENS, *COLOURS, *SHAPES, *OTHERS]
@@ -173,7 +172,7 @@ def test_ray_leaves_no_files(finished):
     }
 
 
-def test_neither_a_kill_nor_ray_changes_a_bit(finished, inputs, single_process_group, tmp_path):  # noqa: F811
+def test_neither_a_kill_nor_ray_changes_a_bit(finished, inputs, single_process_group, tmp_path):
     out = trained_here(config(), inputs, tmp_path)
     for part in VARIANTS:
         committed = out.finished_part(part)
@@ -238,7 +237,7 @@ def test_the_manifest_has_inputs_counts_curves_and_examples(finished, inputs):
     assert all(texts[example["text"]] == example["label"] for example in facts["examples"])
 
 
-def test_two_workers_have_the_losses_of_one(ray_session, inputs, single_process_group, tmp_path):  # noqa: F811
+def test_two_workers_have_the_losses_of_one(ray_session, inputs, single_process_group, tmp_path):
     # the last of each epoch's 8 batches has one row: the second worker has none
     steady = MODEL.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     given = inputs | {"checkpoint": write_checkpoint(tmp_path, steady)}
@@ -254,7 +253,7 @@ def test_two_workers_have_the_losses_of_one(ray_session, inputs, single_process_
     assert losses[48] < losses[1] / 2
 
 
-def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(inputs, single_process_group, tmp_path):  # noqa: F811
+def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(inputs, single_process_group, tmp_path):
     settings = config(learning_rate=[1e-9, 0.02], epochs=[1, 6])
     out = trained_here(settings, inputs, tmp_path)
     whole = out.finished_part("pretrained")
@@ -271,7 +270,7 @@ def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(i
     assert all((tmp_path / f"parts/{name}.json").stat().st_mtime_ns == time for name, time in times.items())
 
 
-def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, single_process_group, tmp_path):  # noqa: F811
+def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, single_process_group, tmp_path):
     trainer = FinetuneTrainer(setup(config(learning_rate=1e-12, epochs=1), inputs, output(tmp_path)), report_nothing)
     weights = {variant: trainer.run_trial(variant, trainer.setup.config.trials[0]).weights for variant in VARIANTS}
     torch.use_deterministic_algorithms(False)
@@ -284,7 +283,7 @@ def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, s
     )
 
 
-def test_without_pairs_the_pooler_is_random_and_the_manifest_notes_it(inputs, single_process_group, tmp_path):  # noqa: F811
+def test_without_pairs_the_pooler_is_random_and_the_manifest_notes_it(inputs, single_process_group, tmp_path):
     given = inputs | {"checkpoint": write_checkpoint(tmp_path, nsp=False)}
     settings = config(learning_rate=1e-12, epochs=1)
     trainer = FinetuneTrainer(setup(settings, given, output(tmp_path)), report_nothing)
@@ -297,7 +296,7 @@ def test_without_pairs_the_pooler_is_random_and_the_manifest_notes_it(inputs, si
     assert note.startswith("The checkpoint has no pooler")
 
 
-def test_a_loss_of_nan_is_an_error_that_names_the_learning_rate(inputs, single_process_group, tmp_path):  # noqa: F811
+def test_a_loss_of_nan_is_an_error_that_names_the_learning_rate(inputs, single_process_group, tmp_path):
     trainer = FinetuneTrainer(setup(config(learning_rate=1e30), inputs, output(tmp_path)), report_nothing)
     with pytest.raises(UserError, match=r"finetune-words: the loss is (nan|inf); lower learning_rate"):
         trainer.run_trial("random", trainer.setup.config.trials[0])
@@ -342,7 +341,7 @@ def test_a_long_curve_is_downsampled_to_means():
     assert sum(mean for _, mean in downsampled([1.0] * 401)) == pytest.approx(len(downsampled([1.0] * 401)))
 
 
-def test_a_kind_of_task_is_a_file_and_an_entry_in_the_registry(inputs, single_process_group, tmp_path, monkeypatch):  # noqa: F811
+def test_a_kind_of_task_is_a_file_and_an_entry_in_the_registry(inputs, single_process_group, tmp_path, monkeypatch):
     """A regression task, which only the test knows: read from YAML, checked, trained, scored."""
     monkeypatch.setitem(registry.TASKS, RegressionConfig, Regression)
 

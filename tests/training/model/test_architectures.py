@@ -24,7 +24,7 @@ from cloze.training.model.batch_totals import Totals
 from cloze.training.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification, Layer
 from cloze.training.model.transformers_names import BERT
 from tests.paths import QUICKSTART
-from tests.training.small_examples import PIECES, single_process_group  # noqa: F401 (a fixture)
+from tests.training.small_examples import PIECES
 from tests.training.small_pretraining import config, last, single_worker, small_inputs
 
 # The content of an architecture's file

@@ -18,7 +18,6 @@ from cloze.training.model.hardware import (
     peak_flops,
 )
 from cloze.training.model.optim import Precision
-from tests.training.small_examples import single_process_group  # noqa: F401 (a fixture)
 
 CPU = torch.device("cpu")
 SHAPE = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)

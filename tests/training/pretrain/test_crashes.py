@@ -23,7 +23,6 @@ from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.stage import final_checkpoint
 from cloze.training.pretrain.trainer import StepHook
 from tests.training.pretraining_drivers import command
-from tests.training.small_examples import single_process_group  # noqa: F401 (a fixture)
 from tests.training.small_pretraining import (
     config,
     last,

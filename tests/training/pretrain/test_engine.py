@@ -25,7 +25,6 @@ from cloze.training.pretrain.data_loader import IGNORE_INDEX, Batch
 from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig, ZeroOptimization
 from cloze.training.pretrain.engine import Engine
 from tests.paths import QUICKSTART
-from tests.training.small_examples import single_process_group  # noqa: F401 (a fixture)
 
 VOCAB_SIZE, STEPS, RATE = 97, 6, 1e-3
 OPTIMIZER = OptimizerConfig(learning_rate=RATE, max_grad_norm=0.5)

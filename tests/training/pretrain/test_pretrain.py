@@ -22,7 +22,7 @@ from cloze.training.pretrain.data_loader import ExampleDataset
 from cloze.training.pretrain.stage import final_checkpoint
 from tests.paths import REPOSITORY
 from tests.training.pretraining_drivers import command
-from tests.training.small_examples import PIECES, single_process_group  # noqa: F401 (a fixture)
+from tests.training.small_examples import PIECES
 from tests.training.small_pretraining import (
     config,
     elastic_config,

@@ -20,7 +20,7 @@ from cloze.training.model import hardware
 from cloze.training.pretrain import async_save, run_control, trainer
 from cloze.training.pretrain.baselines import unigram_baseline
 from cloze.training.pretrain.data_loader import ExampleDataset
-from tests.training.small_examples import PIECES, examples_artifact, single_process_group  # noqa: F401 (a fixture)
+from tests.training.small_examples import PIECES, examples_artifact
 from tests.training.small_pretraining import config, last, same_bits, single_worker, small_inputs, steps_of, untimed
 
 pytestmark = pytest.mark.usefixtures("single_process_group")
