@@ -153,7 +153,10 @@ def collate(
         used = np.arange(positions.shape[1]) < counts[:, None]
         flat, labels = (positions + starts[:, None])[used], targets[used]
     missing = _rounded_up(len(labels), multiples.masked) - len(labels)
-    flat, labels = np.pad(flat, (0, missing)), np.pad(labels, (0, missing), constant_values=IGNORE_INDEX)
+    flat, labels = (
+        np.pad(flat, (0, missing)),
+        np.pad(labels.astype(np.int64), (0, missing), constant_values=IGNORE_INDEX),
+    )
     counted = np.full(len(examples), examples.counted)
     arrays = (ids, second, real, flat, labels, examples.next_sentence_label, counted)
     return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays), padded=not real.all())
