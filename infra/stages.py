@@ -107,7 +107,7 @@ def stages(config: RunConfig) -> list[Stage]:
                 finetune,
                 f"finetune-{task.name}",
                 task,
-                reads={"checkpoint": FinalCheckpoint("pretrain"), "vocab": StageOutput("vocab")},
+                reads={} if task.init else {"checkpoint": FinalCheckpoint("pretrain"), "vocab": StageOutput("vocab")},
                 needs_ray=True,
                 facts=FinetuneFacts,
                 kinds=("ray", "pytorch"),

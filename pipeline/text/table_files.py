@@ -33,7 +33,7 @@ class TableRow(NamedTuple):
 
     number: int  # of its last line, or of the row in a Parquet file, from 1
     where: str  # the file and the row, for error messages
-    values: Mapping[str, Any]  # has all requested columns
+    values: Mapping[Any, Any]  # by name, or by number: has all requested columns
     offset: int
     bytes: int
 
@@ -44,18 +44,30 @@ def table_suffix(location: Location) -> str:
 
 
 def read_rows(
-    location: Location, columns: Sequence[str], encoding: str = "", *, tsv_quotes: bool
+    location: Location,
+    columns: Sequence[str | int],
+    encoding: str = "",
+    *,
+    optional: Sequence[str | int] = (),
+    tsv_quotes: bool,
 ) -> Iterator[TableRow]:
     """Yields the rows of a file in order; its suffix decides the format. Empty lines are skipped.
+
+    A number among the columns means that the file, a .csv or .tsv, has no header: columns are counted from 1. The values
+    of a row lack `optional` columns that it does not have.
 
     `encoding`: of text that is not UTF-8 and has no byte order mark. `tsv_quotes`: whether quotes in a .tsv enclose
     tabs and line breaks, as in a .csv, or are ordinary characters.
 
     Raises UserError for an unknown suffix, invalid content or a missing column; with the file and, in text, the line.
     """
-    match table_suffix(location):
+    suffix = table_suffix(location)
+    numbers = [column for column in columns if isinstance(column, int)]
+    if numbers and suffix not in (".csv", ".tsv"):
+        raise UserError(f"{location}: its columns have names, {numbers[0]} is a number; set columns to their names")
+    match suffix:
         case ".parquet":
-            yield from _parquet(location, columns)
+            yield from _parquet(location, columns, optional)
         case ".jsonl" | ".ndjson" | ".json":
             yield from _json_lines(location, columns, encoding)
         case ".csv":
@@ -68,15 +80,15 @@ def read_rows(
             )
 
 
-def _check_columns(where: str, columns: Sequence[str], existing: Sequence[str]) -> None:
+def _check_columns(where: str, columns: Sequence[str | int], existing: Sequence[str | int]) -> None:
     for column in columns:
         if column not in existing:
             raise UserError(
-                f"{where}: has no column {column}; it has {', '.join(existing) or 'none'}: set columns to these"
+                f"{where}: has no column {column}; it has {', '.join(map(str, existing)) or 'none'}: set columns to these"
             )
 
 
-def _parquet(location: Location, columns: Sequence[str]) -> Iterator[TableRow]:
+def _parquet(location: Location, columns: Sequence[str | int], optional: Sequence[str | int]) -> Iterator[TableRow]:
     with decompressed(location) if is_gzip(location) else location.open() as file:
         source = io.BytesIO(file.read()) if is_gzip(location) else file  # Parquet is read from its end
         with parquet_errors(location, "is not a Parquet file ({}); correct its suffix"):
@@ -84,13 +96,14 @@ def _parquet(location: Location, columns: Sequence[str]) -> Iterator[TableRow]:
         _check_columns(str(location), columns, parquet.schema_arrow.names)
         number = 0
         with parquet_errors(location, "is damaged Parquet ({}); create it again"):
-            for batch in parquet.iter_batches(batch_size=_BATCH, columns=list(dict.fromkeys(columns))):
+            existing = [name for name in dict.fromkeys([*columns, *optional]) if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(batch_size=_BATCH, columns=existing):
                 for values in batch.to_pylist():
                     number += 1
                     yield TableRow(number, f"{location}: row {number}", values, number - 1, 0)
 
 
-def _json_lines(location: Location, columns: Sequence[str], encoding: str) -> Iterator[TableRow]:
+def _json_lines(location: Location, columns: Sequence[str | int], encoding: str) -> Iterator[TableRow]:
     for number, (start, stop, line) in enumerate(_lines(location, encoding), 1):
         if not line.strip():
             continue
@@ -110,7 +123,7 @@ def _json_lines(location: Location, columns: Sequence[str], encoding: str) -> It
 
 
 def _csv(
-    location: Location, columns: Sequence[str], delimiter: str, encoding: str, *, quotes: bool
+    location: Location, columns: Sequence[str | int], delimiter: str, encoding: str, *, quotes: bool
 ) -> Iterator[TableRow]:
     csv.field_size_limit(sys.maxsize)
     fix = "quote its text" if quotes else "remove tabs and line breaks from its text"
@@ -124,14 +137,20 @@ def _csv(
 
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     reader = csv.reader(texts(), delimiter=delimiter, quoting=quoting, strict=True)
+    has_header = not any(isinstance(column, int) for column in columns)
     try:
-        names = next(reader, [])
-        _check_columns(str(location), columns, names)
+        names: list[str] | list[int] = next(reader, []) if has_header else []
+        if has_header:
+            _check_columns(str(location), columns, names)
         start = end
         for fields in reader:
             where = f"{location}:{reader.line_num}"
+            if fields and not names:  # the first row of a file without a header
+                names = list(range(1, len(fields) + 1))
+                _check_columns(where, columns, names)
             if fields and len(fields) != len(names):
-                raise UserError(f"{where}: has more or fewer fields than the header; {fix}")
+                first = "header" if has_header else "first row"
+                raise UserError(f"{where}: has more or fewer fields than the {first}; {fix}")
             if fields:
                 yield TableRow(reader.line_num, where, dict(zip(names, fields, strict=True)), start, end - start)
             start = end

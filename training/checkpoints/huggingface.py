@@ -53,15 +53,9 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
             f"{vocab}: has {len(pieces)} pieces but {checkpoint.location} was trained with {saved.vocab_size}; "
             "give the vocabulary that belongs to the checkpoint"
         )
-    vocab_files = vocab_file.read_files(vocab)
-    tokenizer_config = json.loads(vocab_files["tokenizer_config.json"])
-    tokenizer_config["model_max_length"] = saved.model.max_position_embeddings
-    # users of the model write [MASK] as the mask; in training text, which the vocab artifact is for, it is plain text
-    tokenizer_config["split_special_tokens"] = False
     files = {
         "model.safetensors": save(layout.to_transformers(checkpoint.weights()), {"format": "pt"}),
-        **vocab_files,
-        "tokenizer_config.json": _json(tokenizer_config),
+        **tokenizer_files(vocab_file.read_files(vocab), saved.model.max_position_embeddings),
         "README.md": card.encode(),
         "config.json": _json(_config_json(saved, pieces)),
     }
@@ -74,6 +68,16 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
         raise UserError(
             f"{to}: cannot be written ({error.strerror or error}); free space there or give another folder"
         ) from error
+
+
+def tokenizer_files(vocab_files: Mapping[str, bytes], positions: int) -> dict[str, bytes]:
+    """The files of a vocab artifact -> those of an exported model with this many positions.
+
+    Users of the model write [MASK] as the mask; in training text, which the vocab artifact is for, it is plain text.
+    """
+    tokenizer_config = json.loads(vocab_files["tokenizer_config.json"])
+    tokenizer_config |= {"model_max_length": positions, "split_special_tokens": False}
+    return {**vocab_files, "tokenizer_config.json": _json(tokenizer_config)}
 
 
 def _config_json(saved: SavedConfig, pieces: list[str]) -> dict[str, Any]:

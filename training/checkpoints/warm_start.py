@@ -47,7 +47,8 @@ def initial_weights(file: SourceFile, model: BertConfig, vocab: VocabFile | None
     if (folder / "state.json").exists():
         ref = checkpoint_ref(folder)
         vocab_to_use = "the vocab.txt that it was trained with"
-        _check_compatible(folder, ref.config().model, model, _checkpoint_vocab(folder), vocab, vocab_to_use)
+        init_vocab = vocab_file.read_file(checkpoint_vocab(folder) / "tokenizer.json")
+        _check_compatible(folder, ref.config().model, model, init_vocab, vocab, vocab_to_use)
         weights, notes = ref.weights(), ()
     else:
         other = huggingface.read(folder)
@@ -64,18 +65,21 @@ def initial_weights(file: SourceFile, model: BertConfig, vocab: VocabFile | None
     return InitialWeights(weights, (*random, *notes))
 
 
-def _checkpoint_vocab(checkpoint: Location) -> VocabFile:
-    """The vocabulary of a checkpoint: ROOT/pretrain/FINGERPRINT/checkpoints/NAME -> ROOT/vocab/FINGERPRINT."""
+def checkpoint_vocab(checkpoint: Location) -> Location:
+    """The vocabulary of a checkpoint: ROOT/pretrain/FINGERPRINT/checkpoints/NAME -> ROOT/vocab/FINGERPRINT.
+
+    Raises UserError when it is not there.
+    """
     artifact = Location(checkpoint.uri.rsplit("/", 2)[0])
     root = Location(artifact.uri.rsplit("/", 2)[0])
     manifest = read_manifest(artifact)
-    vocab = root / "vocab" / (manifest.inputs["vocab"] if manifest else "?") / "tokenizer.json"
-    if not vocab.is_file():
+    vocab = root / "vocab" / (manifest.inputs["vocab"] if manifest else "?")
+    if not (vocab / "tokenizer.json").is_file():
         raise UserError(
             f"{checkpoint}: the vocabulary it was trained with is not under {root}; "
             "export the model and set pretrain.init to that folder"
         )
-    return vocab_file.read_file(vocab)
+    return vocab
 
 
 def _check_compatible(

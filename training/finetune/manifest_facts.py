@@ -33,12 +33,15 @@ class CurvesFact(Fact, extra="allow"):
 
 
 class ScoreFact(Fact, extra="allow"):
-    """Scores on the test split. The fields are those of classification; other tasks have their own."""
+    """Scores on the scored split. Tasks have others besides these."""
 
     accuracy: float | None = None
-    interval: tuple[float, float] | None = None  # 95 %
+    interval: tuple[float, float] | None = None  # 95 %, of the task's metric
     macro_f1: float | None = None
     matthews: float | None = None
+
+    def value(self, metric: str) -> float | None:
+        return getattr(self, metric, None)
 
 
 class ShownExample(Fact, extra="allow"):
@@ -53,8 +56,8 @@ class ShownExample(Fact, extra="allow"):
         return self.label == self.predicted
 
 
-class Accuracy(NamedTuple):
-    """An accuracy with its 95 % confidence interval."""
+class ScoreWithInterval(NamedTuple):
+    """A value of the task's metric with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -62,24 +65,25 @@ class Accuracy(NamedTuple):
 
 
 class FinetuneFacts(Facts, extra="allow"):
-    """`scores` are those of the `variants` (pretrained, random) and of the baseline; `trials` are all trials by name.
+    """`scores` are those of the `variants` (pretrained, random) and of the baselines; `trials` are all trials by name.
 
     A task may add facts of its own, as classification does with `labels`.
     """
 
     labels: dict[str, dict[str, int]] = Field(default={})  # split -> label -> count
     scores: dict[str, ScoreFact] = Field(default={})
+    metric: str = "accuracy"
+    scored_split: str = "test"
     variants: dict[str, CurvesFact] = Field(default={})
     trials: dict[str, CurvesFact] = Field(default={})
     examples: list[ShownExample] = Field(default=[])
     notes: list[str] = Field(default=[])  # for the user, about the initial weights
 
     @property
-    def accuracies(self) -> dict[str, Accuracy]:
-        """The accuracies of pretrained, random and majority; empty for a task with other scores."""
-        found = {
-            name: Accuracy(score.accuracy, *score.interval)
+    def metric_scores(self) -> dict[str, ScoreWithInterval]:
+        """The task's metric by variant and baseline, of those that have an interval."""
+        return {
+            name: ScoreWithInterval(value, *score.interval)
             for name, score in self.scores.items()
-            if score.accuracy is not None and score.interval
+            if (value := score.value(self.metric)) is not None and score.interval
         }
-        return found if found.keys() >= {"pretrained", "random", "majority"} else {}

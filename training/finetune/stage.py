@@ -1,10 +1,8 @@
-"""Checkpoint + labelled file -> a fine-tuned model and its scores, next to those of the same model trained from random
-weights.
-"""
+"""Encoder + labelled files -> a fine-tuned model, its predictions and its scores, next to those of baselines."""
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,50 +10,45 @@ from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
-from cloze.pipeline.text.tokenizer import load_tokenizer
-from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig
+from cloze.pipeline.core.storage import Location
+from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.cluster.elastic import Placement, nodes
 from cloze.training.cluster.heartbeat import Progress
 from cloze.training.cluster.ray_train import RestartPolicy, run_workers
+from cloze.training.finetune.encoders import PretrainedEncoder, from_checkpoint, from_weights_file
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import SPLITS, TaskConfig
-from cloze.training.finetune.trainer import VARIANTS, FinetuneSetup, train_in_worker
+from cloze.training.finetune.trainer import FinetuneSetup, train_in_worker
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+VERSION = 4
 
-VERSION = 3
-
-_NO_POOLER = (
-    "The checkpoint has no pooler (examples.objective mlm): it began with random weights, as the classifier does"
-)
-_SHOWN = 4  # test examples of each kind for the report
+_SHOWN = 4  # examples of each kind for the report
 _SHOWN_CHARS = 400
 
 
 def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
-    """Raises UserError when the labelled file cannot be read, learned from or scored."""
-    task_of(config).read(config, sources["data"].location)
+    """Raises UserError when a labelled file cannot be read, learned from or scored, or `init` is not a BERT."""
+    task_of(config).read(config, _files(sources))
+    if init := sources.get("init"):
+        _check_positions(from_weights_file(init), config)
 
 
 def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
-    """inputs: "checkpoint" (CheckpointRef), "vocab" (Artifact), "data" (SourceFile). Requires a Ray session.
+    """inputs: "checkpoint" (CheckpointRef) and "vocab" (Artifact), or "init" (SourceFile: the weights in a Hugging Face
+    folder or a checkpoint); "data", or "train", "dev" and "test" (SourceFile). Requires a Ray session.
 
-    facts: the task's facts about its file, "scores" (pretrained, random and the task's baseline -> numbers by name),
-    "variants" (pretrained, random -> trial, loss, the task's metrics on dev, best_epoch), "trials" (the same for each),
-    "examples" (some correct and some wrong predictions on the test split), "notes" (for the user).
+    facts: the task's facts about its files, "scores" (pretrained, random and the baselines -> numbers by name),
+    "scored_split" and "metric", "variants" (pretrained, random -> trial, loss, the task's metrics on dev, best_epoch),
+    "trials" (the same for each), "examples" (some correct and some wrong predictions), "notes" (for the user).
     Raises UserError.
     """
-    checkpoint: CheckpointRef = inputs["checkpoint"]
-    vocab: Artifact = inputs["vocab"]
-    file: SourceFile = inputs["data"]
-    task = task_of(config).read(config, file.location)
-    tokenizer = load_tokenizer(vocab.location / "tokenizer.json")
-    _check_model(checkpoint.config(), tokenizer, config)
-    data = task.encode(tokenizer)
-    setup = FinetuneSetup(config, task, data, checkpoint, vocab, out)
-    names = [name for variant in VARIANTS for name in setup.parts(variant)]
+    encoder = _encoder(inputs)
+    _check_positions(encoder, config)
+    task = task_of(config).read(config, _files(inputs))
+    data = task.encode(encoder.tokenizer())
+    setup = FinetuneSetup(config, task, data, encoder, out)
+    names = [name for variant in setup.variants for name in setup.parts(variant)]
     FinetuneFacts.model_validate(task.facts())  # fail now, not after hours of training
     if len(out.finished_parts(names)) < len(names):
         _train(setup)
@@ -65,8 +58,8 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     return out.finish(
         [*parts, out.commit("scores", {"scores.json": scores.encode()})],
         identity(config),
-        {"checkpoint": checkpoint.digest, "vocab": vocab.fingerprint, "data": file.identity},
-        counts={split: len(data.splits[split].lengths) for split in SPLITS} | {"truncated": data.truncated},
+        {name: _input_identity(item) for name, item in inputs.items()},
+        counts={split: len(setup.examples(split)) for split in SPLITS} | {"truncated": data.truncated},
         facts=facts,
     )
 
@@ -82,46 +75,61 @@ def _train(setup: FinetuneSetup) -> None:
         threads=config.threads,
         without_gpus=1,
     )
-    total = len(VARIANTS) * sum(map(setup.steps, config.trials))
-    progress = Progress(setup.out, total, "steps", sum(map(setup.finished_steps, VARIANTS)))
+    total = len(setup.variants) * sum(map(setup.steps, config.trials))
+    progress = Progress(setup.out, total, "steps", sum(map(setup.finished_steps, setup.variants)))
     run_workers(train_in_worker, setup, placement, RestartPolicy(), progress)
 
 
-def _check_model(saved: SavedConfig, tokenizer: "Tokenizer", config: TaskConfig) -> None:
-    """Raises UserError when the checkpoint does not match the vocabulary or has too few positions."""
-    if saved.vocab_size != tokenizer.get_vocab_size():
-        raise UserError(
-            f"finetune-{config.name}: the checkpoint has {saved.vocab_size} pieces, the vocabulary "
-            f"{tokenizer.get_vocab_size()}; use the vocabulary that the checkpoint was trained with"
-        )
-    if config.max_seq_length > saved.model.max_position_embeddings:
+def _files(inputs: Mapping[str, Any]) -> dict[str, Location]:
+    """The labelled files among the inputs, by the names that tasks know."""
+    return {name: inputs[name].location for name in ("data", *SPLITS) if name in inputs}
+
+
+def _encoder(inputs: Mapping[str, Any]) -> PretrainedEncoder:
+    init: SourceFile | None = inputs.get("init")
+    return from_weights_file(init) if init else from_checkpoint(inputs["checkpoint"], inputs["vocab"].location)
+
+
+def _input_identity(item: SourceFile | CheckpointRef | Artifact) -> str:
+    """What an input contributes to the fingerprint."""
+    if isinstance(item, SourceFile):
+        return item.identity
+    return item.digest if isinstance(item, CheckpointRef) else item.fingerprint
+
+
+def _check_positions(encoder: PretrainedEncoder, config: TaskConfig) -> None:
+    """Raises UserError when the encoder has too few positions."""
+    if config.max_seq_length > encoder.config.max_position_embeddings:
         raise UserError(
             f"finetune-{config.name}: max_seq_length {config.max_seq_length} is more than the model's "
-            f"{saved.model.max_position_embeddings} positions; lower it"
+            f"{encoder.config.max_position_embeddings} positions; lower it"
         )
 
 
 def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> FinetuneFacts:
     """The manifest's facts, from those of the finished parts."""
     task = setup.task
-    test = [example for example in task.examples if example.split == "test"]
-    baseline, baseline_predictions = task.baseline(test)
-    predicted = {**{variant: parts[variant]["predicted"] for variant in VARIANTS}, baseline: baseline_predictions}
+    examples = setup.examples(task.scored_split)
+    predicted = {variant: parts[variant]["predicted"] for variant in setup.variants} | task.baselines(examples)
+    scores = {name: task.scores(examples, answers) for name, answers in predicted.items()}
     facts = {
         **task.facts(),
-        "scores": {name: task.scores(test, answers) for name, answers in predicted.items()},
+        "scores": scores,
+        "scored_split": task.scored_split,
+        "metric": next(iter(scores["pretrained"])),
         "variants": {
-            variant: {key: value for key, value in parts[variant].items() if key != "predicted"} for variant in VARIANTS
+            variant: {key: value for key, value in parts[variant].items() if key != "predicted"}
+            for variant in setup.variants
         },
-        "trials": {name: facts for name, facts in parts.items() if name not in VARIANTS},
-        "examples": _shown([task.sample(example) for example in test], predicted["pretrained"], setup.config.seed),
-        "notes": [] if setup.checkpoint.config().nsp else [_NO_POOLER],
+        "trials": {name: facts for name, facts in parts.items() if name not in setup.variants},
+        "examples": _shown([task.sample(example) for example in examples], predicted["pretrained"], setup.config.seed),
+        "notes": list(setup.encoder.notes),
     }
     return FinetuneFacts.model_validate(facts)
 
 
 def _shown(test: Sequence[Mapping[str, Any]], predicted: Sequence[Any], seed: int) -> list[dict[str, Any]]:
-    """Some correctly and some wrongly predicted test examples, drawn at random, each kind in the file's order."""
+    """Some correctly and some wrongly predicted examples, drawn at random, each kind in the file's order."""
     order = np.random.default_rng(seed).permutation(len(test))
     correct = [i for i in order if test[i]["label"] == predicted[i]][:_SHOWN]
     wrong = [i for i in order if test[i]["label"] != predicted[i]][:_SHOWN]

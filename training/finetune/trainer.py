@@ -1,9 +1,8 @@
-"""Prepared data and a checkpoint -> the pretrained and the random variant, trained and tested, by every worker.
+"""Prepared data and an encoder -> the fine-tuned model and its predictions, by every worker.
 
-Both variants are trained alike (data order, dropout, hyperparameters, head): the encoder of one is pretrained, that of
-the other has random weights. Each trial keeps its best epoch on dev, each variant its best trial; only that one is
-evaluated on the test split. Finished trials and variants are committed as parts, so that a killed run continues after
-them.
+On request a second variant is trained alike (data order, dropout, hyperparameters, head) from an encoder with random
+weights. Each trial keeps its best epoch on dev, each variant its best trial; only that one predicts the test split.
+Finished trials and variants are committed as parts, so that a killed run continues after them.
 """
 
 import copy
@@ -18,19 +17,16 @@ import torch.distributed as dist
 from torch import nn
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Output, Part
+from cloze.pipeline.core.artifacts import Output, Part
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
-from cloze.pipeline.text import vocab_file
-from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.cluster.collectives import broadcast_object
 from cloze.training.cluster.heartbeat import ReportProgress
-from cloze.training.finetune.tasks.task import EncodedSplit, EncodedTask, RowIndices, Task, TaskConfig, Trial
-from cloze.training.model.bert import load_encoder
+from cloze.training.finetune.encoders import PretrainedEncoder
+from cloze.training.finetune.model_files import model_files
+from cloze.training.finetune.tasks.task import SPLITS, EncodedSplit, EncodedTask, RowIndices, Task, TaskConfig, Trial
 from cloze.training.model.hardware import has_bf16, worker_device
 from cloze.training.model.optim import OptimizerConfig, Precision, adamw, autocast, learning_rate_at, parameter_groups
-
-VARIANTS = ("pretrained", "random")
 
 _WARMUP = 0.1  # of the steps, as in BERT's run_classifier.py
 _EVAL_BATCH = 128
@@ -44,9 +40,17 @@ class FinetuneSetup:
     config: TaskConfig
     task: Task
     data: EncodedTask
-    checkpoint: CheckpointRef
-    vocab: Artifact
+    encoder: PretrainedEncoder
     out: Output
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The initial weights of the encoder: "pretrained" and, if the user asks for it, "random"."""
+        return ("pretrained", "random") if self.config.compare_random else ("pretrained",)
+
+    def examples(self, split: str) -> list[Any]:
+        """The task's examples of a split."""
+        return [example for example in self.task.examples if example.split == split]
 
     def steps(self, trial: Trial) -> int:
         """The number of optimizer steps of a trial."""
@@ -123,7 +127,6 @@ class FinetuneTrainer:
         self.setup, self.report_progress = setup, report_progress
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.device = worker_device()
-        self.saved = setup.checkpoint.config()
         self.steps_done = 0  # in all trials of both variants
         torch.use_deterministic_algorithms(True, warn_only=self.device.type == "cuda")  # attention has none there
         configured = setup.config.precision
@@ -132,7 +135,7 @@ class FinetuneTrainer:
 
     def train_all(self) -> None:
         """Train and test each variant that is not finished."""
-        for variant in VARIANTS:
+        for variant in self.setup.variants:
             if all(map(self._finished_part, self.setup.parts(variant))):
                 self.steps_done += sum(map(self.setup.steps, self.setup.config.trials))
             else:
@@ -192,9 +195,10 @@ class FinetuneTrainer:
 
     def new_model(self, variant: str) -> nn.Module:
         """The task's model before its first step."""
-        model = self.setup.task.model(self.saved)
+        encoder = self.setup.encoder
+        model = self.setup.task.model(encoder.module(), encoder.config)
         if variant == "pretrained":
-            load_encoder(model, self.setup.checkpoint.weights())
+            encoder.load_into(model)
         return model.to(self.device)
 
     def _step(
@@ -253,24 +257,26 @@ class FinetuneTrainer:
         return answers
 
     def _test(self, variant: str, trial: Trial, result: TrialResult) -> None:
-        """Predict the test split with the trial's best epoch and commit the variant: predictions, and the model of the
-        pretrained variant."""
-        model = self.new_model(variant)
+        """Predict dev and test with the trial's best epoch, and commit the variant: its predictions, and its model.
+
+        The model of the random variant is not kept.
+        """
+        model, task = self.new_model(variant), self.setup.task
         model.load_state_dict(result.weights)
-        answers = self._answers(model, self.setup.data.splits["test"])
+        files, predicted = dict[str, bytes](), list[Any]()
+        for split in SPLITS[1:]:
+            examples, data = self.setup.examples(split), self.setup.data.splits[split]
+            if not examples:
+                continue
+            predictions = task.predictions(examples, self._answers(model, data), data)
+            files |= prediction_files(task, variant, split, predictions)
+            if split == task.scored_split:
+                predicted = [row["predicted"] for row in predictions]
         if self.rank:
             return
-        task = self.setup.task
-        predictions = task.predictions([example for example in task.examples if example.split == "test"], answers)
-        files = {f"predictions/{variant}.jsonl": json_lines.encode(predictions, escaped=False)}
         if variant == "pretrained":
-            files |= _model_files(self.setup, result.weights)
-        facts = {
-            "trial": trial._asdict(),
-            "precision": self.precision,
-            **result.facts(),
-            "predicted": [row["predicted"] for row in predictions],
-        }
+            files |= model_files(self.setup.encoder, task, result.weights)
+        facts = {"trial": trial._asdict(), "precision": self.precision, **result.facts(), "predicted": predicted}
         self.setup.out.commit(variant, files, facts=facts)
 
 
@@ -279,14 +285,10 @@ def _best(selection_keys: Mapping[Trial, tuple[float, ...]]) -> Trial:
     return max(selection_keys, key=lambda trial: selection_keys[trial])
 
 
-def _model_files(setup: FinetuneSetup, weights: dict[str, torch.Tensor]) -> dict[str, bytes]:
-    """Relative path -> content of the fine-tuned model and of all files that are needed to use it."""
-    from safetensors.torch import save
-
-    config = setup.checkpoint.config().model_dump_json(indent=1, exclude={"nsp"})  # it has no NSP head
-    return {
-        "model/model.safetensors": save({name: weight.cpu().contiguous() for name, weight in weights.items()}),
-        "model/config.json": config.encode(),
-        **{f"model/{name}": data for name, data in setup.task.model_files().items()},
-        **{f"model/{name}": data for name, data in vocab_file.read_files(setup.vocab.location).items()},
-    }
+def prediction_files(
+    task: Task, variant: str, split: str, predictions: Sequence[Mapping[str, Any]]
+) -> dict[str, bytes]:
+    """Relative path -> content of a variant's predictions for a split. Those of the scored split have its name only."""
+    name = variant if split == task.scored_split else f"{variant}-{split}"
+    others = {f"predictions/{name}/{file}": data for file, data in task.prediction_files(split, predictions).items()}
+    return {f"predictions/{name}.jsonl": json_lines.encode(predictions, escaped=False)} | others

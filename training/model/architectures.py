@@ -2,10 +2,9 @@
 
 To add an architecture, add a file next to bert.py and an entry here. The file defines its configuration (a subclass of
 BertConfig with the field `architecture: Literal["its name"]` and any fields of its own), its models, and how
-transformers stores them. The models have the same inputs and outputs as BertForPreTraining and
-BertForSequenceClassification, keep their `config`, and use the same names for the encoder (`bert`, with its `pooler`)
-and the heads (`mlm`, `nsp`): checkpoints and fine-tuning recognise them by name. The layers that a GPU compiles are
-`bert.layers`.
+transformers stores them. The models have the same inputs and outputs as BertForPreTraining and BertModel, keep their
+`config`, and use the same names for the encoder (`bert`, with its `pooler`) and the heads (`mlm`, `nsp`): checkpoints
+and fine-tuning recognise them by name. The layers that a GPU compiles are `bert.layers`.
 """
 
 import json
@@ -17,7 +16,7 @@ from pydantic import SerializeAsAny, ValidationInfo, ValidatorFunctionWrapHandle
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 from torch import nn
 
-from cloze.training.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification, Layer
+from cloze.training.model.bert import BertConfig, BertForPreTraining, BertModel, Layer
 from cloze.training.model.transformers_names import BERT, TransformersLayout
 
 DEFAULT_ARCHITECTURE = "bert"
@@ -29,7 +28,7 @@ class Architecture:
 
     config: type[BertConfig]
     pretraining: Callable[..., nn.Module]  # same arguments as BertForPreTraining
-    classifier: Callable[..., nn.Module]  # same arguments as BertForSequenceClassification
+    encoder: Callable[..., nn.Module]  # (config, vocab_size): what fine-tuning puts its heads on
     layer: Callable[[Any], nn.Module]  # one encoder layer, which is timed to choose a precision
     layout: TransformersLayout
     #: Whether the pretraining model's forward takes masked_lm_labels and then returns MaskedLMSums in place of logits.
@@ -41,7 +40,7 @@ ARCHITECTURES = {
     DEFAULT_ARCHITECTURE: Architecture(
         BertConfig,
         BertForPreTraining,
-        BertForSequenceClassification,
+        BertModel,
         Layer,
         BERT,
         True,

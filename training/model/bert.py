@@ -279,22 +279,6 @@ class BertForPreTraining(nn.Module):
         return masked_lm, self.nsp(pooled).float() if self.nsp else None
 
 
-class BertForSequenceClassification(nn.Module):
-    """One label for each text (or pair of texts), predicted from the pooled [CLS]."""
-
-    def __init__(self, config: BertConfig, vocab_size: int, num_labels: int, seed: int = 0) -> None:
-        super().__init__()
-        self.bert = BertModel(config, vocab_size)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = Linear(config.hidden_size, num_labels)
-        initialize(self, config.initializer_range, seed)
-
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Three [b, s] -> logits [b, num_labels] in fp32."""
-        _, pooled = self.bert(input_ids, token_type_ids, attention_mask)
-        return self.classifier(self.dropout(pooled)).float()
-
-
 @torch.no_grad()
 def initialize(model: nn.Module, deviation: float, seed: int) -> None:
     """Initialize every weight as in BERT: matrices from a normal truncated at two deviations, gains 1, biases 0.

@@ -1,7 +1,5 @@
-"""A labelled file -> [CLS] text [SEP] -> one label for each text, and the scores of the labels."""
+"""A labelled file -> [CLS] text [SEP], or [CLS] text [SEP] text_b [SEP] -> one label for each, and their scores."""
 
-import itertools
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,107 +8,108 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
+from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text import table_files
-from cloze.pipeline.text.tokenizer import CLS, SEP
+from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.finetune.scores import Label, accuracy, correct, macro_f1, majority, matthews, wilson
-from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, RowIndices, TaskConfig
-from cloze.training.model.architectures import architecture_of
+from cloze.training.finetune.tasks import glue
+from cloze.training.finetune.tasks.labelled_files import LabelledExample, check_splits, scored_split, with_splits
+from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts
+from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, RowIndices, TaskConfig, TransformersHead
+from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from cloze.training.checkpoints.checkpoint import SavedConfig
+    from cloze.training.model.bert import BertConfig
 
-
-class LabelledColumns(Config):
-    """The names of the labelled file's columns."""
-
-    text: str = "text"
-    """Column with the text."""
-    label: str = "label"
-    """Column with the label: a word or a whole number."""
-    split: str = "split"
-    """Column with the split: train, dev or test."""
+_GlueName = Literal["CoLA", "SST-2", "MRPC", "QQP", "MNLI", "MNLI-mm", "QNLI", "RTE", "WNLI"]
 
 
 class ClassificationConfig(TaskConfig):
-    """Text classification: a file of texts, each with one label."""
+    """Text classification: a file of texts, or of pairs of texts, each with one label."""
 
     kind: Literal["classification"] = "classification"
     """Kind of the task."""
     columns: LabelledColumns = LabelledColumns()
-    """The names of the file's columns."""
-
-
-@dataclass(frozen=True)
-class LabelledText:
-    """An example; `row` is its line number in the file, or its row number in a Parquet file, from 1."""
-
-    row: int
-    text: str
-    label: str
-    split: str
+    """The columns of the file."""
+    glue: _GlueName | None = None
+    """The GLUE task whose published files these are; it sets the columns and the metric."""
+    metric: Literal["accuracy", "f1", "macro_f1", "matthews"] | None = None
+    """The score by which epochs and trials are compared; accuracy by default. f1 is that of the label `positive`."""
+    positive: str | None = Field(default=None, min_length=1)
+    """The label whose F1 is computed; by default the last one of two, sorted."""
 
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """The examples of one split: token ids with [CLS] and [SEP], and the index of each label [n]."""
+    """The examples of one split: token ids, and the index of each label [n], -1 without one."""
 
-    ids: Ragged
+    texts: TextInputs
     targets: NDArray[np.int64]
 
     @property
     def lengths(self) -> Ints:
-        return self.ids.lengths
+        return self.texts.lengths
 
 
 @dataclass(frozen=True)
 class Classification:
-    """The task of predicting the label of each text."""
+    """The task of predicting the label of each text or pair of texts."""
 
     config: ClassificationConfig
     examples: list[LabelledText]
     labels: list[str]  # sorted
 
     @classmethod
-    def read(cls, config: ClassificationConfig, location: Location) -> Self:
-        examples = read_examples(location, config.columns)
-        return cls(config, examples, train_labels(examples, location))
+    def read(cls, config: ClassificationConfig, files: Mapping[str, Location]) -> Self:
+        examples = with_splits(read_examples(config, files), config.seed, lambda example: example.label)
+        where = next(iter(files.values()))
+        labels = train_labels(examples, where)
+        task = cls(config, examples, labels)
+        if task.metric == "f1" and task.positive not in labels:
+            raise UserError(
+                f"{where}: has no label {task.positive!r} in train; set positive to one of {', '.join(labels)}"
+            )
+        return task
+
+    @property
+    def metric(self) -> str:
+        return self.config.metric or (glue.LAYOUTS[self.config.glue].metric if self.config.glue else "accuracy")
+
+    @property
+    def positive(self) -> str:
+        """The label whose F1 is computed."""
+        return self.config.positive or self.labels[-1]
+
+    @property
+    def scored_split(self) -> str:
+        return scored_split(self.examples)
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
-        """Each text as the token ids of [CLS] text [SEP], truncated to max_seq_length."""
-        index = {label: i for i, label in enumerate(self.labels)}
-        cls, sep = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
-        room, truncated = self.config.max_seq_length - 2, 0
-        splits = {}
+        index = {label: number for number, label in enumerate(self.labels)}
+        splits, truncated = dict[str, EncodedTexts](), 0
         for split in SPLITS:
             examples = [example for example in self.examples if example.split == split]
-            encoded = tokenizer.encode_batch_fast([example.text for example in examples], add_special_tokens=False)
-            truncated += sum(len(encoding.ids) > room for encoding in encoded)
-            rows = [[cls, *encoding.ids[:room], sep] for encoding in encoded]
-            offsets = offsets_of(np.array([len(row) for row in rows]))
-            ids = Ragged(np.fromiter(itertools.chain(*rows), np.int64, offsets[-1]), offsets)
-            splits[split] = EncodedTexts(ids, np.array([index[example.label] for example in examples], np.int64))
+            texts, shortened = encode_texts(
+                tokenizer, *LabelledText.columns(examples), max_seq_length=self.config.max_seq_length
+            )
+            targets = [-1 if example.label is None else index[example.label] for example in examples]
+            splits[split] = EncodedTexts(texts, np.array(targets, np.int64))
+            truncated += shortened
         return EncodedTask(splits, truncated)
 
-    def model(self, saved: "SavedConfig") -> nn.Module:
-        classifier = architecture_of(saved.model).classifier
-        return classifier(saved.model, saved.vocab_size, len(self.labels), seed=self.config.seed)
+    def model(self, encoder: nn.Module, config: "BertConfig") -> nn.Module:
+        return SequenceClassifier(encoder, config, len(self.labels), self.config.seed)
 
     def inputs(self, data: EncodedTexts, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids, token_type_ids and attention_mask, each [batch, length of the longest row]."""
-        ids = data.ids.take(rows)
-        width = int(ids.lengths.max())
-        input_ids = torch.from_numpy(pad_rows(*ids, width)).to(device)  # any token id pads: padding is masked
-        attention_mask = torch.from_numpy(np.arange(width) < ids.lengths[:, None]).to(device)
-        return input_ids, torch.zeros_like(input_ids), attention_mask
+        return data.texts.batch(rows, device)
 
     def loss(self, outputs: Tensor, data: EncodedTexts, rows: RowIndices) -> Tensor:
         """The sum of the cross-entropies of logits [batch, labels]."""
@@ -122,20 +121,22 @@ class Classification:
         return list(outputs.softmax(-1).cpu().numpy())
 
     def evaluate(self, answers: Sequence[NDArray[np.float32]], data: EncodedTexts) -> dict[str, float]:
-        """Accuracy, and the mean negative log likelihood of the true labels."""
+        """The accuracy, the task's metric, and the mean negative log likelihood of the true labels."""
         probabilities = np.stack(answers)  # [n, labels]
         target_probabilities = probabilities[np.arange(len(data.targets)), data.targets].astype(np.float64)
-        return {
-            "accuracy": float((probabilities.argmax(-1) == data.targets).mean()),
-            "loss": float(-np.log(target_probabilities.clip(min=1e-12)).mean()),
-        }
+        predicted = probabilities.argmax(-1)
+        metrics = {"accuracy": float((predicted == data.targets).mean())}
+        if self.metric != "accuracy":
+            names = np.array(self.labels)
+            metrics[self.metric] = self._value(self.metric, names[data.targets].tolist(), names[predicted].tolist())
+        return metrics | {"loss": float(-np.log(target_probabilities.clip(min=1e-12)).mean())}
 
     def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """The accuracy, then the lower loss."""
-        return metrics["accuracy"], -metrics["loss"]
+        """The task's metric, then the lower loss."""
+        return metrics[self.metric], -metrics["loss"]
 
     def predictions(
-        self, examples: Sequence[LabelledText], answers: Sequence[NDArray[np.float32]]
+        self, examples: Sequence[LabelledText], answers: Sequence[NDArray[np.float32]], data: EncodedTexts
     ) -> list[dict[str, Any]]:
         return [
             {
@@ -147,69 +148,70 @@ class Classification:
             for example, values in zip(examples, answers, strict=True)
         ]
 
+    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+        if split != "test" or self.config.glue is None:
+            return {}
+        return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}
+
     def scores(self, examples: Sequence[LabelledText], predicted: Sequence[str]) -> dict[str, Any]:
-        """Accuracy with its 95 % confidence interval, macro-F1 and Matthews correlation."""
+        """The task's metric first, then the others."""
         truth = [example.label for example in examples]
+        names = dict.fromkeys((self.metric, "accuracy", "macro_f1", "matthews"))
         low, high = wilson(correct(truth, predicted), len(truth))
         return {
-            "accuracy": accuracy(truth, predicted),
+            **{name: self._value(name, truth, predicted) for name in names},
             "interval": [low, high],
-            "macro_f1": macro_f1(truth, predicted),
-            "matthews": matthews(truth, predicted),
         }
 
-    def baseline(self, examples: Sequence[LabelledText]) -> tuple[str, list[Label]]:
+    def _value(self, name: str, truth: Sequence[Label], predicted: Sequence[Label]) -> float:
+        if name == "f1":
+            both = sum(label == answer == self.positive for label, answer in zip(truth, predicted, strict=True))
+            either = Counter(truth)[self.positive] + Counter(predicted)[self.positive]
+            return 2 * both / either if either else 0.0
+        return {"accuracy": accuracy, "macro_f1": macro_f1, "matthews": matthews}[name](truth, predicted)
+
+    def baselines(self, examples: Sequence[LabelledText]) -> dict[str, list[Label]]:
         train = [example.label for example in self.examples if example.split == "train"]
-        return "majority", majority(train, len(examples))
+        return {"majority": majority(train, len(examples))}
 
     def sample(self, example: LabelledText) -> dict[str, Any]:
-        return {"text": example.text, "label": example.label}
+        return example.sample()
 
     def facts(self) -> dict[str, Any]:
         return {"labels": label_counts(self.examples)}
 
-    def model_files(self) -> dict[str, bytes]:
-        return {"labels.json": json.dumps(self.labels, ensure_ascii=False).encode()}
+    def head(self) -> TransformersHead:
+        return TransformersHead("ForSequenceClassification", labels_config(self.labels))
 
 
-def read_examples(location: Location, columns: LabelledColumns) -> list[LabelledText]:
-    """The examples of a labelled file, in its order.
-
-    Raises UserError when the format is unknown, the file is damaged, a column is missing, a value is empty or a split
-    has another name.
-    """
-    names = (columns.text, columns.label, columns.split)
-    examples = []
-    # Tab-separated labelled files, such as GLUE's, contain single quotes as characters.
-    for row in table_files.read_rows(location, names, tsv_quotes=False):
-        for column in names:
-            if row.values[column] is None or not str(row.values[column]).strip():
-                raise UserError(f"{row.where}: {column} is empty; fill it in or delete the row")
-        text, label, split = (str(row.values[column]) for column in names)
-        if split not in SPLITS:
-            raise UserError(f"{row.where}: {columns.split} is {split!r}; write train, dev or test")
-        examples.append(LabelledText(row.number, text, label, split))
-    return examples
+def labels_config(labels: Sequence[str]) -> dict[str, Any]:
+    """The names of labels as config.json has them."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
 
 
-def label_counts(examples: Sequence[LabelledText]) -> dict[str, dict[str, int]]:
-    """Split -> label -> number of examples, labels sorted."""
+def read_examples(config: ClassificationConfig, files: Mapping[str, Location]) -> list[LabelledText]:
+    """The examples of the labelled files: see read_texts."""
+    layout = glue.LAYOUTS[config.glue] if config.glue else None
+    return read_texts(config.columns, layout, files, lambda where, text: text)
+
+
+def label_counts(examples: Sequence[LabelledExample]) -> dict[str, dict[str, int]]:
+    """Split -> label -> number of examples, labels sorted; those without a label are not counted."""
+    labelled = [example for example in examples if example.label is not None]
     return {
-        split: dict(sorted(Counter(example.label for example in examples if example.split == split).items()))
+        split: dict(sorted(Counter(example.label for example in labelled if example.split == split).items()))
         for split in SPLITS
     }
 
 
-def train_labels(examples: Sequence[LabelledText], location: Location) -> list[str]:
+def train_labels(examples: Sequence[LabelledExample], where: object) -> list[str]:
     """The labels of train, sorted. Raises UserError when the examples cannot be learned from or scored."""
+    check_splits(examples, where)
     counts = label_counts(examples)
-    for split in SPLITS:
-        if not counts[split]:
-            raise UserError(f"{location}: has no row of the split {split}; mark some rows {split}")
     labels = list(counts["train"])
     if len(labels) < 2:
-        raise UserError(f"{location}: train has the label {labels[0]!r} only; give examples of at least two")
+        raise UserError(f"{where}: train has the label {labels[0]!r} only; give examples of at least two")
     for split in SPLITS[1:]:
         if unseen := [label for label in counts[split] if label not in counts["train"]]:
-            raise UserError(f"{location}: {split} has the label {unseen[0]!r}, which train does not have; add it there")
+            raise UserError(f"{where}: {split} has the label {unseen[0]!r}, which train does not have; add it there")
     return labels

@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol,
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
+from cloze.training.checkpoints.warm_start import is_digest, weights_file
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
     from torch import Tensor, nn
 
-    from cloze.training.checkpoints.checkpoint import SavedConfig
+    from cloze.training.model.bert import BertConfig
 
 SPLITS = ("train", "dev", "test")
+
+Column = str | int  # a column's name, or its number, from 1, in a file without a header
 
 RowIndices = NDArray[np.int64]  # of examples within their split
 
@@ -52,6 +55,17 @@ class Trial(NamedTuple):
         return f"{self.learning_rate:g}-batch-{self.batch_size}-epochs-{self.epochs}"
 
 
+class SplitFiles(Config):
+    """A file for each split."""
+
+    train: Annotated[str, InputPath()]
+    """Path of the labelled examples to learn from."""
+    dev: Annotated[str | None, InputPath()] = None
+    """Path of the labelled examples on which epochs and trials are compared; a tenth of train if unset."""
+    test: Annotated[str | None, InputPath()] = None
+    """Path of the examples to predict at the end. If they have no labels, the scores are those of dev."""
+
+
 class TaskConfig(Config):
     """A labelled file, and how to fine-tune on it.
 
@@ -62,8 +76,17 @@ class TaskConfig(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """Name of the task: its stage is finetune-NAME."""
-    file: Annotated[str, InputPath("data")]
-    """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://."""
+    file: Annotated[str | None, InputPath("data")] = None
+    """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://.
+
+    Without a column that names the split, a tenth is dev and another tenth test, of each label, drawn by the seed."""
+    files: SplitFiles | None = None
+    """A file for each split, in place of `file`."""
+    init: Annotated[str | None, InputPath(file_in=weights_file, is_name=is_digest)] = None
+    """The model to start from: the digest of a finished checkpoint, or a Hugging Face folder. By default the
+    checkpoint that this run's pretraining ends with."""
+    compare_random: bool = False
+    """Train the same model from random weights as well, which shows what the pretraining is worth."""
     max_seq_length: int = Field(default=128, ge=3)
     """Longest input in tokens, with [CLS] and [SEP]; longer texts are truncated."""
     learning_rate: Annotated[tuple[_PositiveFloat, ...], _Numbers, Field(min_length=1)]
@@ -83,6 +106,12 @@ class TaskConfig(Config):
     threads: Annotated[int, Compute, Field(gt=0)] = 2
     """CPU cores per worker."""
 
+    @model_validator(mode="after")
+    def _has_files(self) -> Self:
+        if (self.file is None) == (self.files is None):
+            raise ValueError(f"{self.name}: give either file, or files with train, dev and test")
+        return self
+
     @property
     def trials(self) -> list[Trial]:
         return [Trial(*values) for values in itertools.product(self.learning_rate, self.batch_size, self.epochs)]
@@ -100,7 +129,7 @@ class EncodedSplit(Protocol):
 
     @property
     def lengths(self) -> Ints:
-        """The number of tokens of each example [n], by which examples are batched."""
+        """The number of tokens of each row [n], by which rows are batched. A long example may be several rows."""
         ...
 
 
@@ -113,27 +142,35 @@ class EncodedTask:
 
 
 class Task(Protocol):
-    """A fine-tuning task: how its file becomes model inputs, and how the model's answers are scored.
+    """A fine-tuning task: how its files become model inputs, and how the model's answers are scored.
 
-    The driver creates it and sends it to every worker. An answer is the model's output for one example in the form that
-    the task chooses, such as the probability of each label. A prediction is a row of predictions.jsonl with the true
-    value as `label` and the model's as `predicted`; it is correct where the two are equal.
+    The driver creates it and sends it to every worker. An answer is the model's output for one row of an EncodedSplit,
+    in the form that the task chooses, such as the probability of each label. A prediction is a row of predictions.jsonl
+    for an example, with the true value as `label` and the model's as `predicted`; it is correct where they are equal.
     """
 
     @property
     def examples(self) -> Sequence[Any]:
-        """The `TaskExample`s of all splits, in the file's order."""
+        """The `TaskExample`s of all splits, in the files' order. Train and dev have some; test may have none."""
+        ...
+
+    @property
+    def scored_split(self) -> str:
+        """The split whose scores are the task's: "test", or "dev" if there are no labelled test examples."""
         ...
 
     @classmethod
-    def read(cls, config: Any, location: Location) -> Self:
-        """The task of a labelled file. Raises UserError when the file cannot be read, learned from or scored."""
+    def read(cls, config: Any, files: Mapping[str, Location]) -> Self:
+        """The task of its labelled files: "data" -> the only one, or train, dev and test -> theirs.
+
+        Raises UserError when a file cannot be read, learned from or scored.
+        """
         ...
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask: ...
 
-    def model(self, saved: "SavedConfig") -> "nn.Module":
-        """The checkpoint's encoder, as `bert`, and the task's head, with random weights from the task's seed."""
+    def model(self, encoder: "nn.Module", config: "BertConfig") -> "nn.Module":
+        """The task's model on an encoder, as `bert`. All of its weights are random, from the task's seed."""
         ...
 
     def inputs(self, data: Any, rows: RowIndices, device: "torch.device") -> Sequence["Tensor"]:
@@ -149,21 +186,30 @@ class Task(Protocol):
         ...
 
     def evaluate(self, answers: Sequence[Any], data: Any) -> dict[str, float]:
-        """The metrics of a whole split during training, by name. The report plots accuracy and loss."""
+        """The metrics of a whole split during training, by name. The report plots the task's metric and the loss."""
         ...
 
     def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
         """The dev metrics as a key by which epochs and trials are compared: the greatest is the best."""
         ...
 
-    def predictions(self, examples: Sequence[Any], answers: Sequence[Any]) -> list[dict[str, Any]]: ...
-
-    def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
-        """The scores of predictions, by name. The report reads accuracy, interval, macro_f1 and matthews."""
+    def predictions(self, examples: Sequence[Any], answers: Sequence[Any], data: Any) -> list[dict[str, Any]]:
+        """A row for each example of a split, from the answers for the rows of its EncodedSplit."""
         ...
 
-    def baseline(self, examples: Sequence[Any]) -> tuple[str, list[Any]]:
-        """The name of a baseline without a model and its predictions for these examples, fitted on train."""
+    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+        """Name -> content of files in the form in which others read predictions, such as GLUE's submissions."""
+        ...
+
+    def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
+        """The scores of predictions, by name: numbers, and `intervals` of 95 % by the same names.
+
+        The first is the task's metric.
+        """
+        ...
+
+    def baselines(self, examples: Sequence[Any]) -> dict[str, list[Any]]:
+        """Predictions for these examples without a model, fitted on train: name of the baseline -> predictions."""
         ...
 
     def sample(self, example: Any) -> dict[str, Any]:
@@ -175,6 +221,13 @@ class Task(Protocol):
         `labels`."""
         ...
 
-    def model_files(self) -> dict[str, bytes]:
-        """Name -> content of the files that the model's users need besides weights, configuration and vocabulary."""
+    def head(self) -> "TransformersHead":
+        """How transformers loads the fine-tuned model."""
         ...
+
+
+class TransformersHead(NamedTuple):
+    """What a fine-tuned model's config.json says of its head."""
+
+    class_name: str  # after the architecture's name: "ForSequenceClassification"
+    settings: Mapping[str, Any]  # id2label, label2id, problem_type

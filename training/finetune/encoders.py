@@ -1,0 +1,93 @@
+"""A checkpoint, or the folder of a Hugging Face BERT -> the encoder that tasks start from, with its tokenizer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text import vocab_file
+from cloze.pipeline.text.tokenizer import build_tokenizer, tokenizer_config_json
+from cloze.training.checkpoints import huggingface
+from cloze.training.checkpoints.checkpoint import CheckpointRef, checkpoint_ref
+from cloze.training.checkpoints.warm_start import checkpoint_vocab
+from cloze.training.model.architectures import architecture_of
+from cloze.training.model.bert import BertConfig, load_encoder
+
+_NO_POOLER = (
+    "The checkpoint has no pooler (examples.objective mlm): it began with random weights, as the classifier does"
+)
+
+
+@dataclass(frozen=True)
+class PretrainedEncoder:
+    """An encoder that tasks start from. Workers receive it without its weights, which each reads."""
+
+    config: BertConfig
+    vocab_size: int
+    tokenizer_files: Mapping[str, bytes]  # those of a vocab artifact, by name
+    read_weights: Callable[[], Mapping[str, Tensor]]  # by Cloze's names, those of heads included
+    notes: tuple[str, ...] = ()  # for the user
+
+    def module(self) -> nn.Module:
+        """The encoder with arbitrary weights."""
+        return architecture_of(self.config).encoder(self.config, self.vocab_size)
+
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the pretrained weights to the model's encoder, `bert`."""
+        load_encoder(model, self.read_weights())
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which treats special tokens in a text as ordinary text."""
+        tokenizer = Tokenizer.from_buffer(self.tokenizer_files["tokenizer.json"])
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+
+def from_checkpoint(checkpoint: CheckpointRef, vocab: Location) -> PretrainedEncoder:
+    """The encoder of a checkpoint, and the folder of its vocabulary's artifact.
+
+    Raises UserError when it was trained with another vocabulary.
+    """
+    saved, files = checkpoint.config(), vocab_file.read_files(vocab)
+    encoder = PretrainedEncoder(
+        saved.model, saved.vocab_size, files, checkpoint.weights, () if saved.nsp else (_NO_POOLER,)
+    )
+    if saved.vocab_size != (pieces := encoder.tokenizer().get_vocab_size()):
+        raise UserError(
+            f"the checkpoint has {saved.vocab_size} pieces, the vocabulary {pieces}; use the vocabulary that the "
+            "checkpoint was trained with"
+        )
+    return encoder
+
+
+def from_weights_file(file: SourceFile) -> PretrainedEncoder:
+    """The encoder that `init` names, by its file of weights: of a checkpoint, or in a Hugging Face folder.
+
+    Raises UserError when it is not a BERT, or its vocabulary is missing.
+    """
+    folder = Location(file.uri.rpartition("/")[0] or ".")
+    if (folder / "state.json").exists():
+        return from_checkpoint(checkpoint_ref(folder), checkpoint_vocab(folder))
+    found = huggingface.read(folder)
+    if found.vocab is None:
+        raise UserError(f"{folder}: has no vocab.txt or tokenizer.json; add the one that belongs to the weights")
+    pieces = found.vocab.pieces
+    tokenizer = build_tokenizer(pieces, found.vocab.lowercase is not False, found.vocab.strip_accents)
+    files = {
+        "vocab.txt": "".join(f"{piece}\n" for piece in pieces).encode(),
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": tokenizer_config_json().encode(),
+    }
+    no_pooler = f"{folder.name} has no pooler: it began with random weights, as the classifier does"
+    notes = () if "bert.pooler.weight" in found.weights else (no_pooler,)
+    read_weights = partial(_weights_of_folder, folder)
+    return PretrainedEncoder(found.model, found.vocab_size, files, read_weights, (*found.notes, *notes))
+
+
+def _weights_of_folder(folder: Location) -> Mapping[str, Tensor]:
+    return huggingface.read(folder).weights

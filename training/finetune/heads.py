@@ -1,0 +1,77 @@
+"""An encoder and a task's head -> the model that is fine-tuned, as in BERT's paper (arXiv:1810.04805, figure 4).
+
+An encoder maps (input_ids, token_type_ids, attention_mask), each [b, s], to its hidden states [b, s, hidden] and the
+pooled [CLS] [b, hidden]. Heads have the names that transformers gives them.
+"""
+
+from torch import Tensor, nn
+
+from cloze.training.model.bert import BertConfig, Dropout, initialize
+from cloze.training.model.linear import Linear
+
+
+class _TaskModel(nn.Module):
+    """The encoder, as `bert`, and the dropout before the head."""
+
+    def __init__(self, encoder: nn.Module, config: BertConfig) -> None:
+        super().__init__()
+        self.bert = encoder
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+
+class SequenceClassifier(_TaskModel):
+    """One vector of `outputs` numbers for each text or pair of texts, from the pooled [CLS]."""
+
+    def __init__(self, encoder: nn.Module, config: BertConfig, outputs: int, seed: int = 0) -> None:
+        super().__init__(encoder, config)
+        self.classifier = Linear(config.hidden_size, outputs)
+        initialize(self, config.initializer_range, seed)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> logits [b, outputs] in fp32."""
+        _, pooled = self.bert(input_ids, token_type_ids, attention_mask)
+        return self.classifier(self.dropout(pooled)).float()
+
+
+class TokenClassifier(_TaskModel):
+    """A label for each token, from the hidden states."""
+
+    def __init__(self, encoder: nn.Module, config: BertConfig, labels: int, seed: int = 0) -> None:
+        super().__init__(encoder, config)
+        self.classifier = Linear(config.hidden_size, labels)
+        initialize(self, config.initializer_range, seed)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> logits [b, s, labels] in fp32."""
+        hidden, _ = self.bert(input_ids, token_type_ids, attention_mask)
+        return self.classifier(self.dropout(hidden)).float()
+
+
+class SpanClassifier(_TaskModel):
+    """How likely each token is the start, and the end, of the answer: without dropout, as in run_squad.py."""
+
+    def __init__(self, encoder: nn.Module, config: BertConfig, seed: int = 0) -> None:
+        super().__init__(encoder, config)
+        self.qa_outputs = Linear(config.hidden_size, 2)
+        initialize(self, config.initializer_range, seed)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> start and end logits [b, s, 2] in fp32, very low at padding."""
+        hidden, _ = self.bert(input_ids, token_type_ids, attention_mask)
+        logits = self.qa_outputs(hidden).float()
+        return logits.masked_fill(~attention_mask.bool()[..., None], -1e4)  # finite: the loss of padding must be, too
+
+
+class ChoiceClassifier(_TaskModel):
+    """Which of several texts fits: a number for each, and the softmax over the texts of an example."""
+
+    def __init__(self, encoder: nn.Module, config: BertConfig, choices: int, seed: int = 0) -> None:
+        super().__init__(encoder, config)
+        self.choices = choices
+        self.classifier = Linear(config.hidden_size, 1)
+        initialize(self, config.initializer_range, seed)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b * choices, s], the choices of an example next to each other -> logits [b, choices] in fp32."""
+        _, pooled = self.bert(input_ids, token_type_ids, attention_mask)
+        return self.classifier(self.dropout(pooled)).float().view(-1, self.choices)

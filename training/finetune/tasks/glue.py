@@ -1,0 +1,44 @@
+"""GLUE's published files (gluebenchmark.com): the columns of each task, its metric, and the form of its submissions.
+
+Wang et al. 2019 (arXiv:1804.07461). The TSV files have no quoting: a quote is a character. The test parts have no
+labels; some distributions write -1 in their place.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cloze.training.finetune.tasks.task import Column
+
+NO_LABEL = "-1"
+
+
+class Layout(NamedTuple):
+    """The columns of a GLUE task in its train and dev files, and in test."""
+
+    text: Column
+    text_b: Column | None
+    label: Column
+    metric: str
+    submission: str  # the name of the file that GLUE's server takes
+    test_text: Column | None = None  # where it differs from `text`
+    paper: tuple[float, float] | None = None  # BERT's scores, base and large, on GLUE's test set (table 1), in percent
+
+
+LAYOUTS: dict[str, Layout] = {
+    "CoLA": Layout(4, None, 2, "matthews", "CoLA.tsv", "sentence", (52.1, 60.5)),
+    "SST-2": Layout("sentence", None, "label", "accuracy", "SST-2.tsv", paper=(93.5, 94.9)),
+    "MRPC": Layout("#1 String", "#2 String", "Quality", "f1", "MRPC.tsv", paper=(88.9, 89.3)),
+    "QQP": Layout("question1", "question2", "is_duplicate", "f1", "QQP.tsv", paper=(71.2, 72.1)),
+    "MNLI": Layout("sentence1", "sentence2", "gold_label", "accuracy", "MNLI-m.tsv", paper=(84.6, 86.7)),
+    "MNLI-mm": Layout("sentence1", "sentence2", "gold_label", "accuracy", "MNLI-mm.tsv", paper=(83.4, 85.9)),
+    "QNLI": Layout("question", "sentence", "label", "accuracy", "QNLI.tsv", paper=(90.5, 92.7)),
+    "RTE": Layout("sentence1", "sentence2", "label", "accuracy", "RTE.tsv", paper=(66.4, 70.1)),
+    "WNLI": Layout("sentence1", "sentence2", "label", "accuracy", "WNLI.tsv"),
+    "STS-B": Layout("sentence1", "sentence2", "score", "spearman", "STS-B.tsv", paper=(85.8, 86.5)),
+}
+
+
+def submission(predictions: Sequence[Mapping[str, Any]]) -> bytes:
+    """The rows of a test split, in the order of its file -> a file for GLUE's server: index, from 0, and prediction."""
+    rows = (f"{index}\t{row['predicted']}\n" for index, row in enumerate(predictions))
+    return "".join(("index\tprediction\n", *rows)).encode()

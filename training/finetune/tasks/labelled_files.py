@@ -1,0 +1,143 @@
+"""A task's files -> rows that each belong to a split: train, dev or test.
+
+A single file has a column that names the split, or is divided here; three files are one split each. The rows of a test
+split may have no label: their predictions are written, and scores are those of dev.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.keyed_random import hash64
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text import table_files
+from cloze.training.finetune.tasks.task import SPLITS, Column
+
+Example = TypeVar("Example", bound="LabelledExample")
+
+DIVIDED = {"dev": 0.1, "test": 0.1}  # fractions of a file without splits
+
+
+@dataclass(frozen=True)
+class LabelledExample:
+    """What the examples of all tasks have. `row` is the line or row number in its file, from 1."""
+
+    row: int
+    split: str
+    label: Any  # None without a label
+
+
+@dataclass(frozen=True)
+class LabelledRow:
+    """A row of a task's file. `split` is empty if the file is still to be divided."""
+
+    number: int
+    where: str  # the file and the row, for error messages
+    values: Mapping[str | int, Any]
+    split: str
+
+    def text(self, column: Column) -> str:
+        """The value of a column as text. Raises UserError when it is empty."""
+        value = self.values.get(column)
+        if value is None or not str(value).strip():
+            raise UserError(f"{self.where}: {column} is empty; fill it in or delete the row")
+        return str(value)
+
+
+def read_rows(
+    files: Mapping[str, Location],
+    columns: Sequence[Column],
+    *,
+    label_columns: Sequence[Column] = (),
+    split_column: Column | None = None,
+    splits_are_named: bool = False,
+) -> list[LabelledRow]:
+    """The rows of a task's files. `files`: "data" -> the single file, or a split -> its file.
+
+    `label_columns` may be missing in the file of test. A single file is divided if it lacks `split_column`, unless
+    `splits_are_named`: then the column must exist.
+
+    Raises UserError for a damaged file, a missing column or an unknown split.
+    """
+    rows = list[LabelledRow]()
+    for name, location in files.items():
+        required, optional = [*columns, *label_columns], list[Column]()
+        if name == "test":
+            required, optional = list(columns), list(label_columns)
+        if name == "data" and split_column is not None:
+            (required if splits_are_named else optional).append(split_column)
+        # Tab-separated labelled files, such as GLUE's, contain single quotes as characters.
+        for row in table_files.read_rows(location, required, optional=optional, tsv_quotes=False):
+            found = LabelledRow(row.number, row.where, row.values, "" if name == "data" else name)
+            if name == "data" and split_column is not None and split_column in row.values:
+                found = replace(found, split=_known_split(found, split_column))
+            rows.append(found)
+    divided = {row.split == "" for row in rows if row.split in ("", *SPLITS)}
+    if len(divided) == 2 and "data" in files:
+        first = next(row for row in rows if not row.split)
+        raise UserError(f"{first.where}: has no {split_column}, which other rows have; add it")
+    return rows
+
+
+def _known_split(row: LabelledRow, column: Column) -> str:
+    split = row.text(column)
+    if split not in SPLITS:
+        raise UserError(f"{row.where}: {column} is {split!r}; write train, dev or test")
+    return split
+
+
+def with_splits(examples: Sequence[Example], seed: int, strata: Callable[[Example], object]) -> list[Example]:
+    """The examples, those without a split divided: a tenth of each stratum for dev, if there is none, and for test.
+
+    The division depends on the seed and the row numbers only. Where train has a file of its own and dev has none, dev
+    is a tenth of train, and test stays as it is.
+    """
+    existing = {example.split for example in examples}
+    if "" in existing:
+        fractions, undivided = DIVIDED, ""
+    elif "dev" not in existing and "train" in existing:
+        fractions, undivided = {"dev": DIVIDED["dev"]}, "train"
+    else:
+        return list(examples)
+    numbers = [number for number, example in enumerate(examples) if example.split == undivided]
+    groups = dict[object, list[int]]()
+    for number in numbers:
+        groups.setdefault(strata(examples[number]), []).append(number)
+    splits = dict.fromkeys(numbers, "train")
+    for members in groups.values():
+        keys = hash64(seed, np.array([examples[number].row for number in members]))
+        order = [members[position] for position in np.argsort(keys, kind="stable")]
+        start = 0
+        for split, fraction in fractions.items():
+            count = round(fraction * len(order))
+            splits |= dict.fromkeys(order[start : start + count], split)
+            start += count
+    return [
+        replace(example, split=splits[number]) if number in splits else example
+        for number, example in enumerate(examples)
+    ]
+
+
+def check_splits(examples: Iterable[LabelledExample], where: object) -> None:
+    """Raises UserError when train or dev is empty or has examples without a label, or a part of test has labels."""
+    found = list(examples)
+    for split in SPLITS[:2]:
+        if not any(example.split == split for example in found):
+            raise UserError(f"{where}: has no row of the split {split}; mark some rows {split}")
+        if unlabelled := [example for example in found if example.split == split and example.label is None]:
+            raise UserError(f"{where}: row {unlabelled[0].row} of {split} has no label; add it or delete the row")
+    labelled = {example.label is not None for example in found if example.split == "test"}
+    if len(labelled) == 2:
+        row = next(example.row for example in found if example.split == "test" and example.label is None)
+        raise UserError(
+            f"{where}: row {row} of test has no label, other rows of test have one; add it or delete the row"
+        )
+
+
+def scored_split(examples: Iterable[LabelledExample]) -> str:
+    """The split whose scores are the task's: test if it has labels, otherwise dev."""
+    is_labelled = any(example.split == "test" and example.label is not None for example in examples)
+    return "test" if is_labelled else "dev"

@@ -1,0 +1,150 @@
+"""A labelled file -> [CLS] text [SEP] text_b [SEP] -> a number for each, such as the similarity of two sentences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.ragged import Ints
+from cloze.pipeline.core.storage import Location
+from cloze.training.finetune.heads import SequenceClassifier
+from cloze.training.finetune.tasks import glue
+from cloze.training.finetune.tasks.labelled_files import check_splits, scored_split, with_splits
+from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts
+from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, RowIndices, TaskConfig, TransformersHead
+from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from cloze.training.model.bert import BertConfig
+
+
+class RegressionConfig(TaskConfig):
+    """Regression: a file of texts, or of pairs of texts, each with one number."""
+
+    kind: Literal["regression"] = "regression"
+    """Kind of the task."""
+    columns: LabelledColumns = LabelledColumns()
+    """The columns of the file; `label` is the number."""
+    glue: Literal["STS-B"] | None = None
+    """The GLUE task whose published files these are; it sets the columns."""
+    metric: Literal["spearman", "pearson"] = "spearman"
+    """The correlation by which epochs and trials are compared."""
+
+
+@dataclass(frozen=True)
+class EncodedNumbers:
+    """The examples of one split: token ids, and the number of each [n], NaN without one."""
+
+    texts: TextInputs
+    targets: NDArray[np.float32]
+
+    @property
+    def lengths(self) -> Ints:
+        return self.texts.lengths
+
+
+@dataclass(frozen=True)
+class Regression:
+    """The task of predicting the number of each text or pair of texts, by the mean squared error."""
+
+    config: RegressionConfig
+    examples: list[LabelledText]  # labels are numbers
+
+    @classmethod
+    def read(cls, config: RegressionConfig, files: Mapping[str, Location]) -> Self:
+        where = next(iter(files.values()))
+        layout = glue.LAYOUTS[config.glue] if config.glue else None
+        texts = read_texts(config.columns, layout, files, _number)
+        examples = with_splits(texts, config.seed, lambda example: 0)
+        check_splits(examples, where)
+        if len({example.label for example in examples if example.split == "train"}) < 2:
+            raise UserError(f"{where}: all numbers of train are equal; give examples with at least two")
+        return cls(config, examples)
+
+    @property
+    def scored_split(self) -> str:
+        return scored_split(self.examples)
+
+    def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
+        splits, truncated = dict[str, EncodedNumbers](), 0
+        for split in SPLITS:
+            examples = [example for example in self.examples if example.split == split]
+            texts, shortened = encode_texts(
+                tokenizer, *LabelledText.columns(examples), max_seq_length=self.config.max_seq_length
+            )
+            targets = [math.nan if example.label is None else example.label for example in examples]
+            splits[split] = EncodedNumbers(texts, np.array(targets, np.float32))
+            truncated += shortened
+        return EncodedTask(splits, truncated)
+
+    def model(self, encoder: nn.Module, config: "BertConfig") -> nn.Module:
+        return SequenceClassifier(encoder, config, 1, self.config.seed)
+
+    def inputs(self, data: EncodedNumbers, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        return data.texts.batch(rows, device)
+
+    def loss(self, outputs: Tensor, data: EncodedNumbers, rows: RowIndices) -> Tensor:
+        """The sum of the squared errors of outputs [batch, 1]."""
+        targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
+        return (outputs[:, 0] - targets).square().sum()
+
+    def answers(self, outputs: Tensor, data: EncodedNumbers, rows: RowIndices) -> list[float]:
+        """The number of each example."""
+        return outputs[:, 0].tolist()
+
+    def evaluate(self, answers: Sequence[float], data: EncodedNumbers) -> dict[str, float]:
+        """The two correlations and the mean squared error."""
+        targets = data.targets.tolist()
+        loss = float(np.mean((np.array(answers) - data.targets) ** 2))
+        return {"spearman": spearman(targets, answers).value, "pearson": pearson(targets, answers).value, "loss": loss}
+
+    def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """The task's metric, then the lower loss."""
+        return metrics[self.config.metric], -metrics["loss"]
+
+    def predictions(
+        self, examples: Sequence[LabelledText], answers: Sequence[float], data: EncodedNumbers
+    ) -> list[dict[str, Any]]:
+        pairs = zip(examples, answers, strict=True)
+        return [{"row": one.row, "label": one.label, "predicted": round(answer, 4)} for one, answer in pairs]
+
+    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+        if split != "test" or self.config.glue is None:
+            return {}
+        return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}
+
+    def scores(self, examples: Sequence[LabelledText], predicted: Sequence[float]) -> dict[str, Any]:
+        truth = [example.label for example in examples]
+        found = {"spearman": spearman(truth, predicted), "pearson": pearson(truth, predicted)}
+        return in_order(found, self.config.metric)
+
+    def baselines(self, examples: Sequence[LabelledText]) -> dict[str, list[Any]]:
+        """None: the mean of train has no correlation."""
+        return {}
+
+    def sample(self, example: LabelledText) -> dict[str, Any]:
+        return example.sample()
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def head(self) -> TransformersHead:
+        return TransformersHead("ForSequenceClassification", {"num_labels": 1, "problem_type": "regression"})
+
+
+def _number(where: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{where}: the label {text!r} is not a number; correct it or delete the row")
+    return number

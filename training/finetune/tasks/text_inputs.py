@@ -1,0 +1,83 @@
+"""Texts and pairs of texts -> [CLS] a [SEP] b [SEP] as token ids, and batches of them as the model's arguments."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
+from cloze.pipeline.text.tokenizer import CLS, SEP
+from cloze.training.finetune.tasks.task import RowIndices
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """Token ids with [CLS] and [SEP], and where the second segment begins: a row's length if it has none."""
+
+    ids: Ragged
+    segment_b: Ints
+
+    @property
+    def lengths(self) -> Ints:
+        return self.ids.lengths
+
+    def batch(self, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids, token_type_ids and attention_mask, each [batch, length of the longest row]."""
+        ids = self.ids.take(rows)
+        width = int(ids.lengths.max())
+        real = np.arange(width) < ids.lengths[:, None]
+        second = (np.arange(width) >= self.segment_b[rows][:, None]) & real
+        arrays = (pad_rows(*ids, width), second.astype(np.int64), real)  # any token id pads: padding is masked
+        return tuple(torch.from_numpy(array).to(device) for array in arrays)  # type: ignore[return-value]
+
+
+def encode_texts(
+    tokenizer: "Tokenizer", first: Sequence[str], second: Sequence[str] | None, max_seq_length: int
+) -> tuple[TextInputs, int]:
+    """The inputs of texts, or of pairs of texts, and the number of those that were truncated.
+
+    A pair that is too long loses tokens from the end of its longer text, one at a time, as in BERT's run_classifier.py.
+    """
+    cls, sep = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
+    encoded = [
+        [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        for texts in (first, second)
+        if texts is not None
+    ]
+    room, truncated = max_seq_length - 1 - len(encoded), 0
+    rows, segment_b = list[list[int]](), list[int]()
+    for texts in zip(*encoded, strict=True):
+        lengths = kept_lengths([len(ids) for ids in texts], room)
+        truncated += sum(map(len, texts)) > room
+        parts = [[*ids[:length], sep] for ids, length in zip(texts, lengths, strict=True)]
+        row = [cls, *itertools.chain(*parts)]
+        rows.append(row)
+        segment_b.append(1 + len(parts[0]))
+    offsets = offsets_of(np.array([len(row) for row in rows], np.int64))
+    ids = Ragged(np.fromiter(itertools.chain(*rows), np.int64, offsets[-1]), offsets)
+    return TextInputs(ids, np.array(segment_b, np.int64)), truncated
+
+
+def kept_lengths(lengths: Sequence[int], room: int) -> list[int]:
+    """The lengths of one or two texts after tokens are removed from the end of the longer one until `room` is enough.
+
+    Of two texts of equal length the second is shortened first.
+    """
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    a, b = lengths
+    if a + b <= room:
+        return [a, b]
+    half = room // 2
+    if a <= half:
+        return [a, room - a]
+    if b <= half:
+        return [room - b, b]
+    return [room - half, half]
