@@ -116,6 +116,9 @@ class Classification:
         targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
         return functional.cross_entropy(outputs, targets, reduction="sum")
 
+    def loss_terms(self, data: EncodedTexts, rows: RowIndices) -> int:
+        return len(rows)
+
     def answers(self, outputs: Tensor, data: EncodedTexts, rows: RowIndices) -> list[NDArray[np.float32]]:
         """The probability of each label [labels] for each example."""
         return list(outputs.softmax(-1).cpu().numpy())

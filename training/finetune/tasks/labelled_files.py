@@ -14,6 +14,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.keyed_random import hash64
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import table_files
+from cloze.training.finetune.tasks.invalid_rows import InvalidRow
 from cloze.training.finetune.tasks.task import SPLITS, Column
 
 Example = TypeVar("Example", bound="LabelledExample")
@@ -40,10 +41,10 @@ class LabelledRow:
     split: str
 
     def text(self, column: Column) -> str:
-        """The value of a column as text. Raises UserError when it is empty."""
+        """The value of a column as text. Raises InvalidRow when it is empty."""
         value = self.values.get(column)
         if value is None or not str(value).strip():
-            raise UserError(f"{self.where}: {column} is empty; fill it in or delete the row")
+            raise InvalidRow(f"{self.where}: {column} is empty; fill it in or delete the row", "empty text")
         return str(value)
 
 

@@ -96,6 +96,9 @@ class Regression:
         targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
         return (outputs[:, 0] - targets).square().sum()
 
+    def loss_terms(self, data: EncodedNumbers, rows: RowIndices) -> int:
+        return len(rows)
+
     def answers(self, outputs: Tensor, data: EncodedNumbers, rows: RowIndices) -> list[float]:
         """The number of each example."""
         return outputs[:, 0].tolist()

@@ -5,7 +5,7 @@ A new kind of task is a file next to this one, with its configuration and its `T
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -16,6 +16,7 @@ from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import is_digest, weights_file
+from cloze.training.finetune.metrics.estimates import Estimate
 
 if TYPE_CHECKING:
     import torch
@@ -139,6 +140,7 @@ class EncodedTask:
 
     splits: Mapping[str, EncodedSplit]
     truncated: int  # examples that were longer than max_seq_length
+    counts: Mapping[str, int] = field(default_factory=dict)  # others for the manifest, by name
 
 
 class Task(Protocol):
@@ -179,6 +181,10 @@ class Task(Protocol):
 
     def loss(self, outputs: Any, data: Any, rows: RowIndices) -> "Tensor":
         """The sum of the rows' losses, from the model's outputs for these rows."""
+        ...
+
+    def loss_terms(self, data: Any, rows: RowIndices) -> int:
+        """The number of losses in the sum that `loss` returns for these rows: a step's loss is their mean."""
         ...
 
     def answers(self, outputs: Any, data: Any, rows: RowIndices) -> Sequence[Any]:
@@ -224,6 +230,12 @@ class Task(Protocol):
     def head(self) -> "TransformersHead":
         """How transformers loads the fine-tuned model."""
         ...
+
+
+def scores_with_intervals(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    """The scores of a task, by name, in the form that `Task.scores` returns; the first is the task's metric."""
+    values = {name: found.value for name, found in estimates.items()}
+    return values | {"intervals": {name: [found.low, found.high] for name, found in estimates.items()}}
 
 
 class TransformersHead(NamedTuple):
