@@ -24,6 +24,7 @@ from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, token
 from cloze.training.checkpoints import checkpoint
 from cloze.training.checkpoints.checkpoint import SavedConfig
 from cloze.training.finetune.encoders import from_checkpoint
+from cloze.training.finetune.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.stage import check, run
 from cloze.training.finetune.tasks import registry
 from cloze.training.finetune.tasks.classification import ClassificationConfig
@@ -212,6 +213,16 @@ def test_transformers_loads_the_model_alone_and_predicts_the_same(finished):
         [found] = classify([labelled()[line["row"] - 1]["text"]])
         probabilities = {answer["label"]: answer["score"] for answer in found}
         assert probabilities == pytest.approx(line["probabilities"], abs=1e-5)
+
+
+def test_the_saved_model_predicts_new_texts_as_it_predicted_test(finished):
+    model = FineTunedModel.from_folder(Location(str(finished.folder / "model")), config())
+    expected = finished.lines("predictions/pretrained.jsonl")
+    found = list(model.predict({"text": labelled()[line["row"] - 1]["text"]} for line in expected))
+    assert [line["predicted"] for line in found] == [line["predicted"] for line in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == {"predicted", "probabilities"}
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
 
 
 def test_the_manifest_has_inputs_counts_curves_and_examples(finished, inputs):

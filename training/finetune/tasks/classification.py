@@ -19,7 +19,7 @@ from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.finetune.scores import Label, accuracy, correct, macro_f1, majority, matthews, wilson
 from cloze.training.finetune.tasks import glue
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, check_splits, scored_split, with_splits
-from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts
+from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts, text_names
 from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, RowIndices, TaskConfig, TransformersHead
 from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
@@ -77,6 +77,16 @@ class Classification:
                 f"{where}: has no label {task.positive!r} in train; set positive to one of {', '.join(labels)}"
             )
         return task
+
+    @classmethod
+    def for_inputs(
+        cls, config: ClassificationConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]
+    ) -> Self:
+        return cls(config, LabelledText.of_inputs(inputs), list(head["id2label"].values()))
+
+    @classmethod
+    def input_names(cls, config: ClassificationConfig) -> tuple[str, ...]:
+        return text_names(config.columns, glue.LAYOUTS[config.glue] if config.glue else None)
 
     @property
     def metric(self) -> str:

@@ -167,6 +167,20 @@ class Task(Protocol):
         """
         ...
 
+    @classmethod
+    def for_inputs(cls, config: Any, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
+        """The task of new inputs, which become unlabelled examples of the split test.
+
+        `head` is the config.json of the fine-tuned model, with the settings of `head()`. An input has the names of
+        `input_names`. Raises UserError for an input that lacks one.
+        """
+        ...
+
+    @classmethod
+    def input_names(cls, config: Any) -> tuple[str, ...]:
+        """The names of an input's values, in the order of a line with tabs: ("text",) or ("text", "text_b")."""
+        ...
+
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask: ...
 
     def model(self, encoder: "nn.Module", config: "BertConfig") -> "nn.Module":
