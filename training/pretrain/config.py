@@ -11,7 +11,7 @@ from cloze.training.checkpoints.warm_start import is_digest, weights_file
 from cloze.training.model.architectures import ModelConfig
 from cloze.training.model.optim import OptimizerConfig
 from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig
-from cloze.training.pretrain.phases import Phase, Schedule, schedules
+from cloze.training.pretrain.phases import LearningRateSchedule, Phase, learning_rate_schedules
 
 _Count = Annotated[int, Field(gt=0)]
 
@@ -165,9 +165,9 @@ class PretrainConfig(Config):
         return [phase.micro_batch_size or self.micro_batch_size for phase in self.phases]
 
     @property
-    def schedules(self) -> list[Schedule]:
+    def learning_rate_schedules(self) -> list[LearningRateSchedule]:
         """The learning rate schedule of each phase."""
-        return schedules(self.phases, self.shares, self.optimizer)
+        return learning_rate_schedules(self.phases, self.shares, self.optimizer)
 
     @model_validator(mode="after")
     def _workers_divide_the_batch(self) -> "PretrainConfig":
@@ -189,7 +189,7 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _schedules_are_possible(self) -> "PretrainConfig":
-        for schedule in self.schedules:
+        for schedule in self.learning_rate_schedules:
             schedule.check()
         return self
 

@@ -29,7 +29,7 @@ class Phase(Config):
     global_batch_size: int | None = Field(default=None, gt=0)
     """Examples per update in this phase; by default `pretrain.global_batch_size`."""
     micro_batch_size: Annotated[int | None, Compute, Field(gt=0)] = None
-    """Examples that a worker computes at once in this phase; by default `pretrain.micro_batch_size`."""
+    """Maximum number of examples that a worker computes at once in this phase; by default `pretrain.micro_batch_size`."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak of a new learning rate schedule, which starts with this phase."""
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -41,7 +41,7 @@ class Phase(Config):
         return self.learning_rate is not None or self.warmup_steps is not None
 
 
-class Schedule(NamedTuple):
+class LearningRateSchedule(NamedTuple):
     """A linear warmup from 0, then a linear decay to 0 at the end of the last phase that belongs to the schedule."""
 
     optimizer: OptimizerConfig  # with the peak and the warmup of this schedule
@@ -80,19 +80,21 @@ class Schedule(NamedTuple):
             )
 
 
-def schedules(phases: Sequence[Phase], shares: Sequence[float], optimizer: OptimizerConfig) -> list[Schedule]:
+def learning_rate_schedules(
+    phases: Sequence[Phase], shares: Sequence[float], optimizer: OptimizerConfig
+) -> list[LearningRateSchedule]:
     """The schedule of each phase: that of the phase before it, unless it starts a new one.
 
     `shares` are the phases' fractions of the time budget, if any. A single schedule takes all of it, even if the
     fractions are rounded.
     """
     starts = [number for number, phase in enumerate(phases) if number == 0 or phase.starts_schedule]
-    found: list[Schedule] = []
+    found: list[LearningRateSchedule] = []
     for first, end in pairwise([*starts, len(phases)]):
         own = {key: getattr(phases[first], key) for key in ("learning_rate", "warmup_steps")}
         own = {key: value for key, value in own.items() if value is not None}
         steps = [phase.steps for phase in phases[first:end] if phase.steps is not None]
-        schedule = Schedule(
+        schedule = LearningRateSchedule(
             optimizer.model_copy(update=own),
             range(first, end),
             sum(steps) if steps else None,

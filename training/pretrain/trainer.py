@@ -57,7 +57,7 @@ from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.engine import Engine
 from cloze.training.pretrain.loss_spikes import BadStep, SkippedBatch, read_skipped
 from cloze.training.pretrain.objective import StepResult
-from cloze.training.pretrain.phases import Schedule
+from cloze.training.pretrain.phases import LearningRateSchedule
 from cloze.training.pretrain.prefetch import GlobalBatch, PhaseData
 from cloze.training.pretrain.run_control import RunControl
 from cloze.training.pretrain.train_state import GroupInfo, PretrainSetup, TrainState
@@ -78,7 +78,7 @@ class PretrainTrainer:
     ) -> None:
         """Restore the newest checkpoint, if any. `report_progress` and `is_preempted`: see RunControl."""
         self.setup, self.config, self.on_step = setup, setup.config, on_step
-        self.schedules = self.config.schedules  # of each phase
+        self.schedules = self.config.learning_rate_schedules  # of each phase
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.control = RunControl(report_progress, is_preempted)
         self.loss, self.history = math.nan, ""  # shown with the progress: the last loss, where training resumed
@@ -148,7 +148,7 @@ class PretrainTrainer:
         return self.state.phase == len(self.config.phases)
 
     @property
-    def _schedule(self) -> Schedule:
+    def _schedule(self) -> LearningRateSchedule:
         """The learning rate schedule of the next step."""
         return self.schedules[self.state.phase]
 

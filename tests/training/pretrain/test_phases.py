@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cloze.pipeline.core.config import identity
 from cloze.training.model.optim import OptimizerConfig, learning_rate_at, learning_rate_in_budget
 from cloze.training.pretrain.config import PretrainConfig
-from cloze.training.pretrain.phases import Phase, schedules
+from cloze.training.pretrain.phases import Phase, learning_rate_schedules
 from tests.training.small_pretraining import config
 
 LENGTH = {"max_seq_length": 16, "max_predictions_per_seq": 3}
@@ -25,7 +25,7 @@ def phases_config(*phases: dict[str, Any], **changed: Any) -> PretrainConfig:
 def rates(settings: PretrainConfig) -> list[float]:
     """The learning rate of every step of a training without a budget."""
     result: list[float] = []
-    for number, (phase, schedule) in enumerate(zip(settings.phases, settings.schedules, strict=True)):
+    for number, (phase, schedule) in enumerate(zip(settings.phases, settings.learning_rate_schedules, strict=True)):
         assert phase.steps
         start = sum(earlier.steps or 0 for earlier in settings.phases[: schedule.phases[0]])
         first = sum(earlier.steps or 0 for earlier in settings.phases[:number])
@@ -51,7 +51,9 @@ phases_with_steps = st.lists(
 def test_every_phase_has_one_schedule_which_starts_with_the_first_phase_or_with_one_that_sets_a_key(
     phases: list[Phase], peak: float, warmup: int
 ) -> None:
-    found = schedules(phases, [0.0] * len(phases), OptimizerConfig(learning_rate=peak, warmup_steps=warmup))
+    found = learning_rate_schedules(
+        phases, [0.0] * len(phases), OptimizerConfig(learning_rate=peak, warmup_steps=warmup)
+    )
     assert len(found) == len(phases)
     for number, (phase, schedule) in enumerate(zip(phases, found, strict=True)):
         is_first = number == 0 or phase.starts_schedule
@@ -68,7 +70,7 @@ def test_within_a_schedule_the_rate_is_positive_and_has_no_jumps(
     phases: list[Phase], learning_rate: float, warmup_steps: int
 ) -> None:
     optimizer = OptimizerConfig(learning_rate=learning_rate, warmup_steps=warmup_steps)
-    for schedule in schedules(phases, [0.0] * len(phases), optimizer):
+    for schedule in learning_rate_schedules(phases, [0.0] * len(phases), optimizer):
         peak, warmup, steps = schedule.optimizer.learning_rate, schedule.optimizer.warmup_steps, schedule.steps
         assert steps
         if warmup > steps:
@@ -96,7 +98,7 @@ def test_phases_without_keys_of_their_own_share_one_schedule(steps: list[int], w
 @given(st.integers(0, 50), st.floats(0, 2))
 def test_a_single_schedule_uses_the_whole_budget(step: int, budget_used: float) -> None:
     phases = [Phase(**LENGTH, share=0.3333333333)] * 3  # rounded: the sum is not exactly 1
-    (schedule, *_) = schedules(phases, [0.3333333333] * 3, OPTIMIZER)
+    (schedule, *_) = learning_rate_schedules(phases, [0.3333333333] * 3, OPTIMIZER)
     assert schedule.learning_rate(step, budget_used) == learning_rate_in_budget(step, OPTIMIZER, budget_used)
 
 
@@ -104,7 +106,7 @@ def test_a_schedule_within_a_budget_ends_with_the_share_of_its_phases() -> None:
     settings = phases_config(
         {"share": 0.5}, {"share": 0.2, "learning_rate": 4e-4, "warmup_steps": 0}, {"share": 0.3}, budget="1h"
     )
-    first, second, third = settings.schedules
+    first, second, third = settings.learning_rate_schedules
     assert second == third and second.phases == range(1, 3)
     assert [first.learning_rate(9, used) for used in (0.0, 0.25, 0.5)] == pytest.approx([1e-3, 5e-4, 0])
     assert [second.learning_rate(0, used) for used in (0.5, 0.75, 1.0)] == pytest.approx([4e-4, 2e-4, 0])
