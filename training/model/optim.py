@@ -63,16 +63,15 @@ class UncorrectedAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update each parameter that has a gradient."""
-        parameters = [
-            parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None
-        ]
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter] = initial_optimizer_state(parameter)
-            self.state[parameter]["step"] += _STEP_OFFSET
+        counts = list[Tensor]()
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
+            if parameter.grad is not None:
+                if not self.state[parameter]:
+                    self.state[parameter] = initial_optimizer_state(parameter)
+                counts.append(self.state[parameter]["step"])
+        torch._foreach_add_(counts, _STEP_OFFSET)  # pyright: ignore[reportPrivateImportUsage]  # one kernel on a GPU
         loss = super().step(closure)
-        for parameter in parameters:
-            self.state[parameter]["step"] -= _STEP_OFFSET
+        torch._foreach_sub_(counts, _STEP_OFFSET)  # pyright: ignore[reportPrivateImportUsage]
         return loss
 
 

@@ -57,6 +57,8 @@ class PretrainConfig(Config):
     """More of DeepSpeed's own settings."""
     activation_checkpointing: Annotated[bool, Compute] = False
     """Recompute activations in the backward pass: less memory, a third more work."""
+    compile: Annotated[bool | Literal["auto"], Compute] = "auto"
+    """Compile the encoder layers with torch.compile; auto does on GPUs that have Triton, at ZeRO stages 0 to 2."""
     checkpoint_every: Annotated[int, Compute, Field(gt=0)] = 1000
     """Steps between two checkpoints."""
     keep_checkpoints: Annotated[int, Compute, Field(gt=0)] = 2
@@ -185,6 +187,15 @@ class PretrainConfig(Config):
             sizes = dict(zip(self.global_batch_size_keys, self.global_batch_sizes, strict=True))
             batches = " and ".join(f"{key} {size}" for key, size in sizes.items())
             raise ValueError(f"workers: no number from {smallest} to {largest} divides {batches}; give another range")
+        return self
+
+    @model_validator(mode="after")
+    def _compiles_without_zero_3(self) -> "PretrainConfig":
+        if self.compile is True and self.zero_stage == 3:
+            raise ValueError(
+                "compile is true, but ZeRO stage 3 gathers each layer's weights as it runs, which cannot be compiled; "
+                "set compile to auto or false, or zero_stage to 2 or less"
+            )
         return self
 
     @model_validator(mode="after")

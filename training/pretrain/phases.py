@@ -29,7 +29,7 @@ class Phase(Config):
     global_batch_size: int | None = Field(default=None, gt=0)
     """Examples per update in this phase; by default `pretrain.global_batch_size`."""
     micro_batch_size: Annotated[int | None, Compute, Field(gt=0)] = None
-    """Maximum number of examples that a worker computes at once in this phase; by default `pretrain.micro_batch_size`."""
+    """Maximum number of examples that a worker computes at once; by default `pretrain.micro_batch_size`."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak of a new learning rate schedule, which starts with this phase."""
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -83,7 +83,7 @@ class LearningRateSchedule(NamedTuple):
 def learning_rate_schedules(
     phases: Sequence[Phase], shares: Sequence[float], optimizer: OptimizerConfig
 ) -> list[LearningRateSchedule]:
-    """The schedule of each phase: that of the phase before it, unless it starts a new one.
+    """The learning rate schedule of each phase: that of the phase before it, unless it starts a new one.
 
     `shares` are the phases' fractions of the time budget, if any. A single schedule takes all of it, even if the
     fractions are rounded.

@@ -49,7 +49,8 @@ from cloze.training.checkpoints.warm_start import initial_weights
 from cloze.training.cluster.collectives import broadcast_object, new_all_gather
 from cloze.training.cluster.heartbeat import ReportProgress
 from cloze.training.cluster.ray_train import is_preempted, world_size
-from cloze.training.model.architectures import pretraining_model
+from cloze.training.model.architectures import architecture_of, pretraining_model
+from cloze.training.model.compiled import can_compile
 from cloze.training.model.hardware import fastest_precision, layer_seconds, peak_flops, processor_name, worker_device
 from cloze.training.model.optim import Precision
 from cloze.training.pretrain.async_save import AsyncSaver
@@ -100,6 +101,8 @@ class PretrainTrainer:
             zero_stage=self.config.zero_stage,
             precision=precision,
             deepspeed=self.config.deepspeed,
+            compiled=_compiles(self.config, device),
+            fused_loss=device.type == "cuda" and architecture_of(self.config.model).fused_loss,
         )
         self.group = GroupInfo(precision, self.workers, processor_name(device), peak_flops(device, precision))
         self.state = state.in_group(self.group)
@@ -108,7 +111,8 @@ class PretrainTrainer:
 
     def train(self) -> None:
         """Train from the next step to the end of the last phase, or until the driver requests to stop."""
-        config, engine, data = self.config, self.engine, PhaseData(self.setup, self.rank, self.workers)
+        config, engine = self.config, self.engine
+        data = PhaseData(self.setup, self.rank, self.workers, self.engine.device)
         self.control.start_clock(self.state.seconds)
         stopping = False
         try:
@@ -123,12 +127,14 @@ class PretrainTrainer:
                 if step is None:  # all workers have abandoned it; the weights are those of the step before
                     self._save(wait=True)
                     break
+                # a GPU still computes the step while the workers agree
+                stopping, preempted, seconds = self.control.after_step(self._done(steps_ahead=1), self._note())
                 if bad_step := self._check_step(step, batch):
                     data.close()
                     self._roll_back(bad_step)
                     continue
                 self._record_step(step, time.monotonic() - start, waited)
-                stopping, preempted, self.state.seconds = self.control.after_step(self._done(), self._note())
+                self.state.seconds = seconds
                 phase_ended = self._end_phase()
                 if self.is_finished or self.state.step % config.log_every == 0:
                     self._log(learning_rate, step)
@@ -291,9 +297,9 @@ class PretrainTrainer:
         zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         return {"model": weights, "exp_avg": zeros, "exp_avg_sq": zeros}
 
-    def _done(self) -> float:
-        """How much of `config.extent` is done."""
-        return self.config.done(self.state.step, self.state.seconds)
+    def _done(self, steps_ahead: int = 0) -> float:
+        """How much of `config.extent` is done, including `steps_ahead` steps that are not counted yet."""
+        return self.config.done(self.state.step + steps_ahead, self.state.seconds)
 
     def _note(self) -> str:
         """The note shown with the progress."""
@@ -322,6 +328,13 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux reports KiB
+
+
+def _compiles(config: PretrainConfig, device: torch.device) -> bool:
+    """Whether layers are compiled. ZeRO-3 gathers each layer's weights as it runs, which a compiled layer cannot."""
+    if config.compile == "auto":
+        return config.zero_stage < 3 and can_compile(device)
+    return config.compile
 
 
 def _precision(config: PretrainConfig) -> Precision:
