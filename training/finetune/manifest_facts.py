@@ -3,11 +3,12 @@
 The stage writes them, `Facts.of` reads them back. Defaults replace what manifests of earlier versions lack.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field
 
 from cloze.pipeline.core.artifacts import Fact, Facts
+from cloze.training.finetune.metrics.estimates import Estimate
 
 
 class TrialFact(Fact):
@@ -53,14 +54,6 @@ class ShownExample(Fact, extra="allow"):
         return self.label == self.predicted
 
 
-class Accuracy(NamedTuple):
-    """An accuracy with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 class FinetuneFacts(Facts, extra="allow"):
     """`scores` are those of the `variants` (pretrained, random) and of the baseline; `trials` are all trials by name.
 
@@ -75,10 +68,10 @@ class FinetuneFacts(Facts, extra="allow"):
     notes: list[str] = Field(default=[])  # for the user, about the initial weights
 
     @property
-    def accuracies(self) -> dict[str, Accuracy]:
+    def accuracies(self) -> dict[str, Estimate]:
         """The accuracies of pretrained, random and majority; empty for a task with other scores."""
         found = {
-            name: Accuracy(score.accuracy, *score.interval)
+            name: Estimate(score.accuracy, *score.interval)
             for name, score in self.scores.items()
             if score.accuracy is not None and score.interval
         }

@@ -19,7 +19,9 @@ from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import table_files
 from cloze.pipeline.text.tokenizer import CLS, SEP
-from cloze.training.finetune.scores import Label, accuracy, correct, macro_f1, majority, matthews, wilson
+from cloze.training.finetune.baselines import majority
+from cloze.training.finetune.metrics.classification import Label, accuracy, correct, macro_f1, matthews
+from cloze.training.finetune.metrics.estimates import wilson
 from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, RowIndices, TaskConfig
 from cloze.training.model.architectures import architecture_of
 
@@ -152,10 +154,10 @@ class Classification:
         truth = [example.label for example in examples]
         low, high = wilson(correct(truth, predicted), len(truth))
         return {
-            "accuracy": accuracy(truth, predicted),
+            "accuracy": accuracy(truth, predicted).value,
             "interval": [low, high],
-            "macro_f1": macro_f1(truth, predicted),
-            "matthews": matthews(truth, predicted),
+            "macro_f1": macro_f1(truth, predicted).value,
+            "matthews": matthews(truth, predicted).value,
         }
 
     def baseline(self, examples: Sequence[LabelledText]) -> tuple[str, list[Label]]:
