@@ -184,7 +184,7 @@ def pretrain(root: Path, complete: bool = True, rows: list[dict[str, Any]] | Non
 
 
 def finetune(root: Path, checkpoint: str, pretrained: tuple[int, int], random: tuple[int, int]) -> Artifact:
-    from cloze.training.finetune.scores import wilson
+    from cloze.training.finetune.metrics.estimates import wilson
 
     def scored(right: int, total: int) -> dict[str, Any]:
         return {"accuracy": right / total, "interval": wilson(right, total), "macro_f1": 0.5, "matthews": 0.4}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor, nn
 
+    from cloze.training.finetune.metrics.estimates import Estimate
     from cloze.training.model.bert import BertConfig
 
 SPLITS = ("train", "dev", "test")
@@ -216,10 +217,7 @@ class Task(Protocol):
         ...
 
     def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
-        """The scores of predictions, by name: numbers, and `intervals` of 95 % by the same names.
-
-        The first is the task's metric.
-        """
+        """The scores of predictions as `score_facts` returns them: the task's metric is the first."""
         ...
 
     def baselines(self, examples: Sequence[Any]) -> dict[str, list[Any]]:
@@ -238,6 +236,14 @@ class Task(Protocol):
     def head(self) -> "TransformersHead":
         """How transformers loads the fine-tuned model."""
         ...
+
+
+def score_facts(scores: Mapping[str, "Estimate"], metric: str) -> dict[str, Any]:
+    """Scores by name -> their values, `metric` first, then its `interval` of 95 % and the `intervals` of all."""
+    ordered = {metric: scores[metric], **scores}
+    intervals = {name: [score.low, score.high] for name, score in ordered.items()}
+    values = {name: score.value for name, score in ordered.items()}
+    return {**values, "interval": intervals[metric], "intervals": intervals}
 
 
 class TransformersHead(NamedTuple):
