@@ -19,7 +19,8 @@ from cloze.infra.report.read_run import read_metrics
 from cloze.infra.stages import Stage
 from cloze.pipeline.core.artifacts import Manifest, read_manifest
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.manifest_facts import Accuracy, FinetuneFacts
+from cloze.training.finetune.manifest_facts import FinetuneFacts
+from cloze.training.finetune.metrics.estimates import Estimate
 
 _CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoints/checkpoint.py
 
@@ -34,7 +35,7 @@ class StageResults:
     warnings: tuple[str, ...]
     heldout: Mapping[str, Any] | None
     scores: Mapping[str, Any] | None
-    accuracies: Mapping[str, Accuracy]
+    accuracies: Mapping[str, Estimate]
     page: Location | None
 
 

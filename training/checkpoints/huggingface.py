@@ -44,8 +44,7 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
     """
     from safetensors.torch import save
 
-    if to.is_file() or (to / "config.json").is_file() or to.files():  # config.json by its name: a listing may omit it
-        raise UserError(f"{to}: already exists and is not empty; delete it or give another folder")
+    _check_empty(to)
     saved = checkpoint.config()
     layout, pieces = architecture_of(saved.model).layout, vocab_file.read_pieces(vocab)
     if len(pieces) != saved.vocab_size:
@@ -59,15 +58,26 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
         "README.md": card.encode(),
         "config.json": _json(_config_json(saved, pieces)),
     }
+    write_folder(to, files)
+
+
+def write_folder(to: Location, files: Mapping[str, bytes]) -> None:
+    """Write the files of a model, config.json last. Raises UserError when `to` is not empty or cannot be written."""
+    _check_empty(to)
     try:
         if to.local_path:
             to.local_path.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
+        for name, data in sorted(files.items(), key=lambda file: file[0] == "config.json"):
             (to / name).write_bytes(data)
     except OSError as error:
         raise UserError(
             f"{to}: cannot be written ({error.strerror or error}); free space there or give another folder"
         ) from error
+
+
+def _check_empty(to: Location) -> None:
+    if to.is_file() or (to / "config.json").is_file() or to.files():  # config.json by its name: a listing may omit it
+        raise UserError(f"{to}: already exists and is not empty; delete it or give another folder")
 
 
 def tokenizer_files(vocab_files: Mapping[str, bytes], positions: int) -> dict[str, bytes]:
@@ -128,6 +138,11 @@ def read(location: Location) -> HuggingFaceModel:
     _check_weights(weights, {name: tensor for name, tensor in expected.items() if not name.startswith(missing)}, file)
     vocab, notes = _read_vocabulary(location, vocab_size)
     return HuggingFaceModel(model, vocab_size, layout.from_transformers(weights), vocab, tuple(notes))
+
+
+def read_model_config(folder: Location) -> tuple[BertConfig, int]:
+    """The model's configuration and the size of its vocabulary, from config.json. Raises UserError."""
+    return _read_config(folder / "config.json")
 
 
 def _read_config(file: Location) -> tuple[BertConfig, int]:

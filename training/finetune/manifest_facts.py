@@ -3,11 +3,12 @@
 The stage writes them, `Facts.of` reads them back. Defaults replace what manifests of earlier versions lack.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field
 
 from cloze.pipeline.core.artifacts import Fact, Facts
+from cloze.training.finetune.metrics.estimates import Estimate
 
 
 class TrialFact(Fact):
@@ -37,6 +38,7 @@ class ScoreFact(Fact, extra="allow"):
 
     accuracy: float | None = None
     interval: tuple[float, float] | None = None  # 95 %, of the task's metric
+    intervals: dict[str, tuple[float, float]] = Field(default={})  # of all scores, by their names
     macro_f1: float | None = None
     matthews: float | None = None
 
@@ -56,14 +58,6 @@ class ShownExample(Fact, extra="allow"):
         return self.label == self.predicted
 
 
-class ScoreWithInterval(NamedTuple):
-    """A value of the task's metric with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 class FinetuneFacts(Facts, extra="allow"):
     """`scores` are those of the `variants` (pretrained, random) and of the baselines; `trials` are all trials by name.
 
@@ -80,10 +74,10 @@ class FinetuneFacts(Facts, extra="allow"):
     notes: list[str] = Field(default=[])  # for the user, about the initial weights
 
     @property
-    def metric_scores(self) -> dict[str, ScoreWithInterval]:
+    def metric_scores(self) -> dict[str, Estimate]:
         """The task's metric by variant and baseline, of those that have an interval."""
         return {
-            name: ScoreWithInterval(value, *score.interval)
+            name: Estimate(value, *score.interval)
             for name, score in self.scores.items()
             if (value := score.value(self.metric)) is not None and score.interval
         }

@@ -184,7 +184,7 @@ def pretrain(root: Path, complete: bool = True, rows: list[dict[str, Any]] | Non
 
 
 def finetune(root: Path, checkpoint: str, pretrained: tuple[int, int], random: tuple[int, int]) -> Artifact:
-    from cloze.training.finetune.scores import wilson
+    from cloze.training.finetune.metrics.estimates import wilson
 
     def scored(right: int, total: int) -> dict[str, Any]:
         return {"accuracy": right / total, "interval": wilson(right, total), "macro_f1": 0.5, "matthews": 0.4}
@@ -382,6 +382,19 @@ def test_the_page_describes_pretraining_by_steps_or_by_time(
 ) -> None:
     phases = [{"max_seq_length": length, "steps": steps, "share": share} for length, steps, share in settings]
     artifact = pretrain(tmp_path, phases=phases, budget=None if phases[0]["steps"] else "20m")
+    assert expected in Reader(page_of(tmp_path, {artifact.stage: artifact})).text
+
+
+def test_the_page_has_the_batch_size_of_each_phase_where_they_differ(tmp_path: Path) -> None:
+    phases = [
+        {"max_seq_length": length, "steps": steps, "share": None, "global_batch_size": size}
+        for length, steps, size in ((128, 90, None), (512, 10, 16))
+    ]
+    artifact = pretrain(tmp_path, phases=phases, budget=None)
+    expected = (
+        "100 steps; 90 steps at sequence length 128 with a global batch of 32 sequences, "
+        "then 10 steps at sequence length 512 with a global batch of 16 sequences; 2 workers"
+    )
     assert expected in Reader(page_of(tmp_path, {artifact.stage: artifact})).text
 
 

@@ -36,7 +36,7 @@ from cloze.training.finetune.tasks.task import (
     RowIndices,
     TaskConfig,
     TransformersHead,
-    scores_with_intervals,
+    score_facts,
 )
 from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
@@ -92,8 +92,8 @@ class ChoiceExample(LabelledExample):
 
 @dataclass(frozen=True)
 class EncodedChoices:
-    """The examples of one split: the rows of the first one's choices, those of the second one's, ...; and the number of
-    the right choice of each [n], -1 without a label."""
+    """The examples of one split: a row for each choice, those of an example next to each other; and the number of the
+    right choice of each example [n], -1 without a label."""
 
     texts: TextInputs
     targets: NDArray[np.int64]
@@ -111,6 +111,7 @@ class Choice:
 
     config: ChoiceConfig
     examples: list[ChoiceExample]
+    choices: int  # of each example
     skipped: Mapping[str, int]  # invalid rows that were left out, by reason
 
     @classmethod
@@ -121,12 +122,20 @@ class Choice:
         check_splits(examples, where)
         if len({example.label for example in examples if example.split == "train"}) < 2:
             raise UserError(f"{where}: train has one label only, the same number for all rows; shuffle the choices")
-        return cls(config, examples, dict(skipped or {}))
+        return cls(config, examples, len(examples[0].choices), dict(skipped or {}))
 
-    @property
-    def choices(self) -> int:
-        """The number of choices of each example."""
-        return len(self.examples[0].choices)
+    @classmethod
+    def for_inputs(cls, config: ChoiceConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
+        choices = int(head["num_choices"])
+        examples = [
+            ChoiceExample(row, "test", None, one["context"], tuple(one[name] for name in _choice_names(choices)))
+            for row, one in enumerate(inputs, start=1)
+        ]
+        return cls(config, examples, choices, {})
+
+    @classmethod
+    def input_names(cls, config: ChoiceConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("context", *_choice_names(int(head["num_choices"])))
 
     @property
     def scored_split(self) -> str:
@@ -196,7 +205,7 @@ class Choice:
         return {}
 
     def scores(self, examples: Sequence[ChoiceExample], predicted: Sequence[int]) -> dict[str, Any]:
-        return scores_with_intervals({"accuracy": accuracy([example.label for example in examples], predicted)})
+        return score_facts({"accuracy": accuracy([example.label for example in examples], predicted)}, "accuracy")
 
     def baselines(self, examples: Sequence[ChoiceExample]) -> dict[str, list[Any]]:
         """The most frequent number of train: chance, if the choices are in random order."""
@@ -219,7 +228,12 @@ class Choice:
         }
 
     def head(self) -> TransformersHead:
-        return TransformersHead("ForMultipleChoice", {})
+        return TransformersHead("ForMultipleChoice", {"num_choices": self.choices})
+
+
+def _choice_names(choices: int) -> list[str]:
+    """The names of an input's choices."""
+    return [f"choice{number}" for number in range(choices)]
 
 
 def read_choices(

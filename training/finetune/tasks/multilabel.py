@@ -27,7 +27,7 @@ from cloze.training.finetune.tasks.task import (
     RowIndices,
     TaskConfig,
     TransformersHead,
-    scores_with_intervals,
+    score_facts,
 )
 from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
@@ -80,6 +80,17 @@ class Multilabel:
         found = read_label_sets(config.columns, files, skipped)
         examples, labels = train_label_names(found, config.seed, next(iter(files.values())), skipped)
         return cls(config, examples, labels, dict(skipped or {}))
+
+    @classmethod
+    def for_inputs(cls, config: MultilabelConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
+        examples = [
+            LabelSetText(row, "test", None, one["text"], one.get("text_b")) for row, one in enumerate(inputs, start=1)
+        ]
+        return cls(config, examples, list(head["id2label"].values()), {})
+
+    @classmethod
+    def input_names(cls, config: MultilabelConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("text",) if config.columns.text_b is None else ("text", "text_b")
 
     @property
     def scored_split(self) -> str:
@@ -138,9 +149,8 @@ class Multilabel:
         return self._names(probabilities > self.config.threshold)
 
     def _estimates(self, label: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Estimate]:
-        """The task's metric first, then the others."""
         scores = {"micro_f1": micro_f1, "macro_f1": macro_f1, "exact_match": exact_match}
-        return {name: scores[name](label, predicted) for name in dict.fromkeys((self.config.metric, *scores))}
+        return {name: score(label, predicted) for name, score in scores.items()}
 
     def predictions(
         self, examples: Sequence[LabelSetText], answers: Sequence[NDArray[np.float32]], data: EncodedLabelSets
@@ -159,7 +169,7 @@ class Multilabel:
         return {}
 
     def scores(self, examples: Sequence[LabelSetText], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
-        return scores_with_intervals(self._estimates([example.label for example in examples], predicted))
+        return score_facts(self._estimates([example.label for example in examples], predicted), self.config.metric)
 
     def baselines(self, examples: Sequence[LabelSetText]) -> dict[str, list[Any]]:
         """The most frequent set of labels in train, of equally frequent ones the first by name."""

@@ -11,15 +11,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 from cloze.training.finetune.tasks.choice import Choice, ChoiceConfig
 from cloze.training.finetune.tasks.classification import Classification, ClassificationConfig
 from cloze.training.finetune.tasks.multilabel import Multilabel, MultilabelConfig
-
-# from cloze.training.finetune.tasks.regression import Regression, RegressionConfig
+from cloze.training.finetune.tasks.regression import Regression, RegressionConfig
 from cloze.training.finetune.tasks.tagging import Tagging, TaggingConfig
 from cloze.training.finetune.tasks.task import Task, TaskConfig
 
 #: The configuration class of each kind, whose field `kind` has the kind's name by default, and its `Task`.
 TASKS: dict[type[TaskConfig], type[Task]] = {
     ClassificationConfig: Classification,
-    # RegressionConfig: Regression,
+    RegressionConfig: Regression,
     MultilabelConfig: Multilabel,
     ChoiceConfig: Choice,
     TaggingConfig: Tagging,

@@ -29,7 +29,7 @@ from cloze.training.finetune.tasks.task import (
     RowIndices,
     TaskConfig,
     TransformersHead,
-    scores_with_intervals,
+    score_facts,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +87,21 @@ class Tagging:
         # The lines of train are not needed again, and would be sent to every worker.
         examples = [replace(one, lines=()) if one.split == "train" else one for one in sentences]
         return cls(config, examples, labels, scheme, dict(skipped or {}))
+
+    @classmethod
+    def for_inputs(cls, config: TaggingConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
+        """The task of new sentences: `words` is a list, or a text with spaces between the words."""
+        sentences = [
+            TaggedSentence(
+                row, "test", None, tuple(words.split() if isinstance(words := one["words"], str) else words), None, ""
+            )
+            for row, one in enumerate(inputs, start=1)
+        ]
+        return cls(config, sentences, list(head["id2label"].values()), config.scheme or "BIO", {})
+
+    @classmethod
+    def input_names(cls, config: TaggingConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("words",)
 
     @property
     def metric(self) -> str:
@@ -152,15 +167,11 @@ class Tagging:
         return metrics[self.metric], -metrics["loss"]
 
     def _predicted(self, answers: Sequence[TagAnswer], data: EncodedSentences) -> NDArray[np.int64]:
-        """The index of each word's predicted tag. Words without pieces are O, or have train's most frequent tag."""
-        predicted = np.full(len(data.targets), self.labels.index(self._tag_without_pieces), np.int64)
+        """The index of each word's predicted tag: the first label, which is O if there is one, without pieces."""
+        predicted = np.zeros(len(data.targets), np.int64)
         if answers:
             predicted[data.words.values] = np.concatenate([answer.tags for answer in answers])
         return predicted
-
-    @property
-    def _tag_without_pieces(self) -> str:
-        return OUTSIDE if OUTSIDE in self.labels else _most_frequent(self._counts("train"))
 
     def predictions(
         self, examples: Sequence[TaggedSentence], answers: Sequence[TagAnswer], data: EncodedSentences
@@ -197,7 +208,7 @@ class Tagging:
     def scores(self, examples: Sequence[TaggedSentence], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
         """F1, precision and recall of entities by exact span, those of each type as f1_TYPE, and the accuracy of tags;
         without entities the latter alone."""
-        return scores_with_intervals(self._estimates([example.label for example in examples], predicted))
+        return score_facts(self._estimates([example.label for example in examples], predicted), self.metric)
 
     def _estimates(self, label: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Estimate]:
         pairs = zip(itertools.chain(*label), itertools.chain(*predicted), strict=True)

@@ -16,13 +16,13 @@ from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import is_digest, weights_file
-from cloze.training.finetune.metrics.estimates import Estimate
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
     from torch import Tensor, nn
 
+    from cloze.training.finetune.metrics.estimates import Estimate
     from cloze.training.model.bert import BertConfig
 
 SPLITS = ("train", "dev", "test")
@@ -169,6 +169,23 @@ class Task(Protocol):
         """
         ...
 
+    @classmethod
+    def for_inputs(cls, config: Any, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
+        """The task of new inputs, which become unlabelled examples of the split test.
+
+        `head` is the config.json of the fine-tuned model, with the settings of `head()`. An input has the names of
+        `input_names`. Raises UserError for an input that lacks one.
+        """
+        ...
+
+    @classmethod
+    def input_names(cls, config: Any, head: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of an input's values, in the order of a line with tabs: ("text",) or ("text", "text_b").
+
+        `head`: see `for_inputs`.
+        """
+        ...
+
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask: ...
 
     def model(self, encoder: "nn.Module", config: "BertConfig") -> "nn.Module":
@@ -208,10 +225,7 @@ class Task(Protocol):
         ...
 
     def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
-        """The scores of predictions, by name: numbers, and `intervals` of 95 % by the same names.
-
-        The first is the task's metric.
-        """
+        """The scores of predictions as `score_facts` returns them: the task's metric is the first."""
         ...
 
     def baselines(self, examples: Sequence[Any]) -> dict[str, list[Any]]:
@@ -232,10 +246,12 @@ class Task(Protocol):
         ...
 
 
-def scores_with_intervals(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    """The scores of a task, by name, in the form that `Task.scores` returns; the first is the task's metric."""
-    values = {name: found.value for name, found in estimates.items()}
-    return values | {"intervals": {name: [found.low, found.high] for name, found in estimates.items()}}
+def score_facts(scores: Mapping[str, "Estimate"], metric: str) -> dict[str, Any]:
+    """Scores by name -> their values, `metric` first, then its `interval` of 95 % and the `intervals` of all."""
+    ordered = {metric: scores[metric], **scores}
+    intervals = {name: [score.low, score.high] for name, score in ordered.items()}
+    values = {name: score.value for name, score in ordered.items()}
+    return {**values, "interval": intervals[metric], "intervals": intervals}
 
 
 class TransformersHead(NamedTuple):
