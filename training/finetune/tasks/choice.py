@@ -252,6 +252,7 @@ def read_choices(
         label_columns=[columns.label],
         split_column=columns.split,
         splits_are_named="split" in config.columns.model_fields_set,
+        skipped=skipped,
     )
     counts = Counter(len(_choices(row, columns)) for row in rows)
     expected = counts.most_common(1)[0][0] if counts else 0

@@ -57,6 +57,7 @@ def read_label_sets(
         label_columns=columns.labels if isinstance(columns.labels, tuple) else [columns.labels],
         split_column=columns.split,
         splits_are_named="split" in columns.model_fields_set,
+        skipped=skipped,
     )
     is_labelled = any(row.split == "test" and _has_labels(row, columns) for row in rows)
     return valid_rows(rows, partial(_example, columns=columns, test_is_labelled=is_labelled), skipped)

@@ -191,6 +191,7 @@ def _read_table(
         label_columns=[tag],
         split_column=columns.split,
         splits_are_named="split" in columns.model_fields_set,
+        skipped=skipped,
     )
 
     def sentence(row: LabelledRow) -> TaggedSentence:
