@@ -160,12 +160,12 @@ WORDS = ("red", "old", "big", "the", "a", "is")
 def trained(single_process_group: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A label for each of three words that a text may have."""
     root, draw, rows = tmp_path_factory.mktemp("multilabel"), np.random.default_rng(5), []
-    for number in range(200):
+    for number in range(300):
         labels = [word for word in WORDS[:3] if draw.random() < 0.4]
         words = draw.permutation([*labels, *draw.choice(WORDS[3:], 3)])
-        rows.append((" ".join(words), labels, "train" if number < 140 else "dev" if number < 170 else "test"))
+        rows.append((" ".join(words), labels, "train" if number < 240 else "dev" if number < 270 else "test"))
     (root / "a.jsonl").write_text(jsonl(rows))
-    return train(config(file="x", epochs=20), {"data": root / "a.jsonl"}, WORDS, root)
+    return train(config(file="x", epochs=16), {"data": root / "a.jsonl"}, WORDS, root)
 
 
 def test_training_learns_what_the_baseline_cannot(trained):
