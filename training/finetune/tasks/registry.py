@@ -37,10 +37,18 @@ def of_any_kind(tasks: Mapping[type[TaskConfig], type[Task]]) -> Any:
             error = PydanticCustomError("kind", "give one of {kinds}", {"kinds": ", ".join(kinds)})
             details = InitErrorDetails(type=error, loc=("kind",), input=kind(given))
             raise ValidationError.from_exception_data("kind", [details])
-        return validate(given)
+        return validate(_with_tuples(given))
 
     members = (Annotated[config, Tag(name)] for name, config in zip(kinds, tasks, strict=True))
     return Annotated[reduce(or_, members), Discriminator(kind), WrapValidator(check_kind)]
+
+
+def _with_tuples(value: Any) -> Any:
+    """Plain data with tuples in place of lists: pydantic's strict mode accepts a JSON list as a tuple, but not a list
+    that a wrap validator passes on."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 if TYPE_CHECKING:
