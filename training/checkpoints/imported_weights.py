@@ -68,7 +68,7 @@ def _check_sizes(
     tensors: Sequence[StoredTensor], file: Location, model: BertConfig, vocab_size: int, config_file: Location
 ) -> None:
     """Raises UserError when the file is much too small for the model, before the model is built."""
-    numbers = sum(item.tensor.numel() for item in tensors)
+    numbers = sum(item.tensor.numel() for item in tensors if _is_dense(item.tensor))
     sizes = {name: getattr(model, name) for name in model.SHAPE} | {"vocab_size": vocab_size}
     for name, size in sizes.items():
         stored = {"num_hidden_layers": len(tensors), "hidden_size": int(numbers**0.5)}.get(name, numbers)
@@ -109,18 +109,26 @@ def _current_name(name: str) -> str:
 def _to_fp32(stored: StoredTensor) -> Tensor:
     """Raises UserError for integers, for tensors that are not dense, and for values that are not finite in fp32."""
     tensor = stored.tensor.detach()
-    is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if tensor.dtype not in _FLOATS or not is_dense or tensor.nbytes > tensor.untyped_storage().nbytes():
+    if tensor.dtype not in _FLOATS or not _is_dense(tensor):
         raise UserError(f"{stored} is not a dense floating-point tensor; save the model in float32")
     converted = tensor.float()
     if not (finite := torch.isfinite(converted)).all():
-        infinite = "" if torch.isfinite(tensor).all() else "NaN or infinite"
+        problem = "too large for float32" if torch.isfinite(tensor).all() else "NaN or infinite"
         count = int((~finite).sum())
         raise UserError(
-            f"{stored} has {count} of {tensor.numel()} values that are {infinite or 'too large for float32'}; "
+            f"{stored} has {count} of {tensor.numel()} values that are {problem}; "
             "download it again, or give weights from before the training diverged"
         )
     return converted
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether every element is stored: not sparse, not on the meta device, and not one number that is shown repeatedly.
+
+    The last is possible in a pickle, where a small file may describe a tensor larger than the memory.
+    """
+    is_strided = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return is_strided and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _merge_tied(weights: Weights, layout: TransformersLayout) -> Weights:

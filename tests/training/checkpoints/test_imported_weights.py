@@ -316,6 +316,12 @@ def test_an_enormous_view_of_one_number_is_an_error_and_needs_no_memory(tmp_path
     assert refusal(tmp_path).startswith(f"pytorch_model.bin: {EMBEDDINGS} is not a dense floating-point tensor; ")
 
 
+def test_a_configuration_as_large_as_such_a_view_is_an_error(tmp_path: Path) -> None:
+    write_config(tmp_path, hidden_size=2**30, intermediate_size=2**60)
+    torch.save(STORED | {EMBEDDINGS: torch.ones(1).expand(2**62)}, tmp_path / "pytorch_model.bin")
+    assert refusal(tmp_path).startswith("config.json: hidden_size is 1073741824, too large for pytorch_model.bin, ")
+
+
 def test_trained_parameters_are_read_without_their_gradients(tmp_path: Path) -> None:
     write_config(tmp_path)
     parameters = {name: nn.Parameter(tensor.clone()) for name, tensor in STORED.items()}

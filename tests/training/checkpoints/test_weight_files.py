@@ -169,6 +169,27 @@ def test_a_damaged_shard_is_an_error(index: Path) -> None:
     assert refusal(index.parent) == line
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from(FILES), st.booleans())
+def test_damaged_bytes_are_an_error_of_one_line_or_other_weights(data: st.DataObject, file: str, sharded: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_config(folder)
+        if sharded:
+            write_shards(STORED, SHARD, folder, file)
+        else:
+            write_weights(STORED, folder / file)
+        path = data.draw(st.sampled_from(sorted(folder.iterdir())))
+        content = bytearray(path.read_bytes())
+        start = data.draw(st.integers(0, min(len(content), 3000) - 1))  # where the names and sizes are
+        content[start : start + data.draw(st.integers(0, 20))] = data.draw(st.binary(max_size=4))
+        path.write_bytes(content)
+        try:
+            read(Location(name))
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
 def test_an_empty_index_lacks_the_weights(index: Path) -> None:
     index.write_text('{"weight_map": {}}')
     assert refusal(index.parent).startswith(f"config.json: hidden_size is 16, too large for {index.name}, ")
