@@ -34,10 +34,9 @@ class InputPath(_Compute):
     """Marks a field that names user files: a path, a glob or a list of these.
 
     The files' bytes are an input of the stage; their path is not, so the field counts as `Compute`. `input` is the
-    stage's name for the input, by default the field's name. `files_in`, for a field that names a folder, maps
-    (value, the run's root) to the paths of the files that are read; they are one input, with the path of the first.
-    `is_name` is true of values that are not paths but names of
-    something under the root.
+    stage's name for the input, by default the field's name. `files_in`, for a field that names a folder, maps (value,
+    the run's root) to the paths of the files that are read; they are one input, with the path of the first. `is_name`
+    is true of values that are not paths but names of something under the root.
     """
 
     input: str | None = None

@@ -13,7 +13,7 @@ from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.tokenizer import PAD, strips_accents
 from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig
 from cloze.training.checkpoints.imported_weights import import_weights, without_padding
-from cloze.training.checkpoints.weight_files import SAFETENSORS, find_weight_files, printable, read_json, read_tensors
+from cloze.training.checkpoints.weight_files import find_weight_files, printable, read_json, read_tensors
 from cloze.training.model.architectures import ARCHITECTURES, DEFAULT_ARCHITECTURE, Architecture, architecture_of
 from cloze.training.model.bert import BertConfig
 
@@ -50,11 +50,11 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
     # users of the model write [MASK] as the mask; in training text, which the vocab artifact is for, it is plain text
     tokenizer_config["split_special_tokens"] = False
     files = {
-        SAFETENSORS: save(layout.to_transformers(checkpoint.weights()), {"format": "pt"}),
+        "model.safetensors": save(layout.to_transformers(checkpoint.weights()), {"format": "pt"}),
         **vocab_files,
         "tokenizer_config.json": _json(tokenizer_config),
         "README.md": card.encode(),
-        _CONFIG: _json(_config_json(saved, pieces)),
+        "config.json": _json(_config_json(saved, pieces)),
     }
     try:
         if to.local_path:
