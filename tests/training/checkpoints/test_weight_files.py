@@ -16,13 +16,15 @@ from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import MissingFile, UserError
-from cloze.pipeline.core.file_digests import source_file_by_digest
+from cloze.pipeline.core.file_digests import SourceFile, source_file_by_digest
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text import vocab_file
 from cloze.training.checkpoints.huggingface import read
-from cloze.training.checkpoints.warm_start import weights_files
+from cloze.training.checkpoints.warm_start import initial_weights, weights_files
 from cloze.training.checkpoints.weight_files import find_weight_files
 from cloze.training.model.transformers_names import BERT
 from tests.training.checkpoints.published_folders import (
+    CONFIG,
     PIECES,
     STORED,
     WEIGHTS,
@@ -30,6 +32,7 @@ from tests.training.checkpoints.published_folders import (
     same,
     write_config,
     write_shards,
+    write_vocab,
     write_weights,
 )
 
@@ -88,6 +91,14 @@ def test_shards_are_read_from_any_storage(index: Path, folder: str) -> None:
         (Location(folder) / path.name).write_bytes(path.read_bytes())
     assert same(read(Location(folder)).weights, WEIGHTS)
     assert len(weights_files(folder, Location("runs"))) == 4
+
+
+def test_training_starts_from_shards(index: Path) -> None:
+    write_vocab(index.parent)
+    vocab = vocab_file.read_file(Location(str(index.parent / "vocab.txt")))
+    init = SourceFile(weights_files(str(index.parent), Location("runs"))[0], "0", 1)
+    assert init.uri == str(index)
+    assert same(initial_weights(init, CONFIG, vocab, nsp=True).weights, WEIGHTS)
 
 
 def test_the_files_are_found_in_the_order_of_transformers(tmp_path: Path) -> None:
