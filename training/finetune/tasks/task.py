@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
-from cloze.training.checkpoints.warm_start import is_digest, weights_file
+from cloze.training.checkpoints.warm_start import is_digest, weights_files
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ class TaskConfig(Config):
     Without a column that names the split, a tenth is dev and another tenth test, of each label, drawn by the seed."""
     files: SplitFiles | None = None
     """A file for each split, in place of `file`."""
-    init: Annotated[str | None, InputPath(file_in=weights_file, is_name=is_digest)] = None
+    init: Annotated[str | None, InputPath(files_in=weights_files, is_name=is_digest)] = None
     """The model to start from: the digest of a finished checkpoint, or a Hugging Face folder. By default the
     checkpoint that this run's pretraining ends with."""
     compare_random: bool = False
