@@ -1,9 +1,14 @@
 """The start and end logits of all windows -> ranked answers to each question, and the official prediction files.
 
-The ranking is that of BERT's run_squad.py. Different from it: an answer is the context's own characters, from the first
-of its first token to the last of its last. run_squad.py keeps no character offsets and aligns the tokens with the
-normalized words instead (get_final_text), which can fail, and joins words by one space. Where no answer is possible,
-the answer is "" (there "empty", or an error with SQuAD v2.0). Logits of padding take no part in the ranking.
+The ranking is that of BERT's run_squad.py. Three things are different:
+
+The text of an answer is the context's own, from the first character of its first token to the last of its last.
+run_squad.py has no character offsets: it aligns the tokens with the normalized words (get_final_text), returns whole
+words where that fails, and writes any white space as one space.
+
+The answer to a question without candidates is "" (in run_squad.py "empty", and with SQuAD v2.0 an error).
+
+Logits of padding take no part in the ranking.
 """
 
 import json
@@ -43,7 +48,7 @@ class RankedAnswer(NamedTuple):
 class AnswersToQuestion:
     """The answers to a question, the best first, each text once.
 
-    `null_odds`: how much higher no answer scores than the best answer; None where every question has an answer.
+    `null_odds`: the score of no answer minus that of the best answer; None where every question has an answer.
     """
 
     question_id: str
@@ -52,7 +57,7 @@ class AnswersToQuestion:
 
     @property
     def best(self) -> str:
-        """The best answer, whether or not no answer scores higher; "" if none is possible."""
+        """The best answer, even if no answer ("") has a higher score; "" if no answer is possible."""
         return next((answer.text for answer in self.ranked if answer.text), "")
 
     def answer(self, null_threshold: float = 0.0) -> str:
@@ -126,8 +131,8 @@ def best_null_threshold(
     `scores`: of each question's `best`, such as its F1; `has_answer`: whether the question has one [questions]. Answers
     of questions without one score 0, and "" scores 1 there and 0 elsewhere. Raises ValueError without questions.
 
-    Different from the official evaluation: questions with equal odds stand on one side of the threshold, and where ""
-    for all is best, the threshold is below all odds (there 0, which does not give the score).
+    The score is always that of the answers with this threshold. In the official evaluation it is not if questions have
+    equal odds, nor if "" is best for all questions: its threshold is then 0, here it is below all odds.
     """
     if not answers:
         raise ValueError("there are no questions: a threshold has to be found on a split with some")
@@ -214,7 +219,7 @@ def _best_positions(ids: Ragged, rows: Ints, logits: Floats, count: int) -> tupl
 
 
 def _null_logits(questions: Ints, start_logits: Floats, end_logits: Floats) -> list[_NullLogits]:
-    """The question of each window and the logits of [CLS] -> those of each question, of equals the first window's."""
+    """The question and the logits of [CLS] of each window -> the lowest of each question; the first of equals."""
     starts, ends = start_logits.astype(np.float64), end_logits.astype(np.float64)
     order = np.lexsort((starts + ends, questions))
     lowest = order[np.flatnonzero(np.diff(questions[order], prepend=-1))]
@@ -224,9 +229,10 @@ def _null_logits(questions: Ints, start_logits: Floats, end_logits: Floats) -> l
 def _distinct(
     candidates: _Candidates, rows: range, context: str, null: _NullLogits | None, n_best: int
 ) -> list[RankedAnswer]:
-    """The best candidates of a question, each text once, with no answer among them. Probabilities are still 0.
+    """Returns the best candidates of a question, each text once, and no answer ("") if `null` is set; without
+    probabilities.
 
-    No answer stands after answers with the same score, and after the last if it is not among the best.
+    No answer comes after answers with the same score, and is added at the end if it is not among the `n_best`.
     """
     ranked, texts = list[RankedAnswer](), set[str]()
     nothing = [] if null is None else [RankedAnswer("", 0.0, null.start, null.end, 0, 0)]
@@ -246,7 +252,7 @@ def _distinct(
 
 
 def _with_probabilities(question_id: str, ranked: list[RankedAnswer], null: _NullLogits | None) -> AnswersToQuestion:
-    """Probabilities are the softmax over the scores."""
+    """Returns the answers with their probabilities, the softmax of their scores, and the null odds."""
     ranked = ranked or [RankedAnswer("", 0.0, 0.0, 0.0, 0, 0)]
     scores = [answer.start_logit + answer.end_logit for answer in ranked]
     weights = [math.exp(score - max(scores)) for score in scores]

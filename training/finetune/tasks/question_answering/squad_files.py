@@ -159,7 +159,10 @@ def _question_id(entry: Any, where: str) -> str:
 
 def _answers(entry: dict[str, Any], context: str, where: str, train: bool) -> tuple[Answer, ...] | None:
     """The answers of a question: see Question. Raises _InvalidAnswer, and UserError for another form."""
-    if entry.get("is_impossible", False):
+    is_impossible = entry.get("is_impossible", False)
+    if not isinstance(is_impossible, bool):
+        raise UserError(f"{where}: is_impossible is not a truth value ({_shown(is_impossible)}); write true or false")
+    if is_impossible:
         if any(_string(answer, "text", where) for answer in entry.get("answers") or ()):
             raise _InvalidAnswer(f"{where}: is_impossible is true and it has answers; remove the answers, or the mark")
         return ()

@@ -140,6 +140,23 @@ def test_certain_logits_give_back_every_answer_in_real_text(with_null):
         assert question.answers and found[number].answer() == question.answers[0].text
 
 
+@pytest.mark.parametrize(
+    ("context", "answer"),
+    [
+        ("中国人民解放军在中国，人民。", "人民。"),
+        ("Im Café in der Müllerstraße – 5 € – saß Özil.", "Müllerstraße – 5 €"),
+        ("Im Café in der Müllerstraße – 5 € – saß Özil.", "Café"),
+        ("한국어는 어렵다", "어렵다"),
+    ],
+)
+def test_certain_logits_give_back_answers_in_other_languages(context, answer):
+    start = context.rindex(answer)
+    questions = [asked(0, context, (Answer(answer, start, start + len(answer)),))]
+    windows = build_windows(questions, UNCASED, max_seq_length=80, doc_stride=8)
+    (found,) = rank_answers(questions, windows, *at_gold(windows), with_null=False)
+    assert found.answer() == answer
+
+
 @pytest.mark.skipif(not DEV.is_file(), reason="requires ../shared/data")
 def test_certain_logits_give_back_99_percent_of_squads_dev_answers():
     questions = read_questions(Location(str(DEV)), train=False).questions

@@ -174,6 +174,10 @@ def test_training_requires_one_answer(tmp_path: Path, bad: Any, message: str) ->
         (squad({"id": "q1", "question": "W\ud83d"}), "x.json: question q1: question has half a surrogate pair at 1"),
         (squad(question("q1", ("Köln", 22)), question("q1")), "x.json: question q1: its id occurs twice; give every"),
         (squad(question("q1", ("Köln", 2.5))), "x.json: question q1: answer_start is not a whole number (2.5)"),  # type: ignore[arg-type]
+        (
+            squad(question("q1", is_impossible="false")),
+            "x.json: question q1: is_impossible is not a truth value ('false')",
+        ),
         (squad({**question("q1"), "answers": ["Köln"]}), "x.json: question q1: is not an object ('Köln'); write {"),
         (squad({**question("q1"), "answers": [{"text": "Köln"}]}), "x.json: question q1: has no key answer_start"),
     ],
