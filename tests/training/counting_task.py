@@ -121,7 +121,9 @@ class Counting:
     def facts(self) -> dict[str, Any]:
         return {"shapes": sum(example.number for example in self.examples)}
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: Any
+    ) -> dict[str, bytes]:
         return {"column.txt": self.config.column.encode()}
 
     def head(self) -> TransformersHead:

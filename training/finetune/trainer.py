@@ -268,8 +268,12 @@ class FinetuneTrainer:
             examples, data = self.setup.examples(split), self.setup.data.splits[split]
             if not examples:
                 continue
-            predictions = task.predictions(examples, self._answers(model, data), data)
-            files |= prediction_files(task, variant, split, predictions)
+            answers = self._answers(model, data)
+            predictions = task.predictions(examples, answers, data)
+            name = variant if split == task.scored_split else f"{variant}-{split}"
+            files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions, escaped=False)
+            others = task.prediction_files(split, predictions, answers, data)
+            files |= {f"predictions/{name}/{file}": content for file, content in others.items()}
             if split == task.scored_split:
                 predicted = [row["predicted"] for row in predictions]
         if self.rank:
@@ -283,12 +287,3 @@ class FinetuneTrainer:
 def _best(selection_keys: Mapping[Trial, tuple[float, ...]]) -> Trial:
     """The trial with the best epoch on dev, the first of equals."""
     return max(selection_keys, key=lambda trial: selection_keys[trial])
-
-
-def prediction_files(
-    task: Task, variant: str, split: str, predictions: Sequence[Mapping[str, Any]]
-) -> dict[str, bytes]:
-    """Relative path -> content of a variant's predictions for a split. Those of the scored split have its name only."""
-    name = variant if split == task.scored_split else f"{variant}-{split}"
-    others = {f"predictions/{name}/{file}": data for file, data in task.prediction_files(split, predictions).items()}
-    return {f"predictions/{name}.jsonl": json_lines.encode(predictions, escaped=False)} | others

@@ -168,7 +168,13 @@ class Classification:
             for example, values in zip(examples, answers, strict=True)
         ]
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    def prediction_files(
+        self,
+        split: str,
+        predictions: Sequence[Mapping[str, Any]],
+        answers: Sequence[NDArray[np.float32]],
+        data: EncodedTexts,
+    ) -> dict[str, bytes]:
         if split != "test" or self.config.glue is None:
             return {}
         return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}

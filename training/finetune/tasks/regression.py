@@ -132,7 +132,9 @@ class Regression:
         pairs = zip(examples, answers, strict=True)
         return [{"row": one.row, "label": one.label, "predicted": round(answer, 4)} for one, answer in pairs]
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: EncodedNumbers
+    ) -> dict[str, bytes]:
         if split != "test" or self.config.glue is None:
             return {}
         return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}

@@ -138,7 +138,7 @@ class EncodedSplit(Protocol):
 class EncodedTask:
     """A task's splits as token ids."""
 
-    splits: Mapping[str, EncodedSplit]
+    splits: Mapping[str, EncodedSplit]  # those that have examples, at least
     truncated: int  # examples that were longer than max_seq_length
 
 
@@ -212,8 +212,13 @@ class Task(Protocol):
         """A row for each example of a split, from the answers for the rows of its EncodedSplit."""
         ...
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-        """Name -> content of files in the form in which others read predictions, such as GLUE's submissions."""
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
+    ) -> dict[str, bytes]:
+        """Name -> content of files in the form in which others read predictions, such as GLUE's submissions.
+
+        `answers` and `data` are those that the predictions were made from.
+        """
         ...
 
     def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
