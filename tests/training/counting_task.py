@@ -11,11 +11,11 @@ from torch import nn
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, TaskConfig, TransformersHead
+from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, TrainedTaskConfig, TransformersHead
 from cloze.training.model.bert import BertConfig, initialize
 
 
-class CountingConfig(TaskConfig):
+class CountingConfig(TrainedTaskConfig):
     kind: Literal["counting"] = "counting"
     column: str = "label"
 

@@ -157,11 +157,16 @@ class FinetuneTrainer:
                 self.setup.out.commit(name, {}, facts={"trial": trial._asdict(), **result.facts()})
             if trial == _best(selection_keys):
                 best_here = (trial, result)
+        if not selection_keys:
+            self._test(variant, self.new_model(variant), {})
+            return
         best = _best(selection_keys)
         if best_here is None or best_here[0] != best:  # run by a process that was killed, and its weights are lost
             self.steps_done -= self.setup.steps(best)
             best_here = (best, self.run_trial(variant, best))
-        self._test(variant, *best_here)
+        model = self.new_model(variant)
+        model.load_state_dict(best_here[1].weights)
+        self._test(variant, model, {"trial": best._asdict(), "precision": self.precision, **best_here[1].facts()})
 
     def _finished_part(self, name: str) -> Part | None:
         """The part as worker 0 finds it: another run of the same fingerprint may be finishing it right now."""
@@ -256,18 +261,17 @@ class FinetuneTrainer:
                 answers[row] = answer
         return answers
 
-    def _test(self, variant: str, trial: Trial, result: TrialResult) -> None:
-        """Predict dev and test with the trial's best epoch, and commit the variant: its predictions, and its model.
+    def _test(self, variant: str, model: nn.Module, facts: Mapping[str, Any]) -> None:
+        """Predict dev and test, and commit the variant: `facts` of its training, predictions, and its model.
 
         The model of the random variant is not kept.
         """
-        model, task = self.new_model(variant), self.setup.task
-        model.load_state_dict(result.weights)
+        task = self.setup.task
         files, predicted = dict[str, bytes](), list[Any]()
         for split in SPLITS[1:]:
-            examples, data = self.setup.examples(split), self.setup.data.splits[split]
-            if not examples:
+            if not (examples := self.setup.examples(split)):
                 continue
+            data = self.setup.data.splits[split]
             answers = self._answers(model, data)
             predictions = task.predictions(examples, answers, data)
             name = variant if split == task.scored_split else f"{variant}-{split}"
@@ -279,9 +283,8 @@ class FinetuneTrainer:
         if self.rank:
             return
         if variant == "pretrained":
-            files |= model_files(self.setup.encoder, task, result.weights)
-        facts = {"trial": trial._asdict(), "precision": self.precision, **result.facts(), "predicted": predicted}
-        self.setup.out.commit(variant, files, facts=facts)
+            files |= model_files(self.setup.encoder, task, model.state_dict())
+        self.setup.out.commit(variant, files, facts={**facts, "predicted": predicted})
 
 
 def _best(selection_keys: Mapping[Trial, tuple[float, ...]]) -> Trial:

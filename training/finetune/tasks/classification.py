@@ -26,7 +26,7 @@ from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
     RowIndices,
-    TaskConfig,
+    TrainedTaskConfig,
     TransformersHead,
     score_facts,
 )
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _GlueName = Literal["CoLA", "SST-2", "MRPC", "QQP", "MNLI", "MNLI-mm", "QNLI", "RTE", "WNLI"]
 
 
-class ClassificationConfig(TaskConfig):
+class ClassificationConfig(TrainedTaskConfig):
     """Text classification: a file of texts, or of pairs of texts, each with one label."""
 
     kind: Literal["classification"] = "classification"

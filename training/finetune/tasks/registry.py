@@ -9,6 +9,7 @@ from pydantic import Discriminator, Tag, ValidatorFunctionWrapHandler, WrapValid
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from cloze.training.finetune.tasks.classification import Classification, ClassificationConfig
+from cloze.training.finetune.tasks.minimal_pairs import MinimalPairs, MinimalPairsConfig
 from cloze.training.finetune.tasks.question_answering.task import QuestionAnswering, QuestionAnsweringConfig
 from cloze.training.finetune.tasks.regression import Regression, RegressionConfig
 from cloze.training.finetune.tasks.task import Task, TaskConfig
@@ -18,6 +19,7 @@ TASKS: dict[type[TaskConfig], type[Task]] = {
     ClassificationConfig: Classification,
     RegressionConfig: Regression,
     QuestionAnsweringConfig: QuestionAnswering,
+    MinimalPairsConfig: MinimalPairs,
 }
 
 

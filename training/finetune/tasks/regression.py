@@ -22,7 +22,7 @@ from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
     RowIndices,
-    TaskConfig,
+    TrainedTaskConfig,
     TransformersHead,
     score_facts,
 )
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cloze.training.model.bert import BertConfig
 
 
-class RegressionConfig(TaskConfig):
+class RegressionConfig(TrainedTaskConfig):
     """Regression: a file of texts, or of pairs of texts, each with one number."""
 
     kind: Literal["regression"] = "regression"

@@ -18,6 +18,7 @@ from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, token
 from cloze.training.finetune.encoders import PretrainedEncoder
 from cloze.training.finetune.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.stage import _facts
+from cloze.training.finetune.tasks.minimal_pairs import MinimalPairsConfig
 from cloze.training.finetune.tasks.registry import TASKS, task_of
 from cloze.training.finetune.tasks.task import TaskConfig
 from cloze.training.finetune.trainer import FinetuneSetup, FinetuneTrainer
@@ -25,7 +26,7 @@ from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.hardware import cpu_threads
 
 WORDS = ("red", "blue", "green", "round", "square", "flat", "the", "a", "is", "of", "old", "new", "who", "what", ".")
-PIECES = [*SPECIAL_TOKENS, *WORDS]
+PIECES = [*SPECIAL_TOKENS, *WORDS, "on", "##e"]
 MODEL = BertConfig(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=48,
     hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
@@ -211,6 +212,37 @@ def test_questions_without_an_answer_are_scored_as_squad_2_does(tmp_path: Path) 
     assert scores["pretrained"]["f1"] > scores["no answer"]["f1"] + 0.2
     assert scores["no answer"]["no_answer_f1"] == 1 and scores["no answer"]["has_answer_f1"] == 0
     assert (trained.folder / "predictions/pretrained/null_odds.json").exists()
+
+
+def test_the_likelier_sentence_of_a_pair_is_that_of_a_loop_over_masked_pieces(tmp_path: Path) -> None:
+    rows = [("the old red is new", "the red old is new"), ("who is flat", "who is is"), ("a round one .", "a round")]
+    lines = (json.dumps({"sentence_good": good, "sentence_bad": bad, "term": "x"}) + "\n" for good, bad in rows)
+    settings = MinimalPairsConfig(name="tiny", file="x", columns={"group": "term"}, precision="fp32")
+    trained = Trained(settings, files_of(tmp_path, data__jsonl="".join(lines)), tmp_path)
+    model, tokenizer = BertForPreTraining(MODEL, len(PIECES), seed=11).eval(), ENCODER.tokenizer()
+
+    def log_likelihood(sentence: str) -> float:
+        encoding = tokenizer.encode(sentence)
+        total = 0.0
+        for position in range(1, len(encoding.ids) - 1):
+            ids = torch.tensor([encoding.ids])
+            for later in range(position, len(encoding.ids) - 1):
+                if later == position or encoding.tokens[later].startswith("##"):
+                    ids[0, later] = PIECES.index("[MASK]")
+                else:
+                    break
+            logits, _ = model(ids, torch.zeros_like(ids), None, torch.tensor([position]))
+            total += logits.log_softmax(-1)[0, encoding.ids[position]].item()
+        return total
+
+    found = trained.rows("pretrained.jsonl")
+    for row, pair in zip(found, rows, strict=True):
+        expected = [log_likelihood(sentence) for sentence in pair]
+        assert list(row["log_likelihoods"].values()) == pytest.approx(expected, abs=1e-3)
+        assert row["predicted"] == ("good" if expected[0] > expected[1] else "bad")
+    scores = trained.facts["scores"]["pretrained"]
+    assert scores["accuracy"] == np.mean([row["predicted"] == "good" for row in found]) == scores["groups"]["x"]
+    assert not (trained.folder / "model").exists()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
     RowIndices,
-    TaskConfig,
+    TrainedTaskConfig,
     TransformersHead,
     score_facts,
 )
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from cloze.training.model.bert import BertConfig
 
 
-class QuestionAnsweringConfig(TaskConfig):
+class QuestionAnsweringConfig(TrainedTaskConfig):
     """Extractive question answering: files in the form of SQuAD v1.1 or v2.0."""
 
     kind: Literal["question_answering"] = "question_answering"
