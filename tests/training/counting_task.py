@@ -11,11 +11,11 @@ from torch import nn
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, TaskConfig, TransformersHead
+from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, TrainedTaskConfig, TransformersHead
 from cloze.training.model.bert import BertConfig, initialize
 
 
-class CountingConfig(TaskConfig):
+class CountingConfig(TrainedTaskConfig):
     kind: Literal["counting"] = "counting"
     column: str = "label"
 
@@ -124,7 +124,9 @@ class Counting:
     def facts(self) -> dict[str, Any]:
         return {"shapes": sum(example.number for example in self.examples)}
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: Any
+    ) -> dict[str, bytes]:
         return {"column.txt": self.config.column.encode()}
 
     def head(self) -> TransformersHead:

@@ -50,9 +50,15 @@ def _is_constant(values: Floats) -> bool:
 
 
 def _correlation(x: Floats, y: Floats) -> float:
-    x, y = (values / np.abs(values).max() for values in (x, y))  # the squares of large numbers are infinite
-    x, y = x - x.mean(), y - y.mean()
-    return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1, 1))
+    return float(np.clip(_standardized(x) @ _standardized(y), -1, 1))
+
+
+def _standardized(values: Floats) -> Floats:
+    """The values [n] with mean 0 and norm 1."""
+    values = values / np.abs(values).max()  # the squares of large numbers are infinite
+    values = values - values.mean()
+    values = values - values.mean()  # the first mean is inexact when values are almost equal
+    return values / np.linalg.norm(values)
 
 
 def _ranks(values: Floats) -> NDArray[np.float64]:

@@ -201,7 +201,9 @@ class Choice:
             for example, values in zip(examples, answers, strict=True)
         ]
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
+    ) -> dict[str, bytes]:
         return {}
 
     def scores(self, examples: Sequence[ChoiceExample], predicted: Sequence[int]) -> dict[str, Any]:

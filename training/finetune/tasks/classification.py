@@ -26,7 +26,7 @@ from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
     RowIndices,
-    TaskConfig,
+    TrainedTaskConfig,
     TransformersHead,
     score_facts,
 )
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _GlueName = Literal["CoLA", "SST-2", "MRPC", "QQP", "MNLI", "MNLI-mm", "QNLI", "RTE", "WNLI"]
 
 
-class ClassificationConfig(TaskConfig):
+class ClassificationConfig(TrainedTaskConfig):
     """Text classification: a file of texts, or of pairs of texts, each with one label."""
 
     kind: Literal["classification"] = "classification"
@@ -171,7 +171,13 @@ class Classification:
             for example, values in zip(examples, answers, strict=True)
         ]
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    def prediction_files(
+        self,
+        split: str,
+        predictions: Sequence[Mapping[str, Any]],
+        answers: Sequence[NDArray[np.float32]],
+        data: EncodedTexts,
+    ) -> dict[str, bytes]:
         if split != "test" or self.config.glue is None:
             return {}
         return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}

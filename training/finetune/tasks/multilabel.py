@@ -165,7 +165,9 @@ class Multilabel:
             for example, values in zip(examples, answers, strict=True)
         ]
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
+    ) -> dict[str, bytes]:
         return {}
 
     def scores(self, examples: Sequence[LabelSetText], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:

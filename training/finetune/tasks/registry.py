@@ -10,6 +10,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from cloze.training.finetune.tasks.choice import Choice, ChoiceConfig
 from cloze.training.finetune.tasks.classification import Classification, ClassificationConfig
+from cloze.training.finetune.tasks.minimal_pairs import MinimalPairs, MinimalPairsConfig
+from cloze.training.finetune.tasks.question_answering.task import QuestionAnswering, QuestionAnsweringConfig
 from cloze.training.finetune.tasks.multilabel import Multilabel, MultilabelConfig
 from cloze.training.finetune.tasks.regression import Regression, RegressionConfig
 from cloze.training.finetune.tasks.tagging import Tagging, TaggingConfig
@@ -22,6 +24,8 @@ TASKS: dict[type[TaskConfig], type[Task]] = {
     MultilabelConfig: Multilabel,
     ChoiceConfig: Choice,
     TaggingConfig: Tagging,
+    QuestionAnsweringConfig: QuestionAnswering,
+    MinimalPairsConfig: MinimalPairs,
 }
 
 

@@ -22,7 +22,7 @@ from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
     RowIndices,
-    TaskConfig,
+    TrainedTaskConfig,
     TransformersHead,
     score_facts,
 )
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cloze.training.model.bert import BertConfig
 
 
-class RegressionConfig(TaskConfig):
+class RegressionConfig(TrainedTaskConfig):
     """Regression: a file of texts, or of pairs of texts, each with one number."""
 
     kind: Literal["regression"] = "regression"
@@ -135,7 +135,9 @@ class Regression:
         pairs = zip(examples, answers, strict=True)
         return [{"row": one.row, "label": one.label, "predicted": round(answer, 4)} for one, answer in pairs]
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: EncodedNumbers
+    ) -> dict[str, bytes]:
         if split != "test" or self.config.glue is None:
             return {}
         return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}

@@ -187,7 +187,9 @@ class Tagging:
             for example, (start, stop) in zip(examples, itertools.pairwise(data.sentences.tolist()), strict=True)
         ]
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
+    ) -> dict[str, bytes]:
         """For a file with a word per line: its lines, and the predicted tag as another column, as conlleval reads
         them."""
         examples = [example for example in self.examples if example.split == split]

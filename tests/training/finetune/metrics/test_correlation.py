@@ -79,6 +79,12 @@ def test_spearman_is_unchanged_when_the_numbers_are_replaced_by_their_order(pair
     assert spearman([order[value] for value in x], y) == pytest.approx(spearman(x, y))
 
 
+def test_pearson_is_exact_for_almost_equal_and_for_very_large_numbers():
+    expected = stats.pearsonr([0, 0, 2], [1, 2, 3]).statistic
+    assert pearson([1, 1, 1 + 2**-51], [1, 2, 3]).value == pytest.approx(expected)
+    assert pearson([0, 0, 1e308], [1, 2, 3]).value == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("metric", [pearson, spearman])
 def test_the_correlation_of_a_constant_is_zero_within_the_whole_range(metric):
     undefined = Estimate(0, -1, 1)
