@@ -34,7 +34,7 @@ from cloze.training.finetune.tasks.task import (
     Column,
     EncodedTask,
     RowIndices,
-    TaskConfig,
+    TrainedTaskConfig,
     TransformersHead,
     score_facts,
 )
@@ -68,7 +68,7 @@ _DATASETS = {
 }
 
 
-class ChoiceConfig(TaskConfig):
+class ChoiceConfig(TrainedTaskConfig):
     """Choice: a file of contexts, each with the same number of choices, of which one is right."""
 
     kind: Literal["choice"] = "choice"

@@ -25,7 +25,7 @@ from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
     RowIndices,
-    TaskConfig,
+    TrainedTaskConfig,
     TransformersHead,
     score_facts,
 )
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cloze.training.model.bert import BertConfig
 
 
-class MultilabelConfig(TaskConfig):
+class MultilabelConfig(TrainedTaskConfig):
     """Several labels at once: a file of texts, or of pairs of texts, each with any number of labels."""
 
     kind: Literal["multilabel"] = "multilabel"

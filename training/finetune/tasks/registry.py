@@ -11,8 +11,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 from cloze.training.finetune.tasks.choice import Choice, ChoiceConfig
 from cloze.training.finetune.tasks.classification import Classification, ClassificationConfig
 from cloze.training.finetune.tasks.minimal_pairs import MinimalPairs, MinimalPairsConfig
-from cloze.training.finetune.tasks.question_answering.task import QuestionAnswering, QuestionAnsweringConfig
 from cloze.training.finetune.tasks.multilabel import Multilabel, MultilabelConfig
+from cloze.training.finetune.tasks.question_answering.task import QuestionAnswering, QuestionAnsweringConfig
 from cloze.training.finetune.tasks.regression import Regression, RegressionConfig
 from cloze.training.finetune.tasks.tagging import Tagging, TaggingConfig
 from cloze.training.finetune.tasks.task import Task, TaskConfig

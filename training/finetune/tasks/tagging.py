@@ -27,7 +27,7 @@ from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
     RowIndices,
-    TaskConfig,
+    TrainedTaskConfig,
     TransformersHead,
     score_facts,
 )
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cloze.training.model.bert import BertConfig
 
 
-class TaggingConfig(TaskConfig):
+class TaggingConfig(TrainedTaskConfig):
     """Tagging: sentences with a tag for each word, such as the names of CoNLL-2003."""
 
     kind: Literal["tagging"] = "tagging"
