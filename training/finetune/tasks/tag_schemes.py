@@ -49,12 +49,12 @@ def first_invalid(tags: Sequence[str], scheme: EntityScheme) -> int | None:
             if prefix == "E" and not is_inside:
                 return position
             if previous_prefix in ("B", "I") and not (prefix in ("I", "E") and is_inside):
-                return position - 1  # it promises a next word of the entity
+                return position - 1  # the entity must continue after it
         previous_prefix, previous_type = prefix, type_
     return None
 
 
 def scheme_tags(tags: Iterable[str], scheme: EntityScheme) -> list[str]:
-    """O, and all tags of the scheme for the types of these tags, sorted by type: not every one need occur in train."""
+    """O, and all tags of the scheme for the types of these tags, sorted by type. Train need not have all of them."""
     types = sorted({tag.partition("-")[2] for tag in tags if tag != OUTSIDE})
     return [OUTSIDE, *(f"{prefix}-{name}" if name else prefix for name in types for prefix in PREFIXES[scheme])]

@@ -164,9 +164,10 @@ class _ColumnFile:
             fields = self._fields(line)
             if len(fields) != self.width:
                 separator = "tabs" if self.has_tabs else "spaces"
+                hint = ", or set columns.comment if it is a comment" if line.startswith("#") else ""
                 raise InvalidRow(
                     f"{self.location}:{number}: has {len(fields)} columns, the file's first word has {self.width}; "
-                    f"separate {self.width} columns by {separator}",
+                    f"separate {self.width} columns by {separator}{hint}",
                     "other number of columns",
                 )
             words.append(fields[self.token - 1])

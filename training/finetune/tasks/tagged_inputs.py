@@ -1,4 +1,4 @@
-"""Sentences as words -> rows of token ids, and which of their positions stand for words that have a tag.
+"""Sentences as words -> rows of token ids, and the positions of the words whose tags a row predicts.
 
 The first piece of a word carries its tag (section 5.3 of BERT's paper). Every word is predicted in exactly one row: a
 sentence that is too long becomes several rows.
@@ -6,7 +6,7 @@ sentence that is too long becomes several rows.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,39 +46,76 @@ def encode_sentences(
 ) -> tuple[EncodedSentences, Counter[str]]:
     """The rows of a split's sentences, and the numbers of truncated and divided sentences and of words without pieces.
 
-    `targets`: of all words. `document_context`: each row is filled with the words around it in its document, of which
-    others than the sentence's have no tag here; otherwise with those of its sentence, if this is divided.
+    `targets`: those of all words. `document_context`: each row is filled with the words around it in its document,
+    whose tags other rows predict. Without it, only the rows of a divided sentence are, with words of that sentence.
     """
     cls, sep = (np.array([tokenizer.token_to_id(piece)], np.int64) for piece in (CLS, SEP))
     room, counts = max_seq_length - 2, Counter[str](truncated=0, divided_sentences=0, words_without_pieces=0)
     pieces = _pieces_by_word(tokenizer, sentences)
     rows, words, first_pieces = list[NDArray[np.int64]](), list[Ints](), list[Ints]()
-    base = 0  # the number of the document's first word
-    for document in _documents(sentences):
-        all_words = [word for sentence in document for word in sentence.words]
-        offsets = offsets_of([min(len(pieces[word]), room) for word in all_words])  # of each word's pieces
-        ids = np.fromiter(itertools.chain(*(pieces[word][:room] for word in all_words)), np.int64, offsets[-1])
-        has_pieces = np.diff(offsets) > 0
-        start = 0
-        for sentence in document:
-            stop = start + len(sentence.words)
-            bounds = (0, len(all_words)) if document_context else (start, stop)
-            parts = list(_parts(offsets, start, stop, room))
-            counts["truncated"] += any(len(pieces[word]) > room for word in sentence.words)
-            counts["divided_sentences"] += len(parts) > 1
+    first_word = 0  # the number of the document's first word
+    for sentences_of_document in _documents(sentences):
+        document = _Document(sentences_of_document, pieces, room)
+        for start, stop in document.bounds:
+            parts = list(document.parts(start, stop))
             for part in parts:
-                left, right = _with_context(offsets, part, bounds, room)
-                inside = part[0] + np.flatnonzero(has_pieces[part[0] : part[1]])
-                rows.append(np.concatenate([cls, ids[offsets[left] : offsets[right]], sep]))
-                words.append(base + inside)
-                first_pieces.append(1 + offsets[inside] - offsets[left])
-            start = stop
-        counts["words_without_pieces"] += int((~has_pieces).sum())
-        base += len(all_words)
-    ids_of_rows = _ragged(rows)
-    texts = TextInputs(ids_of_rows, ids_of_rows.lengths)
+                left, right = document.with_context(part, document.whole if document_context else (start, stop))
+                rows.append(np.concatenate([cls, document.ids_of(left, right), sep]))
+                in_row = document.words_with_pieces(*part)
+                words.append(first_word + in_row)
+                first_pieces.append(1 + document.offsets[in_row] - document.offsets[left])
+            counts["divided_sentences"] += len(parts) > 1
+        counts["truncated"] += sum(
+            any(len(pieces[word]) > room for word in sentence.words) for sentence in sentences_of_document
+        )
+        counts["words_without_pieces"] += len(document.words) - len(document.words_with_pieces(*document.whole))
+        first_word += len(document.words)
+    ids = _ragged(rows)
     ends = offsets_of([len(sentence.words) for sentence in sentences])
+    texts = TextInputs(ids, ids.lengths)
     return EncodedSentences(texts, _ragged(words), _ragged(first_pieces), targets, ends), counts
+
+
+class _Document:
+    """The words of a document, numbered from 0, with their pieces: at most `room` of each word."""
+
+    def __init__(self, sentences: Sequence[TaggedSentence], pieces: Mapping[str, Sequence[int]], room: int) -> None:
+        self.room = room
+        self.words = [word for sentence in sentences for word in sentence.words]
+        self.whole = 0, len(self.words)
+        self.bounds = list(itertools.pairwise(offsets_of([len(sentence.words) for sentence in sentences]).tolist()))
+        self.offsets = offsets_of([min(len(pieces[word]), room) for word in self.words])  # of each word's pieces
+        all_pieces = itertools.chain(*(pieces[word][:room] for word in self.words))
+        self.ids = np.fromiter(all_pieces, np.int64, self.offsets[-1])
+
+    def ids_of(self, start: int, stop: int) -> NDArray[np.int64]:
+        return self.ids[self.offsets[start] : self.offsets[stop]]
+
+    def words_with_pieces(self, start: int, stop: int) -> Ints:
+        """The numbers of the words from `start` up to `stop` that have pieces."""
+        return start + np.flatnonzero(np.diff(self.offsets[start : stop + 1]))
+
+    def parts(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Divides the words from `start` up to `stop` into parts that fit into a row. Parts without pieces are left
+        out."""
+        while start < stop:
+            fitting = int(np.searchsorted(self.offsets, self.offsets[start] + self.room, side="right")) - 1
+            end = min(fitting, stop)
+            if self.offsets[end] > self.offsets[start]:
+                yield start, end
+            start = end
+
+    def with_context(self, part: tuple[int, int], bounds: tuple[int, int]) -> tuple[int, int]:
+        """Extends a part within `bounds` by whole words as far as a row has room, on both sides equally if possible."""
+        first, last = (int(self.offsets[word]) for word in part)
+        before, after = first - int(self.offsets[bounds[0]]), int(self.offsets[bounds[1]]) - last
+        free = self.room - (last - first)
+        left = min(before, max(free // 2, free - after))
+        right = min(after, free - left)
+        return (
+            int(np.searchsorted(self.offsets, first - left, side="left")),
+            int(np.searchsorted(self.offsets, last + right, side="right")) - 1,
+        )
 
 
 def _pieces_by_word(tokenizer: "Tokenizer", sentences: Sequence[TaggedSentence]) -> dict[str, list[int]]:
@@ -93,33 +130,6 @@ def _documents(sentences: Sequence[TaggedSentence]) -> Iterator[list[TaggedSente
     keys = (number if one.document is None else str(one.document) for number, one in enumerate(sentences))
     for _, members in itertools.groupby(zip(keys, sentences, strict=True), key=lambda pair: pair[0]):
         yield [sentence for _, sentence in members]
-
-
-def _parts(offsets: NDArray[np.int64], start: int, stop: int, room: int) -> Iterator[tuple[int, int]]:
-    """Divides the words from `start` up to `stop` into parts of at most `room` pieces. Those without pieces are left
-    out."""
-    while start < stop:
-        fitting = int(np.searchsorted(offsets, offsets[start] + room, side="right")) - 1
-        end = min(fitting, stop)
-        if offsets[end] > offsets[start]:
-            yield start, end
-        start = end
-
-
-def _with_context(
-    offsets: NDArray[np.int64], part: tuple[int, int], bounds: tuple[int, int], room: int
-) -> tuple[int, int]:
-    """Extends a part within `bounds` by whole words to at most `room` pieces, by equally many on both sides if there
-    are."""
-    first, last = (int(offsets[word]) for word in part)
-    before, after = first - int(offsets[bounds[0]]), int(offsets[bounds[1]]) - last
-    free = room - (last - first)
-    left = min(before, max(free // 2, free - after))
-    right = min(after, free - left)
-    return (
-        int(np.searchsorted(offsets, first - left, side="left")),
-        int(np.searchsorted(offsets, last + right, side="right")) - 1,
-    )
 
 
 def _ragged(rows: Sequence[Ints]) -> Ragged:

@@ -194,6 +194,12 @@ DEV = columns("a/B-T")
             {},
             r"train\.txt:2: has 1 columns, the file's first word has 2; separate 2 columns by spaces",
         ),
+        (
+            "a O\n# c d\n",
+            DEV,
+            {},
+            r"train\.txt:2: has 3 columns, .* by spaces, or set columns\.comment if it is a comment",
+        ),
         ("a\tO\n\tB-T\n", DEV, {}, r"train\.txt:2: the word is empty; fill it in"),
         ("a NN\nb O\n", DEV, {}, r"train\.txt:1: the tag 'NN' is not O, or B, I, E or S .* scheme: none for"),
         (
@@ -283,12 +289,25 @@ def test_one_file_without_documents_is_divided_by_sentences(tmp_path):
 PIECES = "a b c d e ##x ##y"
 
 
-def test_the_first_piece_of_a_word_stands_for_it(tmp_path):
+def test_the_first_piece_of_a_word_carries_its_tag(tmp_path):
     files = {"train": columns("axy/B-T b/O cx/B-T"), "dev": DEV}
     data = encoded(read(tmp_path, files), "train", PIECES)
     assert data.texts.ids.values.tolist() == [2, 5, 10, 11, 6, 7, 10, 3]
     assert data.first_pieces.values.tolist() == [1, 4, 5]
     assert data.words.values.tolist() == [0, 1, 2] and data.targets.tolist() == [1, 0, 1]
+
+
+def test_pieces_are_those_of_words_that_are_split_already(tmp_path):
+    words = ["U.S.", "Al-Ain's", "\u200b", "Müller", "(", "日本x", "\u00a0", "[MASK]"]
+    files = {"train": "".join(f"{word}\tO\n" for word in words) + "\na\tB-X\n", "dev": DEV.replace("B-T", "B-X")}
+    tokenizer = build_tokenizer([*SPECIAL_TOKENS, *"usalinmer.-'(日本x", *(f"##{c}" for c in "usalinmler")])
+    data: Any = read(tmp_path, files).encode(tokenizer).splits["train"]
+    expected = tokenizer.encode(words, is_pretokenized=True)
+    first = np.array([0])
+    assert data.texts.ids.take(first).values.tolist() == expected.ids
+    positions = {word: position for position, word in reversed(list(enumerate(expected.word_ids))) if word is not None}
+    assert data.words.take(first).values.tolist() == sorted(positions)
+    assert data.first_pieces.take(first).values.tolist() == [positions[word] for word in sorted(positions)]
 
 
 def test_a_long_sentence_becomes_several_rows_and_each_word_is_in_one(tmp_path):
