@@ -300,7 +300,7 @@ def test_the_first_piece_of_a_word_carries_its_tag(tmp_path):
 def test_pieces_are_those_of_words_that_are_split_already(tmp_path):
     words = ["U.S.", "Al-Ain's", "\u200b", "Müller", "(", "日本x", "\u00a0", "[MASK]"]
     files = {"train": "".join(f"{word}\tO\n" for word in words) + "\na\tB-X\n", "dev": DEV.replace("B-T", "B-X")}
-    tokenizer = build_tokenizer([*SPECIAL_TOKENS, *"usalinmer.-'(日本x", *(f"##{c}" for c in "usalinmler")])
+    tokenizer = build_tokenizer([*SPECIAL_TOKENS, *"usalinmer.-'(日本x", *(f"##{c}" for c in "usalinmer")])
     data: Any = read(tmp_path, files).encode(tokenizer).splits["train"]
     expected = tokenizer.encode(words, is_pretokenized=True)
     first = np.array([0])
