@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from cloze.training.finetune.metrics.classification import Label
 
 Texts = tuple[Sequence[str], Sequence[str] | None]  # of examples, and the second texts if these are pairs
@@ -34,4 +36,4 @@ def bag_of_words(train: Texts, train_labels: Sequence[Label], test: Texts) -> li
     train_features, test_features = (hstack(side, format="csr") for side in zip(*features, strict=True))
     model = LogisticRegression(C=10.0, max_iter=1000)
     model.fit(train_features, list(train_labels))
-    return model.predict(test_features).tolist()
+    return np.asarray(model.predict(test_features)).tolist()
