@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,6 +50,8 @@ class TaggingConfig(TrainedTaskConfig):
 
     Without a column that names the split, a tenth is dev and another tenth test, drawn by the seed: of the documents if
     the file has at least ten, otherwise of the sentences."""
+    max_seq_length: int = Field(default=128, ge=3)
+    """Longest input in tokens, with [CLS] and [SEP]; longer sentences become several inputs, cut between words."""
     columns: TaggedColumns = TaggedColumns()
     """The columns of the file."""
     scheme: Scheme | None = None
