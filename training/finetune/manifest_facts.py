@@ -31,17 +31,27 @@ class CurvesFact(Fact, extra="allow"):
     best_epoch: int = 0  # from 1
     merit: list[float | None] = Field(default=[])  # the selection key of the best epoch: see Task.selection_key
 
+    def dev(self, metric: str) -> list[float | None]:
+        """One value of a metric per epoch; empty for a metric that the task does not compute on dev."""
+        return getattr(self, f"dev_{metric}", [])
+
 
 class ScoreFact(Fact, extra="allow"):
     """Scores on the scored split. Tasks have others besides these."""
 
     accuracy: float | None = None
     interval: tuple[float, float] | None = None  # 95 %, of the task's metric
+    intervals: dict[str, tuple[float, float]] = Field(default={})  # the same of any score, by its name
     macro_f1: float | None = None
     matthews: float | None = None
 
     def value(self, metric: str) -> float | None:
         return getattr(self, metric, None)
+
+    def with_interval(self, metric: str) -> "ScoreWithInterval | None":
+        """None without this score, or without its interval."""
+        value, interval = self.value(metric), self.intervals.get(metric, self.interval)
+        return None if value is None or interval is None else ScoreWithInterval(value, *interval)
 
 
 class ShownExample(Fact, extra="allow"):
@@ -81,9 +91,6 @@ class FinetuneFacts(Facts, extra="allow"):
 
     @property
     def metric_scores(self) -> dict[str, ScoreWithInterval]:
-        """The task's metric by variant and baseline, of those that have an interval."""
-        return {
-            name: ScoreWithInterval(value, *score.interval)
-            for name, score in self.scores.items()
-            if (value := score.value(self.metric)) is not None and score.interval
-        }
+        """The task's metric by variant and baseline, of those that have an interval; empty if pretrained has none."""
+        scores = {name: score.with_interval(self.metric) for name, score in self.scores.items()}
+        return {name: score for name, score in scores.items() if score} if scores.get("pretrained") else {}
