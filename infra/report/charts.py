@@ -13,6 +13,8 @@ NumberFormat = Callable[[float], str]
 Color = Literal["blue", "orange", "grey"]  # CSS class
 SegmentKind = Literal["kept", "heldout", "dropped"]  # CSS class
 
+PERCENT = "\N{NO-BREAK SPACE}%"
+
 _WIDTH, _HEIGHT = 460, 230  # of a chart, in SVG units; the page scales it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 26  # margins for tick labels and axis titles
 
@@ -74,7 +76,7 @@ def format_short(value: float) -> str:
 
 def format_percent(value: float) -> str:
     """0.6 -> 60.0 %, with a no-break space."""
-    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+    return f"{100 * value:.1f}{PERCENT}"
 
 
 class Series(NamedTuple):

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from cloze.infra.display import duration
 from cloze.infra.report.charts import (
+    PERCENT,
     Axis,
     Color,
     ScoreEstimate,
@@ -38,9 +39,12 @@ def compare_scores(scores: Mapping[str, ScoreEstimate], axis: Axis, pretraining:
     Judged by the 95 % intervals. `scores` has "pretrained" first, `pretraining` is the subject of the sentence.
     """
 
+    def interval(estimate: ScoreEstimate) -> str:
+        low, high = map(axis.format_value, (estimate.low, estimate.high))
+        return f"({low.removesuffix(PERCENT)} to {high.removesuffix(PERCENT)})"
+
     def with_interval(estimate: ScoreEstimate) -> str:
-        low, high = (axis.format_value(limit).removesuffix("\N{NO-BREAK SPACE}%") for limit in estimate[2:4])
-        return f"{axis.format_value(estimate.value)} ({low} to {high})"
+        return f"{axis.format_value(estimate.value)} {interval(estimate)}"
 
     pretrained, sentences = scores["pretrained"], list[str]()
     if random := scores.get("random"):
@@ -53,10 +57,10 @@ def compare_scores(scores: Mapping[str, ScoreEstimate], axis: Axis, pretraining:
             sentences.append(f"{pretraining} shows no clear gain: {compared}; the 95 % intervals overlap.")
     for name, baseline in scores.items():
         if name not in ("pretrained", "random"):
-            above = "is" if pretrained.low > baseline.value else "is not"
-            sentences.append(
-                f"The pretrained model's interval {above} above the {baseline.label}, {with_interval(baseline)}."
-            )
+            limits = "" if sentences else f" {interval(pretrained)}"
+            above = "is above" if pretrained.low > baseline.value else "is not above"
+            compared = f"the {baseline.label}, {with_interval(baseline)}"
+            sentences.append(f"The pretrained model's interval{limits} {above} {compared}.")
     return " ".join(sentences)
 
 
@@ -166,7 +170,7 @@ def _summary(stage: FinetuneView) -> str:
         text += (
             "the best epoch on the dev split is evaluated once on the test split."
             if stage.facts.scored_split == "test"
-            else "the scores are those of the best epoch on the dev split, as no test split has labels."
+            else "the scores are those of the best epoch on the dev split, as there is no test split with labels."
         )
     values = _other_scores(stage.facts.scores["pretrained"], stage.facts.metric)
     notes = "".join(f" {note}." for note in stage.facts.notes)

@@ -130,7 +130,7 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
 
     text = page.read_text()
     assert "Fine-tuned on the task mood, the pretrained model reaches" in text and "No stage is finished" not in text
-    assert "mood: initial weights" in text and "mood: labelled data" in text  # the lineage
+    assert "mood: labelled data" in text and "mood: initial weights" in text and "tiny/model.safetensors" in text
     assert 'id="fine-tuning"' in text and 'id="pretraining"' not in text and 'id="vocabulary"' not in text
     assert printed(capsys, "report", own_yaml) == f"{page.absolute()}\n"
 

@@ -419,7 +419,7 @@ def test_a_task_without_baselines_on_dev_has_its_metric_everywhere(tmp_path: Pat
     assert "authors: dev Matthews correlation 0.321" in text  # the key figure, and the lineage
     assert "95 % interval: -0.100 to 0.600" in text
     assert "Dev Matthews correlation with 95 % confidence intervals" in page
-    assert "the scores are those of the best epoch on the dev split, as no test split has labels." in text
+    assert "the scores are those of the best epoch on the dev split, as there is no test split with labels." in text
     assert "Accuracy 0.610." in text
     assert not re.search(r"test accuracy|random initialization|majority|No stage is finished", text)
     assert 'class="note"' not in page  # nothing to compare with
@@ -439,8 +439,8 @@ def test_each_baseline_is_compared_by_its_name(tmp_path: Path) -> None:
     page = page_of_task(tmp_path, scores=scores, metric="f1")
     text = Reader(page).text
     assert (
-        "The pretrained model's interval is not above the bag of words and logistic regression, 65.0 % (55.0 to 75.0). "
-        "The pretrained model's interval is above the majority class, 20.0 % (10.0 to 30.0)."
+        "The pretrained model's interval (50.0 to 70.0) is not above the bag of words and logistic regression, 65.0 % "
+        "(55.0 to 75.0). The pretrained model's interval is above the majority class, 20.0 % (10.0 to 30.0)."
     ) in text
     assert "reaches 60.0 % test F1; the bag of words and logistic regression reaches 65.0 %, the majority" in text
     assert "helps" not in text
