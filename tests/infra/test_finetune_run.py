@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cloze.infra.cli import main
+from cloze.infra.launch.ray_jobs import ClusterConfig, stage_files
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
 from tests.paths import REPOSITORY
@@ -111,6 +112,13 @@ def test_of_a_run_with_pretraining_the_tasks_and_what_they_need_are_run(
     assert line == "vocab: is not a stage of this run; its stages are finetune-authors"
     line = error(capsys, "finetune", QUICKSTART, "finetune=[]", "--dry-run")
     assert line == "quickstart: has no fine-tuning task; add one to finetune"
+
+
+def test_tasks_alone_are_sent_to_a_cluster(own_yaml: str) -> None:
+    cluster = ClusterConfig(name="a", address="http://10.0.0.1:8265", shared_disk=True)
+    stage_files(Path("sent"), load(RunConfig, own_yaml), cluster)
+    [task] = load(RunConfig, "sent/run.yaml").finetune
+    assert (task.init, task.file) == (f"{Path.cwd()}/models/tiny", f"{Path.cwd()}/mood.jsonl")
 
 
 def test_tasks_alone_are_planned_run_shown_and_skipped(
