@@ -41,7 +41,8 @@ _JSON = {
   page (the location of the report, or null)
 NaN and infinite numbers are null.
 """,
-    "predict": """--json prints one list, for each [MASK] a list of {piece, probability}, the most likely first
+    "predict": """--json prints one list, for each [MASK] a list of {piece, probability}, the most likely first.
+With --task the output is always JSON: an object for each line, with `predicted` and probabilities.
 """,
 }
 _EPILOG = """examples:
@@ -52,6 +53,8 @@ _EPILOG = """examples:
   cloze status quickstart --root s3://bucket/runs          name a run that was started before
   cloze export configs/quickstart.yaml --to my-bert        write a model for AutoModel and AutoTokenizer
   cloze predict configs/quickstart.yaml "She opened the [MASK]."
+  cloze export configs/quickstart.yaml --task authors --to my-classifier
+  cloze predict configs/quickstart.yaml --task authors < texts.txt
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
   cloze config pretrain.optimizer                          list these configuration keys
 """
@@ -213,16 +216,23 @@ def _report(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     run = _load(options)
-    from cloze.infra.export import export_run
+    from cloze.infra.export import export_run, export_task
     from cloze.pipeline.core.storage import Location
 
     to = Location(options.to).absolute()
-    export_run(run, to)
+    if options.task:
+        export_task(run, options.task, to)
+    else:
+        export_run(run, to)
     print(to)
     return 0
 
 
 def _predict(options: argparse.Namespace) -> int:
+    if options.task:
+        return _predict_task(options)
+    if not options.text:
+        raise UserError("give a TEXT with [MASK], or --task NAME and its inputs as lines of standard input")
     run = _load(options)
     from cloze.infra.export import print_predictions
     from cloze.infra.load_model import model_of
@@ -231,6 +241,20 @@ def _predict(options: argparse.Namespace) -> int:
     if options.json:
         return _print_json([[prediction._asdict() for prediction in of_mask] for of_mask in predictions])
     print_predictions(predictions)
+    return 0
+
+
+def _predict_task(options: argparse.Namespace) -> int:
+    """Print a JSON object for each line of standard input."""
+    if options.text:
+        options.overrides.insert(0, options.text)  # argparse takes the first override for the text
+    if wrong := [word for word in options.overrides if not _is_override(word)]:
+        raise UserError(f"{wrong[0]!r}: with --task the inputs are lines of standard input; pipe them in")
+    run = _load(options)
+    from cloze.infra.export import predict_lines
+
+    for prediction in predict_lines(run, options.task, sys.stdin):
+        print(json.dumps(prediction, ensure_ascii=False), flush=True)
     return 0
 
 
@@ -306,8 +330,12 @@ def _parser() -> argparse.ArgumentParser:
         ("plan", _plan, "show what `run` would do, and why"),
         ("status", _status, "show the state and the results of each stage"),
         ("report", _report, "write the HTML report about the finished stages"),
-        ("export", _export, "write the pretrained model for transformers and the Hugging Face Hub"),
-        ("predict", _predict, "show the pretrained model's predictions for each [MASK] of a text"),
+        ("export", _export, "write the pretrained or a fine-tuned model for transformers and the Hugging Face Hub"),
+        (
+            "predict",
+            _predict,
+            "predict each [MASK] of a text, or with --task what the lines of standard input are",
+        ),
         ("submit", _submit, "submit the run to a Ray cluster, follow its log, return its exit status"),
     ):
         command = commands.add_parser(
@@ -319,7 +347,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("run", metavar="RUN", help="such as configs/quickstart.yaml, or quickstart")
         if name == "predict":
-            command.add_argument("text", metavar="TEXT", help='such as "She opened the [MASK]."')
+            command.add_argument("text", metavar="TEXT", nargs="?", help='such as "She opened the [MASK]."')
         command.add_argument(
             "overrides",
             metavar="key=value",
@@ -346,6 +374,8 @@ def _parser() -> argparse.ArgumentParser:
                 action="append",
                 help="run this stage again, even if it is finished (may be repeated)",
             )
+        if name in ("export", "predict"):
+            command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
         if name == "export":
             command.add_argument(
                 "--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix"

@@ -1,8 +1,8 @@
 """A run's finished model -> a folder in Hugging Face's format; predictions for [MASK] -> a printed table."""
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cloze.infra.planner import Run
 from cloze.pipeline.core.artifacts import Artifact
@@ -11,6 +11,7 @@ from cloze.pipeline.core.storage import Location
 
 if TYPE_CHECKING:
     from cloze.training.checkpoints.fill_mask import MaskPrediction
+    from cloze.training.finetune.tasks.task import TaskConfig
 
 
 def export_run(run: Run, to: Location) -> None:
@@ -24,6 +25,54 @@ def export_run(run: Run, to: Location) -> None:
 
     artifacts = {name: finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
     export(final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location, to, card(run.config, artifacts))
+
+
+def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Location]":
+    """A task's configuration, and the folder of its fine-tuned model.
+
+    Raises UserError when there is no such task, or it is not finished.
+    """
+    from cloze.training.finetune.model_files import FOLDER
+
+    names = [found.name for found in run.config.finetune]
+    if task not in names:
+        raise UserError(f"--task {task}: is not a task of this run; its tasks are {', '.join(names) or 'none'}")
+    return run.config.finetune[names.index(task)], finished(run, f"finetune-{task}").location / FOLDER
+
+
+def export_task(run: Run, task: str, to: Location) -> None:
+    """Copy a task's fine-tuned model, which transformers' Auto classes and pipelines load.
+
+    Raises UserError when the task is not finished, or the folder is not empty.
+    """
+    from cloze.training.checkpoints.huggingface import write_folder
+
+    _, folder = fine_tuned(run, task)
+    write_folder(to, {file.name: file.read_bytes() for file in folder.files()})
+
+
+def predict_lines(run: Run, task: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """A prediction for each line: a text, or the texts of a pair with a tab between them.
+
+    Raises UserError when a line has more or fewer texts than the task, or the task is not finished.
+    """
+    from cloze.training.finetune.fine_tuned_model import FineTunedModel
+
+    config, folder = fine_tuned(run, task)
+    model = FineTunedModel.from_folder(folder, config)
+    names = model.task.input_names(config)
+
+    def inputs() -> Iterator[Mapping[str, str]]:
+        for number, line in enumerate(lines, start=1):
+            texts = line.rstrip("\r\n").split("\t")
+            if len(texts) != len(names) or not all(map(str.strip, texts)):
+                raise UserError(
+                    f"standard input:{number}: is not {' TAB '.join(names)}; write one input per line, "
+                    "with a tab between its texts"
+                )
+            yield dict(zip(names, texts, strict=True))
+
+    return model.predict(inputs())
 
 
 def print_predictions(predictions: "Sequence[Sequence[MaskPrediction]]") -> None:
@@ -53,5 +102,5 @@ def finished(run: Run, name: str) -> Artifact:
         )
     artifact = run.artifact(name)
     if artifact is None:
-        raise UserError(f"{name}: is not finished under {run.root}; finish it with cloze run and --until pretrain")
+        raise UserError(f"{name}: is not finished under {run.root}; finish it with cloze run and --until {name}")
     return artifact

@@ -7,7 +7,7 @@ pairs.
 from collections.abc import Mapping
 from typing import Any
 
-from cloze.training.finetune.scores import wilson
+from cloze.training.finetune.metrics.estimates import wilson
 
 #: The answers 0 and 1 of the pair objectives. Without the objective, the label itself is shown.
 _ANSWERS = {"mlm+nsp": ("IsNext", "NotNext"), "mlm+sop": ("in order", "swapped")}

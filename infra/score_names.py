@@ -1,21 +1,21 @@
 """The metrics, variants and baselines of fine-tuning -> their names and formats, for the report and status."""
 
+import re
+
 _NAMES = {
     "f1": "F1",
     "macro_f1": "macro-F1",
     "micro_f1": "micro-F1",
-    "entity_f1": "entity F1",
     "matthews": "Matthews correlation",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
-    "em": "exact match",
 }
 _CORRELATIONS = ("matthews", "pearson", "spearman")
 
 
 def metric_name(metric: str, split: str = "test") -> str:
     """macro_f1 -> macro-F1; with the split where it is not test: dev macro-F1."""
-    name = _NAMES.get(metric, metric.replace("_", " "))
+    name = _NAMES.get(metric) or re.sub(r"\bf1\b", "F1", metric.replace("_", " "))
     return name if split == "test" else f"{split} {name}"
 
 
@@ -24,7 +24,6 @@ def is_correlation(metric: str) -> bool:
     return any(name in metric for name in _CORRELATIONS)
 
 
-def variant_name(name: str) -> str:
-    """A variant or baseline, as the second part of a comparison: "0.4 for the majority class"."""
-    names = {"random": "from random weights", "majority": "for the majority class"}
-    return names.get(name, f"for {name.replace('_', ' ')}")
+def baseline_name(name: str) -> str:
+    """A baseline inside a sentence: the majority class, the bag of words baseline."""
+    return "the majority class" if name == "majority" else f"the {name.replace('_', ' ')} baseline"

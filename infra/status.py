@@ -16,11 +16,12 @@ from cloze.infra.display import duration, relative_path, size, summary, warnings
 from cloze.infra.planner import PlannedStage, Run
 from cloze.infra.report.pretraining import latest_row
 from cloze.infra.report.read_run import read_metrics
-from cloze.infra.score_names import metric_name, variant_name
+from cloze.infra.score_names import baseline_name, metric_name
 from cloze.infra.stages import Stage
 from cloze.pipeline.core.artifacts import Manifest, read_manifest
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.manifest_facts import FinetuneFacts, ScoreWithInterval
+from cloze.training.finetune.manifest_facts import FinetuneFacts
+from cloze.training.finetune.metrics.estimates import Estimate
 
 _CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoints/checkpoint.py
 
@@ -163,14 +164,16 @@ def _result_lines(run: Run, name: str, results: StageResults) -> Iterator[str]:
         yield f"{name}: {results.page.local_path or results.page}"
 
 
-def _scores_in_words(scores: Mapping[str, ScoreWithInterval]) -> str:
+def _scores_in_words(scores: Mapping[str, Estimate]) -> str:
     """The score of the pretrained model with its interval, then those of the other variants and of the baselines."""
     pretrained = scores["pretrained"]
     text = f"{pretrained.value:.3f} ({pretrained.low:.3f} to {pretrained.high:.3f})"
-    others = ", ".join(
-        f"{score.value:.3f} {variant_name(name)}" for name, score in scores.items() if name != "pretrained"
-    )
-    return f"{text}; {others}" if others else text
+    others = [
+        f"{score.value:.3f} {'from random weights' if name == 'random' else f'for {baseline_name(name)}'}"
+        for name, score in scores.items()
+        if name != "pretrained"
+    ]
+    return f"{text}; {', '.join(others)}" if others else text
 
 
 def _row(status: StageStatus) -> tuple[str, str, str, str, str, str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -23,7 +23,7 @@ from cloze.infra.report.charts import (
 )
 from cloze.infra.report.pretraining import percent_axis
 from cloze.infra.report.view_models import FinetuneView, PretrainView, Stages
-from cloze.infra.score_names import is_correlation, metric_name
+from cloze.infra.score_names import baseline_name, is_correlation, metric_name
 from cloze.training.finetune.manifest_facts import CurvesFact, FinetuneFacts, ScoreFact, ShownExample
 
 _MAX_CONFUSION_LABELS = 12  # a larger table is not readable
@@ -59,7 +59,7 @@ def compare_scores(scores: Mapping[str, ScoreEstimate], axis: Axis, pretraining:
         if name not in ("pretrained", "random"):
             limits = "" if sentences else f" {interval(pretrained)}"
             above = "is above" if pretrained.low > baseline.value else "is not above"
-            compared = f"the {baseline.label}, {with_interval(baseline)}"
+            compared = f"{baseline_name(name)}, {with_interval(baseline)}"
             sentences.append(f"The pretrained model's interval{limits} {above} {compared}.")
     return " ".join(sentences)
 
@@ -70,6 +70,14 @@ class ConfusionMatrix:
 
     labels: list[str]
     rows: list[tuple[str, list[int]]]
+
+
+class ComparedScore(NamedTuple):
+    """The score of another variant or of a baseline, with its name in a chart and in a sentence."""
+
+    label: str
+    phrase: str
+    score: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class TaskSection:
     name: str
     metric: str
     of_this_run: bool  # starts from the checkpoint of this run
+    is_trained: bool  # otherwise the task scores the pretrained model as it is
     summary: str
     comparison: str  # empty without another variant or baseline
     score_chart: Markup
@@ -97,10 +106,14 @@ class TaskSection:
         return self.axis.format_value(self.estimates["pretrained"].value)
 
     @property
-    def baselines(self) -> list[tuple[str, str]]:
-        """(label, score) of the other variants and the baselines."""
+    def compared(self) -> list[ComparedScore]:
+        """The scores of the other variants and the baselines."""
         return [
-            (estimate.label, self.axis.format_value(estimate.value))
+            ComparedScore(
+                estimate.label,
+                estimate.label if name == "random" else baseline_name(name),
+                self.axis.format_value(estimate.value),
+            )
             for name, estimate in self.estimates.items()
             if name != "pretrained"
         ]
@@ -126,6 +139,7 @@ def _task_section(stage: FinetuneView, pretrain: PretrainView) -> TaskSection:
         name=stage.task,
         metric=metric,
         of_this_run=of_this_run,
+        is_trained=any(variant.loss for variant in facts.variants.values()),
         summary=_summary(stage),
         comparison=compare_scores(estimates, axis, _pretraining_extent(pretrain) if of_this_run else "Pretraining"),
         score_chart=interval_chart(_capitalized(chart_title), list(estimates.values()), axis),

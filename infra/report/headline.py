@@ -48,13 +48,13 @@ def _data_and_model(stages: Stages) -> Iterator[str]:
 
 def _task_summary(task: TaskSection) -> str:
     model = "it" if task.of_this_run else "the pretrained model"
-    text = f"Fine-tuned on the task {task.name}, {model} reaches {task.score} {task.metric}"
-    if not task.baselines:
+    on = "Fine-tuned on" if task.is_trained else "On"
+    text = f"{on} the task {task.name}, {model} reaches {task.score} {task.metric}"
+    if not task.compared:
         return f"{text}."
-    articles = {"random initialization": "random initialization reaches"}
-    (first, score), *others = ((articles.get(label, f"the {label}"), score) for label, score in task.baselines)
-    reaches = first if first.endswith("reaches") else f"{first} reaches"
-    return f"{text}; {', '.join([f'{reaches} {score}', *(f'{label} {value}' for label, value in others)])}."
+    first, *others = task.compared
+    scores = [f"{first.phrase} reaches {first.score}", *(f"{other.phrase} {other.score}" for other in others)]
+    return f"{text}; {', '.join(scores)}."
 
 
 def key_figures(stages: Stages, tasks: Sequence[TaskSection]) -> list[KeyFigure]:
@@ -79,7 +79,7 @@ def key_figures(stages: Stages, tasks: Sequence[TaskSection]) -> list[KeyFigure]
         label = f"held-out {'sentence-order' if objective == 'mlm+sop' else 'next-sentence'} accuracy"
         figures.append(KeyFigure(label, format_percent(heldout["nsp_accuracy"]), baseline))
     for task in tasks:
-        baselines = "; ".join(f"{label}: {score}" for label, score in task.baselines)
+        baselines = "; ".join(f"{other.label}: {other.score}" for other in task.compared)
         figures.append(KeyFigure(f"{task.name}: {task.metric}", task.score, baselines))
     return figures
 

@@ -80,7 +80,7 @@ def _stage_node(stage: StageView, parents: tuple[str, ...]) -> LineageNode:
 
 def _score_node(task: TaskSection) -> LineageNode:
     pretrained, number = task.estimates["pretrained"], task.axis.format_value
-    baselines = " · ".join(f"{label} {score}" for label, score in task.baselines)
+    baselines = " · ".join(f"{other.label} {other.score}" for other in task.compared)
     interval = f"95 % interval: {number(pretrained.low)} to {number(pretrained.high)}"
     title = f"{task.name}: {task.metric} {task.score}"
     lines = (interval, baselines) if baselines else (interval,)

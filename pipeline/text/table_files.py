@@ -53,8 +53,8 @@ def read_rows(
 ) -> Iterator[TableRow]:
     """Yields the rows of a file in order; its suffix decides the format. Empty lines are skipped.
 
-    A number among the columns means that the file, a .csv or .tsv, has no header: columns are counted from 1. The values
-    of a row lack `optional` columns that it does not have.
+    A number among the columns means that the file, a .csv or .tsv, has no header: columns are counted from 1. The
+    values of a row lack `optional` columns that it does not have.
 
     `encoding`: of text that is not UTF-8 and has no byte order mark. `tsv_quotes`: whether quotes in a .tsv enclose
     tabs and line breaks, as in a .csv, or are ordinary characters.
@@ -83,9 +83,8 @@ def read_rows(
 def _check_columns(where: str, columns: Sequence[str | int], existing: Sequence[str | int]) -> None:
     for column in columns:
         if column not in existing:
-            raise UserError(
-                f"{where}: has no column {column}; it has {', '.join(map(str, existing)) or 'none'}: set columns to these"
-            )
+            names = ", ".join(map(str, existing)) or "none"
+            raise UserError(f"{where}: has no column {column}; it has {names}: set columns to these")
 
 
 def _parquet(location: Location, columns: Sequence[str | int], optional: Sequence[str | int]) -> Iterator[TableRow]:

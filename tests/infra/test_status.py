@@ -166,7 +166,7 @@ def test_the_results_are_scores_and_the_reports_location(make: Make, capsys: pyt
     ("others", "line"),
     [
         ({}, ""),
-        ({"bag_of_words": 0.1}, "; 0.100 for bag of words"),
+        ({"bag_of_words": 0.1}, "; 0.100 for the bag of words baseline"),
         ({"random": -0.05, "majority": 0.0}, "; -0.050 from random weights, 0.000 for the majority class"),
     ],
 )

@@ -38,8 +38,19 @@ class PretrainedEncoder:
         return architecture_of(self.config).encoder(self.config, self.vocab_size)
 
     def load_into(self, model: nn.Module) -> None:
-        """Copy the pretrained weights to the model's encoder, `bert`."""
-        load_encoder(model, self.read_weights())
+        """Copy the pretrained weights to the model's encoder, `bert`, and to its masked-LM head, `mlm`, if it has one.
+
+        Raises UserError when the pretrained model has no such head.
+        """
+        weights, head = self.read_weights(), getattr(model, "mlm", None)
+        load_encoder(model, weights)
+        if head is not None:
+            of_head = {name.removeprefix("mlm."): weight for name, weight in weights.items() if name.startswith("mlm.")}
+            if not of_head:
+                raise UserError(
+                    "the model has no masked-LM head, which this task scores; give one as it was pretrained"
+                )
+            head.load_state_dict(of_head)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which treats special tokens in a text as ordinary text."""

@@ -3,11 +3,12 @@
 The stage writes them, `Facts.of` reads them back. Defaults replace what manifests of earlier versions lack.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field
 
 from cloze.pipeline.core.artifacts import Fact, Facts
+from cloze.training.finetune.metrics.estimates import Estimate
 
 
 class TrialFact(Fact):
@@ -41,17 +42,12 @@ class ScoreFact(Fact, extra="allow"):
 
     accuracy: float | None = None
     interval: tuple[float, float] | None = None  # 95 %, of the task's metric
-    intervals: dict[str, tuple[float, float]] = Field(default={})  # the same of any score, by its name
+    intervals: dict[str, tuple[float, float]] = Field(default={})  # of all scores, by their names
     macro_f1: float | None = None
     matthews: float | None = None
 
     def value(self, metric: str) -> float | None:
         return getattr(self, metric, None)
-
-    def with_interval(self, metric: str) -> "ScoreWithInterval | None":
-        """None without this score, or without its interval."""
-        value, interval = self.value(metric), self.intervals.get(metric, self.interval)
-        return None if value is None or interval is None else ScoreWithInterval(value, *interval)
 
 
 class ShownExample(Fact, extra="allow"):
@@ -64,14 +60,6 @@ class ShownExample(Fact, extra="allow"):
     @property
     def is_correct(self) -> bool:
         return self.label == self.predicted
-
-
-class ScoreWithInterval(NamedTuple):
-    """A value of the task's metric with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class FinetuneFacts(Facts, extra="allow"):
@@ -90,7 +78,11 @@ class FinetuneFacts(Facts, extra="allow"):
     notes: list[str] = Field(default=[])  # for the user, about the initial weights
 
     @property
-    def metric_scores(self) -> dict[str, ScoreWithInterval]:
+    def metric_scores(self) -> dict[str, Estimate]:
         """The task's metric by variant and baseline, of those that have an interval; empty if pretrained has none."""
-        scores = {name: score.with_interval(self.metric) for name, score in self.scores.items()}
-        return {name: score for name, score in scores.items() if score} if scores.get("pretrained") else {}
+        scores = {
+            name: Estimate(value, *score.interval)
+            for name, score in self.scores.items()
+            if (value := score.value(self.metric)) is not None and score.interval
+        }
+        return scores if "pretrained" in scores else {}

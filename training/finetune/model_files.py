@@ -15,10 +15,12 @@ FOLDER = "model"
 
 
 def model_files(encoder: PretrainedEncoder, task: Task, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """Relative path -> content. The weights have Cloze's names, the file transformers'."""
+    """Relative path -> content, nothing for a task without a head. The file of weights has transformers' names."""
     from safetensors.torch import save
 
     layout, head = architecture_of(encoder.config).layout, task.head()
+    if head is None:
+        return {}
     config = {
         "architectures": [f"{layout.classes[0].removesuffix('ForPreTraining')}{head.class_name}"],
         "model_type": layout.model_type,

@@ -76,7 +76,8 @@ def _train(setup: FinetuneSetup) -> None:
         without_gpus=1,
     )
     total = len(setup.variants) * sum(map(setup.steps, config.trials))
-    progress = Progress(setup.out, total, "steps", sum(map(setup.finished_steps, setup.variants)))
+    finished = sum(map(setup.finished_steps, setup.variants))
+    progress = Progress(setup.out, total, "steps", finished) if total else Progress(setup.out, 1, "task", 0)
     run_workers(train_in_worker, setup, placement, RestartPolicy(), progress)
 
 

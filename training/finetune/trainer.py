@@ -157,11 +157,16 @@ class FinetuneTrainer:
                 self.setup.out.commit(name, {}, facts={"trial": trial._asdict(), **result.facts()})
             if trial == _best(selection_keys):
                 best_here = (trial, result)
+        if not selection_keys:
+            self._test(variant, self.new_model(variant), {})
+            return
         best = _best(selection_keys)
         if best_here is None or best_here[0] != best:  # run by a process that was killed, and its weights are lost
             self.steps_done -= self.setup.steps(best)
             best_here = (best, self.run_trial(variant, best))
-        self._test(variant, *best_here)
+        model = self.new_model(variant)
+        model.load_state_dict(best_here[1].weights)
+        self._test(variant, model, {"trial": best._asdict(), "precision": self.precision, **best_here[1].facts()})
 
     def _finished_part(self, name: str) -> Part | None:
         """The part as worker 0 finds it: another run of the same fingerprint may be finishing it right now."""
@@ -256,39 +261,32 @@ class FinetuneTrainer:
                 answers[row] = answer
         return answers
 
-    def _test(self, variant: str, trial: Trial, result: TrialResult) -> None:
-        """Predict dev and test with the trial's best epoch, and commit the variant: its predictions, and its model.
+    def _test(self, variant: str, model: nn.Module, facts: Mapping[str, Any]) -> None:
+        """Predict dev and test, and commit the variant: `facts` of its training, predictions, and its model.
 
         The model of the random variant is not kept.
         """
-        model, task = self.new_model(variant), self.setup.task
-        model.load_state_dict(result.weights)
+        task = self.setup.task
         files, predicted = dict[str, bytes](), list[Any]()
         for split in SPLITS[1:]:
-            examples, data = self.setup.examples(split), self.setup.data.splits[split]
-            if not examples:
+            if not (examples := self.setup.examples(split)):
                 continue
-            predictions = task.predictions(examples, self._answers(model, data), data)
-            files |= prediction_files(task, variant, split, predictions)
+            data = self.setup.data.splits[split]
+            answers = self._answers(model, data)
+            predictions = task.predictions(examples, answers, data)
+            name = variant if split == task.scored_split else f"{variant}-{split}"
+            files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions, escaped=False)
+            others = task.prediction_files(split, predictions, answers, data)
+            files |= {f"predictions/{name}/{file}": content for file, content in others.items()}
             if split == task.scored_split:
                 predicted = [row["predicted"] for row in predictions]
         if self.rank:
             return
         if variant == "pretrained":
-            files |= model_files(self.setup.encoder, task, result.weights)
-        facts = {"trial": trial._asdict(), "precision": self.precision, **result.facts(), "predicted": predicted}
-        self.setup.out.commit(variant, files, facts=facts)
+            files |= model_files(self.setup.encoder, task, model.state_dict())
+        self.setup.out.commit(variant, files, facts={**facts, "predicted": predicted})
 
 
 def _best(selection_keys: Mapping[Trial, tuple[float, ...]]) -> Trial:
     """The trial with the best epoch on dev, the first of equals."""
     return max(selection_keys, key=lambda trial: selection_keys[trial])
-
-
-def prediction_files(
-    task: Task, variant: str, split: str, predictions: Sequence[Mapping[str, Any]]
-) -> dict[str, bytes]:
-    """Relative path -> content of a variant's predictions for a split. Those of the scored split have its name only."""
-    name = variant if split == task.scored_split else f"{variant}-{split}"
-    others = {f"predictions/{name}/{file}": data for file, data in task.prediction_files(split, predictions).items()}
-    return {f"predictions/{name}.jsonl": json_lines.encode(predictions, escaped=False)} | others

@@ -22,7 +22,8 @@ class OptimizerConfig(Config):
     """AdamW as in BERT (arXiv:1810.04805, appendix A.2; eps and clipping are those of BERT's code)."""
 
     learning_rate: float = Field(gt=0)
-    """Peak learning rate, reached at the end of the warmup. It then falls linearly to 0 at the end of training."""
+    """Peak learning rate, reached at the end of the warmup. It then falls linearly to 0 at the end of training, or of
+    the last phase before one that starts a new schedule."""
     betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     """Decay rates of Adam's two moments."""
     eps: float = Field(default=1e-6, gt=0)

@@ -264,13 +264,16 @@ class ExampleDataset:
         Within each window, examples of similar length form groups of `group_size`, in random order. Raises UserError
         when there are fewer examples than one batch needs.
         """
+        self.check_batch_size(size)
+        return self._batches(seed, position, size, group_size)
+
+    def check_batch_size(self, size: int, key: str = "global_batch_size") -> None:
+        """Raises UserError when there are fewer examples than one batch needs. `key` sets the size."""
         if len(self) < size:
             folder = self.files[0].uri.rpartition("/")[0]
             raise UserError(
-                f"{folder}: contains {len(self)} examples, fewer than global_batch_size {size}; "
-                "lower it or give more documents"
+                f"{folder}: contains {len(self)} examples, fewer than {key} {size}; lower it or give more documents"
             )
-        return self._batches(seed, position, size, group_size)
 
     def _batches(self, seed: int, position: int, size: int, group_size: int) -> Iterator[ExampleArrays]:
         rest: list[ExampleArrays] = []

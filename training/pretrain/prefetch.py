@@ -65,7 +65,7 @@ class PhaseData:
         self.phase, config, artifact = state.phase, self._setup.config, self._setup.examples[state.phase]
         train, heldout = ExampleDataset(artifact, "train"), ExampleDataset(artifact, "heldout")
         masking = None if train.has_stored_masks else _dynamic_masking(config.seed, artifact, self._setup.pieces)
-        size = config.global_batch_size
+        size = config.global_batch_sizes[self.phase]
         sample = heldout.sample(_HELDOUT_SEED, config.eval_batches * size, size)
         self.heldout = [self._micro_batches(arrays) for arrays in sample]
         if self._rank == 0:  # only one worker needs to read the examples that are counted
@@ -92,14 +92,14 @@ class PhaseData:
         """The phase's batches from number `first` on, without the skipped ones."""
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of this thread, which pins memory
-        config, size = self._setup.config, self._setup.config.global_batch_size
+        config, size = self._setup.config, self._setup.config.global_batch_sizes[self.phase]
         batches = train.batches(config.seed, first * size, size, config.group_by_length)
         for number, arrays in enumerate(batches, first):
             if number not in skipped:
                 yield GlobalBatch(number, arrays, self._micro_batches(arrays, masking))
 
     def _micro_batches(self, arrays: ExampleArrays, masking: DynamicMasking | None = None) -> list[Batch]:
-        micro_batch_size = self._setup.config.micro_batch_size
+        micro_batch_size = self._setup.config.micro_batch_sizes[self.phase]
         parts = worker_micro_batches(arrays, self._rank, self._workers, micro_batch_size)
         if self._device.type == "cpu":
             return [collate(part, masking) for part in parts]

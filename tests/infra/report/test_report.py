@@ -188,7 +188,7 @@ def finetune(
     root: Path, checkpoint: str, pretrained: tuple[int, int], random: tuple[int, int], **changed: Any
 ) -> Artifact:
     """`changed` replaces facts."""
-    from cloze.training.finetune.scores import wilson
+    from cloze.training.finetune.metrics.estimates import wilson
 
     def scored(right: int, total: int) -> dict[str, Any]:
         return {"accuracy": right / total, "interval": wilson(right, total), "macro_f1": 0.5, "matthews": 0.4}
@@ -390,6 +390,19 @@ def test_the_page_describes_pretraining_by_steps_or_by_time(
     assert expected in Reader(page_of(tmp_path, {artifact.stage: artifact})).text
 
 
+def test_the_page_has_the_batch_size_of_each_phase_where_they_differ(tmp_path: Path) -> None:
+    phases = [
+        {"max_seq_length": length, "steps": steps, "share": None, "global_batch_size": size}
+        for length, steps, size in ((128, 90, None), (512, 10, 16))
+    ]
+    artifact = pretrain(tmp_path, phases=phases, budget=None)
+    expected = (
+        "100 steps; 90 steps at sequence length 128 with a global batch of 32 sequences, "
+        "then 10 steps at sequence length 512 with a global batch of 16 sequences; 2 workers"
+    )
+    assert expected in Reader(page_of(tmp_path, {artifact.stage: artifact})).text
+
+
 def test_a_pretraining_that_hurts_is_reported() -> None:
     values = {"pretrained": 0.4, "random": 0.6, "majority": 0.5}
     scores = {
@@ -433,16 +446,16 @@ def test_a_task_without_baselines_on_dev_has_its_metric_everywhere(tmp_path: Pat
 def test_each_baseline_is_compared_by_its_name(tmp_path: Path) -> None:
     scores = {
         "pretrained": {"f1": 0.6, "interval": [0.5, 0.7]},
-        "bag_of_words_and_logistic_regression": {"f1": 0.65, "interval": [0.55, 0.75]},
+        "bag_of_words_and_ridge_regression": {"f1": 0.65, "interval": [0.55, 0.75]},
         "majority": {"f1": 0.2, "interval": [0.1, 0.3]},
     }
     page = page_of_task(tmp_path, scores=scores, metric="f1")
     text = Reader(page).text
     assert (
-        "The pretrained model's interval (50.0 to 70.0) is not above the bag of words and logistic regression, 65.0 % "
-        "(55.0 to 75.0). The pretrained model's interval is above the majority class, 20.0 % (10.0 to 30.0)."
+        "The pretrained model's interval (50.0 to 70.0) is not above the bag of words and ridge regression baseline, "
+        "65.0 % (55.0 to 75.0). The pretrained model's interval is above the majority class, 20.0 % (10.0 to 30.0)."
     ) in text
-    assert "reaches 60.0 % test F1; the bag of words and logistic regression reaches 65.0 %, the majority" in text
+    assert "reaches 60.0 % test F1; the bag of words and ridge regression baseline reaches 65.0 %, the majority" in text
     assert "helps" not in text
 
 
@@ -460,6 +473,14 @@ def test_each_baseline_is_compared_by_its_name(tmp_path: Path) -> None:
 def test_labels_may_be_numbers_or_lists(tmp_path: Path, label: object, predicted: object, expected: str) -> None:
     text = Reader(page_of_task(tmp_path, examples=[{"text": "It is", "label": label, "predicted": predicted}])).text
     assert expected in text
+
+
+def test_a_task_that_trains_nothing_is_not_called_fine_tuned(tmp_path: Path) -> None:
+    scores = {"pretrained": {"accuracy": 0.7, "interval": [0.6, 0.8], "groups": {"agreement": 0.7}}}
+    page = page_of_task(tmp_path, scores=scores, variants={"pretrained": {}}, labels={})
+    text = Reader(page).text
+    assert "On the task authors, the pretrained model reaches 70.0 % test accuracy." in text
+    assert "Learning rate" not in text and "Dev accuracy" not in text and "Fine-tuned" not in text
 
 
 def test_a_task_without_single_labels_has_no_confusion_matrix(tmp_path: Path) -> None:

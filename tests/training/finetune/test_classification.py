@@ -21,13 +21,13 @@ from cloze.training.finetune.tasks.classification import (
     Classification,
     ClassificationConfig,
     EncodedTexts,
-    LabelledColumns,
-    LabelledText,
     label_counts,
     read_examples,
     train_labels,
 )
+from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText
 from cloze.training.finetune.tasks.task import Trial
+from cloze.training.finetune.tasks.text_inputs import TextInputs
 
 ROWS = [
     ('He said "no", twice', "novel", "train"),
@@ -84,7 +84,7 @@ SPACES = str.maketrans("\t\n", "  ")
     "name", ["a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.csv.gz", "a.tsv.gz", "a.parquet.gz"]
 )
 def test_every_format_gives_the_same_examples(tmp_path, name):
-    found = read_examples(write(tmp_path, name), LabelledColumns())
+    found = read_examples(config(), {"data": write(tmp_path, name)})
     expected = [tuple(value.translate(SPACES) for value in row) if ".tsv" in name else row for row in ROWS]
     assert [(example.text, example.label, example.split) for example in found] == expected
 
@@ -92,8 +92,10 @@ def test_every_format_gives_the_same_examples(tmp_path, name):
 def test_columns_may_have_other_names_and_labels_be_numbers(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"sentence": "fine", "sentiment": 1, "part": "train", "more": null}\n\n')
-    found = read_examples(Location(str(file)), LabelledColumns(text="sentence", label="sentiment", split="part"))
-    assert found == [LabelledText(1, "fine", "1", "train")]
+    found = read_examples(
+        config(columns=LabelledColumns(text="sentence", label="sentiment", split="part")), {"data": Location(str(file))}
+    )
+    assert found == [LabelledText(1, "train", "1", "fine")]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_an_unusable_file_is_named_with_the_row_and_the_fix(tmp_path, name, cont
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message) as caught:
-        read_examples(Location(str(file)), LabelledColumns())
+        read_examples(config(), {"data": Location(str(file))})
     assert "\n" not in str(caught.value)
 
 
@@ -134,7 +136,7 @@ def test_a_truncated_gzip_is_an_error(tmp_path):
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(gzip.compress(b'{"text": "x"}\n' * 1000)[:-9])
     with pytest.raises(UserError, match="is damaged gzip"):
-        read_examples(Location(str(file)), LabelledColumns())
+        read_examples(config(), {"data": Location(str(file))})
 
 
 @pytest.mark.parametrize(
@@ -148,28 +150,28 @@ def test_a_truncated_gzip_is_an_error(tmp_path):
 def test_examples_that_cannot_be_learned_from_are_an_error(tmp_path, kept, message):
     location = jsonl(tmp_path / "a.jsonl", list(filter(kept, ROWS)))
     with pytest.raises(UserError, match=message):
-        train_labels(read_examples(location, LabelledColumns()), location)
+        train_labels(read_examples(config(), {"data": location}), location)
 
 
 def test_a_label_that_train_does_not_have_is_an_error(tmp_path):
     location = jsonl(tmp_path / "a.jsonl", [*ROWS, ("x", "poem", "test")])
     with pytest.raises(UserError, match="test has the label 'poem', which train does not have"):
-        train_labels(read_examples(location, LabelledColumns()), location)
+        train_labels(read_examples(config(), {"data": location}), location)
 
 
 def test_labels_are_sorted_and_counted_by_split(tmp_path):
     location = jsonl(tmp_path / "a.jsonl", [*ROWS, ("x", "novel", "train")])
-    examples = read_examples(location, LabelledColumns())
+    examples = read_examples(config(), {"data": location})
     assert train_labels(examples, location) == ["news", "novel"]
     assert label_counts(examples)["train"] == {"news": 1, "novel": 2}
 
 
 def test_a_text_becomes_cls_pieces_sep_and_is_truncated_to_the_length():
     examples = [
-        LabelledText(1, "red blueish", "a", "train"),
-        LabelledText(2, "blue " * 9, "b", "train"),
-        LabelledText(3, "[MASK] red", "b", "dev"),
-        LabelledText(4, "red", "a", "test"),
+        LabelledText(1, "train", "a", "red blueish"),
+        LabelledText(2, "train", "b", "blue " * 9),
+        LabelledText(3, "dev", "b", "[MASK] red"),
+        LabelledText(4, "test", "a", "red"),
     ]
     task = Classification(config(max_seq_length=6), examples, ["a", "b"])
     data = task.encode(COLOURS)
@@ -177,9 +179,9 @@ def test_a_text_becomes_cls_pieces_sep_and_is_truncated_to_the_length():
     assert isinstance(train, EncodedTexts)
     assert data.truncated == 1
     assert train.targets.tolist() == [0, 1]
-    assert np.split(train.ids.values, train.ids.offsets[1:-1])[0].tolist() == [2, 5, 6, 7, 3]
-    assert np.split(train.ids.values, train.ids.offsets[1:-1])[1].tolist() == [2, 6, 6, 6, 6, 3]
-    assert 4 not in data.splits["dev"].ids.values  # "[MASK]" in a text is text
+    assert np.split(train.texts.ids.values, train.texts.ids.offsets[1:-1])[0].tolist() == [2, 5, 6, 7, 3]
+    assert np.split(train.texts.ids.values, train.texts.ids.offsets[1:-1])[1].tolist() == [2, 6, 6, 6, 6, 3]
+    assert 4 not in data.splits["dev"].texts.ids.values  # "[MASK]" in a text is text
 
     input_ids, token_type_ids, attention_mask = task.inputs(train, np.array([1, 0]), torch.device("cpu"))
     assert input_ids.tolist() == [[2, 6, 6, 6, 6, 3], [2, 5, 6, 7, 3, 0]]
@@ -189,7 +191,8 @@ def test_a_text_becomes_cls_pieces_sep_and_is_truncated_to_the_length():
 
 def test_accuracy_and_loss_are_those_of_the_true_labels():
     probabilities = np.array([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]], dtype=np.float32)
-    data = EncodedTexts(Ragged(np.zeros(0, np.int64), np.zeros(3, np.int64)), np.array([0, 1]))
+    no_texts = TextInputs(Ragged(np.zeros(0, np.int64), np.zeros(3, np.int64)), np.zeros(2, np.int64))
+    data = EncodedTexts(no_texts, np.array([0, 1]))
     metrics = task(["a", "b", "c"]).evaluate(list(probabilities), data)
     assert metrics["accuracy"] == 0.5
     assert metrics["loss"] == pytest.approx((np.log(2) + np.log(4)) / 2)
@@ -197,12 +200,12 @@ def test_accuracy_and_loss_are_those_of_the_true_labels():
 
 def test_predictions_name_the_row_and_the_most_likely_label():
     answers = [np.array([0.25, 0.75], dtype=np.float32)]
-    rows = task(["a", "b"]).predictions([LabelledText(9, "x", "a", "test")], answers)
+    rows = task(["a", "b"]).predictions([LabelledText(9, "test", "a", "x")], answers, None)
     assert rows == [{"row": 9, "label": "a", "predicted": "b", "probabilities": {"a": 0.25, "b": 0.75}}]
 
 
 def test_scores_contain_the_interval_of_the_accuracy():
-    examples = [LabelledText(i, "x", "a" if i < 15 else "b", "test") for i in range(148)]
+    examples = [LabelledText(i, "test", "a" if i < 15 else "b", "x") for i in range(148)]
     found = task(["a", "b"]).scores(examples, ["a"] * 148)
     assert found["accuracy"] == pytest.approx(15 / 148)
     assert found["interval"] == pytest.approx([0.0624, 0.1605], abs=5e-5)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load as load_tensors
+from transformers import pipeline
 
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
@@ -20,19 +20,22 @@ from cloze.pipeline.core.config import load as load_config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile, source_file
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, load_tokenizer, tokenizer_config_json
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
 from cloze.training.checkpoints import checkpoint
 from cloze.training.checkpoints.checkpoint import SavedConfig
+from cloze.training.finetune.encoders import from_checkpoint
+from cloze.training.finetune.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.stage import check, run
 from cloze.training.finetune.tasks import registry
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import TaskConfig
-from cloze.training.finetune.trainer import VARIANTS, FinetuneSetup, FinetuneTrainer, downsampled, epoch_batches
-from cloze.training.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification
+from cloze.training.finetune.trainer import FinetuneSetup, FinetuneTrainer, downsampled, epoch_batches
+from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.hardware import cpu_threads
-from tests.training.regression_task import Regression, RegressionConfig
+from tests.training.counting_task import Counting, CountingConfig
 
+VARIANTS = ("pretrained", "random")
 COLOURS, SHAPES, OTHERS = ("red", "blue", "green"), ("round", "square", "flat"), ("the", "a", "is", "of", "old", "new")
 PIECES = [*SPECIAL_TOKENS, *COLOURS, *SHAPES, *OTHERS]
 MODEL = BertConfig(
@@ -51,6 +54,7 @@ def config(**changed: Any) -> ClassificationConfig:
         "precision": "fp32",
         "threads": 1,
         "seed": 3,
+        "compare_random": True,
     }
     return ClassificationConfig(**{"name": "words", "file": "words.jsonl", **settings, **changed})
 
@@ -97,9 +101,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 def setup(settings: TaskConfig, inputs: Inputs, out: Output) -> FinetuneSetup:
-    task = task_of(settings).read(settings, inputs["data"].location)
-    data = task.encode(load_tokenizer(inputs["vocab"].location / "tokenizer.json"))
-    return FinetuneSetup(settings, task, data, inputs["checkpoint"], inputs["vocab"], out)
+    task = task_of(settings).read(settings, {"data": inputs["data"].location})
+    encoder = from_checkpoint(inputs["checkpoint"], inputs["vocab"].location)
+    return FinetuneSetup(settings, task, task.encode(encoder.tokenizer()), encoder, out)
 
 
 def output(folder: Path) -> Output:
@@ -201,19 +205,24 @@ def test_scores_are_those_of_the_predictions_in_the_order_of_the_file(finished):
             assert line["predicted"] == max(line["probabilities"], key=line["probabilities"].__getitem__)
 
 
-def test_the_saved_model_predicts_the_same_without_anything_else(finished):
+def test_transformers_loads_the_model_alone_and_predicts_the_same(finished):
     folder = finished.folder / "model"
-    labels = json.loads((folder / "labels.json").read_text())
-    saved = SavedConfig.model_validate_json((folder / "config.json").read_bytes())
-    model = BertForSequenceClassification(saved.model, saved.vocab_size, len(labels)).eval()
-    model.load_state_dict(load_tensors((folder / "model.safetensors").read_bytes()))
-    tokenizer = load_tokenizer(Location(str(folder / "tokenizer.json")))
+    classify = pipeline("text-classification", str(folder), top_k=None)
+    assert type(classify.model).__name__ == "BertForSequenceClassification"
     for line in finished.lines("predictions/pretrained.jsonl"):
-        ids = torch.tensor([tokenizer.encode(labelled()[line["row"] - 1]["text"]).ids])
-        with torch.inference_mode():
-            probabilities = model(ids, torch.zeros_like(ids), torch.ones_like(ids)).softmax(-1)[0]
-        expected = [line["probabilities"][label] for label in labels]
-        assert probabilities.tolist() == pytest.approx(expected, abs=1e-5)
+        [found] = classify([labelled()[line["row"] - 1]["text"]])
+        probabilities = {answer["label"]: answer["score"] for answer in found}
+        assert probabilities == pytest.approx(line["probabilities"], abs=1e-5)
+
+
+def test_the_saved_model_predicts_new_texts_as_it_predicted_test(finished):
+    model = FineTunedModel.from_folder(Location(str(finished.folder / "model")), config())
+    expected = finished.lines("predictions/pretrained.jsonl")
+    found = list(model.predict({"text": labelled()[line["row"] - 1]["text"]} for line in expected))
+    assert [line["predicted"] for line in found] == [line["predicted"] for line in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == {"predicted", "probabilities"}
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
 
 
 def test_the_manifest_has_inputs_counts_curves_and_examples(finished, inputs):
@@ -342,8 +351,8 @@ def test_a_long_curve_is_downsampled_to_means():
 
 
 def test_a_kind_of_task_is_a_file_and_an_entry_in_the_registry(inputs, single_process_group, tmp_path, monkeypatch):
-    """A regression task, which only the test knows: read from YAML, checked, trained, scored."""
-    monkeypatch.setitem(registry.TASKS, RegressionConfig, Regression)
+    """A counting task, which only the test knows: read from YAML, checked, trained, scored."""
+    monkeypatch.setitem(registry.TASKS, CountingConfig, Counting)
 
     class Tasks(Config):
         finetune: tuple[registry.of_any_kind(registry.TASKS), ...]
@@ -351,12 +360,12 @@ def test_a_kind_of_task_is_a_file_and_an_entry_in_the_registry(inputs, single_pr
     file = tmp_path / "run.yaml"
     file.write_text(
         "finetune:\n"
-        "  - {name: words, kind: regression, file: x, learning_rate: 2e-2, batch_size: 9, epochs: 2, "
-        "max_seq_length: 16, threads: 1}\n"
+        "  - {name: words, kind: counting, file: x, learning_rate: 2e-2, batch_size: 9, epochs: 2, "
+        "max_seq_length: 16, threads: 1, compare_random: true}\n"
         "  - {name: others, file: x, learning_rate: 1e-3}\n"
     )
     settings, other = load_config(Tasks, file).finetune
-    assert isinstance(settings, RegressionConfig) and isinstance(other, ClassificationConfig)
+    assert isinstance(settings, CountingConfig) and isinstance(other, ClassificationConfig)
     check(settings, inputs)
     with pytest.raises(UserError, match="every text is 0; give some that are not"):
         check(settings.model_copy(update={"column": "text"}), inputs)
@@ -369,8 +378,8 @@ def test_a_kind_of_task_is_a_file_and_an_entry_in_the_registry(inputs, single_pr
     curves = facts["variants"]["random"]
     assert len(curves["loss"]) == 2 * 8 and len(curves["dev_error"]) == 2
     assert curves["merit"] == [-min(curves["dev_error"])]
-    assert {"model/column.txt", "predictions/random.jsonl"} <= manifest.files.keys()
-    assert manifest.config["kind"] == "regression" and manifest.counts["test"] == 20
+    assert {"predictions/pretrained/column.txt", "predictions/random.jsonl"} <= manifest.files.keys()
+    assert manifest.config["kind"] == "counting" and manifest.counts["test"] == 20
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from cloze.training.checkpoints.fill_mask import load_model, predict_masked
 from cloze.training.checkpoints.warm_start import initial_weights
 from cloze.training.model.architectures import ARCHITECTURES, Architecture
 from cloze.training.model.batch_totals import Totals
-from cloze.training.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification, Layer
+from cloze.training.model.bert import BertConfig, BertForPreTraining, BertModel, Layer
 from cloze.training.model.transformers_names import BERT
 from tests.paths import QUICKSTART
 from tests.training.small_examples import PIECES
@@ -56,7 +56,7 @@ LAYOUT = replace(
 
 # The entry
 
-ENTRY = Architecture(DummyConfig, DummyForPreTraining, BertForSequenceClassification, Layer, LAYOUT, False, "A dummy")
+ENTRY = Architecture(DummyConfig, DummyForPreTraining, BertModel, Layer, LAYOUT, False, "A dummy")
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,12 @@ from transformers import BertForMaskedLM as TheirMaskedLM
 from transformers import BertForPreTraining as TheirBert
 from transformers import BertForSequenceClassification as TheirClassifier
 
+from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.model.bert import (
     _VOCAB_MULTIPLE,
     BertConfig,
     BertForPreTraining,
-    BertForSequenceClassification,
+    BertModel,
     Dropout,
     load_encoder,
 )
@@ -38,6 +39,12 @@ CONFIG = BertConfig(
 
 def their_config(**settings: object) -> TheirConfig:
     return TheirConfig(vocab_size=VOCAB, attn_implementation="eager", **CONFIG.model_dump(), **settings)
+
+
+def sequence_classifier(
+    labels: int, config: BertConfig = CONFIG, vocab: int = VOCAB, seed: int = 0
+) -> SequenceClassifier:
+    return SequenceClassifier(BertModel(config, vocab), config, labels, seed)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +157,7 @@ def test_masked_lm_only_loss_and_every_gradient_equal_those_of_transformers(batc
 def test_classifier_equals_that_of_transformers(batch):
     torch.manual_seed(4)
     theirs = TheirClassifier(their_config(num_labels=5)).eval()
-    model = BertForSequenceClassification(CONFIG, VOCAB, num_labels=5).eval()
+    model = sequence_classifier(5).eval()
     model.load_state_dict(BERT.from_transformers(theirs.state_dict()))
     assert_close(model(**encoder_input(batch)), theirs(**encoder_input(batch)).logits)
 
@@ -176,7 +183,7 @@ def test_weights_depend_only_on_the_seed():
     first = BertForPreTraining(CONFIG, VOCAB, seed=1).state_dict()
     torch.manual_seed(2)
     again = BertForPreTraining(CONFIG, VOCAB, seed=1).state_dict()
-    classifier = BertForSequenceClassification(CONFIG, VOCAB, 3, seed=1).state_dict()
+    classifier = sequence_classifier(3, seed=1).state_dict()
     alone = BertForPreTraining(CONFIG, VOCAB, seed=1, nsp=False).state_dict()
     other = BertForPreTraining(CONFIG, VOCAB, seed=2).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -246,7 +253,7 @@ def test_activation_checkpointing_computes_layers_twice_and_gives_the_same_bits(
 
 def test_dropout_acts_in_training_only():
     config = CONFIG.model_copy(update={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
-    model = BertForSequenceClassification(config, VOCAB, 3)
+    model = sequence_classifier(3, config)
     ids = torch.arange(20)[None, :]
     arguments = (ids, torch.zeros_like(ids), torch.ones_like(ids))
     assert not torch.equal(model.bert(*arguments)[0], model.bert(*arguments)[0])
@@ -256,7 +263,7 @@ def test_dropout_acts_in_training_only():
 
 def test_a_pretraining_checkpoint_loads_into_the_classifier(pair):
     model, _ = pair
-    classifier = BertForSequenceClassification(CONFIG, VOCAB, 3)
+    classifier = sequence_classifier(3)
     head = classifier.classifier.weight.clone()
     load_encoder(classifier, model.state_dict())
     assert torch.equal(classifier.bert.pooler.weight, model.bert.pooler.weight)
@@ -265,9 +272,9 @@ def test_a_pretraining_checkpoint_loads_into_the_classifier(pair):
 
 def test_with_a_checkpoint_without_a_pooler_the_classifier_keeps_its_own(pair):
     alone = BertForPreTraining(CONFIG, VOCAB, seed=7, nsp=False)
-    classifier = BertForSequenceClassification(CONFIG, VOCAB, 3, seed=2)
+    classifier = sequence_classifier(3, seed=2)
     load_encoder(classifier, alone.state_dict())
-    fresh = BertForSequenceClassification(CONFIG, VOCAB, 3, seed=2)
+    fresh = sequence_classifier(3, seed=2)
     assert torch.equal(classifier.bert.pooler.weight, fresh.bert.pooler.weight)
     assert torch.equal(classifier.bert.layers[2].output.weight, alone.bert.layers[2].output.weight)
     half = {name: tensor for name, tensor in pair[0].state_dict().items() if name != "bert.pooler.bias"}
@@ -278,10 +285,10 @@ def test_with_a_checkpoint_without_a_pooler_the_classifier_keeps_its_own(pair):
 def test_a_checkpoint_of_another_shape_is_an_error(pair):
     model, _ = pair
     with pytest.raises(RuntimeError, match="word_embeddings"):
-        load_encoder(BertForSequenceClassification(CONFIG, VOCAB + 1, 3), model.state_dict())
+        load_encoder(sequence_classifier(3, vocab=VOCAB + 1), model.state_dict())
     with pytest.raises(RuntimeError, match=r"layers\.2"):
         deeper = {name: tensor for name, tensor in model.state_dict().items() if ".layers.2." not in name}
-        load_encoder(BertForSequenceClassification(CONFIG, VOCAB, 3), deeper)
+        load_encoder(sequence_classifier(3), deeper)
 
 
 def test_heads_must_divide_the_hidden_size():

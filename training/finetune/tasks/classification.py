@@ -15,12 +15,21 @@ from torch.nn import functional
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
+from cloze.training.finetune.baselines import majority
 from cloze.training.finetune.heads import SequenceClassifier
-from cloze.training.finetune.scores import Label, accuracy, correct, macro_f1, majority, matthews, wilson
+from cloze.training.finetune.metrics.classification import Label, accuracy, f1, macro_f1, matthews
+from cloze.training.finetune.metrics.estimates import Estimate
 from cloze.training.finetune.tasks import glue
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, check_splits, scored_split, with_splits
-from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts
-from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, RowIndices, TaskConfig, TransformersHead
+from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts, text_names
+from cloze.training.finetune.tasks.task import (
+    SPLITS,
+    EncodedTask,
+    RowIndices,
+    TrainedTaskConfig,
+    TransformersHead,
+    score_facts,
+)
 from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
 if TYPE_CHECKING:
@@ -31,7 +40,7 @@ if TYPE_CHECKING:
 _GlueName = Literal["CoLA", "SST-2", "MRPC", "QQP", "MNLI", "MNLI-mm", "QNLI", "RTE", "WNLI"]
 
 
-class ClassificationConfig(TaskConfig):
+class ClassificationConfig(TrainedTaskConfig):
     """Text classification: a file of texts, or of pairs of texts, each with one label."""
 
     kind: Literal["classification"] = "classification"
@@ -77,6 +86,16 @@ class Classification:
                 f"{where}: has no label {task.positive!r} in train; set positive to one of {', '.join(labels)}"
             )
         return task
+
+    @classmethod
+    def for_inputs(
+        cls, config: ClassificationConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]
+    ) -> Self:
+        return cls(config, LabelledText.of_inputs(inputs), list(head["id2label"].values()))
+
+    @classmethod
+    def input_names(cls, config: ClassificationConfig) -> tuple[str, ...]:
+        return text_names(config.columns, glue.LAYOUTS[config.glue] if config.glue else None)
 
     @property
     def metric(self) -> str:
@@ -128,7 +147,8 @@ class Classification:
         metrics = {"accuracy": float((predicted == data.targets).mean())}
         if self.metric != "accuracy":
             names = np.array(self.labels)
-            metrics[self.metric] = self._value(self.metric, names[data.targets].tolist(), names[predicted].tolist())
+            truth = names[data.targets].tolist()
+            metrics[self.metric] = self._score(self.metric, truth, names[predicted].tolist()).value
         return metrics | {"loss": float(-np.log(target_probabilities.clip(min=1e-12)).mean())}
 
     def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, float]:
@@ -148,26 +168,25 @@ class Classification:
             for example, values in zip(examples, answers, strict=True)
         ]
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    def prediction_files(
+        self,
+        split: str,
+        predictions: Sequence[Mapping[str, Any]],
+        answers: Sequence[NDArray[np.float32]],
+        data: EncodedTexts,
+    ) -> dict[str, bytes]:
         if split != "test" or self.config.glue is None:
             return {}
         return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}
 
     def scores(self, examples: Sequence[LabelledText], predicted: Sequence[str]) -> dict[str, Any]:
-        """The task's metric first, then the others."""
         truth = [example.label for example in examples]
         names = dict.fromkeys((self.metric, "accuracy", "macro_f1", "matthews"))
-        low, high = wilson(correct(truth, predicted), len(truth))
-        return {
-            **{name: self._value(name, truth, predicted) for name in names},
-            "interval": [low, high],
-        }
+        return score_facts({name: self._score(name, truth, predicted) for name in names}, self.metric)
 
-    def _value(self, name: str, truth: Sequence[Label], predicted: Sequence[Label]) -> float:
+    def _score(self, name: str, truth: Sequence[Label], predicted: Sequence[Label]) -> Estimate:
         if name == "f1":
-            both = sum(label == answer == self.positive for label, answer in zip(truth, predicted, strict=True))
-            either = Counter(truth)[self.positive] + Counter(predicted)[self.positive]
-            return 2 * both / either if either else 0.0
+            return f1(truth, predicted, self.positive)
         return {"accuracy": accuracy, "macro_f1": macro_f1, "matthews": matthews}[name](truth, predicted)
 
     def baselines(self, examples: Sequence[LabelledText]) -> dict[str, list[Label]]:

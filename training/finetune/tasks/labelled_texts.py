@@ -33,6 +33,11 @@ class LabelledText(LabelledExample):
     text: str
     text_b: str | None = None
 
+    @classmethod
+    def of_inputs(cls, inputs: Sequence[Mapping[str, Any]]) -> "list[LabelledText]":
+        """Unlabelled examples of the split test."""
+        return [cls(row, "test", None, one["text"], one.get("text_b")) for row, one in enumerate(inputs, start=1)]
+
     @staticmethod
     def columns(examples: "Sequence[LabelledText]") -> tuple[list[str], list[str] | None]:
         """The first texts of the examples, and the second ones if these are pairs."""
@@ -43,6 +48,12 @@ class LabelledText(LabelledExample):
     def sample(self) -> dict[str, Any]:
         """The example as the report shows it."""
         return {"text": self.text if self.text_b is None else f"{self.text} / {self.text_b}", "label": self.label}
+
+
+def text_names(columns: LabelledColumns, layout: Layout | None) -> tuple[str, ...]:
+    """The names of an input's texts."""
+    second = layout.text_b if layout else columns.text_b
+    return ("text",) if second is None else ("text", "text_b")
 
 
 def read_texts(

@@ -9,14 +9,17 @@ from pydantic import Discriminator, Tag, ValidatorFunctionWrapHandler, WrapValid
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from cloze.training.finetune.tasks.classification import Classification, ClassificationConfig
-
-# from cloze.training.finetune.tasks.regression import Regression, RegressionConfig
+from cloze.training.finetune.tasks.minimal_pairs import MinimalPairs, MinimalPairsConfig
+from cloze.training.finetune.tasks.question_answering.task import QuestionAnswering, QuestionAnsweringConfig
+from cloze.training.finetune.tasks.regression import Regression, RegressionConfig
 from cloze.training.finetune.tasks.task import Task, TaskConfig
 
 #: The configuration class of each kind, whose field `kind` has the kind's name by default, and its `Task`.
 TASKS: dict[type[TaskConfig], type[Task]] = {
     ClassificationConfig: Classification,
-    # RegressionConfig: Regression,
+    RegressionConfig: Regression,
+    QuestionAnsweringConfig: QuestionAnswering,
+    MinimalPairsConfig: MinimalPairs,
 }
 
 

@@ -14,10 +14,18 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.heads import SequenceClassifier
+from cloze.training.finetune.metrics.correlation import pearson, spearman
 from cloze.training.finetune.tasks import glue
 from cloze.training.finetune.tasks.labelled_files import check_splits, scored_split, with_splits
-from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts
-from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, RowIndices, TaskConfig, TransformersHead
+from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts, text_names
+from cloze.training.finetune.tasks.task import (
+    SPLITS,
+    EncodedTask,
+    RowIndices,
+    TrainedTaskConfig,
+    TransformersHead,
+    score_facts,
+)
 from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
 if TYPE_CHECKING:
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
     from cloze.training.model.bert import BertConfig
 
 
-class RegressionConfig(TaskConfig):
+class RegressionConfig(TrainedTaskConfig):
     """Regression: a file of texts, or of pairs of texts, each with one number."""
 
     kind: Literal["regression"] = "regression"
@@ -68,6 +76,14 @@ class Regression:
         if len({example.label for example in examples if example.split == "train"}) < 2:
             raise UserError(f"{where}: all numbers of train are equal; give examples with at least two")
         return cls(config, examples)
+
+    @classmethod
+    def for_inputs(cls, config: RegressionConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
+        return cls(config, LabelledText.of_inputs(inputs))
+
+    @classmethod
+    def input_names(cls, config: RegressionConfig) -> tuple[str, ...]:
+        return text_names(config.columns, glue.LAYOUTS[config.glue] if config.glue else None)
 
     @property
     def scored_split(self) -> str:
@@ -116,7 +132,9 @@ class Regression:
         pairs = zip(examples, answers, strict=True)
         return [{"row": one.row, "label": one.label, "predicted": round(answer, 4)} for one, answer in pairs]
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: EncodedNumbers
+    ) -> dict[str, bytes]:
         if split != "test" or self.config.glue is None:
             return {}
         return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}
@@ -124,7 +142,7 @@ class Regression:
     def scores(self, examples: Sequence[LabelledText], predicted: Sequence[float]) -> dict[str, Any]:
         truth = [example.label for example in examples]
         found = {"spearman": spearman(truth, predicted), "pearson": pearson(truth, predicted)}
-        return in_order(found, self.config.metric)
+        return score_facts(found, self.config.metric)
 
     def baselines(self, examples: Sequence[LabelledText]) -> dict[str, list[Any]]:
         """None: the mean of train has no correlation."""

@@ -15,13 +15,14 @@ from pydantic import BeforeValidator, Field, model_validator
 from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
-from cloze.training.checkpoints.warm_start import is_digest, weights_file
+from cloze.training.checkpoints.warm_start import is_digest, weights_files
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
     from torch import Tensor, nn
 
+    from cloze.training.finetune.metrics.estimates import Estimate
     from cloze.training.model.bert import BertConfig
 
 SPLITS = ("train", "dev", "test")
@@ -67,12 +68,7 @@ class SplitFiles(Config):
 
 
 class TaskConfig(Config):
-    """A labelled file, and how to fine-tune on it.
-
-    With several learning rates, batch sizes or numbers of epochs every combination is tried, and the best on the dev
-    split is kept. The search of the BERT paper: learning_rate [5e-5, 3e-5, 2e-5], batch_size [16, 32], epochs
-    [2, 3, 4].
-    """
+    """The files of a task, the model that it starts from, and the hardware."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """Name of the task: its stage is finetune-NAME."""
@@ -82,21 +78,15 @@ class TaskConfig(Config):
     Without a column that names the split, a tenth is dev and another tenth test, of each label, drawn by the seed."""
     files: SplitFiles | None = None
     """A file for each split, in place of `file`."""
-    init: Annotated[str | None, InputPath(file_in=weights_file, is_name=is_digest)] = None
+    init: Annotated[str | None, InputPath(files_in=weights_files, is_name=is_digest)] = None
     """The model to start from: the digest of a finished checkpoint, or a Hugging Face folder. By default the
     checkpoint that this run's pretraining ends with."""
     compare_random: bool = False
     """Train the same model from random weights as well, which shows what the pretraining is worth."""
     max_seq_length: int = Field(default=128, ge=3)
     """Longest input in tokens, with [CLS] and [SEP]; longer texts are truncated."""
-    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Numbers, Field(min_length=1)]
-    """Peak learning rate, or a list to choose from on dev. It rises for 10 % of the steps, then falls linearly to 0."""
-    batch_size: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (32,)
-    """Examples per optimizer step, over all workers; or a list to choose from on dev."""
-    epochs: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (3,)
-    """Passes over the train split, or a list to choose from on dev. The best epoch on dev is kept."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of the data order, of dropout and of the head's initial weights."""
+    """Seed of the splits, the data order, of dropout and of the head's initial weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of matrix products: auto is bf16 where the hardware supports it, otherwise fp32."""
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
@@ -111,6 +101,27 @@ class TaskConfig(Config):
         if (self.file is None) == (self.files is None):
             raise ValueError(f"{self.name}: give either file, or files with train, dev and test")
         return self
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The combinations of hyperparameters to choose from; none for a task that trains nothing."""
+        return []
+
+
+class TrainedTaskConfig(TaskConfig):
+    """A task with training.
+
+    With several learning rates, batch sizes or numbers of epochs every combination is tried, and the best on the dev
+    split is kept. The search of the BERT paper: learning_rate [5e-5, 3e-5, 2e-5], batch_size [16, 32], epochs
+    [2, 3, 4].
+    """
+
+    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Numbers, Field(min_length=1)]
+    """Peak learning rate, or a list to choose from on dev. It rises for 10 % of the steps, then falls linearly to 0."""
+    batch_size: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (32,)
+    """Examples per optimizer step, over all workers; or a list to choose from on dev."""
+    epochs: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (3,)
+    """Passes over the train split, or a list to choose from on dev. The best epoch on dev is kept."""
 
     @property
     def trials(self) -> list[Trial]:
@@ -137,7 +148,7 @@ class EncodedSplit(Protocol):
 class EncodedTask:
     """A task's splits as token ids."""
 
-    splits: Mapping[str, EncodedSplit]
+    splits: Mapping[str, EncodedSplit]  # those that have examples, at least
     truncated: int  # examples that were longer than max_seq_length
 
 
@@ -165,6 +176,20 @@ class Task(Protocol):
 
         Raises UserError when a file cannot be read, learned from or scored.
         """
+        ...
+
+    @classmethod
+    def for_inputs(cls, config: Any, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
+        """The task of new inputs, which become unlabelled examples of the split test.
+
+        `head` is the config.json of the fine-tuned model, with the settings of `head()`. An input has the names of
+        `input_names`. Raises UserError for an input that lacks one.
+        """
+        ...
+
+    @classmethod
+    def input_names(cls, config: Any) -> tuple[str, ...]:
+        """The names of an input's values, in the order of a line with tabs: ("text",) or ("text", "text_b")."""
         ...
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask: ...
@@ -197,15 +222,17 @@ class Task(Protocol):
         """A row for each example of a split, from the answers for the rows of its EncodedSplit."""
         ...
 
-    def prediction_files(self, split: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-        """Name -> content of files in the form in which others read predictions, such as GLUE's submissions."""
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
+    ) -> dict[str, bytes]:
+        """Name -> content of files in the form in which others read predictions, such as GLUE's submissions.
+
+        `answers` and `data` are those that the predictions were made from.
+        """
         ...
 
     def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
-        """The scores of predictions, by name: numbers, and `intervals` of 95 % by the same names.
-
-        The first is the task's metric.
-        """
+        """The scores of predictions as `score_facts` returns them: the task's metric is the first."""
         ...
 
     def baselines(self, examples: Sequence[Any]) -> dict[str, list[Any]]:
@@ -221,9 +248,17 @@ class Task(Protocol):
         `labels`."""
         ...
 
-    def head(self) -> "TransformersHead":
-        """How transformers loads the fine-tuned model."""
+    def head(self) -> "TransformersHead | None":
+        """How transformers loads the fine-tuned model; None if the task trains nothing, and no model is saved."""
         ...
+
+
+def score_facts(scores: Mapping[str, "Estimate"], metric: str) -> dict[str, Any]:
+    """Scores by name -> their values, `metric` first, then its `interval` of 95 % and the `intervals` of all."""
+    ordered = {metric: scores[metric], **scores}
+    intervals = {name: [score.low, score.high] for name, score in ordered.items()}
+    values = {name: score.value for name, score in ordered.items()}
+    return {**values, "interval": intervals[metric], "intervals": intervals}
 
 
 class TransformersHead(NamedTuple):

@@ -1,4 +1,4 @@
-"""A kind of fine-tuning task that a test adds: regression. It shows all that a new kind requires."""
+"""A kind of fine-tuning task that a test adds: counting. It shows all that a new kind requires."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,12 @@ from torch import nn
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.training.checkpoints.checkpoint import SavedConfig
-from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, TaskConfig
-from cloze.training.model.bert import BertModel, initialize
+from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, TrainedTaskConfig, TransformersHead
+from cloze.training.model.bert import BertConfig, initialize
 
 
-class RegressionConfig(TaskConfig):
-    kind: Literal["regression"] = "regression"
+class CountingConfig(TrainedTaskConfig):
+    kind: Literal["counting"] = "counting"
     column: str = "label"
 
 
@@ -41,11 +40,11 @@ class NumberedText:
     split: str
 
 
-class Regressor(nn.Module):
-    def __init__(self, saved: SavedConfig, seed: int) -> None:
+class Counter(nn.Module):
+    def __init__(self, encoder: nn.Module, config: BertConfig, seed: int) -> None:
         super().__init__()
-        self.bert = BertModel(saved.model, saved.vocab_size)
-        self.head = nn.Linear(saved.model.hidden_size, 1)
+        self.bert = encoder
+        self.head = nn.Linear(config.hidden_size, 1)
         initialize(self, 0.02, seed)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -54,14 +53,15 @@ class Regressor(nn.Module):
 
 
 @dataclass(frozen=True)
-class Regression:
+class Counting:
     """Predicts a number for each text, here 1 for a shape and 0 for a colour, by the mean squared error."""
 
-    config: RegressionConfig
+    config: CountingConfig
     examples: list[NumberedText]
 
     @classmethod
-    def read(cls, config: RegressionConfig, location: Location) -> "Regression":
+    def read(cls, config: CountingConfig, files: Mapping[str, Location]) -> "Counting":
+        location = files["data"]
         rows = map(json.loads, location.read_text().splitlines())
         examples = [
             NumberedText(row_number, row["text"], float(row[config.column] == "shape"), row["split"])
@@ -79,8 +79,12 @@ class Regression:
 
         return EncodedTask({split: encoded(split) for split in SPLITS}, 0)
 
-    def model(self, saved: SavedConfig) -> nn.Module:
-        return Regressor(saved, self.config.seed)
+    @property
+    def scored_split(self) -> str:
+        return "test"
+
+    def model(self, encoder: nn.Module, config: BertConfig) -> nn.Module:
+        return Counter(encoder, config, self.config.seed)
 
     def inputs(self, data: EncodedTexts, rows: np.ndarray, device: torch.device) -> list[torch.Tensor]:
         ids = [torch.tensor(data.ids[row], device=device) for row in rows]
@@ -98,7 +102,9 @@ class Regression:
     def selection_key(self, metrics: Mapping[str, float]) -> tuple[float]:
         return (-metrics["error"],)
 
-    def predictions(self, examples: Sequence[NumberedText], answers: Sequence[float]) -> list[dict[str, Any]]:
+    def predictions(
+        self, examples: Sequence[NumberedText], answers: Sequence[float], data: Any
+    ) -> list[dict[str, Any]]:
         pairs = zip(examples, answers, strict=True)
         return [{"row": example.row, "label": example.number, "predicted": answer} for example, answer in pairs]
 
@@ -106,8 +112,8 @@ class Regression:
         pairs = zip(examples, predicted, strict=True)
         return {"error": sum((example.number - answer) ** 2 for example, answer in pairs) / len(examples)}
 
-    def baseline(self, examples: Sequence[NumberedText]) -> tuple[str, list[float]]:
-        return "mean", [0.5] * len(examples)
+    def baselines(self, examples: Sequence[NumberedText]) -> dict[str, list[float]]:
+        return {"mean": [0.5] * len(examples)}
 
     def sample(self, example: NumberedText) -> dict[str, Any]:
         return {"text": example.text, "label": example.number}
@@ -115,5 +121,10 @@ class Regression:
     def facts(self) -> dict[str, Any]:
         return {"shapes": sum(example.number for example in self.examples)}
 
-    def model_files(self) -> dict[str, bytes]:
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: Any
+    ) -> dict[str, bytes]:
         return {"column.txt": self.config.column.encode()}
+
+    def head(self) -> TransformersHead:
+        return TransformersHead("ForCounting", {})

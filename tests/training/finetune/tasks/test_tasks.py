@@ -1,0 +1,283 @@
+"""Kinds of tasks on tiny examples that they can learn: from files to scores and a model that transformers loads."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
+
+from cloze.pipeline.core import json_lines
+from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
+from cloze.training.finetune.encoders import PretrainedEncoder
+from cloze.training.finetune.fine_tuned_model import FineTunedModel
+from cloze.training.finetune.stage import _facts
+from cloze.training.finetune.tasks.minimal_pairs import MinimalPairsConfig
+from cloze.training.finetune.tasks.registry import TASKS, task_of
+from cloze.training.finetune.tasks.task import TaskConfig
+from cloze.training.finetune.trainer import FinetuneSetup, FinetuneTrainer
+from cloze.training.model.bert import BertConfig, BertForPreTraining
+from cloze.training.model.hardware import cpu_threads
+
+WORDS = ("red", "blue", "green", "round", "square", "flat", "the", "a", "is", "of", "old", "new", "who", "what", ".")
+PIECES = [*SPECIAL_TOKENS, *WORDS, "on", "##e"]
+MODEL = BertConfig(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=48,
+    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+)  # fmt: skip
+SETTINGS = {"name": "tiny", "max_seq_length": 32, "learning_rate": 5e-3, "batch_size": 8, "precision": "fp32"}
+KINDS = {config.model_fields["kind"].default: config for config in TASKS}
+report_nothing = lambda done, note: None  # noqa: E731
+
+
+def _initial_weights() -> Mapping[str, torch.Tensor]:
+    return BertForPreTraining(MODEL, len(PIECES), seed=11).state_dict()
+
+
+ENCODER = PretrainedEncoder(
+    MODEL,
+    len(PIECES),
+    {
+        "vocab.txt": "".join(f"{piece}\n" for piece in PIECES).encode(),
+        "tokenizer.json": build_tokenizer(PIECES).to_str().encode(),
+        "tokenizer_config.json": tokenizer_config_json().encode(),
+    },
+    _initial_weights,
+)
+
+
+def config(kind: str, **more: Any) -> TaskConfig:
+    return KINDS[kind].model_validate({**SETTINGS, "kind": kind, **more})
+
+
+def files_of(folder: Path, **content: str) -> dict[str, Location]:
+    """Split -> its file. A name's suffix follows two underscores: train__tsv."""
+    found = {}
+    for name, text in content.items():
+        split, _, suffix = name.partition("__")
+        path = folder / f"{split}.{suffix}"
+        path.write_text(text)
+        found[split] = Location(str(path))
+    return found
+
+
+class Trained:
+    """A task trained in this process: its facts, and the files that it has written, by name."""
+
+    def __init__(self, settings: TaskConfig, files: Mapping[str, Location], folder: Path) -> None:
+        task = task_of(settings).read(settings, files)
+        out = Output(Location(str(folder / "artifact")), "finetune-tiny", 1, "0")
+        self.setup = FinetuneSetup(settings, task, task.encode(ENCODER.tokenizer()), ENCODER, out)
+        with cpu_threads(1):
+            FinetuneTrainer(self.setup, report_nothing).train_all()
+        torch.use_deterministic_algorithms(False)
+        parts = out.require_parts([name for variant in self.setup.variants for name in self.setup.parts(variant)])
+        self.facts = _facts(self.setup, {part.name: part.facts for part in parts}).plain
+        self.folder, self.settings = folder / "artifact", settings
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        return json_lines.read(Location(str(self.folder / "predictions" / name)))
+
+    def model(self) -> FineTunedModel:
+        return FineTunedModel.from_folder(Location(str(self.folder / "model")), self.settings)
+
+
+def table(rows: list[tuple[Any, ...]], header: tuple[str, ...]) -> str:
+    return "".join("\t".join(map(str, row)) + "\n" for row in (header, *rows))
+
+
+def pairs(count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Two texts with a colour each; the label says whether that of the second is red."""
+    draws = np.random.default_rng(seed).choice(WORDS[:3], (count, 2))
+    return [(f"the {one} is old", f"a {other} is new", "yes" if other == "red" else "no") for one, other in draws]
+
+
+pytestmark = pytest.mark.usefixtures("single_process_group")
+
+
+def test_pairs_are_classified_and_a_test_part_without_labels_is_predicted(tmp_path: Path) -> None:
+    header = ("text", "second", "label")
+    unlabelled = [row[:2] for row in pairs(10, 3)]
+    files = files_of(
+        tmp_path,
+        train__tsv=table(pairs(200, 1), header),
+        dev__tsv=table(pairs(60, 2), header),
+        test__tsv=table(unlabelled, header[:2]),
+    )
+    settings = config("classification", files={"train": "x"}, epochs=12, columns={"text_b": "second"}, metric="f1")
+    trained = Trained(settings, files, tmp_path)
+    scores = trained.facts["scores"]
+    assert trained.facts["scored_split"] == "dev" and trained.facts["metric"] == "f1"
+    assert {"f1", "accuracy", "macro_f1", "matthews"} == scores["pretrained"]["intervals"].keys()
+    assert scores["pretrained"]["interval"][0] > scores["majority"]["f1"]
+    assert scores["pretrained"]["interval"] == scores["pretrained"]["intervals"]["f1"]
+    assert [row["label"] for row in trained.rows("pretrained-test.jsonl")] == [None] * 10
+    new = list(trained.model().predict({"text": a, "text_b": b} for a, b in unlabelled))
+    assert [row["predicted"] for row in new] == [row["predicted"] for row in trained.rows("pretrained-test.jsonl")]
+    right = [row["predicted"] == label for row, (*_, label) in zip(new, pairs(10, 3), strict=True)]
+    assert np.mean(right) >= 0.8
+
+    folder = str(trained.folder / "model")
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.id2label == {0: "no", 1: "yes"}
+    with torch.inference_mode():
+        logits = model(**tokenizer(*zip(*unlabelled, strict=True), padding=True, return_tensors="pt")).logits
+    probabilities = [list(row["probabilities"].values()) for row in new]
+    np.testing.assert_allclose(logits.softmax(-1).numpy(), probabilities, atol=1e-5)
+
+
+def test_a_number_is_predicted_and_scored_by_correlations(tmp_path: Path) -> None:
+    def rows(count: int, seed: int) -> list[tuple[str, float]]:
+        draw = np.random.default_rng(seed)
+        counts = draw.integers(0, 5, count)
+        return [(" ".join(["red"] * n + ["is"] * int(draw.integers(1, 4))), float(n)) for n in counts]
+
+    files = files_of(
+        tmp_path,
+        train__tsv=table(rows(200, 1), ("text", "label")),
+        test__tsv=table(rows(50, 2), ("text", "label")),
+    )
+    trained = Trained(config("regression", files={"train": "x"}, epochs=10), files, tmp_path)
+    found = trained.facts["scores"]["pretrained"]
+    assert trained.facts["metric"] == "spearman" and found["pearson"] > 0.8 and found["interval"][0] > 0.8
+    assert len(trained.rows("pretrained-dev.jsonl")) == 20, "a tenth of train, as there is no file for dev"
+    folder = str(trained.folder / "model")
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.num_labels == 1
+    with torch.inference_mode():
+        number = model(**tokenizer("red red is", return_tensors="pt")).logits.item()
+    [mine] = trained.model().predict([{"text": "red red is"}])
+    assert mine["predicted"] == pytest.approx(number, abs=2e-4)
+
+
+def squad(count: int, seed: int, labelled: bool = True) -> str:
+    """Contexts with one colour or shape; the questions ask for it, in SQuAD's form. Long ones need several windows."""
+    draw = np.random.default_rng(seed)
+    paragraphs = []
+    for number in range(count):
+        answer = str(draw.choice(WORDS[:6]))
+        words = [*draw.choice(WORDS[6:12], int(draw.integers(3, 40)))]
+        words.insert(int(draw.integers(0, len(words))), answer)
+        context = " ".join(words)
+        entry: dict[str, Any] = {"id": f"q{seed}-{number}", "question": "what is the"}
+        if labelled:
+            entry["answers"] = [{"text": answer, "answer_start": f" {context} ".index(f" {answer} ")}]
+        paragraphs.append({"context": context, "qas": [entry]})
+    return json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]})
+
+
+def test_questions_are_answered_from_windows_of_their_contexts(tmp_path: Path) -> None:
+    files = files_of(
+        tmp_path, train__json=squad(300, 1), dev__json=squad(60, 2), test__json=squad(10, 3, labelled=False)
+    )
+    settings = config(
+        "question_answering", files={"train": "x"}, epochs=6, max_seq_length=24, doc_stride=8, max_query_length=8
+    )
+    trained = Trained(settings, files, tmp_path)
+    assert len(trained.setup.data.splits["dev"].lengths) > 60, "long contexts have several windows"
+    scores = trained.facts["scores"]["pretrained"]
+    assert trained.facts["metric"] == "f1" and scores["exact_match"] > 0.8 and scores["interval"][0] > 0.8
+    predicted = {row["id"]: row["predicted"] for row in trained.rows("pretrained-test.jsonl")}
+    written = trained.folder / "predictions/pretrained-test"
+    assert json.loads((written / "predictions.json").read_text()) == predicted
+    assert (written / "nbest_predictions.json").exists() and not (written / "null_odds.json").exists()
+
+    folder = str(trained.folder / "model")
+    model, tokenizer = AutoModelForQuestionAnswering.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer("what is the", "the old blue is new", return_tensors="pt")
+    with torch.inference_mode():
+        output = model(**inputs)
+        span = int(output.start_logits[0, 5:-1].argmax()) + 5, int(output.end_logits[0, 5:-1].argmax()) + 5
+    [mine] = trained.model().predict([{"question": "what is the", "context": "the old blue is new"}])
+    assert mine["predicted"] == tokenizer.decode(inputs["input_ids"][0, span[0] : span[1] + 1]) == "blue"
+
+
+def test_questions_without_an_answer_are_scored_as_squad_2_does(tmp_path: Path) -> None:
+    content = json.loads(squad(300, 1))
+    for number, paragraph in enumerate(content["data"][0]["paragraphs"]):
+        if number % 2:
+            paragraph["context"] = " ".join(word for word in paragraph["context"].split() if word not in WORDS[:6])
+            paragraph["qas"][0] |= {"answers": [], "is_impossible": True}
+    files = files_of(tmp_path, data__json=json.dumps(content))
+    settings = config("question_answering", file="x", epochs=6, max_query_length=8)
+    trained = Trained(settings, files, tmp_path)
+    scores = trained.facts["scores"]
+    assert trained.facts["scored_split"] == "test", "a file alone is divided"
+    assert scores["pretrained"]["f1"] > scores["no answer"]["f1"] + 0.2
+    assert scores["no answer"]["no_answer_f1"] == 1 and scores["no answer"]["has_answer_f1"] == 0
+    assert (trained.folder / "predictions/pretrained/null_odds.json").exists()
+
+
+def test_the_likelier_sentence_of_a_pair_is_that_of_a_loop_over_masked_pieces(tmp_path: Path) -> None:
+    rows = [("the old red is new", "the red old is new"), ("who is flat", "who is is"), ("a round one .", "a round")]
+    lines = (json.dumps({"sentence_good": good, "sentence_bad": bad, "term": "x"}) + "\n" for good, bad in rows)
+    settings = MinimalPairsConfig(name="tiny", file="x", columns={"group": "term"}, precision="fp32")
+    trained = Trained(settings, files_of(tmp_path, data__jsonl="".join(lines)), tmp_path)
+    model, tokenizer = BertForPreTraining(MODEL, len(PIECES), seed=11).eval(), ENCODER.tokenizer()
+
+    def log_likelihood(sentence: str) -> float:
+        encoding = tokenizer.encode(sentence)
+        total = 0.0
+        for position in range(1, len(encoding.ids) - 1):
+            ids = torch.tensor([encoding.ids])
+            for later in range(position, len(encoding.ids) - 1):
+                if later == position or encoding.tokens[later].startswith("##"):
+                    ids[0, later] = PIECES.index("[MASK]")
+                else:
+                    break
+            logits, _ = model(ids, torch.zeros_like(ids), None, torch.tensor([position]))
+            total += logits.log_softmax(-1)[0, encoding.ids[position]].item()
+        return total
+
+    found = trained.rows("pretrained.jsonl")
+    for row, pair in zip(found, rows, strict=True):
+        expected = [log_likelihood(sentence) for sentence in pair]
+        assert list(row["log_likelihoods"].values()) == pytest.approx(expected, abs=1e-3)
+        assert row["predicted"] == ("good" if expected[0] > expected[1] else "bad")
+    scores = trained.facts["scores"]["pretrained"]
+    assert scores["accuracy"] == np.mean([row["predicted"] == "good" for row in found]) == scores["groups"]["x"]
+    assert not (trained.folder / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "labels"),
+    [
+        ("CoLA", "gj04\t1\t\tthe old\ngj04\t0\t*\told the\n", "index\tsentence\n0\tthe new\n", ["1", "0"]),
+        (
+            "MRPC",
+            '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\tthe " old\tthe old\n0\t3\t4\ta\tb\n',
+            "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t1\t2\tthe\ta\n",
+            ["1", "0"],
+        ),
+        (
+            "RTE",
+            "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\tc\td\tnot_entailment\n",
+            "index\tsentence1\tsentence2\tlabel\n0\ta\tb\t-1\n",
+            ["entailment", "not_entailment"],
+        ),
+    ],
+)
+def test_glue_files_are_read_in_their_published_form(
+    tmp_path: Path, name: str, train: str, test: str, labels: list[str]
+) -> None:
+    files = files_of(tmp_path, train__tsv=train, dev__tsv=train, test__tsv=test)
+    settings = config("classification", files={"train": "x"}, glue=name)
+    task = task_of(settings).read(settings, files)
+    assert [example.label for example in task.examples if example.split == "train"] == labels
+    assert [example.label for example in task.examples if example.split == "test"] == [None]
+    assert task.scored_split == "dev"
+    written = task.prediction_files("test", [{"predicted": "1"}, {"predicted": "0"}], [], None)
+    assert written == {f"{name}.tsv": b"index\tprediction\n0\t1\n1\t0\n"}
+
+
+def test_a_label_that_is_not_a_number_names_file_and_line(tmp_path: Path) -> None:
+    files = files_of(tmp_path, train__tsv="text\tlabel\nthe\t1\nold\tfar\n")
+    settings = config("regression", files={"train": "x"})
+    with pytest.raises(UserError, match=r"train\.tsv:3: the label 'far' is not a number; correct it or delete the row"):
+        task_of(settings).read(settings, files)

@@ -1,0 +1,213 @@
+"""Pairs of an acceptable and an unacceptable sentence -> how often a model finds the acceptable one likelier.
+
+The form of BLiMP (Warstadt et al. 2020, arXiv:1912.00582). Nothing is trained. A sentence's score is its
+pseudo-log-likelihood: the sum over its pieces of the log-probability of the piece, when it and the later pieces of its
+word are masked (Kauf and Ivanova 2023, arXiv:2305.10588: a word's other pieces would give it away).
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text.tokenizer import CLS, MASK, SEP
+from cloze.training.finetune.metrics.classification import accuracy
+from cloze.training.finetune.tasks.labelled_files import LabelledExample, read_rows
+from cloze.training.finetune.tasks.task import Column, EncodedTask, RowIndices, TaskConfig, score_facts
+from cloze.training.model.bert import BertConfig, MaskedLMHead, initialize
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_SENTENCES = ("good", "bad")
+
+
+class PairColumns(Config):
+    """The columns of the file, by name, or by number, from 1, in a .csv or .tsv without a header."""
+
+    good: Column = "sentence_good"
+    """Column with the acceptable sentence."""
+    bad: Column = "sentence_bad"
+    """Column with the unacceptable sentence."""
+    group: Column | None = None
+    """Column whose values are scored apart, such as BLiMP's linguistics_term."""
+
+
+class MinimalPairsConfig(TaskConfig):
+    """Minimal pairs: which of two sentences a pretrained model finds likelier. Nothing is trained."""
+
+    kind: Literal["minimal_pairs"] = "minimal_pairs"
+    """Kind of the task."""
+    columns: PairColumns = PairColumns()
+    """The columns of the file; the defaults are BLiMP's."""
+
+
+@dataclass(frozen=True)
+class SentencePair(LabelledExample):
+    """Two sentences. The label is "good"."""
+
+    good: str
+    bad: str
+    group: str
+
+
+@dataclass(frozen=True)
+class EncodedPieces:
+    """A row for each piece of each sentence: the sentence with that piece masked."""
+
+    ids: Ragged
+    positions: Ints  # [rows]: of the piece that is scored
+    targets: Ints  # [rows]: its id
+    sentences: Ints  # [rows]: 2 * pair, or 2 * pair + 1 for the unacceptable sentence
+
+    @property
+    def lengths(self) -> Ints:
+        return self.ids.lengths
+
+
+class PieceScorer(nn.Module):
+    """The encoder with its masked-LM head -> log-probabilities at one position of each row."""
+
+    def __init__(self, encoder: nn.Module, config: BertConfig, seed: int) -> None:
+        super().__init__()
+        self.bert = encoder
+        words: nn.Embedding = encoder.get_submodule("embeddings.word_embeddings")  # type: ignore[assignment]
+        self.mlm = MaskedLMHead(config, words.num_embeddings)
+        initialize(self, config.initializer_range, seed)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """[b, s], [b, s] and [b] -> log-probabilities [b, vocab] in fp32."""
+        hidden, _ = self.bert(input_ids, torch.zeros_like(input_ids), attention_mask)
+        scored = hidden[torch.arange(len(positions), device=positions.device), positions]  # [b, hidden]
+        words: nn.Embedding = self.bert.get_submodule("embeddings.word_embeddings")  # type: ignore[assignment]
+        return self.mlm(scored, words.weight).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class MinimalPairs:
+    """The task of finding the acceptable sentence of each pair."""
+
+    config: MinimalPairsConfig
+    examples: list[SentencePair]
+
+    @classmethod
+    def read(cls, config: MinimalPairsConfig, files: Mapping[str, Location]) -> Self:
+        columns, examples = config.columns, list[SentencePair]()
+        needed = [column for column in (columns.good, columns.bad, columns.group) if column is not None]
+        for row in read_rows(files, needed):
+            group = "" if columns.group is None else row.text(columns.group)
+            examples.append(
+                SentencePair(row.number, "test", "good", row.text(columns.good), row.text(columns.bad), group)
+            )
+        return cls(config, examples)
+
+    @classmethod
+    def for_inputs(
+        cls, config: MinimalPairsConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]
+    ) -> Self:
+        raise NotImplementedError  # no model is saved
+
+    @classmethod
+    def input_names(cls, config: MinimalPairsConfig) -> tuple[str, ...]:
+        return _SENTENCES
+
+    @property
+    def scored_split(self) -> str:
+        return "test"
+
+    def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
+        sentences = [sentence for example in self.examples for sentence in (example.good, example.bad)]
+        cls, sep, mask = map(tokenizer.get_vocab(with_added_tokens=True).__getitem__, (CLS, SEP, MASK))
+        rows, positions, targets, numbers = list[list[int]](), list[int](), list[int](), list[int]()
+        room, truncated = self.config.max_seq_length - 2, 0
+        for number, encoding in enumerate(tokenizer.encode_batch(sentences, add_special_tokens=False)):
+            truncated += len(encoding.ids) > room
+            ids = [cls, *encoding.ids[:room], sep]
+            is_inside_word = [False, *(token.startswith("##") for token in encoding.tokens[:room]), False]
+            for position in range(1, len(ids) - 1):
+                end = position + 1
+                while is_inside_word[end]:
+                    end += 1
+                rows.append([*ids[:position], *[mask] * (end - position), *ids[end:]])
+                positions.append(position)
+                targets.append(ids[position])
+                numbers.append(number)
+        offsets = offsets_of(np.array([len(row) for row in rows], np.int64))
+        ids = Ragged(np.fromiter(itertools.chain(*rows), np.int64, offsets[-1]), offsets)
+        encoded = EncodedPieces(ids, *(np.array(column, np.int64) for column in (positions, targets, numbers)))
+        return EncodedTask({"test": encoded}, truncated)
+
+    def model(self, encoder: nn.Module, config: BertConfig) -> nn.Module:
+        return PieceScorer(encoder, config, self.config.seed)
+
+    def inputs(self, data: EncodedPieces, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids and attention_mask [batch, s], and the positions that are scored [batch]."""
+        ids = data.ids.take(rows)
+        width = int(ids.lengths.max())
+        arrays = (pad_rows(*ids, width), np.arange(width) < ids.lengths[:, None], data.positions[rows])
+        input_ids, attention_mask, positions = (torch.from_numpy(array).to(device) for array in arrays)
+        return input_ids, attention_mask, positions
+
+    def loss(self, outputs: Tensor, data: EncodedPieces, rows: RowIndices) -> Tensor:
+        raise NotImplementedError  # nothing is trained
+
+    def answers(self, outputs: Tensor, data: EncodedPieces, rows: RowIndices) -> list[float]:
+        """The log-probability of each row's piece."""
+        targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
+        return outputs.gather(1, targets[:, None])[:, 0].tolist()
+
+    def evaluate(self, answers: Sequence[float], data: EncodedPieces) -> dict[str, float]:
+        raise NotImplementedError  # nothing is trained
+
+    def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
+        raise NotImplementedError  # nothing is trained
+
+    def predictions(
+        self, examples: Sequence[SentencePair], answers: Sequence[float], data: EncodedPieces
+    ) -> list[dict[str, Any]]:
+        """The likelier sentence of each pair; of equal ones, as for equal sentences, the unacceptable one."""
+        scores = np.bincount(data.sentences, answers, minlength=2 * len(examples)).reshape(-1, 2)
+        return [
+            {
+                "row": example.row,
+                "label": "good",
+                "predicted": _SENTENCES[int(good <= bad)],
+                "log_likelihoods": {"good": round(float(good), 4), "bad": round(float(bad), 4)},
+                **({"group": example.group} if example.group else {}),
+            }
+            for example, (good, bad) in zip(examples, scores, strict=True)
+        ]
+
+    def prediction_files(
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: EncodedPieces
+    ) -> dict[str, bytes]:
+        return {}
+
+    def scores(self, examples: Sequence[SentencePair], predicted: Sequence[str]) -> dict[str, Any]:
+        """The accuracy, and that of each group."""
+        groups = dict[str, list[str]]()
+        for example, answer in zip(examples, predicted, strict=True):
+            groups.setdefault(example.group, []).append(answer)
+        by_group = {group: accuracy(["good"] * len(answers), answers).value for group, answers in groups.items()}
+        overall = score_facts({"accuracy": accuracy(["good"] * len(examples), predicted)}, "accuracy")
+        return overall | ({"groups": by_group} if by_group.keys() != {""} else {})
+
+    def baselines(self, examples: Sequence[SentencePair]) -> dict[str, list[str]]:
+        """None: a guess is right half of the time."""
+        return {}
+
+    def sample(self, example: SentencePair) -> dict[str, Any]:
+        return {"text": f"{example.good} / {example.bad}", "label": "good"}
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def head(self) -> None:
+        return None

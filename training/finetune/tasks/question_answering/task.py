@@ -1,0 +1,285 @@
+"""Files in SQuAD's form -> windows of their contexts -> the span that answers each question, and its EM and F1."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cloze.pipeline.core.keyed_random import hash64
+from cloze.pipeline.core.ragged import Ints, pad_rows
+from cloze.pipeline.core.storage import Location
+from cloze.training.finetune.heads import SpanClassifier
+from cloze.training.finetune.metrics.question_answering import (
+    normalize_answer,
+    score_question,
+    score_question_v2,
+    squad,
+    squad_v2,
+)
+from cloze.training.finetune.tasks.labelled_files import DIVIDED, LabelledExample, check_splits, scored_split
+from cloze.training.finetune.tasks.question_answering.answers import AnswersToQuestion, prediction_files, rank_answers
+from cloze.training.finetune.tasks.question_answering.squad_files import Question, read_questions
+from cloze.training.finetune.tasks.question_answering.windows import QuestionWindows, build_windows
+from cloze.training.finetune.tasks.task import (
+    SPLITS,
+    EncodedTask,
+    RowIndices,
+    TrainedTaskConfig,
+    TransformersHead,
+    score_facts,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from cloze.training.model.bert import BertConfig
+
+
+class QuestionAnsweringConfig(TrainedTaskConfig):
+    """Extractive question answering: files in the form of SQuAD v1.1 or v2.0."""
+
+    kind: Literal["question_answering"] = "question_answering"
+    """Kind of the task."""
+    max_seq_length: int = Field(default=384, ge=8)
+    """Longest input in tokens: [CLS] question [SEP] part of the context [SEP]."""
+    doc_stride: int = Field(default=128, gt=0)
+    """Step, in tokens, from one window of a long context to the next."""
+    max_query_length: int = Field(default=64, gt=0)
+    """Longest question in tokens; longer ones are truncated."""
+    n_best: int = Field(default=20, gt=0)
+    """Number of ranked answers in nbest_predictions.json."""
+    max_answer_length: int = Field(default=30, gt=0)
+    """Longest answer in tokens."""
+    null_threshold: float = 0.0
+    """No answer is given if its score exceeds the best answer's by more than this (SQuAD v2.0)."""
+    skip_invalid: bool = False
+    """Leave out, and count, questions whose answer is not where its offset says, in place of an error."""
+    metric: Literal["f1", "exact_match"] = "f1"
+    """The score by which epochs and trials are compared."""
+
+
+@dataclass(frozen=True)
+class QuestionExample(LabelledExample):
+    """A question; its label is the text of its first answer, "" if it has none."""
+
+    question: Question
+
+
+@dataclass(frozen=True)
+class EncodedQuestions:
+    """The questions of one split, and their windows, which are the rows."""
+
+    questions: list[Question]
+    windows: QuestionWindows
+
+    @property
+    def lengths(self) -> Ints:
+        return self.windows.lengths
+
+
+@dataclass(frozen=True)
+class QuestionAnswering:
+    """The task of finding the answer to a question in its context."""
+
+    config: QuestionAnsweringConfig
+    examples: list[QuestionExample]
+    with_null: bool  # questions may have no answer
+    skipped: int = 0  # questions with an invalid answer
+
+    @classmethod
+    def read(cls, config: QuestionAnsweringConfig, files: Mapping[str, Location]) -> Self:
+        examples, skipped, with_null = list[QuestionExample](), 0, False
+        for name, location in files.items():
+            found = read_questions(location, train=name in ("train", "data"), skip_invalid=config.skip_invalid)
+            split = "" if name == "data" else name
+            examples += [_example(row, split, question) for row, question in enumerate(found.questions, start=1)]
+            skipped += found.skipped
+            with_null |= found.has_impossible_questions
+        examples = _with_splits(examples, config.seed)
+        check_splits(examples, next(iter(files.values())))
+        return cls(config, examples, with_null, skipped)
+
+    @classmethod
+    def for_inputs(
+        cls, config: QuestionAnsweringConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]
+    ) -> Self:
+        questions = (Question(str(row), one["question"], one["context"], None, "") for row, one in enumerate(inputs))
+        return cls(config, [_example(row, "test", one) for row, one in enumerate(questions)], head["with_null"])
+
+    @classmethod
+    def input_names(cls, config: QuestionAnsweringConfig) -> tuple[str, ...]:
+        return ("question", "context")
+
+    @property
+    def scored_split(self) -> str:
+        return scored_split(self.examples)
+
+    def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
+        config, splits, truncated = self.config, dict[str, EncodedQuestions](), 0
+        for split in SPLITS:
+            questions = [example.question for example in self.examples if example.split == split]
+            if not questions:
+                continue
+            windows = build_windows(
+                questions,
+                tokenizer,
+                max_seq_length=config.max_seq_length,
+                doc_stride=config.doc_stride,
+                max_query_length=config.max_query_length,
+            )
+            splits[split] = EncodedQuestions(questions, windows)
+            truncated += windows.truncated_questions
+        return EncodedTask(splits, truncated)
+
+    def model(self, encoder: nn.Module, config: "BertConfig") -> nn.Module:
+        return SpanClassifier(encoder, config, self.config.seed)
+
+    def inputs(self, data: EncodedQuestions, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids, token_type_ids and attention_mask, each [batch, length of the longest window]."""
+        ids, positions = data.windows.ids.take(rows), data.windows.context_positions[rows]
+        width = int(ids.lengths.max())
+        real = np.arange(width) < ids.lengths[:, None]
+        second = (np.arange(width) >= positions[:, None]) & real
+        arrays = (pad_rows(*ids, width), second.astype(np.int64), real)
+        input_ids, token_type_ids, attention_mask = (torch.from_numpy(array).to(device) for array in arrays)
+        return input_ids, token_type_ids, attention_mask
+
+    def loss(self, outputs: Tensor, data: EncodedQuestions, rows: RowIndices) -> Tensor:
+        """Half the cross-entropies of the start and the end of the answer, summed over windows; outputs [batch, s, 2].
+
+        The target of a window without the answer is [CLS], as in run_squad.py.
+        """
+        targets = np.stack([data.windows.start_positions[rows], data.windows.end_positions[rows]], axis=1)
+        logits = outputs.transpose(1, 2)  # [batch, 2, s]
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1), torch.from_numpy(targets).flatten().to(outputs.device), reduction="sum"
+        )
+        return losses / 2
+
+    def answers(self, outputs: Tensor, data: EncodedQuestions, rows: RowIndices) -> list[NDArray[np.float32]]:
+        """The start and end logits of each window [tokens, 2]."""
+        lengths = data.windows.lengths[rows]
+        return [logits[:length] for logits, length in zip(outputs.cpu().numpy(), lengths, strict=True)]
+
+    def _ranked(self, answers: Sequence[NDArray[np.float32]], data: EncodedQuestions) -> list[AnswersToQuestion]:
+        start_logits, end_logits = np.concatenate(answers).T
+        return rank_answers(
+            data.questions,
+            data.windows,
+            start_logits,
+            end_logits,
+            with_null=self.with_null,
+            n_best=self.config.n_best,
+            max_answer_length=self.config.max_answer_length,
+        )
+
+    def evaluate(self, answers: Sequence[NDArray[np.float32]], data: EncodedQuestions) -> dict[str, float]:
+        """F1 and exact match."""
+        predicted = [ranked.answer(self.config.null_threshold) for ranked in self._ranked(answers, data)]
+        score = score_question_v2 if self.with_null else score_question
+        scores = [score(*pair) for pair in zip(_texts(data.questions), predicted, strict=True)]
+        return {
+            "f1": float(np.mean([one.f1 for one in scores])),
+            "exact_match": float(np.mean([one.exact_match for one in scores])),
+        }
+
+    def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
+        """The task's metric, then the other one."""
+        return metrics[self.config.metric], metrics["f1"], metrics["exact_match"]
+
+    def predictions(
+        self, examples: Sequence[QuestionExample], answers: Sequence[NDArray[np.float32]], data: EncodedQuestions
+    ) -> list[dict[str, Any]]:
+        return [
+            {
+                "row": example.row,
+                "id": example.question.id,
+                "label": _matching(example, predicted := ranked.answer(self.config.null_threshold)),
+                "predicted": predicted,
+                "probability": round(ranked.ranked[0].probability, 6) if ranked.ranked else 0.0,
+            }
+            for example, ranked in zip(examples, self._ranked(answers, data), strict=True)
+        ]
+
+    def prediction_files(
+        self,
+        split: str,
+        predictions: Sequence[Mapping[str, Any]],
+        answers: Sequence[NDArray[np.float32]],
+        data: EncodedQuestions,
+    ) -> dict[str, bytes]:
+        """The files that run_squad.py writes and the official scorers read."""
+        return prediction_files(self._ranked(answers, data), self.config.null_threshold)
+
+    def scores(self, examples: Sequence[QuestionExample], predicted: Sequence[str]) -> dict[str, Any]:
+        texts = _texts([example.question for example in examples])
+        if self.with_null:
+            found = squad_v2(texts, predicted)
+            parts = {"": found.overall, "has_answer_": found.has_answer, "no_answer_": found.no_answer}
+        else:
+            parts = {"": squad(texts, predicted)}
+        scores = {
+            f"{prefix}{name}": getattr(part, name)
+            for prefix, part in parts.items()
+            if part is not None
+            for name in ("f1", "exact_match")
+        }
+        return score_facts(scores, self.config.metric)
+
+    def baselines(self, examples: Sequence[QuestionExample]) -> dict[str, list[str]]:
+        """No answer to any question, where questions may have none."""
+        return {"no answer": [""] * len(examples)} if self.with_null else {}
+
+    def sample(self, example: QuestionExample) -> dict[str, Any]:
+        return {"text": f"{example.question.text} / {example.question.context}", "label": example.label}
+
+    def facts(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def head(self) -> TransformersHead:
+        return TransformersHead("ForQuestionAnswering", {"with_null": self.with_null})
+
+
+def _example(row: int, split: str, question: Question) -> QuestionExample:
+    label = None if question.answers is None else question.answers[0].text if question.answers else ""
+    return QuestionExample(row, split, label, question)
+
+
+def _with_splits(examples: list[QuestionExample], seed: int) -> list[QuestionExample]:
+    """Divide what has no split, or train if there is no dev, by contexts: those of a context stay together."""
+    existing = {example.split for example in examples}
+    if "" in existing:
+        undivided, fractions = "", DIVIDED
+    elif "dev" not in existing:
+        undivided, fractions = "train", {"dev": DIVIDED["dev"]}
+    else:
+        return examples
+    contexts = list(dict.fromkeys(example.question.context for example in examples if example.split == undivided))
+    order = np.argsort(hash64(seed, np.arange(len(contexts))), kind="stable")
+    split_of, start = dict.fromkeys(contexts, "train"), 0
+    for split, fraction in fractions.items():
+        stop = start + round(fraction * len(order))
+        split_of |= dict.fromkeys((contexts[number] for number in order[start:stop]), split)
+        start = stop
+    return [
+        replace(example, split=split_of[example.question.context]) if example.split == undivided else example
+        for example in examples
+    ]
+
+
+def _texts(questions: Sequence[Question]) -> list[list[str]]:
+    """The texts of the answers to each question; none where it has no answer."""
+    return [[answer.text for answer in question.answers or ()] for question in questions]
+
+
+def _matching(example: QuestionExample, predicted: str) -> str | None:
+    """The label: the prediction, if it is one of the answers (SQuAD's exact match), else the first answer."""
+    answers = [answer.text for answer in example.question.answers or ()]
+    is_right = normalize_answer(predicted) in map(normalize_answer, answers or [""])
+    return predicted if is_right and example.label is not None else example.label
