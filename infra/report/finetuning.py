@@ -179,7 +179,7 @@ def _summary(stage: FinetuneView) -> str:
     if (variant := stage.facts.variants.get("pretrained")) and (trial := variant.trial):
         text += (
             f" Learning rate {format_number(trial.learning_rate)}, batch size {trial.batch_size}, {trial.epochs} "
-            "epochs; "
+            f"epoch{'s' if trial.epochs > 1 else ''}; "
         )
         text += (
             "the best epoch on the dev split is evaluated once on the test split."

@@ -128,12 +128,12 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
     lines = printed(capsys, "finetune", own_yaml).splitlines()
     page = Path("runs/own.html")
     assert lines[0].startswith("finetune-mood: accuracy ") and lines[1:] == [f"report: {page.absolute()}"]
-    assert lines[0].endswith(" for the majority class") and "random" not in lines[0]
+    assert " for the majority class, " in lines[0] and "random" not in lines[0]
     assert stages(capsys, "plan", "own") == {"finetune-mood": "skip", "report": "skip"}  # by its name
 
     task, report = json.loads(printed(capsys, "status", own_yaml, "--json"))
     assert (task["state"], task["metric"], task["scored_split"]) == ("done", "accuracy", "test")
-    assert list(task["scores"]) == ["pretrained", "majority"] and report["page"] == str(page.absolute())
+    assert list(task["scores"]) == ["pretrained", "majority", "bag_of_words"] and report["page"] == str(page.absolute())
     assert lines[0] in printed(capsys, "status", own_yaml)
 
     text = page.read_text()
