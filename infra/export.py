@@ -94,6 +94,12 @@ def print_predictions(predictions: "Sequence[Sequence[MaskPrediction]]") -> None
 
 
 def finished(run: Run, name: str) -> Artifact:
+    """A stage's output. Raises UserError when it is not finished, or when the run has no pretraining."""
+    if run.config.pretraining is None:
+        raise UserError(
+            f"{run.config.name}: only fine-tunes, so it has no pretrained model; its fine-tuned models are the folders "
+            "model in the outputs of its tasks, which cloze status shows"
+        )
     artifact = run.artifact(name)
     if artifact is None:
         raise UserError(f"{name}: is not finished under {run.root}; finish it with cloze run and --until {name}")
