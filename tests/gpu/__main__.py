@@ -9,14 +9,11 @@ import argparse
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,16 +157,16 @@ def shown(value: Any) -> str:
 
 def run(report: Report, hosts: Hosts, options: argparse.Namespace) -> None:
     """Run the checks of the parts; ends when the preflight fails."""
-    numbered = [(number, check) for number, check in enumerate(checks()) if options.only in check.name]
+    chosen = [check for check in checks() if options.only in check.name]
     for part in options.parts:
         deadline = time.monotonic() + 60 * options.minutes[part]
-        for number, check in ((number, check) for number, check in numbered if check.part == part):
+        for check in (check for check in chosen if check.part == part):
             left = deadline - time.monotonic()
             if left < check.least:
                 report.add(check, {"status": "not run", "error": "no time left"})
                 continue
             start = time.monotonic()
-            result = hosts.run(number, check, min(check.seconds, left) if check.least else check.seconds)
+            result = hosts.run(check, min(check.seconds, left) if check.least else check.seconds)
             report.add(check, {**result, "seconds": round(time.monotonic() - start, 1)})
             if part == 0 and result["status"] == "FAIL":
                 return

@@ -1,7 +1,7 @@
 """A process that runs checks: python -m tests.gpu.host KIT HOST RESULTS, started by tests.gpu.
 
-Reads the number of a check in `checks()` per line from standard input. Writes its result as a line of JSON to the file
-descriptor RESULTS. Whatever it and its children print goes to the log.
+Reads a check as JSON per line from standard input. Writes its result as a line of JSON to the file descriptor RESULTS.
+Whatever it and its children print goes to the log.
 """
 
 import gc
@@ -11,20 +11,30 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from tests.gpu.kit import Check, Kit, checks
+from tests.gpu.kit import Check, Failed, Kit
 
 
 def main() -> None:
     kit, host, results = Kit(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3])
     os.set_inheritable(results, False)  # processes that outlive this one must not keep the pipe open
+    if kit.tiny:
+        compile_without_inductor()
     with session(host), os.fdopen(results, "w", buffering=1) as out:
         for line in sys.stdin:
-            check = checks()[int(line)]
+            check = Check(*json.loads(line))
             print(f"\n===== {check.name}", flush=True)
             print(json.dumps(result(check, kit), default=str), file=out)
             release_memory()
+
+
+def compile_without_inductor() -> None:
+    """On a CPU, inductor compiles C++, which takes most of a minute for each graph."""
+    import torch
+
+    torch.compile = partial(torch.compile, backend="aot_eager")
 
 
 @contextmanager
@@ -43,7 +53,8 @@ def result(check: Check, kit: Kit) -> dict[str, Any]:
         return {"ok": True, "figures": dict(check.call(kit))}
     except BaseException as error:  # also KeyboardInterrupt and SystemExit: the next check may still work
         traceback.print_exc()
-        return {"ok": False, "error": one_line(error), "traceback": traceback.format_exc()[-4000:]}
+        clean = isinstance(error, Failed)
+        return {"ok": False, "clean": clean, "error": one_line(error), "traceback": traceback.format_exc()[-4000:]}
 
 
 def one_line(error: BaseException) -> str:
@@ -64,7 +75,8 @@ def release_memory() -> None:
     """Free the memory of the last check's models."""
     gc.collect()
     if torch := sys.modules.get("torch"):
-        torch._dynamo.reset() if "torch._dynamo" in sys.modules else None
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

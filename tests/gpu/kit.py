@@ -45,7 +45,7 @@ def require(condition: bool, message: str) -> None:
 
 
 class Check(NamedTuple):
-    """`function` is "module:function" in tests.gpu, called as function(kit, **arguments) -> figures.
+    """`function` is "module:function", called as function(kit, **arguments) -> figures.
 
     It is killed after `seconds`, and not started when less than `least` seconds of its part's time are left.
     """
@@ -60,12 +60,14 @@ class Check(NamedTuple):
 
     def call(self, kit: Kit) -> Figures:
         module, _, name = self.function.partition(":")
-        function: Callable[..., Figures] = getattr(import_module(f"tests.gpu.{module}"), name)
+        function: Callable[..., Figures] = getattr(import_module(module), name)
         return partial(function, kit)(**self.arguments)
 
 
-def _check(part: int, host: Host, function: str, name: str, seconds: float, least: float = 8, **arguments: Any) -> Check:
-    return Check(name, part, host, function, arguments, seconds, least)
+def _check(
+    part: int, host: Host, function: str, name: str, seconds: float, least: float = 8, **arguments: Any
+) -> Check:
+    return Check(name, part, host, f"tests.gpu.{function}", arguments, seconds, least)
 
 
 def checks() -> list[Check]:
@@ -73,7 +75,7 @@ def checks() -> list[Check]:
         _check(0, "plain", "preflight:preflight", "preflight: five steps of a tiny model", 30, 0),
         *_works(),
         *_speed(),
-        _check(3, "plain", "learning:compare", "held-out loss after the same time as transformers' Trainer", 540, 60),
+        _check(3, "ray", "learning:compare", "held-out loss after the same time as transformers' Trainer", 540, 60),
     ]
 
 
@@ -85,15 +87,16 @@ def _works() -> Iterator[Check]:
     yield plain("numerics:between_zero_stages", "checkpoints load at ZeRO 0, 1, 3, 0", 60)
     yield plain("numerics:activation_checkpointing", "activation checkpointing: same loss", 30)
     yield plain("numerics:fastest", "precision auto for BERT-base", 20)
-    for stage in (1, 3, 0, 2):
-        yield ray("stages:pretrain", f"pretrain bf16 at ZeRO {stage}", 60, precision="bf16", zero_stage=stage)
+    yield ray("stages:pretrain", "pretrain fp32 at ZeRO 1 through Ray Train and DeepSpeed", 120)
+    for precision in ("bf16", "fp16"):
+        for stage in (0, 1, 2, 3):
+            variant = {"precision": precision, "zero_stage": stage}
+            yield ray("stages:variant", f"pretrain {precision} at ZeRO {stage}", 10, 0, **variant)
     yield ray("stages:worker_killed", "kill -9 of the worker: same data and losses", 90)
     yield ray("stages:stopped", "SIGTERM, then continued: same data and losses", 90)
     yield ray("stages:finetune", "fine-tuning from the checkpoint", 60)
     yield ray("stages:exported", "export: transformers computes the same logits", 40)
     yield ray("stages:as_configured", "pretrain as configured by default: precision and compile auto", 90)
-    for stage in (3, 1, 2, 0):
-        yield ray("stages:pretrain", f"pretrain fp16 at ZeRO {stage}", 60, precision="fp16", zero_stage=stage)
     yield ray("stages:driver_killed", "kill -9 of driver and workers: same data and losses", 90, 20)
 
 

@@ -1,15 +1,10 @@
 """Part 1, without Ray: the numbers of the GPU against those of the CPU, and of one way to compute against another."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from statistics import median
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import newest_checkpoint
 from cloze.training.model.bert import BertConfig
 from cloze.training.model.hardware import fastest_precision, has_bf16, layer_seconds
@@ -19,7 +14,7 @@ from cloze.training.pretrain.engine import Engine
 from cloze.training.pretrain.objective import Objective
 from cloze.training.pretrain.trainer import PretrainTrainer
 from tests.gpu.kit import Figures, Kit, require
-from tests.gpu.settings import batches_of, pretrain_config, setup_of, zero_stage_of
+from tests.gpu.settings import batches_of, pretrain_config, recorded, setup_of, zero_stage_of
 from tests.gpu.training import NO_DROPOUT, OPTIMIZER, engine, join_group, model, packed_batches
 
 STEPS = 5
@@ -58,10 +53,15 @@ def plain_steps(kit: Kit, device: torch.device, batches: Sequence[Batch]) -> Ite
         gradients = flat(parameter.grad for parameter in trained.parameters())
         optimizer.step()
         optimizer.zero_grad()
-        yield {"loss": loss.detach().cpu(), "logits": logits.cpu(), "gradients": gradients, "weights": flat(trained.parameters())}
+        yield {
+            "loss": loss.detach().cpu(),
+            "logits": logits.cpu(),
+            "gradients": gradients,
+            "weights": flat(trained.parameters()),
+        }
 
 
-def flat(tensors: Iterator[Tensor | None]) -> Tensor:
+def flat(tensors: Iterable[Tensor | None]) -> Tensor:
     return torch.cat([tensor.detach().flatten().cpu() for tensor in tensors if tensor is not None])
 
 
@@ -96,7 +96,7 @@ def engine_steps(kit: Kit, variant: dict[str, bool]) -> tuple[list[float], list[
         result = trained.step([batch], rate, step)
         losses.append(result.totals.means()["loss"])
         norms.append(result.grad_norm)
-    return losses, norms, flat(iter(trained.tensors(["model"])["model"].values()))
+    return losses, norms, flat(trained.tensors(["model"])["model"].values())
 
 
 def relative(one: float, other: float) -> float:
@@ -122,8 +122,6 @@ def train_here(kit: Kit, name: str, zero_stage: int, stop_after: int = 10**9) ->
     config = pretrain_config(kit, steps=8, precision="fp32", zero_stage=zero_stage)
     setup = setup_of(kit, config, kit.folder(name))
     before = newest_checkpoint(setup.location)
-    from tests.gpu.settings import recorded
-
     with recorded(setup):
         trainer = PretrainTrainer(setup, lambda done, note: done >= stop_after, None)
         require(zero_stage_of(trainer.engine) == zero_stage, f"the engine is at ZeRO {zero_stage_of(trainer.engine)}")

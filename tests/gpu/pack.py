@@ -169,7 +169,7 @@ def check_size(folder: Path) -> int:
     packed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if repository + packed > LIMIT_MIB * 2**20:
         sys.exit(
-            f"{folder}: {packed / 2**20:.1f} MiB, with {repository / 2**20:.1f} MiB of the repository's files more than "
+            f"{folder}: {packed / 2**20:.1f} MiB, and with the repository's {repository / 2**20:.1f} MiB more than "
             f"{LIMIT_MIB} MiB; give fewer --books, or add to UNUSED_IN_RAY in tests/gpu/pack.py"
         )
     return repository + packed

@@ -45,7 +45,6 @@ def preflight(kit: Kit) -> Figures:
             "capability": f"{properties.major}.{properties.minor}",
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "cards": torch.cuda.device_count(),
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
             "bf16": torch.cuda.is_bf16_supported(),
             "driver": _driver(),
         }

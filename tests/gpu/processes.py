@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,8 +28,8 @@ class Hosts:
         self._kit, self._environment = kit, environment
         self._current: _Process | None = None
         self._name = ""
-        self._log = Path(kit.out, "log.txt").open("ab")
-        self._log.truncate(0)
+        Path(kit.out, "log.txt").write_bytes(b"")
+        self._log = Path(kit.out, "log.txt").open("ab")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> Self:
         return self
@@ -39,13 +40,13 @@ class Hosts:
         self._end()
         self._log.close()
 
-    def run(self, number: int, check: Check, seconds: float) -> dict[str, Any]:
-        """The result of a check: status, and figures or error. After a failure its process is not used again."""
+    def run(self, check: Check, seconds: float) -> dict[str, Any]:
+        """The result of a check: status, and figures or error. After an unexpected error its process is replaced."""
         if self._current is None or self._name != check.host:
             self._end()
             self._current, self._name = _Process(self._kit, check.host, self._environment, self._log), check.host
-        result = self._current.run(number, seconds)
-        if result["status"] == "FAIL":
+        result = self._current.run(check, seconds)
+        if result["status"] == "FAIL" and not result.pop("clean", False):  # else the process is as good as before
             if check.host == "ray":
                 _keep_ray_logs(self._kit, check.name)
             self._end(kill="traceback" not in result)  # it is dead or hangs
@@ -76,32 +77,32 @@ class _Process:
         )
         os.close(results_there)
 
-    def run(self, number: int, seconds: float) -> dict[str, Any]:
+    def run(self, check: Check, seconds: float) -> dict[str, Any]:
         limit = seconds + START_SECONDS * self._fresh
         self._fresh = False
         try:
             assert self._process.stdin
-            self._process.stdin.write(f"{number}\n".encode())
+            self._process.stdin.write(f"{json.dumps(check)}\n".encode())
             self._process.stdin.flush()
             answer = self._read_line(limit)
-        except (OSError, EOFError):
-            status = self._status()
-            return {"status": "FAIL", "error": f"its process ended with status {status}: see log.txt"}
         except TimeoutError:
             return {"status": "FAIL", "error": f"did not end in {limit:.0f} s and was killed: see log.txt"}
+        except (OSError, EOFError):
+            return {"status": "FAIL", "error": f"its process ended with status {self._status()}: see log.txt"}
         found = json.loads(answer)
         return {"status": "ok" if found.pop("ok") else "FAIL", **found}
 
     def _read_line(self, seconds: float) -> bytes:
         deadline = time.monotonic() + seconds
         while b"\n" not in self._received:
-            ready, _, _ = select.select([self._results], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            data = self._results.read(65536)
-            if not data:
-                raise EOFError
+            ended = self._process.poll() is not None  # a process that it has forked may keep the pipe open
+            ready, _, _ = select.select([self._results], [], [], 0.0 if ended else 1.0)
+            data = self._results.read(65536) if ready else b""
             self._received += data
+            if not data and (ready or ended):
+                raise EOFError
+            if not data and time.monotonic() > deadline:
+                raise TimeoutError
         line, _, self._received = self._received.partition(b"\n")
         return line
 
@@ -114,18 +115,14 @@ class _Process:
     def end(self, kill: bool) -> None:
         """End the process, at the end of its input by itself unless `kill`, and then all that it has started."""
         if self._process.stdin:
-            try:
+            with suppress(OSError):
                 self._process.stdin.close()
-            except OSError:
-                pass
         if not kill:
             self._status()
         for _ in range(10):
             for pid in _marked(self._mark):
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             if self._process.poll() is not None and not _marked(self._mark):
                 break
             time.sleep(0.3)

@@ -1,9 +1,11 @@
-"""The pretrainings of the checks: their configuration, and a worker that keeps the ZeRO stage and records its batches."""
+"""The pretrainings of the checks: their settings, and a worker that keeps the ZeRO stage and records its batches."""
 
 import hashlib
 import json
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -60,14 +62,52 @@ def setup_of(kit: Kit, config: PretrainConfig, folder: Path) -> PretrainSetup:
     return PretrainSetup(config, (artifact(kit, "examples-128"),), output(folder).location, pieces(kit))
 
 
-def train_in_worker(argument: tuple[PretrainSetup, StepHook | None], report_progress: ReportProgress) -> None:
+def reference_config(kit: Kit, **changed: Any) -> PretrainConfig:
+    """The run that is compared with the same one after a kill or a stop."""
+    return pretrain_config(kit, steps=10, precision="fp32", zero_stage=1, **changed)
+
+
+#: Precision and ZeRO stage.
+VARIANTS = tuple((precision, stage) for precision in ("bf16", "fp16") for stage in (1, 3, 0, 2))
+
+
+def variant_config(kit: Kit, precision: str, zero_stage: int) -> PretrainConfig:
+    return pretrain_config(kit, steps=6, precision=precision, zero_stage=zero_stage)
+
+
+def train_reference_and_variants(argument: tuple[PretrainSetup, StepHook | None], report: ReportProgress) -> None:
+    """Train what the stage asks for, then the VARIANTS: so they start in one process, which takes seconds.
+
+    Adds a line for each to variants.jsonl next to the artifact.
+    """
+    setup, _ = argument
+    train_in_worker(argument, report)
+    folder = Path(setup.location.path).parents[1]
+    for precision, zero_stage in VARIANTS:
+        phase = setup.config.phases[0].model_copy(update={"steps": 6})
+        changed = {"precision": precision, "zero_stage": zero_stage, "phases": [phase]}
+        config = setup.config.model_copy(update=changed)
+        location = output(folder / f"{precision}-{zero_stage}").location
+        found: dict[str, Any] = {"precision": precision, "zero_stage": zero_stage}
+        try:
+            trained = train_in_worker((replace(setup, config=config, location=location), None), report)
+            found["rows"] = [row for row in trained.state.metrics.rows if row["split"] == "train"]
+        except Exception as error:  # the next one may work
+            traceback.print_exc()
+            found["error"] = f"{type(error).__name__}: {error}"
+        with (folder / "variants.jsonl").open("a") as out:
+            out.write(json.dumps(found) + "\n")
+
+
+def train_in_worker(argument: tuple[PretrainSetup, StepHook | None], report: ReportProgress) -> PretrainTrainer:
     """In place of the stage's own: keeps the configured ZeRO stage with one worker, too, and checks the engine's."""
     setup, on_step = argument
     with recorded(setup):
-        worker = PretrainTrainer(setup, report_progress, on_step, is_preempted)
+        worker = PretrainTrainer(setup, report, on_step, is_preempted)
         found, configured = zero_stage_of(worker.engine), setup.config.zero_stage
         require(found == configured, f"the engine is at ZeRO {found} in place of {configured}")
         worker.train()
+        return worker
 
 
 def zero_stage_of(engine: Engine) -> int:
@@ -79,7 +119,8 @@ def zero_stage_of(engine: Engine) -> int:
 @contextmanager
 def recorded(setup: PretrainSetup) -> Iterator[None]:
     """Inside, each batch adds a line to batches.jsonl next to the artifact: its step, and a digest of its tensors."""
-    file = Path(setup.location.path).parents[1] / "batches.jsonl"
+    folder = Path(setup.location.path).parents[1]
+    folder.mkdir(parents=True, exist_ok=True)
 
     class RecordingPhaseData(PhaseData):
         _step = 0
@@ -90,7 +131,7 @@ def recorded(setup: PretrainSetup) -> Iterator[None]:
 
         def next(self) -> tuple[GlobalBatch, float]:
             batch, waited = super().next()
-            with file.open("a") as out:
+            with (folder / "batches.jsonl").open("a") as out:
                 out.write(json.dumps([self._step, digest(batch)]) + "\n")
             return batch, waited
 

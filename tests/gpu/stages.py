@@ -11,15 +11,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
-from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, read_manifest
 from cloze.pipeline.core.file_digests import source_file
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import CheckpointRef, newest_checkpoint
@@ -28,18 +26,31 @@ from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.stage import final_checkpoint
 from cloze.training.pretrain.trainer import StepHook
 from tests.gpu.kit import Failed, Figures, Kit, require
-from tests.gpu.settings import batches_of, inputs, output, pretrain_config, train_in_worker
+from tests.gpu.settings import (
+    VARIANTS,
+    batches_of,
+    inputs,
+    output,
+    pretrain_config,
+    reference_config,
+    train_in_worker,
+    train_reference_and_variants,
+    variant_config,
+)
 from tests.gpu.training import artifact, shape
 
-STEPS = 10  # of the runs that are killed or stopped
+REFERENCE = "reference"  # folder of the undisturbed run
 LOSS_TOLERANCE = 1e-3  # relative, fp32: sums on a GPU have no fixed order; other masks or dropout change more
 
 
 def run_stage(
-    kit: Kit, config: PretrainConfig, folder: Path, on_step: StepHook | None = None, as_it_is: bool = False
+    kit: Kit,
+    config: PretrainConfig,
+    folder: Path,
+    on_step: StepHook | None = None,
+    worker: Callable[..., None] = train_in_worker,
 ) -> Manifest:
-    """Run the pretrain stage, with the kit's worker function unless `as_it_is`."""
-    worker = stage.train_in_worker if as_it_is else train_in_worker
+    """Run the pretrain stage with another worker function than its own."""
     with patch.object(stage, "train_in_worker", worker):
         return stage.run(config, inputs(kit), output(folder), on_step)
 
@@ -53,16 +64,31 @@ def losses_of(folder: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in train_rows(folder)}
 
 
-def pretrain(kit: Kit, precision: str, zero_stage: int) -> Figures:
-    """Six steps with dropout; mfu and memory are in the rows, and possible."""
-    folder = kit.folder(f"pretrain-{precision}-{zero_stage}")
-    config = pretrain_config(kit, steps=6, precision=precision, zero_stage=zero_stage)
-    run_stage(kit, config, folder)
-    rows = train_rows(folder)
+def pretrain(kit: Kit) -> Figures:
+    """The undisturbed run, in fp32 at ZeRO 1. Its worker then trains the VARIANTS, which `variant` reads."""
+    folder = kit.folder(REFERENCE)
+    config = reference_config(kit)
+    run_stage(kit, config, folder, worker=train_reference_and_variants)
+    return figures_of(kit, config, train_rows(folder))
+
+
+def variant(kit: Kit, precision: str, zero_stage: int) -> Figures:
+    """What the worker has recorded of one of the VARIANTS; mfu and memory are in its rows, and possible."""
+    lines = kit.folder(REFERENCE) / "variants.jsonl"
+    recorded = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    for found in recorded:
+        if (found["precision"], found["zero_stage"]) == (precision, zero_stage):
+            require("rows" in found, found.get("error", ""))
+            return figures_of(kit, variant_config(kit, precision, zero_stage), found["rows"])
+    raise Failed(f"the worker ended before it; it trained {len(recorded)} of {len(VARIANTS)} variants")
+
+
+def figures_of(kit: Kit, config: PretrainConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of a short training, whose loss must fall."""
     losses = [row["loss"] for row in rows]
     require(all(map(math.isfinite, losses)), f"losses: {losses}")
     require(losses[-1] < losses[0], f"the loss does not fall: {losses}")
-    overflows = {"overflows": rows[-1]["overflows"]} if precision == "fp16" else {}
+    overflows = {"overflows": rows[-1]["overflows"]} if "overflows" in rows[-1] else {}
     return {"losses": [losses[0], losses[-1]], **overflows, **checked_row(kit, rows[-1], config)}
 
 
@@ -84,15 +110,11 @@ def total_memory(kit: Kit) -> float:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def reference_config(kit: Kit, **changed: Any) -> PretrainConfig:
-    return pretrain_config(kit, steps=STEPS, precision="fp32", zero_stage=1, **changed)
-
-
-@cache
 def reference(kit: Kit) -> Path:
-    """The folder of an undisturbed run in fp32 at ZeRO 1."""
-    folder = kit.folder("reference")
-    run_stage(kit, reference_config(kit), folder)
+    """The folder of the undisturbed run. It is trained now if it is missing."""
+    folder = kit.folder(REFERENCE)
+    if read_manifest(output(folder).location) is None:
+        run_stage(kit, reference_config(kit), folder)
     return folder
 
 
@@ -197,7 +219,7 @@ def as_configured(kit: Kit) -> Figures:
     size = shape(kit) if kit.tiny else shape(kit, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
     default = {name: "auto" for name in ("precision", "compile") if name in PretrainConfig.model_fields}
     config = pretrain_config(kit, steps=6, model=size, **default)
-    manifest = run_stage(kit, config, folder, as_it_is=True)
+    manifest = run_stage(kit, config, folder, worker=stage.train_in_worker)
     rows = train_rows(folder)
     require(rows[-1]["loss"] < rows[0]["loss"], f"the loss does not fall: {[row['loss'] for row in rows]}")
     facts = manifest.facts
