@@ -18,7 +18,6 @@ import sys
 import tempfile
 import zipfile
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +119,12 @@ def build_corpus(folder: Path, books: str | None) -> None:
 
 
 def labelled(lines: list[str]) -> list[str]:
-    """The first rows of each split."""
-    return [
-        line
-        for split, count in LABELLED_ROWS.items()
-        for line in islice((line for line in lines if json.loads(line)["split"] == split), count)
-    ]
+    """LABELLED_ROWS of each split, spread over the file, which is sorted by label."""
+    chosen = []
+    for split, count in LABELLED_ROWS.items():
+        rows = [line for line in lines if json.loads(line)["split"] == split]
+        chosen += rows[:: len(rows) // count][:count]
+    return chosen
 
 
 def source_digest() -> str:

@@ -197,7 +197,9 @@ def driver_killed(kit: Kit) -> Figures:
     command = [sys.executable, "-m", "tests.gpu.stages", kit.to_json(), str(folder)]
     with subprocess.Popen(command) as driver:
         after(folder, 5, driver.kill)
-        require(driver.wait(75) == -signal.SIGKILL, f"the driver ended with status {driver.returncode}")
+        require(
+            driver.wait(300 if kit.tiny else 75) == -signal.SIGKILL, f"the driver ended with status {driver.returncode}"
+        )
     saved = newest_checkpoint(output(folder).location)
     require(saved is not None, "no checkpoint was saved before the kill")
     run_stage(kit, reference_config(kit), folder)
