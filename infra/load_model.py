@@ -18,12 +18,12 @@ def load(run: str | Path, root: str | None = None) -> PretrainedModel:
     """The model of a finished pretraining.
 
     `run` and `root` are those of the command line: a YAML file, or a run's name under `root` ("runs" by default). A
-    folder that has a config.json is read as a Hugging Face BERT, such as `cloze export` writes.
+    folder that has a config.json (or bert_config.json) is read as a Hugging Face BERT, such as `cloze export` writes.
 
     Raises UserError: no such run, pretraining is not finished, the folder is not a BERT.
     """
     folder = Location(str(run))
-    if (folder / "config.json").is_file():
+    if huggingface.find_config(folder).is_file():
         return _from_folder(folder)
     return model_of(Run(named_runs.read(str(run), root=root)))
 
@@ -41,6 +41,8 @@ def _from_folder(folder: Location) -> PretrainedModel:
     vocab = found.vocab
     if "mlm.bias" not in found.weights:
         raise UserError(f"{folder}: has no masked-language-model head; give a model as it was pretrained")
-    model = pretraining_model(found.model, found.vocab_size, nsp="nsp.weight" in found.weights)
-    model.load_state_dict(found.weights)
+    model = pretraining_model(found.model, found.vocab_size, nsp="bert.pooler.weight" in found.weights)
+    if "nsp.weight" not in found.weights:  # the pooler is kept
+        model.register_module("nsp", None)
+    model.load_state_dict({name: found.weights[name] for name in model.state_dict()})
     return PretrainedModel(model, build_tokenizer(vocab.pieces, vocab.lowercase is not False, vocab.strip_accents))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.config import MarkedPath
-from cloze.pipeline.core.file_digests import SourceFile, source_file
+from cloze.pipeline.core.file_digests import SourceFile, as_one_file, source_file
 from cloze.pipeline.core.storage import Location, find_files
 from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.pretrain.stage import final_checkpoint
@@ -23,12 +23,17 @@ class UserFiles:
 
     def find(self, root: Location) -> list[SourceFile]:
         """All of them; `root` is the run's. Raises MissingFile, and the errors of `storage.find`."""
-        file_in = self.path.mark.file_in
-        return [
-            source_file(file.absolute(), root / "sources")
-            for pattern in self.path.patterns
-            for file in find_files(file_in(pattern, root) if file_in else pattern)
-        ]
+        cache, files_in = root / "sources", self.path.mark.files_in
+
+        def found(pattern: str) -> list[SourceFile]:
+            return [source_file(file.absolute(), cache) for file in find_files(pattern)]
+
+        if files_in:
+            folders = (
+                [file for path in files_in(folder, root) for file in found(path)] for folder in self.path.patterns
+            )
+            return [as_one_file(files, cache) for files in folders]
+        return [file for pattern in self.path.patterns for file in found(pattern)]
 
     def identity(self, files: Sequence[SourceFile]) -> str:
         """The files' contribution to the fingerprint."""

@@ -167,12 +167,12 @@ def _root(config: RunConfig, cluster: ClusterConfig) -> str:
 
 def _job_paths(path: MarkedPath, pattern: str, uploads: "_Uploads | None") -> list[str]:
     """The paths that the job reads in place of a local path or pattern."""
-    if uploads and path.mark.file_in:
+    if uploads and path.mark.files_in:
         key = ".".join(map(str, path.keys))
         raise UserError(f"{key}: {pattern} is a folder of this machine; copy it to S3, and give its s3:// path")
     if uploads:
         return uploads(pattern)
-    if not path.mark.file_in:
+    if not path.mark.files_in:
         find_files(pattern)  # raises MissingFile
     return [named_runs.absolute(pattern)]
 

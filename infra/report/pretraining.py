@@ -142,18 +142,27 @@ def _phase_extent(phase: dict[str, Any]) -> str:
     )
 
 
+def _batch_size(size: int | None) -> str:
+    """Returns the end of a phrase about training with that global batch size; empty if it is not known."""
+    return f" with a global batch of {format_number(size)} sequences" if size else ""
+
+
 def _training_summary(stage: PretrainView) -> str:
     rows = stage.metrics
     train = [row for row in rows if row.get("split") == "train"]
     parts = [f"{format_number(rows[-1]['step'])} steps"]
-    if batch_size := stage.config.get("global_batch_size"):
-        parts[0] += f" with a global batch of {format_number(batch_size)} sequences"
-    if phases := stage.config.get("phases"):
-        if len(phases) > 1:
-            extents = [f"{_phase_extent(phase)} at sequence length {phase['max_seq_length']}" for phase in phases]
-            parts.append(", then ".join(extents))
-        else:
-            parts.append(f"sequence length {phases[0]['max_seq_length']}")
+    phases, default_size = stage.config.get("phases") or [], stage.config.get("global_batch_size")
+    batch_sizes = [phase.get("global_batch_size") or default_size for phase in phases] or [default_size]
+    is_one_size = len(set(batch_sizes)) == 1
+    if is_one_size:
+        parts[0] += _batch_size(batch_sizes[0])
+    if len(phases) > 1:
+        extents = [f"{_phase_extent(phase)} at sequence length {phase['max_seq_length']}" for phase in phases]
+        if not is_one_size:
+            extents = [extent + _batch_size(size) for extent, size in zip(extents, batch_sizes, strict=True)]
+        parts.append(", then ".join(extents))
+    elif phases:
+        parts.append(f"sequence length {phases[0]['max_seq_length']}")
     if budget := stage.config.get("budget"):
         parts.append(f"time budget {budget}")
     if workers := stage.facts.workers:

@@ -34,13 +34,13 @@ class InputPath(_Compute):
     """Marks a field that names user files: a path, a glob or a list of these.
 
     The files' bytes are an input of the stage; their path is not, so the field counts as `Compute`. `input` is the
-    stage's name for the input, by default the field's name. `file_in`, for a field that names a folder, maps (value,
-    the run's root) to the path of the file that is read. `is_name` is true of values that are not paths but names of
-    something under the root.
+    stage's name for the input, by default the field's name. `files_in`, for a field that names a folder, maps (value,
+    the run's root) to the paths of the files that are read; they are one input, with the path of the first. `is_name`
+    is true of values that are not paths but names of something under the root.
     """
 
     input: str | None = None
-    file_in: "Callable[[str, Location], str] | None" = None
+    files_in: "Callable[[str, Location], Sequence[str]] | None" = None
     is_name: Callable[[str], bool] = lambda _: False
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +43,27 @@ def source_file(location: Location, cache_folder: Location) -> SourceFile:
     if cached := _read_record(record_file):
         return SourceFile(location.uri, cached.sha256, int(info.size))
     digest = hashlib.sha256()
-    with location.open() as file:
-        while block := file.read(_BLOCK):
+    with location.open() as stream:
+        while block := stream.read(_BLOCK):
             digest.update(block)
-    record = json.dumps({"uri": location.uri, "sha256": digest.hexdigest(), "bytes": info.size})
-    (cache_folder / f"{digest.hexdigest()}.json").write_text(record)
-    record_file.write_text(record)
-    return SourceFile(location.uri, digest.hexdigest(), int(info.size))
+    file = SourceFile(location.uri, digest.hexdigest(), int(info.size))
+    _write_record(cache_folder / f"{file.sha256}.json", file)
+    _write_record(record_file, file)
+    return file
+
+
+def as_one_file(files: Sequence[SourceFile], cache_folder: Location) -> SourceFile:
+    """Returns one of several files that belong together, such as an index and its shards: its digest covers all.
+
+    It has the path of the first file and a record named by the digest, for `source_file_by_digest`.
+    """
+    first, *others = files
+    if not others:
+        return first
+    digest = hashlib.sha256("".join(f"{file.sha256}\n" for file in files).encode()).hexdigest()
+    combined = SourceFile(first.uri, digest, sum(file.bytes for file in files))
+    _write_record(cache_folder / f"{digest}.json", combined)
+    return combined
 
 
 def source_file_by_digest(cache_folder: Location, sha256: str) -> SourceFile | None:
@@ -59,6 +74,10 @@ def source_file_by_digest(cache_folder: Location, sha256: str) -> SourceFile | N
 def cached_source_files(cache_folder: Location) -> list[SourceFile]:
     """Returns every file in the cache."""
     return [file for record in cache_folder.files() if (file := _read_record(record))]
+
+
+def _write_record(record: Location, file: SourceFile) -> None:
+    record.write_text(json.dumps({"uri": file.uri, "sha256": file.sha256, "bytes": file.bytes}))
 
 
 def _read_record(record: Location) -> SourceFile | None:

@@ -36,7 +36,10 @@ def test_a_hint_is_for_a_key_that_is_not_a_key_of_its_section(alias: str) -> Non
         ("pretrain.gradient_checkpointing=true", "unknown key; use pretrain.activation_checkpointing"),
         ("finetune.authors.num_train_epochs=3", "unknown key; use finetune.epochs or pretrain.phases.steps or "),
         ("report_to=wandb", "unknown key; remove it (every run writes metrics.jsonl and TensorBoard files)"),
-        ("pretrain.learning_rate=1e-4", "is not a key of this section; it belongs to pretrain.optimizer or finetune"),
+        (
+            "pretrain.learning_rate=1e-4",
+            "is not a key of this section; it belongs to pretrain.phases or pretrain.optimizer or finetune",
+        ),
         ("seed=1", "is not a key of this section; it belongs to examples or pretrain or finetune"),
     ],
 )

@@ -1,15 +1,9 @@
-"""The folder of a Hugging Face BERT -> its weights and vocabulary; a checkpoint + vocabulary -> such a folder.
+"""The folder of a Hugging Face BERT -> its weights and vocabulary; a checkpoint + vocabulary -> such a folder."""
 
-Reading executes no code: safetensors files contain plain numbers, and torch.load's weights_only restores tensors only.
-"""
-
-import io
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -18,18 +12,15 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.tokenizer import PAD, strips_accents
 from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig
-from cloze.training.model.architectures import (
-    ARCHITECTURES,
-    DEFAULT_ARCHITECTURE,
-    Architecture,
-    architecture_of,
-    pretraining_model,
-)
+from cloze.training.checkpoints.imported_weights import import_weights, without_padding
+from cloze.training.checkpoints.weight_files import find_weight_files, printable, read_json, read_tensors
+from cloze.training.model.architectures import ARCHITECTURES, DEFAULT_ARCHITECTURE, Architecture, architecture_of
 from cloze.training.model.bert import BertConfig
-from cloze.training.model.transformers_names import TransformersLayout
 
-_TENSORFLOW_NAMES = ((re.compile(r"\.gamma$"), ".weight"), (re.compile(r"\.beta$"), ".bias"))
-_NO_PREFIX = re.compile(r"^(?=(embeddings|encoder|pooler)\.)")  # files of an encoder without heads omit "bert."
+_CONFIG, _ORIGINAL_CONFIG = "config.json", "bert_config.json"  # the second is Google's; it has the same keys
+# Embeddings are padded to a multiple of 8, which tensor cores need, up to 1,024: Megatron-LM's 128 times 8 GPUs. Other
+# differences are a truncated or wrong vocabulary.
+_PADDING_MULTIPLE, _MAX_PADDING = 8, 1024
 
 
 # Export
@@ -44,7 +35,7 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
     """
     from safetensors.torch import save
 
-    if to.is_file() or (to / "config.json").is_file() or to.files():  # config.json by its name: a listing may omit it
+    if to.is_file() or (to / _CONFIG).is_file() or to.files():  # config.json by its name: a listing may omit it
         raise UserError(f"{to}: already exists and is not empty; delete it or give another folder")
     saved = checkpoint.config()
     layout, pieces = architecture_of(saved.model).layout, vocab_file.read_pieces(vocab)
@@ -100,56 +91,68 @@ class HuggingFaceModel(NamedTuple):
     """A model to start from; `vocab` is None if its folder has no vocabulary."""
 
     model: BertConfig
-    vocab_size: int
+    vocab_size: int  # without rows that only pad the embeddings
     weights: dict[str, Tensor]  # Cloze's names -> fp32, for BertForPreTraining; pooler and heads may be missing
     vocab: vocab_file.VocabFile | None
-    notes: tuple[str, ...]  # for the user: how its tokenizer differs from Cloze's
+    notes: tuple[str, ...]  # for the user: what is not used, and how its tokenizer differs from Cloze's
+
+
+def find_config(folder: Location) -> Location:
+    """config.json in the folder of a model, or Google's bert_config.json if there is only that one."""
+    original = folder / _ORIGINAL_CONFIG
+    return original if original.is_file() and not (folder / _CONFIG).is_file() else folder / _CONFIG
 
 
 def read(location: Location) -> HuggingFaceModel:
     """The folder of a Hugging Face BERT -> the model.
 
-    pytorch_model.bin is read only if there is no model.safetensors, and executes no code. Raises UserError when the
-    model is not a BERT as published, or is incomplete.
+    The files of weights: see weight_files.py. Rows of the embeddings beyond the vocabulary are left out. Raises
+    UserError when the model is not a BERT as published, or is incomplete.
     """
-    model, vocab_size = _read_config(location / "config.json")
-    layout = architecture_of(model).layout
-    file, stored = _read_weights(location)
-    weights = _merge_tied(_rename(stored, file, layout), file, layout)
-    with torch.device("meta"):
-        expected = layout.to_transformers(pretraining_model(model, vocab_size).state_dict())
-    missing = tuple(
-        prefix for prefix in layout.optional_prefixes if not any(name.startswith(prefix) for name in weights)
-    )
-    _check_weights(weights, {name: tensor for name, tensor in expected.items() if not name.startswith(missing)}, file)
-    vocab, notes = _read_vocabulary(location, vocab_size)
-    return HuggingFaceModel(model, vocab_size, layout.from_transformers(weights), vocab, tuple(notes))
+    config_file = find_config(location)
+    model, vocab_size = _read_config(config_file)
+    files = find_weight_files(location)
+    if not files:
+        raise UserError(
+            f"{location}: has neither model.safetensors nor pytorch_model.bin; save all of its weights in one of them"
+        )
+    vocab, tokenizer_notes = _read_vocabulary(location, vocab_size, config_file.name)
+    weights, notes = import_weights(read_tensors(files), files[0], model, vocab_size, config_file)
+    if vocab and (padding := vocab_size - len(vocab.pieces)):
+        vocab_size = len(vocab.pieces)
+        weights = without_padding(weights, model, vocab_size)
+        notes = (*notes, f"the last {padding} rows of the embeddings, beyond the {vocab_size} pieces, are left out")
+    return HuggingFaceModel(model, vocab_size, weights, vocab, (*notes, *tokenizer_notes))
 
 
 def _read_config(file: Location) -> tuple[BertConfig, int]:
-    """config.json -> the model's configuration and the size of the vocabulary."""
+    """config.json -> the model's configuration and the number of rows of its embeddings."""
     if not file.is_file():
         raise UserError(f"{file}: no such file; give the folder of a Hugging Face BERT, which contains it")
-    config = _read_json(file)
+    config = read_json(file)
     architecture = _architecture(config)
     for key, supported in architecture.layout.supported_values.items():
         value = config.get(key)
         if value is not None and value not in supported:
-            raise UserError(
-                f"{file}: {key} is {json.dumps(value)}; give a BERT whose {key} is {json.dumps(supported[0])}"
-            )
+            raise UserError(f"{file}: {key} is {_shown(value)}; give a BERT whose {key} is {_shown(supported[0])}")
     fields = {name: config[name] for name in architecture.config.model_fields if name in config}
     try:
         model = architecture.config.model_validate(fields | {"hidden_act": "gelu"})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the configuration"
+        where = ".".join(map(str, first["loc"]))
+        what = f"{where} is {_shown(fields[where])}" if where in fields else where or "the configuration"
         message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{file}: {where}: {message}; give the config.json that belongs to the weights") from None
+        raise UserError(f"{file}: {what}: {message}; give the {file.name} that belongs to the weights") from None
     vocab_size = config.get("vocab_size")
     if type(vocab_size) is not int or vocab_size < 1:
-        raise UserError(f"{file}: vocab_size is {json.dumps(vocab_size)}; set it to the number of pieces")
+        raise UserError(f"{file}: vocab_size is {_shown(vocab_size)}; set it to the number of pieces")
     return model, vocab_size
+
+
+def _shown(value: Any) -> str:
+    """A value of a JSON file for an error."""
+    return printable(json.dumps(value))
 
 
 def _architecture(config: Mapping[str, Any]) -> Architecture:
@@ -159,108 +162,29 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
     return next(matching, ARCHITECTURES[DEFAULT_ARCHITECTURE])
 
 
-def _read_json(file: Location) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: is not JSON ({error}); download it again") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{file}: is not a JSON object; download it again")
-    return data
+def _read_vocabulary(
+    location: Location, vocab_size: int, config_name: str
+) -> tuple[vocab_file.VocabFile | None, list[str]]:
+    """tokenizer.json, else vocab.txt with the settings of tokenizer_config.json; and how Cloze's tokenizer differs.
 
-
-def _read_weights(location: Location) -> tuple[Location, dict[str, Tensor]]:
-    """The file of weights in a folder, and its tensors by name."""
-    from safetensors.torch import load
-
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (file := location / name).is_file():
-            break
-    else:
-        raise UserError(
-            f"{location}: has neither model.safetensors nor pytorch_model.bin; save all of its weights in one of them"
-        )
-    data = file.read_bytes()
-    try:
-        stored = load(data) if name == "model.safetensors" else torch.load(io.BytesIO(data), "cpu", weights_only=True)
-    except Exception as error:  # each kind of damage raises a different exception
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise UserError(
-                f"{file}: contains code ({code[1]}), which was not executed; "
-                "use a model.safetensors from a source you trust"
-            ) from error
-        raise UserError(f"{file}: is damaged or is not a file of weights; download it again") from error
-    if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
-        raise UserError(f"{file}: is not a mapping of names to weights; save only the model's state_dict")
-    return file, stored
-
-
-def _rename(stored: Mapping[str, Any], file: Location, layout: TransformersLayout) -> dict[str, Tensor]:
-    """The weights in fp32, by the names in a current file of the complete model."""
-    weights: dict[str, Tensor] = {}
-    for name, tensor in stored.items():
-        current = _NO_PREFIX.sub("bert.", name)
-        for old, new in _TENSORFLOW_NAMES:
-            current = old.sub(new, current)
-        if current in layout.ignored:
-            continue
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
-            raise UserError(f"{file}: {name} is not a dense floating-point tensor; save the model in float32")
-        weights[current] = tensor.float()
-    return weights
-
-
-def _merge_tied(weights: dict[str, Tensor], file: Location, layout: TransformersLayout) -> dict[str, Tensor]:
-    """Each tied weight once, by its first name."""
-    merged = {name: tensor for name, tensor in weights.items() if name not in layout.tied}
-    for copy, name in layout.tied.items():
-        if copy in weights and not torch.equal(merged.setdefault(name, weights[copy]), weights[copy]):
-            raise UserError(f"{file}: {copy} differs from {name}; give a BERT whose decoder is tied to its embeddings")
-    return merged
-
-
-def _check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Location) -> None:
-    """Raises UserError that names the first weight that is missing, unknown or has another shape than expected."""
-    if missing := sorted(expected.keys() - weights.keys()):
-        raise UserError(f"{file}: has no {missing[0]}{_and_more(missing)}; give a file with all of the model's weights")
-    if unknown := sorted(weights.keys() - expected.keys()):
-        raise UserError(
-            f"{file}: {unknown[0]}{_and_more(unknown)} is not a weight of the BERT in config.json; "
-            "give a pretrained model without the heads of other tasks"
-        )
-    for name, tensor in sorted(weights.items()):
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"{file}: {name} has shape {_shape(tensor)}, but {_shape(expected[name])} according to config.json; "
-                "give the config.json that belongs to the weights"
-            )
-
-
-def _and_more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape))
-
-
-def _read_vocabulary(location: Location, vocab_size: int) -> tuple[vocab_file.VocabFile | None, list[str]]:
-    """tokenizer.json, else vocab.txt with the settings of tokenizer_config.json; and how Cloze's tokenizer differs."""
+    `vocab_size` is larger than the vocabulary if the embeddings are padded. Raises UserError for other differences.
+    """
     for name in ("tokenizer.json", "vocab.txt"):
         if (file := location / name).is_file():
             break
     else:
         return None, []
     vocab = vocab_file.read_file(file)
-    if len(vocab.pieces) != vocab_size:
+    padding = vocab_size - len(vocab.pieces)
+    if padding and (vocab_size % _PADDING_MULTIPLE or not 0 < padding < _MAX_PADDING):
         raise UserError(
-            f"{file}: has {len(vocab.pieces)} pieces, but vocab_size in config.json is {vocab_size}; "
+            f"{file}: has {len(vocab.pieces)} pieces, but vocab_size in {config_name} is {vocab_size}; "
             "give the vocabulary that belongs to the weights"
         )
     settings_file = location / "tokenizer_config.json"
     if name != "vocab.txt" or not settings_file.is_file():
         return vocab, []
-    settings = _read_json(settings_file)
+    settings = read_json(settings_file)
     lowercase = settings.get("do_lower_case")
     if isinstance(lowercase, bool):
         strip = strips_accents(lowercase, settings.get("strip_accents"))

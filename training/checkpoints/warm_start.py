@@ -18,10 +18,10 @@ from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.vocab_file import VocabFile
 from cloze.training.checkpoints import huggingface
 from cloze.training.checkpoints.checkpoint import CheckpointRef, checkpoint_ref
+from cloze.training.checkpoints.weight_files import SAFETENSORS, find_weight_files
 from cloze.training.model.architectures import architecture_name
 from cloze.training.model.bert import BertConfig
 
-_WEIGHTS = "model.safetensors"
 _DIGESTS = "digests"  # in the run's root: a file for each finished checkpoint, named by its digest and its artifact
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
 _HEADS = {"bert.pooler.": "pooler", "mlm.": "masked-LM head", "nsp.": "next-sentence head"}
@@ -36,9 +36,10 @@ class InitialWeights(NamedTuple):
 
 
 def initial_weights(file: SourceFile, model: BertConfig, vocab: VocabFile | None, *, nsp: bool) -> InitialWeights:
-    """Read the other model's file of weights; its configuration and vocabulary are in the same folder.
+    """Read the other model's weights; `file` is the first of `weights_files`, the other files are in the same folder.
 
-    The result lacks the heads that the other model lacks; without `nsp` also its pooler and its head for pairs.
+    The result lacks the heads that the other model lacks; without `nsp` also its pooler and its head for pairs, since
+    a model trained without pairs has neither.
 
     Raises UserError when the model cannot be read, has another shape than `model`, or, if `vocab` is given, another
     vocabulary, case or handling of accents.
@@ -54,14 +55,19 @@ def initial_weights(file: SourceFile, model: BertConfig, vocab: VocabFile | None
         _check_compatible(folder, other.model, model, other.vocab, vocab, f"{folder}/vocab.txt")
         weights, notes = other.weights, other.notes
     unused = () if nsp else _PAIR_HEAD
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(unused)}
-    missing = (
-        head
+    present = {prefix for prefix in _HEADS if any(name.startswith(prefix) for name in weights)}
+    random = (
+        f"{folder.name} has no {head}: it began with random weights"
         for prefix, head in _HEADS.items()
-        if prefix not in unused and not any(name.startswith(prefix) for name in weights)
+        if prefix not in present and prefix not in unused
     )
-    random = (f"{folder.name} has no {head}: it began with random weights" for head in missing)
-    return InitialWeights(weights, (*random, *notes))
+    left_out = (
+        f"the {_HEADS[prefix]} of {folder.name} was left out: examples.objective mlm does not train it"
+        for prefix in unused
+        if prefix in present
+    )
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(unused)}
+    return InitialWeights(weights, (*random, *left_out, *notes))
 
 
 def _checkpoint_vocab(checkpoint: Location) -> VocabFile:
@@ -116,15 +122,15 @@ def is_digest(init: str) -> bool:
     return _DIGEST_PREFIX.fullmatch(init) is not None
 
 
-def weights_file(init: str, root: Location) -> str:
-    """`pretrain.init` -> the file of weights: in that folder, or of the checkpoint under `root` with that digest.
+def weights_files(init: str, root: Location) -> list[str]:
+    """`pretrain.init` -> the files of weights: in that folder, or of the checkpoint under `root` with that digest.
 
-    The first digits of a digest are enough. Raises MissingFile when no checkpoint matches, UserError when several do.
+    Of a model in several files the first is their index. The first digits of a digest are enough. Raises MissingFile
+    when no checkpoint matches or a file is missing, UserError when several match or the index is invalid.
     """
     if not is_digest(init):
         folder = Location(init)
-        pickled = folder / "pytorch_model.bin"
-        return (pickled if pickled.is_file() and not (folder / _WEIGHTS).is_file() else folder / _WEIGHTS).uri
+        return [file.uri for file in find_weight_files(folder)] or [(folder / SAFETENSORS).uri]
     try:
         records = find_files(f"{glob.escape(root.uri)}/{_DIGESTS}/{init}*.json")
     except MissingFile:
@@ -140,11 +146,11 @@ def weights_file(init: str, root: Location) -> str:
             f"pretrain.init: no finished checkpoint under {root} has a digest that begins with {init}; give the folder "
             "of a model, or a digest from the manifest.json of a pretrain artifact"
         )
-    return next(iter(matching.values()))
+    return [next(iter(matching.values()))]
 
 
 def register_digest(root: Location, checkpoint: CheckpointRef) -> None:
-    """Record where a checkpoint is, so that `weights_file` finds it by its digest."""
+    """Record where a checkpoint is, so that `weights_files` finds it by its digest."""
     path = checkpoint.location.uri.removeprefix(f"{root}/")
     file = root / _DIGESTS / f"{checkpoint.digest}.{path.split('/')[-3]}.json"
-    file.write_text(json.dumps({"weights": f"{path}/{_WEIGHTS}"}))
+    file.write_text(json.dumps({"weights": f"{path}/{SAFETENSORS}"}))

@@ -4,7 +4,8 @@ To add an architecture, add a file next to bert.py and an entry here. The file d
 BertConfig with the field `architecture: Literal["its name"]` and any fields of its own), its models, and how
 transformers stores them. The models have the same inputs and outputs as BertForPreTraining and
 BertForSequenceClassification, keep their `config`, and use the same names for the encoder (`bert`, with its `pooler`)
-and the heads (`mlm`, `nsp`): checkpoints and fine-tuning recognise them by name.
+and the heads (`mlm`, `nsp`): checkpoints and fine-tuning recognise them by name. The layers that a GPU compiles are
+`bert.layers`.
 """
 
 import json
@@ -31,6 +32,8 @@ class Architecture:
     classifier: Callable[..., nn.Module]  # same arguments as BertForSequenceClassification
     layer: Callable[[Any], nn.Module]  # one encoder layer, which is timed to choose a precision
     layout: TransformersLayout
+    #: Whether the pretraining model's forward takes masked_lm_labels and then returns MaskedLMSums in place of logits.
+    fused_loss: bool
     title: str  # in a model card
 
 
@@ -41,6 +44,7 @@ ARCHITECTURES = {
         BertForSequenceClassification,
         Layer,
         BERT,
+        True,
         "A BERT ([Devlin et al. 2019](https://arxiv.org/abs/1810.04805))",
     ),
 }

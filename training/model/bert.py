@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cloze.pipeline.core.config import Config
 from cloze.training.model.linear import Linear, linear
+from cloze.training.model.masked_lm_loss import MaskedLMSums, SoftmaxStep, masked_lm_sums, softmax_step
 
 if TYPE_CHECKING:
     from cloze.training.model.batch_totals import Totals
@@ -98,7 +99,7 @@ class Dropout(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training or not self.probability:
             return hidden
-        if hidden.device.type != "cpu":
+        if hidden.device.type != "cpu" or torch.compiler.is_compiling():  # compiled dropout needs no such shortcut
             return functional.dropout(hidden, self.probability)
         return cast(Tensor, _BitDropout.apply(hidden, self.probability))
 
@@ -215,19 +216,25 @@ class BertModel(nn.Module):
 
 
 class MaskedLMHead(nn.Module):
-    """Hidden states of masked positions [n, hidden] and the word embeddings -> logits [n, vocab] in fp32."""
+    """Hidden states of masked positions [n, hidden] and the word embeddings -> logits [n, vocab] in fp32.
+
+    With labels [n] -> the sums of their losses and right predictions, without keeping the logits.
+    """
 
     def __init__(self, config: BertConfig, vocab_size: int) -> None:
         super().__init__()
         self.transform = Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.softmax: SoftmaxStep = softmax_step
 
-    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, word_embeddings: Tensor, labels: Tensor | None = None) -> Tensor | MaskedLMSums:
         hidden, bias, vocab_size = self.norm(functional.gelu(self.transform(hidden))), self.bias, len(self.bias)
         if missing := -vocab_size % _VOCAB_MULTIPLE.get(hidden.device.type, 1):
             word_embeddings = functional.pad(word_embeddings, (0, 0, 0, missing))
-            bias = functional.pad(bias, (0, missing))
+            bias = functional.pad(bias, (0, missing), value=-torch.inf)  # no prediction has a probability there
+        if labels is not None:
+            return masked_lm_sums(hidden, word_embeddings, bias, labels, self.softmax)
         logits = linear(hidden, word_embeddings, bias)[:, :vocab_size]
         return logits.float()  # before the softmax: a loss of bf16 logits has a resolution of 1/128
 
@@ -255,16 +262,21 @@ class BertForPreTraining(nn.Module):
         initialize(self, config.initializer_range, seed)
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None, masked_lm_positions: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        attention_mask: Tensor | None,
+        masked_lm_positions: Tensor,
+        masked_lm_labels: Tensor | None = None,
+    ) -> tuple[Any, Tensor | None]:
         """Three [b, s] and flat indices into b * s [n] -> masked-LM logits [n, vocab], NSP logits [b, 2], in fp32.
 
-        NSP logits are None without a head for pairs.
+        NSP logits are None without a head for pairs. With labels [n], MaskedLMSums replace the masked-LM logits.
         """
         hidden, pooled = self.bert(input_ids, token_type_ids, attention_mask)
         masked = hidden.flatten(0, 1).index_select(0, masked_lm_positions)  # [n, hidden]
-        mlm_logits = self.mlm(masked, self.bert.embeddings.word_embeddings.weight)
-        return mlm_logits, self.nsp(pooled).float() if self.nsp else None
+        masked_lm = self.mlm(masked, self.bert.embeddings.word_embeddings.weight, masked_lm_labels)
+        return masked_lm, self.nsp(pooled).float() if self.nsp else None
 
 
 class BertForSequenceClassification(nn.Module):

@@ -24,6 +24,8 @@ class Linear(nn.Linear):
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """torch.nn.functional.linear, up to fp32 rounding: input [.., in], weight [out, in] -> [.., out]."""
+    if torch.compiler.is_compiling():
+        return functional.linear(input, weight, bias)
     is_fp32 = input.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(input.device.type)
     if is_fp32 and input.device.type == "cpu" and input.numel() and _onednn_is_faster():
         return cast(Tensor, _OneDnnLinear.apply(input, weight, bias))

@@ -22,7 +22,8 @@ class OptimizerConfig(Config):
     """AdamW as in BERT (arXiv:1810.04805, appendix A.2; eps and clipping are those of BERT's code)."""
 
     learning_rate: float = Field(gt=0)
-    """Peak learning rate, reached at the end of the warmup. It then falls linearly to 0 at the end of training."""
+    """Peak learning rate, reached at the end of the warmup. It then falls linearly to 0 at the end of training, or of
+    the last phase before one that starts a new schedule."""
     betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     """Decay rates of Adam's two moments."""
     eps: float = Field(default=1e-6, gt=0)
@@ -62,16 +63,15 @@ class UncorrectedAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update each parameter that has a gradient."""
-        parameters = [
-            parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None
-        ]
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter] = initial_optimizer_state(parameter)
-            self.state[parameter]["step"] += _STEP_OFFSET
+        counts = list[Tensor]()
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
+            if parameter.grad is not None:
+                if not self.state[parameter]:
+                    self.state[parameter] = initial_optimizer_state(parameter)
+                counts.append(self.state[parameter]["step"])
+        torch._foreach_add_(counts, _STEP_OFFSET)  # pyright: ignore[reportPrivateImportUsage]  # one kernel on a GPU
         loss = super().step(closure)
-        for parameter in parameters:
-            self.state[parameter]["step"] -= _STEP_OFFSET
+        torch._foreach_sub_(counts, _STEP_OFFSET)  # pyright: ignore[reportPrivateImportUsage]
         return loss
 
 

@@ -7,27 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cloze.pipeline.core.config import Compute, Config, InputPath
-from cloze.training.checkpoints.warm_start import is_digest, weights_file
+from cloze.training.checkpoints.warm_start import is_digest, weights_files
 from cloze.training.model.architectures import ModelConfig
 from cloze.training.model.optim import OptimizerConfig
 from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig
+from cloze.training.pretrain.phases import LearningRateSchedule, Phase, learning_rate_schedules
 
 _Count = Annotated[int, Field(gt=0)]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class Phase(Config):
-    """Training on examples of one sequence length, for a number of steps or a fraction of the time budget."""
-
-    max_seq_length: int = Field(ge=8)
-    """Maximum length of the examples, in tokens."""
-    max_predictions_per_seq: int = Field(gt=0)
-    """Maximum number of masked positions in an example."""
-    steps: int | None = Field(default=None, gt=0)
-    """Number of updates; required unless `budget` is set."""
-    share: float | None = Field(default=None, gt=0, le=1)
-    """Fraction of `budget` for this phase. The fractions add up to 1; a single phase takes all of it by default."""
 
 
 class PretrainConfig(Config):
@@ -39,7 +27,7 @@ class PretrainConfig(Config):
 
     model: ModelConfig
     """Size and settings of the model."""
-    init: Annotated[str | None, InputPath(file_in=weights_file, is_name=is_digest)] = None
+    init: Annotated[str | None, InputPath(files_in=weights_files, is_name=is_digest)] = None
     """A model to start from: a Hugging Face folder, or the digest of a finished checkpoint. Random weights if unset."""
     phases: list[Phase] = Field(min_length=1)
     """The phases of the training, one after the other, for example at length 128 and then 512."""
@@ -48,7 +36,7 @@ class PretrainConfig(Config):
     optimizer: OptimizerConfig
     """Settings of the optimizer and the learning rate."""
     global_batch_size: int = Field(gt=0)
-    """Examples per update, over all workers."""
+    """Examples per update, over all workers. A phase may have its own number."""
     group_by_length: int = Field(default=64, gt=0)
     """Number of examples of similar length that stay together, one micro-batch or more; reduces padding."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -56,7 +44,7 @@ class PretrainConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Data type of matrix products; auto chooses the fastest on this hardware."""
     micro_batch_size: Annotated[int, Compute, Field(gt=0)] = 32
-    """Maximum number of examples that a worker computes at once; limits the memory."""
+    """Maximum number of examples that a worker computes at once; limits the memory. A phase may have its own number."""
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
     """Number of GPUs, one for each worker; auto uses all of them, 0 trains on CPUs."""
     workers: Annotated[_Count | tuple[_Count, _Count] | None, Compute] = None
@@ -69,6 +57,8 @@ class PretrainConfig(Config):
     """More of DeepSpeed's own settings."""
     activation_checkpointing: Annotated[bool, Compute] = False
     """Recompute activations in the backward pass: less memory, a third more work."""
+    compile: Annotated[bool | Literal["auto"], Compute] = "auto"
+    """Compile the encoder layers with torch.compile; auto does on GPUs that have Triton, at ZeRO stages 0 to 2."""
     checkpoint_every: Annotated[int, Compute, Field(gt=0)] = 1000
     """Steps between two checkpoints."""
     keep_checkpoints: Annotated[int, Compute, Field(gt=0)] = 2
@@ -149,13 +139,37 @@ class PretrainConfig(Config):
         if not isinstance(self.workers, tuple):
             return []
         smallest, largest = self.workers
-        return [count for count in range(smallest, largest + 1) if self.global_batch_size % count == 0]
+        sizes = self.global_batch_sizes
+        return [count for count in range(smallest, largest + 1) if not any(size % count for size in sizes)]
 
     @property
     def shares(self) -> list[float]:
         """The fraction of the budget of each phase; a single phase takes all of it."""
         default = 1.0 if len(self.phases) == 1 else 0.0
         return [phase.share or default for phase in self.phases]
+
+    @property
+    def global_batch_sizes(self) -> list[int]:
+        """The global batch size of each phase."""
+        return [phase.global_batch_size or self.global_batch_size for phase in self.phases]
+
+    @property
+    def global_batch_size_keys(self) -> list[str]:
+        """The key that sets the global batch size of each phase."""
+        own = [phase.global_batch_size is not None for phase in self.phases]
+        return [
+            f"phases.{number}.global_batch_size" if is_own else "global_batch_size" for number, is_own in enumerate(own)
+        ]
+
+    @property
+    def micro_batch_sizes(self) -> list[int]:
+        """The micro-batch size of each phase."""
+        return [phase.micro_batch_size or self.micro_batch_size for phase in self.phases]
+
+    @property
+    def learning_rate_schedules(self) -> list[LearningRateSchedule]:
+        """The learning rate schedule of each phase."""
+        return learning_rate_schedules(self.phases, self.shares, self.optimizer)
 
     @model_validator(mode="after")
     def _workers_divide_the_batch(self) -> "PretrainConfig":
@@ -170,17 +184,24 @@ class PretrainConfig(Config):
                 "remove gpus, or give one number of workers"
             )
         if not self.allowed_worker_counts:
+            sizes = dict(zip(self.global_batch_size_keys, self.global_batch_sizes, strict=True))
+            batches = " and ".join(f"{key} {size}" for key, size in sizes.items())
+            raise ValueError(f"workers: no number from {smallest} to {largest} divides {batches}; give another range")
+        return self
+
+    @model_validator(mode="after")
+    def _compiles_without_zero_3(self) -> "PretrainConfig":
+        if self.compile is True and self.zero_stage == 3:
             raise ValueError(
-                f"workers: no number from {smallest} to {largest} divides global_batch_size {self.global_batch_size}; "
-                "give another range"
+                "compile is true, but ZeRO stage 3 gathers each layer's weights as it runs, which cannot be compiled; "
+                "set compile to auto or false, or zero_stage to 2 or less"
             )
         return self
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> "PretrainConfig":
-        warmup, total = self.optimizer.warmup_steps, self.total_steps
-        if total and warmup > total:
-            raise ValueError(f"optimizer.warmup_steps {warmup} is more than the total of {total} steps; lower it")
+    def _schedules_are_possible(self) -> "PretrainConfig":
+        for schedule in self.learning_rate_schedules:
+            schedule.check()
         return self
 
     @model_validator(mode="after")

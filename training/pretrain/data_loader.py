@@ -108,22 +108,38 @@ class Batch(NamedTuple):
     token_type_ids: Tensor  # [b, s] int64
     attention_mask: Tensor  # [b, s] int64, 1 real, 0 padding
     masked_lm_positions: Tensor  # [n] int64, flat indices into b * s
-    masked_lm_labels: Tensor  # [n] int64
+    masked_lm_labels: Tensor  # [n] int64, IGNORE_INDEX where `n` was padded
     next_sentence_label: Tensor  # [b] int64, IGNORE_INDEX without a pair label and for placeholders
     counted: Tensor  # [b] int64, 0 for a placeholder
     padded: bool = True  # whether attention_mask contains zeros; asking the GPU would wait for it
 
+    def pinned(self) -> "Batch":
+        """The same batch in pinned memory: a copy from other memory to a GPU waits for the GPU's pending work."""
+        *tensors, padded = self
+        return Batch(*(tensor.pin_memory() for tensor in tensors), padded=padded)
+
     def to(self, device: torch.device) -> "Batch":
-        """Copy to a GPU from pinned memory: a copy from pageable memory waits for the GPU's pending work."""
+        """Copy to a GPU; the copy of a pinned batch does not wait."""
         if device.type == "cpu":
             return self
         *tensors, padded = self
-        return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors), padded=padded)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), padded=padded)
 
 
-def collate(examples: ExampleArrays, masking: DynamicMasking | None = None) -> Batch:
+class ShapeMultiples(NamedTuple):
+    """The multiples to which `collate` pads, so that few shapes occur and 16-bit products are fast."""
+
+    length: int = 1  # of tokens in a row
+    masked: int = 1  # of masked positions in a micro-batch
+
+
+def collate(
+    examples: ExampleArrays, masking: DynamicMasking | None = None, multiples: ShapeMultiples | None = None
+) -> Batch:
     """Examples -> tensors padded to the longest one. `masking` draws the masks if none are stored."""
-    lengths, width = examples.input_ids.lengths, int(examples.input_ids.lengths.max())
+    multiples = multiples or ShapeMultiples()
+    lengths = examples.input_ids.lengths
+    width = _rounded_up(int(lengths.max()), multiples.length)
     ids = pad_rows(*examples.input_ids, width)  # [b, s]
     real = np.arange(width) < lengths[:, None]
     second = (np.arange(width) >= examples.segment_b[:, None]) & real
@@ -136,9 +152,18 @@ def collate(examples: ExampleArrays, masking: DynamicMasking | None = None) -> B
         ids, positions, targets, counts = masking(ids, examples)
         used = np.arange(positions.shape[1]) < counts[:, None]
         flat, labels = (positions + starts[:, None])[used], targets[used]
+    missing = _rounded_up(len(labels), multiples.masked) - len(labels)
+    flat, labels = (
+        np.pad(flat, (0, missing)),
+        np.pad(labels.astype(np.int64), (0, missing), constant_values=IGNORE_INDEX),
+    )
     counted = np.full(len(examples), examples.counted)
     arrays = (ids, second, real, flat, labels, examples.next_sentence_label, counted)
     return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays), padded=not real.all())
+
+
+def _rounded_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def worker_micro_batches(
@@ -239,13 +264,16 @@ class ExampleDataset:
         Within each window, examples of similar length form groups of `group_size`, in random order. Raises UserError
         when there are fewer examples than one batch needs.
         """
+        self.check_batch_size(size)
+        return self._batches(seed, position, size, group_size)
+
+    def check_batch_size(self, size: int, key: str = "global_batch_size") -> None:
+        """Raises UserError when there are fewer examples than one batch needs. `key` sets the size."""
         if len(self) < size:
             folder = self.files[0].uri.rpartition("/")[0]
             raise UserError(
-                f"{folder}: contains {len(self)} examples, fewer than global_batch_size {size}; "
-                "lower it or give more documents"
+                f"{folder}: contains {len(self)} examples, fewer than {key} {size}; lower it or give more documents"
             )
-        return self._batches(seed, position, size, group_size)
 
     def _batches(self, seed: int, position: int, size: int, group_size: int) -> Iterator[ExampleArrays]:
         rest: list[ExampleArrays] = []

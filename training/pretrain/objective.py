@@ -37,21 +37,29 @@ class StepResult:
 class Objective(nn.Module):
     """A micro-batch -> its part of the global batch's loss, and its sums in the order of Totals."""
 
-    def __init__(self, model: nn.Module, precision: Precision) -> None:
+    def __init__(self, model: nn.Module, precision: Precision, *, fused_loss: bool = False) -> None:
+        """With `fused_loss` the model computes the sums of the masked-LM loss itself (see masked_lm_loss.py)."""
         super().__init__()
         self.model = model
         self.precision: Precision = precision
+        self.fused_loss = fused_loss
 
     def forward(self, batch: Batch, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """`masked` and `labels` are the numbers of masked positions and next-sentence labels in the global batch."""
+        labels_given = {"masked_lm_labels": batch.masked_lm_labels} if self.fused_loss else {}
         with autocast(batch.input_ids.device, self.precision):
-            mlm_logits, nsp_logits = self.model(
+            masked_lm, nsp_logits = self.model(
                 batch.input_ids,
                 batch.token_type_ids,
                 batch.attention_mask if batch.padded else None,
                 batch.masked_lm_positions,
-            )  # [n, vocab]; [b, 2], or None without a head for pairs
-        mlm_loss = functional.cross_entropy(mlm_logits, batch.masked_lm_labels, reduction="sum")
+                **labels_given,
+            )  # [n, vocab] or, with labels, sums; [b, 2], or None without a head for pairs
+        if self.fused_loss:
+            mlm_loss, mlm_correct = masked_lm
+        else:
+            mlm_loss = functional.cross_entropy(masked_lm, batch.masked_lm_labels, reduction="sum")
+            mlm_correct = (masked_lm.detach().argmax(-1) == batch.masked_lm_labels).sum()
         nsp_loss, answers = torch.zeros_like(mlm_loss), torch.zeros_like(batch.next_sentence_label)
         if nsp_logits is not None:
             nsp_loss = functional.cross_entropy(
@@ -61,10 +69,10 @@ class Objective(nn.Module):
         with torch.no_grad():
             labelled = batch.next_sentence_label != IGNORE_INDEX
             real = batch.attention_mask * batch.counted[:, None]
-            sums = (  # numbers known to Python are filled in on the device: a copy would wait for it
+            sums = (  # a number known to Python is filled in on the device: a copy would wait for it
                 mlm_loss,
-                (mlm_logits.argmax(-1) == batch.masked_lm_labels).sum(),
-                mlm_loss.new_full((), batch.masked_lm_labels.numel(), dtype=torch.float64),
+                mlm_correct,
+                (batch.masked_lm_labels != IGNORE_INDEX).sum(),
                 nsp_loss,
                 (answers == batch.next_sentence_label).sum(),
                 labelled.sum(),

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+import torch
+
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.text.masking import mask_rules
 from cloze.training.cluster.collectives import broadcast_object
@@ -16,6 +18,7 @@ from cloze.training.pretrain.data_loader import (
     DynamicMasking,
     ExampleArrays,
     ExampleDataset,
+    ShapeMultiples,
     collate,
     worker_micro_batches,
 )
@@ -23,6 +26,10 @@ from cloze.training.pretrain.loss_spikes import nth_kept_batch
 from cloze.training.pretrain.train_state import PretrainSetup, TrainState
 
 Item = TypeVar("Item")
+
+#: Padding on a GPU, so that few shapes occur. On the quickstart's examples of length 128, in groups of 64, the fraction
+#: of padding rises from 0.056 to 0.060.
+GPU_MULTIPLES = ShapeMultiples(length=32, masked=256)
 
 _HELDOUT_SEED = 0  # the same held-out examples in every run
 
@@ -43,8 +50,8 @@ class GlobalBatch(NamedTuple):
 class PhaseData:
     """One worker's training batches and held-out batches of the current phase."""
 
-    def __init__(self, setup: PretrainSetup, rank: int, workers: int) -> None:
-        self._setup, self._rank, self._workers = setup, rank, workers
+    def __init__(self, setup: PretrainSetup, rank: int, workers: int, device: torch.device) -> None:
+        self._setup, self._rank, self._workers, self._device = setup, rank, workers, device
         self._batches: Prefetcher[GlobalBatch] | None = None
         self.phase = -1
         self.heldout: list[list[Batch]] = []  # the micro-batches of each global batch that is evaluated
@@ -58,7 +65,7 @@ class PhaseData:
         self.phase, config, artifact = state.phase, self._setup.config, self._setup.examples[state.phase]
         train, heldout = ExampleDataset(artifact, "train"), ExampleDataset(artifact, "heldout")
         masking = None if train.has_stored_masks else _dynamic_masking(config.seed, artifact, self._setup.pieces)
-        size = config.global_batch_size
+        size = config.global_batch_sizes[self.phase]
         sample = heldout.sample(_HELDOUT_SEED, config.eval_batches * size, size)
         self.heldout = [self._micro_batches(arrays) for arrays in sample]
         if self._rank == 0:  # only one worker needs to read the examples that are counted
@@ -83,16 +90,20 @@ class PhaseData:
         self, first: int, train: ExampleDataset, masking: DynamicMasking | None, skipped: set[int]
     ) -> Iterator[GlobalBatch]:
         """The phase's batches from number `first` on, without the skipped ones."""
-        config, size = self._setup.config, self._setup.config.global_batch_size
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of this thread, which pins memory
+        config, size = self._setup.config, self._setup.config.global_batch_sizes[self.phase]
         batches = train.batches(config.seed, first * size, size, config.group_by_length)
         for number, arrays in enumerate(batches, first):
             if number not in skipped:
                 yield GlobalBatch(number, arrays, self._micro_batches(arrays, masking))
 
     def _micro_batches(self, arrays: ExampleArrays, masking: DynamicMasking | None = None) -> list[Batch]:
-        micro_batch_size = self._setup.config.micro_batch_size
+        micro_batch_size = self._setup.config.micro_batch_sizes[self.phase]
         parts = worker_micro_batches(arrays, self._rank, self._workers, micro_batch_size)
-        return [collate(part, masking) for part in parts]
+        if self._device.type == "cpu":
+            return [collate(part, masking) for part in parts]
+        return [collate(part, masking, GPU_MULTIPLES).pinned() for part in parts]
 
 
 def _dynamic_masking(seed: int, examples: Artifact, pieces: Sequence[str]) -> DynamicMasking:

@@ -52,8 +52,9 @@ def check(config: PretrainConfig, sources: Mapping[str, SourceFile]) -> None:
 def _check_examples(config: PretrainConfig, inputs: Mapping[str, Artifact]) -> None:
     """Raises UserError when a phase has too few examples, none held out, or a different objective."""
     has_pair_labels(_phase_examples(config, inputs))
-    for artifact in _phase_examples(config, inputs):
-        ExampleDataset(artifact, "train").batches(config.seed, 0, config.global_batch_size)
+    sizes = zip(config.global_batch_sizes, config.global_batch_size_keys, strict=True)
+    for artifact, (size, key) in zip(_phase_examples(config, inputs), sizes, strict=True):
+        ExampleDataset(artifact, "train").check_batch_size(size, key)
         ExampleDataset(artifact, "heldout")
 
 

@@ -48,6 +48,7 @@ class TrainState:
     step: int = 0  # finished steps
     phase: int = 0  # of the next step
     phase_start: int = 0  # steps before that phase
+    schedule_start: int = 0  # steps before that phase's learning rate schedule
     seconds: float = 0.0  # spent on training by the clock of worker 0, including steps that were rolled back
     updates: int = 0  # fewer than steps if fp16 gradients overflowed
     loss_scale: LossScale | None = None
@@ -70,6 +71,7 @@ class TrainState:
             "step": self.step,
             "phase": self.phase,
             "first": self.phase_start,
+            "schedule_start": self.schedule_start,
             "spent": self.seconds,
             "updates": self.updates,
             "precision": self.precision,
@@ -88,6 +90,7 @@ class TrainState:
             step=saved["step"],
             phase=saved["phase"],
             phase_start=saved["first"],
+            schedule_start=saved.get("schedule_start", 0),  # earlier versions have one schedule for all phases
             seconds=saved["spent"],
             updates=saved["updates"],
             loss_scale=LossScale(*saved["loss_scale"]) if saved["loss_scale"] else None,

@@ -18,7 +18,7 @@ with the same workers produce the same bits. What happens when
                          checkpoint must be written (async_save.py, `_save`).
     the budget ends      This is checked after each step: it is the last step of its phase, and of the training if
                          the phase is the last one. The learning rate falls to zero by then (`_end_phase`,
-                         `_learning_rate`).
+                         `_learning_rate`, phases.py).
 """
 
 import hashlib
@@ -49,14 +49,16 @@ from cloze.training.checkpoints.warm_start import initial_weights
 from cloze.training.cluster.collectives import broadcast_object, new_all_gather
 from cloze.training.cluster.heartbeat import ReportProgress
 from cloze.training.cluster.ray_train import is_preempted, world_size
-from cloze.training.model.architectures import pretraining_model
+from cloze.training.model.architectures import architecture_of, pretraining_model
+from cloze.training.model.compiled import can_compile
 from cloze.training.model.hardware import fastest_precision, layer_seconds, peak_flops, processor_name, worker_device
-from cloze.training.model.optim import Precision, learning_rate_at, learning_rate_in_budget
+from cloze.training.model.optim import Precision
 from cloze.training.pretrain.async_save import AsyncSaver
 from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.engine import Engine
 from cloze.training.pretrain.loss_spikes import BadStep, SkippedBatch, read_skipped
 from cloze.training.pretrain.objective import StepResult
+from cloze.training.pretrain.phases import LearningRateSchedule
 from cloze.training.pretrain.prefetch import GlobalBatch, PhaseData
 from cloze.training.pretrain.run_control import RunControl
 from cloze.training.pretrain.train_state import GroupInfo, PretrainSetup, TrainState
@@ -77,6 +79,7 @@ class PretrainTrainer:
     ) -> None:
         """Restore the newest checkpoint, if any. `report_progress` and `is_preempted`: see RunControl."""
         self.setup, self.config, self.on_step = setup, setup.config, on_step
+        self.schedules = self.config.learning_rate_schedules  # of each phase
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.control = RunControl(report_progress, is_preempted)
         self.loss, self.history = math.nan, ""  # shown with the progress: the last loss, where training resumed
@@ -98,6 +101,8 @@ class PretrainTrainer:
             zero_stage=self.config.zero_stage,
             precision=precision,
             deepspeed=self.config.deepspeed,
+            compiled=_compiles(self.config, device),
+            fused_loss=device.type == "cuda" and architecture_of(self.config.model).fused_loss,
         )
         self.group = GroupInfo(precision, self.workers, processor_name(device), peak_flops(device, precision))
         self.state = state.in_group(self.group)
@@ -106,7 +111,8 @@ class PretrainTrainer:
 
     def train(self) -> None:
         """Train from the next step to the end of the last phase, or until the driver requests to stop."""
-        config, engine, data = self.config, self.engine, PhaseData(self.setup, self.rank, self.workers)
+        config, engine = self.config, self.engine
+        data = PhaseData(self.setup, self.rank, self.workers, self.engine.device)
         self.control.start_clock(self.state.seconds)
         stopping = False
         try:
@@ -121,12 +127,14 @@ class PretrainTrainer:
                 if step is None:  # all workers have abandoned it; the weights are those of the step before
                     self._save(wait=True)
                     break
+                # a GPU still computes the step while the workers agree
+                stopping, preempted, seconds = self.control.after_step(self._done(steps_ahead=1), self._note())
                 if bad_step := self._check_step(step, batch):
                     data.close()
                     self._roll_back(bad_step)
                     continue
                 self._record_step(step, time.monotonic() - start, waited)
-                stopping, preempted, self.state.seconds = self.control.after_step(self._done(), self._note())
+                self.state.seconds = seconds
                 phase_ended = self._end_phase()
                 if self.is_finished or self.state.step % config.log_every == 0:
                     self._log(learning_rate, step)
@@ -145,13 +153,16 @@ class PretrainTrainer:
         """Whether all phases have ended."""
         return self.state.phase == len(self.config.phases)
 
+    @property
+    def _schedule(self) -> LearningRateSchedule:
+        """The learning rate schedule of the next step."""
+        return self.schedules[self.state.phase]
+
     def _learning_rate(self) -> float:
-        """The learning rate of the next step, from the fraction of all steps, or of the budget, that is over."""
-        optimizer, total, budget = self.config.optimizer, self.config.total_steps, self.config.budget_seconds
-        if total:
-            return learning_rate_at(self.state.step, optimizer, total)
-        assert budget, "neither steps nor a budget"
-        return learning_rate_in_budget(self.state.step, optimizer, self.state.seconds / budget)
+        """The learning rate of the next step, from the steps or the time that its schedule has used."""
+        state, budget = self.state, self.config.budget_seconds
+        budget_used = state.seconds / budget if budget else 0.0
+        return self._schedule.learning_rate(state.step - state.schedule_start, budget_used)
 
     def _dropout_seed(self) -> int:
         """The dropout seed of this worker in the next step."""
@@ -166,11 +177,12 @@ class PretrainTrainer:
 
     def _check_step(self, step: StepResult, batch: GlobalBatch) -> BadStep | None:
         """The reason to undo a step, or None. All workers check the same sums. Reading them waits for a GPU."""
-        loss, config = step.totals.means()["loss"], self.config
+        loss = step.totals.means()["loss"]
         if step.overflowed and math.isfinite(loss):  # the weights are unchanged, and a lower loss scale helps
             return None
         number = self.state.step + 1
-        factor = config.guard_factor if number > config.optimizer.warmup_steps else None
+        is_warm = number - self.state.schedule_start > self._schedule.optimizer.warmup_steps
+        factor = self.config.guard_factor if is_warm else None
         problem = self.state.recent.check(loss, step.grad_norm, factor)
         if problem is None:
             return None
@@ -184,7 +196,7 @@ class PretrainTrainer:
         if len(current.skipped) >= self.config.max_rollbacks:
             raise UserError(
                 f"pretrain: loss {bad_step.loss} and gradient norm {bad_step.grad_norm} at step {skip.step}; "
-                "lower pretrain.optimizer.learning_rate or raise its warmup_steps "
+                f"lower pretrain.{self._schedule.learning_rate_key} or raise pretrain.{self._schedule.warmup_key} "
                 f"({skip.reason}; batches skipped before: {len(current.skipped)})"
             )
         skipped = [*current.skipped, skip]
@@ -211,6 +223,8 @@ class PretrainTrainer:
             ended = state.seconds >= budget * sum(self.config.shares[: state.phase + 1])
         if ended:
             state.phase, state.phase_start = state.phase + 1, state.step
+            if not self.is_finished and state.phase == self._schedule.phases[0]:
+                state.schedule_start = state.step
         return ended
 
     def _log(self, learning_rate: float, step: StepResult) -> None:
@@ -283,9 +297,9 @@ class PretrainTrainer:
         zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         return {"model": weights, "exp_avg": zeros, "exp_avg_sq": zeros}
 
-    def _done(self) -> float:
-        """How much of `config.extent` is done."""
-        return self.config.done(self.state.step, self.state.seconds)
+    def _done(self, steps_ahead: int = 0) -> float:
+        """How much of `config.extent` is done, including `steps_ahead` steps that are not counted yet."""
+        return self.config.done(self.state.step + steps_ahead, self.state.seconds)
 
     def _note(self) -> str:
         """The note shown with the progress."""
@@ -314,6 +328,13 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux reports KiB
+
+
+def _compiles(config: PretrainConfig, device: torch.device) -> bool:
+    """Whether layers are compiled. ZeRO-3 gathers each layer's weights as it runs, which a compiled layer cannot."""
+    if config.compile == "auto":
+        return config.zero_stage < 3 and can_compile(device)
+    return config.compile
 
 
 def _precision(config: PretrainConfig) -> Precision:

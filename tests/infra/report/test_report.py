@@ -385,6 +385,19 @@ def test_the_page_describes_pretraining_by_steps_or_by_time(
     assert expected in Reader(page_of(tmp_path, {artifact.stage: artifact})).text
 
 
+def test_the_page_has_the_batch_size_of_each_phase_where_they_differ(tmp_path: Path) -> None:
+    phases = [
+        {"max_seq_length": length, "steps": steps, "share": None, "global_batch_size": size}
+        for length, steps, size in ((128, 90, None), (512, 10, 16))
+    ]
+    artifact = pretrain(tmp_path, phases=phases, budget=None)
+    expected = (
+        "100 steps; 90 steps at sequence length 128 with a global batch of 32 sequences, "
+        "then 10 steps at sequence length 512 with a global batch of 16 sequences; 2 workers"
+    )
+    assert expected in Reader(page_of(tmp_path, {artifact.stage: artifact})).text
+
+
 def test_a_pretraining_that_hurts_is_reported() -> None:
     low, high, majority = (charts.ScoreEstimate("", value, value - 0.05, value + 0.05) for value in (0.4, 0.6, 0.5))
     text = " ".join(compare_scores(low, high, majority, "Pretraining").split())

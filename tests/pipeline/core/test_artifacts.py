@@ -23,6 +23,11 @@ class Letters(Config):
     workers: Annotated[int, Compute] = 2
 
 
+class Alphabet(Config):
+    parts: tuple[Letters, ...]
+    by_name: dict[str, Letters]
+
+
 def output(folder: str) -> Output:
     return Output(Location(folder) / "letters/0123", "letters", version=1, fingerprint="0123")
 
@@ -45,6 +50,13 @@ def test_a_fingerprint_does_not_depend_on_the_machine() -> None:
     assert fingerprint("letters", 1, identity(Letters(workers=1)), {}) == fingerprint(
         "letters", 1, identity(Letters(workers=64)), {}
     )
+
+
+def test_a_fingerprint_does_not_depend_on_the_machine_in_the_entries_of_a_list_or_mapping() -> None:
+    one, other = (
+        identity(Alphabet(parts=(Letters(workers=count),), by_name={"a": Letters(workers=count)})) for count in (1, 64)
+    )
+    assert one == other == {"parts": [{"case": "lower"}], "by_name": {"a": {"case": "lower"}}}
 
 
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:

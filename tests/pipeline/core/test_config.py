@@ -363,7 +363,7 @@ class Reading(Config):
     size: int = 1
     file: Annotated[str, InputPath("data")] = "a.txt"
     other: Annotated[str | None, InputPath()] = None
-    init: Annotated[str | None, InputPath(file_in=lambda folder, root: f"{folder}/x", is_name=str.isdigit)] = None
+    init: Annotated[str | None, InputPath(files_in=lambda folder, root: [f"{folder}/x"], is_name=str.isdigit)] = None
     corpora: tuple[Corpus, ...] = ()
 
 

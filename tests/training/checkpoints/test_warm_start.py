@@ -21,7 +21,7 @@ from cloze.pipeline.text.vocab_file import VocabFile
 from cloze.training.checkpoints import huggingface
 from cloze.training.checkpoints.checkpoint import CheckpointPayload, CheckpointRef, SavedConfig, save_checkpoint
 from cloze.training.checkpoints.fill_mask import load_model
-from cloze.training.checkpoints.warm_start import initial_weights, register_digest, weights_file
+from cloze.training.checkpoints.warm_start import initial_weights, register_digest, weights_files
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.pretrain.trainer import PretrainSetup, PretrainTrainer
 from tests.training.small_examples import PIECES, examples_artifact
@@ -158,33 +158,34 @@ def test_a_checkpoint_in_two_artifacts_is_found_when_one_of_them_is_deleted(
     shutil.copytree(checkpoint.location.path, second.path)
     register_digest(root, CheckpointRef(second, checkpoint.digest, checkpoint.step))
     second.delete()
-    assert weights_file(checkpoint.digest[:8], root) == f"{checkpoint.location}/model.safetensors"
+    assert weights_files(checkpoint.digest[:8], root) == [f"{checkpoint.location}/model.safetensors"]
 
 
 def test_a_checkpoint_is_found_by_the_first_digits_of_its_digest(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     root = Location(str(tmp_path / "runs"))
-    file = weights_file(checkpoint.digest[:8], root)
-    assert file == f"{checkpoint.location}/model.safetensors" == weights_file(checkpoint.digest, root)
+    (file,) = weights_files(checkpoint.digest[:8], root)
+    assert file == f"{checkpoint.location}/model.safetensors"
+    assert weights_files(checkpoint.digest, root) == [file]
     assert same(initial_weights(source(file), MODEL, VOCAB, nsp=True).weights, checkpoint.weights())
     with pytest.raises(
         UserError, match=r"pretrain\.init: no finished checkpoint under .* that begins with 00000000; give"
     ):
-        weights_file("00000000", root)
+        weights_files("00000000", root)
 
 
 def test_an_exported_model_has_the_same_weights(checkpoint: CheckpointRef, tmp_path: Path) -> None:
     folder = Location(str(tmp_path / "exported"))
     huggingface.export(checkpoint, Location(str(tmp_path / "runs/vocab/v1")), folder, "# A card")
-    start = initial_weights(source(weights_file(folder.uri, folder)), MODEL, VOCAB, nsp=True)
+    start = initial_weights(source(*weights_files(folder.uri, folder)), MODEL, VOCAB, nsp=True)
     assert same(start.weights, checkpoint.weights())
     assert start.notes == ()
 
 
 def test_for_a_folder_without_weights_the_missing_file_is_named(tmp_path: Path) -> None:
     root = Location(str(tmp_path))
-    assert weights_file(str(tmp_path / "none"), root) == f"{tmp_path}/none/model.safetensors"
+    assert weights_files(str(tmp_path / "none"), root) == [f"{tmp_path}/none/model.safetensors"]
     (tmp_path / "pytorch_model.bin").touch()
-    assert weights_file(str(tmp_path), root) == f"{tmp_path}/pytorch_model.bin"
+    assert weights_files(str(tmp_path), root) == [f"{tmp_path}/pytorch_model.bin"]
 
 
 @pytest.mark.parametrize(

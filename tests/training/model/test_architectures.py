@@ -56,7 +56,7 @@ LAYOUT = replace(
 
 # The entry
 
-ENTRY = Architecture(DummyConfig, DummyForPreTraining, BertForSequenceClassification, Layer, LAYOUT, "A dummy")
+ENTRY = Architecture(DummyConfig, DummyForPreTraining, BertForSequenceClassification, Layer, LAYOUT, False, "A dummy")
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,8 @@ from tests.training.small_pretraining import (
 )
 
 STEPS = 12
-PHASES = [{"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": STEPS}]
+FIRST = {"max_seq_length": 16, "max_predictions_per_seq": 3, "steps": STEPS // 2}
+PHASES = [FIRST, FIRST | {"global_batch_size": 8, "micro_batch_size": 2, "learning_rate": 5e-4}]  # another schedule
 
 
 @pytest.fixture(scope="module")

@@ -377,9 +377,10 @@ class NoWaiting(TorchDispatchMode):
 
 
 @pytest.mark.usefixtures("single_process_group")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_of_the_torch_backend_does_not_wait_for_the_device(precision: Any) -> None:
-    waiting, trained = (Engine(model(0.1), OPTIMIZER, zero_stage=0, precision=precision) for _ in range(2))
+@pytest.mark.parametrize(("precision", "fused_loss"), [("fp32", False), ("bf16", False), ("bf16", True)])
+def test_a_step_of_the_torch_backend_does_not_wait_for_the_device(precision: Any, fused_loss: bool) -> None:
+    settings = {"zero_stage": 0, "precision": precision, "fused_loss": fused_loss}
+    waiting, trained = (Engine(model(0.1), OPTIMIZER, **settings) for _ in range(2))
     with NoWaiting():
         steps_read_later = [trained.step(batches(step), RATE, dropout_seed=step) for step in range(3)]
         with pytest.raises(AssertionError):

@@ -36,6 +36,8 @@ from tests.training.small_pretraining import (
     trained,
 )
 
+PHASE = {"max_seq_length": 16, "max_predictions_per_seq": 3}
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
@@ -236,9 +238,9 @@ def test_more_positions_than_the_model_has_are_an_error() -> None:
 def test_too_few_examples_for_a_batch_is_an_error_of_one_line(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contains 40 examples, fewer than global_batch_size 64"):
         trained(tmp_path, inputs, config(global_batch_size=64))
-
-
-PHASE = {"max_seq_length": 16, "max_predictions_per_seq": 3}
+    phases = [PHASE | {"steps": 4}, PHASE | {"steps": 4, "global_batch_size": 64}]
+    with pytest.raises(UserError, match=r"contains 40 examples, fewer than phases\.1\.global_batch_size 64; lower it"):
+        trained(tmp_path, inputs, config(phases=phases))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from cloze.training.model import hardware
 from cloze.training.pretrain import async_save, run_control, trainer
 from cloze.training.pretrain.baselines import unigram_baseline
 from cloze.training.pretrain.data_loader import ExampleDataset
+from cloze.training.pretrain.train_state import TrainState
 from tests.training.small_examples import PIECES, examples_artifact
 from tests.training.small_pretraining import config, last, same_bits, single_worker, small_inputs, steps_of, untimed
 
@@ -149,6 +150,55 @@ def test_a_run_resumes_inside_the_phase_where_it_stopped(inputs: Inputs, tmp_pat
     assert [row["step"] for row in whole if row["split"] == "heldout"] == [3, 4, 7]
 
 
+def schedule_phases(*phases: dict[str, Any]) -> list[dict[str, Any]]:
+    """Phases of length 16."""
+    return [{"max_seq_length": 16, "max_predictions_per_seq": 3} | phase for phase in phases]
+
+
+def test_phases_with_their_own_batches_and_schedules_resume_to_the_same_bits(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at the end of a phase, in a second warmup, and in a phase that continues the second schedule."""
+    from cloze.training.pretrain.engine import Engine
+
+    phases = schedule_phases(
+        {"steps": 4, "micro_batch_size": 6},
+        {"steps": 5, "global_batch_size": 8, "learning_rate": 4e-4},
+        {"steps": 3, "micro_batch_size": 3},
+    )
+    model = config().model.model_dump() | DROPOUT
+    settings = config(phases=phases, checkpoint_every=1, zero_stage=0, model=model)
+    real, sizes = Engine.step, list[list[int]]()
+
+    def step(engine: Engine, batches: Any, *rest: Any) -> Any:
+        sizes.append([len(batch.input_ids) for batch in batches])
+        return real(engine, batches, *rest)
+
+    monkeypatch.setattr(Engine, "step", step)
+    whole = single_worker(settings, inputs, tmp_path / "whole")
+    whole.train()
+    second = [4e-4 * factor for factor in (0.5, 1, 1, *(part / 6 for part in range(5, 0, -1)))]
+    assert rates(whole) == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3, *second])
+    assert sizes == [[6, 6]] * 4 + [[4, 4]] * 5 + [[3, 3, 3, 3]] * 3
+    heldout = [row for row in whole.state.metrics.rows if row["split"] == "heldout"]
+    assert [(row["step"], row["examples"]) for row in heldout] == [(4, 12), (8, 8), (9, 8), (12, 12)]
+    for stop_after in (4, 5, 10):
+        folder = tmp_path / str(stop_after)
+        single_worker(settings, inputs, folder, report_progress=lambda done, note, end=stop_after: done >= end).train()
+        again = single_worker(settings, inputs, folder)
+        assert again.state.step == stop_after and again.state.schedule_start == 4
+        again.train()
+        assert same_bits(last(folder), last(tmp_path / "whole"))
+        assert untimed(again.state.metrics.rows) == untimed(whole.state.metrics.rows)
+
+
+def test_a_state_of_an_earlier_version_has_one_schedule(inputs: Inputs, tmp_path: Path) -> None:
+    single_worker(config(), inputs, tmp_path).train()
+    state = last(tmp_path).state()
+    del state["schedule_start"]
+    assert TrainState.from_json(state).schedule_start == 0
+
+
 def test_evaluations_have_the_baselines_of_the_examples_that_they_use(inputs: Inputs, tmp_path: Path) -> None:
     """24 of the 40 held-out examples in the first phase, all twelve in the second."""
     both = {**inputs, "examples-12": examples_artifact(tmp_path / "inputs", heldout=40, length=12, masked=False)}
@@ -276,9 +326,9 @@ def skipped(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
 
 
-def batch_examples(artifact: Artifact, count: int) -> list[list[list[int]]]:
+def batch_examples(artifact: Artifact, count: int, size: int = 12) -> list[list[list[int]]]:
     """The epoch and index of each example in the first `count` batches."""
-    batches = islice(ExampleDataset(artifact, "train").batches(0, 0, 12, 64), count)
+    batches = islice(ExampleDataset(artifact, "train").batches(0, 0, size, 64), count)
     return [[[int(epoch), int(index)] for epoch, index in zip(b.epoch, b.index, strict=True)] for b in batches]
 
 
@@ -390,6 +440,46 @@ def test_a_loss_spike_skips_its_batch(inputs: Inputs, tmp_path: Path, monkeypatc
         single_worker(config(**changed), inputs, tmp_path / name).train()
         assert not once and last(tmp_path / name).step == 8
         assert not (tmp_path / name / "skipped.jsonl").exists()
+
+
+@pytest.mark.parametrize(("warmup_steps", "is_skipped"), [(3, True), (4, False)])
+def test_a_second_schedule_has_no_loss_spikes_in_its_warmup(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warmup_steps: int, is_skipped: bool
+) -> None:
+    """The loss of the fourth step of the second phase is far above those of its first three."""
+    from cloze.training.pretrain import loss_spikes
+    from cloze.training.pretrain.engine import Engine
+
+    real, once = Engine.step, [8]
+    monkeypatch.setattr(loss_spikes, "_RECENT", 3)
+
+    def step(engine: Engine, *given: Any) -> Any:
+        done = real(engine, *given)
+        if done and engine.updates in once:
+            once.clear()
+            done.sums[0] += 1e4
+        return done
+
+    monkeypatch.setattr(Engine, "step", step)
+    phases = schedule_phases({"steps": 4}, {"steps": 6, "global_batch_size": 8, "warmup_steps": warmup_steps})
+    worker = single_worker(config(phases=phases), inputs, tmp_path)
+    worker.train()
+    assert worker.state.step == 10 and not once
+    assert (tmp_path / "skipped.jsonl").exists() == is_skipped
+    if is_skipped:
+        (found,) = skipped(tmp_path)
+        assert (found["step"], found["phase"], found["batch"]) == (8, 1, 3)
+        assert found["examples"] == batch_examples(inputs["examples-16"], 4, size=8)[3]
+
+
+def test_a_loss_that_stays_nan_names_the_keys_of_its_schedule(
+    inputs: Inputs, tmp_path: Path, spoil: Callable[..., None]
+) -> None:
+    spoil(lambda updates, numbers: updates == 6)
+    phases = schedule_phases({"steps": 4}, {"steps": 4, "learning_rate": 1e-3})
+    message = r"at step 6; lower pretrain\.phases\.1\.learning_rate or raise pretrain\.optimizer\.warmup_steps \("
+    with pytest.raises(UserError, match=message):
+        single_worker(config(phases=phases, max_rollbacks=0), inputs, tmp_path).train()
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -574,3 +664,27 @@ def test_phases_share_the_budget(inputs: Inputs, tmp_path: Path, clock: list[flo
     worker = single_worker(config(phases=phases, budget="100s", eval_every=100), both, tmp_path / "out", step_takes)
     worker.train()
     assert [row["step"] for row in worker.state.metrics.rows if row["split"] == "heldout"] == [8, 11]
+
+
+def test_a_second_schedule_ends_with_the_shares_of_its_phases_and_a_run_resumes_in_it(
+    inputs: Inputs, tmp_path: Path, clock: list[float]
+) -> None:
+    """Stopped in the third phase, which continues the second schedule."""
+
+    def step_takes(rank: int, step: int) -> None:
+        if step == 10 and not resumed:
+            raise InterruptedError
+        clock[0] += 10.0
+
+    phases = schedule_phases({"share": 0.5}, {"share": 0.2, "learning_rate": 2e-3}, {"share": 0.3})
+    settings = config(phases=phases, budget="100s", checkpoint_every=1, eval_every=100)
+    resumed = False
+    with pytest.raises(InterruptedError):
+        single_worker(settings, inputs, tmp_path, step_takes).train()
+    resumed = True
+    worker = single_worker(settings, inputs, tmp_path, step_takes)
+    assert (worker.state.step, worker.state.phase_start, worker.state.schedule_start) == (10, 8, 6)
+    worker.train()
+    first = [1e-3 * factor for factor in (0.5, 1, 0.8, 0.6, 0.4, 0.2)]
+    second = [2e-3 * factor for factor in (0.5, 0.8, 0.6, 0.4, 0.2, 0.2)]  # the clock moves after a step
+    assert rates(worker) == pytest.approx(first + second)
