@@ -104,10 +104,10 @@ def _speed() -> Iterator[Check]:
     """Part 2: the figures of the step first, then of the stage, then what is good to know."""
     plain, ray = partial(_check, 2, "plain"), partial(_check, 2, "ray")
 
-    def step(workload: str, compile: bool, fused: bool) -> Check:
+    def step(workload: str, compiled: bool, fused: bool) -> Check:
         variant = {(0, 0): "eager", (1, 0): "compiled", (0, 1): "fused loss", (1, 1): "compiled, fused loss"}
-        name = f"{workload} {variant[compile, fused]}"
-        return plain("speed:step", name, 70, 10, workload=workload, compile=compile, fused_loss=fused)
+        name = f"{workload} {variant[compiled, fused]}"
+        return plain("speed:step", name, 70, 10, workload=workload, compiled=compiled, fused_loss=fused)
 
     yield step("base_128", False, False)
     yield step("base_128", True, True)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.training.model.bert import BertConfig, BertForPreTraining
-from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.data_loader import ExampleDataset, collate
 from cloze.training.pretrain.objective import Objective
 from cloze.training.pretrain.stage import final_checkpoint, train_in_worker
@@ -61,13 +60,12 @@ def train_stage(
         "micro_batch_size": batch,
         "group_by_length": batch,
         "precision": "auto",
+        "compile": "auto",
         "seed": SEED,
         "log_every": 20,
         "checkpoint_every": 10**6,
         "eval_every": 10**6,
     }
-    if "compile" in PretrainConfig.model_fields:
-        changed["compile"] = "auto"
     run_stage(kit, pretrain_config(kit, 1, model, **changed), folder, worker=train_in_worker)
     checkpoint = final_checkpoint(Artifact(output(folder).location, "pretrain", "0"))
     return train_rows(folder)[-1]["step"], checkpoint.weights()

@@ -43,9 +43,8 @@ def pretrain_config(kit: Kit, steps: int, model: dict[str, Any] | None = None, *
         "eval_batches": 1,
         "max_failures": 0,
         "step_timeout": 60.0,
+        "compile": False,
     }
-    if "compile" in PretrainConfig.model_fields:
-        settings["compile"] = False
     return PretrainConfig.model_validate_json(json.dumps(settings | changed))
 
 

@@ -29,9 +29,9 @@ def workload_of(kit: Kit, name: str) -> Workload:
     return TINY[name] if kit.tiny else GPU_WORKLOADS[name]
 
 
-def step(kit: Kit, workload: str, compile: bool, fused_loss: bool) -> Figures:
-    """The engine's step on full rows, which come from the CPU as the loader's do."""
-    return timed(kit, workload, engine_step(kit, workload, compile=compile, fused_loss=fused_loss))
+def step(kit: Kit, workload: str, compiled: bool, fused_loss: bool) -> Figures:
+    """The engine's step on full rows, which come from pinned memory as the loader's do."""
+    return timed(kit, workload, engine_step(kit, workload, compiled=compiled, fused_loss=fused_loss))
 
 
 def engine_step(kit: Kit, workload: str, **variant: bool) -> Callable[[], None]:
@@ -39,6 +39,7 @@ def engine_step(kit: Kit, workload: str, **variant: bool) -> Callable[[], None]:
     model = BertForPreTraining(BertConfig.model_validate(one.config()), VOCAB_SIZE)
     trained = engine(kit, model, "bf16", optimizer=OptimizerConfig(learning_rate=1e-4), **variant)
     rows = full_rows(one.batch, one.length, one.predictions)
+    rows = rows.pinned() if kit.device == "cuda" else rows
     number = 0
 
     def run() -> None:
@@ -165,7 +166,7 @@ def random(kit: Kit, *shape: int) -> Tensor:
 
 def kernels(kit: Kit, workload: str) -> Figures:
     """Three steps, compiled and with the fused loss, under the profiler; the table goes to kernels.txt."""
-    run = engine_step(kit, workload, compile=True, fused_loss=True)
+    run = engine_step(kit, workload, compiled=True, fused_loss=True)
     for _ in range(4):
         run()
     synchronize(kit)

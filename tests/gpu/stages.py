@@ -219,8 +219,7 @@ def as_configured(kit: Kit) -> Figures:
     """The stage as it is, with the default precision (auto), compile (auto) and ZeRO stage."""
     folder = kit.folder("as-configured")
     size = shape(kit) if kit.tiny else shape(kit, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
-    default = {name: "auto" for name in ("precision", "compile") if name in PretrainConfig.model_fields}
-    config = pretrain_config(kit, steps=6, model=size, **default)
+    config = pretrain_config(kit, steps=6, model=size, precision="auto", compile="auto")
     manifest = run_stage(kit, config, folder, worker=stage.train_in_worker)
     rows = train_rows(folder)
     require(rows[-1]["loss"] < rows[0]["loss"], f"the loss does not fall: {[row['loss'] for row in rows]}")
@@ -293,10 +292,9 @@ def speed(kit: Kit, zero_stage: int) -> Figures:
         "checkpoint_every": 10**6,
         "precision": "fp32" if kit.device == "cpu" else "bf16",
         "zero_stage": zero_stage,
+        "compile": "auto",
         "optimizer": {"learning_rate": 1e-4, "warmup_steps": 10},
     }
-    if "compile" in PretrainConfig.model_fields:
-        changed["compile"] = "auto"
     config = pretrain_config(kit, steps=rows * every, model=shape(kit) if kit.tiny else base, **changed)
     folder = kit.folder(f"speed-{zero_stage}")
     run_stage(kit, config, folder)

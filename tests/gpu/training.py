@@ -1,6 +1,5 @@
 """Models, engines and batches of the packed examples, for checks without Ray. This process is the only worker."""
 
-import inspect
 import json
 import os
 import tempfile
@@ -20,7 +19,7 @@ from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.optim import OptimizerConfig, Precision
 from cloze.training.pretrain.data_loader import Batch, ExampleDataset, collate
 from cloze.training.pretrain.engine import Engine
-from cloze.training.pretrain.prefetch import _dynamic_masking
+from cloze.training.pretrain.prefetch import GPU_MULTIPLES, _dynamic_masking
 from tests.gpu.kit import Kit
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
@@ -54,12 +53,13 @@ def model(kit: Kit, *, activation_checkpointing: bool = False, **changed: Any) -
 
 
 def packed_batches(kit: Kit, count: int, size: int, length: int = 128) -> Iterator[Batch]:
-    """Yields `count` batches with dynamic masks."""
+    """Yields `count` batches with dynamic masks, padded as on a GPU and there in pinned memory."""
     examples = artifact(kit, f"examples-{length}")
     masking = _dynamic_masking(SEED, examples, pieces(kit))
     size = min(size, 8) if kit.tiny else size
     for arrays in islice(ExampleDataset(examples, "train").batches(SEED, 0, size), count):
-        yield collate(arrays, masking)
+        batch = collate(arrays, masking, GPU_MULTIPLES)
+        yield batch.pinned() if kit.device == "cuda" else batch
 
 
 def join_group(kit: Kit) -> None:
@@ -82,11 +82,9 @@ def engine(
     optimizer: OptimizerConfig = OPTIMIZER,
     **variant: bool,
 ) -> Engine:
-    """`variant`: compile, fused_loss."""
+    """`variant`: compiled, fused_loss."""
     join_group(kit)
-    known = inspect.signature(Engine).parameters
-    chosen = {name: value for name, value in variant.items() if value or name in known}
-    return Engine(trained, optimizer, zero_stage=zero_stage, precision=precision, **chosen)
+    return Engine(trained, optimizer, zero_stage=zero_stage, precision=precision, **variant)
 
 
 def synchronize(kit: Kit) -> None:
