@@ -18,7 +18,8 @@ from tests.gpu.kit import Check, Kit
 MARK = "CLOZE_GPU_CHECKS"  # environment variable that all processes of a host inherit
 EXIT_SECONDS = 12.0  # for a host to end by itself: Ray stops its processes
 START_SECONDS = 45.0  # in addition to a check's limit, for imports and Ray
-LOG_BYTES = 200_000  # of Ray's logs that are kept after a failure
+RAY_LOG_BYTES = 200_000  # of Ray's logs that are kept after a failure
+LOG_BYTES = 8_000_000  # of log.txt that are kept
 
 
 class Hosts:
@@ -39,6 +40,8 @@ class Hosts:
     ) -> None:
         self._end()
         self._log.close()
+        file = Path(self._kit.out, "log.txt")
+        file.write_bytes(file.read_bytes()[-LOG_BYTES:])
 
     def run(self, check: Check, seconds: float) -> dict[str, Any]:
         """The result of a check: status, and figures or error. After an unexpected error its process is replaced."""
@@ -152,4 +155,4 @@ def _keep_ray_logs(kit: Kit, name: str) -> None:
         files += sessions[-1].glob("logs/train/*.log")
         newest = sorted((file for file in files if file.stat().st_size), key=lambda file: file.stat().st_mtime)[-6:]
         for file in newest:
-            out.write(f"--- {file.name}\n".encode() + file.read_bytes()[-LOG_BYTES // 6 :])
+            out.write(f"--- {file.name}\n".encode() + file.read_bytes()[-RAY_LOG_BYTES // 6 :])
