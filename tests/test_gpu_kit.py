@@ -128,8 +128,11 @@ def bare_environment() -> Path:
 
 
 def python_312() -> str | None:
-    if sys.version_info[:2] == (3, 12):
-        return sys.executable
+    """A Python 3.12 that starts: pyenv's python3.12 does not where another version is chosen."""
     home = Path(os.environ.get("PYENV_ROOT", f"{pwd.getpwuid(os.getuid()).pw_dir}/.pyenv"))
     installed = sorted(map(str, home.glob("versions/3.12*/bin/python3.12")))
-    return shutil.which("python3.12") or next(iter(installed), None)
+    for python in filter(None, (shutil.which("python3.12"), *installed, sys.executable)):
+        version = ["-c", "import sys, venv; print(*sys.version_info[:2])"]
+        if subprocess.run([python, *version], capture_output=True, check=False).stdout == b"3 12\n":
+            return python
+    return None

@@ -77,7 +77,7 @@ def release_memory() -> None:
     if torch := sys.modules.get("torch"):
         if "torch._dynamo" in sys.modules:
             torch._dynamo.reset()
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 

@@ -26,6 +26,8 @@ PACKAGES = (
 def preflight(kit: Kit) -> Figures:
     import torch
 
+    from cloze.training.model.compiled import can_compile
+
     found = {
         "python": platform.python_version(),
         "executable": sys.executable,
@@ -46,6 +48,7 @@ def preflight(kit: Kit) -> Figures:
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "cards": torch.cuda.device_count(),
             "bf16": torch.cuda.is_bf16_supported(),
+            "compiles": can_compile(torch.device("cuda")),
             "driver": _driver(),
         }
     return {**found, "losses": five_losses(kit)}
@@ -75,7 +78,7 @@ def five_losses(kit: Kit) -> list[float]:
     trained = engine(kit, model(kit), precision="bf16" if kit.device == "cuda" else "fp32")
     losses = []
     for step, batch in enumerate(packed_batches(kit, 5, 32)):
-        result = trained.step([batch], 1e-3, step)
+        result = trained.step([batch], 1e-4 * (step + 1), step)
         require(result is not None, "the step was abandoned")
         losses.append(round(result.totals.means()["loss"], 4))
     require(losses[-1] < losses[0], f"the loss does not fall: {losses}")

@@ -17,7 +17,7 @@ from tests.gpu.kit import Check, Kit
 
 MARK = "CLOZE_GPU_CHECKS"  # environment variable that all processes of a host inherit
 EXIT_SECONDS = 12.0  # for a host to end by itself: Ray stops its processes
-START_SECONDS = 45.0  # in addition to a check's limit, for imports and Ray
+START_SECONDS = 30.0  # in addition to a check's limit, for imports and Ray
 RAY_LOG_BYTES = 200_000  # of Ray's logs that are kept after a failure
 LOG_BYTES = 8_000_000  # of log.txt that are kept
 
