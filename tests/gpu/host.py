@@ -21,7 +21,7 @@ def main() -> None:
     kit, host, results = Kit(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3])
     os.set_inheritable(results, False)  # processes that outlive this one must not keep the pipe open
     if kit.tiny:
-        compile_without_inductor()
+        prepare_dry_run()
     with session(host), os.fdopen(results, "w", buffering=1) as out:
         for line in sys.stdin:
             check = Check(*json.loads(line))
@@ -30,10 +30,11 @@ def main() -> None:
             release_memory()
 
 
-def compile_without_inductor() -> None:
-    """On a CPU, inductor compiles C++, which takes most of a minute for each graph."""
+def prepare_dry_run() -> None:
+    """Compile without inductor, whose C++ takes most of a minute for each graph; one thread, as cores may be busy."""
     import torch
 
+    torch.set_num_threads(1)
     torch.compile = partial(torch.compile, backend="aot_eager")
 
 
