@@ -219,7 +219,8 @@ def as_configured(kit: Kit) -> Figures:
     """The stage as it is, with the default precision (auto), compile (auto) and ZeRO stage."""
     folder = kit.folder("as-configured")
     size = shape(kit) if kit.tiny else shape(kit, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
-    config = pretrain_config(kit, steps=6, model=size, precision="auto", compile="auto")
+    optimizer = {"learning_rate": 2e-4, "warmup_steps": 2}
+    config = pretrain_config(kit, 6, size, precision="auto", compile="auto", optimizer=optimizer)
     manifest = run_stage(kit, config, folder, worker=stage.train_in_worker)
     rows = train_rows(folder)
     require(rows[-1]["loss"] < rows[0]["loss"], f"the loss does not fall: {[row['loss'] for row in rows]}")
