@@ -84,6 +84,7 @@ def _works() -> Iterator[Check]:
     plain, ray = partial(_check, 1, "plain"), partial(_check, 1, "ray")
     yield plain("numerics:same_as_cpu", "fp32 losses, logits, gradients equal the CPU's", 45)
     yield plain("numerics:variants", "fused loss, compiled layers equal the eager step", 75)
+    yield plain("numerics:does_not_wait", "a step does not wait for the GPU", 60)
     yield plain("numerics:between_zero_stages", "checkpoints load at ZeRO 0, 1, 3, 0", 60)
     yield plain("numerics:activation_checkpointing", "activation checkpointing: same loss", 30)
     yield plain("numerics:fastest", "precision auto for BERT-base", 20)

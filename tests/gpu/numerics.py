@@ -1,5 +1,6 @@
 """Part 1, without Ray: the numbers of the GPU against those of the CPU, and of one way to compute against another."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -15,7 +16,7 @@ from cloze.training.pretrain.objective import Objective
 from cloze.training.pretrain.trainer import PretrainTrainer
 from tests.gpu.kit import Figures, Kit, require
 from tests.gpu.settings import batches_of, pretrain_config, recorded, setup_of, zero_stage_of
-from tests.gpu.training import NO_DROPOUT, OPTIMIZER, engine, join_group, model, packed_batches
+from tests.gpu.training import NO_DROPOUT, OPTIMIZER, engine, join_group, model, packed_batches, synchronize
 
 STEPS = 5
 TOLERANCE = 1e-4  # relative norm, in fp32 without TF32
@@ -141,6 +142,26 @@ def require_same_tensors(trained: Engine, saved: dict[str, dict[str, Tensor]], z
         if not torch.equal(tensor, loaded[kind][name])
     ]
     require(not unequal, f"at ZeRO {zero_stage} {len(unequal)} tensors are not those of the checkpoint: {unequal[:3]}")
+
+
+def does_not_wait(kit: Kit) -> Figures:
+    """A step of each variant without DeepSpeed never waits for the GPU: PyTorch raises an error where it would."""
+    figures = {}
+    [batch] = packed_batches(kit, 1, 32)
+    for name, variant in {"eager": {}, "compiled": {"compiled": True, "fused_loss": True}}.items():
+        trained = engine(kit, model(kit), "bf16", **variant)
+        trained.step([batch, batch], 1e-4, 0)  # compiles, and creates what later steps reuse
+        synchronize(kit)
+        if kit.device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            result = trained.step([batch, batch], 1e-4, 1)
+        finally:
+            if kit.device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+        figures[name] = result.totals.means()["loss"]
+        require(math.isfinite(figures[name]), f"{name}: the loss is {figures[name]}")
+    return figures
 
 
 def activation_checkpointing(kit: Kit) -> Figures:
