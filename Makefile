@@ -3,12 +3,16 @@
 # make test [ARGS="..."]             the tests, two files in parallel
 # make campaign                      crash tests at random steps, about ten minutes
 # make bench [ONLY=name ARGS="..."]  benchmarks
+# make gpu-pack                      build/gpu: what a bare machine with a GPU needs, to be copied there with the repository
+# make gpu [ARGS="..."]              there: does Cloze work on the GPU, and how fast (tests/gpu)
 # make reference                     docs/reference, generated from the configuration classes
 # make ui                            run history and schedule in a browser (Dagster)
 # .ci/run                            lint, all tests except the campaign, the quickstart twice
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 CONFIG ?= configs/quickstart.yaml
+GPU_PYTHON ?= python3
+OUT ?= build/gpu-out
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -33,6 +37,12 @@ ui: .venv/.installed
 bench: .venv/.installed-bench
 	$(BIN)/python -m tests.benchmarks $(ONLY) $(ARGS)
 
+gpu-pack: .venv/.installed
+	$(BIN)/python -m tests.gpu.pack $(ARGS)
+
+gpu:
+	$(GPU_PYTHON) -m tests.gpu --out "$(OUT)" $(ARGS)
+
 .venv/.installed: constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is missing: install it, or set PYTHON=/path/to/python3.11"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
@@ -50,4 +60,4 @@ bench: .venv/.installed-bench
 	@$(INSTALL) -e '.[$*]'
 	@touch $@
 
-.PHONY: demo test campaign lint reference ui bench
+.PHONY: demo test campaign lint reference ui bench gpu-pack gpu

@@ -19,6 +19,11 @@ VOCABULARY = REPOSITORY / "configs/vocab/bert-base-uncased.txt"
 VOCAB_SIZE = 30522
 
 
+def vocabulary() -> list[str]:
+    """The pieces of the published vocabulary."""
+    return VOCABULARY.read_text().split("\n")[:-1]
+
+
 def install_tensorflow_stub() -> None:
     v1 = types.ModuleType("tensorflow.compat.v1")
     vars(v1).update(flags=MagicMock(), logging=MagicMock(), gfile=types.SimpleNamespace(GFile=Path.open))

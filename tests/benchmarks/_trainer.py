@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,22 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text.masking import mask_rules
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.transformers_names import BERT
-from cloze.training.pretrain.data_loader import ExampleArrays, ExampleDataset, collate
-from tests.benchmarks._reference import VOCAB_SIZE
+from cloze.training.pretrain.data_loader import DynamicMasking, ExampleArrays, ExampleDataset, collate
+from tests.benchmarks._reference import VOCAB_SIZE, vocabulary
 
 TIMED_STEPS = 6  # per precision, after two steps of warm-up
 
 
 class ExamplesDataset(Dataset):
-    """Examples in memory. `collate` pads to the longest row of a batch."""
+    """Examples in memory. `collate` pads to the longest row of a batch, and draws masks if none are stored."""
 
-    def __init__(self, rows: ExampleArrays) -> None:
+    def __init__(self, rows: ExampleArrays, seed: int) -> None:
         self.rows = rows
+        self.masking = None if rows.masks else DynamicMasking(seed, mask_rules(vocabulary(), 0.15, 20))
+        self.uses = np.zeros(len(rows), np.int64)  # of each row: new masks each time
         self.ids = np.split(rows.input_ids.values, rows.input_ids.offsets[1:-1])
 
     def __len__(self) -> int:
@@ -42,7 +46,9 @@ class ExamplesDataset(Dataset):
         return {"input_ids": self.ids[index], "index": index}  # the length-grouped sampler reads input_ids
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        collated = collate(self.rows.take(np.array([row["index"] for row in rows])))
+        index = np.array([row["index"] for row in rows])
+        self.uses[index] += 1
+        collated = collate(replace(self.rows.take(index), epoch=self.uses[index]), self.masking)
         labels = torch.full_like(collated.input_ids, -100)
         labels.view(-1)[collated.masked_lm_positions] = collated.masked_lm_labels
         names = ("input_ids", "token_type_ids", "attention_mask", "next_sentence_label")
@@ -89,6 +95,7 @@ def build_trainer(folder: Path, dataset: ExamplesDataset, settings: dict[str, An
     initial = BertForPreTraining(BertConfig.model_validate(shape), VOCAB_SIZE, settings["seed"]).state_dict()
     result = model.load_state_dict(BERT.to_transformers(initial), strict=False)
     assert all("decoder" in name for name in result.missing_keys), result  # tied to the embeddings
+    on_cpu = settings.get("device", "cpu") == "cpu"
     return Trainer(
         model,
         TrainingArguments(
@@ -102,10 +109,10 @@ def build_trainer(folder: Path, dataset: ExamplesDataset, settings: dict[str, An
             weight_decay=optimizer["weight_decay"],
             max_grad_norm=optimizer["max_grad_norm"],
             seed=settings["seed"],
-            bf16=bf16_is_faster(model, dataset, settings["batch"]),
-            use_cpu=True,
+            bf16=not on_cpu or bf16_is_faster(model, dataset, settings["batch"]),
+            use_cpu=on_cpu,
             train_sampling_strategy="group_by_length",
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=not on_cpu,
             remove_unused_columns=False,
             save_strategy="no",
             logging_strategy="no",
@@ -135,10 +142,8 @@ def bf16_is_faster(model: TransformersModel, dataset: ExamplesDataset, size: int
 
 def main(folder: Path, artifact: Artifact, settings: dict[str, Any]) -> None:
     torch.set_num_threads(2)
-    examples = ExampleDataset(artifact, "train")
-    trainer = build_trainer(
-        folder, ExamplesDataset(next(examples.batches(settings["seed"], 0, len(examples)))), settings
-    )
+    examples, seed = ExampleDataset(artifact, "train"), settings["seed"]
+    trainer = build_trainer(folder, ExamplesDataset(next(examples.batches(seed, 0, len(examples))), seed), settings)
     clock = Clock(
         folder, 60 * settings["minutes"], [*(60 * minute for minute in settings["save_minutes"][:-1]), math.inf]
     )

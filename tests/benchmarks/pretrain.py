@@ -11,9 +11,7 @@ examples, in wall time after warm-up, with metrics logging; run it on an idle ma
 malloc to keep freed memory and torch to use huge pages. `engine_overhead_same_memory` is relative to plain torch with
 the same memory settings.
 
-With --device cuda: BERT-base at length 128 and BERT-large at length 512 on one GPU, with full rows, both sides in bf16
-and with the same batch size. Figures are sequences per second in wall time, and MFU where the GPU's peak is known. MFU
-counts the model's own matrix products: each masked position once in the head, backward as twice the forward.
+On a GPU: `make gpu` (tests/gpu), with the functions of this file.
 """
 
 import argparse
@@ -37,15 +35,14 @@ from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.text.masking import mask_rules
 from cloze.training.cluster.ray_train import keep_freed_memory
-from cloze.training.model.batch_totals import Totals
 from cloze.training.model.bert import BertConfig, BertForPreTraining
-from cloze.training.model.hardware import data_sheet_flops, has_bf16, processor_name
+from cloze.training.model.hardware import has_bf16, processor_name
 from cloze.training.model.optim import OptimizerConfig, adamw, parameter_groups
 from cloze.training.pretrain.data_loader import Batch, DynamicMasking, ExampleDataset, collate
 from cloze.training.pretrain.objective import Objective
 from cloze.training.pretrain.prefetch import Prefetcher
 from tests.benchmarks import _examples, examples
-from tests.benchmarks._reference import VOCAB_SIZE, VOCABULARY
+from tests.benchmarks._reference import VOCAB_SIZE, vocabulary
 from tests.benchmarks._show import show
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
@@ -86,16 +83,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="make bench ONLY=pretrain", description=__doc__)
     parser.add_argument("--books", default=examples.BOOKS, help="glob of text files")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
-    if options.device == "cuda":
-        if not torch.cuda.is_available():
-            parser.error("--device cuda: torch finds no GPU on this machine; omit it")
-        device = torch.device("cuda")
-        name = processor_name(device)
-        about = {"benchmark": "pretrain", "device": name, "torch": torch.__version__}
-        show(f"pretraining on one {name}", measure_gpu(device, options.repeats), about, "{:,.3g}".format)
-        return
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -108,36 +96,6 @@ def main(arguments: list[str]) -> None:
         {"benchmark": "pretrain", "cores": os.cpu_count(), "bf16": has_bf16(CPU)},
         "{:,.3g}".format,
     )
-
-
-def measure_gpu(device: torch.device, repeats: int) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    peak = data_sheet_flops(processor_name(device), "bf16")
-    for name, workload in GPU_WORKLOADS.items():
-        one_row = Totals(tokens=workload.length, squares=workload.length**2, masked=workload.predictions)
-        flops = BertConfig.model_validate(workload.config()).training_flops(one_row, VOCAB_SIZE)
-        rows = full_rows(workload.batch, workload.length, workload.predictions).to(device)
-        for side, make in (("cloze", cloze_step), ("transformers", transformers_step)):
-            step = make(workload, True, device)
-            speed = median(wall_rate(step, rows, workload, device) for _ in range(repeats))
-            figures[f"{side}_{name}"] = speed
-            if peak:
-                figures[f"mfu_{side}_{name}"] = speed * flops / peak
-        figures[f"ratio_{name}"] = figures[f"cloze_{name}"] / figures[f"transformers_{name}"]
-    return figures
-
-
-def wall_rate(step: Step, rows: Batch, workload: Workload, device: torch.device) -> float:
-    """Returns sequences per second in wall time, with the device synchronized."""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for _ in range(3):
-        step(rows)
-    synchronize()
-    start = time.monotonic()
-    for _ in range(workload.steps):
-        step(rows)
-    synchronize()
-    return workload.batch * workload.steps / (time.monotonic() - start)
 
 
 def measure(folder: Path, repeats: int) -> dict[str, float]:
@@ -180,13 +138,13 @@ def full_rows(rows: int, length: int = 128, predictions: int = 20) -> Batch:
 
 def batches(artifact: Artifact, group: int, size: int) -> Iterator[Batch]:
     """Yields batches of real examples: with `group`, rows of similar length together; with group 1, in random order."""
-    masking = DynamicMasking(0, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
+    masking = DynamicMasking(0, mask_rules(vocabulary(), 0.15, 20))
     for rows in ExampleDataset(artifact, "train").batches(0, 0, size, group):
         yield collate(rows, masking)
 
 
-def cloze_step(workload: Workload, bf16: bool, device: torch.device = CPU) -> Step:
-    model = BertForPreTraining(BertConfig.model_validate(workload.config()), VOCAB_SIZE).to(device).train()
+def cloze_step(workload: Workload, bf16: bool) -> Step:
+    model = BertForPreTraining(BertConfig.model_validate(workload.config()), VOCAB_SIZE).train()
     objective = Objective(model, "bf16" if bf16 else "fp32")
     optimizer = adamw(parameter_groups(model, OPTIMIZER.weight_decay), OPTIMIZER)
 
@@ -198,12 +156,14 @@ def cloze_step(workload: Workload, bf16: bool, device: torch.device = CPU) -> St
     return step
 
 
-def transformers_step(workload: Workload, bf16: bool, device: torch.device = CPU) -> Step:
+def transformers_step(workload: Workload, bf16: bool, device: torch.device = CPU, compile: bool = False) -> Step:
     from transformers import BertConfig as TransformersConfig
     from transformers import BertForPreTraining as TransformersModel
 
     config = TransformersConfig(vocab_size=VOCAB_SIZE, attn_implementation="sdpa", **workload.config())
     model = TransformersModel(config).to(device).train()
+    if compile:
+        model.compile()
     fused = device.type == "cuda"  # on a CPU, torch's default
     optimizer = torch.optim.AdamW(model.parameters(), OPTIMIZER.learning_rate, fused=fused)
 
