@@ -1,4 +1,6 @@
-"""The command line: cloze run|plan|status|report|export|predict|submit RUN [key=value ...], and cloze config [KEY]."""
+"""The command line: cloze COMMAND RUN [key=value ...], where COMMAND is run, finetune, plan, status, report, export,
+predict or submit; and cloze config [KEY].
+"""
 
 import argparse
 import errno
@@ -34,7 +36,8 @@ _JSON = {
   seconds, counts, drops (name -> number): null unless the stage is finished,
   progress ({parts, checkpoint_step}): null unless half-done,
   warnings (a list of lines), heldout (the newest held-out row of metrics.jsonl, or null),
-  scores (pretrained, random, majority -> accuracy, interval, ..., or null),
+  scores (pretrained, random, majority, ... -> accuracy, interval, ..., or null),
+  metric, scored_split (of a finished task: the score that counts, and the split: test or dev; or null),
   page (the location of the report, or null)
 NaN and infinite numbers are null.
 """,
@@ -44,6 +47,7 @@ With --task the output is always JSON: an object for each line, with `predicted`
 }
 _EPILOG = """examples:
   cloze run configs/quickstart.yaml                        run all stages that are not finished
+  cloze finetune configs/finetune.yaml                     fine-tune a model that is already there
   cloze plan configs/quickstart.yaml vocab.size=8000       show which stages that change would run again
   cloze run configs/quickstart.yaml root=s3://bucket/runs  write all outputs to S3
   cloze status quickstart --root s3://bucket/runs          name a run that was started before
@@ -137,6 +141,27 @@ def _run(options: argparse.Namespace) -> int:
 
     command = " ".join(["cloze", *sys.argv[1:]])
     return materialize(run, command, until=options.until, force=options.force or [])
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return _plan(options)
+    run = _load(options)
+    from cloze.infra.live_report import render_run
+    from cloze.infra.workflow import materialize
+
+    first = [
+        planned.stage.name
+        for planned in run.plan(force=options.force or [])
+        if planned.action != "skip" and not planned.stage.is_task and not planned.stage.publish
+    ]
+    if first:
+        stages = ", ".join(first)
+        print(f"the tasks start from this run's pretraining, which is not finished; first: {stages}", file=sys.stderr)
+    status = materialize(run, " ".join(["cloze", *sys.argv[1:]]), force=options.force or [])
+    if not any(stage.publish for stage in run.stages.values()):  # its report also reads stages that were not needed
+        print(render_run(type(run)(run.config)))
+    return status
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -278,7 +303,7 @@ def _load(options: argparse.Namespace) -> "Run":
     from cloze.infra import named_runs
     from cloze.infra.planner import Run
 
-    run = Run(named_runs.read(options.run, options.overrides, options.root))
+    run = Run(named_runs.read(options.run, options.overrides, options.root), only_tasks=options.only_tasks)
     for name in [*(options.force or []), *([options.until] if options.until else [])]:
         run.stage(name)
     return run
@@ -301,6 +326,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, text in (
         ("run", _run, "run all stages that are not finished"),
+        ("finetune", _finetune, "run the fine-tuning tasks and the stages that they need"),
         ("plan", _plan, "show what `run` would do, and why"),
         ("status", _status, "show the state and the results of each stage"),
         ("report", _report, "write the HTML report about the finished stages"),
@@ -334,13 +360,14 @@ def _parser() -> argparse.ArgumentParser:
             metavar="ROOT",
             help='a folder or s3://bucket/prefix that overrides root; for the name of a run the default is "runs"',
         )
-        command.set_defaults(until=None, force=None, json=False)
+        command.set_defaults(until=None, force=None, json=False, only_tasks=name == "finetune")
         if name in _JSON:
             command.add_argument("--json", action="store_true", help="print JSON; see below")
-        if name == "run":
+        if name in ("run", "finetune"):
             command.add_argument("--dry-run", action="store_true", help="show the plan, as `cloze plan` does")
         if name in ("run", "plan", "submit"):
             command.add_argument("--until", metavar="STAGE", help="run the stages up to this one")
+        if name in ("run", "finetune", "plan", "submit"):
             command.add_argument(
                 "--force",
                 metavar="STAGE",

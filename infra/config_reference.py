@@ -149,7 +149,7 @@ def _markdown(intro: str, found: Sequence[Section]) -> str:
 
 def _row(key: Key) -> str:
     default = key.default if key.default in ("", "required") else f"`{key.default}`"
-    cells = (cell.replace("|", r"\|") for cell in (f"`{key.name}`", key.type, default, key.meaning))
+    cells = (" ".join(cell.replace("|", r"\|").split()) for cell in (f"`{key.name}`", key.type, default, key.meaning))
     return re.sub(r"\|  (?=\|)", "| ", f"| {' | '.join(cells)} |")
 
 

@@ -60,7 +60,7 @@ def predict_lines(run: Run, task: str, lines: Iterable[str]) -> Iterator[dict[st
 
     config, folder = fine_tuned(run, task)
     model = FineTunedModel.from_folder(folder, config)
-    names = model.task.input_names(config)
+    names = model.task.input_names(config, model.head)
 
     def inputs() -> Iterator[Mapping[str, str]]:
         for number, line in enumerate(lines, start=1):
@@ -94,6 +94,12 @@ def print_predictions(predictions: "Sequence[Sequence[MaskPrediction]]") -> None
 
 
 def finished(run: Run, name: str) -> Artifact:
+    """A stage's output. Raises UserError when it is not finished, or when the run has no pretraining."""
+    if run.config.pretraining is None:
+        raise UserError(
+            f"{run.config.name}: only fine-tunes, so it has no pretrained model; its fine-tuned models are the folders "
+            "model in the outputs of its tasks, which cloze status shows"
+        )
     artifact = run.artifact(name)
     if artifact is None:
         raise UserError(f"{name}: is not finished under {run.root}; finish it with cloze run and --until {name}")

@@ -11,7 +11,7 @@ import yaml
 
 from cloze.infra import heldout
 from cloze.infra.display import duration
-from cloze.infra.run_config import RunConfig
+from cloze.infra.run_config import PretrainingConfigs, RunConfig
 from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
@@ -72,7 +72,9 @@ class SourceStatistics:
 
 def card(config: RunConfig, artifacts: Mapping[str, Artifact]) -> str:
     """Returns the model card. `artifacts`: extract, dedup, vocab and pretrain, by these names. Raises UserError."""
-    sources, pretrain, objective = config.extract.sources, artifacts["pretrain"].manifest, config.examples.objective
+    configs = config.pretraining
+    assert configs, "only a run with pretraining has these artifacts"
+    sources, pretrain, objective = configs.extract.sources, artifacts["pretrain"].manifest, configs.examples.objective
     facts, evaluation = PretrainFacts.of(pretrain), _evaluation(pretrain)
     statistics = _statistics([source.name for source in sources], artifacts["dedup"])
     sections = [
@@ -90,7 +92,7 @@ def card(config: RunConfig, artifacts: Mapping[str, Artifact]) -> str:
         *(_attribution(source, statistics[source.name], artifacts["extract"].manifest) for source in sources),
         "## Training procedure",
         f"{_OBJECTIVES[objective]} {_MASKING} Settings, by their keys in the run's configuration:",
-        _table(("key", "value"), [*_settings(config)]),
+        _table(("key", "value"), [*_settings(configs)]),
         "## Evaluation",
         "On held-out documents, at the end of training:",
         _table(("metric", "value", "baseline"), [*_metrics(evaluation, objective)]),
@@ -209,9 +211,9 @@ def _linked(licence: str) -> str:
     return f"[{licence}](https://creativecommons.org/licenses/{cc[1].lower()}/{cc[2]}/)" if cc else licence
 
 
-def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:
+def _settings(configs: PretrainingConfigs) -> Iterator[tuple[str, str]]:
     """Yields (key, value) of the settings that determine the weights."""
-    for name, part in (("vocab", config.vocab), ("examples", config.examples), ("pretrain", config.pretrain)):
+    for name, part in (("vocab", configs.vocab), ("examples", configs.examples), ("pretrain", configs.pretrain)):
         yield from _flatten(identity(part), name)
 
 

@@ -62,12 +62,12 @@ _ROWS = (
     ("vocab_size", "vocab.size", ""),
     ("vocab_file tokenizer_name", "vocab.file", "a vocab.txt or tokenizer.json"),
     # files and names
-    ("model_name_or_path init_checkpoint", "pretrain.init", "the folder of a model to start from"),
+    ("model_name_or_path init_checkpoint", "pretrain.init finetune.init", "the folder of a model to start from"),
     ("output_dir", "root", ""),
     ("run_name", "name", ""),
-    ("task_name", "finetune.name", ""),
-    ("train_file input_file data_dir dataset_name", "extract.sources.files finetune.file", ""),
-    ("validation_file validation_split_percentage", "extract.heldout_fraction finetune.columns.split", ""),
+    ("task_name", "finetune.glue finetune.name", ""),
+    ("train_file input_file data_dir dataset_name", "extract.sources.files finetune.file finetune.files.train", ""),
+    ("validation_file validation_split_percentage", "extract.heldout_fraction finetune.files.dev", ""),
     # shape of the model
     ("num_layers n_layer", "pretrain.model.num_hidden_layers", ""),
     ("num_heads n_head", "pretrain.model.num_attention_heads", ""),

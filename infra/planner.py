@@ -37,12 +37,24 @@ class PlannedStage:
 
 
 class Run:
-    """Plans and executes the stages of a configuration. A context manager: it ends the Ray session it may start."""
+    """Plans and executes the stages of a configuration. A context manager: it ends the Ray session it may start.
 
-    def __init__(self, config: RunConfig, progress: "Callable[[str, float, float, str, str], None] | None" = None):
+    With `only_tasks` its stages are the fine-tuning tasks and what they need. Raises UserError when there is no task.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        progress: "Callable[[str, float, float, str, str], None] | None" = None,
+        *,
+        only_tasks: bool = False,
+    ):
         self.config = config
         self.root = Location(config.root).absolute()  # Ray's workers run in folders of their own
-        self.stages = {stage.name: stage for stage in stages(config)}
+        of_run = stages(config)
+        if only_tasks and not any(stage.is_task for stage in of_run):
+            raise UserError(f"{config.name}: has no fine-tuning task; add one to finetune")
+        self.stages = {stage.name: stage for stage in (_needed_for_tasks(of_run) if only_tasks else of_run)}
         self._progress = progress
         self._resources = ExitStack()
         self._ray = False
@@ -244,6 +256,15 @@ class Run:
         if before["version"] != stage.version:
             changes.append(f"the stage's version changed: {before['version']} -> {stage.version}")
         return "; ".join(changes) or "its output was deleted"
+
+
+def _needed_for_tasks(of_run: Sequence[Stage]) -> list[Stage]:
+    """The fine-tuning tasks, all stages that they read, and the report if it reads no other stage."""
+    needed = {stage.name for stage in of_run if stage.is_task}
+    for stage in reversed(of_run):
+        if stage.name in needed:
+            needed |= {*stage.after}
+    return [stage for stage in of_run if stage.name in needed or (stage.publish and needed.issuperset(stage.after))]
 
 
 def _changed_keys(before: Any, now: Any, path: str) -> list[str]:

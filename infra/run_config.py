@@ -1,7 +1,7 @@
 """The configuration of a run: those of its stages, and the checks between them."""
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -18,8 +18,21 @@ from cloze.training.pretrain.config import PretrainConfig
 NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"  # of a run: a regular expression
 
 
+class PretrainingConfigs(NamedTuple):
+    """The configurations of the stages up to pretraining that have no default."""
+
+    extract: ExtractConfig
+    vocab: VocabConfig
+    examples: ExamplesConfig
+    pretrain: PretrainConfig
+
+
 class RunConfig(Config):
-    """One run: a YAML file."""
+    """One run: a YAML file.
+
+    A run with `finetune` alone needs no documents: leave out all of `extract`, `vocab`, `examples` and `pretrain`, and
+    give every task an `init`.
+    """
 
     name: str = Field(pattern=f"^{NAME}$")
     """Name of the run: letters, digits, - and _. The report is ROOT/NAME.html, and commands accept the name."""
@@ -27,27 +40,59 @@ class RunConfig(Config):
     """Folder or s3://bucket/prefix of all artifacts. Runs with the same root share the outputs of equal stages."""
     schedule: Annotated[str, Compute] = "0 3 * * 0"
     """Cron expression, in UTC, of the schedule in Dagster's UI, which is off until it is switched on there."""
-    extract: ExtractConfig
+    extract: ExtractConfig | None = None
     """Dumps, books and documents to text documents."""
     dedup: DedupConfig = DedupConfig()
     """Removal of duplicate documents."""
-    vocab: VocabConfig
+    vocab: VocabConfig | None = None
     """The WordPiece vocabulary, trained on the documents or read from a file."""
     tokens: TokensConfig = TokensConfig()
     """Documents to sentences of token ids."""
-    examples: ExamplesConfig
+    examples: ExamplesConfig | None = None
     """Token ids to pretraining examples: pairs of segments and masks."""
-    pretrain: PretrainConfig
+    pretrain: PretrainConfig | None = None
     """Pretraining of the model."""
     finetune: tuple[FinetuneConfig, ...] = ()
     """Fine-tuning tasks; each is a separate stage."""
 
     KEY_HINTS: ClassVar[Mapping[str, object]] = KEY_HINTS
 
+    @property
+    def pretraining(self) -> PretrainingConfigs | None:
+        """The configurations of the stages up to pretraining; None for a run that only fine-tunes."""
+        extract, vocab, examples, pretrain = self.extract, self.vocab, self.examples, self.pretrain
+        if extract and vocab and examples and pretrain:
+            return PretrainingConfigs(extract, vocab, examples, pretrain)
+        return None
+
+    @model_validator(mode="after")
+    def _pretraining_is_complete_or_absent(self) -> Self:
+        missing = [name for name in PretrainingConfigs._fields if getattr(self, name) is None]
+        given = [name for name in PretrainingConfigs._fields if name not in missing]
+        if missing and given:
+            are = "is" if len(missing) == 1 else "are"
+            raise ValueError(
+                f"{_joined(missing)} {are} missing; add {'it' if len(missing) == 1 else 'them'}, or remove "
+                f"{_joined(given)} to fine-tune only"
+            )
+        if missing and not self.finetune:
+            raise ValueError(f"has nothing to run; add {_joined(missing)}, or tasks to finetune")
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_have_a_model_to_start_from(self) -> Self:
+        for task in self.finetune:
+            if not self.pretraining and not task.init:
+                raise ValueError(
+                    f"finetune.{task.name} has no model to start from, as the run has no pretraining; set its init to "
+                    "the folder of a Hugging Face model or the digest of a checkpoint under root"
+                )
+        return self
+
     @model_validator(mode="after")
     def _phases_of_one_length_have_one_number_of_predictions(self) -> Self:
         predictions: dict[int, int] = {}
-        for phase in self.pretrain.phases:
+        for phase in self.pretrain.phases if self.pretrain else ():
             first = predictions.setdefault(phase.max_seq_length, phase.max_predictions_per_seq)
             if first != phase.max_predictions_per_seq:
                 raise ValueError(
@@ -58,8 +103,10 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _tasks_fit_the_positions(self) -> Self:
-        positions = self.pretrain.model.max_position_embeddings
         for task in self.finetune:
+            if task.init or not self.pretrain:  # the stage compares with the positions of the model that it reads
+                continue
+            positions = self.pretrain.model.max_position_embeddings
             if task.max_seq_length > positions:
                 raise ValueError(
                     f"finetune.{task.name}.max_seq_length {task.max_seq_length} is more than the model's {positions} "
@@ -69,8 +116,8 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _passes_are_of_sources(self) -> Self:
-        names = [source.name for source in self.extract.sources]
-        for name in self.examples.passes:
+        names = [source.name for source in self.extract.sources] if self.extract else []
+        for name in self.examples.passes if self.examples else ():
             if name not in names:
                 raise ValueError(f"examples.passes: {name} is not a source; there are {', '.join(names)}")
         return self
@@ -78,9 +125,15 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _names_are_used_once(self) -> Self:
         for what, names in (
-            ("extract.sources", [source.name for source in self.extract.sources]),
+            ("extract.sources", [source.name for source in self.extract.sources] if self.extract else []),
             ("finetune", [task.name for task in self.finetune]),
         ):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{what} has two entries named {twice[0]}; give each a different name")
         return self
+
+
+def _joined(names: Sequence[str]) -> str:
+    """["vocab", "examples", "pretrain"] -> "vocab, examples and pretrain"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from cloze.infra.report import stage as report
-from cloze.infra.run_config import RunConfig
+from cloze.infra.run_config import PretrainingConfigs, RunConfig
 from cloze.infra.stage_inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
 from cloze.pipeline.core.artifacts import Facts, Manifest, Output
 from cloze.pipeline.core.config import Config, input_paths
@@ -23,6 +23,7 @@ from cloze.pipeline.tokens import stage as tokens
 from cloze.pipeline.vocab import stage as vocab
 from cloze.training.finetune import stage as finetune
 from cloze.training.finetune.manifest_facts import FinetuneFacts
+from cloze.training.finetune.tasks.registry import FinetuneConfig
 from cloze.training.pretrain import stage as pretrain
 from cloze.training.pretrain.manifest_facts import PretrainFacts
 
@@ -42,6 +43,7 @@ class Stage:
     check: Callable[[Any, Any], object] | None = None
     reads: Mapping[str, StageOutput] = field(default_factory=dict)  # outputs of other stages
     needs_ray: bool = False
+    is_task: bool = False  # a fine-tuning task: `cloze finetune` runs these
     facts: type[Facts] = Facts  # the model of its manifest's facts
     publish: Callable[[Location, Location], object] | None = None  # copies its finished output to the run's report page
     description: str | None = None  # this and `kinds` are shown in Dagster's UI
@@ -64,9 +66,24 @@ class Stage:
 
 def stages(config: RunConfig) -> list[Stage]:
     """The stages of a run, in an order in which they can run."""
-    examples_stages = _examples(config)
-    before_report = [
-        _stage(extract, "extract", config.extract, facts=ExtractFacts, kinds=("beam", "parquet")),
+    pretraining = _up_to_pretraining(config, config.pretraining) if config.pretraining else []
+    before_report = [*pretraining, *map(_task, config.finetune)]
+    page = _stage(
+        report,
+        "report",
+        report.ReportConfig(name=config.name),
+        reads={stage.name: FinishedOutput(stage.name) for stage in before_report},
+        publish=report.publish,
+        kinds=("report",),
+    )
+    return [*before_report, page]
+
+
+def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[Stage]:
+    """The stages of a run with pretraining, without its tasks."""
+    examples_stages = _examples(configs)
+    return [
+        _stage(extract, "extract", configs.extract, facts=ExtractFacts, kinds=("beam", "parquet")),
         _stage(
             dedup,
             "dedup",
@@ -78,7 +95,7 @@ def stages(config: RunConfig) -> list[Stage]:
         _stage(
             vocab,
             "vocab",
-            config.vocab,
+            configs.vocab,
             reads={"documents": StageOutput("dedup")},
             needs_ray=True,
             facts=VocabFacts,
@@ -96,45 +113,24 @@ def stages(config: RunConfig) -> list[Stage]:
         _stage(
             pretrain,
             "pretrain",
-            config.pretrain,
+            configs.pretrain,
             reads={"vocab": StageOutput("vocab"), **{stage.name: StageOutput(stage.name) for stage in examples_stages}},
             needs_ray=True,
             facts=PretrainFacts,
             kinds=("ray", "deepspeed", "pytorch"),
         ),
-        *[
-            _stage(
-                finetune,
-                f"finetune-{task.name}",
-                task,
-                reads={} if task.init else {"checkpoint": FinalCheckpoint("pretrain"), "vocab": StageOutput("vocab")},
-                needs_ray=True,
-                facts=FinetuneFacts,
-                kinds=("ray", "pytorch"),
-            )
-            for task in config.finetune
-        ],
     ]
-    page = _stage(
-        report,
-        "report",
-        report.ReportConfig(name=config.name),
-        reads={stage.name: FinishedOutput(stage.name) for stage in before_report},
-        publish=report.publish,
-        kinds=("report",),
-    )
-    return [*before_report, page]
 
 
-def _examples(config: RunConfig) -> list[Stage]:
+def _examples(configs: PretrainingConfigs) -> list[Stage]:
     """One stage for each sequence length of pretraining's phases."""
-    lengths = {phase.max_seq_length: phase for phase in config.pretrain.phases}
+    lengths = {phase.max_seq_length: phase for phase in configs.pretrain.phases}
     return [
         _stage(
             examples,
             f"examples-{length}",
             examples.LengthConfig(
-                **dict(config.examples),
+                **dict(configs.examples),
                 max_seq_length=length,
                 max_predictions_per_seq=phase.max_predictions_per_seq,
             ),
@@ -145,6 +141,20 @@ def _examples(config: RunConfig) -> list[Stage]:
         )
         for length, phase in sorted(lengths.items())
     ]
+
+
+def _task(task: FinetuneConfig) -> Stage:
+    """The stage of a fine-tuning task, which reads the run's own checkpoint unless it has an `init`."""
+    return _stage(
+        finetune,
+        f"finetune-{task.name}",
+        task,
+        reads={} if task.init else {"checkpoint": FinalCheckpoint("pretrain"), "vocab": StageOutput("vocab")},
+        needs_ray=True,
+        is_task=True,
+        facts=FinetuneFacts,
+        kinds=("ray", "pytorch"),
+    )
 
 
 def _stage(module: ModuleType, name: str, config: Config, **more: Any) -> Stage:

@@ -16,6 +16,7 @@ from cloze.infra.display import duration, relative_path, size, summary, warnings
 from cloze.infra.planner import PlannedStage, Run
 from cloze.infra.report.pretraining import latest_row
 from cloze.infra.report.read_run import read_metrics
+from cloze.infra.score_names import baseline_name, metric_name
 from cloze.infra.stages import Stage
 from cloze.pipeline.core.artifacts import Manifest, read_manifest
 from cloze.pipeline.core.storage import Location
@@ -29,13 +30,12 @@ State = Literal["done", "half-done", "not started", "waiting"]
 
 @dataclass(frozen=True)
 class StageResults:
-    """The results of a stage, without its counts: `heldout` is the newest held-out row of its metrics, `scores` are
-    those of its task and of the baselines, `page` is the location of the report."""
+    """The results of a stage, without its counts: `heldout` is the newest held-out row of its metrics, `task` has the
+    scores of a finished fine-tuning task and of its baselines, `page` is the location of the report."""
 
     warnings: tuple[str, ...]
     heldout: Mapping[str, Any] | None
-    scores: Mapping[str, Any] | None
-    accuracies: Mapping[str, Estimate]
+    task: FinetuneFacts | None
     page: Location | None
 
 
@@ -82,7 +82,9 @@ class StageStatus:
             "progress": self.progress and asdict(self.progress),
             "warnings": list(results.warnings),
             "heldout": results.heldout,
-            "scores": results.scores,
+            "scores": results.task and results.task.plain["scores"],
+            "metric": results.task and results.task.metric,
+            "scored_split": results.task and results.task.scored_split,
             "page": results.page and results.page.uri,
         }
 
@@ -141,12 +143,10 @@ def _status(run: Run, planned: PlannedStage) -> StageStatus:
 def _results(run: Run, stage: Stage, location: Location | None, manifest: Manifest | None) -> StageResults:
     """The held-out metrics are also those of a stage that is not finished; the other results require a manifest."""
     facts = stage.facts.of(manifest) if manifest else None
-    finetune = facts if isinstance(facts, FinetuneFacts) else FinetuneFacts()
     return StageResults(
         warnings=tuple(warnings(manifest)) if manifest else (),
         heldout=(latest_row(read_metrics(location), "heldout") or None) if location else None,
-        scores=finetune.plain.get("scores"),
-        accuracies=finetune.accuracies,
+        task=facts if isinstance(facts, FinetuneFacts) and facts.scores else None,
         page=run.page if manifest and "report.html" in manifest.files else None,
     )
 
@@ -155,16 +155,25 @@ def _result_lines(run: Run, name: str, results: StageResults) -> Iterator[str]:
     for warning in results.warnings:
         yield f"warning: {warning}"
     if row := results.heldout:
-        for sentence in heldout.describe(row, run.config.examples.objective):
+        for sentence in heldout.describe(row, run.config.examples and run.config.examples.objective):
             yield f"{name}, step {row['step']:,}: {sentence}"
-    if results.accuracies:
-        pretrained, random, majority = (results.accuracies[which] for which in ("pretrained", "random", "majority"))
-        yield (
-            f"{name}: accuracy {pretrained.value:.3f} ({pretrained.low:.3f} to {pretrained.high:.3f}); "
-            f"{random.value:.3f} from random weights, {majority.value:.3f} for the majority class"
-        )
+    if results.task and (scores := results.task.metric_scores):
+        metric = metric_name(results.task.metric, results.task.scored_split)
+        yield f"{name}: {metric} {_scores_in_words(scores)}"
     if results.page:
         yield f"{name}: {results.page.local_path or results.page}"
+
+
+def _scores_in_words(scores: Mapping[str, Estimate]) -> str:
+    """The score of the pretrained model with its interval, then those of the other variants and of the baselines."""
+    pretrained = scores["pretrained"]
+    text = f"{pretrained.value:.3f} ({pretrained.low:.3f} to {pretrained.high:.3f})"
+    others = [
+        f"{score.value:.3f} {'from random weights' if name == 'random' else f'for {baseline_name(name)}'}"
+        for name, score in scores.items()
+        if name != "pretrained"
+    ]
+    return f"{text}; {', '.join(others)}" if others else text
 
 
 def _row(status: StageStatus) -> tuple[str, str, str, str, str, str]:

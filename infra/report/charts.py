@@ -13,6 +13,8 @@ NumberFormat = Callable[[float], str]
 Color = Literal["blue", "orange", "grey"]  # CSS class
 SegmentKind = Literal["kept", "heldout", "dropped"]  # CSS class
 
+PERCENT = "\N{NO-BREAK SPACE}%"
+
 _WIDTH, _HEIGHT = 460, 230  # of a chart, in SVG units; the page scales it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 26  # margins for tick labels and axis titles
 
@@ -74,7 +76,7 @@ def format_short(value: float) -> str:
 
 def format_percent(value: float) -> str:
     """0.6 -> 60.0 %, with a no-break space."""
-    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+    return f"{100 * value:.1f}{PERCENT}"
 
 
 class Series(NamedTuple):
@@ -214,7 +216,7 @@ def bar(segments: Sequence[BarSegment], total: float) -> Markup:
 
 
 class ScoreEstimate(NamedTuple):
-    """A score with its 95 % confidence interval, all from 0 to 1."""
+    """A score with its 95 % confidence interval, all from -1 to 1."""
 
     label: str
     value: float
@@ -223,20 +225,27 @@ class ScoreEstimate(NamedTuple):
     color: Color = "grey"
 
 
-def interval_chart(title: str, estimates: Sequence[ScoreEstimate]) -> Markup:
-    """Returns scores as dots with error bars, on one axis from 0 to 100 %."""
-    left, right, row_height = 146, _WIDTH - 62, 34
+def interval_chart(title: str, estimates: Sequence[ScoreEstimate], axis: Axis) -> Markup:
+    """Returns scores as dots with error bars, on one axis from 0 to 1, or from -1 where a score may be negative."""
+    start = -1.0 if any(estimate.low < 0 for estimate in estimates) else 0.0
+    left = 146 + 6.6 * max(0, *(len(estimate.label) - 21 for estimate in estimates))  # more for long labels
+    right, row_height = _WIDTH - 62, 34
     bottom = 10 + row_height * len(estimates)
+
+    def position(value: float) -> float:
+        return left + (value - start) / (1 - start) * (right - left)
+
     shapes: list[object] = []
-    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x = left + value * (right - left)
+    for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
+        value = start + fraction * (1 - start)
+        x = position(value)
         shapes.append(element("line", x1=x, x2=x, y1=6, y2=bottom, class_="grid"))
-        shapes.append(element("text", f"{100 * value:.0f} %", x=x, y=bottom + 16, class_="middle"))
+        shapes.append(element("text", axis.format_tick(value), x=x, y=bottom + 16, class_="middle"))
     for index, estimate in enumerate(estimates):
         y = 10 + row_height * (index + 0.5)
-        low, middle, high = (left + value * (right - left) for value in (estimate.low, estimate.value, estimate.high))
-        interval = f"{format_percent(estimate.low)} to {format_percent(estimate.high)}"
-        tooltip = f"{estimate.label}: {format_percent(estimate.value)} (95 % interval {interval})"
+        low, middle, high = map(position, (estimate.low, estimate.value, estimate.high))
+        interval = f"{axis.format_value(estimate.low)} to {axis.format_value(estimate.high)}"
+        tooltip = f"{estimate.label}: {axis.format_value(estimate.value)} (95 % interval {interval})"
         whiskers = f"M{low:.1f} {y - 6}v12M{low:.1f} {y}H{high:.1f}M{high:.1f} {y - 6}v12"
         shapes += [
             element("text", estimate.label, x=left - 12, y=y + 4.5, class_="end"),
@@ -247,7 +256,7 @@ def interval_chart(title: str, estimates: Sequence[ScoreEstimate]) -> Markup:
                 element("circle", cx=middle, cy=y, r=5),
                 class_=f"estimate {estimate.color}",
             ),
-            element("text", format_percent(estimate.value), x=_WIDTH, y=y + 4.5, class_="end strong"),
+            element("text", axis.format_value(estimate.value), x=_WIDTH, y=y + 4.5, class_="end strong"),
         ]
     return svg(_WIDTH, bottom + 24, title, *shapes, class_="scores")
 

@@ -1,97 +1,167 @@
 """Fine-tuning scores -> their interpretation in a sentence, charts and sample predictions."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from cloze.infra.display import duration
 from cloze.infra.report.charts import (
+    PERCENT,
     Axis,
     Color,
     ScoreEstimate,
     Series,
     format_number,
-    format_percent,
     interval_chart,
     line_chart,
 )
 from cloze.infra.report.pretraining import percent_axis
 from cloze.infra.report.view_models import FinetuneView, PretrainView, Stages
-from cloze.training.finetune.manifest_facts import CurvesFact, ShownExample
+from cloze.infra.score_names import baseline_name, is_correlation, metric_name
+from cloze.training.finetune.manifest_facts import CurvesFact, FinetuneFacts, ScoreFact, ShownExample
 
 _MAX_CONFUSION_LABELS = 12  # a larger table is not readable
 _MAX_SAMPLE_CHARS = 280
-_LABELS = {"pretrained": "pretrained", "random": "random initialization", "majority": "majority class"}
-_COLORS: dict[str, Color] = {"pretrained": "blue", "random": "orange", "majority": "grey"}
+_SPLITS = ("train", "dev", "test")
+_LABELS = {"random": "random initialization", "majority": "majority class"}
+_COLORS: dict[str, Color] = {"pretrained": "blue", "random": "orange"}
 
 
-def compare_scores(
-    pretrained: ScoreEstimate, random: ScoreEstimate, majority: ScoreEstimate, pretraining: str = "Pretraining"
-) -> str:
-    """Says whether pretraining helps, judged by whether the 95 % intervals overlap. `pretraining` is the subject."""
+def compare_scores(scores: Mapping[str, ScoreEstimate], axis: Axis, pretraining: str = "Pretraining") -> str:
+    """Says whether pretraining helps, and whether the model is better than the baselines that there are.
+
+    Judged by the 95 % intervals. `scores` has "pretrained" first, `pretraining` is the subject of the sentence.
+    """
+
+    def interval(estimate: ScoreEstimate) -> str:
+        low, high = map(axis.format_value, (estimate.low, estimate.high))
+        return f"({low.removesuffix(PERCENT)} to {high.removesuffix(PERCENT)})"
 
     def with_interval(estimate: ScoreEstimate) -> str:
-        return f"{format_percent(estimate.value)} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+        return f"{axis.format_value(estimate.value)} {interval(estimate)}"
 
-    scores = f"{with_interval(pretrained)} versus {with_interval(random)} from random initialization"
-    if pretrained.low > random.high:
-        text = f"{pretraining} helps: {scores}; the 95 % intervals do not overlap."
-    elif pretrained.high < random.low:
-        text = f"{pretraining} hurts: {scores}; the 95 % intervals do not overlap."
-    else:
-        text = f"{pretraining} shows no clear gain: {scores}; the 95 % intervals overlap."
-    above = "is" if pretrained.low > majority.value else "is not"
-    return f"{text} The pretrained model's interval {above} above the majority class, {with_interval(majority)}."
+    pretrained, sentences = scores["pretrained"], list[str]()
+    if random := scores.get("random"):
+        compared = f"{with_interval(pretrained)} versus {with_interval(random)} from random initialization"
+        if pretrained.low > random.high:
+            sentences.append(f"{pretraining} helps: {compared}; the 95 % intervals do not overlap.")
+        elif pretrained.high < random.low:
+            sentences.append(f"{pretraining} hurts: {compared}; the 95 % intervals do not overlap.")
+        else:
+            sentences.append(f"{pretraining} shows no clear gain: {compared}; the 95 % intervals overlap.")
+    for name, baseline in scores.items():
+        if name not in ("pretrained", "random"):
+            limits = "" if sentences else f" {interval(pretrained)}"
+            above = "is above" if pretrained.low > baseline.value else "is not above"
+            compared = f"{baseline_name(name)}, {with_interval(baseline)}"
+            sentences.append(f"The pretrained model's interval{limits} {above} {compared}.")
+    return " ".join(sentences)
 
 
 @dataclass(frozen=True)
 class ConfusionMatrix:
-    """Counts of test examples: a row per true label, a column per predicted label."""
+    """Counts of the scored examples: a row per true label, a column per predicted label."""
 
     labels: list[str]
     rows: list[tuple[str, list[int]]]
 
 
+class ComparedScore(NamedTuple):
+    """The score of another variant or of a baseline, with its name in a chart and in a sentence."""
+
+    label: str
+    phrase: str
+    score: str
+
+
 @dataclass(frozen=True)
 class TaskSection:
-    """A fine-tuning task on the page; `stage` is the name of its stage."""
+    """A fine-tuning task on the page; `stage` is the name of its stage, `metric` has the split: "test accuracy".
+
+    `estimates` are the scores of the pretrained model, which is the first, and of the other variants and baselines.
+    """
 
     stage: str
     name: str
+    metric: str
+    of_this_run: bool  # starts from the checkpoint of this run
+    is_trained: bool  # otherwise the task scores the pretrained model as it is
     summary: str
-    comparison: str
+    comparison: str  # empty without another variant or baseline
     score_chart: Markup
     charts: list[Markup]
     confusion: ConfusionMatrix | None
     samples: list[tuple[str, list[dict[str, Any]]]]  # title, samples of {"text", "note"}
-    estimates: dict[str, ScoreEstimate]  # pretrained, random, majority
+    estimates: dict[str, ScoreEstimate]
+    axis: Axis  # of the metric
+
+    @property
+    def score(self) -> str:
+        return self.axis.format_value(self.estimates["pretrained"].value)
+
+    @property
+    def compared(self) -> list[ComparedScore]:
+        """The scores of the other variants and the baselines."""
+        return [
+            ComparedScore(
+                estimate.label,
+                estimate.label if name == "random" else baseline_name(name),
+                self.axis.format_value(estimate.value),
+            )
+            for name, estimate in self.estimates.items()
+            if name != "pretrained"
+        ]
 
 
 def task_sections(stages: Stages) -> list[TaskSection]:
-    """Returns the finished fine-tuning tasks that are scored by accuracy."""
+    """Returns the finished fine-tuning tasks."""
     pretrain = stages.single(PretrainView)
-    return [_task_section(stage, pretrain) for stage in stages.of_type(FinetuneView) if stage.facts.accuracies]
+    return [_task_section(stage, pretrain) for stage in stages.of_type(FinetuneView) if stage.facts.metric_scores]
 
 
 def _task_section(stage: FinetuneView, pretrain: PretrainView) -> TaskSection:
-    scores = stage.facts.accuracies
-    estimates = {key: ScoreEstimate(label, *scores[key], _COLORS[key]) for key, label in _LABELS.items()}
+    facts, axis = stage.facts, _metric_axis(stage.facts.metric)
+    estimates = {
+        name: ScoreEstimate(_label(name), *score, _COLORS.get(name, "grey"))
+        for name, score in facts.metric_scores.items()
+    }
+    metric = f"{facts.scored_split} {metric_name(facts.metric)}"
+    chart_title = f"{metric} with 95 % confidence intervals"
+    of_this_run = pretrain.name in stage.upstream
     return TaskSection(
         stage=stage.name,
         name=stage.task,
+        metric=metric,
+        of_this_run=of_this_run,
+        is_trained=any(variant.loss for variant in facts.variants.values()),
         summary=_summary(stage),
-        comparison=compare_scores(**estimates, pretraining=_pretraining_extent(pretrain)),
-        score_chart=interval_chart("Test accuracy with 95 % confidence intervals", list(estimates.values())),
-        charts=_charts(stage.facts.variants),
-        confusion=_confusion_matrix(stage.predictions),
-        samples=_sample_predictions(stage.facts.examples),
+        comparison=compare_scores(estimates, axis, _pretraining_extent(pretrain) if of_this_run else "Pretraining"),
+        score_chart=interval_chart(_capitalized(chart_title), list(estimates.values()), axis),
+        charts=_charts(facts),
+        confusion=_confusion_matrix(stage.predictions) if facts.labels else None,
+        samples=_sample_predictions(facts.examples),
         estimates=estimates,
+        axis=axis,
     )
+
+
+def _label(variant: str) -> str:
+    return _LABELS.get(variant, variant.replace("_", " "))
+
+
+def _metric_axis(metric: str) -> Axis:
+    """Returns the axis of a metric's chart, and how its values are written."""
+    return Axis("", format_value=lambda value: f"{value:.3f}") if is_correlation(metric) else percent_axis("")
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _pretraining_extent(stage: PretrainView) -> str:
@@ -103,35 +173,45 @@ def _pretraining_extent(stage: PretrainView) -> str:
 
 
 def _summary(stage: FinetuneView) -> str:
-    splits = ", ".join(
-        f"{format_number(stage.counts[split])} {split}" for split in ("train", "dev", "test") if split in stage.counts
-    )
+    splits = ", ".join(f"{format_number(stage.counts[split])} {split}" for split in _SPLITS if stage.counts.get(split))
     labels = stage.facts.labels.get("train", {})
     text = f"{len(labels)} labels; {splits} examples." if labels else f"{splits} examples."
     if (variant := stage.facts.variants.get("pretrained")) and (trial := variant.trial):
         text += (
             f" Learning rate {format_number(trial.learning_rate)}, batch size {trial.batch_size}, {trial.epochs} "
-            "epochs; the best epoch on the dev split is evaluated once on the test split."
+            f"epoch{'s' if trial.epochs > 1 else ''}; "
         )
-    score = stage.facts.scores["pretrained"]
-    metrics = (("Macro-F1", score.macro_f1), ("Matthews correlation", score.matthews))
-    values = ", ".join(f"{name} {value:.3f}" for name, value in metrics if value is not None)
+        text += (
+            "the best epoch on the dev split is evaluated once on the test split."
+            if stage.facts.scored_split == "test"
+            else "the scores are those of the best epoch on the dev split, as there is no test split with labels."
+        )
+    values = _other_scores(stage.facts.scores["pretrained"], stage.facts.metric)
     notes = "".join(f" {note}." for note in stage.facts.notes)
     return f"{text}{f' {values}.' if values else ''}{notes}"
 
 
-def _charts(variants: Mapping[str, CurvesFact]) -> list[Markup]:
-    def series(points: Callable[[CurvesFact], Sequence[tuple[float, float]]], markers: bool) -> list[Series]:
-        curves = [(name, points(variants[name])) for name in ("pretrained", "random") if name in variants]
-        return [Series(_LABELS[name], values, _COLORS[name], markers) for name, values in curves if values]
+def _other_scores(score: ScoreFact, metric: str) -> str:
+    """Returns for example "Macro-F1 0.812, Matthews correlation 0.745": the scores besides the task's metric."""
+    numbers = {name: value for name, value in score.plain.items() if isinstance(value, float) and name != metric}
+    return _capitalized(", ".join(f"{metric_name(name)} {value:.3f}" for name, value in numbers.items()))
 
-    accuracy = series(lambda curves: _by_epoch(curves.dev_accuracy), markers=True)
+
+def _charts(facts: FinetuneFacts) -> list[Markup]:
+    def series(points: Callable[[CurvesFact], Sequence[tuple[float, float]]], markers: bool) -> list[Series]:
+        curves = [(name, points(variant)) for name, variant in facts.variants.items()]
+        return [Series(_label(name), values, _COLORS.get(name, "grey"), markers) for name, values in curves if values]
+
+    metric = series(lambda curves: _by_epoch(curves.dev(facts.metric)), markers=True)
+    metric_axis = _metric_axis(facts.metric)._replace(title="of dev examples" if facts.metric == "accuracy" else "")
     loss = series(lambda curves: _by_epoch(curves.dev_loss), markers=True)
     train_loss = series(lambda curves: curves.loss, markers=False)
+    unit = "mean squared error" if facts.metric in ("pearson", "spearman") else "nats"
+    by_epoch = " by epoch" if facts.scored_split == "dev" else ""  # not the final score, which is of dev as well
     charts = [
-        ("Dev accuracy", accuracy, percent_axis("of dev examples"), "epoch"),
-        ("Dev loss", loss, Axis("nats"), "epoch"),
-        ("Training loss", train_loss, Axis("nats", include=(0,)), "step"),
+        (f"Dev {metric_name(facts.metric)}{by_epoch}", metric, metric_axis, "epoch"),
+        ("Dev loss", loss, Axis(unit), "epoch"),
+        ("Training loss", train_loss, Axis(unit, include=(0,)), "step"),
     ]
     return [line_chart(title, lines, axis, x_title=x_title) for title, lines, axis, x_title in charts if lines]
 
@@ -141,10 +221,12 @@ def _by_epoch(values: Sequence[float | None]) -> list[tuple[float, float]]:
 
 
 def _confusion_matrix(predictions: Sequence[dict[str, Any]]) -> ConfusionMatrix | None:
-    """Counts the predictions on the test split; None without predictions or with too many labels."""
-    if not predictions:
+    """Counts the predictions on the scored split; None without predictions, with too many labels, or where an example
+    has several labels."""
+    pairs = [(row["label"], row["predicted"]) for row in predictions]
+    if not pairs or not all(isinstance(label, str) for pair in pairs for label in pair):
         return None
-    counts = Counter((row["label"], row["predicted"]) for row in predictions)
+    counts = Counter(pairs)
     labels = sorted({label for pair in counts for label in pair})
     if len(labels) > _MAX_CONFUSION_LABELS:
         return None
@@ -156,8 +238,22 @@ def _sample_predictions(examples: Sequence[ShownExample]) -> list[tuple[str, lis
     wrong: list[dict[str, Any]] = []
     for example in examples:
         text = shorten(example.text, _MAX_SAMPLE_CHARS, placeholder=" …")
+        label, predicted = _shown(example.label), _shown(example.predicted)
         if example.is_correct:
-            correct.append({"text": text, "note": example.label})
+            correct.append({"text": text, "note": label})
         else:
-            wrong.append({"text": text, "note": f"label: {example.label}; predicted: {example.predicted}"})
-    return [(title, rows) for title, rows in (("Correct predictions", correct), ("Wrong predictions", wrong)) if rows]
+            wrong.append({"text": text, "note": f"label: {label}; predicted: {predicted}"})
+    of_numbers = any(isinstance(example.predicted, float) for example in examples)  # never quite equal
+    titles = ("Exact predictions", "Sample predictions") if of_numbers else ("Correct predictions", "Wrong predictions")
+    return [(title, rows) for title, rows in zip(titles, (correct, wrong), strict=True) if rows]
+
+
+def _shown(answer: Any) -> str:
+    """A label or prediction as text: a word, a number, or several."""
+    if isinstance(answer, list):
+        text = ", ".join(map(_shown, answer))
+    elif isinstance(answer, int | float):
+        text = format_number(answer)
+    else:
+        text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+    return shorten(text, _MAX_SAMPLE_CHARS, placeholder=" …") or "(none)"

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -25,28 +25,36 @@ class KeyFigure:
 
 def summary(stages: Stages, tasks: Sequence[TaskSection]) -> str:
     """Returns a sentence each about the data, the model and every task, as far as the run has got."""
+    sentences = [*_data_and_model(stages), *map(_task_summary, tasks)]
+    return " ".join(sentences) or "No stage is finished yet."
+
+
+def _data_and_model(stages: Stages) -> Iterator[str]:
     documents, examples = _document_count(stages), _example_count(stages)
-    if not documents:
-        return "No stage is finished yet."
-    records = stages.single(ExtractView).counts.get("records")
-    text = f"{format_number(records)} source records" if records else "The sources"
-    text += f" became {format_number(documents)} documents"
-    text += f" and {format_number(examples)} training examples." if examples else "."
+    if documents:
+        records = stages.single(ExtractView).counts.get("records")
+        text = f"{format_number(records)} source records" if records else "The sources"
+        text += f" became {format_number(documents)} documents"
+        yield text + (f" and {format_number(examples)} training examples." if examples else ".")
     pretrain, heldout = stages.single(PretrainView), latest_heldout_row(stages)
-    if pretrain.manifest and heldout:
-        text += (
-            f" A BERT model with {format_short(pretrain.parameters)} parameters, pretrained for "
+    if documents and pretrain.manifest and heldout:
+        yield (
+            f"A BERT model with {format_short(pretrain.parameters)} parameters, pretrained for "
             f"{format_number(heldout['step'])} steps, predicts {format_percent(heldout['mlm_accuracy'])} of the masked "
             f"tokens in held-out documents (loss {heldout['mlm_loss']:.2f}); a unigram model predicts "
             f"{format_percent(heldout['mlm_accuracy_baseline'])} (loss {heldout['mlm_loss_baseline']:.2f})."
         )
-    for task in tasks:
-        score, random, majority = (format_percent(estimate.value) for estimate in task.estimates.values())
-        text += (
-            f" Fine-tuned on the task {task.name}, it reaches {score} test accuracy; random initialization reaches "
-            f"{random}, the majority class {majority}."
-        )
-    return text
+
+
+def _task_summary(task: TaskSection) -> str:
+    model = "it" if task.of_this_run else "the pretrained model"
+    on = "Fine-tuned on" if task.is_trained else "On"
+    text = f"{on} the task {task.name}, {model} reaches {task.score} {task.metric}"
+    if not task.compared:
+        return f"{text}."
+    first, *others = task.compared
+    scores = [f"{first.phrase} reaches {first.score}", *(f"{other.phrase} {other.score}" for other in others)]
+    return f"{text}; {', '.join(scores)}."
 
 
 def key_figures(stages: Stages, tasks: Sequence[TaskSection]) -> list[KeyFigure]:
@@ -71,9 +79,8 @@ def key_figures(stages: Stages, tasks: Sequence[TaskSection]) -> list[KeyFigure]
         label = f"held-out {'sentence-order' if objective == 'mlm+sop' else 'next-sentence'} accuracy"
         figures.append(KeyFigure(label, format_percent(heldout["nsp_accuracy"]), baseline))
     for task in tasks:
-        score, random, majority = (format_percent(estimate.value) for estimate in task.estimates.values())
-        baselines = f"random initialization: {random}; majority class: {majority}"
-        figures.append(KeyFigure(f"{task.name}: test accuracy", score, baselines))
+        baselines = "; ".join(f"{other.label}: {other.score}" for other in task.compared)
+        figures.append(KeyFigure(f"{task.name}: {task.metric}", task.score, baselines))
     return figures
 
 

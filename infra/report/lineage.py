@@ -1,13 +1,14 @@
 """Stages, their input files and scores -> a graph of boxes and arrows, from the files at the top to the scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from cloze.infra.display import duration, size
-from cloze.infra.report.charts import ScoreEstimate, element, format_percent, svg
+from cloze.infra.report.charts import element, svg
+from cloze.infra.report.finetuning import TaskSection
 from cloze.infra.report.view_models import ExtractView, FinetuneView, PretrainView, Stages, StageView, UserFile
 
 _MAX_FILES = 3  # named in a box
@@ -15,7 +16,11 @@ _DIGEST_CHARS = 10
 _MAX_NAME_CHARS = 26
 _ROW_GAP, _BOX_GAP, _LANE = 30.0, 14.0, 14.0
 #: Titles of user files by stage type and input; the file's input name where there is none.
-_FILE_TITLES = {("vocab", "compare"): "comparison vocabulary", ("finetune", "data"): "labelled data"}
+_FILE_TITLES = {
+    ("vocab", "compare"): "comparison vocabulary",
+    ("finetune", "data"): "labelled data",
+    ("finetune", "init"): "initial weights",
+}
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,15 @@ class LineageNode:
     href: str | None = None
 
 
-def lineage_graph(stages: Stages, scores: Mapping[str, Mapping[str, ScoreEstimate]]) -> Markup:
-    """Returns the lineage of a run. `scores`: fine-tuning stage -> its scores by variant."""
+def lineage_graph(stages: Stages, tasks: Sequence[TaskSection]) -> Markup:
+    """Returns the lineage of a run, with the scores of its tasks."""
     nodes: list[LineageNode] = []
     for stage in stages:
         nodes += [_file_node(stage, name, files) for name, files in stage.user_files.items()]
         keys = {node.key for node in nodes}
         upstream = [name for name in stage.upstream if name in keys]
         nodes.append(_stage_node(stage, (*upstream, *(_file_key(stage, name) for name in stage.user_files))))
-    for stage in stages.of_type(FinetuneView):
-        if stage.name in scores:
-            nodes.append(_score_node(stage, scores[stage.name]))
-    return _draw(nodes)
+    return _draw([*nodes, *map(_score_node, tasks)])
 
 
 def _file_key(stage: StageView, input_name: str) -> str:
@@ -76,16 +78,13 @@ def _stage_node(stage: StageView, parents: tuple[str, ...]) -> LineageNode:
     return LineageNode(stage.name, stage.name, tuple(lines), "stage", parents, href)
 
 
-def _score_node(stage: FinetuneView, estimates: Mapping[str, ScoreEstimate]) -> LineageNode:
-    pretrained = estimates["pretrained"]
-    baselines = " · ".join(
-        f"{estimate.label} {format_percent(estimate.value)}"
-        for variant, estimate in estimates.items()
-        if variant != "pretrained"
-    )
-    lines = (f"95 % interval: {format_percent(pretrained.low)} to {format_percent(pretrained.high)}", baselines)
-    title = f"{stage.task}: test accuracy {format_percent(pretrained.value)}"
-    return LineageNode(f"score/{stage.task}", title, lines, "score", (stage.name,), "#fine-tuning")
+def _score_node(task: TaskSection) -> LineageNode:
+    pretrained, number = task.estimates["pretrained"], task.axis.format_value
+    baselines = " · ".join(f"{other.label} {other.score}" for other in task.compared)
+    interval = f"95 % interval: {number(pretrained.low)} to {number(pretrained.high)}"
+    title = f"{task.name}: {task.metric} {task.score}"
+    lines = (interval, baselines) if baselines else (interval,)
+    return LineageNode(f"score/{task.name}", title, lines, "score", (task.stage,), "#fine-tuning")
 
 
 def _size(file: UserFile) -> str:

@@ -125,4 +125,4 @@ class Page:
 
     @cached_property
     def lineage(self) -> Markup:
-        return lineage_graph(self.stages, {task.stage: task.estimates for task in self.tasks})
+        return lineage_graph(self.stages, self.tasks)

@@ -121,6 +121,8 @@ class _UserFileRecords:
         sha256, record = identity[:_SHA256_CHARS], self._records[identity]
         name_in_key = key.partition("/")[2].rpartition("/")[2]
         recorded_name = record.location.name if record else sha256
+        if record and key == "init":  # files of weights have the same name in all folders
+            recorded_name = "/".join(record.location.uri.split("/")[-2:])
         return UserFile(sha256, name_in_key or recorded_name, record.bytes if record else None)
 
 

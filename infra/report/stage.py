@@ -8,7 +8,7 @@ from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.storage import Location
 
-VERSION = 2  # 2: new wording and layout of the page
+VERSION = 3  # 3: tasks of any metric, the folder of initial weights
 
 
 class ReportConfig(Config):

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
@@ -50,6 +50,7 @@ def read_rows(
     *,
     optional: Sequence[str | int] = (),
     tsv_quotes: bool,
+    on_invalid: Callable[[UserError], None] | None = None,
 ) -> Iterator[TableRow]:
     """Yields the rows of a file in order; its suffix decides the format. Empty lines are skipped.
 
@@ -57,7 +58,8 @@ def read_rows(
     values of a row lack `optional` columns that it does not have.
 
     `encoding`: of text that is not UTF-8 and has no byte order mark. `tsv_quotes`: whether quotes in a .tsv enclose
-    tabs and line breaks, as in a .csv, or are ordinary characters.
+    tabs and line breaks, as in a .csv, or are ordinary characters. `on_invalid`: is called with the error of a row that
+    is not JSON or has more or fewer fields than the header, and the row is left out; by default the error is raised.
 
     Raises UserError for an unknown suffix, invalid content or a missing column; with the file and, in text, the line.
     """
@@ -69,15 +71,19 @@ def read_rows(
         case ".parquet":
             yield from _parquet(location, columns, optional)
         case ".jsonl" | ".ndjson" | ".json":
-            yield from _json_lines(location, columns, encoding)
+            yield from _json_lines(location, columns, encoding, on_invalid or _raise)
         case ".csv":
-            yield from _csv(location, columns, ",", encoding, quotes=True)
+            yield from _csv(location, columns, ",", encoding, on_invalid or _raise, quotes=True)
         case ".tsv":
-            yield from _csv(location, columns, "\t", encoding, quotes=tsv_quotes)
+            yield from _csv(location, columns, "\t", encoding, on_invalid or _raise, quotes=tsv_quotes)
         case _:
             raise UserError(
                 f"{location}: is not a table; give one of {FORMATS} (all also as .gz): convert it or correct its suffix"
             )
+
+
+def _raise(error: UserError) -> None:
+    raise error
 
 
 def _check_columns(where: str, columns: Sequence[str | int], existing: Sequence[str | int]) -> None:
@@ -102,27 +108,42 @@ def _parquet(location: Location, columns: Sequence[str | int], optional: Sequenc
                     yield TableRow(number, f"{location}: row {number}", values, number - 1, 0)
 
 
-def _json_lines(location: Location, columns: Sequence[str | int], encoding: str) -> Iterator[TableRow]:
+def _json_lines(
+    location: Location, columns: Sequence[str | int], encoding: str, on_invalid: Callable[[UserError], None]
+) -> Iterator[TableRow]:
     for number, (start, stop, line) in enumerate(_lines(location, encoding), 1):
         if not line.strip():
             continue
         where = f"{location}:{number}"
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: is not JSON ({error.msg}); write one whole object per line") from error
-        except (RecursionError, ValueError) as error:
-            raise UserError(
-                f"{where}: is JSON that is nested too deeply or too long ({error}); write it flat"
-            ) from error
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: is a {type(values).__name__}; write one object per line")
-        _check_columns(where, columns, list(values))
-        yield TableRow(number, where, values, start, stop - start)
+            values = _json_object(where, line)
+            _check_columns(where, columns, list(values))
+        except UserError as error:
+            on_invalid(error)
+        else:
+            yield TableRow(number, where, values, start, stop - start)
+
+
+def _json_object(where: str, line: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: is not JSON ({error.msg}); write one whole object per line") from error
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{where}: is JSON that is nested too deeply or too long ({error}); write it flat") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: is a {type(values).__name__}; write one object per line")
+    return values
 
 
 def _csv(
-    location: Location, columns: Sequence[str | int], delimiter: str, encoding: str, *, quotes: bool
+    location: Location,
+    columns: Sequence[str | int],
+    delimiter: str,
+    encoding: str,
+    on_invalid: Callable[[UserError], None],
+    *,
+    quotes: bool,
 ) -> Iterator[TableRow]:
     csv.field_size_limit(sys.maxsize)
     fix = "quote its text" if quotes else "remove tabs and line breaks from its text"
@@ -149,8 +170,8 @@ def _csv(
                 _check_columns(where, columns, names)
             if fields and len(fields) != len(names):
                 first = "header" if has_header else "first row"
-                raise UserError(f"{where}: has more or fewer fields than the {first}; {fix}")
-            if fields:
+                on_invalid(UserError(f"{where}: has more or fewer fields than the {first}; {fix}"))
+            elif fields:
                 yield TableRow(reader.line_num, where, dict(zip(names, fields, strict=True)), start, end - start)
             start = end
     except csv.Error as error:

@@ -171,7 +171,7 @@ def test_nan_and_infinity_are_null_in_json(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_help_explains_what_a_run_is_and_what_its_json_contains(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("run", "plan", "status", "report", "export", "predict", "submit"):
+    for command in ("run", "finetune", "plan", "status", "report", "export", "predict", "submit"):
         with pytest.raises(SystemExit) as end:
             main([command, "--help"])
         out = capsys.readouterr().out

@@ -75,7 +75,7 @@ def test_an_interrupted_training_has_its_newest_checkpoint(make: Make, capsys: p
 
 
 KEYS = ["stage", "state", "reason", "location", "fingerprint", "bytes", "seconds", "counts", "drops", "progress"]
-KEYS += ["warnings", "heldout", "scores", "page"]
+KEYS += ["warnings", "heldout", "scores", "metric", "scored_split", "page"]
 
 
 def plain(run: Run) -> dict[str, dict[str, Any]]:
@@ -157,5 +157,32 @@ def test_the_results_are_scores_and_the_reports_location(make: Make, capsys: pyt
         "letters: accuracy 0.750 (0.700 to 0.800); 0.500 from random weights, 0.400 for the majority class",
         f"letters: {make().page}",
     ]
-    assert plain(make())["letters"].items() >= {"scores": scores, "page": f"{Path.cwd()}/root/toy.html"}.items()
+    expected = {"scores": scores, "metric": "accuracy", "scored_split": "test", "page": f"{Path.cwd()}/root/toy.html"}
+    assert plain(make())["letters"].items() >= expected.items()
     assert "letters:" in status(make(), capsys)
+
+
+@pytest.mark.parametrize(
+    ("others", "line"),
+    [
+        ({}, ""),
+        ({"bag_of_words": 0.1}, "; 0.100 for the bag of words baseline"),
+        ({"random": -0.05, "majority": 0.0}, "; -0.050 from random weights, 0.000 for the majority class"),
+    ],
+)
+def test_the_score_line_has_the_tasks_metric_its_split_and_only_the_baselines_that_exist(
+    make: Make, others: dict[str, float], line: str
+) -> None:
+    output = make().plan()[0].output
+    assert output
+    values = {"pretrained": 0.5, **others}
+    scores = {name: {"matthews": value, "interval": [value - 0.1, value + 0.1]} for name, value in values.items()}
+    output.finish([], {}, {}, facts={"scores": scores, "metric": "matthews", "scored_split": "dev"})
+    assert list(results(make())) == [f"letters: dev Matthews correlation 0.500 (0.400 to 0.600){line}"]
+
+
+def test_a_task_without_an_interval_has_no_line(make: Make) -> None:
+    output = make().plan()[0].output
+    assert output
+    output.finish([], {}, {}, facts={"scores": {"pretrained": {"pearson": 0.5}}, "metric": "pearson"})
+    assert list(results(make())) == []

@@ -62,6 +62,7 @@ def run_workers(
     KeyboardInterrupt when the function has stopped early.
     """
     import ray
+    from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     size, failures = ElasticSize(placement), 0
@@ -75,7 +76,8 @@ def run_workers(
             try:
                 _fit(_trainer(function, argument, size.placement, monitor, folder))
             except KeyboardInterrupt:
-                kill_workers(monitor, "stopped")
+                with suppress(RayError):  # the same signal may have ended Ray's processes
+                    kill_workers(monitor, "stopped")
                 raise
             except TrainingFailedError as error:
                 if user_error := reported_user_error(monitor):

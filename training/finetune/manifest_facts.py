@@ -32,6 +32,10 @@ class CurvesFact(Fact, extra="allow"):
     best_epoch: int = 0  # from 1
     merit: list[float | None] = Field(default=[])  # the selection key of the best epoch: see Task.selection_key
 
+    def dev(self, metric: str) -> list[float | None]:
+        """One value of a metric per epoch; empty for a metric that the task does not compute on dev."""
+        return getattr(self, f"dev_{metric}", [])
+
 
 class ScoreFact(Fact, extra="allow"):
     """Scores on the scored split. Tasks have others besides these."""
@@ -75,9 +79,10 @@ class FinetuneFacts(Facts, extra="allow"):
 
     @property
     def metric_scores(self) -> dict[str, Estimate]:
-        """The task's metric by variant and baseline, of those that have an interval."""
-        return {
+        """The task's metric by variant and baseline, of those that have an interval; empty if pretrained has none."""
+        scores = {
             name: Estimate(value, *score.interval)
             for name, score in self.scores.items()
             if (value := score.value(self.metric)) is not None and score.interval
         }
+        return scores if "pretrained" in scores else {}

@@ -59,7 +59,11 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
         [*parts, out.commit("scores", {"scores.json": scores.encode()})],
         identity(config),
         {name: _input_identity(item) for name, item in inputs.items()},
-        counts={split: len(setup.examples(split)) for split in SPLITS} | {"truncated": data.truncated},
+        counts={
+            **{split: len(setup.examples(split)) for split in SPLITS},
+            "truncated": data.truncated,
+            **data.counts,
+        },
         facts=facts,
     )
 

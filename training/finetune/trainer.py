@@ -218,7 +218,7 @@ class FinetuneTrainer:
         if len(worker_rows):
             with autocast(self.device, self.precision):
                 outputs = model(*task.inputs(data, worker_rows, self.device))
-            loss = task.loss(outputs, data, worker_rows) / len(rows)
+            loss = task.loss(outputs, data, worker_rows) / task.loss_terms(data, rows)
             loss.backward()
         loss = self._all_reduce(model, loss.detach())
         if not math.isfinite(loss):

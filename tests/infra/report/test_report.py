@@ -22,6 +22,7 @@ from cloze.infra.report import stage as report
 from cloze.infra.report.finetuning import compare_scores
 from cloze.infra.report.mask_predictions import select_heldout_sentences
 from cloze.infra.report.page import render
+from cloze.infra.report.pretraining import percent_axis
 from cloze.infra.report.read_run import KnownStage, heldout_documents, read_stages
 from cloze.infra.report.view_models import ExtractView, PretrainView
 from cloze.infra.run_config import RunConfig
@@ -183,7 +184,10 @@ def pretrain(root: Path, complete: bool = True, rows: list[dict[str, Any]] | Non
     return finished(out)
 
 
-def finetune(root: Path, checkpoint: str, pretrained: tuple[int, int], random: tuple[int, int]) -> Artifact:
+def finetune(
+    root: Path, checkpoint: str, pretrained: tuple[int, int], random: tuple[int, int], **changed: Any
+) -> Artifact:
+    """`changed` replaces facts."""
     from cloze.training.finetune.metrics.estimates import wilson
 
     def scored(right: int, total: int) -> dict[str, Any]:
@@ -202,7 +206,8 @@ def finetune(root: Path, checkpoint: str, pretrained: tuple[int, int], random: t
         "examples": [{"text": "It is a truth <b>", "label": "Austen", "predicted": "Melville"}],
     }
     inputs = {"checkpoint": checkpoint, "vocab": "a" * 16, "data": DIGEST + ".jsonl"}
-    out.finish([part], {"name": "authors"}, inputs, counts={"train": 9, "dev": 3, "test": 100}, facts=facts)
+    counts = {"train": 9, "dev": 3, "test": 100}
+    out.finish([part], {"name": "authors"}, inputs, counts=counts, facts=facts | changed)
     return finished(out)
 
 
@@ -399,10 +404,92 @@ def test_the_page_has_the_batch_size_of_each_phase_where_they_differ(tmp_path: P
 
 
 def test_a_pretraining_that_hurts_is_reported() -> None:
-    low, high, majority = (charts.ScoreEstimate("", value, value - 0.05, value + 0.05) for value in (0.4, 0.6, 0.5))
-    text = " ".join(compare_scores(low, high, majority, "Pretraining").split())
+    values = {"pretrained": 0.4, "random": 0.6, "majority": 0.5}
+    scores = {
+        name: charts.ScoreEstimate(f"{name} class", value, value - 0.05, value + 0.05) for name, value in values.items()
+    }
+    text = " ".join(compare_scores(scores, percent_axis(""), "Pretraining").split())
     assert text.startswith("Pretraining hurts: 40.0 % (35.0 to 45.0) versus 60.0 % (55.0 to 65.0)")
     assert text.endswith("The pretrained model's interval is not above the majority class, 50.0 % (45.0 to 55.0).")
+
+
+def page_of_task(root: Path, **facts: Any) -> str:
+    """The page of a run of one task that has only its pretrained variant, with these facts."""
+    curve = {"loss": [(1, 1.1), (2, 0.9)], "dev_matthews": [-0.1, 0.3], "dev_loss": [1.0, 0.9], "best_epoch": 2}
+    trial = {"learning_rate": 1e-4, "batch_size": 32, "epochs": 2}
+    only = {"variants": {"pretrained": {"trial": trial, **curve}}, **facts}
+    artifact = finetune(root, DIGEST, (60, 100), (55, 100), **only)
+    page = page_of(root, {artifact.stage: artifact})
+    assert not Reader(page).open
+    return page
+
+
+def test_a_task_without_baselines_on_dev_has_its_metric_everywhere(tmp_path: Path) -> None:
+    scores = {"pretrained": {"matthews": 0.3214, "interval": [-0.1, 0.6], "accuracy": 0.61}}
+    page = page_of_task(tmp_path, scores=scores, metric="matthews", scored_split="dev")
+    text = Reader(page).text
+    assert "Fine-tuned on the task authors, the pretrained model reaches 0.321 dev Matthews correlation." in text
+    assert "authors: dev Matthews correlation 0.321" in text  # the key figure, and the lineage
+    assert "95 % interval: -0.100 to 0.600" in text
+    assert "Dev Matthews correlation with 95 % confidence intervals" in page
+    assert "the scores are those of the best epoch on the dev split, as there is no test split with labels." in text
+    assert "Accuracy 0.610." in text
+    assert not re.search(r"test accuracy|random initialization|majority|No stage is finished", text)
+    assert 'class="note"' not in page  # nothing to compare with
+    curve = chart_of(page, "Dev Matthews correlation by epoch")
+    assert "-0.1" in curve and "%" not in curve
+    picture = page[page.index('class="scores"') :]
+    assert re.findall(r'class="middle">([^<]*)<', picture)[:5] == ["-1", "-0.5", "0", "0.5", "1"]
+    assert float(re.findall(r'cx="([\d.]+)"', picture)[0]) == pytest.approx(146 + 1.3214 / 2 * (398 - 146), abs=0.01)
+
+
+def test_each_baseline_is_compared_by_its_name(tmp_path: Path) -> None:
+    scores = {
+        "pretrained": {"f1": 0.6, "interval": [0.5, 0.7]},
+        "bag_of_words_and_ridge_regression": {"f1": 0.65, "interval": [0.55, 0.75]},
+        "majority": {"f1": 0.2, "interval": [0.1, 0.3]},
+    }
+    page = page_of_task(tmp_path, scores=scores, metric="f1")
+    text = Reader(page).text
+    assert (
+        "The pretrained model's interval (50.0 to 70.0) is not above the bag of words and ridge regression baseline, "
+        "65.0 % (55.0 to 75.0). The pretrained model's interval is above the majority class, 20.0 % (10.0 to 30.0)."
+    ) in text
+    assert "reaches 60.0 % test F1; the bag of words and ridge regression baseline reaches 65.0 %, the majority" in text
+    assert "helps" not in text
+
+
+@pytest.mark.parametrize(
+    ("label", "predicted", "expected"),
+    [
+        (2.5, 3.125, "Sample predictions It is label: 2.5; predicted: 3.125"),
+        (["B-PER", "O"], ["O", "O"], "Wrong predictions It is label: B-PER, O; predicted: O, O"),
+        (["a"], ["a"], "Correct predictions It is a"),
+        ([], ["a"], "label: (none); predicted: a"),
+        (1, 2, "Wrong predictions It is label: 1; predicted: 2"),
+        ("", "x" * 500, "label: (none); predicted: "),
+    ],
+)
+def test_labels_may_be_numbers_or_lists(tmp_path: Path, label: object, predicted: object, expected: str) -> None:
+    text = Reader(page_of_task(tmp_path, examples=[{"text": "It is", "label": label, "predicted": predicted}])).text
+    assert expected in text
+
+
+def test_a_task_that_trains_nothing_is_not_called_fine_tuned(tmp_path: Path) -> None:
+    scores = {"pretrained": {"accuracy": 0.7, "interval": [0.6, 0.8], "groups": {"agreement": 0.7}}}
+    page = page_of_task(tmp_path, scores=scores, variants={"pretrained": {}}, labels={})
+    text = Reader(page).text
+    assert "On the task authors, the pretrained model reaches 70.0 % test accuracy." in text
+    assert "Learning rate" not in text and "Dev accuracy" not in text and "Fine-tuned" not in text
+
+
+def test_a_task_without_single_labels_has_no_confusion_matrix(tmp_path: Path) -> None:
+    assert "Confusion matrix" in page_of_task(tmp_path / "with")
+    assert "Confusion matrix" not in page_of_task(tmp_path / "answers", labels={})  # texts as in question answering
+    artifact = finetune(tmp_path, DIGEST, (60, 100), (55, 100))
+    rows = [{"row": 1, "label": ["a"], "predicted": ["a", "b"]}]
+    (artifact.location / "predictions/pretrained.jsonl").write_bytes(json_lines.encode(rows))
+    assert "Confusion matrix" not in page_of(tmp_path, {artifact.stage: artifact})
 
 
 def test_the_lineage_names_every_fingerprint_the_files_and_the_checkpoint(page: str, artifacts: Artifacts) -> None:

@@ -176,7 +176,7 @@ def test_a_file_s_row_groups_are_full_but_for_the_last() -> None:
     assert (facts.row_groups("a"), facts.row_groups("b")) == ([2, 2, 1], [2, 2])
 
 
-def test_a_tasks_own_metrics_are_kept_and_are_no_accuracies(tmp_path: Path) -> None:
+def test_a_tasks_own_metrics_are_kept_and_have_no_interval(tmp_path: Path) -> None:
     written = {
         "scores": {name: {"pearson": 0.5} for name in ("pretrained", "random", "mean")},
         "variants": {"pretrained": {"loss": [[1, 1.5]], "best_epoch": 1, "dev_pearson": [0.25]}},
@@ -184,4 +184,4 @@ def test_a_tasks_own_metrics_are_kept_and_are_no_accuracies(tmp_path: Path) -> N
         "range": [0, 5],
     }
     facts = FinetuneFacts.of(finish(tmp_path, written)[0].manifest)
-    assert facts.plain == written and facts.accuracies == {}
+    assert facts.plain == written and facts.metric_scores == {}

@@ -57,3 +57,19 @@ def test_a_mark_names_the_encoding(tmp_path: Path) -> None:
 def test_a_file_that_is_no_table_is_an_error_that_lists_the_formats(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.xlsx: is not a table; give one of \.parquet, .* correct its suffix"):
         list(read_rows(write(tmp_path / "x.xlsx", b"PK"), ["text"], tsv_quotes=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.jsonl", '{"text": "a"}\n{"text\n[]\n{"more": 1}\n{"text": "b"}\n'),
+        ("x.csv", "text,more\na,1\nb\nb,c,d\n,,,\nb,2\n"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_left_out_on_request(tmp_path, name, text):
+    errors: list[UserError] = []
+    found = list(read_rows(write(tmp_path / name, text.encode()), ["text"], tsv_quotes=True, on_invalid=errors.append))
+    assert [row.values["text"] for row in found] == ["a", "b"]
+    assert [str(error).split(": ")[0].rpartition(":")[2] for error in errors] == (
+        ["2", "3", "4"] if name == "x.jsonl" else ["3", "4", "5"]
+    )

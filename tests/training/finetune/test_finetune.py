@@ -188,7 +188,7 @@ def test_neither_a_kill_nor_ray_changes_a_bit(finished, inputs, single_process_g
 def test_the_fine_tuned_model_scores_above_the_majority(finished):
     scores = json.loads((finished.folder / "scores.json").read_text())
     assert scores == finished.manifest.facts["scores"]
-    assert list(scores) == ["pretrained", "random", "majority"]
+    assert list(scores) == ["pretrained", "random", "majority", "bag_of_words"]
     low, high = scores["pretrained"]["interval"]
     assert scores["majority"]["accuracy"] < low < scores["pretrained"]["accuracy"] <= high
 

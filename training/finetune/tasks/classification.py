@@ -15,7 +15,7 @@ from torch.nn import functional
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.baselines import majority
+from cloze.training.finetune.baselines import bag_of_words, majority
 from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.finetune.metrics.classification import Label, accuracy, f1, macro_f1, matthews
 from cloze.training.finetune.metrics.estimates import Estimate
@@ -94,7 +94,7 @@ class Classification:
         return cls(config, LabelledText.of_inputs(inputs), list(head["id2label"].values()))
 
     @classmethod
-    def input_names(cls, config: ClassificationConfig) -> tuple[str, ...]:
+    def input_names(cls, config: ClassificationConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
         return text_names(config.columns, glue.LAYOUTS[config.glue] if config.glue else None)
 
     @property
@@ -134,6 +134,9 @@ class Classification:
         """The sum of the cross-entropies of logits [batch, labels]."""
         targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
         return functional.cross_entropy(outputs, targets, reduction="sum")
+
+    def loss_terms(self, data: EncodedTexts, rows: RowIndices) -> int:
+        return len(rows)
 
     def answers(self, outputs: Tensor, data: EncodedTexts, rows: RowIndices) -> list[NDArray[np.float32]]:
         """The probability of each label [labels] for each example."""
@@ -190,8 +193,12 @@ class Classification:
         return {"accuracy": accuracy, "macro_f1": macro_f1, "matthews": matthews}[name](truth, predicted)
 
     def baselines(self, examples: Sequence[LabelledText]) -> dict[str, list[Label]]:
-        train = [example.label for example in self.examples if example.split == "train"]
-        return {"majority": majority(train, len(examples))}
+        train = [example for example in self.examples if example.split == "train"]
+        labels = [example.label for example in train]
+        return {
+            "majority": majority(labels, len(examples)),
+            "bag_of_words": bag_of_words(LabelledText.columns(train), labels, LabelledText.columns(examples)),
+        }
 
     def sample(self, example: LabelledText) -> dict[str, Any]:
         return example.sample()

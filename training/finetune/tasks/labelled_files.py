@@ -4,6 +4,7 @@ A single file has a column that names the split, or is divided here; three files
 split may have no label: their predictions are written, and scores are those of dev.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.keyed_random import hash64
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import table_files
+from cloze.training.finetune.tasks.invalid_rows import InvalidRow
 from cloze.training.finetune.tasks.task import SPLITS, Column
 
 Example = TypeVar("Example", bound="LabelledExample")
@@ -40,10 +42,10 @@ class LabelledRow:
     split: str
 
     def text(self, column: Column) -> str:
-        """The value of a column as text. Raises UserError when it is empty."""
+        """The value of a column as text. Raises InvalidRow when it is empty."""
         value = self.values.get(column)
         if value is None or not str(value).strip():
-            raise UserError(f"{self.where}: {column} is empty; fill it in or delete the row")
+            raise InvalidRow(f"{self.where}: {column} is empty; fill it in or delete the row", "empty text")
         return str(value)
 
 
@@ -54,15 +56,18 @@ def read_rows(
     label_columns: Sequence[Column] = (),
     split_column: Column | None = None,
     splits_are_named: bool = False,
+    skipped: Counter[str] | None = None,
 ) -> list[LabelledRow]:
     """The rows of a task's files. `files`: "data" -> the single file, or a split -> its file.
 
     `label_columns` may be missing in the file of test. A single file is divided if it lacks `split_column`, unless
-    `splits_are_named`: then the column must exist.
+    `splits_are_named`: then the column must exist. Rows that are not JSON or have another number of fields than the
+    header are counted in `skipped`; without it they are errors.
 
     Raises UserError for a damaged file, a missing column or an unknown split.
     """
     rows = list[LabelledRow]()
+    on_invalid = None if skipped is None else lambda error: skipped.update(["unreadable row"])
     for name, location in files.items():
         required, optional = [*columns, *label_columns], list[Column]()
         if name == "test":
@@ -70,7 +75,9 @@ def read_rows(
         if name == "data" and split_column is not None:
             (required if splits_are_named else optional).append(split_column)
         # Tab-separated labelled files, such as GLUE's, contain single quotes as characters.
-        for row in table_files.read_rows(location, required, optional=optional, tsv_quotes=False):
+        for row in table_files.read_rows(
+            location, required, optional=optional, tsv_quotes=False, on_invalid=on_invalid
+        ):
             found = LabelledRow(row.number, row.where, row.values, "" if name == "data" else name)
             if name == "data" and split_column is not None and split_column in row.values:
                 found = replace(found, split=_known_split(found, split_column))

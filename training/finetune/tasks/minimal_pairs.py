@@ -115,7 +115,7 @@ class MinimalPairs:
         raise NotImplementedError  # no model is saved
 
     @classmethod
-    def input_names(cls, config: MinimalPairsConfig) -> tuple[str, ...]:
+    def input_names(cls, config: MinimalPairsConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
         return _SENTENCES
 
     @property
@@ -156,6 +156,9 @@ class MinimalPairs:
         return input_ids, attention_mask, positions
 
     def loss(self, outputs: Tensor, data: EncodedPieces, rows: RowIndices) -> Tensor:
+        raise NotImplementedError  # nothing is trained
+
+    def loss_terms(self, data: EncodedPieces, rows: RowIndices) -> int:
         raise NotImplementedError  # nothing is trained
 
     def answers(self, outputs: Tensor, data: EncodedPieces, rows: RowIndices) -> list[float]:

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Discriminator, Tag, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
+from cloze.training.finetune.tasks.choice import Choice, ChoiceConfig
 from cloze.training.finetune.tasks.classification import Classification, ClassificationConfig
 from cloze.training.finetune.tasks.minimal_pairs import MinimalPairs, MinimalPairsConfig
+from cloze.training.finetune.tasks.multilabel import Multilabel, MultilabelConfig
 from cloze.training.finetune.tasks.question_answering.task import QuestionAnswering, QuestionAnsweringConfig
 from cloze.training.finetune.tasks.regression import Regression, RegressionConfig
+from cloze.training.finetune.tasks.tagging import Tagging, TaggingConfig
 from cloze.training.finetune.tasks.task import Task, TaskConfig
 
 #: The configuration class of each kind, whose field `kind` has the kind's name by default, and its `Task`.
 TASKS: dict[type[TaskConfig], type[Task]] = {
     ClassificationConfig: Classification,
     RegressionConfig: Regression,
+    MultilabelConfig: Multilabel,
+    ChoiceConfig: Choice,
+    TaggingConfig: Tagging,
     QuestionAnsweringConfig: QuestionAnswering,
     MinimalPairsConfig: MinimalPairs,
 }
@@ -35,10 +41,18 @@ def of_any_kind(tasks: Mapping[type[TaskConfig], type[Task]]) -> Any:
             error = PydanticCustomError("kind", "give one of {kinds}", {"kinds": ", ".join(kinds)})
             details = InitErrorDetails(type=error, loc=("kind",), input=kind(given))
             raise ValidationError.from_exception_data("kind", [details])
-        return validate(given)
+        return validate(_with_tuples(given))
 
     members = (Annotated[config, Tag(name)] for name, config in zip(kinds, tasks, strict=True))
     return Annotated[reduce(or_, members), Discriminator(kind), WrapValidator(check_kind)]
+
+
+def _with_tuples(value: Any) -> Any:
+    """Plain data with tuples in place of lists: pydantic's strict mode accepts a JSON list as a tuple, but not a list
+    that a wrap validator passes on."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 if TYPE_CHECKING:

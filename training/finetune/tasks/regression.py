@@ -82,7 +82,7 @@ class Regression:
         return cls(config, LabelledText.of_inputs(inputs))
 
     @classmethod
-    def input_names(cls, config: RegressionConfig) -> tuple[str, ...]:
+    def input_names(cls, config: RegressionConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
         return text_names(config.columns, glue.LAYOUTS[config.glue] if config.glue else None)
 
     @property
@@ -111,6 +111,9 @@ class Regression:
         """The sum of the squared errors of outputs [batch, 1]."""
         targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
         return (outputs[:, 0] - targets).square().sum()
+
+    def loss_terms(self, data: EncodedNumbers, rows: RowIndices) -> int:
+        return len(rows)
 
     def answers(self, outputs: Tensor, data: EncodedNumbers, rows: RowIndices) -> list[float]:
         """The number of each example."""

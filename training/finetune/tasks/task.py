@@ -5,7 +5,7 @@ A new kind of task is a file next to this one, with its configuration and its `T
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -150,6 +150,7 @@ class EncodedTask:
 
     splits: Mapping[str, EncodedSplit]  # those that have examples, at least
     truncated: int  # examples that were longer than max_seq_length
+    counts: Mapping[str, int] = field(default_factory=dict)  # others for the manifest, by name
 
 
 class Task(Protocol):
@@ -188,8 +189,11 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def input_names(cls, config: Any) -> tuple[str, ...]:
-        """The names of an input's values, in the order of a line with tabs: ("text",) or ("text", "text_b")."""
+    def input_names(cls, config: Any, head: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of an input's values, in the order of a line with tabs: ("text",) or ("text", "text_b").
+
+        `head`: see `for_inputs`.
+        """
         ...
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask: ...
@@ -204,6 +208,10 @@ class Task(Protocol):
 
     def loss(self, outputs: Any, data: Any, rows: RowIndices) -> "Tensor":
         """The sum of the rows' losses, from the model's outputs for these rows."""
+        ...
+
+    def loss_terms(self, data: Any, rows: RowIndices) -> int:
+        """The number of losses in the sum that `loss` returns for these rows: a step's loss is their mean."""
         ...
 
     def answers(self, outputs: Any, data: Any, rows: RowIndices) -> Sequence[Any]:

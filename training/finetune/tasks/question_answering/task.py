@@ -113,7 +113,7 @@ class QuestionAnswering:
         return cls(config, [_example(row, "test", one) for row, one in enumerate(questions)], head["with_null"])
 
     @classmethod
-    def input_names(cls, config: QuestionAnsweringConfig) -> tuple[str, ...]:
+    def input_names(cls, config: QuestionAnsweringConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
         return ("question", "context")
 
     @property
@@ -161,6 +161,9 @@ class QuestionAnswering:
             logits.flatten(0, 1), torch.from_numpy(targets).flatten().to(outputs.device), reduction="sum"
         )
         return losses / 2
+
+    def loss_terms(self, data: EncodedQuestions, rows: RowIndices) -> int:
+        return len(rows)
 
     def answers(self, outputs: Tensor, data: EncodedQuestions, rows: RowIndices) -> list[NDArray[np.float32]]:
         """The start and end logits of each window [tokens, 2]."""

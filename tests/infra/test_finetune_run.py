@@ -1,0 +1,155 @@
+"""A run of fine-tuning tasks alone: no documents, vocabulary or pretraining; and `cloze finetune`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cloze.infra.cli import main
+from cloze.infra.launch.ray_jobs import ClusterConfig, stage_files
+from cloze.infra.run_config import RunConfig
+from cloze.pipeline.core.config import load
+from tests.paths import REPOSITORY
+
+QUICKSTART = "configs/quickstart.yaml"
+TASK = "{name: mood, file: mood.jsonl, learning_rate: 1e-3, epochs: 2, batch_size: 8, max_seq_length: 16"
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test in a folder of its own, which holds the configurations of the repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+
+
+@pytest.fixture
+def own_yaml() -> str:
+    """A run of one task, with a BERT as transformers saves it and a labelled file."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "day", "night", "a"]
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForMaskedLM(BertConfig(vocab_size=len(pieces), max_position_embeddings=16, **shape))
+    model.save_pretrained("models/tiny")
+    Path("models/tiny/vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
+    words = [(mood, word) for mood in ("good", "bad") for word in ("day", "night")]
+    rows = [
+        {"text": f"a {mood} {word}", "label": mood, "split": split}
+        for split, copies in (("train", 10), ("dev", 3), ("test", 5))
+        for mood, word in words * copies
+    ]
+    Path("mood.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("own.yaml").write_text(f"name: own\nfinetune:\n  - {TASK}, init: models/tiny}}\n")
+    return "own.yaml"
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    return err.removeprefix("cloze: ").rstrip()
+
+
+def stages(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
+    """Stage -> action."""
+    lines = [line.split() for line in printed(capsys, *arguments).splitlines()[1:]]
+    return {line[0]: line[1] for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("yaml", "line"),
+    [
+        ("", "has nothing to run; add extract, vocab, examples and pretrain, or tasks to finetune"),
+        (
+            f"finetune: [{TASK}}}]",
+            "finetune.mood has no model to start from, as the run has no pretraining; set its init ",
+        ),
+        ("examples: {}", "extract, vocab and pretrain are missing; add them, or remove examples to fine-tune only"),
+        (
+            f"vocab: {{size: 9}}\nexamples: {{}}\nfinetune: [{TASK}, init: m}}]",
+            "extract and pretrain are missing; add them, or remove vocab and examples to fine-tune only",
+        ),
+    ],
+)
+def test_a_partial_configuration_is_an_error_of_one_line(
+    capsys: pytest.CaptureFixture[str], yaml: str, line: str
+) -> None:
+    Path("own.yaml").write_text(f"name: own\n{yaml}\n")
+    assert error(capsys, "plan", "own.yaml").startswith(f"own.yaml:1: the configuration: {line}")
+
+
+def test_one_missing_section_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = "vocab is missing; add it, or remove extract, examples and pretrain to fine-tune only"
+    assert error(capsys, "plan", QUICKSTART, "vocab=null").endswith(expected)
+
+
+def test_the_example_is_planned_before_its_files_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert stages(capsys, "plan", "configs/finetune.yaml") == {"finetune-mrpc": "wait", "report": "run"}
+
+
+def test_a_task_with_its_own_model_is_not_compared_with_the_runs_positions() -> None:
+    positions = ["pretrain.model.max_position_embeddings=128", "finetune.authors.max_seq_length=256"]
+    assert load(RunConfig, QUICKSTART, [*positions, "finetune.authors.init=models/bert"]).finetune
+    with pytest.raises(ValueError, match="max_seq_length 256 is more than the model's 128 positions"):
+        load(RunConfig, QUICKSTART, positions)
+
+
+def test_of_a_run_with_pretraining_the_tasks_and_what_they_need_are_run(
+    capsys: pytest.CaptureFixture[str], own_yaml: str
+) -> None:
+    everything = stages(capsys, "plan", QUICKSTART)
+    assert stages(capsys, "finetune", QUICKSTART, "--dry-run") == everything
+    only_task = {"finetune-authors": "run"}
+    own_model = "finetune.authors.init=models/tiny"
+    assert stages(capsys, "finetune", QUICKSTART, own_model, "--dry-run") == only_task
+    line = error(capsys, "finetune", QUICKSTART, own_model, "--dry-run", "--force", "vocab")
+    assert line == "vocab: is not a stage of this run; its stages are finetune-authors"
+    line = error(capsys, "finetune", QUICKSTART, "finetune=[]", "--dry-run")
+    assert line == "quickstart: has no fine-tuning task; add one to finetune"
+
+
+def test_tasks_alone_are_sent_to_a_cluster(own_yaml: str) -> None:
+    cluster = ClusterConfig(name="a", address="http://10.0.0.1:8265", shared_disk=True)
+    stage_files(Path("sent"), load(RunConfig, own_yaml), cluster)
+    [task] = load(RunConfig, "sent/run.yaml").finetune
+    assert (task.init, task.file) == (f"{Path.cwd()}/models/tiny", f"{Path.cwd()}/mood.jsonl")
+
+
+def test_tasks_alone_are_planned_run_shown_and_skipped(
+    capsys: pytest.CaptureFixture[str], own_yaml: str, ray_session: None
+) -> None:
+    assert stages(capsys, "plan", own_yaml) == {"finetune-mood": "run", "report": "run"}
+    lines = printed(capsys, "finetune", own_yaml).splitlines()
+    page = Path("runs/own.html")
+    assert lines[0].startswith("finetune-mood: accuracy ") and lines[1:] == [f"report: {page.absolute()}"]
+    assert " for the majority class, " in lines[0] and "random" not in lines[0]
+    assert stages(capsys, "plan", "own") == {"finetune-mood": "skip", "report": "skip"}  # by its name
+
+    task, report = json.loads(printed(capsys, "status", own_yaml, "--json"))
+    assert (task["state"], task["metric"], task["scored_split"]) == ("done", "accuracy", "test")
+    assert list(task["scores"]) == ["pretrained", "majority", "bag_of_words"] and report["page"] == str(page.absolute())
+    assert lines[0] in printed(capsys, "status", own_yaml)
+
+    text = page.read_text()
+    assert "Fine-tuned on the task mood, the pretrained model reaches" in text and "No stage is finished" not in text
+    assert "mood: labelled data" in text and "mood: initial weights" in text and "tiny/model.safetensors" in text
+    assert 'id="fine-tuning"' in text and 'id="pretraining"' not in text and 'id="vocabulary"' not in text
+    assert printed(capsys, "report", own_yaml) == f"{page.absolute()}\n"
+
+    for command in (["export", own_yaml, "--to", "my-bert"], ["predict", own_yaml, "a [MASK]"]):
+        assert error(capsys, *command).startswith("own: only fine-tunes, so it has no pretrained model; ")
+    assert error(capsys, "run", own_yaml, "--until", "pretrain").startswith("pretrain: is not a stage of this run; ")
+
+    # The same task in a run with pretraining: it is finished, and the page shows what there is.
+    Path("task.yaml").write_text(f"finetune:\n  - {TASK}, init: models/tiny}}\n")
+    assert printed(capsys, "finetune", QUICKSTART, "task.yaml").splitlines() == [
+        lines[0],
+        str(Path("runs/quickstart.html").absolute()),
+    ]
+    assert "This run is not finished: extract (not started)" in Path("runs/quickstart.html").read_text()

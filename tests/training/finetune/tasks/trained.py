@@ -1,0 +1,99 @@
+"""Labelled files -> a task trained in this process from a tiny checkpoint, for the tests of tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloze.pipeline.core import json_lines
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.file_digests import source_file
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
+from cloze.training.checkpoints import checkpoint
+from cloze.training.checkpoints.checkpoint import SavedConfig
+from cloze.training.finetune.encoders import from_checkpoint
+from cloze.training.finetune.fine_tuned_model import FineTunedModel
+from cloze.training.finetune.stage import run
+from cloze.training.finetune.tasks.registry import task_of
+from cloze.training.finetune.tasks.task import Task, TaskConfig
+from cloze.training.finetune.trainer import FinetuneSetup, FinetuneTrainer
+from cloze.training.model.bert import BertConfig, BertForPreTraining
+
+# Its weights are larger than usual and hidden dropout is 0, so that one layer learns within seconds.
+MODEL = BertConfig(
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=32,
+    hidden_dropout_prob=0.0,
+    initializer_range=0.1,
+)
+#: Settings with which a tiny model learns a tiny task.
+SETTINGS = {
+    "name": "tiny",
+    "max_seq_length": 32,
+    "learning_rate": 0.005,
+    "batch_size": 8,
+    "epochs": 8,
+    "precision": "fp32",
+    "threads": 1,
+    "seed": 3,
+}
+
+
+def task_of_files(settings: TaskConfig, files: Mapping[str, Path]) -> Any:
+    """The task of a file for each split, or of one file as "data"."""
+    return task_of(settings).read(settings, {name: Location(str(path)) for name, path in files.items()})
+
+
+@dataclass
+class Trained:
+    """A finished fine-tuning of a task."""
+
+    task: Task
+    config: TaskConfig
+    manifest: Manifest
+    folder: Path
+
+    def predictions(self, name: str = "pretrained") -> list[dict[str, Any]]:
+        return json_lines.read(Location(str(self.folder / f"predictions/{name}.jsonl")))
+
+    @property
+    def model_folder(self) -> str:
+        return str(self.folder / "model")
+
+    def load(self) -> FineTunedModel:
+        return FineTunedModel.from_folder(Location(self.model_folder), self.config)
+
+    def score(self, metric: str, name: str = "pretrained") -> float:
+        return self.manifest.facts["scores"][name][metric]
+
+
+def train(settings: TaskConfig, files: Mapping[str, Path], pieces: Sequence[str], root: Path) -> Trained:
+    """Fine-tune on the files from a checkpoint with random weights, whose vocabulary is `pieces`."""
+    vocab = [*SPECIAL_TOKENS, *pieces]
+    (root / "vocab").mkdir()
+    (root / "vocab/vocab.txt").write_text("".join(f"{piece}\n" for piece in vocab))
+    build_tokenizer(vocab).save(str(root / "vocab/tokenizer.json"))
+    (root / "vocab/tokenizer_config.json").write_text(tokenizer_config_json())
+    weights = BertForPreTraining(MODEL, len(vocab), seed=11).state_dict()
+    saved = SavedConfig(model=MODEL, vocab_size=len(vocab), nsp=True)
+    reference = checkpoint.save_checkpoint(
+        Location(str(root / "pretrain")), 5, {"model": weights}, checkpoint.CheckpointPayload(saved, {})
+    )
+    inputs: dict[str, Any] = {
+        "checkpoint": reference,
+        "vocab": Artifact(Location(str(root / "vocab")), "vocab", "v"),
+        **{name: source_file(Location(str(path)), Location(str(root / "cache"))) for name, path in files.items()},
+    }
+    task = task_of_files(settings, files)
+    encoder = from_checkpoint(reference, inputs["vocab"].location)
+    out = Output(Location(str(root / "out")), "finetune-tiny", 1, "0")
+    setup = FinetuneSetup(settings, task, task.encode(encoder.tokenizer()), encoder, out)
+    FinetuneTrainer(setup, lambda done, note: None).train_all()
+    torch.use_deterministic_algorithms(False)
+    return Trained(task, settings, run(settings, inputs, out), root / "out")
