@@ -1,19 +1,20 @@
 """Fine-tuning of a real pretrained BERT (MiniLM, 6 layers of 384) compared with transformers' Trainer.
 
 Both sides start from the same weights and the same head, and train one epoch with the same settings on SST-2 (the first
-10,000 rows of train), MRPC and STS-B, once with each seed. Order and dropout are each side's own.
+10,000 rows of train), MRPC and STS-B, once with each seed. For the scores the Trainer has Cloze's batches, in Cloze's
+order, and Cloze's precision; dropout is each side's own.
 
 `score_gap` is the largest absolute mean of the paired differences between the dev scores of Cloze and of the Trainer,
 over the tasks; `score_gap_bound` is two standard errors of the mean difference of that task. Scores are the task's
 metrics: accuracy, F1, Spearman.
 
-`ratio_grouped` is Cloze's speed over that of the Trainer with dynamic padding, batches grouped by length, Cloze's
+`ratio_grouped` is Cloze's speed over that of the Trainer with dynamic padding, its own grouping by length, Cloze's
 precision and its batch size in evaluation. `ratio` is relative to the Trainer as it comes: its defaults (fp32, 8 rows
-per batch in evaluation) and each input padded to 128 tokens, as transformers' run_glue.py does by default. All of its
-rows have the same length, so it is timed on the first rows only (--timed-rows), and its time is in proportion to the
-rows. Speed is measured in CPU time for the epoch and the evaluation of dev, on one thread (threads busy-wait for each
-other), in one process for each side. Cloze's has the memory settings of the stage's workers. Time for reading files,
-tokenizing and loading the model is not counted.
+per batch in evaluation) and each input padded to 128 tokens, as transformers' run_glue.py does by default. Speed is
+measured in CPU time for the epoch and the evaluation of dev, on one thread (threads busy-wait for each other), in one
+process for each side. Cloze's has the memory settings of the stage's workers. The Trainer is timed on the first rows
+(--grouped-rows with each seed; --padded-rows as it comes, --repeats times), and its time is in proportion to the rows.
+Time for reading files, tokenizing and loading the model is not counted.
 """
 
 import argparse
@@ -41,8 +42,7 @@ from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.regression import RegressionConfig
 from cloze.training.finetune.trainer import FinetuneSetup, FinetuneTrainer
 from cloze.training.model.hardware import has_bf16, processor_name
-from tests.benchmarks import _finetune_trainer
-from tests.benchmarks._finetune_trainer import FinetuneResult
+from tests.benchmarks import _finetune_trainer as transformers_side
 from tests.benchmarks._show import show
 from tests.paths import SHARED
 from tests.pretrained_bert import pretrained_bert
@@ -59,11 +59,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--rows", type=int, default=10_000, help="of train, at most")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--timed-rows", type=int, default=320, help="of train and dev, for the Trainer as it comes")
+    parser.add_argument("--grouped-rows", type=int, default=3200, help="of train and dev, to time the grouped Trainer")
+    parser.add_argument("--padded-rows", type=int, default=320, help="of train and dev, to time it as it comes")
     parser.add_argument("--repeats", type=int, default=1, help="of the Trainer as it comes")
     options = parser.parse_args(arguments)
-    if options.seeds < 2:
-        parser.error("--seeds: give at least 2, for a standard error")
+    if options.seeds < 2 or options.repeats > options.seeds:
+        parser.error("--seeds: give at least 2, for a standard error, and no more repeats than seeds")
     with tempfile.TemporaryDirectory() as name:
         folder, context = Path(name), get_context("spawn")
         with patch.dict(os.environ, THP_MEM_ALLOC_ENABLE="1"):  # as the Ray session sets it for workers
@@ -81,23 +82,20 @@ def main(arguments: list[str]) -> None:
 
 @dataclass
 class Comparison:
-    """A task's results with each seed, and the CPU seconds of the Trainer as it comes."""
+    """A task's scores on dev and CPU seconds, with each seed."""
 
-    cloze: list[FinetuneResult]
-    trainer: list[FinetuneResult]
-    as_it_comes: float
+    cloze: list[float]
+    trainer: list[float]
+    seconds: dict[str, list[float]]  # cloze, grouped, as_it_comes
 
     def figures(self) -> dict[str, float]:
-        """Scores and CPU seconds are means over the seeds."""
-        gaps = [one.score - other.score for one, other in zip(self.cloze, self.trainer, strict=True)]
-        seconds = {"cloze": fmean(one.seconds for one in self.cloze), "as_it_comes": self.as_it_comes}
-        seconds["grouped"] = fmean(one.seconds for one in self.trainer)
+        gaps = [one - other for one, other in zip(self.cloze, self.trainer, strict=True)]
         return {
-            "cloze": fmean(one.score for one in self.cloze),
-            "trainer": fmean(one.score for one in self.trainer),
+            "cloze": fmean(self.cloze),
+            "trainer": fmean(self.trainer),
             "score_gap": fmean(gaps),
             "score_gap_bound": 2 * stdev(gaps) / math.sqrt(len(gaps)),
-            **{f"seconds_{side}": value for side, value in seconds.items()},
+            **{f"seconds_{side}": median(values) for side, values in self.seconds.items()},
         }
 
 
@@ -127,16 +125,26 @@ def compare(
     train = folder / f"{task}.tsv"
     train.write_text("".join([header, *rows[: options.rows]]))
     files = {"train": train, "dev": options.glue / task / "dev.tsv"}
-    found, reference = list[FinetuneResult](), list[FinetuneResult]()
+    found = Comparison([], [], {"cloze": [], "grouped": [], "as_it_comes": []})
     for seed in range(1, options.seeds + 1):
         setup = task_setup(model, files, task, seed, folder)
-        result, head = cloze.submit(fine_tune, setup).result()
-        found.append(result)
-        reference.append(trainer.submit(_finetune_trainer.fine_tune, model, setup, head, BF16).result())
-        print(f"{task}, seed {seed}: Cloze {found[-1]}, Trainer {reference[-1]}", flush=True)
-    arguments = (_finetune_trainer.seconds_as_it_comes, model, setup, head, options.timed_rows)
-    as_it_comes = median(trainer.submit(*arguments).result() for _ in range(options.repeats))
-    return Comparison(found, reference, as_it_comes)
+        score, seconds, head = cloze.submit(fine_tune, setup).result()
+        reference = trainer.submit(transformers_side.score, model, setup, head, BF16).result()
+        grouped = trainer.submit(
+            transformers_side.seconds_grouped, model, setup, head, BF16, options.grouped_rows
+        ).result()
+        found.cloze.append(score)
+        found.trainer.append(reference)
+        found.seconds["cloze"].append(seconds)
+        found.seconds["grouped"].append(grouped)
+        print(
+            f"{task}, seed {seed}: {score:.4f} in {seconds:.1f} s; {reference:.4f}, grouped {grouped:.1f} s", flush=True
+        )
+        if seed <= options.repeats:
+            found.seconds["as_it_comes"].append(
+                trainer.submit(transformers_side.seconds_as_it_comes, model, setup, head, options.padded_rows).result()
+            )
+    return found
 
 
 def task_setup(model: Path, files: Mapping[str, Path], task: str, seed: int, folder: Path) -> FinetuneSetup:
@@ -157,8 +165,8 @@ def start_cloze(store: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
 
 
-def fine_tune(setup: FinetuneSetup) -> tuple[FinetuneResult, _finetune_trainer.Head]:
-    """Returns Cloze's result, and the head's weights before the first step."""
+def fine_tune(setup: FinetuneSetup) -> tuple[float, float, transformers_side.Head]:
+    """Returns Cloze's score, its CPU seconds, and the head's weights before the first step."""
     trainer = FinetuneTrainer(setup, lambda done, note: None)
     model = trainer.new_model("pretrained")
     head = {name: weight.numpy().copy() for name, weight in model.state_dict().items() if "classifier" in name}
@@ -166,4 +174,4 @@ def fine_tune(setup: FinetuneSetup) -> tuple[FinetuneResult, _finetune_trainer.H
         start = time.process_time()
         result = trainer.run_trial("pretrained", setup.config.trials[0])
         seconds = time.process_time() - start
-    return FinetuneResult(result.selection_key[0], seconds), head
+    return result.selection_key[0], seconds, head
