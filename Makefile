@@ -60,4 +60,8 @@ gpu:
 	@$(INSTALL) -e '.[$*]'
 	@touch $@
 
+# A pretrained BERT for slow tests and benchmarks, which otherwise fetch it themselves
+.venv/minilm: | .venv/.installed-test
+	@$(BIN)/python -m tests.pretrained_bert
+
 .PHONY: demo test campaign lint reference ui bench gpu-pack gpu

@@ -17,6 +17,7 @@ _LONGEST = [
     "crashes",
     "ray_jobs",
     "trainer",
+    "against_transformers",
     "ray_train",
     "finetune",
     "flink",

@@ -12,11 +12,12 @@ from cloze.training.finetune.metrics.estimates import Estimate
 
 
 class TrialFact(Fact):
-    """The hyperparameters of a trial."""
+    """The hyperparameters of a trial, and its seed if the task has several."""
 
     learning_rate: float
     batch_size: int
     epochs: int
+    seed: int | None = None
 
 
 class CurvesFact(Fact, extra="allow"):
@@ -35,6 +36,15 @@ class CurvesFact(Fact, extra="allow"):
     def dev(self, metric: str) -> list[float | None]:
         """One value of a metric per epoch; empty for a metric that the task does not compute on dev."""
         return getattr(self, f"dev_{metric}", [])
+
+
+class SeedsFact(Fact):
+    """The dev metrics of the same hyperparameters with several seeds, each at the trial's best epoch."""
+
+    trial: TrialFact
+    seeds: list[int]
+    mean: dict[str, float]
+    standard_deviation: dict[str, float]  # of a sample: n - 1
 
 
 class ScoreFact(Fact, extra="allow"):
@@ -74,6 +84,7 @@ class FinetuneFacts(Facts, extra="allow"):
     scored_split: str = "test"
     variants: dict[str, CurvesFact] = Field(default={})
     trials: dict[str, CurvesFact] = Field(default={})
+    seeds: dict[str, list[SeedsFact]] = Field(default={})  # by variant, one for each combination of hyperparameters
     examples: list[ShownExample] = Field(default=[])
     notes: list[str] = Field(default=[])  # for the user, about the initial weights
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from cloze.training.cluster.ray_train import RestartPolicy, run_workers
 from cloze.training.finetune.encoders import PretrainedEncoder, from_checkpoint, from_weights_file
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import SPLITS, TaskConfig
+from cloze.training.finetune.tasks.task import SPLITS, TaskConfig, Trial
 from cloze.training.finetune.trainer import FinetuneSetup, train_in_worker
 
 VERSION = 4
@@ -40,7 +41,8 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
 
     facts: the task's facts about its files, "scores" (pretrained, random and the baselines -> numbers by name),
     "scored_split" and "metric", "variants" (pretrained, random -> trial, loss, the task's metrics on dev, best_epoch),
-    "trials" (the same for each), "examples" (some correct and some wrong predictions), "notes" (for the user).
+    "trials" (the same for each), "seeds" (see `over_seeds`), "examples" (some correct and some wrong predictions),
+    "notes" (for the user).
     Raises UserError.
     """
     encoder = _encoder(inputs)
@@ -127,10 +129,43 @@ def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> Finetun
             for variant in setup.variants
         },
         "trials": {name: facts for name, facts in parts.items() if name not in setup.variants},
+        "seeds": over_seeds(setup, parts),
         "examples": _shown([task.sample(example) for example in examples], predicted["pretrained"], setup.config.seed),
         "notes": list(setup.encoder.notes),
     }
     return FinetuneFacts.model_validate(facts)
+
+
+def over_seeds(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """By variant: the mean and the standard deviation of the dev metrics over the seeds, for each combination of
+    hyperparameters. Empty for a task without `seeds`.
+    """
+    groups = dict[Trial, list[Trial]]()
+    for trial in setup.config.trials:
+        if trial.seed is not None:
+            groups.setdefault(trial.hyperparameters, []).append(trial)
+    found = dict[str, list[dict[str, Any]]]()
+    for variant in setup.variants if groups else ():
+        found[variant] = []
+        for hyperparameters, trials in groups.items():
+            metrics = [_best_epoch(parts[f"{variant}-{trial.name}"]) for trial in trials]
+            columns = {name: [one[name] for one in metrics] for name in metrics[0]}
+            values = {name: column for name, column in columns.items() if None not in column}  # JSON has no NaN
+            found[variant].append(
+                {
+                    "trial": hyperparameters.facts(),
+                    "seeds": [trial.seed for trial in trials],
+                    "mean": {name: fmean(values[name]) for name in values},
+                    "standard_deviation": {name: stdev(values[name]) for name in values if len(trials) > 1},
+                }
+            )
+    return found
+
+
+def _best_epoch(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics on dev of a trial's best epoch, by name."""
+    curves = {name.removeprefix("dev_"): curve for name, curve in facts.items() if name.startswith("dev_")}
+    return {name: curve[facts["best_epoch"] - 1] for name, curve in curves.items()}
 
 
 def _shown(test: Sequence[Mapping[str, Any]], predicted: Sequence[Any], seed: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 On request a second variant is trained alike (data order, dropout, hyperparameters, head) from an encoder with random
 weights. Each trial keeps its best epoch on dev, each variant its best trial; only that one predicts the test split.
+With several seeds the best trial is the best of the hyperparameters whose mean over the seeds is best.
 Finished trials and variants are committed as parts, so that a killed run continues after them.
 """
 
@@ -9,6 +10,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from cloze.training.cluster.heartbeat import ReportProgress
 from cloze.training.finetune.encoders import PretrainedEncoder
 from cloze.training.finetune.model_files import model_files
 from cloze.training.finetune.tasks.task import SPLITS, EncodedSplit, EncodedTask, RowIndices, Task, TaskConfig, Trial
+from cloze.training.model.bert import initialize
 from cloze.training.model.hardware import has_bf16, worker_device
 from cloze.training.model.optim import OptimizerConfig, Precision, adamw, autocast, learning_rate_at, parameter_groups
 
@@ -55,6 +58,10 @@ class FinetuneSetup:
     def steps(self, trial: Trial) -> int:
         """The number of optimizer steps of a trial."""
         return trial.epochs * math.ceil(len(self.data.splits["train"].lengths) / trial.batch_size)
+
+    def seed(self, trial: Trial) -> int:
+        """The seed of a trial's data order, dropout and initial weights."""
+        return self.config.seed if trial.seed is None else trial.seed
 
     def parts(self, variant: str) -> list[str]:
         """The names of a variant's parts: one for each trial, then the variant's own."""
@@ -129,6 +136,8 @@ class FinetuneTrainer:
         self.device = worker_device()
         self.steps_done = 0  # in all trials of both variants
         torch.use_deterministic_algorithms(True, warn_only=self.device.type == "cuda")  # attention has none there
+        # No kernel reads uninitialized memory; filling it takes a twelfth of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         configured = setup.config.precision
         auto: Precision = "bf16" if has_bf16(self.device) else "fp32"
         self.precision: Precision = auto if configured == "auto" else configured
@@ -144,7 +153,7 @@ class FinetuneTrainer:
     def _train_variant(self, variant: str) -> None:
         """Run the trials that are not finished, then test the best of all."""
         selection_keys: dict[Trial, tuple[float, ...]] = {}
-        best_here: tuple[Trial, TrialResult] | None = None  # the best of the trials that this process has run
+        results: dict[Trial, TrialResult] = {}  # of trials that this process has run and that may be the best
         for trial in self.setup.config.trials:
             name = f"{variant}-{trial.name}"
             if part := self._finished_part(name):
@@ -154,19 +163,19 @@ class FinetuneTrainer:
             result = self.run_trial(variant, trial)
             selection_keys[trial] = result.selection_key
             if self.rank == 0:
-                self.setup.out.commit(name, {}, facts={"trial": trial._asdict(), **result.facts()})
-            if trial == _best(selection_keys):
-                best_here = (trial, result)
+                self.setup.out.commit(name, {}, facts={"trial": trial.facts(), **result.facts()})
+            results[trial] = result
+            results = {other: results[other] for other in possible_best(selection_keys, trial) if other in results}
         if not selection_keys:
             self._test(variant, self.new_model(variant), {})
             return
-        best = _best(selection_keys)
-        if best_here is None or best_here[0] != best:  # run by a process that was killed, and its weights are lost
+        best = best_trial(selection_keys)
+        if best not in results:  # run by a process that was killed, and its weights are lost
             self.steps_done -= self.setup.steps(best)
-            best_here = (best, self.run_trial(variant, best))
+            results[best] = self.run_trial(variant, best)
         model = self.new_model(variant)
-        model.load_state_dict(best_here[1].weights)
-        self._test(variant, model, {"trial": best._asdict(), "precision": self.precision, **best_here[1].facts()})
+        model.load_state_dict(results[best].weights)
+        self._test(variant, model, {"trial": best.facts(), "precision": self.precision, **results[best].facts()})
 
     def _finished_part(self, name: str) -> Part | None:
         """The part as worker 0 finds it: another run of the same fingerprint may be finishing it right now."""
@@ -174,13 +183,13 @@ class FinetuneTrainer:
 
     def run_trial(self, variant: str, trial: Trial) -> TrialResult:
         """Train with a trial's hyperparameters, and evaluate on dev after each epoch."""
-        data, seed, task = self.setup.data.splits["train"], self.setup.config.seed, self.setup.task
+        data, seed, task = self.setup.data.splits["train"], self.setup.seed(trial), self.setup.task
         steps = self.setup.steps(trial)
         # Adam's bias correction: without it some seeds fail on small sets (arXiv:2006.05987)
         optimizer_config = OptimizerConfig(
             learning_rate=trial.learning_rate, warmup_steps=round(_WARMUP * steps), bias_correction=True
         )
-        model = self.new_model(variant)
+        model = self.new_model(variant, trial)
         optimizer = adamw(parameter_groups(model, optimizer_config.weight_decay), optimizer_config)
         result = TrialResult()
         torch.manual_seed(seed * self.workers + self.rank)  # dropout
@@ -198,10 +207,12 @@ class FinetuneTrainer:
             result.add_epoch(metrics, task.selection_key(metrics), model)
         return result
 
-    def new_model(self, variant: str) -> nn.Module:
-        """The task's model before its first step."""
+    def new_model(self, variant: str, trial: Trial | None = None) -> nn.Module:
+        """The task's model before the first step of a trial; without one, with the task's own seed."""
         encoder = self.setup.encoder
         model = self.setup.task.model(encoder.module(), encoder.config)
+        if trial and trial.seed is not None:
+            initialize(model, encoder.config.initializer_range, trial.seed)
         if variant == "pretrained":
             encoder.load_into(model)
         return model.to(self.device)
@@ -287,6 +298,20 @@ class FinetuneTrainer:
         self.setup.out.commit(variant, files, facts={**facts, "predicted": predicted})
 
 
-def _best(selection_keys: Mapping[Trial, tuple[float, ...]]) -> Trial:
-    """The trial with the best epoch on dev, the first of equals."""
-    return max(selection_keys, key=lambda trial: selection_keys[trial])
+def best_trial(selection_keys: Mapping[Trial, tuple[float, ...]]) -> Trial:
+    """The best trial on dev of the hyperparameters with the best mean over their seeds; the first of equals."""
+    keys_of_seeds = dict[Trial, list[tuple[float, ...]]]()
+    for trial, key in selection_keys.items():
+        keys_of_seeds.setdefault(trial.hyperparameters, []).append(key)
+    means = {trial: tuple(map(fmean, zip(*keys, strict=True))) for trial, keys in keys_of_seeds.items()}
+    best = max(means, key=means.__getitem__)
+    return max(
+        (trial for trial in selection_keys if trial.hyperparameters == best), key=lambda trial: selection_keys[trial]
+    )
+
+
+def possible_best(selection_keys: Mapping[Trial, tuple[float, ...]], last: Trial) -> set[Trial]:
+    """The trials so far that may still be the best: with the hyperparameters of the last one, and before those."""
+    current = {trial: key for trial, key in selection_keys.items() if trial.hyperparameters == last.hyperparameters}
+    before = {trial: key for trial, key in selection_keys.items() if trial not in current}
+    return {best_trial(keys) for keys in (current, before) if keys}

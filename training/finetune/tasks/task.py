@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol,
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.ragged import Ints
@@ -45,15 +45,26 @@ _Numbers = BeforeValidator(_as_tuple, json_schema_input_type=_PositiveFloat | tu
 
 
 class Trial(NamedTuple):
-    """One combination of the hyperparameters to choose from."""
+    """One combination of the hyperparameters to choose from, with one seed."""
 
     learning_rate: float
     batch_size: int
     epochs: int
+    seed: int | None = None  # one of the task's `seeds`; None: its `seed`
 
     @property
     def name(self) -> str:
-        return f"{self.learning_rate:g}-batch-{self.batch_size}-epochs-{self.epochs}"
+        of_seed = "" if self.seed is None else f"-seed-{self.seed}"
+        return f"{self.learning_rate:g}-batch-{self.batch_size}-epochs-{self.epochs}{of_seed}"
+
+    @property
+    def hyperparameters(self) -> "Trial":
+        """The trial without its seed."""
+        return self._replace(seed=None)
+
+    def facts(self) -> dict[str, Any]:
+        """The trial as the manifest has it."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class SplitFiles(Config):
@@ -122,10 +133,22 @@ class TrainedTaskConfig(TaskConfig):
     """Examples per optimizer step, over all workers; or a list to choose from on dev."""
     epochs: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (3,)
     """Passes over the train split, or a list to choose from on dev. The best epoch on dev is kept."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = Field(default=None, min_length=1)
+    """Seeds to train every combination of hyperparameters with, in place of `seed`, which still draws the splits. The
+    combination with the best mean over the seeds on dev is kept, and of its models the best on dev."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if repeated := [seed for seed in seeds or () if (seeds or ()).count(seed) > 1]:
+            raise ValueError(f"{repeated[0]} is there more than once; give different seeds")
+        return seeds
 
     @property
     def trials(self) -> list[Trial]:
-        return [Trial(*values) for values in itertools.product(self.learning_rate, self.batch_size, self.epochs)]
+        """The combinations to choose from; those that differ in their seed only are next to each other."""
+        seeds: tuple[int | None, ...] = self.seeds or (None,)
+        return [Trial(*values) for values in itertools.product(self.learning_rate, self.batch_size, self.epochs, seeds)]
 
 
 class TaskExample(Protocol):
