@@ -188,7 +188,16 @@ def _summary(stage: FinetuneView) -> str:
         )
     values = _other_scores(stage.facts.scores["pretrained"], stage.facts.metric)
     notes = "".join(f" {note}." for note in stage.facts.notes)
-    return f"{text}{f' {values}.' if values else ''}{notes}"
+    return f"{text}{f' {values}.' if values else ''}{_paper(stage.facts)}{notes}"
+
+
+def _paper(facts: FinetuneFacts) -> str:
+    """Returns BERT's published scores, which GLUE's server computes on the test set; empty without any."""
+    if not facts.paper:
+        return ""
+    write = _metric_axis(facts.metric).format_value
+    base, large = write(facts.paper["base"]), write(facts.paper["large"])
+    return f" In the paper, BERT-base reaches {base} and BERT-large {large} on GLUE's test set."
 
 
 def _other_scores(score: ScoreFact, metric: str) -> str:

@@ -82,6 +82,7 @@ class FinetuneFacts(Facts, extra="allow"):
     scores: dict[str, ScoreFact] = Field(default={})
     metric: str = "accuracy"
     scored_split: str = "test"
+    paper: dict[str, float] = Field(default={})  # base, large: BERT's scores on GLUE's test set, by the task's metric
     variants: dict[str, CurvesFact] = Field(default={})
     trials: dict[str, CurvesFact] = Field(default={})
     seeds: dict[str, list[SeedsFact]] = Field(default={})  # by variant, one for each combination of hyperparameters

@@ -65,10 +65,14 @@ def test_the_driver_requests_to_stop_after_a_signal_and_for_a_larger_group(
         if signalled:
             stop.set()
         else:  # a group without a report may not be placed yet: its own resources seem free
+            deadline = time.monotonic() + 30
+            while not notes and time.monotonic() < deadline:
+                time.sleep(0.1)
             time.sleep(1.2)
             assert notes and not any(shown in note for note in notes)
         deadline = time.monotonic() + 30
         while not ray.get(monitor.report.remote(4, "step 4")) and time.monotonic() < deadline:
             time.sleep(0.1)
-        time.sleep(1.2)
+        while not any(note.startswith(f"step 4, {shown}") for note in notes) and time.monotonic() < deadline:
+            time.sleep(0.1)
     assert any(note.startswith(f"step 4, {shown}") for note in notes)

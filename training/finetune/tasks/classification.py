@@ -204,7 +204,7 @@ class Classification:
         return example.sample()
 
     def facts(self) -> dict[str, Any]:
-        return {"labels": label_counts(self.examples)}
+        return {"labels": label_counts(self.examples)} | (glue.paper_fact(self.config.glue) if self.config.glue else {})
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForSequenceClassification", labels_config(self.labels))

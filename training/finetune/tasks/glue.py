@@ -38,6 +38,12 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+def paper_fact(name: str) -> dict[str, Any]:
+    """BERT's published scores on a task's test set, as the manifest has them; empty if there are none."""
+    paper = LAYOUTS[name].paper
+    return {"paper": {"base": paper[0] / 100, "large": paper[1] / 100}} if paper else {}
+
+
 def submission(predictions: Sequence[Mapping[str, Any]]) -> bytes:
     """The rows of a test split, in the order of its file -> a file for GLUE's server: index, from 0, and prediction."""
     rows = (f"{index}\t{row['predicted']}\n" for index, row in enumerate(predictions))

@@ -155,7 +155,7 @@ class Regression:
         return example.sample()
 
     def facts(self) -> dict[str, Any]:
-        return {}
+        return glue.paper_fact(self.config.glue) if self.config.glue else {}
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForSequenceClassification", {"num_labels": 1, "problem_type": "regression"})

@@ -273,6 +273,7 @@ def test_glue_files_are_read_in_their_published_form(
     assert [example.label for example in task.examples if example.split == "test"] == [None]
     assert task.scored_split == "dev"
     written = task.prediction_files("test", [{"predicted": "1"}, {"predicted": "0"}], [], None)
+    assert task.facts()["paper"]["base"] == {"CoLA": 0.521, "MRPC": 0.889, "RTE": 0.664}[name]
     assert written == {f"{name}.tsv": b"index\tprediction\n0\t1\n1\t0\n"}
 
 
