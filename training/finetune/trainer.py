@@ -26,7 +26,16 @@ from cloze.training.cluster.collectives import broadcast_object
 from cloze.training.cluster.heartbeat import ReportProgress
 from cloze.training.finetune.encoders import PretrainedEncoder
 from cloze.training.finetune.model_files import model_files
-from cloze.training.finetune.tasks.task import SPLITS, EncodedSplit, EncodedTask, RowIndices, Task, TaskConfig, Trial
+from cloze.training.finetune.tasks.task import (
+    SPLITS,
+    EncodedSplit,
+    EncodedTask,
+    RowIndices,
+    Task,
+    TaskConfig,
+    TrainedTaskConfig,
+    Trial,
+)
 from cloze.training.model.bert import initialize
 from cloze.training.model.hardware import has_bf16, worker_device
 from cloze.training.model.optim import OptimizerConfig, Precision, adamw, autocast, learning_rate_at, parameter_groups
@@ -215,6 +224,10 @@ class FinetuneTrainer:
             initialize(model, encoder.config.initializer_range, trial.seed)
         if variant == "pretrained":
             encoder.load_into(model)
+        config = self.setup.config
+        if isinstance(config, TrainedTaskConfig) and config.freeze_encoder:
+            for name, parameter in model.get_submodule("bert").named_parameters():
+                parameter.requires_grad_(name.startswith("pooler."))
         return model.to(self.device)
 
     def _step(
@@ -225,13 +238,17 @@ class FinetuneTrainer:
         worker_rows = rows[self.rank :: self.workers]
         model.train()
         optimizer.zero_grad()
-        loss = torch.zeros((), device=self.device)
-        if len(worker_rows):
+        total, terms = torch.zeros((), device=self.device), task.loss_terms(data, rows)
+        assert isinstance(self.setup.config, TrainedTaskConfig)
+        size = self.setup.config.micro_batch_size or max(1, len(worker_rows))
+        for start in range(0, len(worker_rows), size):
+            micro_batch = worker_rows[start : start + size]
             with autocast(self.device, self.precision):
-                outputs = model(*task.inputs(data, worker_rows, self.device))
-            loss = task.loss(outputs, data, worker_rows) / task.loss_terms(data, rows)
+                outputs = model(*task.inputs(data, micro_batch, self.device))
+            loss = task.loss(outputs, data, micro_batch) / terms
             loss.backward()
-        loss = self._all_reduce(model, loss.detach())
+            total += loss.detach()
+        loss = self._all_reduce(model, total)
         if not math.isfinite(loss):
             raise UserError(f"finetune-{self.setup.config.name}: the loss is {loss}; lower learning_rate")
         nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -243,7 +260,7 @@ class FinetuneTrainer:
         if self.workers == 1:
             return loss.item()
         for parameter in model.parameters():
-            if parameter.grad is None:  # this worker has no row of the batch
+            if parameter.grad is None and parameter.requires_grad:  # this worker has no row of the batch
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         flat = torch.cat([loss.flatten(), *(gradient.flatten() for gradient in gradients)])

@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional
 from transformers import pipeline
 
 from cloze.pipeline.core import json_lines
@@ -334,6 +336,40 @@ def test_the_manifest_has_mean_and_deviation_over_seeds_for_each_hyperparameters
 def test_a_seed_that_is_there_twice_is_refused():
     with pytest.raises(ValueError, match="4 is there more than once; give different seeds"):
         config(seeds=(4, 5, 4))
+
+
+def test_a_frozen_encoder_stays_and_its_head_is_trained(inputs, single_process_group, tmp_path):
+    trainer = FinetuneTrainer(setup(config(freeze_encoder=True, epochs=1), inputs, output(tmp_path)), report_nothing)
+    before = trainer.new_model("pretrained").state_dict()
+    after = trainer.run_trial("pretrained", trainer.setup.config.trials[0]).weights
+    torch.use_deterministic_algorithms(False)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = ("weight", "bias")
+    assert changed == {f"{module}.{part}" for module in ("bert.pooler", "classifier") for part in parts}
+
+
+@pytest.mark.parametrize("weights", [None, "balanced"])
+def test_micro_batches_accumulate_the_gradients_of_their_batch(inputs, single_process_group, tmp_path, weights):
+    steady = MODEL.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    given = inputs | {"checkpoint": write_checkpoint(tmp_path, steady)}
+    found = []
+    for size in (None, 2):
+        settings = config(micro_batch_size=size, class_weights=weights, epochs=2)
+        trainer = FinetuneTrainer(setup(settings, given, output(tmp_path / str(size))), report_nothing)
+        found.append(trainer.run_trial("pretrained", settings.trials[0]))
+    torch.use_deterministic_algorithms(False)
+    np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=1e-4)
+
+
+def test_balanced_weights_are_those_of_scikit_learn(inputs):
+    task = task_of(config()).read(config(class_weights="balanced"), {"data": inputs["data"].location})
+    labels = [example.label for example in task.examples if example.split == "train"]
+    expected = compute_class_weight("balanced", classes=np.array(task.labels), y=labels)
+    np.testing.assert_allclose(task._weights, expected)
+    data = task.encode(build_tokenizer(PIECES)).splits["train"]
+    logits, rows = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)), np.arange(9)
+    mean = functional.cross_entropy(logits, torch.from_numpy(data.targets[rows]), torch.tensor(task._weights))
+    torch.testing.assert_close(task.loss(logits, data, rows) / task.loss_terms(data, rows), mean)
 
 
 def test_one_variant_starts_from_the_checkpoint_and_the_other_does_not(inputs, single_process_group, tmp_path):

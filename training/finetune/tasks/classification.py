@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -53,6 +54,8 @@ class ClassificationConfig(TrainedTaskConfig):
     """The score by which epochs and trials are compared; accuracy by default. f1 is that of the label `positive`."""
     positive: str | None = Field(default=None, min_length=1)
     """The label whose F1 is computed; by default the last one of two, sorted."""
+    class_weights: Literal["balanced"] | None = None
+    """balanced weighs each example in the loss by the inverse of its label's frequency in train."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,20 @@ class Classification:
     def loss(self, outputs: Tensor, data: EncodedTexts, rows: RowIndices) -> Tensor:
         """The sum of the cross-entropies of logits [batch, labels]."""
         targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
-        return functional.cross_entropy(outputs, targets, reduction="sum")
+        weights = None if self._weights is None else torch.tensor(self._weights, device=outputs.device)
+        return functional.cross_entropy(outputs, targets, weights, reduction="sum")
 
-    def loss_terms(self, data: EncodedTexts, rows: RowIndices) -> int:
-        return len(rows)
+    def loss_terms(self, data: EncodedTexts, rows: RowIndices) -> float:
+        """The number of rows, or the sum of their weights."""
+        return len(rows) if self._weights is None else float(np.array(self._weights)[data.targets[rows]].sum())
+
+    @cached_property
+    def _weights(self) -> list[float] | None:
+        """The weight of each label in the loss: the mean over the examples of train is 1."""
+        if self.config.class_weights is None:
+            return None
+        counts = Counter(example.label for example in self.examples if example.split == "train")
+        return [counts.total() / (len(self.labels) * counts[label]) for label in self.labels]
 
     def answers(self, outputs: Tensor, data: EncodedTexts, rows: RowIndices) -> list[NDArray[np.float32]]:
         """The probability of each label [labels] for each example."""

@@ -133,6 +133,10 @@ class TrainedTaskConfig(TaskConfig):
     """Examples per optimizer step, over all workers; or a list to choose from on dev."""
     epochs: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (3,)
     """Passes over the train split, or a list to choose from on dev. The best epoch on dev is kept."""
+    micro_batch_size: Annotated[int | None, Compute, Field(gt=0)] = None
+    """Maximum number of rows that a worker computes at once, which limits memory; gradients are accumulated."""
+    freeze_encoder: bool = False
+    """Keep the encoder as it is: only the head, and the pooler if the head uses it, are trained."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = Field(default=None, min_length=1)
     """Seeds to train every combination of hyperparameters with, in place of `seed`, which still draws the splits. The
     combination with the best mean over the seeds on dev is kept, and of its models the best on dev."""
@@ -233,7 +237,7 @@ class Task(Protocol):
         """The sum of the rows' losses, from the model's outputs for these rows."""
         ...
 
-    def loss_terms(self, data: Any, rows: RowIndices) -> int:
+    def loss_terms(self, data: Any, rows: RowIndices) -> float:
         """The number of losses in the sum that `loss` returns for these rows: a step's loss is their mean."""
         ...
 
