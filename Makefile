@@ -1,7 +1,7 @@
 # make demo                          the quickstart: from a fresh clone to a fine-tuned model
 # make lint                          ruff, basedpyright, import-linter
 # make test [ARGS="..."]             the tests, two files in parallel
-# make campaign                      crash tests at random steps, about ten minutes
+# make campaign                      crash tests at random steps, the GPU kit's dry run; 15 to 20 minutes
 # make bench [ONLY=name ARGS="..."]  benchmarks
 # make gpu-pack                      build/gpu: what a bare machine with a GPU needs, to be copied there with the repository
 # make gpu [ARGS="..."]              there: does Cloze work on the GPU, and how fast (tests/gpu)

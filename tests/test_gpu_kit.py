@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.gpu import pack
+from tests.gpu.__main__ import install
 from tests.gpu.kit import Check, Failed, Figures, Kit, checks
 from tests.gpu.processes import Hosts
 from tests.paths import REPOSITORY
@@ -90,6 +92,20 @@ def test_every_check_has_its_own_name_and_all_parts_have_some() -> None:
     assert {check.part for check in checks()} == {0, 1, 2, 3}
 
 
+def test_packed_wheels_are_unpacked_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels/packed-1-py3-none-any.whl", "w") as wheel:
+        for name, mode in (("packed/program", 0o755), ("packed/__init__.py", 0o644)):
+            item = zipfile.ZipInfo(name)
+            item.external_attr = (0o100000 | mode) << 16
+            wheel.writestr(item, "1")
+    monkeypatch.setattr(pack, "FOLDER", tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    site = install(tmp_path / "site")
+    assert site and os.access(site / "packed/program", os.X_OK)
+    assert (site / "packed/__init__.py").stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.campaign
 def test_the_pack_is_built_and_fits() -> None:
     """A test of its own, before the dry runs: together they may take longer than one test may."""
@@ -107,7 +123,7 @@ def test_all_checks_pass_from_packed_wheels_in_an_environment_like_the_bare_mach
     dry = f"--device cpu --tiny --parts {','.join(map(str, parts))} --minutes 1:9,2:9,3:9"
     command = ["make", "gpu", f"GPU_PYTHON={bare_environment()}", f"OUT={tmp_path}", f"ARGS={dry}"]
     hidden = {"PYTHONPATH", "VIRTUAL_ENV", "DS_ACCELERATOR"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {"TMPDIR": "/tmp"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
     kit = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     printed = kit.stdout
     summary: dict[str, Any] = json.loads(printed.splitlines()[-1])

@@ -171,4 +171,4 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape))
+    return " x ".join(map(str, tensor.shape)) or "()"

@@ -5,8 +5,11 @@ whole hidden states. Compilation fuses them. All layers share one compiled funct
 """
 
 import importlib.util
+import os
 import shutil
+import sysconfig
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -34,7 +37,16 @@ def without_compilation() -> AbstractContextManager[None]:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether this is a GPU for which layers can be compiled. That takes Triton, and a C compiler that it calls."""
+    """Whether this is a GPU for which layers can be compiled: it needs Triton, and what Triton builds its launcher
+    with.
+    """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
         return False
-    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return importlib.util.find_spec("triton") is not None and _can_build_extensions()
+
+
+def _can_build_extensions() -> bool:
+    """Whether there are a C compiler and Python's headers, which a distribution may package on their own."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]  # as in triton/runtime/build.py
+    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    return any(map(shutil.which, compilers)) and headers.is_file()

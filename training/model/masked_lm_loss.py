@@ -100,9 +100,8 @@ class _MaskedLMSums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        factor = loss_gradient / ctx.scale
+        factor = loss_gradient / ctx.scale  # fp32: in 16 bits its rounding would scale all gradients alike
         scaled = (
-            (gradient * factor.to(gradient.dtype)).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
+            (gradient.float() * factor).to(dtype) for gradient, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
         )
         return (*scaled, None, None, None, None)

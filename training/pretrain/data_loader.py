@@ -127,7 +127,10 @@ class Batch(NamedTuple):
 
 
 class ShapeMultiples(NamedTuple):
-    """The multiples to which `collate` pads, so that few shapes occur and 16-bit products are fast."""
+    """The multiples to which `collate` pads, so that few shapes occur and 16-bit products are fast.
+
+    Masked positions are padded to at least one multiple above 1: a placeholder has none.
+    """
 
     length: int = 1  # of tokens in a row
     masked: int = 1  # of masked positions in a micro-batch
@@ -152,7 +155,8 @@ def collate(
         ids, positions, targets, counts = masking(ids, examples)
         used = np.arange(positions.shape[1]) < counts[:, None]
         flat, labels = (positions + starts[:, None])[used], targets[used]
-    missing = _rounded_up(len(labels), multiples.masked) - len(labels)
+    least = 1 if multiples.masked > 1 else 0
+    missing = _rounded_up(max(len(labels), least), multiples.masked) - len(labels)
     flat, labels = (
         np.pad(flat, (0, missing)),
         np.pad(labels.astype(np.int64), (0, missing), constant_values=IGNORE_INDEX),

@@ -203,6 +203,11 @@ def test_embeddings_have_as_many_rows_as_config_json_says(stored_rows: int, tmp_
     assert refusal(tmp_path).startswith(line)
 
 
+def test_a_single_number_in_place_of_a_weight_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, {**STORED, EMBEDDINGS: torch.tensor(1.0)})
+    assert f"{EMBEDDINGS} has shape (), but " in refusal(tmp_path)
+
+
 def test_embeddings_without_a_vocabulary_keep_all_rows(tmp_path: Path) -> None:
     found = read(write(tmp_path, padded(STORED, 2), vocab_size=PADDED))
     assert (found.vocab_size, found.vocab, found.notes) == (PADDED, None, ())

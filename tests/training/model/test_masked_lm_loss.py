@@ -64,6 +64,18 @@ def test_16_bits_round_no_more_than_with_logits(head, dtype):
     assert distance(gradient, expected) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("positions", [3, 5119])
+def test_a_mean_over_any_number_of_positions_does_not_scale_the_gradients(head, dtype, positions):
+    """1 / 5119 in bf16 is 0.1 % too small: the factor of the loss must not be rounded to 16 bits."""
+    with torch.autocast("cpu", dtype):
+        whole, mean = masked_lm_sums(**head), masked_lm_sums(**head)
+    for name in ("hidden", "weight", "bias"):
+        expected = torch.autograd.grad(whole.loss, head[name], retain_graph=True)[0]
+        gradient = torch.autograd.grad(mean.loss / positions, head[name], retain_graph=True)[0]
+        assert distance(gradient * positions, expected) < 1e-6
+
+
 def test_fp16_keeps_the_gradients_of_improbable_pieces():
     """A hundred thousand pieces of equal probability: their gradients are 1e-5, which fp16 cannot hold in full."""
     logits = torch.zeros(1, 100_000, dtype=torch.float16)

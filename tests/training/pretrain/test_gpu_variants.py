@@ -1,17 +1,26 @@
 """What a GPU does differently equals the plain step on a CPU: compiled layers, the fused loss, padded shapes."""
 
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import astuple
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from cloze.training.model.bert import BertConfig, BertForPreTraining
-from cloze.training.model.compiled import can_compile, compile_layers
+from cloze.training.model.compiled import _can_build_extensions, can_compile, compile_layers
 from cloze.training.model.optim import OptimizerConfig
-from cloze.training.pretrain.data_loader import IGNORE_INDEX, Batch, ExampleDataset, ShapeMultiples, collate
+from cloze.training.pretrain.data_loader import (
+    IGNORE_INDEX,
+    Batch,
+    ExampleDataset,
+    ShapeMultiples,
+    collate,
+    worker_micro_batches,
+)
 from cloze.training.pretrain.engine import Engine
 from cloze.training.pretrain.trainer import _compiles
 from tests.training.small_examples import VOCAB_SIZE, examples_artifact
@@ -103,6 +112,15 @@ def test_padding_to_multiples_repeats_shapes_and_changes_no_example(examples: Ex
     assert (padded.masked_lm_labels[masked:] == IGNORE_INDEX).all() and padded.padded
 
 
+def test_a_placeholder_is_padded_like_any_other_batch(examples: ExampleDataset) -> None:
+    """Kernels would be compiled once more for no masked positions at all."""
+    arrays = next(examples.batches(0, 0, 1))
+    *_, placeholder = worker_micro_batches(arrays, 1, 2, 4)
+    assert not placeholder.counted and len(collate(placeholder).masked_lm_labels) == 0
+    labels = collate(placeholder, None, MULTIPLES).masked_lm_labels
+    assert labels.tolist() == [IGNORE_INDEX] * MULTIPLES.masked
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2])
 def test_steps_of_compiled_layers_equal_plain_steps(plain, examples, stage: int) -> None:
@@ -158,6 +176,19 @@ def test_layers_are_compiled_on_gpus_only_unless_configured() -> None:
     cpu = torch.device("cpu")
     assert not can_compile(cpu) and not _compiles(config(), cpu)
     assert _compiles(config(compile=True), cpu) and not _compiles(config(compile=False), cpu)
+
+
+def test_triton_needs_a_c_compiler_and_the_headers_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(tmp_path))
+    assert not _can_build_extensions()
+    (tmp_path / "gcc").touch(0o755)
+    assert not _can_build_extensions(), "without Python.h"
+    (tmp_path / "Python.h").touch()
+    assert _can_build_extensions()
+    monkeypatch.setenv("CC", "missing-compiler")
+    assert not _can_build_extensions(), "Triton calls what CC names"
 
 
 def test_zero_3_cannot_be_compiled() -> None:
