@@ -19,7 +19,7 @@ from cloze.training.model.architectures import architecture_of
 from cloze.training.model.bert import BertConfig, load_encoder
 
 _NO_POOLER = (
-    "The checkpoint has no pooler (examples.objective mlm): it began with random weights, as the classifier does"
+    "The checkpoint has no pooler (examples.objective mlm): where the task uses one, it began with random weights"
 )
 
 
@@ -94,7 +94,7 @@ def from_weights_file(file: SourceFile) -> PretrainedEncoder:
         "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
         "tokenizer_config.json": tokenizer_config_json().encode(),
     }
-    no_pooler = f"{folder.name} has no pooler: it began with random weights, as the classifier does"
+    no_pooler = f"{folder.name} has no pooler: where the task uses one, it began with random weights"
     notes = () if "bert.pooler.weight" in found.weights else (no_pooler,)
     read_weights = partial(_weights_of_folder, folder)
     return PretrainedEncoder(found.model, found.vocab_size, files, read_weights, (*found.notes, *notes))

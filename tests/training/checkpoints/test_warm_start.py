@@ -168,7 +168,7 @@ def test_a_checkpoint_is_found_by_the_first_digits_of_its_digest(checkpoint: Che
     assert weights_files(checkpoint.digest, root) == [file]
     assert same(initial_weights(source(file), MODEL, VOCAB, nsp=True).weights, checkpoint.weights())
     with pytest.raises(
-        UserError, match=r"pretrain\.init: no finished checkpoint under .* that begins with 00000000; give"
+        UserError, match=r"init: no finished checkpoint under .* that begins with 00000000; give"
     ):
         weights_files("00000000", root)
 

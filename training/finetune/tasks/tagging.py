@@ -96,7 +96,7 @@ class Tagging:
         """The task of new sentences: `words` is a list, or a text with spaces between the words."""
         sentences = [
             TaggedSentence(
-                row, "test", None, tuple(words.split() if isinstance(words := one["words"], str) else words), None, ""
+                row, "test", None, tuple(words.split() if isinstance(words := one["words"], str) else words), None
             )
             for row, one in enumerate(inputs, start=1)
         ]

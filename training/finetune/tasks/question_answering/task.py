@@ -98,7 +98,10 @@ class QuestionAnswering:
         for name, location in files.items():
             found = read_questions(location, train=name in ("train", "data"), skip_invalid=config.skip_invalid)
             split = "" if name == "data" else name
-            examples += [_example(row, split, question) for row, question in enumerate(found.questions, start=1)]
+            examples += [
+                _example(row, split, question, f"{location}: question {question.id}")
+                for row, question in enumerate(found.questions, start=1)
+            ]
             skipped += found.skipped
             with_null |= found.has_impossible_questions
         examples = _with_splits(examples, config.seed)
@@ -249,9 +252,9 @@ class QuestionAnswering:
         return TransformersHead("ForQuestionAnswering", {"with_null": self.with_null})
 
 
-def _example(row: int, split: str, question: Question) -> QuestionExample:
+def _example(row: int, split: str, question: Question, where: str = "") -> QuestionExample:
     label = None if question.answers is None else question.answers[0].text if question.answers else ""
-    return QuestionExample(row, split, label, question)
+    return QuestionExample(row, split, label, question, where=where)
 
 
 def _with_splits(examples: list[QuestionExample], seed: int) -> list[QuestionExample]:
