@@ -209,8 +209,8 @@ def test_questions_without_an_answer_are_scored_as_squad_2_does(tmp_path: Path) 
     trained = Trained(settings, files, tmp_path)
     scores = trained.facts["scores"]
     assert trained.facts["scored_split"] == "test", "a file alone is divided"
-    assert scores["pretrained"]["f1"] > scores["no answer"]["f1"] + 0.2
-    assert scores["no answer"]["no_answer_f1"] == 1 and scores["no answer"]["has_answer_f1"] == 0
+    assert scores["pretrained"]["f1"] > scores["no_answer"]["f1"] + 0.2
+    assert scores["no_answer"]["no_answer_f1"] == 1 and scores["no_answer"]["has_answer_f1"] == 0
     assert (trained.folder / "predictions/pretrained/null_odds.json").exists()
 
 
