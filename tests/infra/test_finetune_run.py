@@ -123,6 +123,21 @@ def test_a_task_that_trains_nothing_has_no_model(capsys: pytest.CaptureFixture[s
     )
 
 
+def test_a_model_without_the_head_that_a_task_scores_with_is_an_error_before_the_run(
+    capsys: pytest.CaptureFixture[str], own_yaml: str
+) -> None:
+    from transformers import BertConfig, BertModel
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=10, max_position_embeddings=16, **shape)).save_pretrained("models/tiny")
+    Path("pairs.jsonl").write_text('{"sentence_good": "a day", "sentence_bad": "day a"}\n')
+    task = "{name: pairs, kind: minimal_pairs, file: pairs.jsonl, init: models/tiny, max_seq_length: 16}"
+    Path("own.yaml").write_text(f"name: own\nfinetune: [{task}]\n")
+    capsys.readouterr()  # transformers' progress
+    line = f"{Path('models/tiny').absolute()}: has no masked-LM head, with which this task scores; "
+    assert error(capsys, "finetune", own_yaml) == f"{line}give a model as it was pretrained"
+
+
 def test_tasks_alone_are_sent_to_a_cluster(own_yaml: str) -> None:
     cluster = ClusterConfig(name="a", address="http://10.0.0.1:8265", shared_disk=True)
     stage_files(Path("sent"), load(RunConfig, own_yaml), cluster)
