@@ -30,14 +30,20 @@ def export_run(run: Run, to: Location) -> None:
 def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Location]":
     """A task's configuration, and the folder of its fine-tuned model.
 
-    Raises UserError when there is no such task, or it is not finished.
+    Raises UserError when there is no such task, it is not finished, or it trains no model.
     """
     from cloze.training.finetune.model_files import FOLDER
 
     names = [found.name for found in run.config.finetune]
     if task not in names:
         raise UserError(f"--task {task}: is not a task of this run; its tasks are {', '.join(names) or 'none'}")
-    return run.config.finetune[names.index(task)], finished(run, f"finetune-{task}").location / FOLDER
+    config = run.config.finetune[names.index(task)]
+    if not config.trials:
+        kind = type(config).model_fields["kind"].default
+        raise UserError(
+            f"--task {task}: a task of the kind {kind} trains no model; export or use the model that it starts from"
+        )
+    return config, finished(run, f"finetune-{task}").location / FOLDER
 
 
 def export_task(run: Run, task: str, to: Location) -> None:
@@ -94,11 +100,10 @@ def print_predictions(predictions: "Sequence[Sequence[MaskPrediction]]") -> None
 
 
 def finished(run: Run, name: str) -> Artifact:
-    """A stage's output. Raises UserError when it is not finished, or when the run has no pretraining."""
-    if run.config.pretraining is None:
+    """A stage's output. Raises UserError when it is not finished, or is one of pretraining and the run has none."""
+    if run.config.pretraining is None and name not in run.stages:
         raise UserError(
-            f"{run.config.name}: only fine-tunes, so it has no pretrained model; its fine-tuned models are the folders "
-            "model in the outputs of its tasks, which cloze status shows"
+            f"{run.config.name}: only fine-tunes, so it has no pretrained model; name a fine-tuned one with --task"
         )
     artifact = run.artifact(name)
     if artifact is None:

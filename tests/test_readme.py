@@ -119,7 +119,7 @@ def test_the_complete_example_is_the_quickstart() -> None:
 def cloze_commands(page: Path) -> Iterator[list[str]]:
     """The arguments of each `cloze` command on a page: in indented code, and inline where it has arguments."""
     for line in [*code_lines(page), *code_spans(page)]:
-        command = re.split(r"\s{2,}| \| | && ", line.removeprefix(".venv/bin/"))[0]
+        command = re.split(r"\s{2,}| \| | && | < ", line.removeprefix(".venv/bin/"))[0]
         if not re.match(r"cloze [a-z]+( |$)", command) or "..." in command:
             continue
         optional = re.sub(r" \[(--\w+ \w+|\w+)\]", r" \1", command)  # [--until STAGE], [KEY]

@@ -1,5 +1,6 @@
 """A run of fine-tuning tasks alone: no documents, vocabulary or pretraining; and `cloze finetune`."""
 
+import io
 import json
 from pathlib import Path
 
@@ -114,6 +115,29 @@ def test_of_a_run_with_pretraining_the_tasks_and_what_they_need_are_run(
     assert line == "quickstart: has no fine-tuning task; add one to finetune"
 
 
+def test_a_task_that_trains_nothing_has_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.yaml").write_text("name: own\nfinetune: [{name: pairs, kind: minimal_pairs, file: a.jsonl, init: m}]\n")
+    line = error(capsys, "export", "own.yaml", "--task", "pairs", "--to", "pairs")
+    assert line == (
+        "--task pairs: a task of the kind minimal_pairs trains no model; export or use the model that it starts from"
+    )
+
+
+def test_a_model_without_the_head_that_a_task_scores_with_is_an_error_before_the_run(
+    capsys: pytest.CaptureFixture[str], own_yaml: str
+) -> None:
+    from transformers import BertConfig, BertModel
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=10, max_position_embeddings=16, **shape)).save_pretrained("models/tiny")
+    Path("pairs.jsonl").write_text('{"sentence_good": "a day", "sentence_bad": "day a"}\n')
+    task = "{name: pairs, kind: minimal_pairs, file: pairs.jsonl, init: models/tiny, max_seq_length: 16}"
+    Path("own.yaml").write_text(f"name: own\nfinetune: [{task}]\n")
+    capsys.readouterr()  # transformers' progress
+    line = f"{Path('models/tiny').absolute()}: has no masked-LM head, with which this task scores; "
+    assert error(capsys, "finetune", own_yaml) == f"{line}give a model as it was pretrained"
+
+
 def test_tasks_alone_are_sent_to_a_cluster(own_yaml: str) -> None:
     cluster = ClusterConfig(name="a", address="http://10.0.0.1:8265", shared_disk=True)
     stage_files(Path("sent"), load(RunConfig, own_yaml), cluster)
@@ -122,7 +146,7 @@ def test_tasks_alone_are_sent_to_a_cluster(own_yaml: str) -> None:
 
 
 def test_tasks_alone_are_planned_run_shown_and_skipped(
-    capsys: pytest.CaptureFixture[str], own_yaml: str, ray_session: None
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_yaml: str, ray_session: None
 ) -> None:
     assert stages(capsys, "plan", own_yaml) == {"finetune-mood": "run", "report": "run"}
     lines = printed(capsys, "finetune", own_yaml).splitlines()
@@ -142,6 +166,11 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
     assert 'id="fine-tuning"' in text and 'id="pretraining"' not in text and 'id="vocabulary"' not in text
     assert printed(capsys, "report", own_yaml) == f"{page.absolute()}\n"
 
+    assert printed(capsys, "export", own_yaml, "--task", "mood", "--to", "mood") == f"{Path('mood').absolute()}\n"
+    assert json.loads(Path("mood/config.json").read_text())["id2label"] == {"0": "bad", "1": "good"}
+    monkeypatch.setattr("sys.stdin", io.StringIO("a good day\na bad night\n"))
+    predicted = printed(capsys, "predict", own_yaml, "--task", "mood").splitlines()
+    assert [json.loads(line).keys() for line in predicted] == 2 * [{"predicted", "probabilities"}]
     for command in (["export", own_yaml, "--to", "my-bert"], ["predict", own_yaml, "a [MASK]"]):
         assert error(capsys, *command).startswith("own: only fine-tunes, so it has no pretrained model; ")
     assert error(capsys, "run", own_yaml, "--until", "pretrain").startswith("pretrain: is not a stage of this run; ")

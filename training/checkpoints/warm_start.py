@@ -83,7 +83,7 @@ def checkpoint_vocab(checkpoint: Location) -> Location:
     if not (vocab / "tokenizer.json").is_file():
         raise UserError(
             f"{checkpoint}: the vocabulary it was trained with is not under {root}; "
-            "export the model and set pretrain.init to that folder"
+            "export the model and set init to that folder"
         )
     return vocab
 
@@ -122,15 +122,16 @@ def _check_compatible(
 
 
 def is_digest(init: str) -> bool:
-    """Whether `pretrain.init` is the digest of a checkpoint under the run's root; otherwise it is a folder."""
+    """Whether an `init` is the digest of a checkpoint under the run's root; otherwise it is a folder."""
     return _DIGEST_PREFIX.fullmatch(init) is not None
 
 
 def weights_files(init: str, root: Location) -> list[str]:
-    """`pretrain.init` -> the files of weights: in that folder, or of the checkpoint under `root` with that digest.
+    """The `init` of pretraining or of a task -> the files of weights.
 
-    Of a model in several files the first is their index. The first digits of a digest are enough. Raises MissingFile
-    when no checkpoint matches or a file is missing, UserError when several match or the index is invalid.
+    They are in that folder, or those of the checkpoint under `root` with that digest. Of a model in several files the
+    first is their index. The first digits of a digest are enough. Raises MissingFile when no checkpoint matches or a
+    file is missing, UserError when several match or the index is invalid.
     """
     if not is_digest(init):
         folder = Location(init)
@@ -144,10 +145,10 @@ def weights_files(init: str, root: Location) -> list[str]:
         if (file := root / json.loads(record.read_bytes())["weights"]).is_file():
             matching[record.name.partition(".")[0]] = file.uri
     if len(matching) > 1:
-        raise UserError(f"pretrain.init: {len(matching)} digests begin with {init}; give more of its digits")
+        raise UserError(f"init: {len(matching)} digests begin with {init}; give more of its digits")
     if not matching:
         raise MissingFile(
-            f"pretrain.init: no finished checkpoint under {root} has a digest that begins with {init}; give the folder "
+            f"init: no finished checkpoint under {root} has a digest that begins with {init}; give the folder "
             "of a model, or a digest from the manifest.json of a pretrain artifact"
         )
     return [next(iter(matching.values()))]

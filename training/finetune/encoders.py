@@ -19,7 +19,7 @@ from cloze.training.model.architectures import architecture_of
 from cloze.training.model.bert import BertConfig, load_encoder
 
 _NO_POOLER = (
-    "The checkpoint has no pooler (examples.objective mlm): it began with random weights, as the classifier does"
+    "The checkpoint has no pooler (examples.objective mlm): where the task uses one, it began with random weights"
 )
 
 
@@ -32,6 +32,7 @@ class PretrainedEncoder:
     tokenizer_files: Mapping[str, bytes]  # those of a vocab artifact, by name
     read_weights: Callable[[], Mapping[str, Tensor]]  # by Cloze's names, those of heads included
     notes: tuple[str, ...] = ()  # for the user
+    where: str = "the checkpoint"  # for error messages
 
     def module(self) -> nn.Module:
         """The encoder with arbitrary weights."""
@@ -45,12 +46,19 @@ class PretrainedEncoder:
         weights, head = self.read_weights(), getattr(model, "mlm", None)
         load_encoder(model, weights)
         if head is not None:
-            of_head = {name.removeprefix("mlm."): weight for name, weight in weights.items() if name.startswith("mlm.")}
-            if not of_head:
-                raise UserError(
-                    "the model has no masked-LM head, which this task scores; give one as it was pretrained"
-                )
-            head.load_state_dict(of_head)
+            head.load_state_dict(self._masked_lm_head(weights))
+
+    def check_masked_lm_head(self) -> None:
+        """Raises UserError when the pretrained model has no masked-LM head."""
+        self._masked_lm_head(self.read_weights())
+
+    def _masked_lm_head(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        head = {name.removeprefix("mlm."): weight for name, weight in weights.items() if name.startswith("mlm.")}
+        if not head:
+            raise UserError(
+                f"{self.where}: has no masked-LM head, with which this task scores; give a model as it was pretrained"
+            )
+        return head
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which treats special tokens in a text as ordinary text."""
@@ -94,10 +102,10 @@ def from_weights_file(file: SourceFile) -> PretrainedEncoder:
         "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
         "tokenizer_config.json": tokenizer_config_json().encode(),
     }
-    no_pooler = f"{folder.name} has no pooler: it began with random weights, as the classifier does"
+    no_pooler = f"{folder.name} has no pooler: where the task uses one, it began with random weights"
     notes = () if "bert.pooler.weight" in found.weights else (no_pooler,)
     read_weights = partial(_weights_of_folder, folder)
-    return PretrainedEncoder(found.model, found.vocab_size, files, read_weights, (*found.notes, *notes))
+    return PretrainedEncoder(found.model, found.vocab_size, files, read_weights, (*found.notes, *notes), str(folder))
 
 
 def _weights_of_folder(folder: Location) -> Mapping[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import nn
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import load_tokenizer
 from cloze.training.checkpoints.huggingface import read_model_config
+from cloze.training.finetune.model_files import POOLER
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import Task, TaskConfig
 from cloze.training.model.architectures import architecture_of
@@ -39,7 +40,8 @@ class FineTunedModel:
         encoder = architecture.encoder(model_config, vocab_size)
         model = task.for_inputs(config, head, []).model(encoder, model_config)
         weights = load((folder / "model.safetensors").read_bytes())
-        model.load_state_dict(architecture.layout.from_transformers(weights))
+        unused = {name: weight for name, weight in model.state_dict().items() if name.startswith(POOLER)}
+        model.load_state_dict(unused | architecture.layout.from_transformers(weights))
         found = cls(model, task, config, head)
         found.tokenizer = load_tokenizer(folder / "tokenizer.json")
         return found
@@ -63,6 +65,6 @@ class FineTunedModel:
             for row, answer in zip(rows, task.answers(outputs, data, rows), strict=True):
                 answers[row] = answer
         return [
-            {key: value for key, value in row.items() if key not in ("row", "label")}
+            {key: value for key, value in row.items() if key not in ("row", "id", "label")}
             for row in task.predictions(task.examples, answers, data)
         ]

@@ -12,6 +12,7 @@ from cloze.training.finetune.tasks.task import Task
 from cloze.training.model.architectures import architecture_of
 
 FOLDER = "model"
+POOLER = "bert.pooler."  # the names of its weights begin with this; transformers' heads without it do not expect them
 
 
 def model_files(encoder: PretrainedEncoder, task: Task, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
@@ -30,7 +31,8 @@ def model_files(encoder: PretrainedEncoder, task: Task, weights: Mapping[str, Te
         **encoder.config.model_dump(mode="json", exclude={"architecture"}),
         **head.settings,
     }
-    tensors = layout.to_transformers({name: weight.cpu() for name, weight in weights.items()})
+    kept = [name for name in weights if head.has_pooler or not name.startswith(POOLER)]
+    tensors = layout.to_transformers({name: weights[name].cpu() for name in kept})
     files = {
         "model.safetensors": save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"}),
         "config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),

@@ -29,10 +29,14 @@ _SHOWN_CHARS = 400
 
 
 def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
-    """Raises UserError when a labelled file cannot be read, learned from or scored, or `init` is not a BERT."""
-    task_of(config).read(config, _files(sources))
+    """Raises UserError when a labelled file cannot be read, learned from or scored, or `init` is not a BERT that the
+    task can start from."""
+    task = task_of(config).read(config, _files(sources))
     if init := sources.get("init"):
-        _check_positions(from_weights_file(init), config)
+        encoder = from_weights_file(init)
+        _check_positions(encoder, config)
+        if task.head() is None:  # the task scores with the head of the pretrained model
+            encoder.check_masked_lm_head()
 
 
 def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:

@@ -167,9 +167,7 @@ def test_a_checkpoint_is_found_by_the_first_digits_of_its_digest(checkpoint: Che
     assert file == f"{checkpoint.location}/model.safetensors"
     assert weights_files(checkpoint.digest, root) == [file]
     assert same(initial_weights(source(file), MODEL, VOCAB, nsp=True).weights, checkpoint.weights())
-    with pytest.raises(
-        UserError, match=r"pretrain\.init: no finished checkpoint under .* that begins with 00000000; give"
-    ):
+    with pytest.raises(UserError, match=r"init: no finished checkpoint under .* that begins with 00000000; give"):
         weights_files("00000000", root)
 
 

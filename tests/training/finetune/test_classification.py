@@ -23,7 +23,7 @@ from cloze.training.finetune.tasks.classification import (
     EncodedTexts,
     label_counts,
     read_examples,
-    train_labels,
+    with_known_labels,
 )
 from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText
 from cloze.training.finetune.tasks.task import Trial
@@ -95,7 +95,7 @@ def test_columns_may_have_other_names_and_labels_be_numbers(tmp_path):
     found = read_examples(
         config(columns=LabelledColumns(text="sentence", label="sentiment", split="part")), {"data": Location(str(file))}
     )
-    assert found == [LabelledText(1, "train", "1", "fine")]
+    assert found == [LabelledText(1, "train", "1", "fine", where=f"{file}:1")]
 
 
 @pytest.mark.parametrize(
@@ -150,19 +150,45 @@ def test_a_truncated_gzip_is_an_error(tmp_path):
 def test_examples_that_cannot_be_learned_from_are_an_error(tmp_path, kept, message):
     location = jsonl(tmp_path / "a.jsonl", list(filter(kept, ROWS)))
     with pytest.raises(UserError, match=message):
-        train_labels(read_examples(config(), {"data": location}), location)
+        with_known_labels(read_examples(config(), {"data": location}), location)
 
 
 def test_a_label_that_train_does_not_have_is_an_error(tmp_path):
     location = jsonl(tmp_path / "a.jsonl", [*ROWS, ("x", "poem", "test")])
-    with pytest.raises(UserError, match="test has the label 'poem', which train does not have"):
-        train_labels(read_examples(config(), {"data": location}), location)
+    with pytest.raises(UserError, match=r"a.jsonl:7: test has the label 'poem', which train does not have"):
+        with_known_labels(read_examples(config(), {"data": location}), location)
+
+
+def test_invalid_rows_are_skipped_and_counted_on_request(tmp_path):
+    files = {split: tmp_path / f"{split}.tsv" for split in ("train", "dev")}
+    files["train"].write_text("text\tlabel\nx\ta\ny\tb\nz\nw\t\n\ta\n")
+    files["dev"].write_text("text\tlabel\nx\ta\ny\tc\n")
+    found = Classification.read(
+        config(skip_invalid=True), {split: Location(str(file)) for split, file in files.items()}
+    )
+    assert [(example.split, example.row) for example in found.examples] == [("train", 2), ("train", 3), ("dev", 2)]
+    assert found.facts()["skipped"] == {"unreadable row": 1, "empty text": 2, "unknown label": 1}
+
+
+def test_a_file_without_rows_is_an_error(tmp_path):
+    files = {"train": jsonl(tmp_path / "train.jsonl", ROWS), "dev": Location(str(tmp_path / "dev.tsv"))}
+    files["dev"].write_text("text\tlabel\n")
+    with pytest.raises(UserError, match=r"dev.tsv: has no rows; add some, or leave the file out"):
+        Classification.read(config(), files)
+
+
+def test_test_has_labels_in_all_rows_or_in_none(tmp_path):
+    files = {split: jsonl(tmp_path / f"{split}.jsonl", ROWS) for split in ("train", "dev")}
+    files["test"] = Location(str(tmp_path / "test.csv"))
+    files["test"].write_text("text,label\nx,news\ny,\n")
+    with pytest.raises(UserError, match=r"test.csv:3: has no label, other rows of test have one"):
+        Classification.read(config(), files)
 
 
 def test_labels_are_sorted_and_counted_by_split(tmp_path):
     location = jsonl(tmp_path / "a.jsonl", [*ROWS, ("x", "novel", "train")])
     examples = read_examples(config(), {"data": location})
-    assert train_labels(examples, location) == ["news", "novel"]
+    assert with_known_labels(examples, location)[1] == ["news", "novel"]
     assert label_counts(examples)["train"] == {"news": 1, "novel": 2}
 
 

@@ -275,7 +275,8 @@ def _example(row: LabelledRow, columns: ChoiceColumns, expected: int) -> ChoiceE
             raise InvalidRow(f"{row.where}: choice {number} is {choice!r}; write its text", "empty text")
     start = "" if columns.choice_start is None else f"{row.values[columns.choice_start] or ''} ".lstrip()
     texts = tuple(f"{start}{choice}" for choice in choices)
-    return ChoiceExample(row.number, row.split, _label(row, columns.label, expected), row.text(columns.context), texts)
+    label = _label(row, columns.label, expected)
+    return ChoiceExample(row.number, row.split, label, row.text(columns.context), texts, where=row.where)
 
 
 def _choices(row: LabelledRow, columns: ChoiceColumns) -> list[Any]:

@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.finetune.metrics.classification import Label, accuracy, f1, macro_f1, matthews
 from cloze.training.finetune.metrics.estimates import Estimate
 from cloze.training.finetune.tasks import glue
+from cloze.training.finetune.tasks.invalid_rows import InvalidRow, valid_rows
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, check_splits, scored_split, with_splits
 from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts, text_names
 from cloze.training.finetune.tasks.task import (
@@ -56,6 +57,9 @@ class ClassificationConfig(TrainedTaskConfig):
     """The label whose F1 is computed; by default the last one of two, sorted."""
     class_weights: Literal["balanced"] | None = None
     """balanced weighs each example in the loss by the inverse of its label's frequency in train."""
+    skip_invalid: bool = False
+    """Leave out rows with an empty text or label, with another number of columns or with a label that train does not
+    have, and count them, in place of an error."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,15 @@ class Classification:
     config: ClassificationConfig
     examples: list[LabelledText]
     labels: list[str]  # sorted
+    skipped: Mapping[str, int] = field(default_factory=dict)  # invalid rows that were left out, by reason
 
     @classmethod
     def read(cls, config: ClassificationConfig, files: Mapping[str, Location]) -> Self:
-        examples = with_splits(read_examples(config, files), config.seed, lambda example: example.label)
+        skipped = Counter[str]() if config.skip_invalid else None
+        found = with_splits(read_examples(config, files, skipped), config.seed, lambda example: example.label)
         where = next(iter(files.values()))
-        labels = train_labels(examples, where)
-        task = cls(config, examples, labels)
+        examples, labels = with_known_labels(found, where, skipped)
+        task = cls(config, examples, labels, dict(skipped or {}))
         if task.metric == "f1" and task.positive not in labels:
             raise UserError(
                 f"{where}: has no label {task.positive!r} in train; set positive to one of {', '.join(labels)}"
@@ -217,7 +223,11 @@ class Classification:
         return example.sample()
 
     def facts(self) -> dict[str, Any]:
-        return {"labels": label_counts(self.examples)} | (glue.paper_fact(self.config.glue) if self.config.glue else {})
+        return {
+            "labels": label_counts(self.examples),
+            "skipped": dict(self.skipped),
+            **(glue.paper_fact(self.config.glue) if self.config.glue else {}),
+        }
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForSequenceClassification", labels_config(self.labels))
@@ -228,10 +238,12 @@ def labels_config(labels: Sequence[str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
 
 
-def read_examples(config: ClassificationConfig, files: Mapping[str, Location]) -> list[LabelledText]:
+def read_examples(
+    config: ClassificationConfig, files: Mapping[str, Location], skipped: Counter[str] | None = None
+) -> list[LabelledText]:
     """The examples of the labelled files: see read_texts."""
     layout = glue.LAYOUTS[config.glue] if config.glue else None
-    return read_texts(config.columns, layout, files, lambda where, text: text)
+    return read_texts(config.columns, layout, files, lambda where, text: text, skipped)
 
 
 def label_counts(examples: Sequence[LabelledExample]) -> dict[str, dict[str, int]]:
@@ -243,14 +255,28 @@ def label_counts(examples: Sequence[LabelledExample]) -> dict[str, dict[str, int
     }
 
 
-def train_labels(examples: Sequence[LabelledExample], where: object) -> list[str]:
-    """The labels of train, sorted. Raises UserError when the examples cannot be learned from or scored."""
+def with_known_labels(
+    examples: Sequence[LabelledText], where: object, skipped: Counter[str] | None = None
+) -> tuple[list[LabelledText], list[str]]:
+    """The examples, and the labels of train, sorted. A label that train does not have is invalid.
+
+    Raises UserError when the examples cannot be learned from or scored.
+    """
     check_splits(examples, where)
-    counts = label_counts(examples)
-    labels = list(counts["train"])
+    labels = list(label_counts(examples)["train"])
     if len(labels) < 2:
         raise UserError(f"{where}: train has the label {labels[0]!r} only; give examples of at least two")
-    for split in SPLITS[1:]:
-        if unseen := [label for label in counts[split] if label not in counts["train"]]:
-            raise UserError(f"{where}: {split} has the label {unseen[0]!r}, which train does not have; add it there")
-    return labels
+    valid = valid_rows(examples, partial(_with_known_label, labels=frozenset(labels)), skipped)
+    check_splits(valid, where)  # once more without the rows that have unknown labels
+    return valid, labels
+
+
+def _with_known_label(example: LabelledText, labels: frozenset[str]) -> LabelledText:
+    """The example. Raises InvalidRow for a label that is not among `labels`."""
+    if example.label is not None and example.label not in labels:
+        raise InvalidRow(
+            f"{example.where}: {example.split} has the label {example.label!r}, which train does not have; "
+            "add it there",
+            "unknown label",
+        )
+    return example

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,17 +36,11 @@ class LabelSetColumns(Config):
     """Column with the split: train, dev or test."""
 
 
-@dataclass(frozen=True)
-class LabelSetText(LabelledText):
-    """A text, or a pair of texts. `label` is a sorted tuple of labels, or None for a row of test without any."""
-
-    where: str = ""  # the file and the row, for error messages
-
-
 def read_label_sets(
     columns: LabelSetColumns, files: Mapping[str, Location], skipped: Counter[str] | None
-) -> list[LabelSetText]:
-    """The examples of the labelled files, in their order; the split is empty where it is still to be drawn.
+) -> list[LabelledText]:
+    """The examples of the labelled files, in their order; the split is empty where it is still to be drawn. A label is
+    a sorted tuple of labels, or None for a row of test without any.
 
     Invalid rows are counted in `skipped` by reason; without it, and for any other fault, raises UserError.
     """
@@ -64,15 +57,15 @@ def read_label_sets(
 
 
 def train_label_names(
-    examples: Sequence[LabelSetText], seed: int, where: object, skipped: Counter[str] | None
-) -> tuple[list[LabelSetText], list[str]]:
+    examples: Sequence[LabelledText], seed: int, where: object, skipped: Counter[str] | None
+) -> tuple[list[LabelledText], list[str]]:
     """The examples, each in a split, and the labels of train, sorted. A label that train does not have is invalid.
 
     Raises UserError when the examples cannot be learned from or scored.
     """
     counts = Counter(name for example in examples for name in example.label or ())
 
-    def rarest(example: LabelSetText) -> str:
+    def rarest(example: LabelledText) -> str:
         return min(example.label or ("",), key=lambda name: (counts[name], name))
 
     divided = with_splits(examples, seed, rarest)
@@ -91,11 +84,11 @@ def _has_labels(row: LabelledRow, columns: LabelSetColumns) -> bool:
     return any(str(row.values.get(column, "")).strip() not in _UNLABELLED for column in listed)
 
 
-def _example(row: LabelledRow, columns: LabelSetColumns, test_is_labelled: bool) -> LabelSetText:
+def _example(row: LabelledRow, columns: LabelSetColumns, test_is_labelled: bool) -> LabelledText:
     """The example of a row. Raises InvalidRow."""
     label = _label_set(row, columns) if test_is_labelled or row.split != "test" else None
     text_b = None if columns.text_b is None else row.text(columns.text_b)
-    return LabelSetText(row.number, row.split, label, row.text(columns.text), text_b, row.where)
+    return LabelledText(row.number, row.split, label, row.text(columns.text), text_b, where=row.where)
 
 
 def _label_set(row: LabelledRow, columns: LabelSetColumns) -> tuple[str, ...]:
@@ -123,7 +116,7 @@ def _is_set(row: LabelledRow, column: Column) -> bool:
     return text in _YES
 
 
-def _with_known_labels(example: LabelSetText, labels: frozenset[str]) -> LabelSetText:
+def _with_known_labels(example: LabelledText, labels: frozenset[str]) -> LabelledText:
     """The example. Raises InvalidRow for a label that is not among `labels`."""
     if unknown := [name for name in example.label or () if name not in labels]:
         raise InvalidRow(

@@ -6,7 +6,7 @@ split may have no label: their predictions are written, and scores are those of 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,6 +30,7 @@ class LabelledExample:
     row: int
     split: str
     label: Any  # None without a label
+    where: str = field(default="", kw_only=True)  # the file and the row, for error messages
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def read_rows(
     `splits_are_named`: then the column must exist. Rows that are not JSON or have another number of fields than the
     header are counted in `skipped`; without it they are errors.
 
-    Raises UserError for a damaged file, a missing column or an unknown split.
+    Raises UserError for a damaged or empty file, a missing column or an unknown split.
     """
     rows = list[LabelledRow]()
     on_invalid = None if skipped is None else lambda error: skipped.update(["unreadable row"])
@@ -74,6 +75,7 @@ def read_rows(
             required, optional = list(columns), list(label_columns)
         if name == "data" and split_column is not None:
             (required if splits_are_named else optional).append(split_column)
+        count = len(rows)
         # Tab-separated labelled files, such as GLUE's, contain single quotes as characters.
         for row in table_files.read_rows(
             location, required, optional=optional, tsv_quotes=False, on_invalid=on_invalid
@@ -82,6 +84,8 @@ def read_rows(
             if name == "data" and split_column is not None and split_column in row.values:
                 found = replace(found, split=_known_split(found, split_column))
             rows.append(found)
+        if len(rows) == count:  # otherwise a dev file without rows would be replaced by a tenth of train
+            raise UserError(f"{location}: has no rows; add some, or leave the file out")
     divided = {row.split == "" for row in rows if row.split in ("", *SPLITS)}
     if len(divided) == 2 and "data" in files:
         first = next(row for row in rows if not row.split)
@@ -135,13 +139,11 @@ def check_splits(examples: Iterable[LabelledExample], where: object) -> None:
         if not any(example.split == split for example in found):
             raise UserError(f"{where}: has no row of the split {split}; mark some rows {split}")
         if unlabelled := [example for example in found if example.split == split and example.label is None]:
-            raise UserError(f"{where}: row {unlabelled[0].row} of {split} has no label; add it or delete the row")
+            raise UserError(f"{unlabelled[0].where}: has no label; add it or delete the row")
     labelled = {example.label is not None for example in found if example.split == "test"}
     if len(labelled) == 2:
-        row = next(example.row for example in found if example.split == "test" and example.label is None)
-        raise UserError(
-            f"{where}: row {row} of test has no label, other rows of test have one; add it or delete the row"
-        )
+        first = next(example for example in found if example.split == "test" and example.label is None)
+        raise UserError(f"{first.where}: has no label, other rows of test have one; add it or delete the row")
 
 
 def scored_split(examples: Iterable[LabelledExample]) -> str:

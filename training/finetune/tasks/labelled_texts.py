@@ -1,12 +1,15 @@
 """Files of texts, or pairs of texts, with a label each -> examples, in a user's columns or GLUE's."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.tasks.glue import NO_LABEL, Layout
+from cloze.training.finetune.tasks.invalid_rows import valid_rows
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, read_rows
 from cloze.training.finetune.tasks.task import Column
 
@@ -57,43 +60,47 @@ def text_names(columns: LabelledColumns, layout: Layout | None) -> tuple[str, ..
 
 
 def read_texts(
-    columns: LabelledColumns, layout: Layout | None, files: Mapping[str, Location], read_label: ReadLabel
+    columns: LabelledColumns,
+    layout: Layout | None,
+    files: Mapping[str, Location],
+    read_label: ReadLabel,
+    skipped: Counter[str] | None,
 ) -> list[LabelledText]:
     """The examples of the labelled files, in their order; the split is empty where it is still to be drawn.
 
-    Raises UserError when a format is unknown, a file is damaged, a column is missing, a value is empty or a split has
-    another name.
+    Invalid rows are counted in `skipped` by reason; without it, and when a format is unknown, a file is damaged, a
+    column is missing or a split has another name, raises UserError.
     """
     examples = list[LabelledText]()
     for name, location in files.items():
-        if layout:
-            text = layout.test_text or layout.text if name == "test" else layout.text
-            text_b, label = layout.text_b, layout.label
-            if name == "test" and isinstance(label, int):  # its test file has a header, and no label
-                label = "label"
-            split, splits_are_named = None, False
-        else:
-            text, text_b, label, split = columns.text, columns.text_b, columns.label, columns.split
-            splits_are_named = "split" in columns.model_fields_set
+        found = _glue_columns(layout, name) if layout else columns
         rows = read_rows(
             {name: location},
-            [column for column in (text, text_b) if column is not None],
-            label_columns=[label],
-            split_column=split,
-            splits_are_named=splits_are_named,
+            [found.text] if found.text_b is None else [found.text, found.text_b],
+            label_columns=[found.label],
+            split_column=None if layout else found.split,
+            splits_are_named="split" in found.model_fields_set,
+            skipped=skipped,
         )
         no_label = NO_LABEL if layout else None
-        examples += [
-            LabelledText(
-                row.number,
-                row.split,
-                _label(row, label, no_label, read_label),
-                row.text(text),
-                None if text_b is None else row.text(text_b),
-            )
-            for row in rows
-        ]
+        build = partial(_example, columns=found, no_label=no_label, read_label=read_label)
+        examples += valid_rows(rows, build, skipped)
     return examples
+
+
+def _glue_columns(layout: Layout, name: str) -> LabelledColumns:
+    """The columns of GLUE's file of the split `name`."""
+    if name != "test":
+        return LabelledColumns(text=layout.text, text_b=layout.text_b, label=layout.label)
+    label = "label" if isinstance(layout.label, int) else layout.label  # its test file has a header, and no label
+    return LabelledColumns(text=layout.test_text or layout.text, text_b=layout.text_b, label=label)
+
+
+def _example(row: LabelledRow, columns: LabelledColumns, no_label: str | None, read_label: ReadLabel) -> LabelledText:
+    """The example of a row. Raises InvalidRow."""
+    label = _label(row, columns.label, no_label, read_label)
+    text_b = None if columns.text_b is None else row.text(columns.text_b)
+    return LabelledText(row.number, row.split, label, row.text(columns.text), text_b, where=row.where)
 
 
 def _label(row: LabelledRow, column: Column, no_label: str | None, read_label: ReadLabel) -> Any:

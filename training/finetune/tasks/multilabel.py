@@ -18,7 +18,7 @@ from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.finetune.metrics.estimates import Estimate
 from cloze.training.finetune.metrics.multilabel import exact_match, macro_f1, micro_f1
 from cloze.training.finetune.tasks.classification import labels_config
-from cloze.training.finetune.tasks.label_sets import LabelSetColumns, LabelSetText, read_label_sets, train_label_names
+from cloze.training.finetune.tasks.label_sets import LabelSetColumns, read_label_sets, train_label_names
 from cloze.training.finetune.tasks.labelled_files import scored_split
 from cloze.training.finetune.tasks.labelled_texts import LabelledText
 from cloze.training.finetune.tasks.task import (
@@ -70,7 +70,7 @@ class Multilabel:
     """The task of predicting the labels of each text or pair of texts, each label by itself."""
 
     config: MultilabelConfig
-    examples: list[LabelSetText]
+    examples: list[LabelledText]  # labels are sorted tuples of labels
     labels: list[str]  # sorted
     skipped: Mapping[str, int]  # invalid rows that were left out, by reason
 
@@ -83,10 +83,7 @@ class Multilabel:
 
     @classmethod
     def for_inputs(cls, config: MultilabelConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
-        examples = [
-            LabelSetText(row, "test", None, one["text"], one.get("text_b")) for row, one in enumerate(inputs, start=1)
-        ]
-        return cls(config, examples, list(head["id2label"].values()), {})
+        return cls(config, LabelledText.of_inputs(inputs), list(head["id2label"].values()), {})
 
     @classmethod
     def input_names(cls, config: MultilabelConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
@@ -153,7 +150,7 @@ class Multilabel:
         return {name: score(label, predicted) for name, score in scores.items()}
 
     def predictions(
-        self, examples: Sequence[LabelSetText], answers: Sequence[NDArray[np.float32]], data: EncodedLabelSets
+        self, examples: Sequence[LabelledText], answers: Sequence[NDArray[np.float32]], data: EncodedLabelSets
     ) -> list[dict[str, Any]]:
         return [
             {
@@ -170,16 +167,16 @@ class Multilabel:
     ) -> dict[str, bytes]:
         return {}
 
-    def scores(self, examples: Sequence[LabelSetText], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
+    def scores(self, examples: Sequence[LabelledText], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
         return score_facts(self._estimates([example.label for example in examples], predicted), self.config.metric)
 
-    def baselines(self, examples: Sequence[LabelSetText]) -> dict[str, list[Any]]:
+    def baselines(self, examples: Sequence[LabelledText]) -> dict[str, list[Any]]:
         """The most frequent set of labels in train, of equally frequent ones the first by name."""
         counts = Counter(example.label for example in self.examples if example.split == "train")
         most_frequent = min(counts, key=lambda label: (-counts[label], label))
         return {"majority": [list(most_frequent) for _ in examples]}
 
-    def sample(self, example: LabelSetText) -> dict[str, Any]:
+    def sample(self, example: LabelledText) -> dict[str, Any]:
         return example.sample() | {"label": example.label if example.label is None else list(example.label)}
 
     def facts(self) -> dict[str, Any]:

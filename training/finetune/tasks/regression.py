@@ -1,8 +1,9 @@
 """A labelled file -> [CLS] text [SEP] text_b [SEP] -> a number for each, such as the similarity of two sentences."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.finetune.metrics.correlation import pearson, spearman
 from cloze.training.finetune.tasks import glue
+from cloze.training.finetune.tasks.invalid_rows import InvalidRow
 from cloze.training.finetune.tasks.labelled_files import check_splits, scored_split, with_splits
 from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts, text_names
 from cloze.training.finetune.tasks.task import (
@@ -45,6 +47,9 @@ class RegressionConfig(TrainedTaskConfig):
     """The GLUE task whose published files these are; it sets the columns."""
     metric: Literal["spearman", "pearson"] = "spearman"
     """The correlation by which epochs and trials are compared."""
+    skip_invalid: bool = False
+    """Leave out rows with an empty text, with another number of columns or with a label that is not a number, and count
+    them, in place of an error."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +70,19 @@ class Regression:
 
     config: RegressionConfig
     examples: list[LabelledText]  # labels are numbers
+    skipped: Mapping[str, int] = field(default_factory=dict)  # invalid rows that were left out, by reason
 
     @classmethod
     def read(cls, config: RegressionConfig, files: Mapping[str, Location]) -> Self:
         where = next(iter(files.values()))
         layout = glue.LAYOUTS[config.glue] if config.glue else None
-        texts = read_texts(config.columns, layout, files, _number)
+        skipped = Counter[str]() if config.skip_invalid else None
+        texts = read_texts(config.columns, layout, files, _number, skipped)
         examples = with_splits(texts, config.seed, lambda example: 0)
         check_splits(examples, where)
         if len({example.label for example in examples if example.split == "train"}) < 2:
             raise UserError(f"{where}: all numbers of train are equal; give examples with at least two")
-        return cls(config, examples)
+        return cls(config, examples, dict(skipped or {}))
 
     @classmethod
     def for_inputs(cls, config: RegressionConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
@@ -155,7 +162,7 @@ class Regression:
         return example.sample()
 
     def facts(self) -> dict[str, Any]:
-        return glue.paper_fact(self.config.glue) if self.config.glue else {}
+        return {"skipped": dict(self.skipped), **(glue.paper_fact(self.config.glue) if self.config.glue else {})}
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForSequenceClassification", {"num_labels": 1, "problem_type": "regression"})
@@ -167,5 +174,5 @@ def _number(where: str, text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where}: the label {text!r} is not a number; correct it or delete the row")
+        raise InvalidRow(f"{where}: the label {text!r} is not a number; correct it or delete the row", "invalid label")
     return number

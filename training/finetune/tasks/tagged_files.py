@@ -60,11 +60,11 @@ class TaggedColumns(Config):
 
 @dataclass(frozen=True)
 class TaggedSentence(LabelledExample):
-    """A sentence as words. `label` has a tag for each; `row` is the line of the first word, or the row of the table."""
+    """A sentence as words. `label` has a tag for each; `row` is the line of the first word, or the row of the table.
+    `where` is the file, or in a table the file and the row."""
 
     words: tuple[str, ...]
     document: str | int | None  # its name or number within the file; None if unknown
-    where: str  # the file, or in a table the file and the row
     lines: tuple[str, ...] = ()  # of a file with a word per line
 
     def where_of(self, position: int) -> str:
@@ -177,7 +177,7 @@ class _ColumnFile:
                 raise InvalidRow(f"{self.location}:{number}: the {empty} is empty; fill it in", f"empty {empty}")
         label = tuple(tags) if self.is_labelled else None
         where, mark = str(self.location), document if has_documents else None
-        return TaggedSentence(first, self.split, label, tuple(words), mark, where, tuple(lines))
+        return TaggedSentence(first, self.split, label, tuple(words), mark, tuple(lines), where=where)
 
 
 def _read_table(
@@ -206,7 +206,7 @@ def _read_table(
                     "other number of tags",
                 )
         mark = row.text(columns.document) if columns.document else None
-        return TaggedSentence(row.number, row.split, label, words, mark, row.where)
+        return TaggedSentence(row.number, row.split, label, words, mark, where=row.where)
 
     return valid_rows(rows, sentence, skipped)
 

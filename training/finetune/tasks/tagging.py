@@ -96,7 +96,7 @@ class Tagging:
         """The task of new sentences: `words` is a list, or a text with spaces between the words."""
         sentences = [
             TaggedSentence(
-                row, "test", None, tuple(words.split() if isinstance(words := one["words"], str) else words), None, ""
+                row, "test", None, tuple(words.split() if isinstance(words := one["words"], str) else words), None
             )
             for row, one in enumerate(inputs, start=1)
         ]
@@ -234,7 +234,7 @@ class Tagging:
                     by_word.setdefault(word, Counter())[tag] += 1
         tags = {word: _most_frequent(counts) for word, counts in by_word.items()}
         default = _most_frequent(self._counts("train"))
-        return {"majority": [[tags.get(word, default) for word in example.words] for example in examples]}
+        return {"most_frequent_tag": [[tags.get(word, default) for word in example.words] for example in examples]}
 
     def sample(self, example: TaggedSentence) -> dict[str, Any]:
         return {"text": " ".join(example.words), "label": None if example.label is None else list(example.label)}
@@ -248,7 +248,7 @@ class Tagging:
         return {"labels": labels, "scheme": self.scheme, "skipped": dict(self.skipped)}
 
     def head(self) -> TransformersHead:
-        return TransformersHead("ForTokenClassification", labels_config(self.labels))
+        return TransformersHead("ForTokenClassification", labels_config(self.labels), has_pooler=False)
 
 
 def _most_frequent(counts: Counter[str]) -> str:

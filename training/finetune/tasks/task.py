@@ -301,3 +301,4 @@ class TransformersHead(NamedTuple):
 
     class_name: str  # after the architecture's name: "ForSequenceClassification"
     settings: Mapping[str, Any]  # id2label, label2id, problem_type
+    has_pooler: bool = True  # whether the head takes the pooled [CLS]

@@ -383,7 +383,7 @@ def test_the_baseline_is_each_words_most_frequent_tag(tmp_path):
     files = {"train": columns("a/B-T b/O", "a/B-T", "a/O c/O"), "dev": columns("a/B-T z/O")}
     task = read(tmp_path, files)
     dev = [one for one in task.examples if one.split == "dev"]
-    assert task.baselines(dev) == {"majority": [["B-T", "O"]]}
+    assert task.baselines(dev) == {"most_frequent_tag": [["B-T", "O"]]}
     scores = task.scores(dev, [["B-T", "O"]])
     assert next(iter(scores)) == "f1" and scores["f1"] == scores["f1_T"] == 1 and len(scores["intervals"]) == 5
 
@@ -420,7 +420,7 @@ def trained(single_process_group: None, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_training_learns_what_the_baseline_cannot(trained):
-    assert trained.score("f1") > 0.95 > trained.score("f1", "majority") + 0.1
+    assert trained.score("f1") > 0.95 > trained.score("f1", "most_frequent_tag") + 0.1
     facts = trained.manifest.facts
     assert facts["metric"] == "f1" and facts["scheme"] == "BIO"
     assert facts["variants"]["pretrained"]["dev_f1"][-1] > 0.9

@@ -1,7 +1,6 @@
 """Kinds of tasks on tiny examples that they can learn: from files to scores and a model that transformers loads."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,82 +9,38 @@ import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 
-from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
-from cloze.training.finetune.encoders import PretrainedEncoder
-from cloze.training.finetune.fine_tuned_model import FineTunedModel
-from cloze.training.finetune.stage import _facts
+from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from cloze.training.finetune.tasks.minimal_pairs import MinimalPairsConfig
-from cloze.training.finetune.tasks.registry import TASKS, task_of
+from cloze.training.finetune.tasks.registry import TASKS
 from cloze.training.finetune.tasks.task import TaskConfig
-from cloze.training.finetune.trainer import FinetuneSetup, FinetuneTrainer
 from cloze.training.model.bert import BertConfig, BertForPreTraining
-from cloze.training.model.hardware import cpu_threads
+from tests.training.finetune.tasks.trained import task_of_files, train
 
 WORDS = ("red", "blue", "green", "round", "square", "flat", "the", "a", "is", "of", "old", "new", "who", "what", ".")
-PIECES = [*SPECIAL_TOKENS, *WORDS, "on", "##e"]
+PIECES = [*WORDS, "on", "##e"]
 MODEL = BertConfig(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=48,
     hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
 )  # fmt: skip
 SETTINGS = {"name": "tiny", "max_seq_length": 32, "learning_rate": 5e-3, "batch_size": 8, "precision": "fp32"}
+TOKENIZER = build_tokenizer([*SPECIAL_TOKENS, *PIECES])
 KINDS = {config.model_fields["kind"].default: config for config in TASKS}
-report_nothing = lambda done, note: None  # noqa: E731
-
-
-def _initial_weights() -> Mapping[str, torch.Tensor]:
-    return BertForPreTraining(MODEL, len(PIECES), seed=11).state_dict()
-
-
-ENCODER = PretrainedEncoder(
-    MODEL,
-    len(PIECES),
-    {
-        "vocab.txt": "".join(f"{piece}\n" for piece in PIECES).encode(),
-        "tokenizer.json": build_tokenizer(PIECES).to_str().encode(),
-        "tokenizer_config.json": tokenizer_config_json().encode(),
-    },
-    _initial_weights,
-)
 
 
 def config(kind: str, **more: Any) -> TaskConfig:
     return KINDS[kind].model_validate({**SETTINGS, "kind": kind, **more})
 
 
-def files_of(folder: Path, **content: str) -> dict[str, Location]:
+def files_of(folder: Path, **content: str) -> dict[str, Path]:
     """Split -> its file. A name's suffix follows two underscores: train__tsv."""
     found = {}
     for name, text in content.items():
         split, _, suffix = name.partition("__")
         path = folder / f"{split}.{suffix}"
         path.write_text(text)
-        found[split] = Location(str(path))
+        found[split] = path
     return found
-
-
-class Trained:
-    """A task trained in this process: its facts, and the files that it has written, by name."""
-
-    def __init__(self, settings: TaskConfig, files: Mapping[str, Location], folder: Path) -> None:
-        task = task_of(settings).read(settings, files)
-        out = Output(Location(str(folder / "artifact")), "finetune-tiny", 1, "0")
-        self.setup = FinetuneSetup(settings, task, task.encode(ENCODER.tokenizer()), ENCODER, out)
-        with cpu_threads(1):
-            FinetuneTrainer(self.setup, report_nothing).train_all()
-        torch.use_deterministic_algorithms(False)
-        parts = out.require_parts([name for variant in self.setup.variants for name in self.setup.parts(variant)])
-        self.facts = _facts(self.setup, {part.name: part.facts for part in parts}).plain
-        self.folder, self.settings = folder / "artifact", settings
-
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        return json_lines.read(Location(str(self.folder / "predictions" / name)))
-
-    def model(self) -> FineTunedModel:
-        return FineTunedModel.from_folder(Location(str(self.folder / "model")), self.settings)
 
 
 def table(rows: list[tuple[Any, ...]], header: tuple[str, ...]) -> str:
@@ -111,19 +66,19 @@ def test_pairs_are_classified_and_a_test_part_without_labels_is_predicted(tmp_pa
         test__tsv=table(unlabelled, header[:2]),
     )
     settings = config("classification", files={"train": "x"}, epochs=12, columns={"text_b": "second"}, metric="f1")
-    trained = Trained(settings, files, tmp_path)
-    scores = trained.facts["scores"]
-    assert trained.facts["scored_split"] == "dev" and trained.facts["metric"] == "f1"
+    trained = train(settings, files, PIECES, tmp_path, MODEL)
+    scores = trained.manifest.facts["scores"]
+    assert trained.manifest.facts["scored_split"] == "dev" and trained.manifest.facts["metric"] == "f1"
     assert {"f1", "accuracy", "macro_f1", "matthews"} == scores["pretrained"]["intervals"].keys()
     assert scores["pretrained"]["interval"][0] > scores["majority"]["f1"]
     assert scores["pretrained"]["interval"] == scores["pretrained"]["intervals"]["f1"]
-    assert [row["label"] for row in trained.rows("pretrained-test.jsonl")] == [None] * 10
-    new = list(trained.model().predict({"text": a, "text_b": b} for a, b in unlabelled))
-    assert [row["predicted"] for row in new] == [row["predicted"] for row in trained.rows("pretrained-test.jsonl")]
+    assert [row["label"] for row in trained.predictions("pretrained-test")] == [None] * 10
+    new = list(trained.load().predict({"text": a, "text_b": b} for a, b in unlabelled))
+    assert [row["predicted"] for row in new] == [row["predicted"] for row in trained.predictions("pretrained-test")]
     right = [row["predicted"] == label for row, (*_, label) in zip(new, pairs(10, 3), strict=True)]
     assert np.mean(right) >= 0.8
 
-    folder = str(trained.folder / "model")
+    folder = trained.model_folder
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.id2label == {0: "no", 1: "yes"}
     with torch.inference_mode():
@@ -143,16 +98,16 @@ def test_a_number_is_predicted_and_scored_by_correlations(tmp_path: Path) -> Non
         train__tsv=table(rows(200, 1), ("text", "label")),
         test__tsv=table(rows(50, 2), ("text", "label")),
     )
-    trained = Trained(config("regression", files={"train": "x"}, epochs=10), files, tmp_path)
-    found = trained.facts["scores"]["pretrained"]
-    assert trained.facts["metric"] == "spearman" and found["pearson"] > 0.8 and found["interval"][0] > 0.8
-    assert len(trained.rows("pretrained-dev.jsonl")) == 20, "a tenth of train, as there is no file for dev"
-    folder = str(trained.folder / "model")
+    trained = train(config("regression", files={"train": "x"}, epochs=10), files, PIECES, tmp_path, MODEL)
+    found = trained.manifest.facts["scores"]["pretrained"]
+    assert trained.manifest.facts["metric"] == "spearman" and found["pearson"] > 0.8 and found["interval"][0] > 0.8
+    assert len(trained.predictions("pretrained-dev")) == 20, "a tenth of train, as there is no file for dev"
+    folder = trained.model_folder
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.num_labels == 1
     with torch.inference_mode():
         number = model(**tokenizer("red red is", return_tensors="pt")).logits.item()
-    [mine] = trained.model().predict([{"text": "red red is"}])
+    [mine] = trained.load().predict([{"text": "red red is"}])
     assert mine["predicted"] == pytest.approx(number, abs=2e-4)
 
 
@@ -179,22 +134,25 @@ def test_questions_are_answered_from_windows_of_their_contexts(tmp_path: Path) -
     settings = config(
         "question_answering", files={"train": "x"}, epochs=6, max_seq_length=24, doc_stride=8, max_query_length=8
     )
-    trained = Trained(settings, files, tmp_path)
-    assert len(trained.setup.data.splits["dev"].lengths) > 60, "long contexts have several windows"
-    scores = trained.facts["scores"]["pretrained"]
-    assert trained.facts["metric"] == "f1" and scores["exact_match"] > 0.8 and scores["interval"][0] > 0.8
-    predicted = {row["id"]: row["predicted"] for row in trained.rows("pretrained-test.jsonl")}
+    trained = train(settings, files, PIECES, tmp_path, MODEL)
+    encoded = trained.task.encode(trained.load().tokenizer)
+    assert len(encoded.splits["dev"].lengths) > 60, "long contexts have several windows"
+    scores = trained.manifest.facts["scores"]["pretrained"]
+    assert trained.manifest.facts["metric"] == "f1" and scores["exact_match"] > 0.8 and scores["interval"][0] > 0.8
+    predicted = {row["id"]: row["predicted"] for row in trained.predictions("pretrained-test")}
     written = trained.folder / "predictions/pretrained-test"
     assert json.loads((written / "predictions.json").read_text()) == predicted
     assert (written / "nbest_predictions.json").exists() and not (written / "null_odds.json").exists()
 
-    folder = str(trained.folder / "model")
-    model, tokenizer = AutoModelForQuestionAnswering.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    folder = trained.model_folder
+    model, report = AutoModelForQuestionAnswering.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer("what is the", "the old blue is new", return_tensors="pt")
     with torch.inference_mode():
         output = model(**inputs)
         span = int(output.start_logits[0, 5:-1].argmax()) + 5, int(output.end_logits[0, 5:-1].argmax()) + 5
-    [mine] = trained.model().predict([{"question": "what is the", "context": "the old blue is new"}])
+    [mine] = trained.load().predict([{"question": "what is the", "context": "the old blue is new"}])
     assert mine["predicted"] == tokenizer.decode(inputs["input_ids"][0, span[0] : span[1] + 1]) == "blue"
 
 
@@ -206,20 +164,20 @@ def test_questions_without_an_answer_are_scored_as_squad_2_does(tmp_path: Path) 
             paragraph["qas"][0] |= {"answers": [], "is_impossible": True}
     files = files_of(tmp_path, data__json=json.dumps(content))
     settings = config("question_answering", file="x", epochs=6, max_query_length=8)
-    trained = Trained(settings, files, tmp_path)
-    scores = trained.facts["scores"]
-    assert trained.facts["scored_split"] == "test", "a file alone is divided"
-    assert scores["pretrained"]["f1"] > scores["no answer"]["f1"] + 0.2
-    assert scores["no answer"]["no_answer_f1"] == 1 and scores["no answer"]["has_answer_f1"] == 0
+    trained = train(settings, files, PIECES, tmp_path, MODEL)
+    scores = trained.manifest.facts["scores"]
+    assert trained.manifest.facts["scored_split"] == "test", "a file alone is divided"
+    assert scores["pretrained"]["f1"] > scores["no_answer"]["f1"] + 0.2
+    assert scores["no_answer"]["no_answer_f1"] == 1 and scores["no_answer"]["has_answer_f1"] == 0
     assert (trained.folder / "predictions/pretrained/null_odds.json").exists()
 
 
 def test_the_likelier_sentence_of_a_pair_is_that_of_a_loop_over_masked_pieces(tmp_path: Path) -> None:
     rows = [("the old red is new", "the red old is new"), ("who is flat", "who is is"), ("a round one .", "a round")]
     lines = (json.dumps({"sentence_good": good, "sentence_bad": bad, "term": "x"}) + "\n" for good, bad in rows)
-    settings = MinimalPairsConfig(name="tiny", file="x", columns={"group": "term"}, precision="fp32")
-    trained = Trained(settings, files_of(tmp_path, data__jsonl="".join(lines)), tmp_path)
-    model, tokenizer = BertForPreTraining(MODEL, len(PIECES), seed=11).eval(), ENCODER.tokenizer()
+    settings = MinimalPairsConfig(name="tiny", file="x", max_seq_length=32, columns={"group": "term"}, precision="fp32")
+    trained = train(settings, files_of(tmp_path, data__jsonl="".join(lines)), PIECES, tmp_path, MODEL)
+    model, tokenizer = BertForPreTraining(MODEL, len(SPECIAL_TOKENS) + len(PIECES), seed=11).eval(), TOKENIZER
 
     def log_likelihood(sentence: str) -> float:
         encoding = tokenizer.encode(sentence)
@@ -228,19 +186,19 @@ def test_the_likelier_sentence_of_a_pair_is_that_of_a_loop_over_masked_pieces(tm
             ids = torch.tensor([encoding.ids])
             for later in range(position, len(encoding.ids) - 1):
                 if later == position or encoding.tokens[later].startswith("##"):
-                    ids[0, later] = PIECES.index("[MASK]")
+                    ids[0, later] = tokenizer.token_to_id("[MASK]")
                 else:
                     break
             logits, _ = model(ids, torch.zeros_like(ids), None, torch.tensor([position]))
             total += logits.log_softmax(-1)[0, encoding.ids[position]].item()
         return total
 
-    found = trained.rows("pretrained.jsonl")
+    found = trained.predictions("pretrained")
     for row, pair in zip(found, rows, strict=True):
         expected = [log_likelihood(sentence) for sentence in pair]
         assert list(row["log_likelihoods"].values()) == pytest.approx(expected, abs=1e-3)
         assert row["predicted"] == ("good" if expected[0] > expected[1] else "bad")
-    scores = trained.facts["scores"]["pretrained"]
+    scores = trained.manifest.facts["scores"]["pretrained"]
     assert scores["accuracy"] == np.mean([row["predicted"] == "good" for row in found]) == scores["groups"]["x"]
     assert not (trained.folder / "model").exists()
 
@@ -268,7 +226,7 @@ def test_glue_files_are_read_in_their_published_form(
 ) -> None:
     files = files_of(tmp_path, train__tsv=train, dev__tsv=train, test__tsv=test)
     settings = config("classification", files={"train": "x"}, glue=name)
-    task = task_of(settings).read(settings, files)
+    task = task_of_files(settings, files)
     assert [example.label for example in task.examples if example.split == "train"] == labels
     assert [example.label for example in task.examples if example.split == "test"] == [None]
     assert task.scored_split == "dev"
@@ -281,4 +239,4 @@ def test_a_label_that_is_not_a_number_names_file_and_line(tmp_path: Path) -> Non
     files = files_of(tmp_path, train__tsv="text\tlabel\nthe\t1\nold\tfar\n")
     settings = config("regression", files={"train": "x"})
     with pytest.raises(UserError, match=r"train\.tsv:3: the label 'far' is not a number; correct it or delete the row"):
-        task_of(settings).read(settings, files)
+        task_of_files(settings, files)

@@ -73,15 +73,17 @@ class Trained:
         return self.manifest.facts["scores"][name][metric]
 
 
-def train(settings: TaskConfig, files: Mapping[str, Path], pieces: Sequence[str], root: Path) -> Trained:
-    """Fine-tune on the files from a checkpoint with random weights, whose vocabulary is `pieces`."""
+def train(
+    settings: TaskConfig, files: Mapping[str, Path], pieces: Sequence[str], root: Path, model: BertConfig = MODEL
+) -> Trained:
+    """Fine-tune on the files from a checkpoint with random weights, whose vocabulary has these pieces."""
     vocab = [*SPECIAL_TOKENS, *pieces]
     (root / "vocab").mkdir()
     (root / "vocab/vocab.txt").write_text("".join(f"{piece}\n" for piece in vocab))
     build_tokenizer(vocab).save(str(root / "vocab/tokenizer.json"))
     (root / "vocab/tokenizer_config.json").write_text(tokenizer_config_json())
-    weights = BertForPreTraining(MODEL, len(vocab), seed=11).state_dict()
-    saved = SavedConfig(model=MODEL, vocab_size=len(vocab), nsp=True)
+    weights = BertForPreTraining(model, len(vocab), seed=11).state_dict()
+    saved = SavedConfig(model=model, vocab_size=len(vocab), nsp=True)
     reference = checkpoint.save_checkpoint(
         Location(str(root / "pretrain")), 5, {"model": weights}, checkpoint.CheckpointPayload(saved, {})
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -63,6 +63,15 @@ class QuestionAnsweringConfig(TrainedTaskConfig):
     metric: Literal["f1", "exact_match"] = "f1"
     """The score by which epochs and trials are compared."""
 
+    @model_validator(mode="after")
+    def _contexts_have_room(self) -> Self:
+        if self.max_seq_length <= self.max_query_length + 3:
+            raise ValueError(
+                f"{self.name}: max_seq_length {self.max_seq_length} has no room for a context after a question of "
+                f"max_query_length {self.max_query_length} and 3 special tokens; raise the first or lower the second"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class QuestionExample(LabelledExample):
@@ -98,7 +107,10 @@ class QuestionAnswering:
         for name, location in files.items():
             found = read_questions(location, train=name in ("train", "data"), skip_invalid=config.skip_invalid)
             split = "" if name == "data" else name
-            examples += [_example(row, split, question) for row, question in enumerate(found.questions, start=1)]
+            examples += [
+                _example(row, split, question, f"{location}: question {question.id}")
+                for row, question in enumerate(found.questions, start=1)
+            ]
             skipped += found.skipped
             with_null |= found.has_impossible_questions
         examples = _with_splits(examples, config.seed)
@@ -237,7 +249,7 @@ class QuestionAnswering:
 
     def baselines(self, examples: Sequence[QuestionExample]) -> dict[str, list[str]]:
         """No answer to any question, where questions may have none."""
-        return {"no answer": [""] * len(examples)} if self.with_null else {}
+        return {"no_answer": [""] * len(examples)} if self.with_null else {}
 
     def sample(self, example: QuestionExample) -> dict[str, Any]:
         return {"text": f"{example.question.text} / {example.question.context}", "label": example.label}
@@ -246,12 +258,12 @@ class QuestionAnswering:
         return {"skipped": self.skipped}
 
     def head(self) -> TransformersHead:
-        return TransformersHead("ForQuestionAnswering", {"with_null": self.with_null})
+        return TransformersHead("ForQuestionAnswering", {"with_null": self.with_null}, has_pooler=False)
 
 
-def _example(row: int, split: str, question: Question) -> QuestionExample:
+def _example(row: int, split: str, question: Question, where: str = "") -> QuestionExample:
     label = None if question.answers is None else question.answers[0].text if question.answers else ""
-    return QuestionExample(row, split, label, question)
+    return QuestionExample(row, split, label, question, where=where)
 
 
 def _with_splits(examples: list[QuestionExample], seed: int) -> list[QuestionExample]:
