@@ -4,6 +4,7 @@ An encoder maps (input_ids, token_type_ids, attention_mask), each [b, s], to its
 pooled [CLS] [b, hidden]. Heads have the names that transformers gives them.
 """
 
+import torch
 from torch import Tensor, nn
 
 from cloze.training.model.bert import BertConfig, Dropout, initialize
@@ -19,6 +20,12 @@ class _TaskModel(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
 
+def _in_fp32(head: nn.Module, features: Tensor) -> Tensor:
+    """The head's outputs without autocast: numbers and scores in 16 bits would tie."""
+    with torch.autocast(features.device.type, enabled=False):
+        return head(features.float())
+
+
 class SequenceClassifier(_TaskModel):
     """One vector of `outputs` numbers for each text or pair of texts, from the pooled [CLS]."""
 
@@ -30,7 +37,7 @@ class SequenceClassifier(_TaskModel):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Three [b, s] -> logits [b, outputs] in fp32."""
         _, pooled = self.bert(input_ids, token_type_ids, attention_mask)
-        return self.classifier(self.dropout(pooled)).float()
+        return _in_fp32(self.classifier, self.dropout(pooled))
 
 
 class TokenClassifier(_TaskModel):
@@ -44,7 +51,7 @@ class TokenClassifier(_TaskModel):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Three [b, s] -> logits [b, s, labels] in fp32."""
         hidden, _ = self.bert(input_ids, token_type_ids, attention_mask)
-        return self.classifier(self.dropout(hidden)).float()
+        return _in_fp32(self.classifier, self.dropout(hidden))
 
 
 class SpanClassifier(_TaskModel):
@@ -58,7 +65,7 @@ class SpanClassifier(_TaskModel):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Three [b, s] -> start and end logits [b, s, 2] in fp32, very low at padding."""
         hidden, _ = self.bert(input_ids, token_type_ids, attention_mask)
-        logits = self.qa_outputs(hidden).float()
+        logits = _in_fp32(self.qa_outputs, hidden)
         return logits.masked_fill(~attention_mask.bool()[..., None], -1e4)  # finite: the loss of padding must be, too
 
 
@@ -74,4 +81,4 @@ class ChoiceClassifier(_TaskModel):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Three [b * choices, s], the choices of an example next to each other -> logits [b, choices] in fp32."""
         _, pooled = self.bert(input_ids, token_type_ids, attention_mask)
-        return self.classifier(self.dropout(pooled)).float().view(-1, self.choices)
+        return _in_fp32(self.classifier, self.dropout(pooled)).view(-1, self.choices)

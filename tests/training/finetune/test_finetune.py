@@ -334,7 +334,7 @@ def test_the_manifest_has_mean_and_deviation_over_seeds_for_each_hyperparameters
 
 
 def test_a_seed_that_is_there_twice_is_refused():
-    with pytest.raises(ValueError, match="4 is there more than once; give different seeds"):
+    with pytest.raises(ValueError, match="4 is there more than once; give different values"):
         config(seeds=(4, 5, 4))
 
 

@@ -141,12 +141,12 @@ class TrainedTaskConfig(TaskConfig):
     """Seeds to train every combination of hyperparameters with, in place of `seed`, which still draws the splits. The
     combination with the best mean over the seeds on dev is kept, and of its models the best on dev."""
 
-    @field_validator("seeds")
+    @field_validator("learning_rate", "batch_size", "epochs", "seeds")
     @classmethod
-    def _seeds_differ(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if repeated := [seed for seed in seeds or () if (seeds or ()).count(seed) > 1]:
-            raise ValueError(f"{repeated[0]} is there more than once; give different seeds")
-        return seeds
+    def _values_differ(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if repeated := [value for value in values or () if (values or ()).count(value) > 1]:
+            raise ValueError(f"{repeated[0]} is there more than once; give different values")
+        return values
 
     @property
     def trials(self) -> list[Trial]:
