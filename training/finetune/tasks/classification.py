@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.baselines import bag_of_words, majority
 from cloze.training.finetune.heads import SequenceClassifier
@@ -23,7 +22,14 @@ from cloze.training.finetune.metrics.estimates import Estimate
 from cloze.training.finetune.tasks import glue
 from cloze.training.finetune.tasks.invalid_rows import InvalidRow, valid_rows
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, check_splits, scored_split, with_splits
-from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts, text_names
+from cloze.training.finetune.tasks.labelled_texts import (
+    EncodedTexts,
+    LabelledColumns,
+    LabelledText,
+    encode_examples,
+    read_texts,
+    text_names,
+)
 from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
@@ -32,7 +38,6 @@ from cloze.training.finetune.tasks.task import (
     TransformersHead,
     score_facts,
 )
-from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -60,18 +65,6 @@ class ClassificationConfig(TrainedTaskConfig):
     skip_invalid: bool = False
     """Leave out rows with an empty text or label, with another number of columns or with a label that train does not
     have, and count them, in place of an error."""
-
-
-@dataclass(frozen=True)
-class EncodedTexts:
-    """The examples of one split: token ids, and the index of each label [n], -1 without one."""
-
-    texts: TextInputs
-    targets: NDArray[np.int64]
-
-    @property
-    def lengths(self) -> Ints:
-        return self.texts.lengths
 
 
 @dataclass(frozen=True)
@@ -120,17 +113,12 @@ class Classification:
         return scored_split(self.examples)
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
+        return encode_examples(self.examples, tokenizer, self.config.max_seq_length, self._targets)
+
+    def _targets(self, examples: Sequence[LabelledText]) -> NDArray[np.int64]:
+        """The index of each label [n], -1 without one."""
         index = {label: number for number, label in enumerate(self.labels)}
-        splits, truncated = dict[str, EncodedTexts](), 0
-        for split in SPLITS:
-            examples = [example for example in self.examples if example.split == split]
-            texts, shortened = encode_texts(
-                tokenizer, *LabelledText.columns(examples), max_seq_length=self.config.max_seq_length
-            )
-            targets = [-1 if example.label is None else index[example.label] for example in examples]
-            splits[split] = EncodedTexts(texts, np.array(targets, np.int64))
-            truncated += shortened
-        return EncodedTask(splits, truncated)
+        return np.array([-1 if one.label is None else index[one.label] for one in examples], np.int64)
 
     def model(self, encoder: nn.Module, config: "BertConfig") -> nn.Module:
         return SequenceClassifier(encoder, config, len(self.labels), self.config.seed)

@@ -4,14 +4,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.tasks.glue import NO_LABEL, Layout
 from cloze.training.finetune.tasks.invalid_rows import valid_rows
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, read_rows
-from cloze.training.finetune.tasks.task import Column
+from cloze.training.finetune.tasks.task import SPLITS, Column, EncodedTask
+from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 ReadLabel = Callable[[str, str], Any]  # (file and row for error messages, the text of the label) -> the label
 
@@ -51,6 +58,34 @@ class LabelledText(LabelledExample):
     def sample(self) -> dict[str, Any]:
         """The example as the report shows it."""
         return {"text": self.text if self.text_b is None else f"{self.text} / {self.text_b}", "label": self.label}
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """The examples of one split: token ids, and the target of each [n, ...] as the task's loss reads it."""
+
+    texts: TextInputs
+    targets: NDArray[Any]
+
+    @property
+    def lengths(self) -> Ints:
+        return self.texts.lengths
+
+
+def encode_examples(
+    examples: Sequence[LabelledText],
+    tokenizer: "Tokenizer",
+    max_seq_length: int,
+    targets: Callable[[Sequence[LabelledText]], NDArray[Any]],
+) -> EncodedTask:
+    """The splits of the examples, each as EncodedTexts. `targets`: the examples of a split -> their targets."""
+    splits, truncated = dict[str, EncodedTexts](), 0
+    for split in SPLITS:
+        of_split = [example for example in examples if example.split == split]
+        texts, shortened = encode_texts(tokenizer, *LabelledText.columns(of_split), max_seq_length=max_seq_length)
+        splits[split] = EncodedTexts(texts, targets(of_split))
+        truncated += shortened
+    return EncodedTask(splits, truncated)
 
 
 def text_names(columns: LabelledColumns, layout: Layout | None) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.finetune.metrics.estimates import Estimate
@@ -20,7 +19,11 @@ from cloze.training.finetune.metrics.multilabel import exact_match, macro_f1, mi
 from cloze.training.finetune.tasks.classification import labels_config
 from cloze.training.finetune.tasks.label_sets import LabelSetColumns, read_label_sets, train_label_names
 from cloze.training.finetune.tasks.labelled_files import scored_split
-from cloze.training.finetune.tasks.labelled_texts import LabelledText
+from cloze.training.finetune.tasks.labelled_texts import (
+    EncodedTexts,
+    LabelledText,
+    encode_examples,
+)
 from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
@@ -29,7 +32,6 @@ from cloze.training.finetune.tasks.task import (
     TransformersHead,
     score_facts,
 )
-from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,18 +53,6 @@ class MultilabelConfig(TrainedTaskConfig):
     skip_invalid: bool = False
     """Leave out rows with an empty text, an invalid list of labels or a label that train does not have, and count them,
     in place of an error."""
-
-
-@dataclass(frozen=True)
-class EncodedLabelSets:
-    """The examples of one split: token ids, and 1 for each label that an example has [n, labels], NaN without any."""
-
-    texts: TextInputs
-    targets: NDArray[np.float32]
-
-    @property
-    def lengths(self) -> Ints:
-        return self.texts.lengths
 
 
 @dataclass(frozen=True)
@@ -94,39 +84,32 @@ class Multilabel:
         return scored_split(self.examples)
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
-        splits, truncated = dict[str, EncodedLabelSets](), 0
-        for split in SPLITS:
-            examples = [example for example in self.examples if example.split == split]
-            texts, shortened = encode_texts(
-                tokenizer, *LabelledText.columns(examples), max_seq_length=self.config.max_seq_length
-            )
-            rows = [
-                [np.nan if one.label is None else float(name in one.label) for name in self.labels] for one in examples
-            ]
-            targets = np.array(rows, np.float32).reshape(-1, len(self.labels))
-            splits[split] = EncodedLabelSets(texts, targets)
-            truncated += shortened
-        return EncodedTask(splits, truncated)
+        return encode_examples(self.examples, tokenizer, self.config.max_seq_length, self._targets)
+
+    def _targets(self, examples: Sequence[LabelledText]) -> NDArray[np.float32]:
+        """1 for each label that an example has [n, labels], NaN without any."""
+        rows = [[np.nan if one.label is None else float(name in one.label) for name in self.labels] for one in examples]
+        return np.array(rows, np.float32).reshape(-1, len(self.labels))
 
     def model(self, encoder: nn.Module, config: "BertConfig") -> nn.Module:
         return SequenceClassifier(encoder, config, len(self.labels), self.config.seed)
 
-    def inputs(self, data: EncodedLabelSets, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, data: EncodedTexts, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         return data.texts.batch(rows, device)
 
-    def loss(self, outputs: Tensor, data: EncodedLabelSets, rows: RowIndices) -> Tensor:
+    def loss(self, outputs: Tensor, data: EncodedTexts, rows: RowIndices) -> Tensor:
         """The sum over rows of the mean binary cross-entropy of logits [batch, labels]."""
         targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
         return functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(-1).sum()
 
-    def loss_terms(self, data: EncodedLabelSets, rows: RowIndices) -> int:
+    def loss_terms(self, data: EncodedTexts, rows: RowIndices) -> int:
         return len(rows)
 
-    def answers(self, outputs: Tensor, data: EncodedLabelSets, rows: RowIndices) -> list[NDArray[np.float32]]:
+    def answers(self, outputs: Tensor, data: EncodedTexts, rows: RowIndices) -> list[NDArray[np.float32]]:
         """The probability of each label [labels] for each example."""
         return list(outputs.sigmoid().cpu().numpy())
 
-    def evaluate(self, answers: Sequence[NDArray[np.float32]], data: EncodedLabelSets) -> dict[str, float]:
+    def evaluate(self, answers: Sequence[NDArray[np.float32]], data: EncodedTexts) -> dict[str, float]:
         """Micro-F1, macro-F1, exact match, and the mean binary cross-entropy."""
         probabilities = np.stack(answers).astype(np.float64).clip(1e-12, 1 - 1e-12)  # [n, labels]
         likelihoods = np.where(data.targets > 0, probabilities, 1 - probabilities)
@@ -150,7 +133,7 @@ class Multilabel:
         return {name: score(label, predicted) for name, score in scores.items()}
 
     def predictions(
-        self, examples: Sequence[LabelledText], answers: Sequence[NDArray[np.float32]], data: EncodedLabelSets
+        self, examples: Sequence[LabelledText], answers: Sequence[NDArray[np.float32]], data: EncodedTexts
     ) -> list[dict[str, Any]]:
         return [
             {

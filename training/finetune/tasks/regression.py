@@ -12,23 +12,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.finetune.metrics.correlation import pearson, spearman
 from cloze.training.finetune.tasks import glue
 from cloze.training.finetune.tasks.invalid_rows import InvalidRow
 from cloze.training.finetune.tasks.labelled_files import check_splits, scored_split, with_splits
-from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText, read_texts, text_names
+from cloze.training.finetune.tasks.labelled_texts import (
+    EncodedTexts,
+    LabelledColumns,
+    LabelledText,
+    encode_examples,
+    read_texts,
+    text_names,
+)
 from cloze.training.finetune.tasks.task import (
-    SPLITS,
     EncodedTask,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
     score_facts,
 )
-from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -50,18 +54,6 @@ class RegressionConfig(TrainedTaskConfig):
     skip_invalid: bool = False
     """Leave out rows with an empty text, with another number of columns or with a label that is not a number, and count
     them, in place of an error."""
-
-
-@dataclass(frozen=True)
-class EncodedNumbers:
-    """The examples of one split: token ids, and the number of each [n], NaN without one."""
-
-    texts: TextInputs
-    targets: NDArray[np.float32]
-
-    @property
-    def lengths(self) -> Ints:
-        return self.texts.lengths
 
 
 @dataclass(frozen=True)
@@ -97,36 +89,31 @@ class Regression:
         return scored_split(self.examples)
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
-        splits, truncated = dict[str, EncodedNumbers](), 0
-        for split in SPLITS:
-            examples = [example for example in self.examples if example.split == split]
-            texts, shortened = encode_texts(
-                tokenizer, *LabelledText.columns(examples), max_seq_length=self.config.max_seq_length
-            )
-            targets = [math.nan if example.label is None else example.label for example in examples]
-            splits[split] = EncodedNumbers(texts, np.array(targets, np.float32))
-            truncated += shortened
-        return EncodedTask(splits, truncated)
+        return encode_examples(self.examples, tokenizer, self.config.max_seq_length, self._targets)
+
+    def _targets(self, examples: Sequence[LabelledText]) -> NDArray[np.float32]:
+        """The numbers [n], NaN without one."""
+        return np.array([math.nan if one.label is None else one.label for one in examples], np.float32)
 
     def model(self, encoder: nn.Module, config: "BertConfig") -> nn.Module:
         return SequenceClassifier(encoder, config, 1, self.config.seed)
 
-    def inputs(self, data: EncodedNumbers, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, data: EncodedTexts, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         return data.texts.batch(rows, device)
 
-    def loss(self, outputs: Tensor, data: EncodedNumbers, rows: RowIndices) -> Tensor:
+    def loss(self, outputs: Tensor, data: EncodedTexts, rows: RowIndices) -> Tensor:
         """The sum of the squared errors of outputs [batch, 1]."""
         targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
         return (outputs[:, 0] - targets).square().sum()
 
-    def loss_terms(self, data: EncodedNumbers, rows: RowIndices) -> int:
+    def loss_terms(self, data: EncodedTexts, rows: RowIndices) -> int:
         return len(rows)
 
-    def answers(self, outputs: Tensor, data: EncodedNumbers, rows: RowIndices) -> list[float]:
+    def answers(self, outputs: Tensor, data: EncodedTexts, rows: RowIndices) -> list[float]:
         """The number of each example."""
         return outputs[:, 0].tolist()
 
-    def evaluate(self, answers: Sequence[float], data: EncodedNumbers) -> dict[str, float]:
+    def evaluate(self, answers: Sequence[float], data: EncodedTexts) -> dict[str, float]:
         """The two correlations and the mean squared error."""
         targets = data.targets.tolist()
         loss = float(np.mean((np.array(answers) - data.targets) ** 2))
@@ -137,13 +124,13 @@ class Regression:
         return metrics[self.config.metric], -metrics["loss"]
 
     def predictions(
-        self, examples: Sequence[LabelledText], answers: Sequence[float], data: EncodedNumbers
+        self, examples: Sequence[LabelledText], answers: Sequence[float], data: EncodedTexts
     ) -> list[dict[str, Any]]:
         pairs = zip(examples, answers, strict=True)
         return [{"row": one.row, "label": one.label, "predicted": round(answer, 4)} for one, answer in pairs]
 
     def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: EncodedNumbers
+        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: EncodedTexts
     ) -> dict[str, bytes]:
         if split != "test" or self.config.glue is None:
             return {}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze.pipeline.core.keyed_random import hash64
-from cloze.pipeline.core.ragged import Ints, pad_rows
+from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.heads import SpanClassifier
 from cloze.training.finetune.metrics.question_answering import (
@@ -34,6 +34,7 @@ from cloze.training.finetune.tasks.task import (
     TransformersHead,
     score_facts,
 )
+from cloze.training.finetune.tasks.text_inputs import TextInputs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -154,13 +155,7 @@ class QuestionAnswering:
 
     def inputs(self, data: EncodedQuestions, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids, token_type_ids and attention_mask, each [batch, length of the longest window]."""
-        ids, positions = data.windows.ids.take(rows), data.windows.context_positions[rows]
-        width = int(ids.lengths.max())
-        real = np.arange(width) < ids.lengths[:, None]
-        second = (np.arange(width) >= positions[:, None]) & real
-        arrays = (pad_rows(*ids, width), second.astype(np.int64), real)
-        input_ids, token_type_ids, attention_mask = (torch.from_numpy(array).to(device) for array in arrays)
-        return input_ids, token_type_ids, attention_mask
+        return TextInputs(data.windows.ids, data.windows.context_positions).batch(rows, device)
 
     def loss(self, outputs: Tensor, data: EncodedQuestions, rows: RowIndices) -> Tensor:
         """Half the cross-entropies of the start and the end of the answer, summed over windows; outputs [batch, s, 2].
