@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from cloze.pipeline.text.tokenizer import load_tokenizer
 from cloze.training.checkpoints.huggingface import read_model_config
 from cloze.training.finetune.model_files import POOLER
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import Task, TaskConfig
+from cloze.training.finetune.tasks.task import TaskConfig, TrainedTask
 from cloze.training.model.architectures import architecture_of
 
 _BATCH = 64  # rows that are computed at once
@@ -25,7 +25,7 @@ _READ_AHEAD = 1024  # inputs that are sorted by length, so that batches have lit
 class FineTunedModel:
     """A fine-tuned model with its tokenizer, ready to predict."""
 
-    def __init__(self, model: nn.Module, task: type[Task], config: TaskConfig, head: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, task: type[TrainedTask], config: TaskConfig, head: Mapping[str, Any]) -> None:
         self.model, self.task, self.config, self.head = model.eval(), task, config, head
         self.tokenizer: Tokenizer
 
@@ -36,7 +36,7 @@ class FineTunedModel:
 
         head = json.loads((folder / "config.json").read_bytes())
         model_config, vocab_size = read_model_config(folder)
-        architecture, task = architecture_of(model_config), task_of(config)
+        architecture, task = architecture_of(model_config), cast(type[TrainedTask], task_of(config))
         encoder = architecture.encoder(model_config, vocab_size)
         model = task.for_inputs(config, head, []).model(encoder, model_config)
         weights = load((folder / "model.safetensors").read_bytes())

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from cloze.training.finetune.tasks.task import (
     RowIndices,
     Task,
     TaskConfig,
+    TrainedTask,
     TrainedTaskConfig,
     Trial,
 )
@@ -192,7 +193,7 @@ class FinetuneTrainer:
 
     def run_trial(self, variant: str, trial: Trial) -> TrialResult:
         """Train with a trial's hyperparameters, and evaluate on dev after each epoch."""
-        data, seed, task = self.setup.data.splits["train"], self.setup.seed(trial), self.setup.task
+        data, seed, task = self.setup.data.splits["train"], self.setup.seed(trial), cast(TrainedTask, self.setup.task)
         steps = self.setup.steps(trial)
         # Adam's bias correction: without it some seeds fail on small sets (arXiv:2006.05987)
         optimizer_config = OptimizerConfig(
@@ -234,7 +235,7 @@ class FinetuneTrainer:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: RowIndices, max_grad_norm: float
     ) -> float:
         """Update the model by the mean loss over the batch `rows`, which the workers split. Returns that loss."""
-        data, task = self.setup.data.splits["train"], self.setup.task
+        data, task = self.setup.data.splits["train"], cast(TrainedTask, self.setup.task)
         worker_rows = rows[self.rank :: self.workers]
         model.train()
         optimizer.zero_grad()

@@ -108,16 +108,6 @@ class MinimalPairs:
             )
         return cls(config, examples)
 
-    @classmethod
-    def for_inputs(
-        cls, config: MinimalPairsConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]
-    ) -> Self:
-        raise NotImplementedError  # no model is saved
-
-    @classmethod
-    def input_names(cls, config: MinimalPairsConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
-        return _SENTENCES
-
     @property
     def scored_split(self) -> str:
         return "test"
@@ -155,22 +145,10 @@ class MinimalPairs:
         input_ids, attention_mask, positions = (torch.from_numpy(array).to(device) for array in arrays)
         return input_ids, attention_mask, positions
 
-    def loss(self, outputs: Tensor, data: EncodedPieces, rows: RowIndices) -> Tensor:
-        raise NotImplementedError  # nothing is trained
-
-    def loss_terms(self, data: EncodedPieces, rows: RowIndices) -> int:
-        raise NotImplementedError  # nothing is trained
-
     def answers(self, outputs: Tensor, data: EncodedPieces, rows: RowIndices) -> list[float]:
         """The log-probability of each row's piece."""
         targets = torch.from_numpy(data.targets[rows]).to(outputs.device)
         return outputs.gather(1, targets[:, None])[:, 0].tolist()
-
-    def evaluate(self, answers: Sequence[float], data: EncodedPieces) -> dict[str, float]:
-        raise NotImplementedError  # nothing is trained
-
-    def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
-        raise NotImplementedError  # nothing is trained
 
     def predictions(
         self, examples: Sequence[SentencePair], answers: Sequence[float], data: EncodedPieces

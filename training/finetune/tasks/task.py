@@ -206,23 +206,6 @@ class Task(Protocol):
         """
         ...
 
-    @classmethod
-    def for_inputs(cls, config: Any, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
-        """The task of new inputs, which become unlabelled examples of the split test.
-
-        `head` is the config.json of the fine-tuned model, with the settings of `head()`. An input has the names of
-        `input_names`. Raises UserError for an input that lacks one.
-        """
-        ...
-
-    @classmethod
-    def input_names(cls, config: Any, head: Mapping[str, Any]) -> tuple[str, ...]:
-        """The names of an input's values, in the order of a line with tabs: ("text",) or ("text", "text_b").
-
-        `head`: see `for_inputs`.
-        """
-        ...
-
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask: ...
 
     def model(self, encoder: "nn.Module", config: "BertConfig") -> "nn.Module":
@@ -233,24 +216,8 @@ class Task(Protocol):
         """The model's arguments for some rows of an `EncodedSplit`."""
         ...
 
-    def loss(self, outputs: Any, data: Any, rows: RowIndices) -> "Tensor":
-        """The sum of the rows' losses, from the model's outputs for these rows."""
-        ...
-
-    def loss_terms(self, data: Any, rows: RowIndices) -> float:
-        """The number of losses in the sum that `loss` returns for these rows: a step's loss is their mean."""
-        ...
-
     def answers(self, outputs: Any, data: Any, rows: RowIndices) -> Sequence[Any]:
         """An answer for each of these rows, from the model's outputs for them."""
-        ...
-
-    def evaluate(self, answers: Sequence[Any], data: Any) -> dict[str, float]:
-        """The metrics of a whole split during training, by name. The report plots the task's metric and the loss."""
-        ...
-
-    def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
-        """The dev metrics as a key by which epochs and trials are compared: the greatest is the best."""
         ...
 
     def predictions(self, examples: Sequence[Any], answers: Sequence[Any], data: Any) -> list[dict[str, Any]]:
@@ -285,6 +252,43 @@ class Task(Protocol):
 
     def head(self) -> "TransformersHead | None":
         """How transformers loads the fine-tuned model; None if the task trains nothing, and no model is saved."""
+        ...
+
+
+class TrainedTask(Task, Protocol):
+    """A task with training, whose model is saved and predicts new inputs. Its configuration is a TrainedTaskConfig."""
+
+    @classmethod
+    def for_inputs(cls, config: Any, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
+        """The task of new inputs, which become unlabelled examples of the split test.
+
+        `head` is the config.json of the fine-tuned model, with the settings of `head()`. An input has the names of
+        `input_names`. Raises UserError for an input that lacks one.
+        """
+        ...
+
+    @classmethod
+    def input_names(cls, config: Any, head: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of an input's values, in the order of a line with tabs: ("text",) or ("text", "text_b").
+
+        `head`: see `for_inputs`.
+        """
+        ...
+
+    def loss(self, outputs: Any, data: Any, rows: RowIndices) -> "Tensor":
+        """The sum of the rows' losses, from the model's outputs for these rows."""
+        ...
+
+    def loss_terms(self, data: Any, rows: RowIndices) -> float:
+        """The number of losses in the sum that `loss` returns for these rows: a step's loss is their mean."""
+        ...
+
+    def evaluate(self, answers: Sequence[Any], data: Any) -> dict[str, float]:
+        """The metrics of a whole split during training, by name. The report plots the task's metric and the loss."""
+        ...
+
+    def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
+        """The dev metrics as a key by which epochs and trials are compared: the greatest is the best."""
         ...
 
 
