@@ -189,6 +189,11 @@ class Task(Protocol):
     """
 
     @property
+    def config(self) -> Any:
+        """The TaskConfig."""
+        ...
+
+    @property
     def examples(self) -> Sequence[Any]:
         """The `TaskExample`s of all splits, in the files' order. Train and dev have some; test may have none."""
         ...
