@@ -172,6 +172,17 @@ def write_folder_files(files: dict[str, bytes], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_with_16_bits_the_heads_compute_in_32(model_type, folder_of, tmp_path):
+    given = setup("classification", folder_of(model_type), tmp_path)
+    model = given.encoder.new_model(given.task, 3, pretrained=True).eval()
+    rows = np.arange(20)
+    inputs = given.task.inputs(given.data.splits["train"], rows, torch.device("cpu"))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        numbers = model(*inputs)[:, 0]
+    assert numbers.dtype == torch.float32 and (numbers != numbers.bfloat16()).any()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_pieces_of_minimal_pairs_have_the_log_probabilities_of_transformers(model_type, folder_of, tmp_path):
     given = setup("minimal_pairs", folder_of(model_type), tmp_path)
     data, rows, task = given.data.splits["test"], np.arange(12), given.task
@@ -266,8 +277,12 @@ def test_the_tags_of_a_pipeline_are_those_of_cloze(folder_of, tmp_path):
     write_folder_files(given.encoder.model_files(given.task.head(), weights), folder)
     tagger = pipeline("token-classification", str(folder), aggregation_strategy="first")
     model = FineTunedModel.from_folder(Location(str(folder)), given.config)
-    # The pipeline finds words by the spaces before tokens, and fails to at some punctuation.
-    sentences = [one.words for one in given.examples("train") if all(map(str.isalnum, one.words))]
+    # The pipeline guesses words from the characters of tokens, and fails at punctuation and where a space is a token.
+    sentences = [
+        one.words
+        for one in given.examples("train")
+        if all(word.isalnum() and model.tokenizer.encode(f" {word}").tokens[1] != "Ġ" for word in one.words)
+    ]
     tagged = 0
     for words, found in zip(sentences, model.predict({"words": list(one)} for one in sentences), strict=True):
         spans = [range(span["start"], span["end"]) for span in tagger(" ".join(words))]
@@ -275,7 +290,7 @@ def test_the_tags_of_a_pipeline_are_those_of_cloze(folder_of, tmp_path):
         begins = {start for start, tag in zip(starts, found["predicted"], strict=True) if tag != "O"}
         assert begins == {start for start in starts if any(start in span for span in spans)}
         tagged += len(begins)
-    assert tagged > 20
+    assert tagged > 10
 
 
 def test_the_fingerprint_covers_every_file_that_decides_the_model(tmp_path):

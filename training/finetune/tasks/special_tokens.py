@@ -30,7 +30,11 @@ class SpecialTokens(NamedTuple):
         ]
         if [special for special, _ in runs] != [1, 0, 1, 0, 1]:
             raise UserError("the tokenizer puts no special tokens before, between and after two texts, as BERT's does")
-        return cls(*(ids for special, ids in runs if special))
+        found = cls(*(ids for special, ids in runs if special))
+        single = tokenizer.encode("a")
+        if list(itertools.compress(single.ids, single.special_tokens_mask)) != [*found.before, *found.after]:
+            raise UserError("the tokenizer puts other special tokens around one text than around two, unlike BERT's")
+        return found
 
     def count(self, texts: int) -> int:
         """The number of special tokens of an input with one or two texts."""
