@@ -27,7 +27,7 @@ _NO_POOLER = (
 class PretrainedEncoder(Protocol):
     """An encoder that tasks start from. Workers receive it without its weights, which each reads.
 
-    Its models map (input_ids, token_type_ids, attention_mask) to what heads.py says of the task's head.
+    Its models have the inputs and outputs of those in heads.py.
     """
 
     @property
@@ -42,7 +42,7 @@ class PretrainedEncoder(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the weights."""
+        """Remarks on the weights, for the user."""
         ...
 
     def tokenizer(self) -> Tokenizer:
@@ -54,14 +54,15 @@ class PretrainedEncoder(Protocol):
         ...
 
     def new_model(self, task: Task, seed: int, *, pretrained: bool) -> nn.Module:
-        """The task's model before the first step: random weights from the seed, those of the encoder pretrained or not.
+        """The task's model before the first step: random weights from the seed; those of the encoder are the pretrained
+        ones if `pretrained`.
 
         Raises UserError when the task scores with the masked-LM head of the pretrained model and there is none.
         """
         ...
 
     def frozen_parameters(self, model: nn.Module) -> Iterable[nn.Parameter]:
-        """Those that freeze_encoder keeps as they are: the encoder's without its pooler."""
+        """The parameters that freeze_encoder does not train: those of the encoder, except its pooler."""
         ...
 
     def model_files(self, head: TransformersHead, weights: Mapping[str, Tensor]) -> dict[str, bytes]:

@@ -58,7 +58,10 @@ class TransformersEncoder:
         return tokenizer
 
     def check_masked_lm_head(self) -> None:
-        mask_id(self.tokenizer())
+        try:
+            mask_id(self.tokenizer())
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from None
         _load_pretrained(_build(self.folder, self.config, _MASKED_LM), _tensors(self.folder), self.folder)
 
     def new_model(self, task: Task, seed: int, *, pretrained: bool) -> nn.Module:

@@ -5,11 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_LOW = -1e4  # see SpanClassifier
-
 
 class TransformersModel(nn.Module):
-    """The model of transformers, as `model`. Layers outside its encoder compute in fp32, as heads.py does."""
+    """The model of transformers, as `model`. Its head computes in fp32, as those in heads.py."""
 
     def __init__(self, model: Any, with_segments: bool) -> None:
         super().__init__()
@@ -24,7 +22,7 @@ class TransformersModel(nn.Module):
         return self.model.base_model
 
     def outputs(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Any:
-        """What transformers' model returns. It gets the segments if it has any, and its own token as padding."""
+        """The outputs of transformers' model. Padding becomes the model's own padding token."""
         if (padding := self.model.config.pad_token_id) is not None:
             input_ids = input_ids.masked_fill(~attention_mask.bool(), padding)
         segments = {"token_type_ids": token_type_ids} if self.with_segments else {}
@@ -52,7 +50,7 @@ class SpanModel(TransformersModel):
         """Three [b, s] -> start and end logits [b, s, 2], very low at padding."""
         outputs = self.outputs(input_ids, token_type_ids, attention_mask)
         logits = torch.stack([outputs.start_logits, outputs.end_logits], -1)
-        return logits.masked_fill(~attention_mask.bool()[..., None], _LOW)
+        return logits.masked_fill(~attention_mask.bool()[..., None], -1e4)  # as in SpanClassifier
 
 
 class ChoiceModel(TransformersModel):
@@ -86,7 +84,7 @@ class PieceModel(TransformersModel):
         return logits[:, 0].log_softmax(-1)
 
 
-#: By transformers' name of the head.
+#: The classes by the names of transformers' heads.
 MODELS: dict[str, type[TransformersModel]] = {
     "ForSequenceClassification": LabelModel,
     "ForTokenClassification": LabelModel,
