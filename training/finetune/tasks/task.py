@@ -156,7 +156,10 @@ class TrainedTaskConfig(TaskConfig):
 
 
 class TaskExample(Protocol):
-    """A row of the labelled file."""
+    """A row of the labelled file; `row` is its number there, from 1."""
+
+    @property
+    def row(self) -> int: ...
 
     @property
     def split(self) -> str: ...
@@ -239,6 +242,10 @@ class Task(Protocol):
 
     def baselines(self, examples: Sequence[Any]) -> dict[str, list[Any]]:
         """Predictions for these examples without a model, fitted on train: name of the baseline -> predictions."""
+        ...
+
+    def texts(self, example: Any) -> list[tuple[str, str]]:
+        """The texts that an example consists of, each after its name, such as "question" or "context"."""
         ...
 
     def sample(self, example: Any) -> dict[str, Any]:
