@@ -117,7 +117,7 @@ class NgramIndex:
         Memory depends on the index and on the longest document.
         """
         matches = dict[int, Match]()
-        found = np.zeros(len(self._hashes), np.bool_)  # at the first of equal hashes
+        found = np.zeros(len(self._hashes), np.bool_)  # whether all texts with a hash have a match
         for first_document, batch in _batches(documents):
             words = Words.of(batch)
             for word, place in self._candidates(words, found):
@@ -138,18 +138,19 @@ class NgramIndex:
     def _match(self, words: Words, word: int, place: int, first_document: int, matches: dict[int, Match]) -> bool:
         """Add the matches of a document's 13-gram with those in the index from `place` on that have its hash.
 
-        Returns whether all of these are the same 13-gram, so that none of them has to be searched for again.
+        Returns whether all texts of these have a match now, so that the hash needs no other search.
         """
-        all_same = True
+        all_matched = True
         end = np.searchsorted(self._hashes, self._hashes[place], side="right")
         for ngram in self._ngrams[place:end].tolist():
+            text = int(self._words.texts[ngram])
+            if text in matches:
+                continue
             if words.is_same_ngram(word, self._words, ngram):
-                text = int(self._words.texts[ngram])
-                if text not in matches:
-                    matches[text] = Match(first_document + int(words.texts[word]), words.ngram(word))
+                matches[text] = Match(first_document + int(words.texts[word]), words.ngram(word))
             else:
-                all_same = False
-        return all_same
+                all_matched = False
+        return all_matched
 
 
 def _batches(documents: Iterable[str]) -> Iterator[tuple[int, list[str]]]:

@@ -3,26 +3,22 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, Self
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, Part
+from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import identity
-from cloze.pipeline.core.ray_data import for_each
-from cloze.pipeline.core.schema import parquet_file
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.elastic import nodes, worker_slots
 from cloze.training.finetune.manifest_facts import FinetuneFacts, ScoreFact
 from cloze.training.finetune.overlap.manifest_facts import OverlapFacts, SplitOverlapFact
 from cloze.training.finetune.overlap.ngrams import NgramIndex
 from cloze.training.finetune.overlap.pretraining_documents import PretrainingDocuments
+from cloze.training.finetune.overlap.shard_search import search
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import SPLITS, Task, TaskConfig
 
 VERSION = 1
-
-_COLUMNS = ["doc_id", "title", "text", "split"]
 
 
 class SharedNgram(NamedTuple):
@@ -95,7 +91,8 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     if not documents.artifacts:
         return out.finish([], identity(config), fingerprints, facts=OverlapFacts(unknown=list(documents.unknown)))
     index = NgramIndex(evaluation.texts)
-    parts = _search(documents, index, out)
+    artifacts = {artifact.fingerprint: artifact for artifact in documents.artifacts}
+    parts = search(artifacts, index, out, worker_slots(nodes(), threads=1, gpus=False))
     shared = dict[int, SharedNgram]()
     for part in parts:
         for number, *found in part.facts["shared"]:
@@ -116,38 +113,6 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
 def _model(inputs: Mapping[str, Any]) -> Location:
     """The folder of the model that the task starts from."""
     return Location(inputs["init"].uri.rpartition("/")[0]) if "init" in inputs else inputs["checkpoint"].location
-
-
-def _search(documents: PretrainingDocuments, index: NgramIndex, out: Output) -> list[Part]:
-    """Search all documents, each shard once; returns the shards' parts in order."""
-    shards = {
-        f"{artifact.fingerprint}-{file.name.removesuffix('.parquet')}": file
-        for artifact in documents.artifacts
-        for file in artifact.files("documents/")
-    }
-    with out.reporting_parts(len(shards), "shards"):
-        finished = out.finished_parts(list(shards))
-        missing = [name for name in shards if name not in finished]
-        workers = worker_slots(nodes(), threads=1, gpus=False)
-        for_each(partial(search_shard, shards=shards, index=index, out=out), missing, workers)
-    return out.require_parts(list(shards))
-
-
-def search_shard(name: str, shards: Mapping[str, Location], index: NgramIndex, out: Output) -> None:
-    """A shard of documents -> the part with the texts that share a 13-gram with its training documents, committed."""
-    titles = list[tuple[str, str]]()  # document id and title
-
-    def documents() -> Iterator[str]:
-        with parquet_file(shards[name]) as file:
-            for group in range(file.num_row_groups):
-                for row in file.read_row_group(group, _COLUMNS).to_pylist():
-                    if row["split"] == "train":  # held-out documents are not in the training examples
-                        titles.append((row["doc_id"], row["title"]))
-                        yield row["text"]
-
-    matches = index.first_matches(documents())
-    shared = [[text, match.ngram, *titles[match.document]] for text, match in sorted(matches.items())]
-    out.commit(name, {}, {"documents": len(titles)}, facts={"shared": shared})
 
 
 def _counts(facts: OverlapFacts) -> dict[str, int]:

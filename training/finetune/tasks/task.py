@@ -82,7 +82,7 @@ class TaskConfig(Config):
     """The files of a task, the model that it starts from, and the hardware."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    """Name of the task: its stage is finetune-NAME."""
+    """Name of the task: its stages are finetune-NAME and overlap-NAME."""
     file: Annotated[str | None, InputPath("data")] = None
     """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://.
 
