@@ -116,7 +116,7 @@ def _model(inputs: Mapping[str, Any]) -> Location:
 
 
 def _counts(facts: OverlapFacts) -> dict[str, int]:
-    """The manifest's counts of examples, beside those of documents."""
+    """The manifest's counts of examples, next to that of documents."""
     counts = dict[str, int]()
     for split, fact in facts.splits.items():
         counts |= {split: fact.examples, f"{split}_too_short": fact.too_short, f"{split}_overlapping": fact.overlapping}
