@@ -82,7 +82,7 @@ class TaskConfig(Config):
     """The files of a task, the model that it starts from, and the hardware."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    """Name of the task: its stage is finetune-NAME."""
+    """Name of the task: its stages are finetune-NAME and overlap-NAME."""
     file: Annotated[str | None, InputPath("data")] = None
     """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://.
 
@@ -156,7 +156,10 @@ class TrainedTaskConfig(TaskConfig):
 
 
 class TaskExample(Protocol):
-    """A row of the labelled file."""
+    """A row of the labelled file; `row` is its number there, from 1."""
+
+    @property
+    def row(self) -> int: ...
 
     @property
     def split(self) -> str: ...
@@ -244,6 +247,10 @@ class Task(Protocol):
 
     def baselines(self, examples: Sequence[Any]) -> dict[str, list[Any]]:
         """Predictions for these examples without a model, fitted on train: name of the baseline -> predictions."""
+        ...
+
+    def texts(self, example: Any) -> list[tuple[str, str]]:
+        """The texts that an example consists of, each after its name, such as "question" or "context"."""
         ...
 
     def sample(self, example: Any) -> dict[str, Any]:
