@@ -90,8 +90,8 @@ class TaskConfig(Config):
     files: SplitFiles | None = None
     """A file for each split, in place of `file`."""
     init: Annotated[str | None, InputPath(files_in=weights_files, is_name=is_digest)] = None
-    """The model to start from: the digest of a finished checkpoint, or a Hugging Face folder. By default the
-    checkpoint that this run's pretraining ends with."""
+    """The model to start from: the digest of a finished checkpoint, or the Hugging Face folder of a BERT, or of another
+    encoder that transformers runs. By default the checkpoint that this run's pretraining ends with."""
     compare_random: bool = False
     """Train the same model from random weights as well, which shows what the pretraining is worth."""
     max_seq_length: int = Field(default=128, ge=3)
@@ -190,6 +190,11 @@ class Task(Protocol):
     in the form that the task chooses, such as the probability of each label. A prediction is a row of predictions.jsonl
     for an example, with the true value as `label` and the model's as `predicted`; it is correct where they are equal.
     """
+
+    @property
+    def config(self) -> Any:
+        """The TaskConfig."""
+        ...
 
     @property
     def examples(self) -> Sequence[Any]:
