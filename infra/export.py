@@ -103,7 +103,8 @@ def finished(run: Run, name: str) -> Artifact:
     """A stage's output. Raises UserError when it is not finished, or is one of pretraining and the run has none."""
     if run.config.pretraining is None and name not in run.stages:
         raise UserError(
-            f"{run.config.name}: only fine-tunes, so it has no pretrained model; name a fine-tuned one with --task"
+            f"{run.config.name}: only fine-tunes, so it has no pretrained model; cloze export and cloze predict use "
+            "a fine-tuned one with --task"
         )
     artifact = run.artifact(name)
     if artifact is None:
