@@ -53,7 +53,7 @@ _EPILOG = """examples:
   cloze status quickstart --root s3://bucket/runs          name a run that was started before
   cloze export configs/quickstart.yaml --to my-bert        write a model for AutoModel and AutoTokenizer
   cloze predict configs/quickstart.yaml "She opened the [MASK]."
-  cloze export configs/quickstart.yaml --task authors --to my-classifier
+  cloze export configs/quickstart.yaml --task authors --to my-classifier --onnx
   cloze predict configs/quickstart.yaml --task authors < texts.txt
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
   cloze config pretrain.optimizer                          list these configuration keys
@@ -221,9 +221,9 @@ def _export(options: argparse.Namespace) -> int:
 
     to = Location(options.to).absolute()
     if options.task:
-        export_task(run, options.task, to)
+        export_task(run, options.task, to, options.onnx)
     else:
-        export_run(run, to)
+        export_run(run, to, options.onnx)
     print(to)
     return 0
 
@@ -380,6 +380,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix"
             )
+            command.add_argument("--onnx", action="store_true", help="also write model.onnx, for onnxruntime")
         if name == "submit":
             command.add_argument("--cluster", metavar="YAML", required=True, help="such as configs/clusters/local.yaml")
         command.set_defaults(command=function)

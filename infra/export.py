@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from cloze.training.finetune.tasks.task import TaskConfig
 
 
-def export_run(run: Run, to: Location) -> None:
+def export_run(run: Run, to: Location, onnx: bool = False) -> None:
     """Write the final checkpoint, its vocabulary and its model card in the format of Hugging Face's libraries.
 
-    Raises UserError when a stage up to pretrain is not finished, or the folder is not empty.
+    `onnx`: also write model.onnx. Raises UserError when a stage up to pretrain is not finished, or the folder is not
+    empty.
     """
     from cloze.infra.model_card import card
     from cloze.training.checkpoints.huggingface import export
     from cloze.training.pretrain.stage import final_checkpoint
 
     artifacts = {name: finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
-    export(final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location, to, card(run.config, artifacts))
+    checkpoint, vocab = final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location
+    export(checkpoint, vocab, to, card(run.config, artifacts), onnx=onnx)
 
 
 def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Location]":
@@ -46,15 +48,22 @@ def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Location]":
     return config, finished(run, f"finetune-{task}").location / FOLDER
 
 
-def export_task(run: Run, task: str, to: Location) -> None:
+def export_task(run: Run, task: str, to: Location, onnx: bool = False) -> None:
     """Copy a task's fine-tuned model, which transformers' Auto classes and pipelines load.
 
-    Raises UserError when the task is not finished, or the folder is not empty.
+    `onnx`: also write model.onnx. Raises UserError when the task is not finished, or the folder is not empty.
     """
     from cloze.training.checkpoints.huggingface import write_folder
 
-    _, folder = fine_tuned(run, task)
-    write_folder(to, {file.name: file.read_bytes() for file in folder.files()})
+    config, folder = fine_tuned(run, task)
+    files = {file.name: file.read_bytes() for file in folder.files()}
+    if onnx:
+        from cloze.training.checkpoints.onnx_file import ONNX_FILE
+        from cloze.training.finetune.fine_tuned_model import FineTunedModel
+        from cloze.training.finetune.onnx_model import fine_tuned_onnx
+
+        files[ONNX_FILE] = fine_tuned_onnx(FineTunedModel.from_folder(folder, config).model)
+    write_folder(to, files)
 
 
 def predict_lines(run: Run, task: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,11 @@
 """A run of fine-tuning tasks alone: no documents, vocabulary or pretraining; and `cloze finetune`."""
 
+import ast
 import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +59,15 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     return err.removeprefix("cloze: ").rstrip()
+
+
+def labels_of_the_guide(texts: list[str]) -> list[str]:
+    """What the guide's code prints for these texts, with the folder my-classifier and without PyTorch."""
+    guide = (REPOSITORY / "docs/guide/fine-tuning.md").read_text()
+    [code] = (block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "onnxruntime" in block)
+    code, replaced = re.subn(r"texts = .*", f"texts = {texts}", code)
+    assert replaced == 1
+    return ast.literal_eval(subprocess.check_output([sys.executable, "-c", code], text=True))
 
 
 def stages(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
@@ -166,11 +179,13 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
     assert 'id="fine-tuning"' in text and 'id="pretraining"' not in text and 'id="vocabulary"' not in text
     assert printed(capsys, "report", own_yaml) == f"{page.absolute()}\n"
 
-    assert printed(capsys, "export", own_yaml, "--task", "mood", "--to", "mood") == f"{Path('mood').absolute()}\n"
-    assert json.loads(Path("mood/config.json").read_text())["id2label"] == {"0": "bad", "1": "good"}
+    folder = Path("my-classifier").absolute()
+    assert printed(capsys, "export", own_yaml, "--task", "mood", "--to", folder.name, "--onnx") == f"{folder}\n"
+    assert json.loads((folder / "config.json").read_text())["id2label"] == {"0": "bad", "1": "good"}
     monkeypatch.setattr("sys.stdin", io.StringIO("a good day\na bad night\n"))
     predicted = printed(capsys, "predict", own_yaml, "--task", "mood").splitlines()
     assert [json.loads(line).keys() for line in predicted] == 2 * [{"predicted", "probabilities"}]
+    assert labels_of_the_guide(["a good day", "a bad night"]) == [json.loads(line)["predicted"] for line in predicted]
     for command in (["export", own_yaml, "--to", "my-bert"], ["predict", own_yaml, "a [MASK]"]):
         assert error(capsys, *command).startswith("own: only fine-tunes, so it has no pretrained model; ")
     assert error(capsys, "run", own_yaml, "--until", "pretrain").startswith("pretrain: is not a stage of this run; ")
