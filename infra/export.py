@@ -29,13 +29,11 @@ def export_run(run: Run, to: Location, onnx: bool = False) -> None:
     export(checkpoint, vocab, to, card(run.config, artifacts), onnx=onnx)
 
 
-def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Location]":
-    """A task's configuration, and the folder of its fine-tuned model.
+def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Artifact]":
+    """A task's configuration, and its output with the fine-tuned model.
 
     Raises UserError when there is no such task, it is not finished, or it trains no model.
     """
-    from cloze.training.finetune.model_files import FOLDER
-
     names = [found.name for found in run.config.finetune]
     if task not in names:
         raise UserError(f"--task {task}: is not a task of this run; its tasks are {', '.join(names) or 'none'}")
@@ -45,7 +43,7 @@ def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Location]":
         raise UserError(
             f"--task {task}: a task of the kind {kind} trains no model; export or use the model that it starts from"
         )
-    return config, finished(run, f"finetune-{task}").location / FOLDER
+    return config, finished(run, f"finetune-{task}")
 
 
 def export_task(run: Run, task: str, to: Location, onnx: bool = False) -> None:
@@ -54,8 +52,10 @@ def export_task(run: Run, task: str, to: Location, onnx: bool = False) -> None:
     `onnx`: also write model.onnx. Raises UserError when the task is not finished, or the folder is not empty.
     """
     from cloze.training.checkpoints.huggingface import write_folder
+    from cloze.training.finetune.model_files import FOLDER
 
-    config, folder = fine_tuned(run, task)
+    config, artifact = fine_tuned(run, task)
+    folder = artifact.location / FOLDER
     files = {file.name: file.read_bytes() for file in folder.files()}
     if onnx:
         from cloze.training.checkpoints.onnx_file import ONNX_FILE
@@ -72,9 +72,10 @@ def predict_lines(run: Run, task: str, lines: Iterable[str]) -> Iterator[dict[st
     Raises UserError when a line has more or fewer texts than the task, or the task is not finished.
     """
     from cloze.training.finetune.fine_tuned_model import FineTunedModel
+    from cloze.training.finetune.model_files import FOLDER
 
-    config, folder = fine_tuned(run, task)
-    model = FineTunedModel.from_folder(folder, config)
+    config, artifact = fine_tuned(run, task)
+    model = FineTunedModel.from_folder(artifact.location / FOLDER, config)
     names = model.task.input_names(config, model.head)
 
     def inputs() -> Iterator[Mapping[str, str]]:
