@@ -79,18 +79,24 @@ class FilePrediction:
         return sum(part.stop - part.start for part in parts if part)
 
     def finished(self) -> "dict[str, PartRecord]":
-        """The parts that are there. Raises UserError when one, or another file, is not of this prediction."""
-        names = sorted(file.uri.removeprefix(f"{self.to}/") for file in self.to.files())
-        names = [name for name in names if name != SUMMARY_FILE]
-        if unknown := [name for name in names if name not in self.parts]:
-            raise UserError(f"{self.to}: has {unknown[0]}, which is not of this prediction; give another folder")
-        records = map_in_threads(self._record, names)
-        return dict(zip(names, records, strict=True))
+        """The finished parts, each read by its name, as a listing may omit it.
 
-    def _record(self, name: str) -> "PartRecord":
+        Raises UserError when the folder has a part of another prediction, or another file.
+        """
+        for file in self.to.files():
+            name = file.uri.removeprefix(f"{self.to}/")
+            if name not in self.parts and name != SUMMARY_FILE:
+                raise UserError(f"{self.to}: has {name}, which is not of this prediction; give another folder")
+        records = zip(self.parts, map_in_threads(self._record, list(self.parts)), strict=True)
+        return {name: record for name, record in records if record}
+
+    def _record(self, name: str) -> "PartRecord | None":
         location = self.to / name
-        with location.open() as file, parquet_errors(location, "is damaged ({}); delete it"):
-            metadata = pq.read_metadata(file)
+        try:
+            with location.open() as file, parquet_errors(location, "is damaged ({}); delete it"):
+                metadata = pq.read_metadata(file)
+        except FileNotFoundError:
+            return None
         content = json.loads((metadata.metadata or {}).get(_METADATA, b"{}"))
         if content.get("fingerprint") != self.fingerprint:
             raise UserError(

@@ -112,6 +112,21 @@ def test_a_row_without_a_text_has_no_prediction_and_is_counted(tmp_path: Path) -
     assert (record.rows, record.without_prediction) == (4, 2)
 
 
+def test_input_and_parts_may_be_on_s3(tmp_path: Path, folder: str) -> None:
+    _, model = saved(tmp_path, "regression")
+    file, to = Location(f"{folder}/in/a.jsonl"), Location(f"{folder}/to")
+    file.write_text('{"text": "a b"}\n{"text": "c"}\n')
+    prediction = FilePrediction.plan(Location(str(tmp_path)), task("regression"), [file], to, "f00d")
+    assert prediction.finished() == {}
+    write_part("part-00000.parquet", prediction, threads=1, gpu=False)
+    assert prediction.num_finished_rows() == 2 and list(prediction.finished()) == ["part-00000.parquet"]
+    expected = [row["predicted"] for row in model.predict([{"text": "a b"}, {"text": "c"}])]
+    assert open_table(to / "part-00000.parquet", {"text": []}, []).rows(0, 2)["predicted"].to_pylist() == expected
+    other = FilePrediction.plan(Location(str(tmp_path)), task("regression"), [file], to, "another")
+    with pytest.raises(UserError, match=r"part-00000\.parquet: is not a prediction of this model, these settings and "):
+        other.finished()
+
+
 def test_a_table_without_rows_is_a_part_without_rows(tmp_path: Path) -> None:
     saved(tmp_path, "tagging")
     pq.write_table(pa.table({"tokens": pa.array([], pa.list_(pa.string()))}), tmp_path / "in.parquet")
