@@ -42,7 +42,8 @@ _JSON = {
 NaN and infinite numbers are null.
 """,
     "predict": """--json prints one list, for each [MASK] a list of {piece, probability}, the most likely first.
-With --task the output is always JSON: an object for each line, with `predicted` and probabilities.
+With --task the output is always JSON: an object for each line, with `predicted` and probabilities. With --input these
+are columns of Parquet files.
 """,
 }
 _EPILOG = """examples:
@@ -53,8 +54,9 @@ _EPILOG = """examples:
   cloze status quickstart --root s3://bucket/runs          name a run that was started before
   cloze export configs/quickstart.yaml --to my-bert        write a model for AutoModel and AutoTokenizer
   cloze predict configs/quickstart.yaml "She opened the [MASK]."
-  cloze export configs/quickstart.yaml --task authors --to my-classifier
+  cloze export configs/quickstart.yaml --task authors --to my-classifier --onnx
   cloze predict configs/quickstart.yaml --task authors < texts.txt
+  cloze predict configs/quickstart.yaml --task authors --input texts.parquet --to predictions
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
   cloze config pretrain.optimizer                          list these configuration keys
 """
@@ -221,9 +223,9 @@ def _export(options: argparse.Namespace) -> int:
 
     to = Location(options.to).absolute()
     if options.task:
-        export_task(run, options.task, to)
+        export_task(run, options.task, to, options.onnx)
     else:
-        export_run(run, to)
+        export_run(run, to, options.onnx)
     print(to)
     return 0
 
@@ -231,6 +233,8 @@ def _export(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     if options.task:
         return _predict_task(options)
+    if options.input or options.to:
+        raise UserError("--input and --to require a fine-tuned model: name its task with --task")
     if not options.text:
         raise UserError("give a TEXT with [MASK], or --task NAME and its inputs as lines of standard input")
     run = _load(options)
@@ -245,12 +249,22 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _predict_task(options: argparse.Namespace) -> int:
-    """Print a JSON object for each line of standard input."""
+    """Print a JSON object for each line of standard input; with --input write files instead."""
     if options.text:
         options.overrides.insert(0, options.text)  # argparse takes the first override for the text
+    if bool(options.input) != bool(options.to):
+        raise UserError("--input and --to belong together: the files to read, and the folder for their predictions")
     if wrong := [word for word in options.overrides if not _is_override(word)]:
-        raise UserError(f"{wrong[0]!r}: with --task the inputs are lines of standard input; pipe them in")
+        raise UserError(f"{wrong[0]!r}: with --task the inputs are lines of standard input, or files with --input")
     run = _load(options)
+    if options.input:
+        from cloze.infra.predict_files import predict_files
+        from cloze.pipeline.core.storage import Location
+
+        to = Location(options.to).absolute()
+        predict_files(run, options.task, options.input, to)
+        print(to)
+        return 0
     from cloze.infra.export import predict_lines
 
     for prediction in predict_lines(run, options.task, sys.stdin):
@@ -376,10 +390,25 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name in ("export", "predict"):
             command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
+        if name == "predict":
+            command.add_argument(
+                "--input",
+                metavar="PATH",
+                action="append",
+                help="with --task: predict all rows of a file (.parquet, .jsonl, .csv, .tsv), glob or folder (may be "
+                "repeated)",
+            )
+            command.add_argument(
+                "--to",
+                metavar="DIR",
+                help="with --input: a new folder, or s3://bucket/prefix, for Parquet files with the rows and their "
+                "predictions; repeated, an interrupted prediction continues",
+            )
         if name == "export":
             command.add_argument(
                 "--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix"
             )
+            command.add_argument("--onnx", action="store_true", help="also write model.onnx, for onnxruntime")
         if name == "submit":
             command.add_argument("--cluster", metavar="YAML", required=True, help="such as configs/clusters/local.yaml")
         command.set_defaults(command=function)

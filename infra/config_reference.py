@@ -95,7 +95,7 @@ def selected(key: str | None) -> list[Section]:
     prefixes = {prefix for section in found for one in section.keys for prefix in _prefixes(one.path)}
     matches = {prefix for prefix in prefixes if _matches(key, prefix)}
     if not matches:
-        near = difflib.get_close_matches(key, sorted(one.replace("[]", "") for one in prefixes), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(key, sorted(one.replace("[]", "") for one in prefixes), n=1)
         fix = f"did you mean {near[0]}?" if near else "cloze config lists all keys"
         raise UserError(f"{key}: is not a configuration key; {fix}")
     depth = max(prefix.count(".") for prefix in matches)  # sources.columns.language is not the language of a source

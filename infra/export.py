@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from cloze.training.finetune.tasks.task import TaskConfig
 
 
-def export_run(run: Run, to: Location) -> None:
+def export_run(run: Run, to: Location, onnx: bool = False) -> None:
     """Write the final checkpoint, its vocabulary and its model card in the format of Hugging Face's libraries.
 
-    Raises UserError when a stage up to pretrain is not finished, or the folder is not empty.
+    `onnx`: also write model.onnx. Raises UserError when a stage up to pretrain is not finished, or the folder is not
+    empty.
     """
     from cloze.infra.model_card import card
     from cloze.training.checkpoints.huggingface import export
     from cloze.training.pretrain.stage import final_checkpoint
 
     artifacts = {name: finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
-    export(final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location, to, card(run.config, artifacts))
+    checkpoint, vocab = final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location
+    export(checkpoint, vocab, to, card(run.config, artifacts), onnx=onnx)
 
 
-def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Location]":
-    """A task's configuration, and the folder of its fine-tuned model.
+def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Artifact]":
+    """A task's configuration, and its output with the fine-tuned model.
 
     Raises UserError when there is no such task, it is not finished, or it trains no model.
     """
-    from cloze.training.finetune.model_files import FOLDER
-
     names = [found.name for found in run.config.finetune]
     if task not in names:
         raise UserError(f"--task {task}: is not a task of this run; its tasks are {', '.join(names) or 'none'}")
@@ -43,18 +43,27 @@ def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Location]":
         raise UserError(
             f"--task {task}: a task of the kind {kind} trains no model; export or use the model that it starts from"
         )
-    return config, finished(run, f"finetune-{task}").location / FOLDER
+    return config, finished(run, f"finetune-{task}")
 
 
-def export_task(run: Run, task: str, to: Location) -> None:
+def export_task(run: Run, task: str, to: Location, onnx: bool = False) -> None:
     """Copy a task's fine-tuned model, which transformers' Auto classes and pipelines load.
 
-    Raises UserError when the task is not finished, or the folder is not empty.
+    `onnx`: also write model.onnx. Raises UserError when the task is not finished, or the folder is not empty.
     """
     from cloze.training.checkpoints.huggingface import write_folder
+    from cloze.training.finetune.model_files import FOLDER
 
-    _, folder = fine_tuned(run, task)
-    write_folder(to, {file.name: file.read_bytes() for file in folder.files()})
+    config, artifact = fine_tuned(run, task)
+    folder = artifact.location / FOLDER
+    files = {file.name: file.read_bytes() for file in folder.files()}
+    if onnx:
+        from cloze.training.checkpoints.onnx_file import ONNX_FILE
+        from cloze.training.finetune.fine_tuned_model import FineTunedModel
+        from cloze.training.finetune.onnx_model import fine_tuned_onnx
+
+        files[ONNX_FILE] = fine_tuned_onnx(FineTunedModel.from_folder(folder, config).model)
+    write_folder(to, files)
 
 
 def predict_lines(run: Run, task: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -63,9 +72,10 @@ def predict_lines(run: Run, task: str, lines: Iterable[str]) -> Iterator[dict[st
     Raises UserError when a line has more or fewer texts than the task, or the task is not finished.
     """
     from cloze.training.finetune.fine_tuned_model import FineTunedModel
+    from cloze.training.finetune.model_files import FOLDER
 
-    config, folder = fine_tuned(run, task)
-    model = FineTunedModel.from_folder(folder, config)
+    config, artifact = fine_tuned(run, task)
+    model = FineTunedModel.from_folder(artifact.location / FOLDER, config)
     names = model.task.input_names(config, model.head)
 
     def inputs() -> Iterator[Mapping[str, str]]:
@@ -103,7 +113,8 @@ def finished(run: Run, name: str) -> Artifact:
     """A stage's output. Raises UserError when it is not finished, or is one of pretraining and the run has none."""
     if run.config.pretraining is None and name not in run.stages:
         raise UserError(
-            f"{run.config.name}: only fine-tunes, so it has no pretrained model; name a fine-tuned one with --task"
+            f"{run.config.name}: only fine-tunes, so it has no pretrained model; cloze export and cloze predict use "
+            "a fine-tuned one with --task"
         )
     artifact = run.artifact(name)
     if artifact is None:

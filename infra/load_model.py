@@ -25,7 +25,7 @@ def load(run: str | Path, root: str | None = None) -> PretrainedModel:
     folder = Location(str(run))
     if huggingface.find_config(folder).is_file():
         return _from_folder(folder)
-    return model_of(Run(named_runs.read(str(run), root=root)))
+    return model_of(Run(named_runs.read(str(run), root=root, root_option="root=")))
 
 
 def model_of(run: Run) -> PretrainedModel:

@@ -24,17 +24,25 @@ SUBMITTED_CONFIG = "CLOZE_SUBMITTED_CONFIG"
 _DEFAULT_ROOT = "runs"
 
 
-def read(run: str, overrides: Sequence[str] = (), root: str | None = None, defaults: Sequence[str] = ()) -> RunConfig:
+def read(
+    run: str,
+    overrides: Sequence[str] = (),
+    root: str | None = None,
+    defaults: Sequence[str] = (),
+    *,
+    root_option: str = "--root",
+) -> RunConfig:
     """The configuration of `run`: a file if it contains a / or ends in .yaml, otherwise a name under `root` ("runs").
 
     `root` is the run's root in either case. `defaults` are overrides with a lower priority than `root` and `overrides`.
+    `root_option` is how the user sets `root`, for error messages.
 
     Raises UserError: as `load` does; for a name that is not a run under that root.
     """
     all_overrides = [*defaults, *(_root_override(root) if root is not None else []), *overrides]
     if not _is_file(run):
         where = Location(_DEFAULT_ROOT if root is None else root)
-        text, file = _stored_text(where, run), _stored_file(where, run)
+        text, file = _stored_text(where, run, root_option), _stored_file(where, run)
         if (name := parse(RunConfig, text, file.uri).name) != run:
             raise UserError(f"{file}: contains the run {name}; give that name, or the YAML file of {run} once")
         return parse(RunConfig, text, file.uri, [*_root_override(where.uri), *all_overrides])
@@ -89,7 +97,7 @@ def _stored_file(root: Location, name: str) -> Location:
     return root / "runs" / f"{name}.yaml"
 
 
-def _stored_text(root: Location, name: str) -> bytes:
+def _stored_text(root: Location, name: str, root_option: str) -> bytes:
     if not re.fullmatch(NAME, name):
         raise UserError(f"{name}: is not the name of a run; give letters, digits, - and _, or the path of a YAML file")
     file = _stored_file(root, name)
@@ -103,7 +111,9 @@ def _stored_text(root: Location, name: str) -> bytes:
     names = sorted(file.name.removesuffix(".yaml") for file in (root / "runs").files() if file.suffix == ".yaml")
     known = f"whose runs are {', '.join(names)}" if names else "which has no runs"
     path = f"./{name}" if Path(name).is_file() else "the path of its YAML file"
-    raise UserError(f"{name}: is not a run under {root}, {known}; give another name, its root with --root, or {path}")
+    raise UserError(
+        f"{name}: is not a run under {root}, {known}; give another name, its root with {root_option}, or {path}"
+    )
 
 
 def _read(file: Location) -> bytes:

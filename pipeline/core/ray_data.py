@@ -3,19 +3,33 @@
 import logging
 import pickle
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 from cloze.pipeline.core.errors import UserError
 
 
-def for_each(function: Callable[[str], None], names: Sequence[str], workers: int) -> None:
+class ActorResources(NamedTuple):
+    """The resources of a worker that keeps its process, and what `function` has loaded into it."""
+
+    cpus: int
+    gpus: int
+
+
+def for_each(
+    function: Callable[[str], None], names: Sequence[str], workers: int, actors: ActorResources | None = None
+) -> None:
     """Call function(name) for every name, on up to `workers` workers. Requires a Ray session.
+
+    With `actors` each worker is one process with these resources; by default any process, with one core.
 
     Raises a worker's UserError or OSError as such, and anything else as RuntimeError with the worker's traceback.
     """
     if not names:
         return
     import ray
+    from ray.exceptions import ActorDiedError
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -32,6 +46,26 @@ def for_each(function: Callable[[str], None], names: Sequence[str], workers: int
         return {"error": b""}
 
     rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-    for row in rows.map(call, concurrency=min(workers, len(names))).iter_rows():
-        if row["error"]:
-            raise pickle.loads(row["error"])
+    workers = min(workers, len(names))
+    if actors:
+
+        class Actor:
+            def __call__(self, row: dict[str, str]) -> dict[str, bytes]:
+                return call(row)
+
+        actor = cast(Any, Actor)  # Ray's annotations know functions only
+        pool, (cpus, gpus) = ray.data.ActorPoolStrategy(size=workers), actors
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a later Ray has no max_restarts here
+            # Without restarts: Ray prints an error whenever Ray Data starts an actor that can be restarted.
+            results = rows.map(actor, compute=pool, num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)
+    else:
+        results = rows.map(call, concurrency=workers)
+    try:
+        for row in results.iter_rows():
+            if row["error"]:
+                raise pickle.loads(row["error"])
+    except ActorDiedError as error:
+        raise UserError(
+            "a worker process ended (killed, or out of memory); run the command again: finished parts are kept"
+        ) from error

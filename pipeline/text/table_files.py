@@ -43,6 +43,11 @@ def table_suffix(location: Location) -> str:
     return "." + location.name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
+def is_table(location: Location) -> bool:
+    """Returns whether the suffix is that of a table, and the name is not one that readers ignore."""
+    return table_suffix(location) in FORMATS.split(", ") and not location.name.startswith((".", "_"))
+
+
 def read_rows(
     location: Location,
     columns: Sequence[str | int],

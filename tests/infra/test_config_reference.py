@@ -71,7 +71,8 @@ def test_a_key_with_keys_of_its_own_selects_them_all() -> None:
         ("pretrain.optimiser", "did you mean pretrain.optimizer?"),
         ("vocab.sise", "did you mean vocab.size?"),
         ("finetune.epoch", "did you mean finetune.epochs?"),
-        ("zzzzzzzz", "cloze config lists all keys"),
+        ("tok", "did you mean tokens?"),
+        ("nonsense", "cloze config lists all keys"),
     ],
 )
 def test_an_unknown_key_is_an_error_of_one_line(key: str, fix: str) -> None:

@@ -5,7 +5,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from cloze.infra.cli import main
@@ -117,6 +119,20 @@ def test_export_writes_the_model_and_prints_its_folder(run, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path}/bert\n"
     names = "README.md config.json model.safetensors tokenizer.json tokenizer_config.json vocab.txt"
     assert sorted(file.name for file in Path("bert").iterdir()) == names.split()
+
+
+def test_the_onnx_file_of_a_pretrained_model_predicts_every_position_as_transformers_does(run):
+    import onnxruntime
+    from transformers import AutoModelForMaskedLM
+
+    assert main(["export", CONFIG, "--to", "bert", "--onnx"]) == 0
+    ids = np.array([[2, 5, 4, 3], [2, 6, 3, 0]])
+    inputs = {"input_ids": ids, "attention_mask": np.sign(ids), "token_type_ids": np.zeros_like(ids)}
+    [logits] = onnxruntime.InferenceSession("bert/model.onnx").run(["logits"], inputs)
+    with torch.inference_mode():
+        model = AutoModelForMaskedLM.from_pretrained("bert").eval()
+        expected = model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
 
 
 def test_the_card_lists_sources_settings_and_metrics(run):

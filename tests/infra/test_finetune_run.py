@@ -1,9 +1,14 @@
 """A run of fine-tuning tasks alone: no documents, vocabulary or pretraining; and `cloze finetune`."""
 
+import ast
 import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from cloze.infra.cli import main
@@ -13,6 +18,7 @@ from cloze.pipeline.core.config import load
 from tests.paths import REPOSITORY
 
 QUICKSTART = "configs/quickstart.yaml"
+MOODS, WORDS = ("good", "bad"), ("day", "night")
 TASK = "{name: mood, file: mood.jsonl, learning_rate: 1e-3, epochs: 2, batch_size: 8, max_seq_length: 16"
 
 
@@ -34,7 +40,7 @@ def own_yaml() -> str:
     model = BertForMaskedLM(BertConfig(vocab_size=len(pieces), max_position_embeddings=16, **shape))
     model.save_pretrained("models/tiny")
     Path("models/tiny/vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
-    words = [(mood, word) for mood in ("good", "bad") for word in ("day", "night")]
+    words = [(mood, word) for mood in MOODS for word in WORDS]
     rows = [
         {"text": f"a {mood} {word}", "label": mood, "split": split}
         for split, copies in (("train", 10), ("dev", 3), ("test", 5))
@@ -55,6 +61,15 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     return err.removeprefix("cloze: ").rstrip()
+
+
+def labels_of_the_guide(texts: list[str]) -> list[str]:
+    """What the guide's code prints for these texts, with the folder my-classifier and without PyTorch."""
+    guide = (REPOSITORY / "docs/guide/fine-tuning.md").read_text()
+    [code] = (block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "onnxruntime" in block)
+    code, replaced = re.subn(r"texts = .*", f"texts = {texts}", code)
+    assert replaced == 1
+    return ast.literal_eval(subprocess.check_output([sys.executable, "-c", code], text=True))
 
 
 def stages(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
@@ -149,6 +164,43 @@ def test_tasks_alone_are_sent_to_a_cluster(own_yaml: str) -> None:
     assert (task.init, task.file) == (f"{Path.cwd()}/models/tiny", f"{Path.cwd()}/mood.jsonl")
 
 
+def files_are_predicted_like_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_yaml: str
+) -> None:
+    """The rows of several files in parts of 16, which a repeated call keeps."""
+    monkeypatch.setattr("cloze.training.finetune.file_prediction._ROWS", 16)
+    texts = [f"a {mood} {word}" + " a" * number for number in range(9) for mood in MOODS for word in WORDS]
+    Path("new").mkdir()
+    for name, start in (("a", 0), ("b", 18)):
+        lines = (json.dumps({"id": text, "text": text}) + "\n" for text in texts[start : start + 18])
+        Path(f"new/{name}.jsonl").write_text("".join(lines))
+    command = ("predict", own_yaml, "--task", "mood", "--input", "new", "--to", "out")
+    assert printed(capsys, *command) == f"{Path('out').absolute()}\n"
+    parts = {path: path.read_bytes() for path in sorted(Path("out").glob("*.parquet"))}
+    assert [path.name for path in parts] == [f"part-0000{number}.parquet" for number in range(4)]
+    rows = pq.read_table("out").to_pylist()
+    assert json.loads(Path("out/_predictions.json").read_text())["rows"] == len(rows) == len(texts)
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{text}\n" for text in texts)))
+    predicted = map(json.loads, printed(capsys, "predict", own_yaml, "--task", "mood").splitlines())
+    assert rows == [{"id": text, "text": text, **one} for text, one in zip(texts, predicted, strict=True)]
+
+    first, second, *_ = parts
+    changed = first.stat().st_mtime_ns
+    second.unlink()
+    printed(capsys, *command, "finetune.mood.threads=1", "finetune.mood.workers=2")
+    assert first.stat().st_mtime_ns == changed and {path: path.read_bytes() for path in parts} == parts
+    Path("new/c.jsonl").write_text('{"text": "a day"}\n')
+    line = "is not a prediction of this model, these settings and these inputs; give another folder"
+    assert error(capsys, *command) == f"{first.absolute()}: {line}"
+    assert error(capsys, *command[:-2]).startswith("--input and --to belong together: ")
+    assert error(capsys, *command[:-3], "none/*", "--to", "x") == (
+        "none/*: no file matches; correct the pattern in the configuration"
+    )
+    assert error(capsys, *command[:-3], "mood.jsonl", "--to", "new").startswith(
+        f"{Path('new').absolute()}: has a.jsonl"
+    )
+
+
 def test_tasks_alone_are_planned_run_shown_and_skipped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_yaml: str, ray_session: None
 ) -> None:
@@ -177,11 +229,14 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
     assert 'id="fine-tuning"' in text and 'id="pretraining"' not in text and 'id="vocabulary"' not in text
     assert printed(capsys, "report", own_yaml) == f"{page.absolute()}\n"
 
-    assert printed(capsys, "export", own_yaml, "--task", "mood", "--to", "mood") == f"{Path('mood').absolute()}\n"
-    assert json.loads(Path("mood/config.json").read_text())["id2label"] == {"0": "bad", "1": "good"}
+    folder = Path("my-classifier").absolute()
+    assert printed(capsys, "export", own_yaml, "--task", "mood", "--to", folder.name, "--onnx") == f"{folder}\n"
+    assert json.loads((folder / "config.json").read_text())["id2label"] == {"0": "bad", "1": "good"}
     monkeypatch.setattr("sys.stdin", io.StringIO("a good day\na bad night\n"))
     predicted = printed(capsys, "predict", own_yaml, "--task", "mood").splitlines()
     assert [json.loads(line).keys() for line in predicted] == 2 * [{"predicted", "probabilities"}]
+    files_are_predicted_like_lines(capsys, monkeypatch, own_yaml)
+    assert labels_of_the_guide(["a good day", "a bad night"]) == [json.loads(line)["predicted"] for line in predicted]
     for command in (["export", own_yaml, "--to", "my-bert"], ["predict", own_yaml, "a [MASK]"]):
         assert error(capsys, *command).startswith("own: only fine-tunes, so it has no pretrained model; ")
     assert error(capsys, "run", own_yaml, "--until", "pretrain").startswith("pretrain: is not a stage of this run; ")

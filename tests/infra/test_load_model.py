@@ -49,7 +49,7 @@ def test_a_text_has_the_same_vector_in_any_company(run: RunConfig) -> None:  # n
 
 
 def test_what_cannot_be_loaded_is_named_with_its_fix(exported: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere: .*"):
+    with pytest.raises(ValueError, match=r"nowhere: is not a run under .*/none, .*, its root with root=, or the path"):
         cloze.load("nowhere", root=str(tmp_path / "none"))
     for name in ("vocab.txt", "tokenizer.json"):
         Path(exported, name).unlink(missing_ok=True)

@@ -12,7 +12,9 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.tokenizer import PAD, strips_accents
 from cloze.training.checkpoints.checkpoint import CheckpointRef, SavedConfig
+from cloze.training.checkpoints.fill_mask import load_model
 from cloze.training.checkpoints.imported_weights import import_weights, without_padding
+from cloze.training.checkpoints.onnx_file import ONNX_FILE, pretrained_onnx
 from cloze.training.checkpoints.weight_files import find_weight_files, printable, read_json, read_tensors
 from cloze.training.model.architectures import ARCHITECTURES, DEFAULT_ARCHITECTURE, Architecture, architecture_of
 from cloze.training.model.bert import BertConfig
@@ -26,12 +28,14 @@ _PADDING_MULTIPLE, _MAX_PADDING = 8, 1024
 # Export
 
 
-def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) -> None:
+def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str, *, onnx: bool = False) -> None:
     """Write a folder that transformers' AutoModel and AutoTokenizer and the Hub can load; `card` is its README.md.
 
     The exported tokenizer reads [MASK] in a text as the special token, as published BERTs do, so that "fill-mask"
     works. config.json is written last: without it the folder does not load, so an incomplete export is never used.
-    `vocab` is the folder of a vocab artifact. Raises UserError when `to` is not empty or cannot be written.
+    `vocab` is the folder of a vocab artifact. `onnx`: also write model.onnx, which predicts every position.
+
+    Raises UserError when `to` is not empty or cannot be written.
     """
     from safetensors.torch import save
 
@@ -49,6 +53,8 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str) 
         "README.md": card.encode(),
         "config.json": _json(_config_json(saved, pieces)),
     }
+    if onnx:
+        files[ONNX_FILE] = pretrained_onnx(load_model(checkpoint))
     write_folder(to, files)
 
 

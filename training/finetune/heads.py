@@ -62,10 +62,14 @@ class SpanClassifier(_TaskModel):
         self.qa_outputs = Linear(config.hidden_size, 2)
         initialize(self, config.initializer_range, seed)
 
+    def span_logits(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> start and end logits [b, s, 2] in fp32, also at padding, as transformers has them."""
+        hidden, _ = self.bert(input_ids, token_type_ids, attention_mask)
+        return _in_fp32(self.qa_outputs, hidden)
+
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Three [b, s] -> start and end logits [b, s, 2] in fp32, very low at padding."""
-        hidden, _ = self.bert(input_ids, token_type_ids, attention_mask)
-        logits = _in_fp32(self.qa_outputs, hidden)
+        logits = self.span_logits(input_ids, token_type_ids, attention_mask)
         return logits.masked_fill(~attention_mask.bool()[..., None], -1e4)  # finite: the loss of padding must be, too
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from cloze.training.finetune.tasks.task import (
     SPLITS,
     Column,
     EncodedTask,
+    InputColumns,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from cloze.training.model.bert import BertConfig
+
+
+_SHOWN_CHARS = 60
 
 
 class ChoiceColumns(Config):
@@ -126,9 +131,11 @@ class Choice:
 
     @classmethod
     def for_inputs(cls, config: ChoiceConfig, head: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> Self:
+        """The task of new contexts: their choices are `choice0`, `choice1` and so on, or a list, `choices`; each may
+        begin with `choice_start`."""
         choices = int(head["num_choices"])
         examples = [
-            ChoiceExample(row, "test", None, one["context"], tuple(one[name] for name in _choice_names(choices)))
+            ChoiceExample(row, "test", None, one["context"], _choices_of_input(one, choices))
             for row, one in enumerate(inputs, start=1)
         ]
         return cls(config, examples, choices, {})
@@ -136,6 +143,20 @@ class Choice:
     @classmethod
     def input_names(cls, config: ChoiceConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
         return ("context", *_choice_names(int(head["num_choices"])))
+
+    @classmethod
+    def input_columns(cls, config: ChoiceConfig, head: Mapping[str, Any]) -> InputColumns:
+        columns = _DATASETS[config.dataset] if config.dataset else config.columns
+        found: dict[str, list[Column]] = {"context": [columns.context]}
+        if columns.choice_start is not None:
+            found["choice_start"] = [columns.choice_start]
+        if not isinstance(columns.choices, tuple):
+            return {**found, "choices": [columns.choices]}
+        return found | {f"choice{number}": [column] for number, column in enumerate(columns.choices)}
+
+    @classmethod
+    def prediction_types(cls, head: Mapping[str, Any]) -> dict[str, pa.DataType]:
+        return {"predicted": pa.int64(), "probabilities": pa.list_(pa.float64())}
 
     @property
     def scored_split(self) -> str:
@@ -239,6 +260,17 @@ class Choice:
 def _choice_names(choices: int) -> list[str]:
     """The names of an input's choices."""
     return [f"choice{number}" for number in range(choices)]
+
+
+def _choices_of_input(one: Mapping[str, Any], choices: int) -> tuple[str, ...]:
+    """The texts of an input's choices. Raises UserError for another number than the model was trained with."""
+    texts = one["choices"] if "choices" in one else [one[name] for name in _choice_names(choices)]
+    if len(texts) != choices:
+        raise UserError(
+            f"the context {one['context'][:_SHOWN_CHARS]!r} has {len(texts)} choices; give {choices}, as in training"
+        )
+    start = f"{one['choice_start']} ".lstrip() if "choice_start" in one else ""
+    return tuple(f"{start}{text}" for text in texts)
 
 
 def read_choices(

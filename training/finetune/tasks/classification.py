@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
@@ -28,11 +29,13 @@ from cloze.training.finetune.tasks.labelled_texts import (
     LabelledText,
     encode_examples,
     read_texts,
+    text_columns,
     text_names,
 )
 from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
+    InputColumns,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -98,6 +101,16 @@ class Classification:
     @classmethod
     def input_names(cls, config: ClassificationConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
         return text_names(config.columns, glue.LAYOUTS[config.glue] if config.glue else None)
+
+    @classmethod
+    def input_columns(cls, config: ClassificationConfig, head: Mapping[str, Any]) -> InputColumns:
+        return text_columns(
+            config.columns.text, config.columns.text_b, glue.LAYOUTS[config.glue] if config.glue else None
+        )
+
+    @classmethod
+    def prediction_types(cls, head: Mapping[str, Any]) -> dict[str, pa.DataType]:
+        return {"predicted": pa.string(), "probabilities": label_probabilities(head)}
 
     @property
     def metric(self) -> str:
@@ -227,6 +240,11 @@ class Classification:
 def labels_config(labels: Sequence[str]) -> dict[str, Any]:
     """The names of labels as config.json has them."""
     return {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
+
+
+def label_probabilities(head: Mapping[str, Any]) -> pa.DataType:
+    """The type of the probabilities of each label, in a table."""
+    return pa.struct([(label, pa.float64()) for label in head["id2label"].values()])
 
 
 def read_examples(

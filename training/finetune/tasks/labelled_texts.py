@@ -14,7 +14,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.tasks.glue import NO_LABEL, Layout
 from cloze.training.finetune.tasks.invalid_rows import valid_rows
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, read_rows
-from cloze.training.finetune.tasks.task import SPLITS, Column, EncodedTask
+from cloze.training.finetune.tasks.task import SPLITS, Column, EncodedTask, InputColumns
 from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
 if TYPE_CHECKING:
@@ -96,6 +96,14 @@ def text_names(columns: LabelledColumns, layout: Layout | None) -> tuple[str, ..
     """The names of an input's texts."""
     second = layout.text_b if layout else columns.text_b
     return ("text",) if second is None else ("text", "text_b")
+
+
+def text_columns(text: Column, text_b: Column | None, layout: Layout | None = None) -> InputColumns:
+    """The columns of an input's texts: the user's, or those of GLUE's layout."""
+    first = [text]
+    if layout:
+        first, text_b = [column for column in (layout.test_text, layout.text) if column is not None], layout.text_b
+    return {"text": first} if text_b is None else {"text": first, "text_b": [text_b]}
 
 
 def read_texts(

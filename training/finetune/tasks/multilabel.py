@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
@@ -16,17 +17,19 @@ from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.finetune.metrics.estimates import Estimate
 from cloze.training.finetune.metrics.multilabel import exact_match, macro_f1, micro_f1
-from cloze.training.finetune.tasks.classification import labels_config
+from cloze.training.finetune.tasks.classification import label_probabilities, labels_config
 from cloze.training.finetune.tasks.label_sets import LabelSetColumns, read_label_sets, train_label_names
 from cloze.training.finetune.tasks.labelled_files import scored_split
 from cloze.training.finetune.tasks.labelled_texts import (
     EncodedTexts,
     LabelledText,
     encode_examples,
+    text_columns,
 )
 from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
+    InputColumns,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -78,6 +81,14 @@ class Multilabel:
     @classmethod
     def input_names(cls, config: MultilabelConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
         return ("text",) if config.columns.text_b is None else ("text", "text_b")
+
+    @classmethod
+    def input_columns(cls, config: MultilabelConfig, head: Mapping[str, Any]) -> InputColumns:
+        return text_columns(config.columns.text, config.columns.text_b)
+
+    @classmethod
+    def prediction_types(cls, head: Mapping[str, Any]) -> dict[str, pa.DataType]:
+        return {"predicted": pa.list_(pa.string()), "probabilities": label_probabilities(head)}
 
     @property
     def scored_split(self) -> str:

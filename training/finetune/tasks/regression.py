@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -24,10 +25,12 @@ from cloze.training.finetune.tasks.labelled_texts import (
     LabelledText,
     encode_examples,
     read_texts,
+    text_columns,
     text_names,
 )
 from cloze.training.finetune.tasks.task import (
     EncodedTask,
+    InputColumns,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -83,6 +86,16 @@ class Regression:
     @classmethod
     def input_names(cls, config: RegressionConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
         return text_names(config.columns, glue.LAYOUTS[config.glue] if config.glue else None)
+
+    @classmethod
+    def input_columns(cls, config: RegressionConfig, head: Mapping[str, Any]) -> InputColumns:
+        return text_columns(
+            config.columns.text, config.columns.text_b, glue.LAYOUTS[config.glue] if config.glue else None
+        )
+
+    @classmethod
+    def prediction_types(cls, head: Mapping[str, Any]) -> dict[str, pa.DataType]:
+        return {"predicted": pa.float64()}
 
     @property
     def scored_split(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
@@ -27,6 +28,7 @@ from cloze.training.finetune.tasks.tagged_splits import valid_sentences
 from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
+    InputColumns,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -105,6 +107,15 @@ class Tagging:
     @classmethod
     def input_names(cls, config: TaggingConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
         return ("words",)
+
+    @classmethod
+    def input_columns(cls, config: TaggingConfig, head: Mapping[str, Any]) -> InputColumns:
+        token = config.columns.token
+        return {"words": [token if isinstance(token, str) else "tokens"]}
+
+    @classmethod
+    def prediction_types(cls, head: Mapping[str, Any]) -> dict[str, pa.DataType]:
+        return {"predicted": pa.list_(pa.string())}
 
     @property
     def metric(self) -> str:

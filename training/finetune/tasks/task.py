@@ -18,6 +18,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import is_digest, weights_files
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
     from tokenizers import Tokenizer
     from torch import Tensor, nn
@@ -183,6 +184,10 @@ class EncodedTask:
     counts: Mapping[str, int] = field(default_factory=dict)  # others for the manifest, by name
 
 
+#: Name of an input's value -> the columns that may have it: the first that exists does.
+InputColumns = Mapping[str, Sequence[Column]]
+
+
 class Task(Protocol):
     """A fine-tuning task: how its files become model inputs, and how the model's answers are scored.
 
@@ -285,6 +290,16 @@ class TrainedTask(Task, Protocol):
 
         `head`: see `for_inputs`.
         """
+        ...
+
+    @classmethod
+    def input_columns(cls, config: Any, head: Mapping[str, Any]) -> "InputColumns":
+        """The columns of a table that have an input's values: those of the labelled files."""
+        ...
+
+    @classmethod
+    def prediction_types(cls, head: Mapping[str, Any]) -> "Mapping[str, pa.DataType]":
+        """The types of a prediction's values, by name; those that are part of the input are left out."""
         ...
 
     def loss(self, outputs: Any, data: Any, rows: RowIndices) -> "Tensor":

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -29,6 +30,7 @@ from cloze.training.finetune.tasks.question_answering.windows import QuestionWin
 from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
+    InputColumns,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -128,6 +130,14 @@ class QuestionAnswering:
     @classmethod
     def input_names(cls, config: QuestionAnsweringConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
         return ("question", "context")
+
+    @classmethod
+    def input_columns(cls, config: QuestionAnsweringConfig, head: Mapping[str, Any]) -> InputColumns:
+        return {"question": ["question"], "context": ["context"]}
+
+    @classmethod
+    def prediction_types(cls, head: Mapping[str, Any]) -> dict[str, pa.DataType]:
+        return {"predicted": pa.string(), "probability": pa.float64()}
 
     @property
     def scored_split(self) -> str:

@@ -1,0 +1,69 @@
+"""model.onnx of each kind of task in onnxruntime: the outputs of the model that transformers loads."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cloze.pipeline.core.errors import UserError
+from cloze.training.finetune.onnx_model import fine_tuned_onnx
+from tests.training.finetune.saved_models import CHOICES, HEADS, KINDS, PIECES, saved
+
+INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
+
+
+def batch(rows: int, width: int, kind: str) -> dict[str, NDArray[np.int64]]:
+    """Rows of different lengths, padded to `width`, with a second segment."""
+    random = np.random.default_rng(rows * width)
+    shape = (rows, CHOICES, width) if kind == "choice" else (rows, width)
+    lengths = random.integers(1, width + 1, (*shape[:-1], 1))
+    real = np.arange(width) < lengths
+    ids = np.where(real, random.integers(0, len(PIECES), shape), 0)
+    second = real & (np.arange(width) >= lengths // 2)
+    return dict(zip(INPUTS, (ids, real.astype(np.int64), second.astype(np.int64)), strict=True))
+
+
+def test_every_kind_with_a_model_has_an_onnx_file() -> None:
+    assert HEADS.keys() == KINDS.keys() - {"minimal_pairs"}
+
+
+_SAME_HEAD_AS_CLASSIFICATION = ("regression", "multilabel")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow if kind in _SAME_HEAD_AS_CLASSIFICATION else ()) for kind in HEADS],
+)
+def test_onnxruntime_has_the_outputs_of_transformers_at_any_size(tmp_path: Path, kind: str) -> None:
+    expected_model, model = saved(tmp_path, kind)
+    content = fine_tuned_onnx(model.model)
+    session = onnxruntime.InferenceSession(content)
+    axes = ["batch", CHOICES, "sequence"] if kind == "choice" else ["batch", "sequence"]
+    assert [(one.name, one.shape) for one in session.get_inputs()] == [(name, axes) for name in INPUTS]
+    names = ["start_logits", "end_logits"] if kind == "question_answering" else ["logits"]
+    assert [one.name for one in session.get_outputs()] == names
+    for rows, width in ((1, 1), (1, 64), (2, 8), (7, 13)):
+        inputs = batch(rows, width, kind)
+        with torch.inference_mode():
+            expected = expected_model(**{name: torch.from_numpy(values) for name, values in inputs.items()})
+        for name, values in zip(names, session.run(None, inputs), strict=True):
+            np.testing.assert_allclose(values, expected[name].numpy(), atol=1e-4, rtol=0, err_msg=f"{rows} {width}")
+
+
+def test_the_file_has_the_same_bytes_each_time_and_no_path_of_this_machine(tmp_path: Path) -> None:
+    _, model = saved(tmp_path, "tagging")
+    content = fine_tuned_onnx(model.model)
+    assert fine_tuned_onnx(model.model) == content
+    assert b"heads.py" not in content
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = saved(tmp_path, "classification")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    with pytest.raises(UserError, match=r"^--onnx: the package onnxscript is not installed; pip install onnx onnxscri"):
+        fine_tuned_onnx(model.model)

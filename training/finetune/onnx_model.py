@@ -1,0 +1,31 @@
+"""A fine-tuned model -> its ONNX file, with the inputs and outputs of transformers' model for the task."""
+
+from torch import Tensor, nn
+
+from cloze.training.checkpoints.onnx_file import onnx_bytes
+from cloze.training.finetune.heads import ChoiceClassifier, SpanClassifier
+
+
+class _WithTransformersInputs(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Three [batch, seq] -> logits, or start and end logits; of a choice three [batch, choices, seq]."""
+        inputs = input_ids, token_type_ids, attention_mask
+        if isinstance(self.model, ChoiceClassifier):
+            return self.model(*(one.flatten(0, 1) for one in inputs))
+        if isinstance(self.model, SpanClassifier):
+            start, end = self.model.span_logits(*inputs).unbind(-1)
+            return start, end
+        return self.model(*inputs)
+
+
+def fine_tuned_onnx(model: nn.Module) -> bytes:
+    """The ONNX file of a task's model. Its output is `logits`; `start_logits` and `end_logits` for answers."""
+    outputs = ["start_logits", "end_logits"] if isinstance(model, SpanClassifier) else ["logits"]
+    choices = model.choices if isinstance(model, ChoiceClassifier) else None
+    return onnx_bytes(_WithTransformersInputs(model), outputs, choices)
