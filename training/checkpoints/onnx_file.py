@@ -17,8 +17,11 @@ _PACKAGES = ("onnx", "onnxscript")  # what torch.onnx.export imports
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # as transformers and Optimum name them
 
 
-def onnx_bytes(model: nn.Module, outputs: Sequence[str], choices: int | None = None) -> bytes:
-    """The ONNX file of a model that takes input_ids, attention_mask and token_type_ids: the same bytes each time.
+def onnx_bytes(
+    model: nn.Module, outputs: Sequence[str], choices: int | None = None, *, with_segments: bool = True
+) -> bytes:
+    """The ONNX file of a model that takes input_ids, attention_mask and, `with_segments`, token_type_ids: the same
+    bytes each time.
 
     Each input is int64 [batch, sequence], with `choices` [batch, choices, sequence]; batch and sequence are dynamic.
     Raises UserError when the packages of the extra "onnx" are not installed.
@@ -26,17 +29,18 @@ def onnx_bytes(model: nn.Module, outputs: Sequence[str], choices: int | None = N
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"--onnx: the package {missing[0]} is not installed; pip install {' '.join(_PACKAGES)}")
     shape = [2, 8] if choices is None else [2, choices, 8]  # of an example; torch.export treats 0 and 1 specially
+    inputs = _INPUTS if with_segments else _INPUTS[:2]
     axes = {0: "batch", len(shape) - 1: "sequence"}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about deprecated functions that PyTorch itself calls
         program = torch.onnx.export(
             model.eval(),
-            tuple(torch.ones(shape, dtype=torch.int64) for _ in _INPUTS),  # no tensor twice: it would be one input
+            tuple(torch.ones(shape, dtype=torch.int64) for _ in inputs),  # no tensor twice: it would be one input
             dynamo=True,
-            input_names=_INPUTS,
+            input_names=inputs,
             output_names=outputs,
-            dynamic_shapes=len(_INPUTS) * (axes,),
+            dynamic_shapes=len(inputs) * (axes,),
             verbose=False,
         )
     assert program is not None

@@ -1,9 +1,13 @@
 """A fine-tuned model -> its ONNX file, with the inputs and outputs of transformers' model for the task."""
 
+import torch
 from torch import Tensor, nn
 
 from cloze.training.checkpoints.onnx_file import onnx_bytes
 from cloze.training.finetune.heads import ChoiceClassifier, SpanClassifier
+from cloze.training.finetune.transformers_heads import ChoiceModel, SpanModel, TransformersModel
+
+_SPANS, _CHOICES = (SpanClassifier, SpanModel), (ChoiceClassifier, ChoiceModel)
 
 
 class _WithTransformersInputs(nn.Module):
@@ -12,13 +16,14 @@ class _WithTransformersInputs(nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Three [batch, seq] -> logits, or start and end logits; of a choice three [batch, choices, seq]."""
-        inputs = input_ids, token_type_ids, attention_mask
-        if isinstance(self.model, ChoiceClassifier):
+        segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        inputs = input_ids, segments, attention_mask
+        if isinstance(self.model, _CHOICES):
             return self.model(*(one.flatten(0, 1) for one in inputs))
-        if isinstance(self.model, SpanClassifier):
+        if isinstance(self.model, _SPANS):
             start, end = self.model.span_logits(*inputs).unbind(-1)
             return start, end
         return self.model(*inputs)
@@ -26,6 +31,7 @@ class _WithTransformersInputs(nn.Module):
 
 def fine_tuned_onnx(model: nn.Module) -> bytes:
     """The ONNX file of a task's model. Its output is `logits`; `start_logits` and `end_logits` for answers."""
-    outputs = ["start_logits", "end_logits"] if isinstance(model, SpanClassifier) else ["logits"]
-    choices = model.choices if isinstance(model, ChoiceClassifier) else None
-    return onnx_bytes(_WithTransformersInputs(model), outputs, choices)
+    outputs = ["start_logits", "end_logits"] if isinstance(model, _SPANS) else ["logits"]
+    choices = model.choices if isinstance(model, _CHOICES) else None
+    with_segments = model.with_segments if isinstance(model, TransformersModel) else True
+    return onnx_bytes(_WithTransformersInputs(model), outputs, choices, with_segments=with_segments)

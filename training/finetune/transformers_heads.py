@@ -46,20 +46,27 @@ class LabelModel(TransformersModel):
 class SpanModel(TransformersModel):
     """How likely each token is the start, and the end, of the answer."""
 
+    def span_logits(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> start and end logits [b, s, 2], also at padding."""
+        outputs = self.outputs(input_ids, token_type_ids, attention_mask)
+        return torch.stack([outputs.start_logits, outputs.end_logits], -1)
+
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Three [b, s] -> start and end logits [b, s, 2], very low at padding."""
-        outputs = self.outputs(input_ids, token_type_ids, attention_mask)
-        logits = torch.stack([outputs.start_logits, outputs.end_logits], -1)
+        logits = self.span_logits(input_ids, token_type_ids, attention_mask)
         return logits.masked_fill(~attention_mask.bool()[..., None], -1e4)  # as in SpanClassifier
 
 
 class ChoiceModel(TransformersModel):
     """Which of several texts fits."""
 
+    @property
+    def choices(self) -> int:
+        return self.model.config.num_choices
+
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Three [b * choices, s], the choices of an example next to each other -> logits [b, choices]."""
-        choices = self.model.config.num_choices
-        by_example = (one.unflatten(0, (-1, choices)) for one in (input_ids, token_type_ids, attention_mask))
+        by_example = (one.unflatten(0, (-1, self.choices)) for one in (input_ids, token_type_ids, attention_mask))
         return self.outputs(*by_example).logits
 
 
@@ -76,7 +83,7 @@ class PieceModel(TransformersModel):
 
         hook = self.encoder.register_forward_hook(
             at_positions
-        )  # the head computes [b, 1, vocab] then, not [b, s, vocab]
+        )  # the head then computes [b, 1, vocab], not [b, s, vocab]
         try:
             logits = self.outputs(input_ids, torch.zeros_like(input_ids), attention_mask).logits
         finally:
