@@ -59,7 +59,7 @@ class JobQueue:
         return None
 
 
-class _SummedProgress:
+class SummedProgress:
     """Adds up what the groups report, each from its own thread, and shows it with the note of the last one."""
 
     def __init__(self, progress: Progress, groups: int) -> None:
@@ -93,7 +93,7 @@ def run_jobs(
 
     fitting = free_worker_slots(placement) // placement.workers
     groups = max(1, min(fitting, len(startable_jobs(jobs)), max_groups or fitting))
-    queue, summed, cancelled = actor_on_this_node(JobQueue, jobs), _SummedProgress(progress, groups), Future[None]()
+    queue, summed, cancelled = actor_on_this_node(JobQueue, jobs), SummedProgress(progress, groups), Future[None]()
 
     def run(number: int, storage: Any) -> None:
         group = WorkerGroup(_run_in_worker, (function, setup, queue, number), placement, storage)
