@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -77,14 +77,11 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
 
 def _train(setup: FinetuneSetup) -> None:
     """Run what is not finished, on as many groups of workers as fit."""
-    config, cluster, gpus = setup.config, nodes(), setup.config.gpus
-    if gpus == "auto" and not config.workers and len(config.trials) > 1:
-        found = int(sum(node.get("GPU", 0) for node in cluster))
-        gpus = min(found, max(1, found // (len(setup.variants) * len(config.trials))))
+    config, cluster = setup.config, nodes()
     placement = Placement.fitting(
         cluster,
         stage=f"finetune-{config.name}",
-        gpus=gpus,
+        gpus=gpus_of_trial(config, int(sum(node.get("GPU", 0) for node in cluster))),
         workers=config.workers,
         threads=config.threads,
         without_gpus=1,
@@ -95,6 +92,13 @@ def _train(setup: FinetuneSetup) -> None:
     progress = Progress(setup.out, total, "steps", finished) if total else Progress(setup.out, 1, "task", 0)
     most = config.max_concurrent_trials if isinstance(config, TrainedTaskConfig) else None
     run_jobs(run_job, setup, jobs, placement, progress, most)
+
+
+def gpus_of_trial(config: TaskConfig, gpus_found: int) -> int | Literal["auto"]:
+    """The number of GPUs for a trial. "auto" divides those of the cluster among several trials, at least one each."""
+    if config.gpus != "auto" or config.workers or len(config.trials) < 2:
+        return config.gpus
+    return min(gpus_found, max(1, gpus_found // (len(config.trials) * (1 + config.compare_random))))
 
 
 def _files(inputs: Mapping[str, Any]) -> dict[str, Location]:

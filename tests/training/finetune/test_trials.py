@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.stage import run
+from cloze.training.finetune.stage import gpus_of_trial, run
 from cloze.training.finetune.tasks.task import Trial
 from cloze.training.finetune.trainer import FinetuneTrainer
 from cloze.training.finetune.trials import best_trial, possible_best
@@ -186,9 +187,23 @@ def test_the_manifest_has_mean_and_deviation_over_seeds_for_each_hyperparameters
         assert found["standard_deviation"]["accuracy"] == pytest.approx(abs(a - b) / 2**0.5)
 
 
-def test_settings_of_speed_and_unset_ones_leave_the_fingerprint_as_it_was():
-    from cloze.pipeline.core.config import identity
+@pytest.mark.parametrize(
+    ("settings", "found", "expected"),
+    [
+        ({}, 8, "auto"),  # one trial: all
+        ({"learning_rate": (1e-3, 1e-4)}, 8, 4),
+        ({"learning_rate": (1e-3, 1e-4), "compare_random": True}, 8, 2),
+        ({"learning_rate": (1e-3, 1e-4), "seeds": (1, 2, 3)}, 4, 1),
+        ({"learning_rate": (1e-3, 1e-4)}, 0, 0),
+        ({"learning_rate": (1e-3, 1e-4), "gpus": 3}, 8, 3),
+        ({"learning_rate": (1e-3, 1e-4), "workers": 3}, 8, "auto"),
+    ],
+)
+def test_several_trials_divide_the_gpus(settings, found, expected):
+    assert gpus_of_trial(config(**{"compare_random": False, **settings}), found) == expected
 
+
+def test_settings_of_speed_and_unset_ones_leave_the_fingerprint_as_it_was():
     assert identity(config(max_concurrent_trials=3)) == identity(config())
     assert "early_stopping" not in identity(config())
     assert identity(config(early_stopping=2)) != identity(config())
