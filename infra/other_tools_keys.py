@@ -29,6 +29,7 @@ _ROWS = (
     ("max_steps max_train_steps num_train_steps num_steps", "pretrain.phases.steps pretrain.budget", ""),
     ("num_train_epochs num_epochs epochs", "finetune.epochs pretrain.phases.steps pretrain.budget",
      "pretraining has no epochs"),
+    ("early_stopping_patience patience", "finetune.early_stopping", "a number of epochs"),
     # optimizer
     ("lr", "pretrain.optimizer.learning_rate finetune.learning_rate", ""),
     ("warmup_ratio warmup_proportion num_warmup_steps", "pretrain.optimizer.warmup_steps", "a number of steps"),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cloze.pipeline.core.signals import reinstall_python_handler
+from cloze.pipeline.core.signals import python_handler_kept
 
 # Workers import the package from the same folder as the driver, also when it is not installed.
 _PACKAGE_ROOT = str(Path(__file__).absolute().parents[2])
@@ -18,12 +18,14 @@ _PACKAGE_ROOT = str(Path(__file__).absolute().parents[2])
 #: Environment variable with the Python interpreter of a submitted job's workers; by default the one that runs Ray.
 WORKERS_PYTHON = "CLOZE_WORKERS_PYTHON"
 
-#: Set before Ray starts: no usage statistics, no warnings that a user cannot act on.
+#: Set before Ray starts: no usage statistics, no warnings that a user cannot act on (one is about the number of
+#: processes, of which each of several worker groups has seven).
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_worker_maximum_startup_concurrency": str(max(16, os.cpu_count() or 1)),
 }
 
 
@@ -50,8 +52,8 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     environment: dict[str, Any] = {"env_vars": variables}
     if python := os.environ.get(WORKERS_PYTHON):
         environment["py_executable"] = shlex.quote(python)  # Ray puts it into a shell command
-    ray.init(**options, runtime_env=environment)
-    reinstall_python_handler(signal.SIGTERM)  # Ray's own would dump its stack
+    with python_handler_kept(signal.SIGTERM):  # with Ray's, the command would not end like one that is interrupted
+        ray.init(**options, runtime_env=environment)
     try:
         yield
     finally:

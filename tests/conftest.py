@@ -20,6 +20,7 @@ _LONGEST = [
     "against_transformers",
     "ray_train",
     "finetune",
+    "trials",
     "flink",
     "extract_kills",
     "engine",

@@ -23,6 +23,7 @@ from cloze.infra.report.charts import (
     line_chart,
 )
 from cloze.infra.report.pretraining import percent_axis
+from cloze.infra.report.trials_table import TrialsTable, trials_table
 from cloze.infra.report.view_models import FinetuneView, OverlapView, PretrainView, Stages
 from cloze.infra.score_names import baseline_name, is_correlation, metric_name
 from cloze.training.finetune.manifest_facts import CurvesFact, FinetuneFacts, ScoreFact, ShownExample
@@ -99,6 +100,7 @@ class TaskSection:
     score_without_overlap: str  # empty if it is the same
     score_chart: Markup
     charts: list[Markup]
+    trials: TrialsTable | None  # with a single trial there is none
     confusion: ConfusionMatrix | None
     samples: list[tuple[str, list[dict[str, Any]]]]  # title, samples of {"text", "note"}
     estimates: dict[str, ScoreEstimate]
@@ -154,6 +156,7 @@ def _task_section(stage: FinetuneView, pretrain: PretrainView, overlap: OverlapV
         score_without_overlap=score_without_overlap(overlap.facts, axis.format_value),
         score_chart=interval_chart(_capitalized(chart_title), list(estimates.values()), axis),
         charts=_charts(facts),
+        trials=trials_table(facts, metric_name(facts.metric), axis, {name: _label(name) for name in facts.variants}),
         confusion=_confusion_matrix(stage.predictions) if facts.labels else None,
         samples=_sample_predictions(facts.examples),
         estimates=estimates,
@@ -189,7 +192,8 @@ def _summary(stage: FinetuneView) -> str:
     if (variant := stage.facts.variants.get("pretrained")) and (trial := variant.trial):
         text += (
             f" Learning rate {format_number(trial.learning_rate)}, batch size {trial.batch_size}, {trial.epochs} "
-            f"epoch{'s' if trial.epochs > 1 else ''}; "
+            f"epoch{'s' if trial.epochs > 1 else ''}"
+            f"{f', stopped after epoch {stopped}' if (stopped := variant.stopped_epoch) else ''}; "
         )
         text += (
             "the best epoch on the dev split is evaluated once on the test split."

@@ -44,7 +44,13 @@ def event_on_first(number: signal.Signals) -> Iterator[threading.Event]:
         signal.signal(number, before)
 
 
-def reinstall_python_handler(number: signal.Signals) -> None:
-    """Install Python's handler of a signal again, after a library has replaced it in C, unseen by Python."""
+@contextmanager
+def python_handler_kept(number: signal.Signals) -> Iterator[None]:
+    """Restore the signal's Python handler after the block, in which a library replaces it, also in C.
+
+    Without a Python handler the library's own stays.
+    """
+    before = signal.getsignal(number)
+    yield
     if _may_install():
-        signal.signal(number, signal.getsignal(number))
+        signal.signal(number, before if callable(before) else signal.getsignal(number))

@@ -19,7 +19,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from cloze.training.finetune.trainer import FinetuneSetup, epoch_batches
+from cloze.training.finetune.trainer import epoch_batches
+from cloze.training.finetune.trials import FinetuneSetup
 
 Head = Mapping[str, np.ndarray]  # the head's weights before the first step, by transformers' names
 

@@ -40,7 +40,8 @@ from cloze.training.finetune.encoders import from_weights_file
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.regression import RegressionConfig
-from cloze.training.finetune.trainer import FinetuneSetup, FinetuneTrainer
+from cloze.training.finetune.trainer import FinetuneTrainer
+from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.hardware import has_bf16, processor_name
 from tests.benchmarks import _finetune_trainer as transformers_side
 from tests.benchmarks._show import show

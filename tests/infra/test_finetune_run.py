@@ -3,11 +3,15 @@
 import ast
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -248,3 +252,24 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
         str(Path("runs/quickstart.html").absolute()),
     ]
     assert "This run is not finished: extract (not started)" in Path("runs/quickstart.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_groups_of_a_search_and_the_run_continues(own_yaml: str, number: signal.Signals) -> None:
+    search = ["finetune.mood.learning_rate=[1e-3,1e-4,1e-5]", "finetune.mood.epochs=60", "finetune.mood.threads=1"]
+    command = [sys.executable, "-m", "cloze.infra.cli", "finetune", own_yaml, *search]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
+        while not list(Path("runs").glob("finetune-mood/*/parts/pretrained-*.json")):
+            assert driver.poll() is None
+            time.sleep(0.05)
+        processes = psutil.Process(driver.pid).children(recursive=True)
+        assert "RayTrainWorker" in str([process.cmdline() for process in processes])
+        driver.send_signal(number)
+        assert driver.wait(30) == 130  # 2 to 6 s, on a machine with nothing else to do
+    assert not psutil.wait_procs(processes, timeout=10)[1]
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("finetune-mood/*/parts/*.json")}
+    assert len(before) < 4  # three trials and the variant
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())

@@ -116,13 +116,17 @@ def register_worker(monitor: Any) -> ReportProgress:
 
 
 def new_monitor(done: float, note: str) -> Any:
-    """Start the actor on the driver's node, so that it is not lost with the node of a worker."""
+    return actor_on_this_node(GroupMonitor, done, note)
+
+
+def actor_on_this_node(kind: type, *arguments: Any) -> Any:
+    """Start an actor on the driver's node, so that it is not lost with the node of a worker."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(num_cpus=0)(GroupMonitor)
-    return actor.options(scheduling_strategy=on_this_node).remote(done, note)
+    actor: Any = ray.remote(num_cpus=0)(kind)
+    return actor.options(scheduling_strategy=on_this_node).remote(*arguments)
 
 
 def kill_workers(monitor: Any, reason: str) -> None:

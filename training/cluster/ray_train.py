@@ -9,7 +9,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
@@ -61,20 +61,35 @@ def run_workers(
     `restart.max_failures` failures (waiting for resources and the loss of nodes with advance notice do not count);
     KeyboardInterrupt when the function has stopped early.
     """
+    with ray_storage(progress.out.location) as folder, _stop_on_sigterm(restart.can_stop) as stop:
+        run_group(WorkerGroup(function, argument, placement, folder), restart, progress, stop, cancelled=Future())
+
+
+class WorkerGroup(NamedTuple):
+    """What the workers of a group do, and where."""
+
+    function: WorkerFunction
+    argument: Any
+    placement: Placement
+    storage: Location  # see ray_storage
+
+
+def run_group(
+    group: WorkerGroup, restart: RestartPolicy, progress: Progress, stop: threading.Event, cancelled: Future[None]
+) -> None:
+    """`run_workers`, in any thread. `stop` requests the workers to stop early; `cancelled`, once it has a result, ends
+    the group as Ctrl-C does in the main thread.
+    """
     import ray
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    size, failures = ElasticSize(placement), 0
-    monitor = new_monitor(progress.done, f"starting {placement}")
-    with (
-        _ray_storage(progress.out.location) as folder,
-        _stop_on_sigterm(restart.can_stop) as stop,
-        monitored(monitor, progress, restart.step_timeout, stop, size if restart.can_stop else None),
-    ):
+    size, failures = ElasticSize(group.placement), 0
+    monitor = new_monitor(progress.done, f"starting {group.placement}")
+    with monitored(monitor, progress, restart.step_timeout, stop, size if restart.can_stop else None):
         while True:
             try:
-                _fit(_trainer(function, argument, size.placement, monitor, folder))
+                _fit(_trainer(group._replace(placement=size.placement), monitor), cancelled)
             except KeyboardInterrupt:
                 with suppress(RayError):  # the same signal may have ended Ray's processes
                     kill_workers(monitor, "stopped")
@@ -97,7 +112,7 @@ def run_workers(
 
 
 @contextmanager
-def _ray_storage(artifact: Location) -> Iterator[Location]:
+def ray_storage(artifact: Location) -> Iterator[Location]:
     """The storage folder that Ray Train requires, reachable from all nodes. It is deleted on exit."""
     with scratch_folder(artifact) as folder:
         try:
@@ -112,8 +127,11 @@ def _stop_on_sigterm(can_stop: bool) -> AbstractContextManager[threading.Event]:
     return event_on_first(signal.SIGTERM) if can_stop else nullcontext(threading.Event())
 
 
-def _fit(trainer: Any) -> None:
-    """trainer.fit() in a separate thread: in the main thread Ray handles Ctrl-C itself and exits with status 0."""
+def _fit(trainer: Any, cancelled: Future[None]) -> None:
+    """trainer.fit() in a separate thread: in the main thread Ray handles Ctrl-C itself and exits with status 0.
+
+    Raises KeyboardInterrupt when it is `cancelled`.
+    """
     done = Future[None]()
 
     def run() -> None:
@@ -124,21 +142,26 @@ def _fit(trainer: Any) -> None:
         else:
             done.set_result(None)
 
-    threading.Thread(target=run, daemon=True).start()
+    if not cancelled.done():
+        threading.Thread(target=run, daemon=True).start()
+        wait([done, cancelled], return_when=FIRST_COMPLETED)
+    if not done.done():
+        raise KeyboardInterrupt
     done.result()
 
 
-def _trainer(function: WorkerFunction, argument: Any, placement: Placement, monitor: Any, folder: Location) -> Any:
-    """A Ray Train run without retries: `run_workers` decides what follows a failure."""
+def _trainer(group: WorkerGroup, monitor: Any) -> Any:
+    """A Ray Train run without retries: `run_group` decides what follows a failure."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    placement, folder = group.placement, group.storage
     resources = {"CPU": float(placement.threads)} | ({"GPU": 1.0} if placement.gpus else {})
     return TorchTrainer(
         _run_in_worker,
         train_loop_config={
-            "function": function,
-            "argument": argument,
+            "function": group.function,
+            "argument": group.argument,
             "monitor": monitor,
             "threads": placement.threads,
         },

@@ -32,6 +32,8 @@ class CurvesFact(Fact, extra="allow"):
     dev_loss: list[float | None] = Field(default=[])
     best_epoch: int = 0  # from 1
     merit: list[float | None] = Field(default=[])  # the selection key of the best epoch: see Task.selection_key
+    stopped_epoch: int | None = None  # the last one, if early stopping has ended the trial before all of its epochs
+    diverged_step: int | None = None  # from 1: the loss of this step is nan or infinite, and the trial ends there
 
     def dev(self, metric: str) -> list[float | None]:
         """One value of a metric per epoch; empty for a metric that the task does not compute on dev."""
@@ -39,10 +41,14 @@ class CurvesFact(Fact, extra="allow"):
 
 
 class SeedsFact(Fact):
-    """The dev metrics of the same hyperparameters with several seeds, each at the trial's best epoch."""
+    """The dev metrics of the same hyperparameters with several seeds, each at the trial's best epoch.
+
+    The mean and the standard deviation are over `seeds`; the trials of the `diverged` seeds have no metrics.
+    """
 
     trial: TrialFact
     seeds: list[int]
+    diverged: list[int] = Field(default=[])
     mean: dict[str, float]
     standard_deviation: dict[str, float]  # of a sample: n - 1
 

@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,12 +14,13 @@ from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.cluster.elastic import Placement, nodes
 from cloze.training.cluster.heartbeat import Progress
-from cloze.training.cluster.ray_train import RestartPolicy, run_workers
+from cloze.training.cluster.job_queue import run_jobs
 from cloze.training.finetune.encoders import PretrainedEncoder, from_checkpoint, from_weights_file
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import SPLITS, TaskConfig, Trial
-from cloze.training.finetune.trainer import FinetuneSetup, train_in_worker
+from cloze.training.finetune.tasks.task import SPLITS, TaskConfig, TrainedTaskConfig
+from cloze.training.finetune.trial_runs import run_job
+from cloze.training.finetune.trials import FinetuneSetup, over_seeds, part_name, unfinished_jobs
 
 VERSION = 4
 
@@ -45,8 +45,8 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
 
     facts: the task's facts about its files, "scores" (pretrained, random and the baselines -> numbers by name),
     "scored_split" and "metric", "variants" (pretrained, random -> trial, loss, the task's metrics on dev, best_epoch),
-    "trials" (the same for each), "seeds" (see `over_seeds`), "examples" (some correct and some wrong predictions),
-    "notes" (for the user).
+    "trials" (the same for each), "seeds" (for each variant: see `over_seeds`), "examples" (some correct and some wrong
+    predictions), "notes" (for the user).
     Raises UserError.
     """
     encoder = _encoder(inputs)
@@ -59,6 +59,7 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     if len(out.finished_parts(names)) < len(names):
         _train(setup)
     parts = out.require_parts(names)
+    setup.trials_folder.delete()
     facts = _facts(setup, {part.name: part.facts for part in parts})
     scores = json.dumps(facts.plain["scores"], indent=1, ensure_ascii=False)
     return out.finish(
@@ -75,20 +76,29 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
 
 
 def _train(setup: FinetuneSetup) -> None:
-    """Train what is not finished, on a group of workers."""
-    config = setup.config
+    """Run what is not finished, on as many groups of workers as fit."""
+    config, cluster = setup.config, nodes()
     placement = Placement.fitting(
-        nodes(),
+        cluster,
         stage=f"finetune-{config.name}",
-        gpus=config.gpus,
+        gpus=gpus_of_trial(config, int(sum(node.get("GPU", 0) for node in cluster))),
         workers=config.workers,
         threads=config.threads,
         without_gpus=1,
     )
+    jobs = unfinished_jobs(setup)
     total = len(setup.variants) * sum(map(setup.steps, config.trials))
-    finished = sum(map(setup.finished_steps, setup.variants))
+    finished = total - sum(job.work for job in jobs)
     progress = Progress(setup.out, total, "steps", finished) if total else Progress(setup.out, 1, "task", 0)
-    run_workers(train_in_worker, setup, placement, RestartPolicy(), progress)
+    most = config.max_concurrent_trials if isinstance(config, TrainedTaskConfig) else None
+    run_jobs(run_job, setup, jobs, placement, progress, most)
+
+
+def gpus_of_trial(config: TaskConfig, gpus_found: int) -> int | Literal["auto"]:
+    """The number of GPUs for a trial. "auto" divides those of the cluster among several trials, at least one each."""
+    if config.gpus != "auto" or config.workers or len(config.trials) < 2:
+        return config.gpus
+    return min(gpus_found, max(1, gpus_found // (len(config.trials) * (1 + config.compare_random))))
 
 
 def _files(inputs: Mapping[str, Any]) -> dict[str, Location]:
@@ -123,6 +133,11 @@ def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> Finetun
     examples = setup.examples(task.scored_split)
     predicted = {variant: parts[variant]["predicted"] for variant in setup.variants} | task.baselines(examples)
     scores = {name: task.scores(examples, answers) for name, answers in predicted.items()}
+    seeds = {
+        variant: rows
+        for variant in setup.variants
+        if (rows := over_seeds({trial: parts[part_name(variant, trial)] for trial in setup.config.trials}))
+    }
     facts = {
         **task.facts(),
         "scores": scores,
@@ -133,43 +148,11 @@ def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> Finetun
             for variant in setup.variants
         },
         "trials": {name: facts for name, facts in parts.items() if name not in setup.variants},
-        "seeds": over_seeds(setup, parts),
+        "seeds": seeds,
         "examples": _shown([task.sample(example) for example in examples], predicted["pretrained"], setup.config.seed),
         "notes": list(setup.encoder.notes),
     }
     return FinetuneFacts.model_validate(facts)
-
-
-def over_seeds(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """By variant: the mean and the standard deviation of the dev metrics over the seeds, for each combination of
-    hyperparameters. Empty for a task without `seeds`.
-    """
-    groups = dict[Trial, list[Trial]]()
-    for trial in setup.config.trials:
-        if trial.seed is not None:
-            groups.setdefault(trial.hyperparameters, []).append(trial)
-    found = dict[str, list[dict[str, Any]]]()
-    for variant in setup.variants if groups else ():
-        found[variant] = []
-        for hyperparameters, trials in groups.items():
-            metrics = [_best_epoch(parts[f"{variant}-{trial.name}"]) for trial in trials]
-            columns = {name: [one[name] for one in metrics] for name in metrics[0]}
-            values = {name: column for name, column in columns.items() if None not in column}  # JSON has no NaN
-            found[variant].append(
-                {
-                    "trial": hyperparameters.facts(),
-                    "seeds": [trial.seed for trial in trials],
-                    "mean": {name: fmean(values[name]) for name in values},
-                    "standard_deviation": {name: stdev(values[name]) for name in values if len(trials) > 1},
-                }
-            )
-    return found
-
-
-def _best_epoch(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics on dev of a trial's best epoch, by name."""
-    curves = {name.removeprefix("dev_"): curve for name, curve in facts.items() if name.startswith("dev_")}
-    return {name: curve[facts["best_epoch"] - 1] for name, curve in curves.items()}
 
 
 def _shown(test: Sequence[Mapping[str, Any]], predicted: Sequence[Any], seed: int) -> list[dict[str, Any]]:

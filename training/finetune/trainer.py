@@ -1,16 +1,13 @@
-"""Prepared data and an encoder -> the fine-tuned model and its predictions, by every worker.
+"""A trial of fine-tuning: prepared data, an encoder and hyperparameters -> the weights of the best epoch on dev.
 
-On request a second variant is trained alike (data order, dropout, hyperparameters, head) from an encoder with random
-weights. Each trial keeps its best epoch on dev, each variant its best trial; only that one predicts the test split.
-With several seeds the best trial is the best of the hyperparameters whose mean over the seeds is best.
-Finished trials and variants are committed as parts, so that a killed run continues after them.
+The variant "random" is trained like "pretrained" (data order, dropout, hyperparameters, head), from an encoder with
+random weights. A trial depends on its own seed alone, and not on what its process has trained before.
 """
 
 import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any, cast
 
 import numpy as np
@@ -18,25 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Output, Part
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
-from cloze.training.cluster.collectives import broadcast_object
 from cloze.training.cluster.heartbeat import ReportProgress
-from cloze.training.finetune.encoders import PretrainedEncoder
-from cloze.training.finetune.model_files import model_files
-from cloze.training.finetune.tasks.task import (
-    SPLITS,
-    EncodedSplit,
-    EncodedTask,
-    RowIndices,
-    Task,
-    TaskConfig,
-    TrainedTask,
-    TrainedTaskConfig,
-    Trial,
-)
+from cloze.training.finetune.tasks.task import EncodedSplit, RowIndices, TrainedTask, TrainedTaskConfig, Trial
+from cloze.training.finetune.trials import FinetuneSetup, SelectionKey
 from cloze.training.model.hardware import has_bf16, worker_device
 from cloze.training.model.optim import OptimizerConfig, Precision, adamw, autocast, learning_rate_at, parameter_groups
 
@@ -45,72 +28,41 @@ _EVAL_BATCH = 128
 _CURVE_POINTS = 200
 
 
-@dataclass(frozen=True)
-class FinetuneSetup:
-    """The input of every worker."""
-
-    config: TaskConfig
-    task: Task
-    data: EncodedTask
-    encoder: PretrainedEncoder
-    out: Output
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """The initial weights of the encoder: "pretrained" and, if the user asks for it, "random"."""
-        return ("pretrained", "random") if self.config.compare_random else ("pretrained",)
-
-    def examples(self, split: str) -> list[Any]:
-        """The task's examples of a split."""
-        return [example for example in self.task.examples if example.split == split]
-
-    def steps(self, trial: Trial) -> int:
-        """The number of optimizer steps of a trial."""
-        return trial.epochs * math.ceil(len(self.data.splits["train"].lengths) / trial.batch_size)
-
-    def seed(self, trial: Trial) -> int:
-        """The seed of a trial's data order, dropout and initial weights."""
-        return self.config.seed if trial.seed is None else trial.seed
-
-    def parts(self, variant: str) -> list[str]:
-        """The names of a variant's parts: one for each trial, then the variant's own."""
-        return [*(f"{variant}-{trial.name}" for trial in self.config.trials), variant]
-
-    def finished_steps(self, variant: str) -> int:
-        """The number of steps in the variant's trials that are finished already."""
-        finished = self.out.finished_parts(self.parts(variant))
-        return sum(self.steps(trial) for trial in self.config.trials if f"{variant}-{trial.name}" in finished)
-
-
 @dataclass
 class TrialResult:
     """A trial's curves, its best epoch on dev (the first of equals) and the weights of that epoch."""
 
     losses: list[float] = field(default_factory=list)  # of each step
     dev: list[Mapping[str, float]] = field(default_factory=list)  # the task's metrics after each epoch
-    selection_key: tuple[float, ...] = ()  # of the best epoch: see Task.selection_key
+    selection_key: SelectionKey = ()  # of the best epoch: see Task.selection_key
     best_epoch: int = 0  # from 1
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    stopped_epoch: int | None = None  # the last one, if it is not that of the configuration
+    diverged_step: int | None = None  # from 1: the step with a loss that is not finite
 
-    def add_epoch(self, metrics: Mapping[str, float], selection_key: tuple[float, ...], model: nn.Module) -> None:
+    def add_epoch(self, metrics: Mapping[str, float], selection_key: SelectionKey, model: nn.Module) -> None:
         self.dev.append(metrics)
-        if not self.best_epoch or selection_key > self.selection_key:
-            self.best_epoch, self.selection_key = len(self.dev), selection_key
+        key = tuple(-math.inf if math.isnan(value) else value for value in selection_key)
+        if not self.best_epoch or key > self.selection_key:
+            self.best_epoch, self.selection_key = len(self.dev), key
             self.weights = copy.deepcopy(model.state_dict())
 
     def facts(self) -> dict[str, Any]:
         """The curves as the part's record and the manifest store them."""
-        return {
+        metrics = self.dev[0] if self.dev else ()
+        curves = {
             "loss": downsampled(self.losses),
-            **{f"dev_{name}": [metrics[name] for metrics in self.dev] for name in self.dev[0]},
-            "best_epoch": self.best_epoch,
-            "merit": list(self.selection_key),
+            **{f"dev_{name}": [metrics[name] for metrics in self.dev] for name in metrics},
         }
+        if self.diverged_step:
+            return {**curves, "diverged_step": self.diverged_step}
+        stopped = {"stopped_epoch": self.stopped_epoch} if self.stopped_epoch else {}
+        return {**curves, "best_epoch": self.best_epoch, "merit": list(self.selection_key), **stopped}
 
 
 def downsampled(losses: Sequence[float]) -> list[tuple[int, float]]:
     """The loss of every step -> at most 200 points: (last step of an interval, mean loss of the interval)."""
-    interval = math.ceil(len(losses) / _CURVE_POINTS)
+    interval = max(1, math.ceil(len(losses) / _CURVE_POINTS))
     parts = [losses[start : start + interval] for start in range(0, len(losses), interval)]
     return [(min((i + 1) * interval, len(losses)), sum(part) / len(part)) for i, part in enumerate(parts)]
 
@@ -131,11 +83,6 @@ def epoch_batches(lengths: Ints, batch_size: int, seed: int, epoch: int) -> list
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def train_in_worker(setup: FinetuneSetup, report_progress: ReportProgress) -> None:
-    """The function that every worker runs."""
-    FinetuneTrainer(setup, report_progress).train_all()
-
-
 class FinetuneTrainer:
     """The training in one worker. All workers do the same; `rank` decides which rows of each batch are this one's."""
 
@@ -143,7 +90,6 @@ class FinetuneTrainer:
         self.setup, self.report_progress = setup, report_progress
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         self.device = worker_device()
-        self.steps_done = 0  # in all trials of both variants
         torch.use_deterministic_algorithms(True, warn_only=self.device.type == "cuda")  # attention has none there
         # No kernel reads uninitialized memory; filling it takes a twelfth of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -151,49 +97,15 @@ class FinetuneTrainer:
         auto: Precision = "bf16" if has_bf16(self.device) else "fp32"
         self.precision: Precision = auto if configured == "auto" else configured
 
-    def train_all(self) -> None:
-        """Train and test each variant that is not finished."""
-        for variant in self.setup.variants:
-            if all(map(self._finished_part, self.setup.parts(variant))):
-                self.steps_done += sum(map(self.setup.steps, self.setup.config.trials))
-            else:
-                self._train_variant(variant)
-
-    def _train_variant(self, variant: str) -> None:
-        """Run the trials that are not finished, then test the best of all."""
-        selection_keys: dict[Trial, tuple[float, ...]] = {}
-        results: dict[Trial, TrialResult] = {}  # of trials that this process has run and that may be the best
-        for trial in self.setup.config.trials:
-            name = f"{variant}-{trial.name}"
-            if part := self._finished_part(name):
-                selection_keys[trial] = tuple(part.facts["merit"])
-                self.steps_done += self.setup.steps(trial)
-                continue
-            result = self.run_trial(variant, trial)
-            selection_keys[trial] = result.selection_key
-            if self.rank == 0:
-                self.setup.out.commit(name, {}, facts={"trial": trial.facts(), **result.facts()})
-            results[trial] = result
-            results = {other: results[other] for other in possible_best(selection_keys, trial) if other in results}
-        if not selection_keys:
-            self._test(variant, self.new_model(variant), {})
-            return
-        best = best_trial(selection_keys)
-        if best not in results:  # run by a process that was killed, and its weights are lost
-            self.steps_done -= self.setup.steps(best)
-            results[best] = self.run_trial(variant, best)
-        model = self.new_model(variant)
-        model.load_state_dict(results[best].weights)
-        self._test(variant, model, {"trial": best.facts(), "precision": self.precision, **results[best].facts()})
-
-    def _finished_part(self, name: str) -> Part | None:
-        """The part as worker 0 finds it: another run of the same fingerprint may be finishing it right now."""
-        return broadcast_object(self.setup.out.finished_part(name) if self.rank == 0 else None)
-
     def run_trial(self, variant: str, trial: Trial) -> TrialResult:
-        """Train with a trial's hyperparameters, and evaluate on dev after each epoch."""
+        """Train with a trial's hyperparameters, and evaluate on dev after each epoch.
+
+        A trial whose loss is not finite ends there. Raises UserError if it is the only one.
+        """
         data, seed, task = self.setup.data.splits["train"], self.setup.seed(trial), cast(TrainedTask, self.setup.task)
-        steps = self.setup.steps(trial)
+        config, steps = cast(TrainedTaskConfig, self.setup.config), self.setup.steps(trial)
+        number = config.trials.index(trial) + 1
+        place = f"{variant}, trial {number} of {len(config.trials)}" if len(config.trials) > 1 else variant
         # Adam's bias correction: without it some seeds fail on small sets (arXiv:2006.05987)
         optimizer_config = OptimizerConfig(
             learning_rate=trial.learning_rate, warmup_steps=round(_WARMUP * steps), bias_correction=True
@@ -207,13 +119,21 @@ class FinetuneTrainer:
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = learning_rate_at(len(result.losses), optimizer_config, steps)
                 loss = self._step(model, optimizer, rows, optimizer_config.max_grad_norm)
+                if not math.isfinite(loss):
+                    if len(config.trials) == 1:
+                        raise UserError(f"finetune-{config.name}: the loss is {loss}; lower learning_rate")
+                    result.diverged_step = len(result.losses) + 1
+                    return result
                 result.losses.append(loss)
-                self.steps_done += 1
-                note = f"{variant}, epoch {epoch + 1} of {trial.epochs}, loss {loss:.3f}"
-                self.report_progress(self.steps_done, note)
+                self.report_progress(
+                    len(result.losses), f"{place}, epoch {epoch + 1} of {trial.epochs}, loss {loss:.3f}"
+                )
             dev = self.setup.data.splits["dev"]
-            metrics = task.evaluate(self._answers(model, dev), dev)
+            metrics = task.evaluate(self.answers(model, dev), dev)
             result.add_epoch(metrics, task.selection_key(metrics), model)
+            if config.early_stopping and len(result.dev) - result.best_epoch >= config.early_stopping:
+                result.stopped_epoch = len(result.dev) if len(result.dev) < trial.epochs else None
+                break
         return result
 
     def new_model(self, variant: str, trial: Trial | None = None) -> nn.Module:
@@ -229,7 +149,10 @@ class FinetuneTrainer:
     def _step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: RowIndices, max_grad_norm: float
     ) -> float:
-        """Update the model by the mean loss over the batch `rows`, which the workers split. Returns that loss."""
+        """Update the model by the mean loss over the batch `rows`, which the workers split. Returns that loss.
+
+        The model stays as it is if the loss is not finite.
+        """
         data, task = self.setup.data.splits["train"], cast(TrainedTask, self.setup.task)
         worker_rows = rows[self.rank :: self.workers]
         model.train()
@@ -245,10 +168,9 @@ class FinetuneTrainer:
             loss.backward()
             total += loss.detach()
         loss = self._all_reduce(model, total)
-        if not math.isfinite(loss):
-            raise UserError(f"finetune-{self.setup.config.name}: the loss is {loss}; lower learning_rate")
-        nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-        optimizer.step()
+        if math.isfinite(loss):
+            nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+            optimizer.step()
         return loss
 
     def _all_reduce(self, model: nn.Module, loss: torch.Tensor) -> float:
@@ -266,7 +188,7 @@ class FinetuneTrainer:
             gradient.copy_(values.view_as(gradient))
         return total.item()
 
-    def _answers(self, model: nn.Module, data: EncodedSplit) -> list[Any]:
+    def answers(self, model: nn.Module, data: EncodedSplit) -> list[Any]:
         """The task's answer for each example of a split, in order. The workers divide the examples among them."""
         order = np.argsort(data.lengths, kind="stable")  # rows of similar length together: little padding
         worker_rows = order[self.rank :: self.workers]
@@ -284,47 +206,3 @@ class FinetuneTrainer:
             for row, answer in zip(order[rank :: self.workers], rank_answers, strict=True):
                 answers[row] = answer
         return answers
-
-    def _test(self, variant: str, model: nn.Module, facts: Mapping[str, Any]) -> None:
-        """Predict dev and test, and commit the variant: `facts` of its training, predictions, and its model.
-
-        The model of the random variant is not kept.
-        """
-        task = self.setup.task
-        files, predicted = dict[str, bytes](), list[Any]()
-        for split in SPLITS[1:]:
-            if not (examples := self.setup.examples(split)):
-                continue
-            data = self.setup.data.splits[split]
-            answers = self._answers(model, data)
-            predictions = task.predictions(examples, answers, data)
-            name = variant if split == task.scored_split else f"{variant}-{split}"
-            files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions, escaped=False)
-            others = task.prediction_files(split, predictions, answers, data)
-            files |= {f"predictions/{name}/{file}": content for file, content in others.items()}
-            if split == task.scored_split:
-                predicted = [row["predicted"] for row in predictions]
-        if self.rank:
-            return
-        if variant == "pretrained":
-            files |= model_files(self.setup.encoder, task, model.state_dict())
-        self.setup.out.commit(variant, files, facts={**facts, "predicted": predicted})
-
-
-def best_trial(selection_keys: Mapping[Trial, tuple[float, ...]]) -> Trial:
-    """The best trial on dev of the hyperparameters with the best mean over their seeds; the first of equals."""
-    keys_of_seeds = dict[Trial, list[tuple[float, ...]]]()
-    for trial, key in selection_keys.items():
-        keys_of_seeds.setdefault(trial.hyperparameters, []).append(key)
-    means = {trial: tuple(map(fmean, zip(*keys, strict=True))) for trial, keys in keys_of_seeds.items()}
-    best = max(means, key=means.__getitem__)
-    return max(
-        (trial for trial in selection_keys if trial.hyperparameters == best), key=lambda trial: selection_keys[trial]
-    )
-
-
-def possible_best(selection_keys: Mapping[Trial, tuple[float, ...]], last: Trial) -> set[Trial]:
-    """The trials so far that may still be the best: with the hyperparameters of the last one, and before those."""
-    current = {trial: key for trial, key in selection_keys.items() if trial.hyperparameters == last.hyperparameters}
-    before = {trial: key for trial, key in selection_keys.items() if trial not in current}
-    return {best_trial(keys) for keys in (current, before) if keys}

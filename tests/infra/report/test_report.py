@@ -424,6 +424,30 @@ def page_of_task(root: Path, **facts: Any) -> str:
     return page
 
 
+def test_the_trials_of_a_search_are_a_table_with_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
+    def trial(rate: float, seed: int, accuracy: list[float], **ended: int) -> tuple[str, dict[str, Any]]:
+        hyperparameters = {"learning_rate": rate, "batch_size": 32, "epochs": 3, "seed": seed}
+        curves = {"trial": hyperparameters, "loss": [(1, 0.9)], "dev_accuracy": accuracy, **ended}
+        return f"pretrained-{rate:g}-batch-32-epochs-3-seed-{seed}", curves
+
+    trials = dict(
+        [
+            trial(1e-4, 1, [0.5, 0.6, 0.4], best_epoch=2),
+            trial(1e-4, 2, [0.8, 0.7], best_epoch=1, stopped_epoch=2),
+            trial(1e-3, 1, [0.3, 0.2, 0.1], best_epoch=1),
+            trial(1e-3, 2, [0.9], diverged_step=7),
+        ]
+    )
+    best = trials["pretrained-0.0001-batch-32-epochs-3-seed-2"]
+    page = page_of_task(tmp_path, trials=trials, variants={"pretrained": best})
+    text = " ".join(Reader(page).text.split())
+    assert "Dev accuracy, each trial at its best epoch: mean ± standard deviation over 2 seeds." in text
+    assert "1e-4 32 3 70.0 ± 14.1 % seed 2 stopped after epoch 2 0.001 32 3 30.0 % seed 2 diverged at step 7" in text
+    assert re.findall(r'<td class="n strong">(.*?)</td>', page) == ["70.0 ± 14.1\xa0%"]
+    assert "3 epochs, stopped after epoch 2; the best epoch" in text
+    assert "Trials" not in Reader(page_of_task(tmp_path / "single")).text
+
+
 def test_a_task_without_baselines_on_dev_has_its_metric_everywhere(tmp_path: Path) -> None:
     scores = {"pretrained": {"matthews": 0.3214, "interval": [-0.1, 0.6], "accuracy": 0.61}}
     page = page_of_task(tmp_path, scores=scores, metric="matthews", scored_split="dev")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cloze.pipeline.core.signals import event_on_first, keyboard_interrupt_on, reinstall_python_handler
+from cloze.pipeline.core.signals import event_on_first, keyboard_interrupt_on, python_handler_kept
 
 
 @pytest.fixture
@@ -51,7 +51,8 @@ def test_without_a_signal_the_handler_is_put_back(received: list[int]) -> None:
 def test_other_threads_change_nothing(received: list[int]) -> None:
     def inside() -> bool:
         with keyboard_interrupt_on(signal.SIGUSR1), event_on_first(signal.SIGUSR1) as event:
-            reinstall_python_handler(signal.SIGUSR1)
+            with python_handler_kept(signal.SIGUSR1):
+                pass
             send()
             return event.is_set()
 
@@ -67,8 +68,19 @@ def test_a_handler_of_python_takes_a_signal_back_from_a_library(received: list[i
     try:
         send()
         assert not received
-        reinstall_python_handler(signal.SIGUSR1)
+        with python_handler_kept(signal.SIGUSR1):
+            pass
         send()
     finally:
         faulthandler.unregister(signal.SIGUSR1)
     assert len(received) == 1
+
+
+def test_a_handler_that_a_library_installs_in_python_is_replaced_only_by_a_handler(received: list[int]) -> None:
+    from_library: list[int] = []
+    for handler in (signal.getsignal(signal.SIGUSR1), signal.SIG_DFL):
+        signal.signal(signal.SIGUSR1, handler)
+        with python_handler_kept(signal.SIGUSR1):
+            signal.signal(signal.SIGUSR1, lambda number, _: from_library.append(number))
+        send()
+    assert len(received) == len(from_library) == 1

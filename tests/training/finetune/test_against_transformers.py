@@ -21,7 +21,8 @@ from cloze.training.finetune.encoders import PretrainedEncoder, from_weights_fil
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.text_inputs import TextInputs
-from cloze.training.finetune.trainer import FinetuneSetup, FinetuneTrainer, epoch_batches
+from cloze.training.finetune.trainer import FinetuneTrainer, epoch_batches
+from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.transformers_names import BERT
 from tests.paths import SHARED
 from tests.pretrained_bert import PackageIndexError, pretrained_bert

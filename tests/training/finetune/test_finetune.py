@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 from transformers import pipeline
@@ -33,18 +31,13 @@ from cloze.training.finetune.stage import check, run
 from cloze.training.finetune.tasks import registry
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import TaskConfig, Trial
-from cloze.training.finetune.trainer import (
-    FinetuneSetup,
-    FinetuneTrainer,
-    best_trial,
-    downsampled,
-    epoch_batches,
-    possible_best,
-)
+from cloze.training.finetune.tasks.task import TaskConfig
+from cloze.training.finetune.trainer import FinetuneTrainer, downsampled, epoch_batches
+from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.hardware import cpu_threads
 from tests.training.counting_task import Counting, CountingConfig
+from tests.training.finetune.tasks.trained import train_in_process
 
 VARIANTS = ("pretrained", "random")
 COLOURS, SHAPES, OTHERS = ("red", "blue", "green"), ("round", "square", "flat"), ("the", "a", "is", "of", "old", "new")
@@ -125,8 +118,7 @@ def trained_here(settings: TaskConfig, inputs: Inputs, folder: Path) -> Output:
     """Both variants, trained in this process on one thread."""
     out = output(folder)
     with cpu_threads(settings.threads):
-        FinetuneTrainer(setup(settings, inputs, out), report_nothing).train_all()
-    torch.use_deterministic_algorithms(False)
+        train_in_process(setup(settings, inputs, out))
     return out
 
 
@@ -159,7 +151,7 @@ def finished(ray_session: None, inputs: Inputs, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("finished") / "artifact"
     shown: list[tuple[Any, ...]] = []
     out = Mortal(Location(str(folder)), "finetune-words", 1, "0", lambda *report: shown.append(report))
-    manifest = run(config(), inputs, out)
+    manifest = run(config(max_concurrent_trials=1), inputs, out)
     return Finished(manifest, folder, folder.with_suffix(".log").read_text().split(), shown)
 
 
@@ -273,40 +265,6 @@ def test_two_workers_have_the_losses_of_one(ray_session, inputs, single_process_
     assert losses[48] < losses[1] / 2
 
 
-def test_the_trial_that_is_best_on_dev_is_tested_even_if_its_weights_were_lost(inputs, single_process_group, tmp_path):
-    settings = config(learning_rate=[1e-9, 0.02], epochs=[1, 6])
-    out = trained_here(settings, inputs, tmp_path)
-    whole = out.finished_part("pretrained")
-    assert whole
-    assert whole.facts["trial"] == {"learning_rate": 0.02, "batch_size": 9, "epochs": 6}
-    trials = [f"pretrained-{trial.name}" for trial in settings.trials]
-    keys = {name: tuple(part.facts["merit"]) for name, part in out.finished_parts(trials).items()}
-    assert len(keys) == 4
-    assert max(keys, key=keys.__getitem__) == "pretrained-0.02-batch-9-epochs-6"
-
-    (tmp_path / "parts/pretrained.json").unlink()
-    times = {name: (tmp_path / f"parts/{name}.json").stat().st_mtime_ns for name in keys}
-    assert trained_here(settings, inputs, tmp_path).finished_part("pretrained") == whole
-    assert all((tmp_path / f"parts/{name}.json").stat().st_mtime_ns == time for name, time in times.items())
-
-
-def test_the_best_trial_has_the_hyperparameters_with_the_best_mean_over_seeds():
-    low, high = Trial(1e-4, 9, 1), Trial(2e-4, 9, 1)
-    scores = {(low, 1): 0.9, (low, 2): 0.1, (high, 1): 0.6, (high, 2): 0.7}
-    keys = {trial._replace(seed=seed): (score, 0.0) for (trial, seed), score in scores.items()}
-    assert best_trial(keys) == high._replace(seed=2)
-
-
-@given(st.lists(st.integers(0, 3), min_size=6, max_size=6))
-def test_the_best_trial_is_always_among_those_that_are_kept(scores):
-    trials = [Trial(rate, 9, 1, seed) for rate in (1e-4, 2e-4) for seed in (1, 2, 3)]
-    keys, kept = dict[Trial, tuple[float, ...]](), set[Trial]()
-    for trial, score in zip(trials, scores, strict=True):
-        keys[trial] = (float(score),)
-        kept = (kept | {trial}) & possible_best(keys, trial)
-    assert best_trial(keys) in kept and len(kept) <= 2
-
-
 def test_a_trial_with_a_seed_is_the_task_with_that_seed(inputs, single_process_group, tmp_path):
     losses = []
     for number, settings in enumerate((config(epochs=1, seed=5), config(epochs=1, seeds=(4, 5)))):
@@ -314,23 +272,6 @@ def test_a_trial_with_a_seed_is_the_task_with_that_seed(inputs, single_process_g
         losses.append([trainer.run_trial(variant, settings.trials[-1]).losses for variant in VARIANTS])
     torch.use_deterministic_algorithms(False)
     assert losses[0] == losses[1]
-
-
-def test_the_manifest_has_mean_and_deviation_over_seeds_for_each_hyperparameters(
-    inputs, single_process_group, tmp_path
-):
-    settings = config(learning_rate=(1e-9, 0.02), seeds=(4, 5))
-    out = trained_here(settings, inputs, tmp_path)
-    facts = run(settings, inputs, out).facts
-    assert facts["variants"]["pretrained"]["trial"]["learning_rate"] == 0.02
-    assert facts["variants"]["pretrained"]["trial"]["seed"] in (4, 5)
-    for variant in VARIANTS:
-        _, found = facts["seeds"][variant]
-        assert (found["trial"], found["seeds"]) == ({"learning_rate": 0.02, "batch_size": 9, "epochs": 6}, [4, 5])
-        curves = [facts["trials"][f"{variant}-{trial.name}"] for trial in settings.trials[2:]]
-        a, b = (curve["dev_accuracy"][curve["best_epoch"] - 1] for curve in curves)
-        assert found["mean"]["accuracy"] == pytest.approx((a + b) / 2)
-        assert found["standard_deviation"]["accuracy"] == pytest.approx(abs(a - b) / 2**0.5)
 
 
 def test_a_seed_that_is_there_twice_is_refused():

@@ -102,9 +102,10 @@ class TaskConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of matrix products: auto is bf16 where the hardware supports it, otherwise fp32."""
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
-    """Number of GPUs, one per worker: auto uses all GPUs of the cluster; 0 trains on CPUs."""
+    """Number of GPUs of a trial, one per worker. 0 trains on CPUs. auto uses all GPUs of the cluster, divided among the
+    trials if there are several."""
     workers: Annotated[int | None, Compute, Field(gt=0)] = None
-    """Number of worker processes; by default one per GPU, or one where there is no GPU."""
+    """Number of worker processes of a trial; by default one per GPU, or one where there is no GPU."""
     threads: Annotated[int, Compute, Field(gt=0)] = 2
     """CPU cores per worker."""
 
@@ -141,6 +142,12 @@ class TrainedTaskConfig(TaskConfig):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = Field(default=None, min_length=1)
     """Seeds to train every combination of hyperparameters with, in place of `seed`, which still draws the splits. The
     combination with the best mean over the seeds on dev is kept, and of its models the best on dev."""
+
+    early_stopping: Annotated[int, Field(gt=0)] | None = None
+    """End a trial after this many epochs in a row without a better one on dev; by default none ends early. The learning
+    rate falls as it does in a trial of all epochs."""
+    max_concurrent_trials: Annotated[int | None, Compute, Field(gt=0)] = None
+    """Maximum number of trials that run at once; by default as many as the cluster has processor cores and GPUs for."""
 
     @field_validator("learning_rate", "batch_size", "epochs", "seeds")
     @classmethod

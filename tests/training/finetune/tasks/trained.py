@@ -19,7 +19,8 @@ from cloze.training.finetune.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.stage import run
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import Task, TaskConfig
-from cloze.training.finetune.trainer import FinetuneSetup, FinetuneTrainer
+from cloze.training.finetune.trial_runs import run_job
+from cloze.training.finetune.trials import FinetuneSetup, unfinished_jobs
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 
 # Its weights are larger than usual and hidden dropout is 0, so that one layer learns within seconds.
@@ -48,6 +49,13 @@ SETTINGS = {
 def task_of_files(settings: TaskConfig, files: Mapping[str, Path]) -> Any:
     """The task of a file for each split, or of one file as "data"."""
     return task_of(settings).read(settings, {name: Location(str(path)) for name, path in files.items()})
+
+
+def train_in_process(setup: FinetuneSetup) -> None:
+    """Run all jobs one after another in this process, which has a process group of its own."""
+    for job in unfinished_jobs(setup):
+        run_job(setup, job.argument, lambda done, note: False)
+    torch.use_deterministic_algorithms(False)
 
 
 @dataclass
@@ -96,6 +104,5 @@ def train(
     encoder = from_checkpoint(reference, inputs["vocab"].location)
     out = Output(Location(str(root / "out")), "finetune-tiny", 1, "0")
     setup = FinetuneSetup(settings, task, task.encode(encoder.tokenizer()), encoder, out)
-    FinetuneTrainer(setup, lambda done, note: None).train_all()
-    torch.use_deterministic_algorithms(False)
+    train_in_process(setup)
     return Trained(task, settings, run(settings, inputs, out), root / "out")
