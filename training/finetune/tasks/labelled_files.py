@@ -75,7 +75,7 @@ def read_rows(
             required, optional = list(columns), list(label_columns)
         if name == "data" and split_column is not None:
             (required if splits_are_named else optional).append(split_column)
-        count = len(rows)
+        count, unreadable = len(rows), skipped["unreadable row"] if skipped else 0
         # Tab-separated labelled files, such as GLUE's, contain single quotes as characters.
         for row in table_files.read_rows(
             location, required, optional=optional, tsv_quotes=False, on_invalid=on_invalid
@@ -85,7 +85,9 @@ def read_rows(
                 found = replace(found, split=_known_split(found, split_column))
             rows.append(found)
         if len(rows) == count:  # otherwise a dev file without rows would be replaced by a tenth of train
-            raise UserError(f"{location}: has no rows; add some, or leave the file out")
+            unreadable = (skipped["unreadable row"] if skipped else 0) - unreadable
+            others = f" besides {unreadable:,} that cannot be read and are skipped" if unreadable else ""
+            raise UserError(f"{location}: has no rows{others}; add some, or leave the file out")
     divided = {row.split == "" for row in rows if row.split in ("", *SPLITS)}
     if len(divided) == 2 and "data" in files:
         first = next(row for row in rows if not row.split)

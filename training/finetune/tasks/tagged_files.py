@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -92,6 +92,16 @@ def read_sentences(
     return sentences
 
 
+class _Block(NamedTuple):
+    """The lines of a sentence in a file with a word per line."""
+
+    split: str
+    where: str  # the file
+    document: int  # its number, from 1; 0 before the first
+    first_line: int  # its number
+    lines: list[str]
+
+
 class _ColumnFile:
     """A file with a word per line, and an empty line between sentences."""
 
@@ -138,12 +148,10 @@ class _ColumnFile:
 
     def sentences(self, skipped: Counter[str] | None) -> list[TaggedSentence]:
         blocks = list(self._blocks())
-        has_documents = any(document for document, _, _ in blocks)
+        has_documents = any(block.document for block in blocks)
         return valid_rows(blocks, partial(self._sentence, has_documents=has_documents), skipped)
 
-    def _blocks(self) -> Iterator[tuple[int, int, list[str]]]:
-        """Yields each sentence as the number of its document, from 1 (0: before the first), of its first line, and its
-        lines."""
+    def _blocks(self) -> Iterator[_Block]:
         document, block = 0, list[str]()
         for number, line in enumerate([*self.all_lines, ""], 1):
             if self._is_word(line):
@@ -152,13 +160,13 @@ class _ColumnFile:
             if block:
                 if self._is_comment(line):
                     raise UserError(f"{self.location}:{number}: is a comment inside a sentence; move it before it")
-                yield document, number - len(block), block
+                yield _Block(self.split, str(self.location), document, number - len(block), block)
                 block = []
             is_new_document = line[len(self.comment or "") :].split()[:1] == ["newdoc"] and self._is_comment(line)
             document += line.startswith(DOCUMENT_MARK) or is_new_document
 
-    def _sentence(self, block: tuple[int, int, list[str]], has_documents: bool) -> TaggedSentence:
-        document, first, lines = block
+    def _sentence(self, block: _Block, has_documents: bool) -> TaggedSentence:
+        first, lines = block.first_line, block.lines
         words, tags = list[str](), list[str]()
         for number, line in enumerate(lines, first):
             fields = self._fields(line)
@@ -176,8 +184,8 @@ class _ColumnFile:
                 empty = "tag" if words[-1] else "word"
                 raise InvalidRow(f"{self.location}:{number}: the {empty} is empty; fill it in", f"empty {empty}")
         label = tuple(tags) if self.is_labelled else None
-        where, mark = str(self.location), document if has_documents else None
-        return TaggedSentence(first, self.split, label, tuple(words), mark, tuple(lines), where=where)
+        mark = block.document if has_documents else None
+        return TaggedSentence(first, self.split, label, tuple(words), mark, tuple(lines), where=block.where)
 
 
 def _read_table(

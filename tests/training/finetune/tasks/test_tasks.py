@@ -240,3 +240,53 @@ def test_a_label_that_is_not_a_number_names_file_and_line(tmp_path: Path) -> Non
     settings = config("regression", files={"train": "x"})
     with pytest.raises(UserError, match=r"train\.tsv:3: the label 'far' is not a number; correct it or delete the row"):
         task_of_files(settings, files)
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+@pytest.mark.parametrize(
+    ("kind", "suffix", "valid", "invalid", "reason"),
+    [
+        ("classification", "tsv", "text\tlabel\nthe\ta\nold\tb\n", "text\tlabel\n\ta\n", "empty text"),
+        ("classification", "tsv", "text\tlabel\nthe\ta\nold\tb\n", "text\tlabel\nold\tc\n", "unknown label"),
+        ("regression", "tsv", "text\tlabel\nthe\t1\nold\t2\n", "text\tlabel\nthe\tfar\n", "invalid label"),
+        ("multilabel", "tsv", "text\tlabels\nthe\ta\nold\tb\n", "text\tlabels\nthe\tc\n", "unknown label"),
+        (
+            "choice",
+            "jsonl",
+            "".join(f'{{"context": "a", "choices": ["b", "c"], "label": {label}}}\n' for label in (0, 1)),
+            '{"context": "a", "choices": ["b", "c"], "label": 2}\n',
+            "invalid label",
+        ),
+        ("tagging", "txt", "the O\nred B-X\n", "the O\nred\n", "other number of columns"),
+        (
+            "tagging",
+            "jsonl",
+            '{"tokens": ["a", "b"], "tags": ["O", "B-X"]}',
+            '{"tokens": ["a"], "tags": ["B-Y"]}',
+            "tag",
+        ),
+    ],
+)
+def test_a_part_whose_rows_are_all_skipped_is_an_error_and_no_other_division(
+    tmp_path: Path, kind: str, suffix: str, valid: str, invalid: str, reason: str, split: str
+) -> None:
+    parts = {"train": valid, "dev": valid, split: invalid}
+    files = files_of(tmp_path, **{f"{name}__{suffix}": text for name, text in parts.items()})
+    settings = config(kind, files={"train": "x"}, skip_invalid=True)
+    line = rf"{split}\.{suffix}.*: skip_invalid leaves no row of {split}, as all are invalid \(.*{reason}"
+    with pytest.raises(UserError, match=line):
+        task_of_files(settings, files)
+
+
+def test_a_part_whose_rows_cannot_be_read_is_an_error_that_counts_them(tmp_path: Path) -> None:
+    files = files_of(tmp_path, train__tsv="text\tlabel\nthe\ta\nold\tb\n", dev__tsv="text\tlabel\nthe\ta\tb\n")
+    with pytest.raises(UserError, match=r"dev\.tsv: has no rows besides 1 that cannot be read and are skipped; add "):
+        task_of_files(config("classification", files={"train": "x"}, skip_invalid=True), files)
+
+
+def test_a_split_whose_rows_are_all_skipped_is_an_error_in_a_single_file_too(tmp_path: Path) -> None:
+    files = files_of(tmp_path, data__tsv="text\tlabel\tsplit\nthe\ta\ttrain\nold\tb\ttrain\n\ta\tdev\n")
+    with pytest.raises(
+        UserError, match=r"data\.tsv:4: skip_invalid leaves no row of dev, as all are invalid \(1 of 'em"
+    ):
+        task_of_files(config("classification", file="x", skip_invalid=True), files)
