@@ -11,7 +11,7 @@ from torch import nn
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, TrainedTaskConfig, TransformersHead
+from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, Predictions, TrainedTaskConfig, TransformersHead
 from cloze.training.model.bert import BertConfig, initialize
 
 
@@ -105,11 +105,10 @@ class Counting:
     def selection_key(self, metrics: Mapping[str, float]) -> tuple[float]:
         return (-metrics["error"],)
 
-    def predictions(
-        self, examples: Sequence[NumberedText], answers: Sequence[float], data: Any
-    ) -> list[dict[str, Any]]:
+    def predictions(self, examples: Sequence[NumberedText], answers: Sequence[float], data: Any) -> Predictions:
         pairs = zip(examples, answers, strict=True)
-        return [{"row": example.row, "label": example.number, "predicted": answer} for example, answer in pairs]
+        rows = [{"row": example.row, "label": example.number, "predicted": answer} for example, answer in pairs]
+        return Predictions(rows, {"column.txt": self.config.column.encode()})
 
     def scores(self, examples: Sequence[NumberedText], predicted: Sequence[float]) -> dict[str, Any]:
         pairs = zip(examples, predicted, strict=True)
@@ -123,11 +122,6 @@ class Counting:
 
     def facts(self) -> dict[str, Any]:
         return {"shapes": sum(example.number for example in self.examples)}
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: Any
-    ) -> dict[str, bytes]:
-        return {"column.txt": self.config.column.encode()}
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForCounting", {})

@@ -304,11 +304,10 @@ class FinetuneTrainer:
             answers = self._answers(model, data)
             predictions = task.predictions(examples, answers, data)
             name = variant if split == task.scored_split else f"{variant}-{split}"
-            files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions, escaped=False)
-            others = task.prediction_files(split, predictions, answers, data)
-            files |= {f"predictions/{name}/{file}": content for file, content in others.items()}
+            files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions.rows, escaped=False)
+            files |= {f"predictions/{name}/{file}": content for file, content in predictions.files.items()}
             if split == task.scored_split:
-                predicted = [row["predicted"] for row in predictions]
+                predicted = [row["predicted"] for row in predictions.rows]
         if self.rank:
             return
         if variant == "pretrained":

@@ -33,6 +33,7 @@ from cloze.training.finetune.tasks.task import (
     SPLITS,
     Column,
     EncodedTask,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -190,8 +191,8 @@ class Choice:
 
     def predictions(
         self, examples: Sequence[ChoiceExample], answers: Sequence[NDArray[np.float32]], data: EncodedChoices
-    ) -> list[dict[str, Any]]:
-        return [
+    ) -> Predictions:
+        rows = [
             {
                 "row": example.row,
                 "label": example.label,
@@ -200,11 +201,7 @@ class Choice:
             }
             for example, values in zip(examples, answers, strict=True)
         ]
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
-    ) -> dict[str, bytes]:
-        return {}
+        return Predictions(rows)
 
     def scores(self, examples: Sequence[ChoiceExample], predicted: Sequence[int]) -> dict[str, Any]:
         return score_facts({"accuracy": accuracy([example.label for example in examples], predicted)}, "accuracy")

@@ -33,6 +33,7 @@ from cloze.training.finetune.tasks.labelled_texts import (
 from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -167,8 +168,8 @@ class Classification:
 
     def predictions(
         self, examples: Sequence[LabelledText], answers: Sequence[NDArray[np.float32]], data: EncodedTexts
-    ) -> list[dict[str, Any]]:
-        return [
+    ) -> Predictions:
+        rows = [
             {
                 "row": example.row,
                 "label": example.label,
@@ -177,17 +178,7 @@ class Classification:
             }
             for example, values in zip(examples, answers, strict=True)
         ]
-
-    def prediction_files(
-        self,
-        split: str,
-        predictions: Sequence[Mapping[str, Any]],
-        answers: Sequence[NDArray[np.float32]],
-        data: EncodedTexts,
-    ) -> dict[str, bytes]:
-        if split != "test" or self.config.glue is None:
-            return {}
-        return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}
+        return Predictions(rows, glue.submission_files(self.config.glue, examples, rows))
 
     def scores(self, examples: Sequence[LabelledText], predicted: Sequence[str]) -> dict[str, Any]:
         truth = [example.label for example in examples]

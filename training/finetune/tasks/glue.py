@@ -7,7 +7,7 @@ labels; some distributions write -1 in their place.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cloze.training.finetune.tasks.task import Column
+from cloze.training.finetune.tasks.task import Column, TaskExample
 
 NO_LABEL = "-1"
 
@@ -44,7 +44,12 @@ def paper_fact(name: str) -> dict[str, Any]:
     return {"paper": {"base": paper[0] / 100, "large": paper[1] / 100}} if paper else {}
 
 
-def submission(predictions: Sequence[Mapping[str, Any]]) -> bytes:
-    """The rows of a test split, in the order of its file -> a file for GLUE's server: index, from 0, and prediction."""
-    rows = (f"{index}\t{row['predicted']}\n" for index, row in enumerate(predictions))
-    return "".join(("index\tprediction\n", *rows)).encode()
+def submission_files(
+    name: str | None, examples: Sequence[TaskExample], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, bytes]:
+    """The predictions for the test split of a GLUE task -> the file that GLUE's server takes: index, from 0, and
+    prediction. None for another task or split."""
+    if name is None or not examples or examples[0].split != "test":
+        return {}
+    lines = (f"{index}\t{row['predicted']}\n" for index, row in enumerate(rows))
+    return {LAYOUTS[name].submission: "".join(("index\tprediction\n", *lines)).encode()}

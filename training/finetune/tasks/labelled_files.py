@@ -20,7 +20,7 @@ from cloze.training.finetune.tasks.task import SPLITS, Column
 
 Example = TypeVar("Example", bound="LabelledExample")
 
-DIVIDED = {"dev": 0.1, "test": 0.1}  # fractions of a file without splits
+_DIVIDED = {"dev": 0.1, "test": 0.1}  # fractions of a file without splits
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def with_splits(examples: Sequence[Example], seed: int, strata: Callable[[Exampl
     """
     existing = {example.split for example in examples}
     if "" in existing:
-        fractions, undivided = DIVIDED, ""
+        fractions, undivided = _DIVIDED, ""
     elif "dev" not in existing and "train" in existing:
-        fractions, undivided = {"dev": DIVIDED["dev"]}, "train"
+        fractions, undivided = {"dev": _DIVIDED["dev"]}, "train"
     else:
         return list(examples)
     numbers = [number for number, example in enumerate(examples) if example.split == undivided]

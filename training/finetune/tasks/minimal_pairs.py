@@ -20,7 +20,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import CLS, MASK, SEP
 from cloze.training.finetune.metrics.classification import accuracy
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, read_rows
-from cloze.training.finetune.tasks.task import Column, EncodedTask, RowIndices, TaskConfig, score_facts
+from cloze.training.finetune.tasks.task import Column, EncodedTask, Predictions, RowIndices, TaskConfig, score_facts
 from cloze.training.model.bert import BertConfig, MaskedLMHead, initialize
 
 if TYPE_CHECKING:
@@ -152,10 +152,10 @@ class MinimalPairs:
 
     def predictions(
         self, examples: Sequence[SentencePair], answers: Sequence[float], data: EncodedPieces
-    ) -> list[dict[str, Any]]:
+    ) -> Predictions:
         """The likelier sentence of each pair; of equal ones, as for equal sentences, the unacceptable one."""
         scores = np.bincount(data.sentences, answers, minlength=2 * len(examples)).reshape(-1, 2)
-        return [
+        rows = [
             {
                 "row": example.row,
                 "label": "good",
@@ -165,11 +165,7 @@ class MinimalPairs:
             }
             for example, (good, bad) in zip(examples, scores, strict=True)
         ]
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: EncodedPieces
-    ) -> dict[str, bytes]:
-        return {}
+        return Predictions(rows)
 
     def scores(self, examples: Sequence[SentencePair], predicted: Sequence[str]) -> dict[str, Any]:
         """The accuracy, and that of each group."""

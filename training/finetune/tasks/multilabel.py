@@ -27,6 +27,7 @@ from cloze.training.finetune.tasks.labelled_texts import (
 from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -134,8 +135,8 @@ class Multilabel:
 
     def predictions(
         self, examples: Sequence[LabelledText], answers: Sequence[NDArray[np.float32]], data: EncodedTexts
-    ) -> list[dict[str, Any]]:
-        return [
+    ) -> Predictions:
+        rows = [
             {
                 "row": example.row,
                 "label": example.label if example.label is None else list(example.label),
@@ -144,11 +145,7 @@ class Multilabel:
             }
             for example, values in zip(examples, answers, strict=True)
         ]
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
-    ) -> dict[str, bytes]:
-        return {}
+        return Predictions(rows)
 
     def scores(self, examples: Sequence[LabelledText], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
         return score_facts(self._estimates([example.label for example in examples], predicted), self.config.metric)

@@ -28,6 +28,7 @@ from cloze.training.finetune.tasks.labelled_texts import (
 )
 from cloze.training.finetune.tasks.task import (
     EncodedTask,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -125,16 +126,10 @@ class Regression:
 
     def predictions(
         self, examples: Sequence[LabelledText], answers: Sequence[float], data: EncodedTexts
-    ) -> list[dict[str, Any]]:
+    ) -> Predictions:
         pairs = zip(examples, answers, strict=True)
-        return [{"row": one.row, "label": one.label, "predicted": round(answer, 4)} for one, answer in pairs]
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: EncodedTexts
-    ) -> dict[str, bytes]:
-        if split != "test" or self.config.glue is None:
-            return {}
-        return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}
+        rows = [{"row": one.row, "label": one.label, "predicted": round(answer, 4)} for one, answer in pairs]
+        return Predictions(rows, glue.submission_files(self.config.glue, examples, rows))
 
     def scores(self, examples: Sequence[LabelledText], predicted: Sequence[float]) -> dict[str, Any]:
         truth = [example.label for example in examples]

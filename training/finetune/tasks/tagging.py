@@ -27,6 +27,7 @@ from cloze.training.finetune.tasks.tagged_splits import valid_sentences
 from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -178,9 +179,9 @@ class Tagging:
 
     def predictions(
         self, examples: Sequence[TaggedSentence], answers: Sequence[TagAnswer], data: EncodedSentences
-    ) -> list[dict[str, Any]]:
+    ) -> Predictions:
         predicted, names = self._predicted(answers, data), np.array(self.labels)
-        return [
+        rows = [
             {
                 "row": example.row,
                 "words": list(example.words),
@@ -189,26 +190,7 @@ class Tagging:
             }
             for example, (start, stop) in zip(examples, itertools.pairwise(data.sentences.tolist()), strict=True)
         ]
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
-    ) -> dict[str, bytes]:
-        """For a file with a word per line: its lines, and the predicted tag as another column, as conlleval reads
-        them."""
-        examples = [example for example in self.examples if example.split == split]
-        if not any(example.lines for example in examples):
-            return {}
-        text, document = list[str](), None
-        for example, row in zip(examples, predictions, strict=True):
-            separator = "\t" if "\t" in example.lines[0] else " "
-            if example.document != document:
-                document = example.document
-                fields = len([field for field in example.lines[0].split(separator) if field])
-                mark = [DOCUMENT_MARK, *["-X-"] * (fields - 2), *[OUTSIDE] * min(fields, 2)]
-                text.append(separator.join(mark) + "\n\n")
-            pairs = zip(example.lines, row["predicted"], strict=True)
-            text += [*(f"{line.rstrip(' ')}{separator}{tag}\n" for line, tag in pairs), "\n"]
-        return {f"{split}.conll": "".join(text).encode()}
+        return Predictions(rows, prediction_files(examples, rows))
 
     def scores(self, examples: Sequence[TaggedSentence], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
         """F1, precision and recall of entities by exact span, those of each type as f1_TYPE, and the accuracy of tags;
@@ -249,6 +231,24 @@ class Tagging:
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForTokenClassification", labels_config(self.labels), has_pooler=False)
+
+
+def prediction_files(examples: Sequence[TaggedSentence], rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """The file of a split with a word per line: its lines, and the predicted tag as another column, as conlleval reads
+    them. None for a table."""
+    if not any(example.lines for example in examples):
+        return {}
+    text, document = list[str](), None
+    for example, row in zip(examples, rows, strict=True):
+        separator = "\t" if "\t" in example.lines[0] else " "
+        if example.document != document:
+            document = example.document
+            fields = len([field for field in example.lines[0].split(separator) if field])
+            mark = [DOCUMENT_MARK, *["-X-"] * (fields - 2), *[OUTSIDE] * min(fields, 2)]
+            text.append(separator.join(mark) + "\n\n")
+        pairs = zip(example.lines, row["predicted"], strict=True)
+        text += [*(f"{line.rstrip(' ')}{separator}{tag}\n" for line, tag in pairs), "\n"]
+    return {f"{examples[0].split}.conll": "".join(text).encode()}
 
 
 def _most_frequent(counts: Counter[str]) -> str:

@@ -180,6 +180,14 @@ class EncodedTask:
     counts: Mapping[str, int] = field(default_factory=dict)  # others for the manifest, by name
 
 
+class Predictions(NamedTuple):
+    """The predictions for a split: a row for each example, and name -> content of files in which other programs read
+    them, such as GLUE's submissions."""
+
+    rows: list[dict[str, Any]]
+    files: Mapping[str, bytes] = {}
+
+
 class Task(Protocol):
     """A fine-tuning task: how its files become model inputs, and how the model's answers are scored.
 
@@ -220,17 +228,8 @@ class Task(Protocol):
         """An answer for each of these rows, from the model's outputs for them."""
         ...
 
-    def predictions(self, examples: Sequence[Any], answers: Sequence[Any], data: Any) -> list[dict[str, Any]]:
-        """A row for each example of a split, from the answers for the rows of its EncodedSplit."""
-        ...
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
-    ) -> dict[str, bytes]:
-        """Name -> content of files in the form in which others read predictions, such as GLUE's submissions.
-
-        `answers` and `data` are those that the predictions were made from.
-        """
+    def predictions(self, examples: Sequence[Any], answers: Sequence[Any], data: Any) -> "Predictions":
+        """The predictions for the examples of a split, from the answers for the rows of its EncodedSplit."""
         ...
 
     def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def encoded_in_order(data: Any, rows: np.ndarray) -> Any:
 @pytest.mark.parametrize(("threshold", "predicted"), [(0.5, ["y"]), (0.3, ["x", "y"]), (0.9, [])])
 def test_a_label_is_predicted_above_the_threshold(tmp_path, threshold, predicted):
     task = read(tmp_path / "a.jsonl", jsonl(ROWS), threshold=threshold)
-    [row] = task.predictions(task.examples[2:3], [np.array([0.4, 0.6], np.float32)], None)  # type: ignore[arg-type]
+    [row] = task.predictions(task.examples[2:3], [np.array([0.4, 0.6], np.float32)], None).rows  # type: ignore[arg-type]
     assert row == {"row": 3, "label": ["y"], "predicted": predicted, "probabilities": {"x": 0.4, "y": 0.6}}
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from cloze.training.finetune.tasks import glue
 from cloze.training.finetune.tasks.minimal_pairs import MinimalPairsConfig
 from cloze.training.finetune.tasks.registry import TASKS
 from cloze.training.finetune.tasks.task import TaskConfig
@@ -230,7 +231,8 @@ def test_glue_files_are_read_in_their_published_form(
     assert [example.label for example in task.examples if example.split == "train"] == labels
     assert [example.label for example in task.examples if example.split == "test"] == [None]
     assert task.scored_split == "dev"
-    written = task.prediction_files("test", [{"predicted": "1"}, {"predicted": "0"}], [], None)
+    test = [example for example in task.examples if example.split == "test"]
+    written = glue.submission_files(name, test, [{"predicted": "1"}, {"predicted": "0"}])
     assert task.facts()["paper"]["base"] == {"CoLA": 0.521, "MRPC": 0.889, "RTE": 0.664}[name]
     assert written == {f"{name}.tsv": b"index\tprediction\n0\t1\n1\t0\n"}
 
@@ -290,3 +292,16 @@ def test_a_split_whose_rows_are_all_skipped_is_an_error_in_a_single_file_too(tmp
         UserError, match=r"data\.tsv:4: skip_invalid leaves no row of dev, as all are invalid \(1 of 'em"
     ):
         task_of_files(config("classification", file="x", skip_invalid=True), files)
+
+
+def test_a_file_of_questions_is_divided_by_contexts(tmp_path: Path) -> None:
+    content = json.loads(squad(30, 1))
+    for paragraph in content["data"][0]["paragraphs"]:
+        paragraph["qas"].append(paragraph["qas"][0] | {"id": f"{paragraph['qas'][0]['id']}-b"})
+    settings = config("question_answering", file="x", max_query_length=8)
+    task = task_of_files(settings, files_of(tmp_path, data__json=json.dumps(content)))
+    splits = {split: {one.question.id for one in task.examples if one.split == split} for split in ("dev", "test")}
+    assert splits == {
+        "dev": {"q1-1", "q1-1-b", "q1-18", "q1-18-b", "q1-27", "q1-27-b"},
+        "test": {"q1-25", "q1-25-b", "q1-4", "q1-4-b", "q1-5", "q1-5-b"},
+    }

@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloze.pipeline.core.keyed_random import hash64
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.heads import SpanClassifier
@@ -22,13 +21,14 @@ from cloze.training.finetune.metrics.question_answering import (
     squad,
     squad_v2,
 )
-from cloze.training.finetune.tasks.labelled_files import DIVIDED, LabelledExample, check_splits, scored_split
+from cloze.training.finetune.tasks.labelled_files import LabelledExample, check_splits, scored_split, with_splits
 from cloze.training.finetune.tasks.question_answering.answers import AnswersToQuestion, prediction_files, rank_answers
 from cloze.training.finetune.tasks.question_answering.squad_files import Question, read_questions
 from cloze.training.finetune.tasks.question_answering.windows import QuestionWindows, build_windows
 from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedTask,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
@@ -205,8 +205,10 @@ class QuestionAnswering:
 
     def predictions(
         self, examples: Sequence[QuestionExample], answers: Sequence[NDArray[np.float32]], data: EncodedQuestions
-    ) -> list[dict[str, Any]]:
-        return [
+    ) -> Predictions:
+        """The rows, and the files that run_squad.py writes and the official scorers read."""
+        ranked_answers = self._ranked(answers, data)
+        rows = [
             {
                 "row": example.row,
                 "id": example.question.id,
@@ -214,18 +216,9 @@ class QuestionAnswering:
                 "predicted": predicted,
                 "probability": round(ranked.ranked[0].probability, 6) if ranked.ranked else 0.0,
             }
-            for example, ranked in zip(examples, self._ranked(answers, data), strict=True)
+            for example, ranked in zip(examples, ranked_answers, strict=True)
         ]
-
-    def prediction_files(
-        self,
-        split: str,
-        predictions: Sequence[Mapping[str, Any]],
-        answers: Sequence[NDArray[np.float32]],
-        data: EncodedQuestions,
-    ) -> dict[str, bytes]:
-        """The files that run_squad.py writes and the official scorers read."""
-        return prediction_files(self._ranked(answers, data), self.config.null_threshold)
+        return Predictions(rows, prediction_files(ranked_answers, self.config.null_threshold))
 
     def scores(self, examples: Sequence[QuestionExample], predicted: Sequence[str]) -> dict[str, Any]:
         texts = _texts([example.question for example in examples])
@@ -262,25 +255,11 @@ def _example(row: int, split: str, question: Question, where: str = "") -> Quest
 
 
 def _with_splits(examples: list[QuestionExample], seed: int) -> list[QuestionExample]:
-    """Divide what has no split, or train if there is no dev, by contexts: those of a context stay together."""
-    existing = {example.split for example in examples}
-    if "" in existing:
-        undivided, fractions = "", DIVIDED
-    elif "dev" not in existing:
-        undivided, fractions = "train", {"dev": DIVIDED["dev"]}
-    else:
-        return examples
-    contexts = list(dict.fromkeys(example.question.context for example in examples if example.split == undivided))
-    order = np.argsort(hash64(seed, np.arange(len(contexts))), kind="stable")
-    split_of, start = dict.fromkeys(contexts, "train"), 0
-    for split, fraction in fractions.items():
-        stop = start + round(fraction * len(order))
-        split_of |= dict.fromkeys((contexts[number] for number in order[start:stop]), split)
-        start = stop
-    return [
-        replace(example, split=split_of[example.question.context]) if example.split == undivided else example
-        for example in examples
-    ]
+    """The examples divided as `with_splits` does, by contexts: the questions about a context stay together."""
+    contexts = dict.fromkeys((example.split, example.question.context) for example in examples)
+    undivided = [LabelledExample(number, split, None) for number, (split, _) in enumerate(contexts)]
+    divided = dict(zip(contexts, with_splits(undivided, seed, lambda context: 0), strict=True))
+    return [replace(one, split=divided[one.split, one.question.context].split) for one in examples]
 
 
 def _texts(questions: Sequence[Question]) -> list[list[str]]:
