@@ -25,10 +25,11 @@ from cloze.infra.report.pretraining import percent_axis
 from cloze.infra.report.view_models import FinetuneView, PretrainView, Stages
 from cloze.infra.score_names import baseline_name, is_correlation, metric_name
 from cloze.training.finetune.manifest_facts import CurvesFact, FinetuneFacts, ScoreFact, ShownExample
+from cloze.training.finetune.metrics.estimates import Estimate
 
+_SPLITS = ("train", "dev", "test")
 _MAX_CONFUSION_LABELS = 12  # a larger table is not readable
 _MAX_SAMPLE_CHARS = 280
-_SPLITS = ("train", "dev", "test")
 _LABELS = {"random": "random initialization", "majority": "majority class"}
 _COLORS: dict[str, Color] = {"pretrained": "blue", "random": "orange"}
 
@@ -94,7 +95,7 @@ class TaskSection:
     is_trained: bool  # otherwise the task scores the pretrained model as it is
     summary: str
     comparison: str  # empty without another variant or baseline
-    score_chart: Markup
+    score_charts: list[tuple[str, Markup]]  # (metric, chart): of the scored split, then of each extra file with labels
     charts: list[Markup]
     confusion: ConfusionMatrix | None
     samples: list[tuple[str, list[dict[str, Any]]]]  # title, samples of {"text", "note"}
@@ -127,12 +128,9 @@ def task_sections(stages: Stages) -> list[TaskSection]:
 
 def _task_section(stage: FinetuneView, pretrain: PretrainView) -> TaskSection:
     facts, axis = stage.facts, _metric_axis(stage.facts.metric)
-    estimates = {
-        name: ScoreEstimate(_label(name), *score, _COLORS.get(name, "grey"))
-        for name, score in facts.metric_scores.items()
-    }
-    metric = f"{facts.scored_split} {metric_name(facts.metric)}"
-    chart_title = f"{metric} with 95 % confidence intervals"
+    scores = {facts.scored_split: facts.metric_scores, **facts.extra_metric_scores}
+    all_estimates = {split: _estimates(found) for split, found in scores.items()}
+    metric, estimates = f"{facts.scored_split} {metric_name(facts.metric)}", all_estimates[facts.scored_split]
     of_this_run = pretrain.name in stage.upstream
     return TaskSection(
         stage=stage.name,
@@ -142,13 +140,24 @@ def _task_section(stage: FinetuneView, pretrain: PretrainView) -> TaskSection:
         is_trained=any(variant.loss for variant in facts.variants.values()),
         summary=_summary(stage),
         comparison=compare_scores(estimates, axis, _pretraining_extent(pretrain) if of_this_run else "Pretraining"),
-        score_chart=interval_chart(_capitalized(chart_title), list(estimates.values()), axis),
+        score_charts=[
+            _score_chart(f"{split} {metric_name(facts.metric)}", found, axis) for split, found in all_estimates.items()
+        ],
         charts=_charts(facts),
         confusion=_confusion_matrix(stage.predictions) if facts.labels else None,
         samples=_sample_predictions(facts.examples),
         estimates=estimates,
         axis=axis,
     )
+
+
+def _estimates(scores: Mapping[str, Estimate]) -> dict[str, ScoreEstimate]:
+    return {name: ScoreEstimate(_label(name), *score, _COLORS.get(name, "grey")) for name, score in scores.items()}
+
+
+def _score_chart(metric: str, estimates: Mapping[str, ScoreEstimate], axis: Axis) -> tuple[str, Markup]:
+    title = _capitalized(metric)
+    return title, interval_chart(f"{title} with 95 % confidence intervals", list(estimates.values()), axis)
 
 
 def _label(variant: str) -> str:
@@ -173,7 +182,10 @@ def _pretraining_extent(stage: PretrainView) -> str:
 
 
 def _summary(stage: FinetuneView) -> str:
-    splits = ", ".join(f"{format_number(stage.counts[split])} {split}" for split in _SPLITS if stage.counts.get(split))
+    extra = stage.facts.extra_scores
+    splits = ", ".join(
+        f"{format_number(stage.counts[split])} {split}" for split in (*_SPLITS, *extra) if stage.counts.get(split)
+    )
     labels = stage.facts.labels.get("train", {})
     text = f"{len(labels)} labels; {splits} examples." if labels else f"{splits} examples."
     if (variant := stage.facts.variants.get("pretrained")) and (trial := variant.trial):

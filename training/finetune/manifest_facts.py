@@ -80,6 +80,7 @@ class FinetuneFacts(Facts, extra="allow"):
 
     labels: dict[str, dict[str, int]] = Field(default={})  # split -> label -> count
     scores: dict[str, ScoreFact] = Field(default={})
+    extra_scores: dict[str, dict[str, ScoreFact]] = Field(default={})  # of the extra files with labels, by their names
     metric: str = "accuracy"
     scored_split: str = "test"
     paper: dict[str, float] = Field(default={})  # base, large: BERT's scores on GLUE's test set, by the task's metric
@@ -92,9 +93,18 @@ class FinetuneFacts(Facts, extra="allow"):
     @property
     def metric_scores(self) -> dict[str, Estimate]:
         """The task's metric by variant and baseline, of those that have an interval; empty if pretrained has none."""
+        return self._metric_scores(self.scores)
+
+    @property
+    def extra_metric_scores(self) -> dict[str, dict[str, Estimate]]:
+        """The same for each extra file with labels, by its name."""
+        found = {name: self._metric_scores(scores) for name, scores in self.extra_scores.items()}
+        return {name: scores for name, scores in found.items() if scores}
+
+    def _metric_scores(self, all_scores: dict[str, ScoreFact]) -> dict[str, Estimate]:
         scores = {
             name: Estimate(value, *score.interval)
-            for name, score in self.scores.items()
+            for name, score in all_scores.items()
             if (value := score.value(self.metric)) is not None and score.interval
         }
         return scores if "pretrained" in scores else {}

@@ -1,5 +1,6 @@
 """Encoder + labelled files -> a fine-tuned model, its predictions and its scores, next to those of baselines."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
@@ -19,10 +20,10 @@ from cloze.training.cluster.ray_train import RestartPolicy, run_workers
 from cloze.training.finetune.encoders import PretrainedEncoder, from_checkpoint, from_weights_file
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import SPLITS, TaskConfig, Trial
+from cloze.training.finetune.tasks.task import SPLITS, TaskConfig, Trial, splits_of
 from cloze.training.finetune.trainer import FinetuneSetup, train_in_worker
 
-VERSION = 4
+VERSION = 5
 
 _SHOWN = 4  # examples of each kind for the report
 _SHOWN_CHARS = 400
@@ -31,7 +32,7 @@ _SHOWN_CHARS = 400
 def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
     """Raises UserError when a labelled file cannot be read, learned from or scored, or `init` is not a BERT that the
     task can start from."""
-    task = task_of(config).read(config, _files(sources))
+    task = task_of(config).read(config, _files(config, sources))
     if init := sources.get("init"):
         encoder = from_weights_file(init)
         _check_positions(encoder, config)
@@ -41,17 +42,18 @@ def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
 
 def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     """inputs: "checkpoint" (CheckpointRef) and "vocab" (Artifact), or "init" (SourceFile: the weights in a Hugging Face
-    folder or a checkpoint); "data", or "train", "dev" and "test" (SourceFile). Requires a Ray session.
+    folder or a checkpoint); "data", or "train", "dev", "test" and the names of extra files (SourceFile). Requires a Ray
+    session.
 
     facts: the task's facts about its files, "scores" (pretrained, random and the baselines -> numbers by name),
-    "scored_split" and "metric", "variants" (pretrained, random -> trial, loss, the task's metrics on dev, best_epoch),
-    "trials" (the same for each), "seeds" (see `over_seeds`), "examples" (some correct and some wrong predictions),
-    "notes" (for the user).
+    "scored_split" and "metric", "extra_scores" (the same scores for each extra file with labels), "variants"
+    (pretrained, random -> trial, loss, the task's metrics on dev, best_epoch), "trials" (the same for each), "seeds"
+    (see `over_seeds`), "examples" (some correct and some wrong predictions), "notes" (for the user).
     Raises UserError.
     """
     encoder = _encoder(inputs)
     _check_positions(encoder, config)
-    task = task_of(config).read(config, _files(inputs))
+    task = task_of(config).read(config, _files(config, inputs))
     data = task.encode(encoder.tokenizer())
     setup = FinetuneSetup(config, task, data, encoder, out)
     names = [name for variant in setup.variants for name in setup.parts(variant)]
@@ -60,13 +62,12 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
         _train(setup)
     parts = out.require_parts(names)
     facts = _facts(setup, {part.name: part.facts for part in parts})
-    scores = json.dumps(facts.plain["scores"], indent=1, ensure_ascii=False)
     return out.finish(
-        [*parts, out.commit("scores", {"scores.json": scores.encode()})],
+        [*parts, out.commit("scores", _score_files(facts.plain))],
         identity(config),
         {name: _input_identity(item) for name, item in inputs.items()},
         counts={
-            **{split: len(setup.examples(split)) for split in SPLITS},
+            **{split: len(setup.examples(split)) for split in splits_of(task.examples)},
             "truncated": data.truncated,
             **data.counts,
         },
@@ -91,9 +92,10 @@ def _train(setup: FinetuneSetup) -> None:
     run_workers(train_in_worker, setup, placement, RestartPolicy(), progress)
 
 
-def _files(inputs: Mapping[str, Any]) -> dict[str, Location]:
+def _files(config: TaskConfig, inputs: Mapping[str, Any]) -> dict[str, Location]:
     """The labelled files among the inputs, by the names that tasks know."""
-    return {name: inputs[name].location for name in ("data", *SPLITS) if name in inputs}
+    extra = (config.files and config.files.extra) or ()
+    return {name: inputs[name].location for name in ("data", *SPLITS, *extra) if name in inputs}
 
 
 def _encoder(inputs: Mapping[str, Any]) -> PretrainedEncoder:
@@ -120,12 +122,12 @@ def _check_positions(encoder: PretrainedEncoder, config: TaskConfig) -> None:
 def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> FinetuneFacts:
     """The manifest's facts, from those of the finished parts."""
     task = setup.task
-    examples = setup.examples(task.scored_split)
-    predicted = {variant: parts[variant]["predicted"] for variant in setup.variants} | task.baselines(examples)
-    scores = {name: task.scores(examples, answers) for name, answers in predicted.items()}
+    scores, *extra_scores = _scores(setup, {variant: parts[variant]["predicted"] for variant in setup.variants})
+    examples, predicted = setup.examples(task.scored_split), parts["pretrained"]["predicted"][task.scored_split]
     facts = {
         **task.facts(),
         "scores": scores,
+        **({"extra_scores": dict(zip(setup.scored_splits[1:], extra_scores, strict=True))} if extra_scores else {}),
         "scored_split": task.scored_split,
         "metric": next(iter(scores["pretrained"])),
         "variants": {
@@ -134,10 +136,36 @@ def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> Finetun
         },
         "trials": {name: facts for name, facts in parts.items() if name not in setup.variants},
         "seeds": over_seeds(setup, parts),
-        "examples": _shown([task.sample(example) for example in examples], predicted["pretrained"], setup.config.seed),
+        "examples": _shown([task.sample(example) for example in examples], predicted, setup.config.seed),
         "notes": list(setup.encoder.notes),
     }
     return FinetuneFacts.model_validate(facts)
+
+
+def _scores(setup: FinetuneSetup, predicted: Mapping[str, Mapping[str, list[Any]]]) -> list[dict[str, Any]]:
+    """For each scored split: the scores of the variants and of the baselines, by their names.
+
+    `predicted`: variant -> split -> the variant's predictions.
+    """
+    examples = {split: setup.examples(split) for split in setup.scored_splits}
+    baselines = setup.task.baselines(list(itertools.chain(*examples.values())))  # of all at once: they are fitted once
+    scores, start = list[dict[str, Any]](), 0
+    for split, of_split in examples.items():
+        stop = start + len(of_split)
+        answers = {variant: found[split] for variant, found in predicted.items()}
+        answers |= {name: found[start:stop] for name, found in baselines.items()}
+        scores.append({name: setup.task.scores(of_split, found) for name, found in answers.items()})
+        start = stop
+    return scores
+
+
+def _score_files(facts: Mapping[str, Any]) -> dict[str, bytes]:
+    """scores.json, and scores-NAME.json for each extra file with labels."""
+    files = {
+        "scores": facts["scores"],
+        **{f"scores-{name}": found for name, found in facts.get("extra_scores", {}).items()},
+    }
+    return {f"{name}.json": json.dumps(found, indent=1, ensure_ascii=False).encode() for name, found in files.items()}
 
 
 def over_seeds(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

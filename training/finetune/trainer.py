@@ -36,6 +36,7 @@ from cloze.training.finetune.tasks.task import (
     TrainedTask,
     TrainedTaskConfig,
     Trial,
+    splits_of,
 )
 from cloze.training.model.bert import initialize
 from cloze.training.model.hardware import has_bf16, worker_device
@@ -64,6 +65,13 @@ class FinetuneSetup:
     def examples(self, split: str) -> list[Any]:
         """The task's examples of a split."""
         return [example for example in self.task.examples if example.split == split]
+
+    @property
+    def scored_splits(self) -> list[str]:
+        """The task's scored split, then the extra files with labels."""
+        extra = splits_of(self.task.examples)[len(SPLITS) :]
+        labelled = [split for split in extra if self.examples(split)[0].label is not None]
+        return [self.task.scored_split, *labelled]
 
     def steps(self, trial: Trial) -> int:
         """The number of optimizer steps of a trial."""
@@ -296,8 +304,8 @@ class FinetuneTrainer:
         The model of the random variant is not kept.
         """
         task = self.setup.task
-        files, predicted = dict[str, bytes](), list[Any]()
-        for split in SPLITS[1:]:
+        files, predicted = dict[str, bytes](), dict[str, list[Any]]()
+        for split in splits_of(task.examples)[1:]:
             if not (examples := self.setup.examples(split)):
                 continue
             data = self.setup.data.splits[split]
@@ -306,8 +314,8 @@ class FinetuneTrainer:
             name = variant if split == task.scored_split else f"{variant}-{split}"
             files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions.rows, escaped=False)
             files |= {f"predictions/{name}/{file}": content for file, content in predictions.files.items()}
-            if split == task.scored_split:
-                predicted = [row["predicted"] for row in predictions.rows]
+            if split in self.setup.scored_splits:
+                predicted[split] = [row["predicted"] for row in predictions.rows]
         if self.rank:
             return
         if variant == "pretrained":

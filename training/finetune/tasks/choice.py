@@ -25,12 +25,12 @@ from cloze.training.finetune.tasks.labelled_files import (
     LabelledExample,
     LabelledRow,
     check_splits,
+    may_be_unlabelled,
     read_rows,
     scored_split,
     with_splits,
 )
 from cloze.training.finetune.tasks.task import (
-    SPLITS,
     Column,
     EncodedTask,
     Predictions,
@@ -38,6 +38,7 @@ from cloze.training.finetune.tasks.task import (
     TrainedTaskConfig,
     TransformersHead,
     score_facts,
+    splits_of,
 )
 from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
@@ -145,7 +146,7 @@ class Choice:
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
         """The splits as token ids. The truncated ones are counted as choices."""
         splits, truncated = dict[str, EncodedChoices](), 0
-        for split in SPLITS:
+        for split in splits_of(self.examples):
             examples = [example for example in self.examples if example.split == split]
             texts, shortened = encode_texts(
                 tokenizer,
@@ -218,7 +219,7 @@ class Choice:
     def facts(self) -> dict[str, Any]:
         labels = {
             split: Counter(one.label for one in self.examples if one.split == split and one.label is not None)
-            for split in SPLITS
+            for split in splits_of(self.examples)
         }
         names = range(self.choices)
         return {
@@ -285,9 +286,9 @@ def _choices(row: LabelledRow, columns: ChoiceColumns) -> list[Any]:
 
 
 def _label(row: LabelledRow, column: Column, choices: int) -> int | None:
-    """The number of the right choice, or None for a row of test without one."""
+    """The number of the right choice, or None for a row of test or of an extra file without one."""
     text = str(row.values.get(column, "")).strip()
-    if row.split == "test" and text in ("", "None", NO_LABEL):
+    if may_be_unlabelled(row.split) and text in ("", "None", NO_LABEL):
         return None
     if not text.isdecimal() or int(text) >= choices:
         raise InvalidRow(

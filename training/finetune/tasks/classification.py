@@ -31,13 +31,13 @@ from cloze.training.finetune.tasks.labelled_texts import (
     text_names,
 )
 from cloze.training.finetune.tasks.task import (
-    SPLITS,
     EncodedTask,
     Predictions,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
     score_facts,
+    splits_of,
 )
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def label_counts(examples: Sequence[LabelledExample]) -> dict[str, dict[str, int
     labelled = [example for example in examples if example.label is not None]
     return {
         split: dict(sorted(Counter(example.label for example in labelled if example.split == split).items()))
-        for split in SPLITS
+        for split in splits_of(examples)
     }
 
 

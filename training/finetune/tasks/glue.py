@@ -47,9 +47,11 @@ def paper_fact(name: str) -> dict[str, Any]:
 def submission_files(
     name: str | None, examples: Sequence[TaskExample], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, bytes]:
-    """The predictions for the test split of a GLUE task -> the file that GLUE's server takes: index, from 0, and
-    prediction. None for another task or split."""
-    if name is None or not examples or examples[0].split != "test":
+    """The predictions for test, or for an extra file without labels, of a GLUE task -> the file that GLUE's server
+    takes: index, from 0, and prediction. None for another task or split."""
+    split = examples[0].split if examples else ""
+    if name is None or split in ("", "train", "dev") or (split != "test" and examples[0].label is not None):
         return {}
     lines = (f"{index}\t{row['predicted']}\n" for index, row in enumerate(rows))
-    return {LAYOUTS[name].submission: "".join(("index\tprediction\n", *lines)).encode()}
+    file = LAYOUTS[name].submission if split == "test" else f"{split}.tsv"
+    return {file: "".join(("index\tprediction\n", *lines)).encode()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from cloze.pipeline.core.config import Config
@@ -47,6 +48,12 @@ class MinimalPairsConfig(TaskConfig):
     """Kind of the task."""
     columns: PairColumns = PairColumns()
     """The columns of the file; the defaults are BLiMP's."""
+
+    @model_validator(mode="after")
+    def _all_pairs_are_scored_alike(self) -> Self:
+        if self.files and self.files.extra:
+            raise ValueError(f"{self.name}: files.extra is for tasks with training; write all pairs into one file")
+        return self
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from cloze.training.finetune.tasks.labelled_texts import (
     encode_examples,
 )
 from cloze.training.finetune.tasks.task import (
-    SPLITS,
     EncodedTask,
     Predictions,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
     score_facts,
+    splits_of,
 )
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Multilabel:
     def facts(self) -> dict[str, Any]:
         counts = {
             split: Counter(name for one in self.examples if one.split == split for name in one.label or ())
-            for split in SPLITS
+            for split in splits_of(self.examples)
         }
         labels = {split: dict(sorted(found.items())) for split, found in counts.items()}
         return {"labels": labels, "skipped": dict(self.skipped)}

@@ -18,7 +18,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.character_encodings import Encoding, decode, decompressed
 from cloze.pipeline.text.table_files import table_suffix
 from cloze.training.finetune.tasks.invalid_rows import InvalidRow, valid_rows
-from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, read_rows
+from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, may_be_unlabelled, read_rows
 
 _TABLES = (".parquet", ".jsonl", ".ndjson", ".json")
 DOCUMENT_MARK = "-DOCSTART-"
@@ -122,7 +122,7 @@ class _ColumnFile:
         self.token = self._number(columns.token or 1)
         self.tag = tag_number or self._number(columns.tag or -1)
         self.is_labelled = self.tag <= self.width
-        if self.token > self.width or (not self.is_labelled and name != "test"):
+        if self.token > self.width or not (self.is_labelled or may_be_unlabelled(name)):
             column = self.token if self.token > self.width else self.tag
             raise UserError(f"{location}:{first}: has no column {column}, it has {self.width}; set columns to these")
         if self.token == self.tag:
@@ -206,7 +206,7 @@ def _read_table(
     def sentence(row: LabelledRow) -> TaggedSentence:
         words = _strings(row, token, row.values[token])
         label, value = None, row.values.get(tag)
-        if value is not None or row.split != "test":
+        if value is not None or not may_be_unlabelled(row.split):
             label = _strings(row, tag, _named(row, tag, value, columns.tag_names))
             if len(label) != len(words):
                 raise InvalidRow(

@@ -25,13 +25,13 @@ from cloze.training.finetune.tasks.tagged_files import DOCUMENT_MARK, TaggedColu
 from cloze.training.finetune.tasks.tagged_inputs import EncodedSentences, encode_sentences
 from cloze.training.finetune.tasks.tagged_splits import valid_sentences
 from cloze.training.finetune.tasks.task import (
-    SPLITS,
     EncodedTask,
     Predictions,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
     score_facts,
+    splits_of,
 )
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Tagging:
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
         index: dict[str | None, int] = {label: number for number, label in enumerate(self.labels)}
         splits, counts = dict[str, EncodedSentences](), Counter[str]()
-        for split in SPLITS:
+        for split in splits_of(self.examples):
             sentences = [example for example in self.examples if example.split == split]
             tags = itertools.chain(*(one.label or [None] * len(one.words) for one in sentences))
             targets = np.array([index.get(tag, -1) for tag in tags], np.int64)
@@ -226,7 +226,7 @@ class Tagging:
         return Counter(tag for one in self.examples if one.split == split for tag in one.label or ())
 
     def facts(self) -> dict[str, Any]:
-        labels = {split: dict(sorted(self._counts(split).items())) for split in SPLITS}
+        labels = {split: dict(sorted(self._counts(split).items())) for split in splits_of(self.examples)}
         return {"labels": labels, "scheme": self.scheme, "skipped": dict(self.skipped)}
 
     def head(self) -> TransformersHead:

@@ -4,7 +4,7 @@ A new kind of task is a file next to this one, with its configuration and its `T
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SPLITS = ("train", "dev", "test")
 
 Column = str | int  # a column's name, or its number, from 1, in a file without a header
+
+_INPUTS = (*SPLITS, "data", "init", "checkpoint", "vocab", "encoded")  # inputs of a task's stage
+_ExtraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 RowIndices = NDArray[np.int64]  # of examples within their split
 
@@ -76,6 +79,16 @@ class SplitFiles(Config):
     """Path of the labelled examples on which epochs and trials are compared; a tenth of train if unset."""
     test: Annotated[str | None, InputPath()] = None
     """Path of the examples to predict at the end. If they have no labels, the scores are those of dev."""
+    extra: Annotated[dict[_ExtraName, str] | None, InputPath()] = None
+    """Further files to predict at the end, each by a name, as MNLI's second dev part: {mismatched:
+    dev_mismatched.tsv}. Those with labels are scored, too. With glue, the submission for one without is NAME.tsv."""
+
+    @field_validator("extra")
+    @classmethod
+    def _names_are_free(cls, extra: dict[str, str] | None) -> dict[str, str] | None:
+        if taken := [name for name in extra or () if name in _INPUTS]:
+            raise ValueError(f"{taken[0]} has another meaning; give the file another name")
+        return extra
 
 
 class TaskConfig(Config):
@@ -159,7 +172,19 @@ class TaskExample(Protocol):
     """A row of the labelled file."""
 
     @property
-    def split(self) -> str: ...
+    def split(self) -> str:
+        """train, dev, test or the name of an extra file."""
+        ...
+
+    @property
+    def label(self) -> Any:
+        """None without a label."""
+        ...
+
+
+def splits_of(examples: Iterable[TaskExample]) -> list[str]:
+    """train, dev and test, then the names of the extra files."""
+    return list(dict.fromkeys((*SPLITS, *(example.split for example in examples))))
 
 
 class EncodedSplit(Protocol):
@@ -208,7 +233,7 @@ class Task(Protocol):
 
     @classmethod
     def read(cls, config: Any, files: Mapping[str, Location]) -> Self:
-        """The task of its labelled files: "data" -> the only one, or train, dev and test -> theirs.
+        """The task of its labelled files: "data" -> the only one, or train, dev, test and extra names -> theirs.
 
         Raises UserError when a file cannot be read, learned from or scored.
         """

@@ -204,6 +204,52 @@ def test_the_likelier_sentence_of_a_pair_is_that_of_a_loop_over_masked_pieces(tm
     assert not (trained.folder / "model").exists()
 
 
+MNLI = ("index", "sentence1", "sentence2", "gold_label")
+
+
+def test_extra_files_are_predicted_and_those_with_labels_scored(tmp_path: Path) -> None:
+    def content(count: int, seed: int, header: tuple[str, ...] = MNLI) -> str:
+        rows = [(number, *row)[: len(header)] for number, row in enumerate(pairs(count, seed))]
+        return table(rows, header)
+
+    files = files_of(
+        tmp_path, train__tsv=content(200, 1), dev__tsv=content(40, 2), test__tsv=content(10, 3, MNLI[:3]),
+        mismatched__tsv=content(30, 4), **{"MNLI-mm__tsv": content(10, 5, MNLI[:3])},
+    )  # fmt: skip
+    extra = {"mismatched": "x", "MNLI-mm": "x"}
+    settings = config("classification", files={"train": "x", "extra": extra}, glue="MNLI", epochs=4)
+    trained = train(settings, files, PIECES, tmp_path, MODEL)
+    facts = trained.manifest.facts
+    assert facts["scored_split"] == "dev" and list(facts["extra_scores"]) == ["mismatched"]
+    assert trained.manifest.counts.items() >= {"dev": 40, "test": 10, "mismatched": 30, "MNLI-mm": 10}.items()
+    found, scores = trained.predictions("pretrained-mismatched"), facts["extra_scores"]["mismatched"]
+    assert [row["label"] for row in found] == [label for *_, label in pairs(30, 4)]
+    assert scores["pretrained"]["accuracy"] == np.mean([row["label"] == row["predicted"] for row in found])
+    assert list(scores) == ["pretrained", "majority", "bag_of_words"] and scores.keys() == facts["scores"].keys()
+    assert json.loads((trained.folder / "scores-mismatched.json").read_text()) == scores
+    assert json.loads((trained.folder / "scores.json").read_text()) == facts["scores"]
+    for split, file in (("test", "MNLI-m.tsv"), ("MNLI-mm", "MNLI-mm.tsv")):
+        predicted = [row["predicted"] for row in trained.predictions(f"pretrained-{split}")]
+        lines = [f"{number}\t{label}\n" for number, label in enumerate(predicted)]
+        submission = trained.folder / f"predictions/pretrained-{split}" / file
+        assert submission.read_text() == "".join(["index\tprediction\n", *lines])
+    assert {file.name for file in trained.folder.glob("predictions/*/*.tsv")} == {"MNLI-m.tsv", "MNLI-mm.tsv"}
+
+
+@pytest.mark.parametrize("name", ["train", "data", "init", "a b", ""])
+def test_an_extra_file_has_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(ValueError, match=r"files\.extra"):
+        config("classification", files={"train": "x", "extra": {name: "x"}})
+
+
+def test_an_extra_file_with_some_labels_names_the_first_row_without(tmp_path: Path) -> None:
+    valid = "text\tlabel\nthe\ta\nold\tb\n"
+    files = files_of(tmp_path, train__tsv=valid, dev__tsv=valid, more__tsv=f"{valid}red\t\n")
+    settings = config("classification", files={"train": "x", "extra": {"more": "x"}})
+    with pytest.raises(UserError, match=r"more\.tsv:4: has no label, other rows of more have one; add it or delete"):
+        task_of_files(settings, files)
+
+
 @pytest.mark.parametrize(
     ("name", "train", "test", "labels"),
     [

@@ -26,13 +26,13 @@ from cloze.training.finetune.tasks.question_answering.answers import AnswersToQu
 from cloze.training.finetune.tasks.question_answering.squad_files import Question, read_questions
 from cloze.training.finetune.tasks.question_answering.windows import QuestionWindows, build_windows
 from cloze.training.finetune.tasks.task import (
-    SPLITS,
     EncodedTask,
     Predictions,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
     score_facts,
+    splits_of,
 )
 from cloze.training.finetune.tasks.text_inputs import TextInputs
 
@@ -135,7 +135,7 @@ class QuestionAnswering:
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
         config, splits, truncated = self.config, dict[str, EncodedQuestions](), 0
-        for split in SPLITS:
+        for split in splits_of(self.examples):
             questions = [example.question for example in self.examples if example.split == split]
             if not questions:
                 continue
