@@ -200,16 +200,19 @@ def _summary(stage: FinetuneView) -> str:
         )
     values = _other_scores(stage.facts.scores["pretrained"], stage.facts.metric)
     notes = "".join(f" {note}." for note in stage.facts.notes)
-    return f"{text}{f' {values}.' if values else ''}{_paper(stage.facts)}{notes}"
+    return f"{text}{f' {values}.' if values else ''}{_published(stage.facts)}{notes}"
 
 
-def _paper(facts: FinetuneFacts) -> str:
-    """Returns BERT's published scores, which GLUE's server computes on the test set; empty without any."""
-    if not facts.paper:
-        return ""
-    write = _metric_axis(facts.metric).format_value
-    base, large = write(facts.paper["base"]), write(facts.paper["large"])
-    return f" In the paper, BERT-base reaches {base} and BERT-large {large} on GLUE's test set."
+def _published(facts: FinetuneFacts) -> str:
+    """Returns the scores that BERT's paper reports on the task's benchmark; empty without any."""
+    scores = list[str]()
+    for one in facts.published:
+        models = {"BERT-base": one.base, "BERT-large": one.large}
+        write = _metric_axis(one.metric).format_value
+        values = " and ".join(f"{write(value)} with {model}" for model, value in models.items() if value is not None)
+        scores.append(f"{one.benchmark} {one.split} {metric_name(one.metric)} {values}")
+    sources = ", ".join(dict.fromkeys(one.source for one in facts.published))
+    return f" The BERT paper reports: {'; '.join(scores)} ({sources})." if scores else ""
 
 
 def _other_scores(score: ScoreFact, metric: str) -> str:

@@ -60,6 +60,17 @@ class ScoreFact(Fact, extra="allow"):
         return getattr(self, metric, None)
 
 
+class PublishedFact(Fact):
+    """Scores that BERT's paper reports."""
+
+    benchmark: str  # GLUE's MNLI, SQuAD-v1.1
+    split: str
+    metric: str
+    base: float | None = None
+    large: float | None = None
+    source: str
+
+
 class ShownExample(Fact, extra="allow"):
     """An example of the test split and its prediction."""
 
@@ -84,6 +95,7 @@ class FinetuneFacts(Facts, extra="allow"):
     metric: str = "accuracy"
     scored_split: str = "test"
     paper: dict[str, float] = Field(default={})  # base, large: BERT's scores on GLUE's test set, by the task's metric
+    published: list[PublishedFact] = Field(default=[])  # these and the scores on other benchmarks
     variants: dict[str, CurvesFact] = Field(default={})
     trials: dict[str, CurvesFact] = Field(default={})
     seeds: dict[str, list[SeedsFact]] = Field(default={})  # by variant, one for each combination of hyperparameters

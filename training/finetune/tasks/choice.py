@@ -16,7 +16,7 @@ from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.baselines import majority
+from cloze.training.finetune.baselines import bag_of_words_choice, majority
 from cloze.training.finetune.heads import ChoiceClassifier
 from cloze.training.finetune.metrics.classification import accuracy
 from cloze.training.finetune.tasks.glue import NO_LABEL
@@ -30,6 +30,7 @@ from cloze.training.finetune.tasks.labelled_files import (
     scored_split,
     with_splits,
 )
+from cloze.training.finetune.tasks.published_scores import published_fact
 from cloze.training.finetune.tasks.task import (
     Column,
     EncodedTask,
@@ -148,12 +149,7 @@ class Choice:
         splits, truncated = dict[str, EncodedChoices](), 0
         for split in splits_of(self.examples):
             examples = [example for example in self.examples if example.split == split]
-            texts, shortened = encode_texts(
-                tokenizer,
-                [example.context for example in examples for _ in example.choices],
-                [choice for example in examples for choice in example.choices],
-                self.config.max_seq_length,
-            )
+            texts, shortened = encode_texts(tokenizer, *_pairs(examples), self.config.max_seq_length)
             targets = [-1 if example.label is None else example.label for example in examples]
             splits[split] = EncodedChoices(texts, np.array(targets, np.int64), self.choices)
             truncated += shortened
@@ -208,9 +204,13 @@ class Choice:
         return score_facts({"accuracy": accuracy([example.label for example in examples], predicted)}, "accuracy")
 
     def baselines(self, examples: Sequence[ChoiceExample]) -> dict[str, list[Any]]:
-        """The most frequent number of train: chance, if the choices are in random order."""
-        train = [example.label for example in self.examples if example.split == "train"]
-        return {"majority": majority(train, len(examples))}
+        """The most frequent number of train (chance, if the choices are in random order), and a bag of words."""
+        train = [example for example in self.examples if example.split == "train"]
+        is_right = [number == example.label for example in train for number in range(self.choices)]
+        return {
+            "majority": majority([example.label for example in train], len(examples)),
+            "bag_of_words": bag_of_words_choice(_pairs(train), is_right, _pairs(examples), self.choices),
+        }
 
     def sample(self, example: ChoiceExample) -> dict[str, Any]:
         choices = (f"{number}: {choice}" for number, choice in enumerate(example.choices))
@@ -225,10 +225,17 @@ class Choice:
         return {
             "labels": {split: {str(name): counts[name] for name in names} for split, counts in labels.items()},
             "skipped": dict(self.skipped),
+            **published_fact(self.config.dataset),
         }
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForMultipleChoice", {"num_choices": self.choices})
+
+
+def _pairs(examples: Sequence[ChoiceExample]) -> tuple[list[str], list[str]]:
+    """The context and the text of each choice of each example."""
+    contexts = [example.context for example in examples for _ in example.choices]
+    return contexts, [choice for example in examples for choice in example.choices]
 
 
 def _choice_names(choices: int) -> list[str]:

@@ -7,6 +7,7 @@ labels; some distributions write -1 in their place.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cloze.training.finetune.tasks.published_scores import PublishedScore, published_scores
 from cloze.training.finetune.tasks.task import Column, TaskExample
 
 NO_LABEL = "-1"
@@ -40,8 +41,14 @@ LAYOUTS: dict[str, Layout] = {
 
 def paper_fact(name: str) -> dict[str, Any]:
     """BERT's published scores on a task's test set, as the manifest has them; empty if there are none."""
-    paper = LAYOUTS[name].paper
-    return {"paper": {"base": paper[0] / 100, "large": paper[1] / 100}} if paper else {}
+    names = (name, "MNLI-mm") if name == "MNLI" else (name,)
+    published, paper = list[dict[str, Any]](), dict[str, dict[str, float]]()
+    for one in names:
+        if (scores := LAYOUTS[one].paper) is not None:
+            found = [PublishedScore("test", LAYOUTS[one].metric, *scores, table=1)]
+            published += published_scores(f"GLUE's {one}", found)
+            paper.setdefault("paper", {"base": scores[0] / 100, "large": scores[1] / 100})
+    return {**paper, "published": published} if published else {}
 
 
 def submission_files(

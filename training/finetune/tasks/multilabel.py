@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze.pipeline.core.storage import Location
+from cloze.training.finetune.baselines import bag_of_words_multilabel
 from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.finetune.metrics.estimates import Estimate
 from cloze.training.finetune.metrics.multilabel import exact_match, macro_f1, micro_f1
@@ -151,10 +152,15 @@ class Multilabel:
         return score_facts(self._estimates([example.label for example in examples], predicted), self.config.metric)
 
     def baselines(self, examples: Sequence[LabelledText]) -> dict[str, list[Any]]:
-        """The most frequent set of labels in train, of equally frequent ones the first by name."""
-        counts = Counter(example.label for example in self.examples if example.split == "train")
+        """The most frequent set of labels in train, of equally frequent ones the first by name; and a bag of words."""
+        train = [example for example in self.examples if example.split == "train"]
+        counts = Counter(example.label for example in train)
         most_frequent = min(counts, key=lambda label: (-counts[label], label))
-        return {"majority": [list(most_frequent) for _ in examples]}
+        labels, texts = [example.label for example in train], LabelledText.columns(train)
+        return {
+            "majority": [list(most_frequent) for _ in examples],
+            "bag_of_words": bag_of_words_multilabel(texts, labels, LabelledText.columns(examples)),
+        }
 
     def sample(self, example: LabelledText) -> dict[str, Any]:
         return example.sample() | {"label": example.label if example.label is None else list(example.label)}

@@ -20,6 +20,7 @@ from cloze.training.finetune.metrics.entities import entity_f1
 from cloze.training.finetune.metrics.estimates import Estimate, proportion
 from cloze.training.finetune.tasks.classification import labels_config
 from cloze.training.finetune.tasks.labelled_files import scored_split
+from cloze.training.finetune.tasks.published_scores import published_fact
 from cloze.training.finetune.tasks.tag_schemes import OUTSIDE, Scheme
 from cloze.training.finetune.tasks.tagged_files import DOCUMENT_MARK, TaggedColumns, TaggedSentence, read_sentences
 from cloze.training.finetune.tasks.tagged_inputs import EncodedSentences, encode_sentences
@@ -58,6 +59,8 @@ class TaggingConfig(TrainedTaskConfig):
     scheme: Scheme | None = None
     """How tags mark entities: BIO (also called IOB2), IOB1 or IOBES; by default the one that the file uses. none: tags
     are labels by themselves, such as parts of speech, and the metric is accuracy."""
+    dataset: Literal["CoNLL-2003"] | None = None
+    """The dataset whose published files these are: the page has the scores of the BERT paper next to the task's."""
     context: Literal["sentence", "document"] = "sentence"
     """What a row of the model's input has besides the sentence to tag. document: the words around it in its document,
     up to max_seq_length, as in the BERT paper."""
@@ -227,7 +230,8 @@ class Tagging:
 
     def facts(self) -> dict[str, Any]:
         labels = {split: dict(sorted(self._counts(split).items())) for split in splits_of(self.examples)}
-        return {"labels": labels, "scheme": self.scheme, "skipped": dict(self.skipped)}
+        skipped = dict(self.skipped)
+        return {"labels": labels, "scheme": self.scheme, "skipped": skipped, **published_fact(self.config.dataset)}
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForTokenClassification", labels_config(self.labels), has_pooler=False)

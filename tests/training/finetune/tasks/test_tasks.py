@@ -225,6 +225,10 @@ def test_extra_files_are_predicted_and_those_with_labels_scored(tmp_path: Path) 
     found, scores = trained.predictions("pretrained-mismatched"), facts["extra_scores"]["mismatched"]
     assert [row["label"] for row in found] == [label for *_, label in pairs(30, 4)]
     assert scores["pretrained"]["accuracy"] == np.mean([row["label"] == row["predicted"] for row in found])
+    assert {one["benchmark"]: one["base"] for one in facts["published"]} == {
+        "GLUE's MNLI": 0.846,
+        "GLUE's MNLI-mm": 0.834,
+    }
     assert list(scores) == ["pretrained", "majority", "bag_of_words"] and scores.keys() == facts["scores"].keys()
     assert json.loads((trained.folder / "scores-mismatched.json").read_text()) == scores
     assert json.loads((trained.folder / "scores.json").read_text()) == facts["scores"]
@@ -279,6 +283,8 @@ def test_glue_files_are_read_in_their_published_form(
     assert task.scored_split == "dev"
     test = [example for example in task.examples if example.split == "test"]
     written = glue.submission_files(name, test, [{"predicted": "1"}, {"predicted": "0"}])
+    [published] = task.facts()["published"]
+    assert (published["split"], published["base"]) == ("test", task.facts()["paper"]["base"])
     assert task.facts()["paper"]["base"] == {"CoLA": 0.521, "MRPC": 0.889, "RTE": 0.664}[name]
     assert written == {f"{name}.tsv": b"index\tprediction\n0\t1\n1\t0\n"}
 

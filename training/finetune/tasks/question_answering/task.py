@@ -22,6 +22,7 @@ from cloze.training.finetune.metrics.question_answering import (
     squad_v2,
 )
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, check_splits, scored_split, with_splits
+from cloze.training.finetune.tasks.published_scores import published_fact
 from cloze.training.finetune.tasks.question_answering.answers import AnswersToQuestion, prediction_files, rank_answers
 from cloze.training.finetune.tasks.question_answering.squad_files import Question, read_questions
 from cloze.training.finetune.tasks.question_answering.windows import QuestionWindows, build_windows
@@ -49,6 +50,8 @@ class QuestionAnsweringConfig(TrainedTaskConfig):
     """Kind of the task."""
     max_seq_length: int = Field(default=384, ge=8)
     """Longest input in tokens: [CLS] question [SEP] part of the context [SEP]."""
+    dataset: Literal["SQuAD-v1.1", "SQuAD-v2.0"] | None = None
+    """The dataset whose published files these are: the page has the scores of the BERT paper next to the task's."""
     doc_stride: int = Field(default=128, gt=0)
     """Step, in tokens, from one window of a long context to the next."""
     max_query_length: int = Field(default=64, gt=0)
@@ -243,7 +246,7 @@ class QuestionAnswering:
         return {"text": f"{example.question.text} / {example.question.context}", "label": example.label}
 
     def facts(self) -> dict[str, Any]:
-        return {"skipped": self.skipped}
+        return {"skipped": self.skipped, **published_fact(self.config.dataset)}
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForQuestionAnswering", {"with_null": self.with_null}, has_pooler=False)
