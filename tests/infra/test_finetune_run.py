@@ -91,7 +91,11 @@ def test_one_missing_section_is_named(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_example_is_planned_before_its_files_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    assert stages(capsys, "plan", "configs/finetune.yaml") == {"finetune-mrpc": "wait", "report": "run"}
+    assert stages(capsys, "plan", "configs/finetune.yaml") == {
+        "encode-mrpc": "wait",
+        "finetune-mrpc": "wait",
+        "report": "run",
+    }
 
 
 def test_a_task_with_its_own_model_is_not_compared_with_the_runs_positions() -> None:
@@ -106,11 +110,11 @@ def test_of_a_run_with_pretraining_the_tasks_and_what_they_need_are_run(
 ) -> None:
     everything = stages(capsys, "plan", QUICKSTART)
     assert stages(capsys, "finetune", QUICKSTART, "--dry-run") == everything
-    only_task = {"finetune-authors": "run"}
+    only_task = {"encode-authors": "run", "finetune-authors": "run"}
     own_model = "finetune.authors.init=models/tiny"
     assert stages(capsys, "finetune", QUICKSTART, own_model, "--dry-run") == only_task
     line = error(capsys, "finetune", QUICKSTART, own_model, "--dry-run", "--force", "vocab")
-    assert line == "vocab: is not a stage of this run; its stages are finetune-authors"
+    assert line == "vocab: is not a stage of this run; its stages are encode-authors, finetune-authors"
     line = error(capsys, "finetune", QUICKSTART, "finetune=[]", "--dry-run")
     assert line == "quickstart: has no fine-tuning task; add one to finetune"
 
@@ -148,14 +152,21 @@ def test_tasks_alone_are_sent_to_a_cluster(own_yaml: str) -> None:
 def test_tasks_alone_are_planned_run_shown_and_skipped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_yaml: str, ray_session: None
 ) -> None:
-    assert stages(capsys, "plan", own_yaml) == {"finetune-mood": "run", "report": "run"}
+    assert stages(capsys, "plan", own_yaml) == {"encode-mood": "run", "finetune-mood": "run", "report": "run"}
     lines = printed(capsys, "finetune", own_yaml).splitlines()
     page = Path("runs/own.html")
     assert lines[0].startswith("finetune-mood: accuracy ") and lines[1:] == [f"report: {page.absolute()}"]
     assert " for the majority class, " in lines[0] and "random" not in lines[0]
-    assert stages(capsys, "plan", "own") == {"finetune-mood": "skip", "report": "skip"}  # by its name
+    finished = {"encode-mood": "skip", "finetune-mood": "skip", "report": "skip"}
+    assert stages(capsys, "plan", "own") == finished  # by its name
+    for change in ("finetune.mood.epochs=1", "finetune.mood.seeds=[1, 2]", "finetune.mood.freeze_encoder=true"):
+        assert stages(capsys, "plan", own_yaml, change) == finished | {"finetune-mood": "run", "report": "run"}
+    renamed = stages(capsys, "plan", own_yaml, "finetune.mood.name=other")
+    assert renamed == {"encode-other": "skip", "finetune-other": "run", "report": "run"}
+    longer = stages(capsys, "plan", own_yaml, "finetune.mood.max_seq_length=9")
+    assert longer == {"encode-mood": "run", "finetune-mood": "wait", "report": "run"}
 
-    task, report = json.loads(printed(capsys, "status", own_yaml, "--json"))
+    _, task, report = json.loads(printed(capsys, "status", own_yaml, "--json"))
     assert (task["state"], task["metric"], task["scored_split"]) == ("done", "accuracy", "test")
     assert list(task["scores"]) == ["pretrained", "majority", "bag_of_words"] and report["page"] == str(page.absolute())
     assert lines[0] in printed(capsys, "status", own_yaml)
@@ -182,3 +193,27 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
         str(Path("runs/quickstart.html").absolute()),
     ]
     assert "This run is not finished: extract (not started)" in Path("runs/quickstart.html").read_text()
+
+
+def test_tasks_with_the_same_examples_share_a_stage_and_weights_are_not_part_of_it(
+    capsys: pytest.CaptureFixture[str], own_yaml: str
+) -> None:
+    other = TASK.replace("1e-3", "1e-4").replace("mood,", "other,")
+    longer = TASK.replace("mood,", "longer,").replace("max_seq_length: 16", "max_seq_length: 8")
+    tasks = "".join(f"  - {task}, init: models/tiny}}\n" for task in (TASK, other, longer))
+    Path("own.yaml").write_text(f"name: own\nfinetune:\n{tasks}")
+    names = ["encode-mood", "finetune-mood", "finetune-other", "encode-longer", "finetune-longer", "report"]
+    assert list(stages(capsys, "plan", own_yaml)) == names
+
+    def fingerprints() -> dict[str, str]:
+        plan = json.loads(printed(capsys, "plan", own_yaml, "--json"))
+        return {stage["stage"]: stage["fingerprint"] for stage in plan[:2]}
+
+    before = fingerprints()
+    weights = Path("models/tiny/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    encoded, trained = fingerprints().values()
+    assert encoded == before["encode-mood"] and trained != before["finetune-mood"]
+    vocab = Path("models/tiny/vocab.txt")
+    vocab.write_text(vocab.read_text().replace("night", "noon"))
+    assert fingerprints()["encode-mood"] != before["encode-mood"]

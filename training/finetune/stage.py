@@ -12,15 +12,15 @@ from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
-from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.cluster.elastic import Placement, nodes
 from cloze.training.cluster.heartbeat import Progress
 from cloze.training.cluster.ray_train import RestartPolicy, run_workers
+from cloze.training.finetune.encoded_files import StoredSplits
 from cloze.training.finetune.encoders import PretrainedEncoder, from_checkpoint, from_weights_file
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import SPLITS, TaskConfig, Trial, splits_of
+from cloze.training.finetune.tasks.task import TaskConfig, Trial, splits_of, task_files
 from cloze.training.finetune.trainer import FinetuneSetup, train_in_worker
 
 VERSION = 5
@@ -32,7 +32,7 @@ _SHOWN_CHARS = 400
 def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
     """Raises UserError when a labelled file cannot be read, learned from or scored, or `init` is not a BERT that the
     task can start from."""
-    task = task_of(config).read(config, _files(config, sources))
+    task = task_of(config).read(config, task_files(config, sources))
     if init := sources.get("init"):
         encoder = from_weights_file(init)
         _check_positions(encoder, config)
@@ -42,8 +42,8 @@ def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
 
 def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     """inputs: "checkpoint" (CheckpointRef) and "vocab" (Artifact), or "init" (SourceFile: the weights in a Hugging Face
-    folder or a checkpoint); "data", or "train", "dev", "test" and the names of extra files (SourceFile). Requires a Ray
-    session.
+    folder or a checkpoint); "encoded" (Artifact: the task's examples as token ids); "data", or "train", "dev", "test"
+    and the names of extra files (SourceFile). Requires a Ray session.
 
     facts: the task's facts about its files, "scores" (pretrained, random and the baselines -> numbers by name),
     "scored_split" and "metric", "extra_scores" (the same scores for each extra file with labels), "variants"
@@ -53,9 +53,10 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     """
     encoder = _encoder(inputs)
     _check_positions(encoder, config)
-    task = task_of(config).read(config, _files(config, inputs))
-    data = task.encode(encoder.tokenizer())
-    setup = FinetuneSetup(config, task, data, encoder, out)
+    task = task_of(config).read(config, task_files(config, inputs))
+    splits = splits_of(task.examples)
+    stored = StoredSplits(inputs["encoded"].location, splits, task.split_kind)
+    setup = FinetuneSetup(config, task, stored, encoder, out)
     names = [name for variant in setup.variants for name in setup.parts(variant)]
     FinetuneFacts.model_validate(task.facts())  # fail now, not after hours of training
     if len(out.finished_parts(names)) < len(names):
@@ -66,11 +67,7 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
         [*parts, out.commit("scores", _score_files(facts.plain))],
         identity(config),
         {name: _input_identity(item) for name, item in inputs.items()},
-        counts={
-            **{split: len(setup.examples(split)) for split in splits_of(task.examples)},
-            "truncated": data.truncated,
-            **data.counts,
-        },
+        counts={split: len(setup.examples(split)) for split in splits},
         facts=facts,
     )
 
@@ -90,12 +87,6 @@ def _train(setup: FinetuneSetup) -> None:
     finished = sum(map(setup.finished_steps, setup.variants))
     progress = Progress(setup.out, total, "steps", finished) if total else Progress(setup.out, 1, "task", 0)
     run_workers(train_in_worker, setup, placement, RestartPolicy(), progress)
-
-
-def _files(config: TaskConfig, inputs: Mapping[str, Any]) -> dict[str, Location]:
-    """The labelled files among the inputs, by the names that tasks know."""
-    extra = (config.files and config.files.extra) or ()
-    return {name: inputs[name].location for name in ("data", *SPLITS, *extra) if name in inputs}
 
 
 def _encoder(inputs: Mapping[str, Any]) -> PretrainedEncoder:

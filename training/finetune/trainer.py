@@ -1,4 +1,4 @@
-"""Prepared data and an encoder -> the fine-tuned model and its predictions, by every worker.
+"""Encoded examples and an encoder -> the fine-tuned model and its predictions, by every worker.
 
 On request a second variant is trained alike (data order, dropout, hyperparameters, head) from an encoder with random
 weights. Each trial keeps its best epoch on dev, each variant its best trial; only that one predicts the test split.
@@ -29,7 +29,6 @@ from cloze.training.finetune.model_files import model_files
 from cloze.training.finetune.tasks.task import (
     SPLITS,
     EncodedSplit,
-    EncodedTask,
     RowIndices,
     Task,
     TaskConfig,
@@ -53,7 +52,7 @@ class FinetuneSetup:
 
     config: TaskConfig
     task: Task
-    data: EncodedTask
+    splits: Mapping[str, EncodedSplit]  # the task's examples as token ids
     encoder: PretrainedEncoder
     out: Output
 
@@ -75,7 +74,7 @@ class FinetuneSetup:
 
     def steps(self, trial: Trial) -> int:
         """The number of optimizer steps of a trial."""
-        return trial.epochs * math.ceil(len(self.data.splits["train"].lengths) / trial.batch_size)
+        return trial.epochs * math.ceil(len(self.splits["train"].lengths) / trial.batch_size)
 
     def seed(self, trial: Trial) -> int:
         """The seed of a trial's data order, dropout and initial weights."""
@@ -201,7 +200,7 @@ class FinetuneTrainer:
 
     def run_trial(self, variant: str, trial: Trial) -> TrialResult:
         """Train with a trial's hyperparameters, and evaluate on dev after each epoch."""
-        data, seed, task = self.setup.data.splits["train"], self.setup.seed(trial), cast(TrainedTask, self.setup.task)
+        data, seed, task = self.setup.splits["train"], self.setup.seed(trial), cast(TrainedTask, self.setup.task)
         steps = self.setup.steps(trial)
         # Adam's bias correction: without it some seeds fail on small sets (arXiv:2006.05987)
         optimizer_config = OptimizerConfig(
@@ -220,7 +219,7 @@ class FinetuneTrainer:
                 self.steps_done += 1
                 note = f"{variant}, epoch {epoch + 1} of {trial.epochs}, loss {loss:.3f}"
                 self.report_progress(self.steps_done, note)
-            dev = self.setup.data.splits["dev"]
+            dev = self.setup.splits["dev"]
             metrics = task.evaluate(self._answers(model, dev), dev)
             result.add_epoch(metrics, task.selection_key(metrics), model)
         return result
@@ -243,7 +242,7 @@ class FinetuneTrainer:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: RowIndices, max_grad_norm: float
     ) -> float:
         """Update the model by the mean loss over the batch `rows`, which the workers split. Returns that loss."""
-        data, task = self.setup.data.splits["train"], cast(TrainedTask, self.setup.task)
+        data, task = self.setup.splits["train"], cast(TrainedTask, self.setup.task)
         worker_rows = rows[self.rank :: self.workers]
         model.train()
         optimizer.zero_grad()
@@ -308,7 +307,7 @@ class FinetuneTrainer:
         for split in splits_of(task.examples)[1:]:
             if not (examples := self.setup.examples(split)):
                 continue
-            data = self.setup.data.splits[split]
+            data = self.setup.splits[split]
             answers = self._answers(model, data)
             predictions = task.predictions(examples, answers, data)
             name = variant if split == task.scored_split else f"{variant}-{split}"

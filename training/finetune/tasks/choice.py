@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -116,6 +116,7 @@ class Choice:
     examples: list[ChoiceExample]
     choices: int  # of each example
     skipped: Mapping[str, int]  # invalid rows that were left out, by reason
+    split_kind: ClassVar[type] = EncodedChoices
 
     @classmethod
     def read(cls, config: ChoiceConfig, files: Mapping[str, Location]) -> Self:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from cloze.training.finetune.tasks.task import (
     Predictions,
     RowIndices,
     TrainedTaskConfig,
+    Training,
     TransformersHead,
     score_facts,
     splits_of,
@@ -57,11 +58,11 @@ class ClassificationConfig(TrainedTaskConfig):
     """The columns of the file."""
     glue: _GlueName | None = None
     """The GLUE task whose published files these are; it sets the columns and the metric."""
-    metric: Literal["accuracy", "f1", "macro_f1", "matthews"] | None = None
+    metric: Annotated[Literal["accuracy", "f1", "macro_f1", "matthews"] | None, Training] = None
     """The score by which epochs and trials are compared; accuracy by default. f1 is that of the label `positive`."""
-    positive: str | None = Field(default=None, min_length=1)
+    positive: Annotated[str | None, Training, Field(min_length=1)] = None
     """The label whose F1 is computed; by default the last one of two, sorted."""
-    class_weights: Literal["balanced"] | None = None
+    class_weights: Annotated[Literal["balanced"] | None, Training] = None
     """balanced weighs each example in the loss by the inverse of its label's frequency in train."""
     skip_invalid: bool = False
     """Leave out rows with an empty text or label, with another number of columns or with a label that train does not
@@ -76,6 +77,7 @@ class Classification:
     examples: list[LabelledText]
     labels: list[str]  # sorted
     skipped: Mapping[str, int] = field(default_factory=dict)  # invalid rows that were left out, by reason
+    split_kind: ClassVar[type] = EncodedTexts
 
     @classmethod
     def read(cls, config: ClassificationConfig, files: Mapping[str, Location]) -> Self:

@@ -7,8 +7,8 @@ word are masked (Kauf and Ivanova 2023, arXiv:2305.10588: a word's other pieces 
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -103,6 +103,8 @@ class MinimalPairs:
 
     config: MinimalPairsConfig
     examples: list[SentencePair]
+    split_kind: ClassVar[type] = EncodedPieces
+    skipped: Mapping[str, int] = field(default_factory=dict)  # none: an invalid row is an error
 
     @classmethod
     def read(cls, config: MinimalPairsConfig, files: Mapping[str, Location]) -> Self:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from cloze.training.finetune.tasks.task import (
     Predictions,
     RowIndices,
     TrainedTaskConfig,
+    Training,
     TransformersHead,
     score_facts,
     splits_of,
@@ -48,9 +49,9 @@ class MultilabelConfig(TrainedTaskConfig):
     """Kind of the task."""
     columns: LabelSetColumns = LabelSetColumns()
     """The columns of the file."""
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    threshold: Annotated[float, Training, Field(gt=0, lt=1)] = 0.5
     """A label is predicted if its probability is more than this."""
-    metric: Literal["micro_f1", "macro_f1", "exact_match"] = "micro_f1"
+    metric: Annotated[Literal["micro_f1", "macro_f1", "exact_match"], Training] = "micro_f1"
     """The score by which epochs and trials are compared."""
     skip_invalid: bool = False
     """Leave out rows with an empty text, an invalid list of labels or a label that train does not have, and count them,
@@ -65,6 +66,7 @@ class Multilabel:
     examples: list[LabelledText]  # labels are sorted tuples of labels
     labels: list[str]  # sorted
     skipped: Mapping[str, int]  # invalid rows that were left out, by reason
+    split_kind: ClassVar[type] = EncodedTexts
 
     @classmethod
     def read(cls, config: MultilabelConfig, files: Mapping[str, Location]) -> Self:

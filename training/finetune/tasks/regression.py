@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from cloze.training.finetune.tasks.task import (
     Predictions,
     RowIndices,
     TrainedTaskConfig,
+    Training,
     TransformersHead,
     score_facts,
 )
@@ -50,7 +51,7 @@ class RegressionConfig(TrainedTaskConfig):
     """The columns of the file; `label` is the number."""
     glue: Literal["STS-B"] | None = None
     """The GLUE task whose published files these are; it sets the columns."""
-    metric: Literal["spearman", "pearson"] = "spearman"
+    metric: Annotated[Literal["spearman", "pearson"], Training] = "spearman"
     """The correlation by which epochs and trials are compared."""
     skip_invalid: bool = False
     """Leave out rows with an empty text, with another number of columns or with a label that is not a number, and count
@@ -64,6 +65,7 @@ class Regression:
     config: RegressionConfig
     examples: list[LabelledText]  # labels are numbers
     skipped: Mapping[str, int] = field(default_factory=dict)  # invalid rows that were left out, by reason
+    split_kind: ClassVar[type] = EncodedTexts
 
     @classmethod
     def read(cls, config: RegressionConfig, files: Mapping[str, Location]) -> Self:

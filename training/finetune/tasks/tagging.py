@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from cloze.training.finetune.tasks.task import (
     Predictions,
     RowIndices,
     TrainedTaskConfig,
+    Training,
     TransformersHead,
     score_facts,
     splits_of,
@@ -59,7 +60,7 @@ class TaggingConfig(TrainedTaskConfig):
     scheme: Scheme | None = None
     """How tags mark entities: BIO (also called IOB2), IOB1 or IOBES; by default the one that the file uses. none: tags
     are labels by themselves, such as parts of speech, and the metric is accuracy."""
-    dataset: Literal["CoNLL-2003"] | None = None
+    dataset: Annotated[Literal["CoNLL-2003"] | None, Training] = None
     """The dataset whose published files these are: the page has the scores of the BERT paper next to the task's."""
     context: Literal["sentence", "document"] = "sentence"
     """What a row of the model's input has besides the sentence to tag. document: the words around it in its document,
@@ -84,6 +85,7 @@ class Tagging:
     labels: list[str]
     scheme: Scheme
     skipped: Mapping[str, int]  # invalid sentences that were left out, by reason
+    split_kind: ClassVar[type] = EncodedSentences
 
     @classmethod
     def read(cls, config: TaggingConfig, files: Mapping[str, Location]) -> Self:

@@ -6,7 +6,7 @@ A new kind of task is a file next to this one, with its configuration and its `T
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ SPLITS = ("train", "dev", "test")
 
 Column = str | int  # a column's name, or its number, from 1, in a file without a header
 
-_INPUTS = (*SPLITS, "data", "init", "checkpoint", "vocab", "encoded")  # inputs of a task's stage
+_INPUTS = (*SPLITS, "data", "init", "checkpoint", "vocab", "tokenizer", "encoded")  # inputs of a task's stages
 _ExtraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 RowIndices = NDArray[np.int64]  # of examples within their split
@@ -45,6 +45,15 @@ _PositiveFloat = Annotated[float, Field(gt=0)]
 # One value, or a list to choose from on dev.
 _Integers = BeforeValidator(_as_tuple, json_schema_input_type=_Positive | tuple[_Positive, ...])
 _Numbers = BeforeValidator(_as_tuple, json_schema_input_type=_PositiveFloat | tuple[_PositiveFloat, ...])
+
+
+class _Training:
+    """The type of `Training`."""
+
+
+#: Marks a field of a task that affects how it is trained, predicted or scored, but not its examples as token ids:
+#: `epochs: Annotated[int, Training] = 3`. Encoded examples are used again when only such fields change.
+Training = _Training()
 
 
 class Trial(NamedTuple):
@@ -94,7 +103,7 @@ class SplitFiles(Config):
 class TaskConfig(Config):
     """The files of a task, the model that it starts from, and the hardware."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    name: Annotated[str, Training, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     """Name of the task: its stage is finetune-NAME."""
     file: Annotated[str | None, InputPath("data")] = None
     """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://.
@@ -105,13 +114,13 @@ class TaskConfig(Config):
     init: Annotated[str | None, InputPath(files_in=weights_files, is_name=is_digest)] = None
     """The model to start from: the digest of a finished checkpoint, or a Hugging Face folder. By default the
     checkpoint that this run's pretraining ends with."""
-    compare_random: bool = False
+    compare_random: Annotated[bool, Training] = False
     """Train the same model from random weights as well, which shows what the pretraining is worth."""
     max_seq_length: int = Field(default=128, ge=3)
     """Longest input in tokens, with [CLS] and [SEP]; longer texts are truncated."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the splits, the data order, of dropout and of the head's initial weights."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Training] = "auto"
     """Precision of matrix products: auto is bf16 where the hardware supports it, otherwise fp32."""
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
     """Number of GPUs, one per worker: auto uses all GPUs of the cluster; 0 trains on CPUs."""
@@ -127,6 +136,14 @@ class TaskConfig(Config):
         return self
 
     @property
+    def without_training(self) -> Self:
+        """The same configuration with None for the fields that its encoded examples do not depend on."""
+        unused = [name for name, field in type(self).model_fields.items() if Training in field.metadata]
+        if self.files and self.files.dev:  # nothing is divided at random
+            unused.append("seed")
+        return self.model_copy(update=dict.fromkeys([*unused, "init"]))
+
+    @property
     def trials(self) -> list[Trial]:
         """The combinations of hyperparameters to choose from; none for a task that trains nothing."""
         return []
@@ -140,17 +157,17 @@ class TrainedTaskConfig(TaskConfig):
     [2, 3, 4].
     """
 
-    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Numbers, Field(min_length=1)]
+    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Numbers, Training, Field(min_length=1)]
     """Peak learning rate, or a list to choose from on dev. It rises for 10 % of the steps, then falls linearly to 0."""
-    batch_size: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (32,)
+    batch_size: Annotated[tuple[_Positive, ...], _Integers, Training, Field(min_length=1)] = (32,)
     """Examples per optimizer step, over all workers; or a list to choose from on dev."""
-    epochs: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (3,)
+    epochs: Annotated[tuple[_Positive, ...], _Integers, Training, Field(min_length=1)] = (3,)
     """Passes over the train split, or a list to choose from on dev. The best epoch on dev is kept."""
     micro_batch_size: Annotated[int | None, Compute, Field(gt=0)] = None
     """Maximum number of rows that a worker computes at once, which limits memory; gradients are accumulated."""
-    freeze_encoder: bool = False
+    freeze_encoder: Annotated[bool, Training] = False
     """Keep the encoder as it is: only the head, and the pooler if the head uses it, are trained."""
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = Field(default=None, min_length=1)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None, Training, Field(min_length=1)] = None
     """Seeds to train every combination of hyperparameters with, in place of `seed`, which still draws the splits. The
     combination with the best mean over the seeds on dev is kept, and of its models the best on dev."""
 
@@ -166,6 +183,12 @@ class TrainedTaskConfig(TaskConfig):
         """The combinations to choose from; those that differ in their seed only are next to each other."""
         seeds: tuple[int | None, ...] = self.seeds or (None,)
         return [Trial(*values) for values in itertools.product(self.learning_rate, self.batch_size, self.epochs, seeds)]
+
+
+def task_files(config: TaskConfig, inputs: Mapping[str, Any]) -> dict[str, Location]:
+    """The labelled files among the inputs of a stage (SourceFile), by the names that tasks know."""
+    extra = (config.files and config.files.extra) or ()
+    return {name: inputs[name].location for name in ("data", *SPLITS, *extra) if name in inputs}
 
 
 class TaskExample(Protocol):
@@ -188,7 +211,8 @@ def splits_of(examples: Iterable[TaskExample]) -> list[str]:
 
 
 class EncodedSplit(Protocol):
-    """The examples of one split as token ids."""
+    """The examples of one split as token ids: a dataclass of arrays, Ragged, numbers and such dataclasses, which
+    encoded_files.py stores."""
 
     @property
     def lengths(self) -> Ints:
@@ -220,6 +244,13 @@ class Task(Protocol):
     in the form that the task chooses, such as the probability of each label. A prediction is a row of predictions.jsonl
     for an example, with the true value as `label` and the model's as `predicted`; it is correct where they are equal.
     """
+
+    split_kind: ClassVar[type]  # the class of its encoded splits, an EncodedSplit
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """The number of rows that were left out as invalid, by reason."""
+        ...
 
     @property
     def examples(self) -> Sequence[Any]:

@@ -1,8 +1,8 @@
 """Files in SQuAD's form -> windows of their contexts -> the span that answers each question, and its EM and F1."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.heads import SpanClassifier
 from cloze.training.finetune.metrics.question_answering import (
@@ -31,6 +30,7 @@ from cloze.training.finetune.tasks.task import (
     Predictions,
     RowIndices,
     TrainedTaskConfig,
+    Training,
     TransformersHead,
     score_facts,
     splits_of,
@@ -50,21 +50,21 @@ class QuestionAnsweringConfig(TrainedTaskConfig):
     """Kind of the task."""
     max_seq_length: int = Field(default=384, ge=8)
     """Longest input in tokens: [CLS] question [SEP] part of the context [SEP]."""
-    dataset: Literal["SQuAD-v1.1", "SQuAD-v2.0"] | None = None
+    dataset: Annotated[Literal["SQuAD-v1.1", "SQuAD-v2.0"] | None, Training] = None
     """The dataset whose published files these are: the page has the scores of the BERT paper next to the task's."""
     doc_stride: int = Field(default=128, gt=0)
     """Step, in tokens, from one window of a long context to the next."""
     max_query_length: int = Field(default=64, gt=0)
     """Longest question in tokens; longer ones are truncated."""
-    n_best: int = Field(default=20, gt=0)
+    n_best: Annotated[int, Training, Field(gt=0)] = 20
     """Number of ranked answers in nbest_predictions.json."""
-    max_answer_length: int = Field(default=30, gt=0)
+    max_answer_length: Annotated[int, Training, Field(gt=0)] = 30
     """Longest answer in tokens."""
-    null_threshold: float = 0.0
+    null_threshold: Annotated[float, Training] = 0.0
     """No answer is given if its score exceeds the best answer's by more than this (SQuAD v2.0)."""
     skip_invalid: bool = False
     """Leave out, and count, questions whose answer is not where its offset says, in place of an error."""
-    metric: Literal["f1", "exact_match"] = "f1"
+    metric: Annotated[Literal["f1", "exact_match"], Training] = "f1"
     """The score by which epochs and trials are compared."""
 
     @model_validator(mode="after")
@@ -85,25 +85,14 @@ class QuestionExample(LabelledExample):
 
 
 @dataclass(frozen=True)
-class EncodedQuestions:
-    """The questions of one split, and their windows, which are the rows."""
-
-    questions: list[Question]
-    windows: QuestionWindows
-
-    @property
-    def lengths(self) -> Ints:
-        return self.windows.lengths
-
-
-@dataclass(frozen=True)
 class QuestionAnswering:
     """The task of finding the answer to a question in its context."""
 
     config: QuestionAnsweringConfig
     examples: list[QuestionExample]
     with_null: bool  # questions may have no answer
-    skipped: int = 0  # questions with an invalid answer
+    skipped: Mapping[str, int] = field(default_factory=dict)  # questions that were left out, by reason
+    split_kind: ClassVar[type] = QuestionWindows
 
     @classmethod
     def read(cls, config: QuestionAnsweringConfig, files: Mapping[str, Location]) -> Self:
@@ -119,7 +108,7 @@ class QuestionAnswering:
             with_null |= found.has_impossible_questions
         examples = _with_splits(examples, config.seed)
         check_splits(examples, next(iter(files.values())))
-        return cls(config, examples, with_null, skipped)
+        return cls(config, examples, with_null, {"invalid answer": skipped} if skipped else {})
 
     @classmethod
     def for_inputs(
@@ -137,7 +126,7 @@ class QuestionAnswering:
         return scored_split(self.examples)
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
-        config, splits, truncated = self.config, dict[str, EncodedQuestions](), 0
+        config, splits, truncated = self.config, dict[str, QuestionWindows](), 0
         for split in splits_of(self.examples):
             questions = [example.question for example in self.examples if example.split == split]
             if not questions:
@@ -149,42 +138,44 @@ class QuestionAnswering:
                 doc_stride=config.doc_stride,
                 max_query_length=config.max_query_length,
             )
-            splits[split] = EncodedQuestions(questions, windows)
+            splits[split] = windows
             truncated += windows.truncated_questions
         return EncodedTask(splits, truncated)
 
     def model(self, encoder: nn.Module, config: "BertConfig") -> nn.Module:
         return SpanClassifier(encoder, config, self.config.seed)
 
-    def inputs(self, data: EncodedQuestions, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, data: QuestionWindows, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids, token_type_ids and attention_mask, each [batch, length of the longest window]."""
-        return TextInputs(data.windows.ids, data.windows.context_positions).batch(rows, device)
+        return TextInputs(data.ids, data.context_positions).batch(rows, device)
 
-    def loss(self, outputs: Tensor, data: EncodedQuestions, rows: RowIndices) -> Tensor:
+    def loss(self, outputs: Tensor, data: QuestionWindows, rows: RowIndices) -> Tensor:
         """Half the cross-entropies of the start and the end of the answer, summed over windows; outputs [batch, s, 2].
 
         The target of a window without the answer is [CLS], as in run_squad.py.
         """
-        targets = np.stack([data.windows.start_positions[rows], data.windows.end_positions[rows]], axis=1)
+        targets = np.stack([data.start_positions[rows], data.end_positions[rows]], axis=1)
         logits = outputs.transpose(1, 2)  # [batch, 2, s]
         losses = functional.cross_entropy(
             logits.flatten(0, 1), torch.from_numpy(targets).flatten().to(outputs.device), reduction="sum"
         )
         return losses / 2
 
-    def loss_terms(self, data: EncodedQuestions, rows: RowIndices) -> int:
+    def loss_terms(self, data: QuestionWindows, rows: RowIndices) -> int:
         return len(rows)
 
-    def answers(self, outputs: Tensor, data: EncodedQuestions, rows: RowIndices) -> list[NDArray[np.float32]]:
+    def answers(self, outputs: Tensor, data: QuestionWindows, rows: RowIndices) -> list[NDArray[np.float32]]:
         """The start and end logits of each window [tokens, 2]."""
-        lengths = data.windows.lengths[rows]
+        lengths = data.lengths[rows]
         return [logits[:length] for logits, length in zip(outputs.cpu().numpy(), lengths, strict=True)]
 
-    def _ranked(self, answers: Sequence[NDArray[np.float32]], data: EncodedQuestions) -> list[AnswersToQuestion]:
+    def _ranked(
+        self, questions: Sequence[Question], answers: Sequence[NDArray[np.float32]], data: QuestionWindows
+    ) -> list[AnswersToQuestion]:
         start_logits, end_logits = np.concatenate(answers).T
         return rank_answers(
-            data.questions,
-            data.windows,
+            questions,
+            data,
             start_logits,
             end_logits,
             with_null=self.with_null,
@@ -192,11 +183,12 @@ class QuestionAnswering:
             max_answer_length=self.config.max_answer_length,
         )
 
-    def evaluate(self, answers: Sequence[NDArray[np.float32]], data: EncodedQuestions) -> dict[str, float]:
+    def evaluate(self, answers: Sequence[NDArray[np.float32]], data: QuestionWindows) -> dict[str, float]:
         """F1 and exact match."""
-        predicted = [ranked.answer(self.config.null_threshold) for ranked in self._ranked(answers, data)]
+        questions = [example.question for example in self.examples if example.split == "dev"]
+        predicted = [ranked.answer(self.config.null_threshold) for ranked in self._ranked(questions, answers, data)]
         score = score_question_v2 if self.with_null else score_question
-        scores = [score(*pair) for pair in zip(_texts(data.questions), predicted, strict=True)]
+        scores = [score(*pair) for pair in zip(_texts(questions), predicted, strict=True)]
         return {
             "f1": float(np.mean([one.f1 for one in scores])),
             "exact_match": float(np.mean([one.exact_match for one in scores])),
@@ -207,10 +199,10 @@ class QuestionAnswering:
         return metrics[self.config.metric], metrics["f1"], metrics["exact_match"]
 
     def predictions(
-        self, examples: Sequence[QuestionExample], answers: Sequence[NDArray[np.float32]], data: EncodedQuestions
+        self, examples: Sequence[QuestionExample], answers: Sequence[NDArray[np.float32]], data: QuestionWindows
     ) -> Predictions:
         """The rows, and the files that run_squad.py writes and the official scorers read."""
-        ranked_answers = self._ranked(answers, data)
+        ranked_answers = self._ranked([example.question for example in examples], answers, data)
         rows = [
             {
                 "row": example.row,
@@ -246,7 +238,7 @@ class QuestionAnswering:
         return {"text": f"{example.question.text} / {example.question.context}", "label": example.label}
 
     def facts(self) -> dict[str, Any]:
-        return {"skipped": self.skipped, **published_fact(self.config.dataset)}
+        return {"skipped": sum(self.skipped.values()), **published_fact(self.config.dataset)}
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForQuestionAnswering", {"with_null": self.with_null}, has_pooler=False)
