@@ -39,19 +39,16 @@ class LineageNode:
 def lineage_graph(stages: Stages, tasks: Sequence[TaskSection]) -> Markup:
     """Returns the lineage of a run, with the scores of its tasks."""
     nodes: list[LineageNode] = []
-    keys_of_files: dict[
-        tuple[UserFile, ...], str
-    ] = {}  # the same files are one box, of the first stage that reads them
+    keys_of_files: dict[tuple[UserFile, ...], str] = {}  # files that several stages read are one box
     for stage in stages:
         for name, files in stage.user_files.items():
             if tuple(files) not in keys_of_files:
                 keys_of_files[tuple(files)] = _file_key(stage, name)
                 nodes.append(_file_node(stage, name, files))
+        file_keys = (keys_of_files[tuple(files)] for files in stage.user_files.values())
         keys = {node.key for node in nodes}
         upstream = [name for name in stage.upstream if name in keys]
-        nodes.append(
-            _stage_node(stage, (*upstream, *(keys_of_files[tuple(files)] for files in stage.user_files.values())))
-        )
+        nodes.append(_stage_node(stage, (*upstream, *file_keys)))
     return _draw([*nodes, *map(_score_node, tasks)])
 
 

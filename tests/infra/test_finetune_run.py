@@ -164,7 +164,7 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
     renamed = stages(capsys, "plan", own_yaml, "finetune.mood.name=other")
     assert renamed == {"encode-other": "skip", "finetune-other": "run", "report": "run"}
     longer = stages(capsys, "plan", own_yaml, "finetune.mood.max_seq_length=9")
-    assert longer == {"encode-mood": "run", "finetune-mood": "wait", "report": "run"}
+    assert longer == {"encode-mood": "run", "finetune-mood": "run", "report": "run"}
 
     _, task, report = json.loads(printed(capsys, "status", own_yaml, "--json"))
     assert (task["state"], task["metric"], task["scored_split"]) == ("done", "accuracy", "test")
