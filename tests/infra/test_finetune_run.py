@@ -94,6 +94,7 @@ def test_the_example_is_planned_before_its_files_exist(capsys: pytest.CaptureFix
     assert stages(capsys, "plan", "configs/finetune.yaml") == {
         "encode-mrpc": "wait",
         "finetune-mrpc": "wait",
+        "overlap-mrpc": "wait",
         "report": "run",
     }
 
@@ -110,11 +111,11 @@ def test_of_a_run_with_pretraining_the_tasks_and_what_they_need_are_run(
 ) -> None:
     everything = stages(capsys, "plan", QUICKSTART)
     assert stages(capsys, "finetune", QUICKSTART, "--dry-run") == everything
-    only_task = {"encode-authors": "run", "finetune-authors": "run"}
+    names = ("encode-authors", "finetune-authors", "overlap-authors")
     own_model = "finetune.authors.init=models/tiny"
-    assert stages(capsys, "finetune", QUICKSTART, own_model, "--dry-run") == only_task
+    assert stages(capsys, "finetune", QUICKSTART, own_model, "--dry-run") == dict.fromkeys(names, "run")
     line = error(capsys, "finetune", QUICKSTART, own_model, "--dry-run", "--force", "vocab")
-    assert line == "vocab: is not a stage of this run; its stages are encode-authors, finetune-authors"
+    assert line == f"vocab: is not a stage of this run; its stages are {', '.join(names)}"
     line = error(capsys, "finetune", QUICKSTART, "finetune=[]", "--dry-run")
     assert line == "quickstart: has no fine-tuning task; add one to finetune"
 
@@ -152,23 +153,28 @@ def test_tasks_alone_are_sent_to_a_cluster(own_yaml: str) -> None:
 def test_tasks_alone_are_planned_run_shown_and_skipped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_yaml: str, ray_session: None
 ) -> None:
-    assert stages(capsys, "plan", own_yaml) == {"encode-mood": "run", "finetune-mood": "run", "report": "run"}
+    names = ("encode-mood", "finetune-mood", "overlap-mood", "report")
+    assert stages(capsys, "plan", own_yaml) == dict.fromkeys(names, "run")
     lines = printed(capsys, "finetune", own_yaml).splitlines()
     page = Path("runs/own.html")
-    assert lines[0].startswith("finetune-mood: accuracy ") and lines[1:] == [f"report: {page.absolute()}"]
+    assert lines[0].startswith("finetune-mood: accuracy ") and lines[2:] == [f"report: {page.absolute()}"]
+    unknown = "The pretraining texts of tiny are not known: the examples were not compared with them."
+    assert lines[1] == f"overlap-mood: {unknown}" and unknown in page.read_text()
     assert " for the majority class, " in lines[0] and "random" not in lines[0]
-    finished = {"encode-mood": "skip", "finetune-mood": "skip", "report": "skip"}
+    finished = dict.fromkeys(names, "skip")
     assert stages(capsys, "plan", "own") == finished  # by its name
+    again = dict.fromkeys(names[1:], "run")
     for change in ("finetune.mood.epochs=1", "finetune.mood.seeds=[1, 2]", "finetune.mood.freeze_encoder=true"):
-        assert stages(capsys, "plan", own_yaml, change) == finished | {"finetune-mood": "run", "report": "run"}
+        assert stages(capsys, "plan", own_yaml, change) == finished | again
     renamed = stages(capsys, "plan", own_yaml, "finetune.mood.name=other")
-    assert renamed == {"encode-other": "skip", "finetune-other": "run", "report": "run"}
+    assert renamed == {"encode-other": "skip", "finetune-other": "run", "overlap-other": "run", "report": "run"}
     longer = stages(capsys, "plan", own_yaml, "finetune.mood.max_seq_length=9")
-    assert longer == {"encode-mood": "run", "finetune-mood": "run", "report": "run"}
+    assert longer == dict.fromkeys(names, "run")
 
-    _, task, report = json.loads(printed(capsys, "status", own_yaml, "--json"))
+    _, task, overlap, report = json.loads(printed(capsys, "status", own_yaml, "--json"))
     assert (task["state"], task["metric"], task["scored_split"]) == ("done", "accuracy", "test")
     assert list(task["scores"]) == ["pretrained", "majority", "bag_of_words"] and report["page"] == str(page.absolute())
+    assert overlap["overlap"] == {"unknown": ["tiny"]} and task["overlap"] is None
     assert lines[0] in printed(capsys, "status", own_yaml)
 
     text = page.read_text()
@@ -189,7 +195,7 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
     # The same task in a run with pretraining: it is finished, and the page shows what there is.
     Path("task.yaml").write_text(f"finetune:\n  - {TASK}, init: models/tiny}}\n")
     assert printed(capsys, "finetune", QUICKSTART, "task.yaml").splitlines() == [
-        lines[0],
+        *lines[:2],
         str(Path("runs/quickstart.html").absolute()),
     ]
     assert "This run is not finished: extract (not started)" in Path("runs/quickstart.html").read_text()
@@ -203,7 +209,7 @@ def test_tasks_with_the_same_examples_share_a_stage_and_weights_are_not_part_of_
     tasks = "".join(f"  - {task}, init: models/tiny}}\n" for task in (TASK, other, longer))
     Path("own.yaml").write_text(f"name: own\nfinetune:\n{tasks}")
     names = ["encode-mood", "finetune-mood", "finetune-other", "encode-longer", "finetune-longer", "report"]
-    assert list(stages(capsys, "plan", own_yaml)) == names
+    assert [name for name in stages(capsys, "plan", own_yaml) if not name.startswith("overlap-")] == names
 
     def fingerprints() -> dict[str, str]:
         plan = json.loads(printed(capsys, "plan", own_yaml, "--json"))

@@ -213,6 +213,9 @@ class Choice:
             "bag_of_words": bag_of_words_choice(_pairs(train), is_right, _pairs(examples), self.choices),
         }
 
+    def texts(self, example: ChoiceExample) -> list[tuple[str, str]]:
+        return [("context", example.context), *(("choice", choice) for choice in example.choices)]
+
     def sample(self, example: ChoiceExample) -> dict[str, Any]:
         choices = (f"{number}: {choice}" for number, choice in enumerate(example.choices))
         return {"text": " / ".join((example.context, *choices)), "label": example.label}

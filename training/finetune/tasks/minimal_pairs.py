@@ -189,6 +189,9 @@ class MinimalPairs:
         """None: a guess is right half of the time."""
         return {}
 
+    def texts(self, example: SentencePair) -> list[tuple[str, str]]:
+        return [("good", example.good), ("bad", example.bad)]
+
     def sample(self, example: SentencePair) -> dict[str, Any]:
         return {"text": f"{example.good} / {example.bad}", "label": "good"}
 

@@ -164,6 +164,9 @@ class Multilabel:
             "bag_of_words": bag_of_words_multilabel(texts, labels, LabelledText.columns(examples)),
         }
 
+    def texts(self, example: LabelledText) -> list[tuple[str, str]]:
+        return example.named_texts()
+
     def sample(self, example: LabelledText) -> dict[str, Any]:
         return example.sample() | {"label": example.label if example.label is None else list(example.label)}
 

@@ -29,7 +29,8 @@ SPLITS = ("train", "dev", "test")
 
 Column = str | int  # a column's name, or its number, from 1, in a file without a header
 
-_INPUTS = (*SPLITS, "data", "init", "checkpoint", "vocab", "tokenizer", "encoded")  # inputs of a task's stages
+# The inputs of a task's stages, whose names no extra file may have.
+_INPUTS = (*SPLITS, "data", "init", "checkpoint", "vocab", "tokenizer", "encoded", "finetuned")
 _ExtraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 RowIndices = NDArray[np.int64]  # of examples within their split
@@ -104,7 +105,7 @@ class TaskConfig(Config):
     """The files of a task, the model that it starts from, and the hardware."""
 
     name: Annotated[str, Training, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-    """Name of the task: its stage is finetune-NAME."""
+    """Name of the task: its stages are encode-NAME, finetune-NAME and overlap-NAME."""
     file: Annotated[str | None, InputPath("data")] = None
     """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://.
 
@@ -192,7 +193,10 @@ def task_files(config: TaskConfig, inputs: Mapping[str, Any]) -> dict[str, Locat
 
 
 class TaskExample(Protocol):
-    """A row of the labelled file."""
+    """A row of the labelled file; `row` is its number there, from 1."""
+
+    @property
+    def row(self) -> int: ...
 
     @property
     def split(self) -> str:
@@ -294,6 +298,10 @@ class Task(Protocol):
 
     def baselines(self, examples: Sequence[Any]) -> dict[str, list[Any]]:
         """Predictions for these examples without a model, fitted on train: name of the baseline -> predictions."""
+        ...
+
+    def texts(self, example: Any) -> list[tuple[str, str]]:
+        """The texts that an example consists of, each after its name, such as "question" or "context"."""
         ...
 
     def sample(self, example: Any) -> dict[str, Any]:
