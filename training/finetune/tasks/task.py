@@ -347,7 +347,7 @@ class TrainedTask(Task, Protocol):
         ...
 
     def evaluate(self, answers: Sequence[Any], data: Any) -> dict[str, float]:
-        """The metrics of a whole split during training, by name. The report plots the task's metric and the loss."""
+        """The metrics of the dev split during training, by name. The report plots the task's metric and the loss."""
         ...
 
     def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
