@@ -179,10 +179,11 @@ class Run:
         inputs = {name: value for name, value in identities.items() if value is not None}
         if len(inputs) < len(identities):
             return None
-        digest = fingerprint(stage.name, stage.version, identity(stage.config), inputs)
+        folder = stage.folder or stage.name
+        digest = fingerprint(folder, stage.version, identity(stage.config), inputs)
         progress = self._progress
         reporter = None if progress is None else lambda *report: progress(stage.name, *report)
-        return Output(self.root / stage.name / digest, stage.name, stage.version, digest, reporter)
+        return Output(self.root / folder / digest, folder, stage.version, digest, reporter)
 
     def _identities(self, stage: Stage) -> dict[str, str | None]:
         """Input name -> what it contributes to the fingerprint; None where that is not known yet."""

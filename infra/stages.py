@@ -3,7 +3,7 @@
 A new stage needs its module, its key in run_config.py and its entry here: no other file of infra/ names stages.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
@@ -21,6 +21,7 @@ from cloze.pipeline.examples import stage as examples
 from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.tokens import stage as tokens
 from cloze.pipeline.vocab import stage as vocab
+from cloze.training.finetune import encode_stage
 from cloze.training.finetune import stage as finetune
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.overlap import stage as overlap
@@ -45,7 +46,8 @@ class Stage:
     check: Callable[[Any, Any], object] | None = None
     reads: Mapping[str, StageOutput] = field(default_factory=dict)  # outputs of other stages
     needs_ray: bool = False
-    is_task: bool = False  # a fine-tuning task or its overlap: `cloze finetune` runs these
+    folder: str = ""  # of its outputs under the root, by default its name: a stage of another name may have the same
+    is_task: bool = False  # of a fine-tuning task: `cloze finetune` runs these
     facts: type[Facts] = Facts  # the model of its manifest's facts
     publish: Callable[[Location, Location], object] | None = None  # copies its finished output to the run's report page
     description: str | None = None  # this and `kinds` are shown in Dagster's UI
@@ -70,7 +72,7 @@ def stages(config: RunConfig) -> list[Stage]:
     """The stages of a run, in an order in which they can run."""
     pretraining = _up_to_pretraining(config, config.pretraining) if config.pretraining else []
     # The tasks first: no GPU waits for a search of the documents.
-    before_report = [*pretraining, *map(_task, config.finetune), *map(_overlap, config.finetune)]
+    before_report = [*pretraining, *_tasks(config.finetune), *map(_overlap, config.finetune)]
     page = _stage(
         report,
         "report",
@@ -146,13 +148,39 @@ def _examples(configs: PretrainingConfigs) -> list[Stage]:
     ]
 
 
-def _task(task: FinetuneConfig) -> Stage:
+def _tasks(tasks: Sequence[FinetuneConfig]) -> list[Stage]:
+    """Two stages for each task: its encoded examples, which tasks with the same examples share, and the training."""
+    found = list[Stage]()
+    for task in tasks:
+        config = encode_stage.encode_config(task)
+        encode = next((stage for stage in found if stage.config == config), None)
+        if encode is None:
+            found.append(encode := _encode(task, config))
+        found.append(_task(task, encode.name))
+    return found
+
+
+def _encode(task: FinetuneConfig, config: encode_stage.EncodeConfig) -> Stage:
+    """The stage that encodes a task's examples, with the run's own tokenizer unless the task has an `init`."""
+    return _stage(
+        encode_stage,
+        f"encode-{task.name}",
+        config,
+        folder="encode",
+        reads={} if task.init else {"vocab": StageOutput("vocab")},
+        is_task=True,
+        kinds=("arrow",),
+    )
+
+
+def _task(task: FinetuneConfig, encode: str) -> Stage:
     """The stage of a fine-tuning task, which reads the run's own checkpoint unless it has an `init`."""
+    pretrained = {"checkpoint": FinalCheckpoint("pretrain"), "vocab": StageOutput("vocab")}
     return _stage(
         finetune,
         f"finetune-{task.name}",
         task,
-        reads={} if task.init else {"checkpoint": FinalCheckpoint("pretrain"), "vocab": StageOutput("vocab")},
+        reads={**({} if task.init else pretrained), "encoded": StageOutput(encode)},
         needs_ray=True,
         is_task=True,
         facts=FinetuneFacts,

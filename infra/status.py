@@ -163,9 +163,9 @@ def _result_lines(run: Run, name: str, results: StageResults) -> Iterator[str]:
     if row := results.heldout:
         for sentence in heldout.describe(row, run.config.examples and run.config.examples.objective):
             yield f"{name}, step {row['step']:,}: {sentence}"
-    if results.task and (scores := results.task.metric_scores):
-        metric = metric_name(results.task.metric, results.task.scored_split)
-        yield f"{name}: {metric} {_scores_in_words(scores)}"
+    if (task := results.task) and task.metric_scores:
+        for split, scores in {task.scored_split: task.metric_scores, **task.extra_metric_scores}.items():
+            yield f"{name}: {metric_name(task.metric, split)} {_scores_in_words(scores)}"
     if results.overlap:
         yield f"{name}: {_overlap_in_words(results.overlap)}"
     if results.page:

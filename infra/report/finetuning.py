@@ -27,10 +27,11 @@ from cloze.infra.report.trials_table import TrialsTable, trials_table
 from cloze.infra.report.view_models import FinetuneView, OverlapView, PretrainView, Stages
 from cloze.infra.score_names import baseline_name, is_correlation, metric_name
 from cloze.training.finetune.manifest_facts import CurvesFact, FinetuneFacts, ScoreFact, ShownExample
+from cloze.training.finetune.metrics.estimates import Estimate
 
+_SPLITS = ("train", "dev", "test")
 _MAX_CONFUSION_LABELS = 12  # a larger table is not readable
 _MAX_SAMPLE_CHARS = 280
-_SPLITS = ("train", "dev", "test")
 _LABELS = {"random": "random initialization", "majority": "majority class"}
 _COLORS: dict[str, Color] = {"pretrained": "blue", "random": "orange"}
 
@@ -98,7 +99,7 @@ class TaskSection:
     comparison: str  # empty without another variant or baseline
     overlap: str  # with the pretraining documents; empty before it is known
     score_without_overlap: str  # empty if it is the same
-    score_chart: Markup
+    score_charts: list[tuple[str, Markup]]  # (metric, chart): of the scored split, then of each extra file with labels
     charts: list[Markup]
     trials: TrialsTable | None  # with a single trial there is none
     confusion: ConfusionMatrix | None
@@ -137,12 +138,9 @@ def task_sections(stages: Stages) -> list[TaskSection]:
 
 def _task_section(stage: FinetuneView, pretrain: PretrainView, overlap: OverlapView) -> TaskSection:
     facts, axis = stage.facts, _metric_axis(stage.facts.metric)
-    estimates = {
-        name: ScoreEstimate(_label(name), *score, _COLORS.get(name, "grey"))
-        for name, score in facts.metric_scores.items()
-    }
-    metric = f"{facts.scored_split} {metric_name(facts.metric)}"
-    chart_title = f"{metric} with 95 % confidence intervals"
+    scores = {facts.scored_split: facts.metric_scores, **facts.extra_metric_scores}
+    all_estimates = {split: _estimates(found) for split, found in scores.items()}
+    metric, estimates = f"{facts.scored_split} {metric_name(facts.metric)}", all_estimates[facts.scored_split]
     of_this_run = pretrain.name in stage.upstream
     return TaskSection(
         stage=stage.name,
@@ -154,7 +152,9 @@ def _task_section(stage: FinetuneView, pretrain: PretrainView, overlap: OverlapV
         comparison=compare_scores(estimates, axis, _pretraining_extent(pretrain) if of_this_run else "Pretraining"),
         overlap=describe_overlap(overlap.facts, axis.format_value),
         score_without_overlap=score_without_overlap(overlap.facts, axis.format_value),
-        score_chart=interval_chart(_capitalized(chart_title), list(estimates.values()), axis),
+        score_charts=[
+            _score_chart(f"{split} {metric_name(facts.metric)}", found, axis) for split, found in all_estimates.items()
+        ],
         charts=_charts(facts),
         trials=trials_table(facts, metric_name(facts.metric), axis, {name: _label(name) for name in facts.variants}),
         confusion=_confusion_matrix(stage.predictions) if facts.labels else None,
@@ -162,6 +162,15 @@ def _task_section(stage: FinetuneView, pretrain: PretrainView, overlap: OverlapV
         estimates=estimates,
         axis=axis,
     )
+
+
+def _estimates(scores: Mapping[str, Estimate]) -> dict[str, ScoreEstimate]:
+    return {name: ScoreEstimate(_label(name), *score, _COLORS.get(name, "grey")) for name, score in scores.items()}
+
+
+def _score_chart(metric: str, estimates: Mapping[str, ScoreEstimate], axis: Axis) -> tuple[str, Markup]:
+    title = _capitalized(metric)
+    return title, interval_chart(f"{title} with 95 % confidence intervals", list(estimates.values()), axis)
 
 
 def _label(variant: str) -> str:
@@ -186,7 +195,10 @@ def _pretraining_extent(stage: PretrainView) -> str:
 
 
 def _summary(stage: FinetuneView) -> str:
-    splits = ", ".join(f"{format_number(stage.counts[split])} {split}" for split in _SPLITS if stage.counts.get(split))
+    extra = stage.facts.extra_scores
+    splits = ", ".join(
+        f"{format_number(stage.counts[split])} {split}" for split in (*_SPLITS, *extra) if stage.counts.get(split)
+    )
     labels = stage.facts.labels.get("train", {})
     text = f"{len(labels)} labels; {splits} examples." if labels else f"{splits} examples."
     if (variant := stage.facts.variants.get("pretrained")) and (trial := variant.trial):
@@ -202,16 +214,19 @@ def _summary(stage: FinetuneView) -> str:
         )
     values = _other_scores(stage.facts.scores["pretrained"], stage.facts.metric)
     notes = "".join(f" {note}." for note in stage.facts.notes)
-    return f"{text}{f' {values}.' if values else ''}{_paper(stage.facts)}{notes}"
+    return f"{text}{f' {values}.' if values else ''}{_published(stage.facts)}{notes}"
 
 
-def _paper(facts: FinetuneFacts) -> str:
-    """Returns BERT's published scores, which GLUE's server computes on the test set; empty without any."""
-    if not facts.paper:
-        return ""
-    write = _metric_axis(facts.metric).format_value
-    base, large = write(facts.paper["base"]), write(facts.paper["large"])
-    return f" In the paper, BERT-base reaches {base} and BERT-large {large} on GLUE's test set."
+def _published(facts: FinetuneFacts) -> str:
+    """Returns the scores that BERT's paper reports on the task's benchmark; empty without any."""
+    scores = list[str]()
+    for one in facts.published:
+        models = {"BERT-base": one.base, "BERT-large": one.large}
+        write = _metric_axis(one.metric).format_value
+        values = " and ".join(f"{write(value)} with {model}" for model, value in models.items() if value is not None)
+        scores.append(f"{one.benchmark} {one.split} {metric_name(one.metric)} {values}")
+    sources = ", ".join(dict.fromkeys(one.source for one in facts.published))
+    return f" The BERT paper reports: {'; '.join(scores)} ({sources})." if scores else ""
 
 
 def _other_scores(score: ScoreFact, metric: str) -> str:

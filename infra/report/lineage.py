@@ -9,7 +9,7 @@ from markupsafe import Markup
 from cloze.infra.display import duration, size
 from cloze.infra.report.charts import element, svg
 from cloze.infra.report.finetuning import TaskSection
-from cloze.infra.report.view_models import ExtractView, FinetuneView, PretrainView, Stages, StageView, UserFile
+from cloze.infra.report.view_models import ExtractView, PretrainView, Stages, StageView, UserFile
 
 _MAX_FILES = 3  # named in a box
 _DIGEST_CHARS = 10
@@ -18,6 +18,7 @@ _ROW_GAP, _BOX_GAP, _LANE = 30.0, 14.0, 14.0
 #: Titles of user files by stage type and input; the file's input name where there is none.
 _FILE_TITLES = {
     ("vocab", "compare"): "comparison vocabulary",
+    ("encode", "data"): "labelled data",
     ("finetune", "data"): "labelled data",
     ("finetune", "init"): "initial weights",
 }
@@ -38,11 +39,16 @@ class LineageNode:
 def lineage_graph(stages: Stages, tasks: Sequence[TaskSection]) -> Markup:
     """Returns the lineage of a run, with the scores of its tasks."""
     nodes: list[LineageNode] = []
+    keys_of_files: dict[tuple[UserFile, ...], str] = {}  # files that several stages read are one box
     for stage in stages:
-        nodes += [_file_node(stage, name, files) for name, files in stage.user_files.items()]
+        for name, files in stage.user_files.items():
+            if tuple(files) not in keys_of_files:
+                keys_of_files[tuple(files)] = _file_key(stage, name)
+                nodes.append(_file_node(stage, name, files))
+        file_keys = (keys_of_files[tuple(files)] for files in stage.user_files.values())
         keys = {node.key for node in nodes}
         upstream = [name for name in stage.upstream if name in keys]
-        nodes.append(_stage_node(stage, (*upstream, *(_file_key(stage, name) for name in stage.user_files))))
+        nodes.append(_stage_node(stage, (*upstream, *file_keys)))
     return _draw([*nodes, *map(_score_node, tasks)])
 
 
@@ -65,7 +71,8 @@ def _file_title(stage: StageView, input_name: str) -> str:
     if isinstance(stage, ExtractView):
         return input_name
     title = _FILE_TITLES.get((stage.type_name, input_name), input_name)
-    return f"{stage.task}: {title}" if isinstance(stage, FinetuneView) else f"{stage.name}: {title}"
+    of_task = stage.type_name in ("encode", "finetune")
+    return f"{stage.name.partition('-')[2] if of_task else stage.name}: {title}"
 
 
 def _stage_node(stage: StageView, parents: tuple[str, ...]) -> LineageNode:

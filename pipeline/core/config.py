@@ -31,12 +31,13 @@ Compute = _Compute()
 
 @dataclass(frozen=True)
 class InputPath(_Compute):
-    """Marks a field that names user files: a path, a glob or a list of these.
+    """Marks a field that names user files: a path, a glob, a list of these, or a mapping to paths.
 
     The files' bytes are an input of the stage; their path is not, so the field counts as `Compute`. `input` is the
-    stage's name for the input, by default the field's name. `files_in`, for a field that names a folder, maps (value,
-    the run's root) to the paths of the files that are read; they are one input, with the path of the first. `is_name`
-    is true of values that are not paths but names of something under the root.
+    stage's name for the input, by default the field's name; the path of each key of a mapping is an input of its own,
+    named by the key. `files_in`, for a field that names a folder, maps (value, the run's root) to the paths of the
+    files that are read; they are one input, with the path of the first. `is_name` is true of values that are not paths
+    but names of something under the root.
     """
 
     input: str | None = None
@@ -118,6 +119,9 @@ def _input_paths(config: Config, keys: KeyPath, names: tuple[str, ...]) -> Itera
         marks = [mark for mark in field.metadata if isinstance(mark, InputPath)]
         if not marks:
             yield from _nested_input_paths(value, (*keys, name), names)
+        elif isinstance(value, Mapping):
+            for key, path in value.items():
+                yield MarkedPath((*keys, name, key), ".".join((*names, key)), (path,), False, marks[0])
         elif value not in (None, ""):
             last_name = name if marks[0].input is None else marks[0].input
             is_list = not isinstance(value, str)

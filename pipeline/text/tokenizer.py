@@ -120,9 +120,14 @@ def load_tokenizer(location: Location) -> Tokenizer:
     if not location.exists():
         raise UserError(f"{location}: no such file; give the tokenizer.json of a vocab artifact")
     try:
-        tokenizer = Tokenizer.from_str(location.read_text())
+        return parse_tokenizer(location.read_bytes())
     except Exception as error:  # the library raises Exception itself
         raise UserError(f"{location}: is not a tokenizer.json ({error}); give the one of a vocab artifact") from error
+
+
+def parse_tokenizer(content: bytes) -> Tokenizer:
+    """The content of a tokenizer.json -> the tokenizer, as `load_tokenizer` returns it."""
+    tokenizer = Tokenizer.from_buffer(content)
     tokenizer.encode_special_tokens = True
     return tokenizer
 

@@ -36,7 +36,7 @@ class TrainerWithBatches(Trainer):
 
 def score(folder: Path, setup: FinetuneSetup, head: Head, bf16: bool) -> float:
     """Returns the task's metric on dev after one epoch with Cloze's batches, in Cloze's order."""
-    [trial], lengths = setup.config.trials, setup.data.splits["train"].lengths
+    [trial], lengths = setup.config.trials, setup.splits["train"].lengths
     batches = [rows.tolist() for rows in epoch_batches(lengths, trial.batch_size, setup.config.seed, 0)]
     datasets = {split: _dataset(folder, setup, split, padding=False) for split in ("train", "dev")}
     return _fine_tune(folder, setup, head, datasets, {"bf16": bf16, "per_device_eval_batch_size": 128}, batches)[0]
@@ -111,7 +111,7 @@ def _fine_tune(
         predicted = trainer.predict(datasets["dev"])
         evaluated = time.process_time()
     answers = torch.from_numpy(predicted.predictions).float()
-    dev: Any = replace(setup.data.splits["dev"], targets=predicted.label_ids)  # in the order of the Trainer's batches
+    dev: Any = replace(setup.splits["dev"], targets=predicted.label_ids)  # in the order of the Trainer's batches
     answers = answers[:, 0].tolist() if outputs == 1 else list(answers.softmax(-1).numpy())
     dev_score = setup.task.selection_key(setup.task.evaluate(answers, dev))[0]
     return dev_score, trained - start, evaluated - trained
@@ -129,7 +129,7 @@ def _dataset(folder: Path, setup: FinetuneSetup, split: str, padding: bool | str
         max_length=setup.config.max_seq_length,
         padding=padding,
     )
-    targets: Any = setup.data.splits[split]
+    targets: Any = setup.splits[split]
     return [
         {**{name: encoded[name][row] for name in encoded}, "labels": target}
         for row, target in enumerate(targets.targets.tolist())

@@ -166,7 +166,7 @@ def task_setup(model: Path, files: Mapping[str, Path], task: str, seed: int, fol
     weights = source_file(Location(str(model / "model.safetensors")), Location(str(folder / "sources")))
     encoder = from_weights_file(weights)
     out = Output(Location(str(folder / "artifact")), f"finetune-{task}", 1, "0")
-    return FinetuneSetup(config, read, read.encode(encoder.tokenizer()), encoder, out)
+    return FinetuneSetup(config, read, read.encode(encoder.tokenizer()).splits, encoder, out)
 
 
 def start_cloze(store: Path) -> None:

@@ -235,6 +235,7 @@ def final(kit: Kit) -> CheckpointRef:
 
 
 def finetune(kit: Kit) -> Figures:
+    from cloze.training.finetune import encode_stage
     from cloze.training.finetune import stage as finetuning
     from cloze.training.finetune.tasks.classification import ClassificationConfig
 
@@ -247,7 +248,11 @@ def finetune(kit: Kit) -> Figures:
     folder = kit.folder("finetune")
     out = Output(Location(str(folder / "finetune-authors/0")), "finetune-authors", 1, "0")
     data = source_file(Location(str(file)), Location(str(folder / "cache")))
-    manifest = finetuning.run(config, {"checkpoint": final(kit), "vocab": artifact(kit, "vocab"), "data": data}, out)
+    inputs = {"vocab": artifact(kit, "vocab"), "data": data}
+    encoded = Output(Location(str(folder / "encode/0")), "encode", 1, "0")
+    encode_stage.run(encode_stage.encode_config(config), inputs, encoded)
+    inputs |= {"checkpoint": final(kit), "encoded": Artifact(encoded.location, "encode", "0")}
+    manifest = finetuning.run(config, inputs, out)
     scores = manifest.facts["scores"]
     require({"pretrained", "random"} <= scores.keys(), f"scores: {scores}")
     losses = [loss for variant in manifest.facts["variants"].values() for _, loss in variant["loss"]]

@@ -111,6 +111,7 @@ def test_one_missing_section_is_named(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_example_is_planned_before_its_files_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert stages(capsys, "plan", "configs/finetune.yaml") == {
+        "encode-mrpc": "wait",
         "finetune-mrpc": "wait",
         "overlap-mrpc": "wait",
         "report": "run",
@@ -129,11 +130,11 @@ def test_of_a_run_with_pretraining_the_tasks_and_what_they_need_are_run(
 ) -> None:
     everything = stages(capsys, "plan", QUICKSTART)
     assert stages(capsys, "finetune", QUICKSTART, "--dry-run") == everything
-    only_task = {"finetune-authors": "run", "overlap-authors": "run"}
+    names = ("encode-authors", "finetune-authors", "overlap-authors")
     own_model = "finetune.authors.init=models/tiny"
-    assert stages(capsys, "finetune", QUICKSTART, own_model, "--dry-run") == only_task
+    assert stages(capsys, "finetune", QUICKSTART, own_model, "--dry-run") == dict.fromkeys(names, "run")
     line = error(capsys, "finetune", QUICKSTART, own_model, "--dry-run", "--force", "vocab")
-    assert line == "vocab: is not a stage of this run; its stages are finetune-authors, overlap-authors"
+    assert line == f"vocab: is not a stage of this run; its stages are {', '.join(names)}"
     line = error(capsys, "finetune", QUICKSTART, "finetune=[]", "--dry-run")
     assert line == "quickstart: has no fine-tuning task; add one to finetune"
 
@@ -208,20 +209,25 @@ def files_are_predicted_like_lines(
 def test_tasks_alone_are_planned_run_shown_and_skipped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_yaml: str, ray_session: None
 ) -> None:
-    assert stages(capsys, "plan", own_yaml) == {"finetune-mood": "run", "overlap-mood": "run", "report": "run"}
+    names = ("encode-mood", "finetune-mood", "overlap-mood", "report")
+    assert stages(capsys, "plan", own_yaml) == dict.fromkeys(names, "run")
     lines = printed(capsys, "finetune", own_yaml).splitlines()
     page = Path("runs/own.html")
     assert lines[0].startswith("finetune-mood: accuracy ") and lines[2:] == [f"report: {page.absolute()}"]
     unknown = "The pretraining texts of tiny are not known: the examples were not compared with them."
     assert lines[1] == f"overlap-mood: {unknown}" and unknown in page.read_text()
     assert " for the majority class, " in lines[0] and "random" not in lines[0]
-    assert stages(capsys, "plan", "own") == {
-        "finetune-mood": "skip",
-        "overlap-mood": "skip",
-        "report": "skip",
-    }  # by its name
+    finished = dict.fromkeys(names, "skip")
+    assert stages(capsys, "plan", "own") == finished  # by its name
+    again = dict.fromkeys(names[1:], "run")
+    for change in ("finetune.mood.epochs=1", "finetune.mood.seeds=[1, 2]", "finetune.mood.freeze_encoder=true"):
+        assert stages(capsys, "plan", own_yaml, change) == finished | again
+    renamed = stages(capsys, "plan", own_yaml, "finetune.mood.name=other")
+    assert renamed == {"encode-other": "skip", "finetune-other": "run", "overlap-other": "run", "report": "run"}
+    longer = stages(capsys, "plan", own_yaml, "finetune.mood.max_seq_length=9")
+    assert longer == dict.fromkeys(names, "run")
 
-    task, overlap, report = json.loads(printed(capsys, "status", own_yaml, "--json"))
+    _, task, overlap, report = json.loads(printed(capsys, "status", own_yaml, "--json"))
     assert (task["state"], task["metric"], task["scored_split"]) == ("done", "accuracy", "test")
     assert list(task["scores"]) == ["pretrained", "majority", "bag_of_words"] and report["page"] == str(page.absolute())
     assert overlap["overlap"] == {"unknown": ["tiny"]} and task["overlap"] is None
@@ -273,3 +279,27 @@ def test_a_signal_ends_all_groups_of_a_search_and_the_run_continues(own_yaml: st
     assert len(before) < 4  # three trials and the variant
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_tasks_with_the_same_examples_share_a_stage_and_weights_are_not_part_of_it(
+    capsys: pytest.CaptureFixture[str], own_yaml: str
+) -> None:
+    other = TASK.replace("1e-3", "1e-4").replace("mood,", "other,")
+    longer = TASK.replace("mood,", "longer,").replace("max_seq_length: 16", "max_seq_length: 8")
+    tasks = "".join(f"  - {task}, init: models/tiny}}\n" for task in (TASK, other, longer))
+    Path("own.yaml").write_text(f"name: own\nfinetune:\n{tasks}")
+    names = ["encode-mood", "finetune-mood", "finetune-other", "encode-longer", "finetune-longer", "report"]
+    assert [name for name in stages(capsys, "plan", own_yaml) if not name.startswith("overlap-")] == names
+
+    def fingerprints() -> dict[str, str]:
+        plan = json.loads(printed(capsys, "plan", own_yaml, "--json"))
+        return {stage["stage"]: stage["fingerprint"] for stage in plan[:2]}
+
+    before = fingerprints()
+    weights = Path("models/tiny/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    encoded, trained = fingerprints().values()
+    assert encoded == before["encode-mood"] and trained != before["finetune-mood"]
+    vocab = Path("models/tiny/vocab.txt")
+    vocab.write_text(vocab.read_text().replace("night", "noon"))
+    assert fingerprints()["encode-mood"] != before["encode-mood"]

@@ -203,3 +203,12 @@ def test_a_task_without_an_interval_has_no_line(make: Make) -> None:
     assert output
     output.finish([], {}, {}, facts={"scores": {"pretrained": {"pearson": 0.5}}, "metric": "pearson"})
     assert list(results(make())) == []
+
+
+def test_each_extra_file_with_labels_has_a_line(make: Make) -> None:
+    output = make().plan()[0].output
+    assert output
+    score = {"accuracy": 0.5, "interval": [0.4, 0.6]}
+    output.finish([], {}, {}, facts={"scores": {"pretrained": score}, "extra_scores": {"new": {"pretrained": score}}})
+    line = "accuracy 0.500 (0.400 to 0.600)"
+    assert list(results(make())) == [f"letters: {line}", f"letters: new {line}"]

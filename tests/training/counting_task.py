@@ -1,17 +1,19 @@
 """A kind of fine-tuning task that a test adds: counting. It shows all that a new kind requires."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.ragged import Ragged, offsets_of
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, TrainedTaskConfig, TransformersHead
+from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, Predictions, TrainedTaskConfig, TransformersHead
 from cloze.training.model.bert import BertConfig, initialize
 
 
@@ -24,19 +26,19 @@ class CountingConfig(TrainedTaskConfig):
 class EncodedTexts:
     """Texts as token ids, with a number each."""
 
-    ids: list[list[int]]
+    ids: Ragged
     targets: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
-        return np.array([len(ids) for ids in self.ids])
+        return self.ids.lengths
 
 
 @dataclass(frozen=True)
 class NumberedText:
     row: int
     text: str
-    number: float
+    label: float
     split: str
 
 
@@ -58,6 +60,8 @@ class Counting:
 
     config: CountingConfig
     examples: list[NumberedText]
+    split_kind: ClassVar[type] = EncodedTexts
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, config: CountingConfig, files: Mapping[str, Location]) -> "Counting":
@@ -67,7 +71,7 @@ class Counting:
             NumberedText(row_number, row["text"], float(row[config.column] == "shape"), row["split"])
             for row_number, row in enumerate(rows, start=1)
         ]
-        if not any(example.number for example in examples):
+        if not any(example.label for example in examples):
             raise UserError(f"{location}: every {config.column} is 0; give some that are not")
         return cls(config, examples)
 
@@ -75,7 +79,9 @@ class Counting:
         def encoded(split: str) -> EncodedTexts:
             chosen = [example for example in self.examples if example.split == split]
             ids = [tokenizer.encode(example.text).ids for example in chosen]
-            return EncodedTexts(ids, np.array([example.number for example in chosen], np.float32))
+            flat = np.array(list(itertools.chain(*ids)), np.int64)
+            ragged = Ragged(flat, offsets_of([len(row) for row in ids]))
+            return EncodedTexts(ragged, np.array([example.label for example in chosen], np.float32))
 
         return EncodedTask({split: encoded(split) for split in SPLITS}, 0)
 
@@ -87,7 +93,7 @@ class Counting:
         return Counter(encoder, config, self.config.seed)
 
     def inputs(self, data: EncodedTexts, rows: np.ndarray, device: torch.device) -> list[torch.Tensor]:
-        ids = [torch.tensor(data.ids[row], device=device) for row in rows]
+        ids = [torch.tensor(data.ids.take(np.array([row])).values, device=device) for row in rows]
         return [nn.utils.rnn.pad_sequence(ids, batch_first=True)]
 
     def loss(self, outputs: torch.Tensor, data: EncodedTexts, rows: np.ndarray) -> torch.Tensor:
@@ -105,15 +111,14 @@ class Counting:
     def selection_key(self, metrics: Mapping[str, float]) -> tuple[float]:
         return (-metrics["error"],)
 
-    def predictions(
-        self, examples: Sequence[NumberedText], answers: Sequence[float], data: Any
-    ) -> list[dict[str, Any]]:
+    def predictions(self, examples: Sequence[NumberedText], answers: Sequence[float], data: Any) -> Predictions:
         pairs = zip(examples, answers, strict=True)
-        return [{"row": example.row, "label": example.number, "predicted": answer} for example, answer in pairs]
+        rows = [{"row": example.row, "label": example.label, "predicted": answer} for example, answer in pairs]
+        return Predictions(rows, {"column.txt": self.config.column.encode()})
 
     def scores(self, examples: Sequence[NumberedText], predicted: Sequence[float]) -> dict[str, Any]:
         pairs = zip(examples, predicted, strict=True)
-        return {"error": sum((example.number - answer) ** 2 for example, answer in pairs) / len(examples)}
+        return {"error": sum((example.label - answer) ** 2 for example, answer in pairs) / len(examples)}
 
     def baselines(self, examples: Sequence[NumberedText]) -> dict[str, list[float]]:
         return {"mean": [0.5] * len(examples)}
@@ -122,15 +127,10 @@ class Counting:
         return [("text", example.text)]
 
     def sample(self, example: NumberedText) -> dict[str, Any]:
-        return {"text": example.text, "label": example.number}
+        return {"text": example.text, "label": example.label}
 
     def facts(self) -> dict[str, Any]:
-        return {"shapes": sum(example.number for example in self.examples)}
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: Any
-    ) -> dict[str, bytes]:
-        return {"column.txt": self.config.column.encode()}
+        return {"shapes": sum(example.label for example in self.examples)}
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForCounting", {})

@@ -195,6 +195,13 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
     return next(matching, ARCHITECTURES[DEFAULT_ARCHITECTURE])
 
 
+def read_vocabulary(location: Location) -> tuple[vocab_file.VocabFile | None, list[str]]:
+    """The vocabulary in the folder of a model, or None, and how Cloze's tokenizer differs; reads no weights."""
+    config_file = find_config(location)
+    _, vocab_size = _read_config(config_file)
+    return _read_vocabulary(location, vocab_size, config_file.name)
+
+
 def _read_vocabulary(
     location: Location, vocab_size: int, config_name: str
 ) -> tuple[vocab_file.VocabFile | None, list[str]]:

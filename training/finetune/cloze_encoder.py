@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import PAD
+from cloze.pipeline.text.tokenizer import PAD, parse_tokenizer
 from cloze.training.checkpoints.huggingface import read_model_config, tokenizer_files
 from cloze.training.finetune.tasks.task import Task, TransformersHead
 from cloze.training.model.architectures import architecture_of
@@ -34,9 +34,7 @@ class ClozeEncoder:
         return self.config.max_position_embeddings
 
     def tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_buffer(self.tokenizer_files["tokenizer.json"])
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+        return parse_tokenizer(self.tokenizer_files["tokenizer.json"])
 
     def check_masked_lm_head(self) -> None:
         self._masked_lm_head(self.read_weights())

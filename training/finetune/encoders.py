@@ -11,14 +11,16 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
-from cloze.pipeline.text.tokenizer import build_tokenizer, tokenizer_config_json
+from cloze.pipeline.text.tokenizer import build_tokenizer, parse_tokenizer, tokenizer_config_json
+from cloze.pipeline.text.vocab_file import VocabFile
 from cloze.training.checkpoints import huggingface
 from cloze.training.checkpoints.checkpoint import CheckpointRef, checkpoint_ref
-from cloze.training.checkpoints.warm_start import checkpoint_vocab
+from cloze.training.checkpoints.warm_start import checkpoint_vocab, is_digest, weights_files
 from cloze.training.finetune import cloze_encoder, transformers_encoder
 from cloze.training.finetune.cloze_encoder import ClozeEncoder
 from cloze.training.finetune.tasks.task import Task, TransformersHead
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 _NO_POOLER = (
     "The checkpoint has no pooler (examples.objective mlm): where the task uses one, it began with random weights"
 )
@@ -97,18 +99,53 @@ def from_weights_file(file: SourceFile) -> PretrainedEncoder:
         return transformers_encoder.from_folder(folder)
     found = huggingface.read(folder)
     if found.vocab is None:
-        raise UserError(f"{folder}: has no vocab.txt or tokenizer.json; add the one that belongs to the weights")
-    pieces = found.vocab.pieces
-    tokenizer = build_tokenizer(pieces, found.vocab.lowercase is not False, found.vocab.strip_accents)
-    files = {
-        "vocab.txt": "".join(f"{piece}\n" for piece in pieces).encode(),
-        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
-        "tokenizer_config.json": tokenizer_config_json().encode(),
-    }
+        raise _no_vocabulary(folder)
+    files = _tokenizer_files(found.vocab)
     no_pooler = f"{folder.name} has no pooler: where the task uses one, it began with random weights"
     notes = () if "bert.pooler.weight" in found.weights else (no_pooler,)
     read_weights = partial(_weights_of_folder, folder)
     return ClozeEncoder(found.model, found.vocab_size, files, read_weights, (*found.notes, *notes), str(folder))
+
+
+def tokenizer_paths(init: str, root: Location) -> list[str]:
+    """The `init` of a task -> the files that its tokenizer is read from, in one folder. Raises as `weights_files`."""
+    if is_digest(init):
+        checkpoint = weights_files(init, root)[0].rpartition("/")[0]
+        vocab = checkpoint_vocab(Location(checkpoint))
+        return [(vocab / name).uri for name in vocab_file.FILES]
+    folder = Location(init)
+    present = [file.uri for name in _TOKENIZER_FILES if (file := folder / name).is_file()]
+    return [huggingface.find_config(folder).uri, *present]
+
+
+def tokenizer_of(folder: Location) -> Tokenizer:
+    """The tokenizer in the folder of `tokenizer_paths`, or of a vocab artifact, as `PretrainedEncoder` has it."""
+    return parse_tokenizer(_tokenizer_files_of(folder)["tokenizer.json"])
+
+
+def _tokenizer_files_of(folder: Location) -> Mapping[str, bytes]:
+    if not huggingface.find_config(folder).is_file():  # not a model
+        return vocab_file.read_files(folder)
+    if huggingface.other_model_type(folder):
+        return transformers_encoder.read_tokenizer(folder)
+    vocab, _ = huggingface.read_vocabulary(folder)
+    if vocab is None:
+        raise _no_vocabulary(folder)
+    return _tokenizer_files(vocab)
+
+
+def _tokenizer_files(vocab: VocabFile) -> dict[str, bytes]:
+    """The files of a vocab artifact with this vocabulary."""
+    tokenizer = build_tokenizer(vocab.pieces, vocab.lowercase is not False, vocab.strip_accents)
+    return {
+        "vocab.txt": "".join(f"{piece}\n" for piece in vocab.pieces).encode(),
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": tokenizer_config_json().encode(),
+    }
+
+
+def _no_vocabulary(folder: Location) -> UserError:
+    return UserError(f"{folder}: has no vocab.txt or tokenizer.json; add the one that belongs to the weights")
 
 
 def _weights_of_folder(folder: Location) -> Mapping[str, Tensor]:

@@ -57,5 +57,5 @@ class FineTunedModel:
                 answers[row] = answer
         return [
             {key: value for key, value in row.items() if key not in ("row", "id", "label")}
-            for row in task.predictions(task.examples, answers, data)
+            for row in task.predictions(task.examples, answers, data).rows
         ]

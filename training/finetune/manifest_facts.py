@@ -66,6 +66,17 @@ class ScoreFact(Fact, extra="allow"):
         return getattr(self, metric, None)
 
 
+class PublishedFact(Fact):
+    """Scores that BERT's paper reports."""
+
+    benchmark: str  # GLUE's MNLI, SQuAD-v1.1
+    split: str
+    metric: str
+    base: float | None = None
+    large: float | None = None
+    source: str
+
+
 class ShownExample(Fact, extra="allow"):
     """An example of the test split and its prediction."""
 
@@ -86,9 +97,11 @@ class FinetuneFacts(Facts, extra="allow"):
 
     labels: dict[str, dict[str, int]] = Field(default={})  # split -> label -> count
     scores: dict[str, ScoreFact] = Field(default={})
+    extra_scores: dict[str, dict[str, ScoreFact]] = Field(default={})  # of the extra files with labels, by their names
     metric: str = "accuracy"
     scored_split: str = "test"
     paper: dict[str, float] = Field(default={})  # base, large: BERT's scores on GLUE's test set, by the task's metric
+    published: list[PublishedFact] = Field(default=[])  # these and the scores on other benchmarks
     variants: dict[str, CurvesFact] = Field(default={})
     trials: dict[str, CurvesFact] = Field(default={})
     seeds: dict[str, list[SeedsFact]] = Field(default={})  # by variant, one for each combination of hyperparameters
@@ -98,9 +111,18 @@ class FinetuneFacts(Facts, extra="allow"):
     @property
     def metric_scores(self) -> dict[str, Estimate]:
         """The task's metric by variant and baseline, of those that have an interval; empty if pretrained has none."""
+        return self._metric_scores(self.scores)
+
+    @property
+    def extra_metric_scores(self) -> dict[str, dict[str, Estimate]]:
+        """The same for each extra file with labels, by its name."""
+        found = {name: self._metric_scores(scores) for name, scores in self.extra_scores.items()}
+        return {name: scores for name, scores in found.items() if scores}
+
+    def _metric_scores(self, all_scores: dict[str, ScoreFact]) -> dict[str, Estimate]:
         scores = {
             name: Estimate(value, *score.interval)
-            for name, score in self.scores.items()
+            for name, score in all_scores.items()
             if (value := score.value(self.metric)) is not None and score.interval
         }
         return scores if "pretrained" in scores else {}

@@ -1,5 +1,6 @@
 """Encoder + labelled files -> a fine-tuned model, its predictions and its scores, next to those of baselines."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -10,19 +11,19 @@ from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
-from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.cluster.elastic import Placement, nodes
 from cloze.training.cluster.heartbeat import Progress
 from cloze.training.cluster.job_queue import run_jobs
+from cloze.training.finetune.encoded_files import StoredSplits
 from cloze.training.finetune.encoders import PretrainedEncoder, from_checkpoint, from_weights_file
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import SPLITS, TaskConfig, TrainedTaskConfig
+from cloze.training.finetune.tasks.task import TaskConfig, TrainedTaskConfig, splits_of, task_files
 from cloze.training.finetune.trial_runs import run_job
 from cloze.training.finetune.trials import FinetuneSetup, over_seeds, part_name, unfinished_jobs
 
-VERSION = 4
+VERSION = 5
 
 _SHOWN = 4  # examples of each kind for the report
 _SHOWN_CHARS = 400
@@ -31,7 +32,7 @@ _SHOWN_CHARS = 400
 def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
     """Raises UserError when a labelled file cannot be read, learned from or scored, or `init` is not an encoder that
     the task can start from."""
-    task = task_of(config).read(config, _files(sources))
+    task = task_of(config).read(config, task_files(config, sources))
     if init := sources.get("init"):
         encoder = from_weights_file(init)
         _check_positions(encoder, config)
@@ -41,19 +42,21 @@ def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
 
 def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     """inputs: "checkpoint" (CheckpointRef) and "vocab" (Artifact), or "init" (SourceFile: the weights in a Hugging Face
-    folder or a checkpoint); "data", or "train", "dev" and "test" (SourceFile). Requires a Ray session.
+    folder or a checkpoint); "encoded" (Artifact: the task's examples as token ids); "data", or "train", "dev", "test"
+    and the names of extra files (SourceFile). Requires a Ray session.
 
     facts: the task's facts about its files, "scores" (pretrained, random and the baselines -> numbers by name),
-    "scored_split" and "metric", "variants" (pretrained, random -> trial, loss, the task's metrics on dev, best_epoch),
-    "trials" (the same for each), "seeds" (for each variant: see `over_seeds`), "examples" (some correct and some wrong
-    predictions), "notes" (for the user).
+    "scored_split" and "metric", "extra_scores" (the same scores for each extra file with labels), "variants"
+    (pretrained, random -> trial, loss, the task's metrics on dev, best_epoch), "trials" (the same for each), "seeds"
+    (for each variant: see `over_seeds`), "examples" (some correct and some wrong predictions), "notes" (for the user).
     Raises UserError.
     """
     encoder = _encoder(inputs)
     _check_positions(encoder, config)
-    task = task_of(config).read(config, _files(inputs))
-    data = task.encode(encoder.tokenizer())
-    setup = FinetuneSetup(config, task, data, encoder, out)
+    task = task_of(config).read(config, task_files(config, inputs))
+    splits = splits_of(task.examples)
+    stored = StoredSplits(inputs["encoded"].location, splits, task.split_kind)
+    setup = FinetuneSetup(config, task, stored, encoder, out)
     names = [name for variant in setup.variants for name in setup.parts(variant)]
     FinetuneFacts.model_validate(task.facts())  # fail now, not after hours of training
     if len(out.finished_parts(names)) < len(names):
@@ -61,16 +64,11 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     parts = out.require_parts(names)
     setup.trials_folder.delete()
     facts = _facts(setup, {part.name: part.facts for part in parts})
-    scores = json.dumps(facts.plain["scores"], indent=1, ensure_ascii=False)
     return out.finish(
-        [*parts, out.commit("scores", {"scores.json": scores.encode()})],
+        [*parts, out.commit("scores", _score_files(facts.plain))],
         identity(config),
         {name: _input_identity(item) for name, item in inputs.items()},
-        counts={
-            **{split: len(setup.examples(split)) for split in SPLITS},
-            "truncated": data.truncated,
-            **data.counts,
-        },
+        counts={split: len(setup.examples(split)) for split in splits},
         facts=facts,
     )
 
@@ -101,11 +99,6 @@ def gpus_of_trial(config: TaskConfig, gpus_found: int) -> int | Literal["auto"]:
     return min(gpus_found, max(1, gpus_found // (len(config.trials) * (1 + config.compare_random))))
 
 
-def _files(inputs: Mapping[str, Any]) -> dict[str, Location]:
-    """The labelled files among the inputs, by the names that tasks know."""
-    return {name: inputs[name].location for name in ("data", *SPLITS) if name in inputs}
-
-
 def _encoder(inputs: Mapping[str, Any]) -> PretrainedEncoder:
     init: SourceFile | None = inputs.get("init")
     return from_weights_file(init) if init else from_checkpoint(inputs["checkpoint"], inputs["vocab"].location)
@@ -130,9 +123,8 @@ def _check_positions(encoder: PretrainedEncoder, config: TaskConfig) -> None:
 def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> FinetuneFacts:
     """The manifest's facts, from those of the finished parts."""
     task = setup.task
-    examples = setup.examples(task.scored_split)
-    predicted = {variant: parts[variant]["predicted"] for variant in setup.variants} | task.baselines(examples)
-    scores = {name: task.scores(examples, answers) for name, answers in predicted.items()}
+    scores, *extra_scores = _scores(setup, {variant: parts[variant]["predicted"] for variant in setup.variants})
+    examples, predicted = setup.examples(task.scored_split), parts["pretrained"]["predicted"][task.scored_split]
     seeds = {
         variant: rows
         for variant in setup.variants
@@ -141,6 +133,7 @@ def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> Finetun
     facts = {
         **task.facts(),
         "scores": scores,
+        **({"extra_scores": dict(zip(setup.scored_splits[1:], extra_scores, strict=True))} if extra_scores else {}),
         "scored_split": task.scored_split,
         "metric": next(iter(scores["pretrained"])),
         "variants": {
@@ -149,10 +142,36 @@ def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> Finetun
         },
         "trials": {name: facts for name, facts in parts.items() if name not in setup.variants},
         "seeds": seeds,
-        "examples": _shown([task.sample(example) for example in examples], predicted["pretrained"], setup.config.seed),
+        "examples": _shown([task.sample(example) for example in examples], predicted, setup.config.seed),
         "notes": list(setup.encoder.notes),
     }
     return FinetuneFacts.model_validate(facts)
+
+
+def _scores(setup: FinetuneSetup, predicted: Mapping[str, Mapping[str, list[Any]]]) -> list[dict[str, Any]]:
+    """For each scored split: the scores of the variants and of the baselines, by their names.
+
+    `predicted`: variant -> split -> the variant's predictions.
+    """
+    examples = {split: setup.examples(split) for split in setup.scored_splits}
+    baselines = setup.task.baselines(list(itertools.chain(*examples.values())))  # of all at once: they are fitted once
+    scores, start = list[dict[str, Any]](), 0
+    for split, of_split in examples.items():
+        stop = start + len(of_split)
+        answers = {variant: found[split] for variant, found in predicted.items()}
+        answers |= {name: found[start:stop] for name, found in baselines.items()}
+        scores.append({name: setup.task.scores(of_split, found) for name, found in answers.items()})
+        start = stop
+    return scores
+
+
+def _score_files(facts: Mapping[str, Any]) -> dict[str, bytes]:
+    """scores.json, and scores-NAME.json for each extra file with labels."""
+    files = {
+        "scores": facts["scores"],
+        **{f"scores-{name}": found for name, found in facts.get("extra_scores", {}).items()},
+    }
+    return {f"{name}.json": json.dumps(found, indent=1, ensure_ascii=False).encode() for name, found in files.items()}
 
 
 def _shown(test: Sequence[Mapping[str, Any]], predicted: Sequence[Any], seed: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A trial of fine-tuning: prepared data, an encoder and hyperparameters -> the weights of the best epoch on dev.
+"""A trial of fine-tuning: encoded examples, an encoder, hyperparameters -> the weights of the best epoch on dev.
 
 The variant "random" is trained like "pretrained" (data order, dropout, hyperparameters, head), from an encoder with
 random weights. A trial depends on its own seed alone, and not on what its process has trained before.
@@ -102,7 +102,7 @@ class FinetuneTrainer:
 
         A trial whose loss is not finite ends there. Raises UserError if it is the only one.
         """
-        data, seed, task = self.setup.data.splits["train"], self.setup.seed(trial), cast(TrainedTask, self.setup.task)
+        data, seed, task = self.setup.splits["train"], self.setup.seed(trial), cast(TrainedTask, self.setup.task)
         config, steps = cast(TrainedTaskConfig, self.setup.config), self.setup.steps(trial)
         number = config.trials.index(trial) + 1
         place = f"{variant}, trial {number} of {len(config.trials)}" if len(config.trials) > 1 else variant
@@ -128,7 +128,7 @@ class FinetuneTrainer:
                 self.report_progress(
                     len(result.losses), f"{place}, epoch {epoch + 1} of {trial.epochs}, loss {loss:.3f}"
                 )
-            dev = self.setup.data.splits["dev"]
+            dev = self.setup.splits["dev"]
             metrics = task.evaluate(self.answers(model, dev), dev)
             result.add_epoch(metrics, task.selection_key(metrics), model)
             if config.early_stopping and len(result.dev) - result.best_epoch >= config.early_stopping:
@@ -153,7 +153,7 @@ class FinetuneTrainer:
 
         The model stays as it is if the loss is not finite.
         """
-        data, task = self.setup.data.splits["train"], cast(TrainedTask, self.setup.task)
+        data, task = self.setup.splits["train"], cast(TrainedTask, self.setup.task)
         worker_rows = rows[self.rank :: self.workers]
         model.train()
         optimizer.zero_grad()

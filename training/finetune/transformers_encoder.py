@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import load_tokenizer
+from cloze.pipeline.text.tokenizer import load_tokenizer, parse_tokenizer
 from cloze.training.checkpoints.weight_files import SAFETENSORS, find_weight_files, printable, read_json, read_tensors
 from cloze.training.finetune.tasks.special_tokens import SpecialTokens, mask_id
 from cloze.training.finetune.tasks.task import Task, TransformersHead
@@ -53,9 +53,7 @@ class TransformersEncoder:
     notes: tuple[str, ...] = ()
 
     def tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_buffer(self.tokenizer_files["tokenizer.json"])
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+        return parse_tokenizer(self.tokenizer_files["tokenizer.json"])
 
     def check_masked_lm_head(self) -> None:
         try:
@@ -117,7 +115,7 @@ def from_folder(folder: Location) -> TransformersEncoder:
     """
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _REPLACED_KEYS}
     model = _build(folder, config, "Model")
-    encoder = TransformersEncoder(folder, config, {"tokenizer.json": _read_tokenizer(folder)}, _max_tokens(model))
+    encoder = TransformersEncoder(folder, config, read_tokenizer(folder), _max_tokens(model))
     tensors, tokenizer, notes = _tensors(folder), encoder.tokenizer(), list[str]()
     missing = _load_pretrained(model, tensors, folder)
     try:
@@ -181,8 +179,8 @@ def _tensors(folder: Location) -> dict[str, Tensor]:
     return {one.name: one.tensor for one in read_tensors(files)}
 
 
-def _read_tokenizer(folder: Location) -> bytes:
-    """tokenizer.json without its settings for padding and truncation. Raises UserError when it cannot be used."""
+def read_tokenizer(folder: Location) -> dict[str, bytes]:
+    """The file tokenizer.json, without settings for padding and truncation. Raises UserError when it is missing."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise UserError(
@@ -190,7 +188,7 @@ def _read_tokenizer(folder: Location) -> bytes:
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     load_tokenizer(file)
-    return _json({**read_json(file), "padding": None, "truncation": None})
+    return {file.name: _json({**read_json(file), "padding": None, "truncation": None})}
 
 
 def _with_prefix_space(part: Any) -> Any:

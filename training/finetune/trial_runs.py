@@ -10,7 +10,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.training.cluster.collectives import broadcast_object
 from cloze.training.cluster.heartbeat import ReportProgress
 from cloze.training.finetune.model_files import model_files
-from cloze.training.finetune.tasks.task import SPLITS, Trial
+from cloze.training.finetune.tasks.task import Trial, splits_of
 from cloze.training.finetune.trainer import FinetuneTrainer, TrialResult
 from cloze.training.finetune.trials import (
     FinetuneSetup,
@@ -62,8 +62,8 @@ def _store(setup: FinetuneSetup, variant: str, trial: Trial, result: TrialResult
 
 
 def _evaluate_best(trainer: FinetuneTrainer, variant: str) -> None:
-    """Predict dev and test with the best trial's weights, and commit the variant: the facts of its training,
-    predictions, and its model. The model of the random variant is not kept.
+    """Predict dev, test and the extra files with the best trial's weights, and commit the variant: the facts of its
+    training, predictions, and its model. The model of the random variant is not kept.
 
     Raises UserError if all trials have diverged.
     """
@@ -77,19 +77,18 @@ def _evaluate_best(trainer: FinetuneTrainer, variant: str) -> None:
             raise UserError(f"finetune-{setup.config.name}: the loss of every trial is nan or inf; lower learning_rate")
         model.load_state_dict(load(setup.weights_file(variant, best).read_bytes()))
         facts = {"trial": best.facts(), "precision": trainer.precision, **trials[best]}
-    files, predicted = dict[str, bytes](), list[Any]()
-    for split in SPLITS[1:]:
+    files, predicted = dict[str, bytes](), dict[str, list[Any]]()
+    for split in splits_of(task.examples)[1:]:
         if not (examples := setup.examples(split)):
             continue
-        data = setup.data.splits[split]
+        data = setup.splits[split]
         answers = trainer.answers(model, data)
         predictions = task.predictions(examples, answers, data)
         name = variant if split == task.scored_split else f"{variant}-{split}"
-        files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions, escaped=False)
-        others = task.prediction_files(split, predictions, answers, data)
-        files |= {f"predictions/{name}/{file}": content for file, content in others.items()}
-        if split == task.scored_split:
-            predicted = [row["predicted"] for row in predictions]
+        files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions.rows, escaped=False)
+        files |= {f"predictions/{name}/{file}": content for file, content in predictions.files.items()}
+        if split in setup.scored_splits:
+            predicted[split] = [row["predicted"] for row in predictions.rows]
     if trainer.rank:
         return
     if variant == "pretrained":

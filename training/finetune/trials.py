@@ -14,7 +14,7 @@ from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.job_queue import Job
 from cloze.training.finetune.encoders import PretrainedEncoder
-from cloze.training.finetune.tasks.task import EncodedTask, Task, TaskConfig, Trial
+from cloze.training.finetune.tasks.task import SPLITS, EncodedSplit, Task, TaskConfig, Trial, splits_of
 
 SelectionKey = tuple[float, ...]  # see Task.selection_key
 
@@ -25,7 +25,7 @@ class FinetuneSetup:
 
     config: TaskConfig
     task: Task
-    data: EncodedTask
+    splits: Mapping[str, EncodedSplit]  # the task's examples as token ids
     encoder: PretrainedEncoder
     out: Output
 
@@ -38,9 +38,16 @@ class FinetuneSetup:
         """The task's examples of a split."""
         return [example for example in self.task.examples if example.split == split]
 
+    @property
+    def scored_splits(self) -> list[str]:
+        """The task's scored split, then the extra files with labels."""
+        extra = splits_of(self.task.examples)[len(SPLITS) :]
+        labelled = [split for split in extra if self.examples(split)[0].label is not None]
+        return [self.task.scored_split, *labelled]
+
     def steps(self, trial: Trial) -> int:
         """The number of optimizer steps of a trial."""
-        return trial.epochs * math.ceil(len(self.data.splits["train"].lengths) / trial.batch_size)
+        return trial.epochs * math.ceil(len(self.splits["train"].lengths) / trial.batch_size)
 
     def seed(self, trial: Trial) -> int:
         """The seed of a trial's data order, dropout and initial weights."""

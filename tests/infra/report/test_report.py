@@ -737,3 +737,23 @@ def test_downsampled_curves_keep_their_mean_and_their_end() -> None:
 )
 def test_numbers_are_formatted_for_people(value: float, expected: str) -> None:
     assert charts.format_number(value) == expected
+
+
+def test_extra_files_and_published_scores_are_shown(tmp_path: Path) -> None:
+    scores = {"accuracy": 0.834, "interval": [0.82, 0.85]}
+    published = {
+        "benchmark": "SWAG",
+        "split": "dev",
+        "metric": "accuracy",
+        "base": 0.816,
+        "large": 0.866,
+        "source": "X",
+    }
+    test_only = {"benchmark": "SWAG", "split": "test", "metric": "accuracy", "large": 0.863, "source": "X"}
+    facts = {"extra_scores": {"mismatched": {"pretrained": scores}}, "published": [published, test_only]}
+    text = page_of(tmp_path, {"finetune-authors": finetune(tmp_path, "d" * 64, (60, 100), (55, 100), **facts)})
+    assert "<b>Test accuracy</b>" in text and "<b>Mismatched accuracy</b>" in text and "83.4" in text
+    line = (
+        "SWAG dev accuracy 81.6 % with BERT-base and 86.6 % with BERT-large; SWAG test accuracy 86.3 % with BERT-large"
+    )
+    assert f"The BERT paper reports: {line} (X)." in text.replace("\u202f", " ").replace("\xa0", " ")

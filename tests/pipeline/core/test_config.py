@@ -365,10 +365,11 @@ class Reading(Config):
     other: Annotated[str | None, InputPath()] = None
     init: Annotated[str | None, InputPath(files_in=lambda folder, root: [f"{folder}/x"], is_name=str.isdigit)] = None
     corpora: tuple[Corpus, ...] = ()
+    lists: Annotated[dict[str, str] | None, InputPath()] = None
 
 
 WIKI = Corpus(name="wiki", files=["b*.txt", "c.txt"], stopwords="d.txt")
-READING = Reading(init="model", corpora=(WIKI, Corpus(name="x", files=[])))
+READING = Reading(init="model", corpora=(WIKI, Corpus(name="x", files=[])), lists={"stop": "e.txt"})
 
 
 def test_marked_paths_are_found_at_any_depth_under_their_inputs_names() -> None:
@@ -378,6 +379,7 @@ def test_marked_paths_are_found_at_any_depth_under_their_inputs_names() -> None:
         (("corpora", 0, "files"), "wiki", ("b*.txt", "c.txt")),
         (("corpora", 0, "stopwords"), "wiki.stopwords", ("d.txt",)),
         (("corpora", 1, "files"), "x", ()),
+        (("lists", "stop"), "stop", ("e.txt",)),
     ]
 
 
@@ -391,6 +393,7 @@ def test_marked_paths_can_be_replaced_and_nothing_else_changes() -> None:
         file="/a.txt",
         init="/model",
         corpora=(Corpus(name="wiki", files=["/b*.txt", "/c.txt"], stopwords="/d.txt"), Corpus(name="x", files=[])),
+        lists={"stop": "/e.txt"},
     )
 
 

@@ -60,7 +60,7 @@ def task_setup(glue: str, files: dict[str, Path], encoder: PretrainedEncoder, ro
     )
     task = task_of(config).read(config, {split: Location(str(file)) for split, file in files.items()})
     out = Output(Location(str(root / "artifact")), f"finetune-{glue}", 1, "0")
-    return FinetuneSetup(config, task, task.encode(encoder.tokenizer()), encoder, out)
+    return FinetuneSetup(config, task, task.encode(encoder.tokenizer()).splits, encoder, out)
 
 
 @pytest.mark.parametrize(("glue", "count"), [("SST-2", 2000), ("MRPC", 3667)])
@@ -69,7 +69,7 @@ def test_the_tokens_are_those_of_transformers_tokenizer(bert: Path, tmp_path: Pa
     setup = task_setup(glue, files, read_encoder(bert, tmp_path), tmp_path)
     examples = setup.examples("train")[:count]
     assert len(examples) == count
-    data: Any = setup.data.splits["train"]
+    data: Any = setup.splits["train"]
     expected = tokenized(bert, examples)
     for row, (ids, segments) in enumerate(zip(expected["input_ids"], expected["token_type_ids"], strict=True)):
         assert tokens(data.texts, row) == (ids, segments), examples[row]
@@ -126,7 +126,7 @@ def train_cloze(setup: FinetuneSetup) -> tuple[Trained, dict[str, Tensor]]:
 
 def train_transformers(setup: FinetuneSetup, folder: Path, initial: dict[str, Tensor]) -> Trained:
     """Trains transformers' model, from its own reading of the folder, with the head in `initial`."""
-    data, seed, steps = setup.data.splits["train"], setup.config.seed, setup.steps(setup.config.trials[0])
+    data, seed, steps = setup.splits["train"], setup.config.seed, setup.steps(setup.config.trials[0])
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=torch.float32).train()
     for name in ("classifier.weight", "classifier.bias"):
         model.get_parameter(name).data.copy_(initial[name])

@@ -226,7 +226,7 @@ def test_accuracy_and_loss_are_those_of_the_true_labels():
 
 def test_predictions_name_the_row_and_the_most_likely_label():
     answers = [np.array([0.25, 0.75], dtype=np.float32)]
-    rows = task(["a", "b"]).predictions([LabelledText(9, "test", "a", "x")], answers, None)
+    rows = task(["a", "b"]).predictions([LabelledText(9, "test", "a", "x")], answers, None).rows
     assert rows == [{"row": 9, "label": "a", "predicted": "b", "probabilities": {"a": 0.25, "b": 0.75}}]
 
 

@@ -25,9 +25,10 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
 from cloze.training.checkpoints import checkpoint
 from cloze.training.checkpoints.checkpoint import SavedConfig
+from cloze.training.finetune import stage
 from cloze.training.finetune.encoders import from_checkpoint
 from cloze.training.finetune.fine_tuned_model import FineTunedModel
-from cloze.training.finetune.stage import check, run
+from cloze.training.finetune.stage import check
 from cloze.training.finetune.tasks import registry
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from cloze.training.finetune.tasks.registry import task_of
@@ -37,7 +38,7 @@ from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.hardware import cpu_threads
 from tests.training.counting_task import Counting, CountingConfig
-from tests.training.finetune.tasks.trained import train_in_process
+from tests.training.finetune.tasks.trained import encoded, train_in_process
 
 VARIANTS = ("pretrained", "random")
 COLOURS, SHAPES, OTHERS = ("red", "blue", "green"), ("round", "square", "flat"), ("the", "a", "is", "of", "old", "new")
@@ -107,11 +108,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 def setup(settings: TaskConfig, inputs: Inputs, out: Output) -> FinetuneSetup:
     task = task_of(settings).read(settings, {"data": inputs["data"].location})
     encoder = from_checkpoint(inputs["checkpoint"], inputs["vocab"].location)
-    return FinetuneSetup(settings, task, task.encode(encoder.tokenizer()), encoder, out)
+    return FinetuneSetup(settings, task, task.encode(encoder.tokenizer()).splits, encoder, out)
 
 
 def output(folder: Path) -> Output:
     return Output(Location(str(folder)), "finetune-words", 1, "0")
+
+
+def run(settings: TaskConfig, inputs: Inputs, out: Output) -> Manifest:
+    """Encode the examples, and fine-tune."""
+    folder = Path(out.location.path).with_suffix(".encoded")
+    return stage.run(settings, inputs | {"encoded": encoded(settings, inputs, folder)}, out)
 
 
 def trained_here(settings: TaskConfig, inputs: Inputs, folder: Path) -> Output:
@@ -233,9 +240,10 @@ def test_the_manifest_has_inputs_counts_curves_and_examples(finished, inputs):
     assert manifest.inputs == {
         "checkpoint": inputs["checkpoint"].digest,
         "vocab": "v",
+        "encoded": "e",
         "data": inputs["data"].identity,
     }
-    assert manifest.counts == {"train": 64, "dev": 20, "test": 20, "truncated": 0}
+    assert manifest.counts == {"train": 64, "dev": 20, "test": 20}
     assert sum(facts["labels"]["train"].values()) == 64
     for variant in VARIANTS:
         curves = facts["variants"][variant]

@@ -30,8 +30,9 @@ from cloze.training.finetune.tasks.question_answering.squad_files import read_qu
 from cloze.training.finetune.tasks.question_answering.windows import build_windows
 from cloze.training.finetune.tasks.registry import FinetuneConfig, task_of
 from cloze.training.finetune.tasks.task import TaskConfig
-from cloze.training.finetune.trainer import FinetuneSetup, FinetuneTrainer
+from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.hardware import cpu_threads
+from tests.training.finetune.tasks.trained import train_in_process
 from tests.training.finetune.transformers_folders import MODEL_TYPES, SQUAD, texts, write_folder
 
 SETTINGS = {"max_seq_length": 96, "learning_rate": 0.001, "batch_size": 4, "epochs": 1, "precision": "fp32"}
@@ -94,7 +95,7 @@ def setup(kind: str, folder: Path, root: Path, **settings: Any) -> FinetuneSetup
     config, files = write_task(kind, root, **settings)
     task, encoder = task_of(config).read(config, files), read_encoder(folder, root)
     out = Output(Location(str(root / "out")), "finetune-task", 1, "0")
-    return FinetuneSetup(config, task, task.encode(encoder.tokenizer()), encoder, out)
+    return FinetuneSetup(config, task, task.encode(encoder.tokenizer()).splits, encoder, out)
 
 
 def inputs_of_transformers(kind: str, tokenizer: Any, examples: list[Any], names: dict[str, int]) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def test_tokens_logits_and_loss_are_those_of_transformers_on_the_exported_folder
     reference = getattr(transformers, f"AutoModel{class_name}").from_pretrained(tmp_path / "exported").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
 
-    data, rows = given.data.splits["train"], np.arange(6)
+    data, rows = given.splits["train"], np.arange(6)
     names = {label: number for number, label in reference.config.id2label.items()}
     expected_inputs = inputs_of_transformers(kind, tokenizer, given.examples("train")[: len(rows)], names)
     inputs = task.inputs(data, rows, torch.device("cpu"))
@@ -176,7 +177,7 @@ def test_with_16_bits_the_heads_compute_in_32(model_type, folder_of, tmp_path):
     given = setup("classification", folder_of(model_type), tmp_path)
     model = given.encoder.new_model(given.task, 3, pretrained=True).eval()
     rows = np.arange(20)
-    inputs = given.task.inputs(given.data.splits["train"], rows, torch.device("cpu"))
+    inputs = given.task.inputs(given.splits["train"], rows, torch.device("cpu"))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         numbers = model(*inputs)[:, 0]
     assert numbers.dtype == torch.float32 and (numbers != numbers.bfloat16()).any()
@@ -185,7 +186,7 @@ def test_with_16_bits_the_heads_compute_in_32(model_type, folder_of, tmp_path):
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_pieces_of_minimal_pairs_have_the_log_probabilities_of_transformers(model_type, folder_of, tmp_path):
     given = setup("minimal_pairs", folder_of(model_type), tmp_path)
-    data, rows, task = given.data.splits["test"], np.arange(12), given.task
+    data, rows, task = given.splits["test"], np.arange(12), given.task
     inputs = task.inputs(data, rows, torch.device("cpu"))
     input_ids, attention_mask, positions = inputs
     reference = AutoModelForMaskedLM.from_pretrained(folder_of(model_type)).eval()
@@ -201,7 +202,7 @@ def test_pieces_of_minimal_pairs_have_the_log_probabilities_of_transformers(mode
 def test_later_tokens_of_a_word_are_masked_with_its_byte_level_tokens(folder_of, tmp_path):
     given = setup("minimal_pairs", folder_of("roberta"), tmp_path)
     encoding = given.encoder.tokenizer().encode(given.examples("test")[0].good)
-    data: Any = given.data.splits["test"]
+    data: Any = given.splits["test"]
     row = next(
         i for i in range(len(encoding.ids)) if encoding.tokens[i + 1][0] != "Ġ" and encoding.tokens[i + 2][0] == "Ġ"
     )
@@ -228,17 +229,16 @@ class Killed(Exception):
 
 
 def train(given: FinetuneSetup, stop_after: float = np.inf) -> dict[str, bytes]:
-    """Trains in this process; returns the files of all parts."""
+    """Trains in this process, at most `stop_after` steps; returns the files of all parts."""
+    steps = itertools.count(1)
 
-    def report_progress(done: float, note: str) -> None:
-        if done >= stop_after:
+    def report_progress(done: float, note: str) -> bool:
+        if next(steps) >= stop_after:
             raise Killed
+        return False
 
-    try:
-        with cpu_threads(1):
-            FinetuneTrainer(given, report_progress).train_all()
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with cpu_threads(1):
+        train_in_process(given, report_progress)
     folder = given.out.location.local_path
     assert folder is not None
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}

@@ -16,7 +16,7 @@ from cloze.training.finetune.overlap.ngrams import NgramIndex
 from cloze.training.finetune.overlap.pretraining_documents import PretrainingDocuments
 from cloze.training.finetune.overlap.shard_search import search
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import SPLITS, Task, TaskConfig
+from cloze.training.finetune.tasks.task import Task, TaskConfig, splits_of, task_files
 
 VERSION = 1
 
@@ -31,7 +31,7 @@ class SharedNgram(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationTexts:
-    """The texts of a task's dev and test examples, which are numbered: equal texts have one number."""
+    """The texts of a task's examples except train's. They are numbered: equal texts have one number."""
 
     examples: dict[str, list[Any]]  # by split, of those that have some
     texts: list[str]  # by number
@@ -39,7 +39,7 @@ class EvaluationTexts:
 
     @classmethod
     def of(cls, task: Task) -> Self:
-        splits = {split: [one for one in task.examples if one.split == split] for split in SPLITS[1:]}
+        splits = {split: [one for one in task.examples if one.split == split] for split in splits_of(task.examples)[1:]}
         examples = {split: found for split, found in splits.items() if found}
         numbers_by_text = dict[str, int]()
         numbers = {
@@ -84,8 +84,7 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     UserError.
     """
     finetuned: Artifact = inputs["finetuned"]
-    files = {name: inputs[name].location for name in ("data", *SPLITS) if name in inputs}
-    task = task_of(config).read(config, files)
+    task = task_of(config).read(config, task_files(config, inputs))
     evaluation, documents = EvaluationTexts.of(task), PretrainingDocuments.of(_model(inputs))
     fingerprints = {"finetuned": finetuned.fingerprint}
     if not documents.artifacts:

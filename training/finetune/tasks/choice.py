@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.baselines import majority
+from cloze.training.finetune.baselines import bag_of_words_choice, majority
 from cloze.training.finetune.heads import ChoiceClassifier
 from cloze.training.finetune.metrics.classification import accuracy
 from cloze.training.finetune.tasks.glue import NO_LABEL
@@ -26,19 +26,22 @@ from cloze.training.finetune.tasks.labelled_files import (
     LabelledExample,
     LabelledRow,
     check_splits,
+    may_be_unlabelled,
     read_rows,
     scored_split,
     with_splits,
 )
+from cloze.training.finetune.tasks.published_scores import published_fact
 from cloze.training.finetune.tasks.task import (
-    SPLITS,
     Column,
     EncodedTask,
     InputColumns,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
     TransformersHead,
     score_facts,
+    splits_of,
 )
 from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
@@ -118,6 +121,7 @@ class Choice:
     examples: list[ChoiceExample]
     choices: int  # of each example
     skipped: Mapping[str, int]  # invalid rows that were left out, by reason
+    split_kind: ClassVar[type] = EncodedChoices
 
     @classmethod
     def read(cls, config: ChoiceConfig, files: Mapping[str, Location]) -> Self:
@@ -165,14 +169,9 @@ class Choice:
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
         """The splits as token ids. The truncated ones are counted as choices."""
         splits, truncated = dict[str, EncodedChoices](), 0
-        for split in SPLITS:
+        for split in splits_of(self.examples):
             examples = [example for example in self.examples if example.split == split]
-            texts, shortened = encode_texts(
-                tokenizer,
-                [example.context for example in examples for _ in example.choices],
-                [choice for example in examples for choice in example.choices],
-                self.config.max_seq_length,
-            )
+            texts, shortened = encode_texts(tokenizer, *_pairs(examples), self.config.max_seq_length)
             targets = [-1 if example.label is None else example.label for example in examples]
             splits[split] = EncodedChoices(texts, np.array(targets, np.int64), self.choices)
             truncated += shortened
@@ -211,8 +210,8 @@ class Choice:
 
     def predictions(
         self, examples: Sequence[ChoiceExample], answers: Sequence[NDArray[np.float32]], data: EncodedChoices
-    ) -> list[dict[str, Any]]:
-        return [
+    ) -> Predictions:
+        rows = [
             {
                 "row": example.row,
                 "label": example.label,
@@ -221,19 +220,19 @@ class Choice:
             }
             for example, values in zip(examples, answers, strict=True)
         ]
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
-    ) -> dict[str, bytes]:
-        return {}
+        return Predictions(rows)
 
     def scores(self, examples: Sequence[ChoiceExample], predicted: Sequence[int]) -> dict[str, Any]:
         return score_facts({"accuracy": accuracy([example.label for example in examples], predicted)}, "accuracy")
 
     def baselines(self, examples: Sequence[ChoiceExample]) -> dict[str, list[Any]]:
-        """The most frequent number of train: chance, if the choices are in random order."""
-        train = [example.label for example in self.examples if example.split == "train"]
-        return {"majority": majority(train, len(examples))}
+        """The most frequent number of train (chance, if the choices are in random order), and a bag of words."""
+        train = [example for example in self.examples if example.split == "train"]
+        is_right = [number == example.label for example in train for number in range(self.choices)]
+        return {
+            "majority": majority([example.label for example in train], len(examples)),
+            "bag_of_words": bag_of_words_choice(_pairs(train), is_right, _pairs(examples), self.choices),
+        }
 
     def texts(self, example: ChoiceExample) -> list[tuple[str, str]]:
         return [("context", example.context), *(("choice", choice) for choice in example.choices)]
@@ -245,16 +244,23 @@ class Choice:
     def facts(self) -> dict[str, Any]:
         labels = {
             split: Counter(one.label for one in self.examples if one.split == split and one.label is not None)
-            for split in SPLITS
+            for split in splits_of(self.examples)
         }
         names = range(self.choices)
         return {
             "labels": {split: {str(name): counts[name] for name in names} for split, counts in labels.items()},
             "skipped": dict(self.skipped),
+            **published_fact(self.config.dataset),
         }
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForMultipleChoice", {"num_choices": self.choices})
+
+
+def _pairs(examples: Sequence[ChoiceExample]) -> tuple[list[str], list[str]]:
+    """The context and the text of each choice of each example."""
+    contexts = [example.context for example in examples for _ in example.choices]
+    return contexts, [choice for example in examples for choice in example.choices]
 
 
 def _choice_names(choices: int) -> list[str]:
@@ -323,9 +329,9 @@ def _choices(row: LabelledRow, columns: ChoiceColumns) -> list[Any]:
 
 
 def _label(row: LabelledRow, column: Column, choices: int) -> int | None:
-    """The number of the right choice, or None for a row of test without one."""
+    """The number of the right choice, or None for a row of test or of an extra file without one."""
     text = str(row.values.get(column, "")).strip()
-    if row.split == "test" and text in ("", "None", NO_LABEL):
+    if may_be_unlabelled(row.split) and text in ("", "None", NO_LABEL):
         return None
     if not text.isdecimal() or int(text) >= choices:
         raise InvalidRow(

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -33,13 +33,15 @@ from cloze.training.finetune.tasks.labelled_texts import (
     text_names,
 )
 from cloze.training.finetune.tasks.task import (
-    SPLITS,
     EncodedTask,
     InputColumns,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
+    Training,
     TransformersHead,
     score_facts,
+    splits_of,
 )
 
 if TYPE_CHECKING:
@@ -59,11 +61,11 @@ class ClassificationConfig(TrainedTaskConfig):
     """The columns of the file."""
     glue: _GlueName | None = None
     """The GLUE task whose published files these are; it sets the columns and the metric."""
-    metric: Literal["accuracy", "f1", "macro_f1", "matthews"] | None = None
+    metric: Annotated[Literal["accuracy", "f1", "macro_f1", "matthews"] | None, Training] = None
     """The score by which epochs and trials are compared; accuracy by default. f1 is that of the label `positive`."""
-    positive: str | None = Field(default=None, min_length=1)
+    positive: Annotated[str | None, Training, Field(min_length=1)] = None
     """The label whose F1 is computed; by default the last one of two, sorted."""
-    class_weights: Literal["balanced"] | None = None
+    class_weights: Annotated[Literal["balanced"] | None, Training] = None
     """balanced weighs each example in the loss by the inverse of its label's frequency in train."""
     skip_invalid: bool = False
     """Leave out rows with an empty text or label, with another number of columns or with a label that train does not
@@ -78,6 +80,7 @@ class Classification:
     examples: list[LabelledText]
     labels: list[str]  # sorted
     skipped: Mapping[str, int] = field(default_factory=dict)  # invalid rows that were left out, by reason
+    split_kind: ClassVar[type] = EncodedTexts
 
     @classmethod
     def read(cls, config: ClassificationConfig, files: Mapping[str, Location]) -> Self:
@@ -180,8 +183,8 @@ class Classification:
 
     def predictions(
         self, examples: Sequence[LabelledText], answers: Sequence[NDArray[np.float32]], data: EncodedTexts
-    ) -> list[dict[str, Any]]:
-        return [
+    ) -> Predictions:
+        rows = [
             {
                 "row": example.row,
                 "label": example.label,
@@ -190,17 +193,7 @@ class Classification:
             }
             for example, values in zip(examples, answers, strict=True)
         ]
-
-    def prediction_files(
-        self,
-        split: str,
-        predictions: Sequence[Mapping[str, Any]],
-        answers: Sequence[NDArray[np.float32]],
-        data: EncodedTexts,
-    ) -> dict[str, bytes]:
-        if split != "test" or self.config.glue is None:
-            return {}
-        return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}
+        return Predictions(rows, glue.submission_files(self.config.glue, examples, rows))
 
     def scores(self, examples: Sequence[LabelledText], predicted: Sequence[str]) -> dict[str, Any]:
         truth = [example.label for example in examples]
@@ -260,7 +253,7 @@ def label_counts(examples: Sequence[LabelledExample]) -> dict[str, dict[str, int
     labelled = [example for example in examples if example.label is not None]
     return {
         split: dict(sorted(Counter(example.label for example in labelled if example.split == split).items()))
-        for split in SPLITS
+        for split in splits_of(examples)
     }
 
 

@@ -7,7 +7,8 @@ labels; some distributions write -1 in their place.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cloze.training.finetune.tasks.task import Column
+from cloze.training.finetune.tasks.published_scores import PublishedScore, published_scores
+from cloze.training.finetune.tasks.task import Column, TaskExample
 
 NO_LABEL = "-1"
 
@@ -40,11 +41,24 @@ LAYOUTS: dict[str, Layout] = {
 
 def paper_fact(name: str) -> dict[str, Any]:
     """BERT's published scores on a task's test set, as the manifest has them; empty if there are none."""
-    paper = LAYOUTS[name].paper
-    return {"paper": {"base": paper[0] / 100, "large": paper[1] / 100}} if paper else {}
+    names = (name, "MNLI-mm") if name == "MNLI" else (name,)
+    published, paper = list[dict[str, Any]](), dict[str, dict[str, float]]()
+    for one in names:
+        if (scores := LAYOUTS[one].paper) is not None:
+            found = [PublishedScore("test", LAYOUTS[one].metric, *scores, table=1)]
+            published += published_scores(f"GLUE's {one}", found)
+            paper.setdefault("paper", {"base": scores[0] / 100, "large": scores[1] / 100})
+    return {**paper, "published": published} if published else {}
 
 
-def submission(predictions: Sequence[Mapping[str, Any]]) -> bytes:
-    """The rows of a test split, in the order of its file -> a file for GLUE's server: index, from 0, and prediction."""
-    rows = (f"{index}\t{row['predicted']}\n" for index, row in enumerate(predictions))
-    return "".join(("index\tprediction\n", *rows)).encode()
+def submission_files(
+    name: str | None, examples: Sequence[TaskExample], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, bytes]:
+    """The predictions for test, or for an extra file without labels, of a GLUE task -> the file that GLUE's server
+    takes: index, from 0, and prediction. None for another task or split."""
+    split = examples[0].split if examples else ""
+    if name is None or split in ("", "train", "dev") or (split != "test" and examples[0].label is not None):
+        return {}
+    lines = (f"{index}\t{row['predicted']}\n" for index, row in enumerate(rows))
+    file = LAYOUTS[name].submission if split == "test" else f"{split}.tsv"
+    return {file: "".join(("index\tprediction\n", *lines)).encode()}

@@ -2,11 +2,24 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from cloze.pipeline.core.errors import UserError
 
-Row = TypeVar("Row")
+
+class SplitRow(Protocol):
+    """A row of a split; the split is empty if the file is still to be divided."""
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def where(self) -> str:
+        """The file, or the file and the row, for error messages."""
+        ...
+
+
+Row = TypeVar("Row", bound=SplitRow)
 Result = TypeVar("Result")
 
 
@@ -21,14 +34,26 @@ class InvalidRow(UserError):
 def valid_rows(rows: Iterable[Row], build: Callable[[Row], Result], skipped: Counter[str] | None) -> list[Result]:
     """What `build` returns for each row.
 
-    Rows for which it raises InvalidRow are counted in `skipped` by their reason. Without `skipped`, raises UserError.
+    Rows for which it raises InvalidRow are counted in `skipped` by their reason. Raises UserError for such a row if
+    `skipped` is None, and when all rows of a split are skipped: the task would otherwise have another division.
     """
-    results = list[Result]()
+    results, kept = list[Result](), set[str]()
+    first_skipped, reasons = dict[str, Row](), dict[str, Counter[str]]()
     for row in rows:
         try:
             results.append(build(row))
+            kept.add(row.split)
         except InvalidRow as error:
             if skipped is None:
                 raise UserError(f"{error}, or set skip_invalid: true to leave out such rows") from None
             skipped[error.reason] += 1
+            first_skipped.setdefault(row.split, row)
+            reasons.setdefault(row.split, Counter())[error.reason] += 1
+    for split, row in first_skipped.items():
+        if split not in kept:
+            found = ", ".join(f"{count:,} of {reason!r}" for reason, count in sorted(reasons[split].items()))
+            raise UserError(
+                f"{row.where}: skip_invalid leaves no row{f' of {split}' if split else ''}, as all are invalid "
+                f"({found}); correct some, or leave them out"
+            )
     return results

@@ -11,7 +11,13 @@ from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.tasks.invalid_rows import InvalidRow, valid_rows
-from cloze.training.finetune.tasks.labelled_files import LabelledRow, check_splits, read_rows, with_splits
+from cloze.training.finetune.tasks.labelled_files import (
+    LabelledRow,
+    check_splits,
+    may_be_unlabelled,
+    read_rows,
+    with_splits,
+)
 from cloze.training.finetune.tasks.labelled_texts import LabelledText
 from cloze.training.finetune.tasks.task import Column
 
@@ -40,7 +46,7 @@ def read_label_sets(
     columns: LabelSetColumns, files: Mapping[str, Location], skipped: Counter[str] | None
 ) -> list[LabelledText]:
     """The examples of the labelled files, in their order; the split is empty where it is still to be drawn. A label is
-    a sorted tuple of labels, or None for a row of test without any.
+    a sorted tuple of labels, or None for a row of a split without any.
 
     Invalid rows are counted in `skipped` by reason; without it, and for any other fault, raises UserError.
     """
@@ -52,8 +58,8 @@ def read_label_sets(
         splits_are_named="split" in columns.model_fields_set,
         skipped=skipped,
     )
-    is_labelled = any(row.split == "test" and _has_labels(row, columns) for row in rows)
-    return valid_rows(rows, partial(_example, columns=columns, test_is_labelled=is_labelled), skipped)
+    labelled = {row.split for row in rows if not may_be_unlabelled(row.split) or _has_labels(row, columns)}
+    return valid_rows(rows, partial(_example, columns=columns, labelled=labelled), skipped)
 
 
 def train_label_names(
@@ -79,14 +85,14 @@ def train_label_names(
 
 
 def _has_labels(row: LabelledRow, columns: LabelSetColumns) -> bool:
-    """Whether a row of test has labels; no text at all can also mean that it has an empty set of them."""
+    """Whether a row that may lack labels has some; no text at all can also mean that it has an empty set of them."""
     listed = columns.labels if isinstance(columns.labels, tuple) else (columns.labels,)
     return any(str(row.values.get(column, "")).strip() not in _UNLABELLED for column in listed)
 
 
-def _example(row: LabelledRow, columns: LabelSetColumns, test_is_labelled: bool) -> LabelledText:
-    """The example of a row. Raises InvalidRow."""
-    label = _label_set(row, columns) if test_is_labelled or row.split != "test" else None
+def _example(row: LabelledRow, columns: LabelSetColumns, labelled: set[str]) -> LabelledText:
+    """The example of a row, with a label if its split is among the `labelled`. Raises InvalidRow."""
+    label = _label_set(row, columns) if row.split in labelled else None
     text_b = None if columns.text_b is None else row.text(columns.text_b)
     return LabelledText(row.number, row.split, label, row.text(columns.text), text_b, where=row.where)
 

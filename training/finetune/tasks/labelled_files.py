@@ -1,7 +1,8 @@
 """A task's files -> rows that each belong to a split: train, dev or test.
 
-A single file has a column that names the split, or is divided here; three files are one split each. The rows of a test
-split may have no label: their predictions are written, and scores are those of dev.
+A single file has a column that names the split, or is divided here; three files are one split each, and so is every
+extra file. The rows of test and of an extra file may have no label: their predictions are written. Without labels in
+test, scores are those of dev.
 """
 
 from collections import Counter
@@ -16,11 +17,11 @@ from cloze.pipeline.core.keyed_random import hash64
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import table_files
 from cloze.training.finetune.tasks.invalid_rows import InvalidRow
-from cloze.training.finetune.tasks.task import SPLITS, Column
+from cloze.training.finetune.tasks.task import SPLITS, Column, splits_of
 
 Example = TypeVar("Example", bound="LabelledExample")
 
-DIVIDED = {"dev": 0.1, "test": 0.1}  # fractions of a file without splits
+_DIVIDED = {"dev": 0.1, "test": 0.1}  # fractions of a file without splits
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class LabelledRow:
         return str(value)
 
 
+def may_be_unlabelled(split: str) -> bool:
+    """Whether the rows of a split may lack labels: those of test and of extra files."""
+    return split not in ("", "data", "train", "dev")
+
+
 def read_rows(
     files: Mapping[str, Location],
     columns: Sequence[Column],
@@ -61,9 +67,9 @@ def read_rows(
 ) -> list[LabelledRow]:
     """The rows of a task's files. `files`: "data" -> the single file, or a split -> its file.
 
-    `label_columns` may be missing in the file of test. A single file is divided if it lacks `split_column`, unless
-    `splits_are_named`: then the column must exist. Rows that are not JSON or have another number of fields than the
-    header are counted in `skipped`; without it they are errors.
+    `label_columns` may be missing in the file of test and in extra files. A single file is divided if it lacks
+    `split_column`, unless `splits_are_named`: then the column must exist. Rows that are not JSON or have another number
+    of fields than the header are counted in `skipped`; without it they are errors.
 
     Raises UserError for a damaged or empty file, a missing column or an unknown split.
     """
@@ -71,11 +77,11 @@ def read_rows(
     on_invalid = None if skipped is None else lambda error: skipped.update(["unreadable row"])
     for name, location in files.items():
         required, optional = [*columns, *label_columns], list[Column]()
-        if name == "test":
+        if may_be_unlabelled(name):
             required, optional = list(columns), list(label_columns)
         if name == "data" and split_column is not None:
             (required if splits_are_named else optional).append(split_column)
-        count = len(rows)
+        count, unreadable = len(rows), skipped["unreadable row"] if skipped else 0
         # Tab-separated labelled files, such as GLUE's, contain single quotes as characters.
         for row in table_files.read_rows(
             location, required, optional=optional, tsv_quotes=False, on_invalid=on_invalid
@@ -85,8 +91,10 @@ def read_rows(
                 found = replace(found, split=_known_split(found, split_column))
             rows.append(found)
         if len(rows) == count:  # otherwise a dev file without rows would be replaced by a tenth of train
-            raise UserError(f"{location}: has no rows; add some, or leave the file out")
-    divided = {row.split == "" for row in rows if row.split in ("", *SPLITS)}
+            unreadable = (skipped["unreadable row"] if skipped else 0) - unreadable
+            others = f" besides {unreadable:,} that cannot be read and are skipped" if unreadable else ""
+            raise UserError(f"{location}: has no rows{others}; add some, or leave the file out")
+    divided = {row.split == "" for row in rows}
     if len(divided) == 2 and "data" in files:
         first = next(row for row in rows if not row.split)
         raise UserError(f"{first.where}: has no {split_column}, which other rows have; add it")
@@ -108,9 +116,9 @@ def with_splits(examples: Sequence[Example], seed: int, strata: Callable[[Exampl
     """
     existing = {example.split for example in examples}
     if "" in existing:
-        fractions, undivided = DIVIDED, ""
+        fractions, undivided = _DIVIDED, ""
     elif "dev" not in existing and "train" in existing:
-        fractions, undivided = {"dev": DIVIDED["dev"]}, "train"
+        fractions, undivided = {"dev": _DIVIDED["dev"]}, "train"
     else:
         return list(examples)
     numbers = [number for number, example in enumerate(examples) if example.split == undivided]
@@ -133,17 +141,20 @@ def with_splits(examples: Sequence[Example], seed: int, strata: Callable[[Exampl
 
 
 def check_splits(examples: Iterable[LabelledExample], where: object) -> None:
-    """Raises UserError when train or dev is empty or has examples without a label, or a part of test has labels."""
+    """Raises UserError when train or dev is empty or has rows without a label, or another split is labelled in part."""
     found = list(examples)
     for split in SPLITS[:2]:
         if not any(example.split == split for example in found):
             raise UserError(f"{where}: has no row of the split {split}; mark some rows {split}")
         if unlabelled := [example for example in found if example.split == split and example.label is None]:
             raise UserError(f"{unlabelled[0].where}: has no label; add it or delete the row")
-    labelled = {example.label is not None for example in found if example.split == "test"}
-    if len(labelled) == 2:
-        first = next(example for example in found if example.split == "test" and example.label is None)
-        raise UserError(f"{first.where}: has no label, other rows of test have one; add it or delete the row")
+    for split in splits_of(found)[2:]:
+        of_split = [example for example in found if example.split == split]
+        unlabelled = [example for example in of_split if example.label is None]
+        if 0 < len(unlabelled) < len(of_split):
+            raise UserError(
+                f"{unlabelled[0].where}: has no label, other rows of {split} have one; add it or delete the row"
+            )
 
 
 def scored_split(examples: Iterable[LabelledExample]) -> str:

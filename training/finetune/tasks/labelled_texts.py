@@ -13,8 +13,8 @@ from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.tasks.glue import NO_LABEL, Layout
 from cloze.training.finetune.tasks.invalid_rows import valid_rows
-from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, read_rows
-from cloze.training.finetune.tasks.task import SPLITS, Column, EncodedTask, InputColumns
+from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, may_be_unlabelled, read_rows
+from cloze.training.finetune.tasks.task import Column, EncodedTask, InputColumns, splits_of
 from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def encode_examples(
 ) -> EncodedTask:
     """The splits of the examples, each as EncodedTexts. `targets`: the examples of a split -> their targets."""
     splits, truncated = dict[str, EncodedTexts](), 0
-    for split in SPLITS:
+    for split in splits_of(examples):
         of_split = [example for example in examples if example.split == split]
         texts, shortened = encode_texts(tokenizer, *LabelledText.columns(of_split), max_seq_length=max_seq_length)
         splits[split] = EncodedTexts(texts, targets(of_split))
@@ -151,7 +151,7 @@ def _example(row: LabelledRow, columns: LabelledColumns, no_label: str | None, r
 
 
 def _label(row: LabelledRow, column: Column, no_label: str | None, read_label: ReadLabel) -> Any:
-    """The label, or None for a row of test without one."""
-    if row.split == "test" and row.values.get(column) in (None, "", no_label):
+    """The label, or None for a row of test or of an extra file without one."""
+    if may_be_unlabelled(row.split) and row.values.get(column) in (None, "", no_label):
         return None
     return read_label(row.where, row.text(column))

@@ -7,11 +7,12 @@ word are masked (Kauf and Ivanova 2023, arXiv:2305.10588: a word's other pieces 
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from cloze.pipeline.core.config import Config
@@ -20,7 +21,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.metrics.classification import accuracy
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, read_rows
 from cloze.training.finetune.tasks.special_tokens import SpecialTokens, mask_id
-from cloze.training.finetune.tasks.task import Column, EncodedTask, RowIndices, TaskConfig, score_facts
+from cloze.training.finetune.tasks.task import Column, EncodedTask, Predictions, RowIndices, TaskConfig, score_facts
 from cloze.training.model.bert import BertConfig, MaskedLMHead, initialize
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ class MinimalPairsConfig(TaskConfig):
     """Kind of the task."""
     columns: PairColumns = PairColumns()
     """The columns of the file; the defaults are BLiMP's."""
+
+    @model_validator(mode="after")
+    def _all_pairs_are_scored_alike(self) -> Self:
+        if self.files and self.files.extra:
+            raise ValueError(f"{self.name}: files.extra is for tasks with training; write all pairs into one file")
+        return self
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ class MinimalPairs:
 
     config: MinimalPairsConfig
     examples: list[SentencePair]
+    split_kind: ClassVar[type] = EncodedPieces
+    skipped: Mapping[str, int] = field(default_factory=dict)  # none: an invalid row is an error
 
     @classmethod
     def read(cls, config: MinimalPairsConfig, files: Mapping[str, Location]) -> Self:
@@ -153,10 +162,10 @@ class MinimalPairs:
 
     def predictions(
         self, examples: Sequence[SentencePair], answers: Sequence[float], data: EncodedPieces
-    ) -> list[dict[str, Any]]:
+    ) -> Predictions:
         """The likelier sentence of each pair; of equal ones, as for equal sentences, the unacceptable one."""
         scores = np.bincount(data.sentences, answers, minlength=2 * len(examples)).reshape(-1, 2)
-        return [
+        rows = [
             {
                 "row": example.row,
                 "label": "good",
@@ -166,11 +175,7 @@ class MinimalPairs:
             }
             for example, (good, bad) in zip(examples, scores, strict=True)
         ]
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: EncodedPieces
-    ) -> dict[str, bytes]:
-        return {}
+        return Predictions(rows)
 
     def scores(self, examples: Sequence[SentencePair], predicted: Sequence[str]) -> dict[str, Any]:
         """The accuracy, and that of each group."""

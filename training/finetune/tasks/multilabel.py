@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze.pipeline.core.storage import Location
+from cloze.training.finetune.baselines import bag_of_words_multilabel
 from cloze.training.finetune.heads import SequenceClassifier
 from cloze.training.finetune.metrics.estimates import Estimate
 from cloze.training.finetune.metrics.multilabel import exact_match, macro_f1, micro_f1
@@ -27,13 +28,15 @@ from cloze.training.finetune.tasks.labelled_texts import (
     text_columns,
 )
 from cloze.training.finetune.tasks.task import (
-    SPLITS,
     EncodedTask,
     InputColumns,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
+    Training,
     TransformersHead,
     score_facts,
+    splits_of,
 )
 
 if TYPE_CHECKING:
@@ -49,9 +52,9 @@ class MultilabelConfig(TrainedTaskConfig):
     """Kind of the task."""
     columns: LabelSetColumns = LabelSetColumns()
     """The columns of the file."""
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    threshold: Annotated[float, Training, Field(gt=0, lt=1)] = 0.5
     """A label is predicted if its probability is more than this."""
-    metric: Literal["micro_f1", "macro_f1", "exact_match"] = "micro_f1"
+    metric: Annotated[Literal["micro_f1", "macro_f1", "exact_match"], Training] = "micro_f1"
     """The score by which epochs and trials are compared."""
     skip_invalid: bool = False
     """Leave out rows with an empty text, an invalid list of labels or a label that train does not have, and count them,
@@ -66,6 +69,7 @@ class Multilabel:
     examples: list[LabelledText]  # labels are sorted tuples of labels
     labels: list[str]  # sorted
     skipped: Mapping[str, int]  # invalid rows that were left out, by reason
+    split_kind: ClassVar[type] = EncodedTexts
 
     @classmethod
     def read(cls, config: MultilabelConfig, files: Mapping[str, Location]) -> Self:
@@ -145,8 +149,8 @@ class Multilabel:
 
     def predictions(
         self, examples: Sequence[LabelledText], answers: Sequence[NDArray[np.float32]], data: EncodedTexts
-    ) -> list[dict[str, Any]]:
-        return [
+    ) -> Predictions:
+        rows = [
             {
                 "row": example.row,
                 "label": example.label if example.label is None else list(example.label),
@@ -155,20 +159,21 @@ class Multilabel:
             }
             for example, values in zip(examples, answers, strict=True)
         ]
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
-    ) -> dict[str, bytes]:
-        return {}
+        return Predictions(rows)
 
     def scores(self, examples: Sequence[LabelledText], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
         return score_facts(self._estimates([example.label for example in examples], predicted), self.config.metric)
 
     def baselines(self, examples: Sequence[LabelledText]) -> dict[str, list[Any]]:
-        """The most frequent set of labels in train, of equally frequent ones the first by name."""
-        counts = Counter(example.label for example in self.examples if example.split == "train")
+        """The most frequent set of labels in train, of equally frequent ones the first by name; and a bag of words."""
+        train = [example for example in self.examples if example.split == "train"]
+        counts = Counter(example.label for example in train)
         most_frequent = min(counts, key=lambda label: (-counts[label], label))
-        return {"majority": [list(most_frequent) for _ in examples]}
+        labels, texts = [example.label for example in train], LabelledText.columns(train)
+        return {
+            "majority": [list(most_frequent) for _ in examples],
+            "bag_of_words": bag_of_words_multilabel(texts, labels, LabelledText.columns(examples)),
+        }
 
     def texts(self, example: LabelledText) -> list[tuple[str, str]]:
         return example.named_texts()
@@ -179,7 +184,7 @@ class Multilabel:
     def facts(self) -> dict[str, Any]:
         counts = {
             split: Counter(name for one in self.examples if one.split == split for name in one.label or ())
-            for split in SPLITS
+            for split in splits_of(self.examples)
         }
         labels = {split: dict(sorted(found.items())) for split, found in counts.items()}
         return {"labels": labels, "skipped": dict(self.skipped)}

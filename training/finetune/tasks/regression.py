@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +31,10 @@ from cloze.training.finetune.tasks.labelled_texts import (
 from cloze.training.finetune.tasks.task import (
     EncodedTask,
     InputColumns,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
+    Training,
     TransformersHead,
     score_facts,
 )
@@ -52,7 +54,7 @@ class RegressionConfig(TrainedTaskConfig):
     """The columns of the file; `label` is the number."""
     glue: Literal["STS-B"] | None = None
     """The GLUE task whose published files these are; it sets the columns."""
-    metric: Literal["spearman", "pearson"] = "spearman"
+    metric: Annotated[Literal["spearman", "pearson"], Training] = "spearman"
     """The correlation by which epochs and trials are compared."""
     skip_invalid: bool = False
     """Leave out rows with an empty text, with another number of columns or with a label that is not a number, and count
@@ -66,6 +68,7 @@ class Regression:
     config: RegressionConfig
     examples: list[LabelledText]  # labels are numbers
     skipped: Mapping[str, int] = field(default_factory=dict)  # invalid rows that were left out, by reason
+    split_kind: ClassVar[type] = EncodedTexts
 
     @classmethod
     def read(cls, config: RegressionConfig, files: Mapping[str, Location]) -> Self:
@@ -138,16 +141,10 @@ class Regression:
 
     def predictions(
         self, examples: Sequence[LabelledText], answers: Sequence[float], data: EncodedTexts
-    ) -> list[dict[str, Any]]:
+    ) -> Predictions:
         pairs = zip(examples, answers, strict=True)
-        return [{"row": one.row, "label": one.label, "predicted": round(answer, 4)} for one, answer in pairs]
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[float], data: EncodedTexts
-    ) -> dict[str, bytes]:
-        if split != "test" or self.config.glue is None:
-            return {}
-        return {glue.LAYOUTS[self.config.glue].submission: glue.submission(predictions)}
+        rows = [{"row": one.row, "label": one.label, "predicted": round(answer, 4)} for one, answer in pairs]
+        return Predictions(rows, glue.submission_files(self.config.glue, examples, rows))
 
     def scores(self, examples: Sequence[LabelledText], predicted: Sequence[float]) -> dict[str, Any]:
         truth = [example.label for example in examples]

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -18,7 +18,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.character_encodings import Encoding, decode, decompressed
 from cloze.pipeline.text.table_files import table_suffix
 from cloze.training.finetune.tasks.invalid_rows import InvalidRow, valid_rows
-from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, read_rows
+from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, may_be_unlabelled, read_rows
 
 _TABLES = (".parquet", ".jsonl", ".ndjson", ".json")
 DOCUMENT_MARK = "-DOCSTART-"
@@ -92,6 +92,16 @@ def read_sentences(
     return sentences
 
 
+class _Block(NamedTuple):
+    """The lines of a sentence in a file with a word per line."""
+
+    split: str
+    where: str  # the file
+    document: int  # its number, from 1; 0 before the first
+    first_line: int  # its number
+    lines: list[str]
+
+
 class _ColumnFile:
     """A file with a word per line, and an empty line between sentences."""
 
@@ -112,7 +122,7 @@ class _ColumnFile:
         self.token = self._number(columns.token or 1)
         self.tag = tag_number or self._number(columns.tag or -1)
         self.is_labelled = self.tag <= self.width
-        if self.token > self.width or (not self.is_labelled and name != "test"):
+        if self.token > self.width or not (self.is_labelled or may_be_unlabelled(name)):
             column = self.token if self.token > self.width else self.tag
             raise UserError(f"{location}:{first}: has no column {column}, it has {self.width}; set columns to these")
         if self.token == self.tag:
@@ -138,12 +148,10 @@ class _ColumnFile:
 
     def sentences(self, skipped: Counter[str] | None) -> list[TaggedSentence]:
         blocks = list(self._blocks())
-        has_documents = any(document for document, _, _ in blocks)
+        has_documents = any(block.document for block in blocks)
         return valid_rows(blocks, partial(self._sentence, has_documents=has_documents), skipped)
 
-    def _blocks(self) -> Iterator[tuple[int, int, list[str]]]:
-        """Yields each sentence as the number of its document, from 1 (0: before the first), of its first line, and its
-        lines."""
+    def _blocks(self) -> Iterator[_Block]:
         document, block = 0, list[str]()
         for number, line in enumerate([*self.all_lines, ""], 1):
             if self._is_word(line):
@@ -152,13 +160,13 @@ class _ColumnFile:
             if block:
                 if self._is_comment(line):
                     raise UserError(f"{self.location}:{number}: is a comment inside a sentence; move it before it")
-                yield document, number - len(block), block
+                yield _Block(self.split, str(self.location), document, number - len(block), block)
                 block = []
             is_new_document = line[len(self.comment or "") :].split()[:1] == ["newdoc"] and self._is_comment(line)
             document += line.startswith(DOCUMENT_MARK) or is_new_document
 
-    def _sentence(self, block: tuple[int, int, list[str]], has_documents: bool) -> TaggedSentence:
-        document, first, lines = block
+    def _sentence(self, block: _Block, has_documents: bool) -> TaggedSentence:
+        first, lines = block.first_line, block.lines
         words, tags = list[str](), list[str]()
         for number, line in enumerate(lines, first):
             fields = self._fields(line)
@@ -176,8 +184,8 @@ class _ColumnFile:
                 empty = "tag" if words[-1] else "word"
                 raise InvalidRow(f"{self.location}:{number}: the {empty} is empty; fill it in", f"empty {empty}")
         label = tuple(tags) if self.is_labelled else None
-        where, mark = str(self.location), document if has_documents else None
-        return TaggedSentence(first, self.split, label, tuple(words), mark, tuple(lines), where=where)
+        mark = block.document if has_documents else None
+        return TaggedSentence(first, self.split, label, tuple(words), mark, tuple(lines), where=block.where)
 
 
 def _read_table(
@@ -198,7 +206,7 @@ def _read_table(
     def sentence(row: LabelledRow) -> TaggedSentence:
         words = _strings(row, token, row.values[token])
         label, value = None, row.values.get(tag)
-        if value is not None or row.split != "test":
+        if value is not None or not may_be_unlabelled(row.split):
             label = _strings(row, tag, _named(row, tag, value, columns.tag_names))
             if len(label) != len(words):
                 raise InvalidRow(

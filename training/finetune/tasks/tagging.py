@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,18 +21,21 @@ from cloze.training.finetune.metrics.entities import entity_f1
 from cloze.training.finetune.metrics.estimates import Estimate, proportion
 from cloze.training.finetune.tasks.classification import labels_config
 from cloze.training.finetune.tasks.labelled_files import scored_split
+from cloze.training.finetune.tasks.published_scores import published_fact
 from cloze.training.finetune.tasks.tag_schemes import OUTSIDE, Scheme
 from cloze.training.finetune.tasks.tagged_files import DOCUMENT_MARK, TaggedColumns, TaggedSentence, read_sentences
 from cloze.training.finetune.tasks.tagged_inputs import EncodedSentences, encode_sentences
 from cloze.training.finetune.tasks.tagged_splits import valid_sentences
 from cloze.training.finetune.tasks.task import (
-    SPLITS,
     EncodedTask,
     InputColumns,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
+    Training,
     TransformersHead,
     score_facts,
+    splits_of,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +62,8 @@ class TaggingConfig(TrainedTaskConfig):
     scheme: Scheme | None = None
     """How tags mark entities: BIO (also called IOB2), IOB1 or IOBES; by default the one that the file uses. none: tags
     are labels by themselves, such as parts of speech, and the metric is accuracy."""
+    dataset: Annotated[Literal["CoNLL-2003"] | None, Training] = None
+    """The dataset whose published files these are: the page has the scores of the BERT paper next to the task's."""
     context: Literal["sentence", "document"] = "sentence"
     """What a row of the model's input has besides the sentence to tag. document: the words around it in its document,
     up to max_seq_length, as in the BERT paper."""
@@ -82,6 +87,7 @@ class Tagging:
     labels: list[str]
     scheme: Scheme
     skipped: Mapping[str, int]  # invalid sentences that were left out, by reason
+    split_kind: ClassVar[type] = EncodedSentences
 
     @classmethod
     def read(cls, config: TaggingConfig, files: Mapping[str, Location]) -> Self:
@@ -128,7 +134,7 @@ class Tagging:
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
         index: dict[str | None, int] = {label: number for number, label in enumerate(self.labels)}
         splits, counts = dict[str, EncodedSentences](), Counter[str]()
-        for split in SPLITS:
+        for split in splits_of(self.examples):
             sentences = [example for example in self.examples if example.split == split]
             tags = itertools.chain(*(one.label or [None] * len(one.words) for one in sentences))
             targets = np.array([index.get(tag, -1) for tag in tags], np.int64)
@@ -189,9 +195,9 @@ class Tagging:
 
     def predictions(
         self, examples: Sequence[TaggedSentence], answers: Sequence[TagAnswer], data: EncodedSentences
-    ) -> list[dict[str, Any]]:
+    ) -> Predictions:
         predicted, names = self._predicted(answers, data), np.array(self.labels)
-        return [
+        rows = [
             {
                 "row": example.row,
                 "words": list(example.words),
@@ -200,26 +206,7 @@ class Tagging:
             }
             for example, (start, stop) in zip(examples, itertools.pairwise(data.sentences.tolist()), strict=True)
         ]
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
-    ) -> dict[str, bytes]:
-        """For a file with a word per line: its lines, and the predicted tag as another column, as conlleval reads
-        them."""
-        examples = [example for example in self.examples if example.split == split]
-        if not any(example.lines for example in examples):
-            return {}
-        text, document = list[str](), None
-        for example, row in zip(examples, predictions, strict=True):
-            separator = "\t" if "\t" in example.lines[0] else " "
-            if example.document != document:
-                document = example.document
-                fields = len([field for field in example.lines[0].split(separator) if field])
-                mark = [DOCUMENT_MARK, *["-X-"] * (fields - 2), *[OUTSIDE] * min(fields, 2)]
-                text.append(separator.join(mark) + "\n\n")
-            pairs = zip(example.lines, row["predicted"], strict=True)
-            text += [*(f"{line.rstrip(' ')}{separator}{tag}\n" for line, tag in pairs), "\n"]
-        return {f"{split}.conll": "".join(text).encode()}
+        return Predictions(rows, prediction_files(examples, rows))
 
     def scores(self, examples: Sequence[TaggedSentence], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
         """F1, precision and recall of entities by exact span, those of each type as f1_TYPE, and the accuracy of tags;
@@ -258,11 +245,30 @@ class Tagging:
         return Counter(tag for one in self.examples if one.split == split for tag in one.label or ())
 
     def facts(self) -> dict[str, Any]:
-        labels = {split: dict(sorted(self._counts(split).items())) for split in SPLITS}
-        return {"labels": labels, "scheme": self.scheme, "skipped": dict(self.skipped)}
+        labels = {split: dict(sorted(self._counts(split).items())) for split in splits_of(self.examples)}
+        skipped = dict(self.skipped)
+        return {"labels": labels, "scheme": self.scheme, "skipped": skipped, **published_fact(self.config.dataset)}
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForTokenClassification", labels_config(self.labels), has_pooler=False)
+
+
+def prediction_files(examples: Sequence[TaggedSentence], rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """The file of a split with a word per line: its lines, and the predicted tag as another column, as conlleval reads
+    them. None for a table."""
+    if not any(example.lines for example in examples):
+        return {}
+    text, document = list[str](), None
+    for example, row in zip(examples, rows, strict=True):
+        separator = "\t" if "\t" in example.lines[0] else " "
+        if example.document != document:
+            document = example.document
+            fields = len([field for field in example.lines[0].split(separator) if field])
+            mark = [DOCUMENT_MARK, *["-X-"] * (fields - 2), *[OUTSIDE] * min(fields, 2)]
+            text.append(separator.join(mark) + "\n\n")
+        pairs = zip(example.lines, row["predicted"], strict=True)
+        text += [*(f"{line.rstrip(' ')}{separator}{tag}\n" for line, tag in pairs), "\n"]
+    return {f"{examples[0].split}.conll": "".join(text).encode()}
 
 
 def _most_frequent(counts: Counter[str]) -> str:

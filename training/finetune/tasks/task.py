@@ -4,9 +4,9 @@ A new kind of task is a file next to this one, with its configuration and its `T
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,10 @@ SPLITS = ("train", "dev", "test")
 
 Column = str | int  # a column's name, or its number, from 1, in a file without a header
 
+# The inputs of a task's stages, whose names no extra file may have.
+_INPUTS = (*SPLITS, "data", "init", "checkpoint", "vocab", "tokenizer", "encoded", "finetuned")
+_ExtraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
 RowIndices = NDArray[np.int64]  # of examples within their split
 
 
@@ -43,6 +47,15 @@ _PositiveFloat = Annotated[float, Field(gt=0)]
 # One value, or a list to choose from on dev.
 _Integers = BeforeValidator(_as_tuple, json_schema_input_type=_Positive | tuple[_Positive, ...])
 _Numbers = BeforeValidator(_as_tuple, json_schema_input_type=_PositiveFloat | tuple[_PositiveFloat, ...])
+
+
+class _Training:
+    """The type of `Training`."""
+
+
+#: Marks a field of a task that affects how it is trained, predicted or scored, but not its examples as token ids:
+#: `epochs: Annotated[int, Training] = 3`. Encoded examples are used again when only such fields change.
+Training = _Training()
 
 
 class Trial(NamedTuple):
@@ -77,13 +90,23 @@ class SplitFiles(Config):
     """Path of the labelled examples on which epochs and trials are compared; a tenth of train if unset."""
     test: Annotated[str | None, InputPath()] = None
     """Path of the examples to predict at the end. If they have no labels, the scores are those of dev."""
+    extra: Annotated[dict[_ExtraName, str] | None, InputPath()] = None
+    """Further files to predict at the end, each by a name, as MNLI's second dev part: {mismatched:
+    dev_mismatched.tsv}. Those with labels are scored, too. With glue, the submission for one without is NAME.tsv."""
+
+    @field_validator("extra")
+    @classmethod
+    def _names_are_free(cls, extra: dict[str, str] | None) -> dict[str, str] | None:
+        if taken := [name for name in extra or () if name in _INPUTS]:
+            raise ValueError(f"{taken[0]} has another meaning; give the file another name")
+        return extra
 
 
 class TaskConfig(Config):
     """The files of a task, the model that it starts from, and the hardware."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    """Name of the task: its stages are finetune-NAME and overlap-NAME."""
+    name: Annotated[str, Training, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    """Name of the task: its stages are encode-NAME, finetune-NAME and overlap-NAME."""
     file: Annotated[str | None, InputPath("data")] = None
     """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://.
 
@@ -93,13 +116,13 @@ class TaskConfig(Config):
     init: Annotated[str | None, InputPath(files_in=weights_files, is_name=is_digest)] = None
     """The model to start from: the digest of a finished checkpoint, or the Hugging Face folder of a BERT, or of another
     encoder that transformers runs. By default the checkpoint that this run's pretraining ends with."""
-    compare_random: bool = False
+    compare_random: Annotated[bool, Training] = False
     """Train the same model from random weights as well, which shows what the pretraining is worth."""
     max_seq_length: int = Field(default=128, ge=3)
     """Longest input in tokens, with [CLS] and [SEP]; longer texts are truncated."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the splits, the data order, of dropout and of the head's initial weights."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Training] = "auto"
     """Precision of matrix products: auto is bf16 where the hardware supports it, otherwise fp32."""
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
     """Number of GPUs of a trial, one per worker. 0 trains on CPUs. auto uses all GPUs of the cluster, divided among the
@@ -116,6 +139,14 @@ class TaskConfig(Config):
         return self
 
     @property
+    def without_training(self) -> Self:
+        """The same configuration with None for the fields that its encoded examples do not depend on."""
+        unused = [name for name, field in type(self).model_fields.items() if Training in field.metadata]
+        if self.files and self.files.dev:  # nothing is divided at random
+            unused.append("seed")
+        return self.model_copy(update=dict.fromkeys([*unused, "init"]))
+
+    @property
     def trials(self) -> list[Trial]:
         """The combinations of hyperparameters to choose from; none for a task that trains nothing."""
         return []
@@ -129,21 +160,21 @@ class TrainedTaskConfig(TaskConfig):
     [2, 3, 4].
     """
 
-    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Numbers, Field(min_length=1)]
+    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Numbers, Training, Field(min_length=1)]
     """Peak learning rate, or a list to choose from on dev. It rises for 10 % of the steps, then falls linearly to 0."""
-    batch_size: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (32,)
+    batch_size: Annotated[tuple[_Positive, ...], _Integers, Training, Field(min_length=1)] = (32,)
     """Examples per optimizer step, over all workers; or a list to choose from on dev."""
-    epochs: Annotated[tuple[_Positive, ...], _Integers, Field(min_length=1)] = (3,)
+    epochs: Annotated[tuple[_Positive, ...], _Integers, Training, Field(min_length=1)] = (3,)
     """Passes over the train split, or a list to choose from on dev. The best epoch on dev is kept."""
     micro_batch_size: Annotated[int | None, Compute, Field(gt=0)] = None
     """Maximum number of rows that a worker computes at once, which limits memory; gradients are accumulated."""
-    freeze_encoder: bool = False
+    freeze_encoder: Annotated[bool, Training] = False
     """Keep the encoder as it is: only the head, and the pooler if the head uses it, are trained."""
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = Field(default=None, min_length=1)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None, Training, Field(min_length=1)] = None
     """Seeds to train every combination of hyperparameters with, in place of `seed`, which still draws the splits. The
     combination with the best mean over the seeds on dev is kept, and of its models the best on dev."""
 
-    early_stopping: Annotated[int, Field(gt=0)] | None = None
+    early_stopping: Annotated[Annotated[int, Field(gt=0)] | None, Training] = None
     """End a trial after this many epochs in a row without a better one on dev; by default none ends early. The learning
     rate falls as it does in a trial of all epochs."""
     max_concurrent_trials: Annotated[int | None, Compute, Field(gt=0)] = None
@@ -163,6 +194,12 @@ class TrainedTaskConfig(TaskConfig):
         return [Trial(*values) for values in itertools.product(self.learning_rate, self.batch_size, self.epochs, seeds)]
 
 
+def task_files(config: TaskConfig, inputs: Mapping[str, Any]) -> dict[str, Location]:
+    """The labelled files among the inputs of a stage (SourceFile), by the names that tasks know."""
+    extra = (config.files and config.files.extra) or ()
+    return {name: inputs[name].location for name in ("data", *SPLITS, *extra) if name in inputs}
+
+
 class TaskExample(Protocol):
     """A row of the labelled file; `row` is its number there, from 1."""
 
@@ -170,11 +207,24 @@ class TaskExample(Protocol):
     def row(self) -> int: ...
 
     @property
-    def split(self) -> str: ...
+    def split(self) -> str:
+        """train, dev, test or the name of an extra file."""
+        ...
+
+    @property
+    def label(self) -> Any:
+        """None without a label."""
+        ...
+
+
+def splits_of(examples: Iterable[TaskExample]) -> list[str]:
+    """train, dev and test, then the names of the extra files."""
+    return list(dict.fromkeys((*SPLITS, *(example.split for example in examples))))
 
 
 class EncodedSplit(Protocol):
-    """The examples of one split as token ids."""
+    """The examples of one split as token ids: a dataclass of arrays, Ragged, numbers and such dataclasses, which
+    encoded_files.py stores."""
 
     @property
     def lengths(self) -> Ints:
@@ -195,6 +245,14 @@ class EncodedTask:
 InputColumns = Mapping[str, Sequence[Column]]
 
 
+class Predictions(NamedTuple):
+    """The predictions for a split: a row for each example, and name -> content of files in which other programs read
+    them, such as GLUE's submissions."""
+
+    rows: list[dict[str, Any]]
+    files: Mapping[str, bytes] = {}
+
+
 class Task(Protocol):
     """A fine-tuning task: how its files become model inputs, and how the model's answers are scored.
 
@@ -202,6 +260,13 @@ class Task(Protocol):
     in the form that the task chooses, such as the probability of each label. A prediction is a row of predictions.jsonl
     for an example, with the true value as `label` and the model's as `predicted`; it is correct where they are equal.
     """
+
+    split_kind: ClassVar[type]  # the class of its encoded splits, an EncodedSplit
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """The number of rows that were left out as invalid, by reason."""
+        ...
 
     @property
     def config(self) -> Any:
@@ -220,7 +285,7 @@ class Task(Protocol):
 
     @classmethod
     def read(cls, config: Any, files: Mapping[str, Location]) -> Self:
-        """The task of its labelled files: "data" -> the only one, or train, dev and test -> theirs.
+        """The task of its labelled files: "data" -> the only one, or train, dev, test and extra names -> theirs.
 
         Raises UserError when a file cannot be read, learned from or scored.
         """
@@ -240,17 +305,8 @@ class Task(Protocol):
         """An answer for each of these rows, from the model's outputs for them."""
         ...
 
-    def predictions(self, examples: Sequence[Any], answers: Sequence[Any], data: Any) -> list[dict[str, Any]]:
-        """A row for each example of a split, from the answers for the rows of its EncodedSplit."""
-        ...
-
-    def prediction_files(
-        self, split: str, predictions: Sequence[Mapping[str, Any]], answers: Sequence[Any], data: Any
-    ) -> dict[str, bytes]:
-        """Name -> content of files in the form in which others read predictions, such as GLUE's submissions.
-
-        `answers` and `data` are those that the predictions were made from.
-        """
+    def predictions(self, examples: Sequence[Any], answers: Sequence[Any], data: Any) -> "Predictions":
+        """The predictions for the examples of a split, from the answers for the rows of its EncodedSplit."""
         ...
 
     def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
@@ -318,7 +374,7 @@ class TrainedTask(Task, Protocol):
         ...
 
     def evaluate(self, answers: Sequence[Any], data: Any) -> dict[str, float]:
-        """The metrics of a whole split during training, by name. The report plots the task's metric and the loss."""
+        """The metrics of the dev split during training, by name. The report plots the task's metric and the loss."""
         ...
 
     def selection_key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:

@@ -150,9 +150,9 @@ def test_train_with_one_label_only_is_refused(tmp_path):
 
 def test_predictions_and_the_baseline(tmp_path):
     task = read(tmp_path / "a.jsonl", [*GOOD, row(1)])
-    [found] = task.predictions(task.examples[3:4], [np.array([0.25, 0.75], np.float32)], None)  # type: ignore[arg-type]
+    [found] = task.predictions(task.examples[3:4], [np.array([0.25, 0.75], np.float32)], None).rows  # type: ignore[arg-type]
     assert found == {"row": 4, "label": 1, "predicted": 1, "probabilities": [0.25, 0.75]}
-    assert task.baselines(task.examples[2:4]) == {"majority": [1, 1]}
+    assert task.baselines(task.examples[2:4])["majority"] == [1, 1]
     assert task.scores(task.examples[2:4], [1, 1])["accuracy"] == 0.5
     assert task.sample(task.examples[0]) == {"text": "a / 0: b c / 1: d", "label": 0}
 

@@ -141,7 +141,7 @@ def encoded_in_order(data: Any, rows: np.ndarray) -> Any:
 @pytest.mark.parametrize(("threshold", "predicted"), [(0.5, ["y"]), (0.3, ["x", "y"]), (0.9, [])])
 def test_a_label_is_predicted_above_the_threshold(tmp_path, threshold, predicted):
     task = read(tmp_path / "a.jsonl", jsonl(ROWS), threshold=threshold)
-    [row] = task.predictions(task.examples[2:3], [np.array([0.4, 0.6], np.float32)], None)  # type: ignore[arg-type]
+    [row] = task.predictions(task.examples[2:3], [np.array([0.4, 0.6], np.float32)], None).rows  # type: ignore[arg-type]
     assert row == {"row": 3, "label": ["y"], "predicted": predicted, "probabilities": {"x": 0.4, "y": 0.6}}
 
 
@@ -150,7 +150,7 @@ def test_the_metric_is_the_first_of_the_scores(tmp_path):
     scores = task.scores(task.examples[3:], [["x"], ["y"]])
     assert list(scores)[:3] == ["exact_match", "micro_f1", "macro_f1"]
     assert scores["exact_match"] == 0.5 and scores["micro_f1"] == pytest.approx(2 / 3) and scores["macro_f1"] == 0.5
-    assert task.baselines(task.examples[3:]) == {"majority": [[], []]}
+    assert task.baselines(task.examples[3:])["majority"] == [[], []]
 
 
 WORDS = ("red", "old", "big", "the", "a", "is")

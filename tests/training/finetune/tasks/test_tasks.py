@@ -11,6 +11,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from cloze.training.finetune.tasks import glue
 from cloze.training.finetune.tasks.minimal_pairs import MinimalPairsConfig
 from cloze.training.finetune.tasks.registry import TASKS
 from cloze.training.finetune.tasks.task import TaskConfig
@@ -203,6 +204,56 @@ def test_the_likelier_sentence_of_a_pair_is_that_of_a_loop_over_masked_pieces(tm
     assert not (trained.folder / "model").exists()
 
 
+MNLI = ("index", "sentence1", "sentence2", "gold_label")
+
+
+def test_extra_files_are_predicted_and_those_with_labels_scored(tmp_path: Path) -> None:
+    def content(count: int, seed: int, header: tuple[str, ...] = MNLI) -> str:
+        rows = [(number, *row)[: len(header)] for number, row in enumerate(pairs(count, seed))]
+        return table(rows, header)
+
+    files = files_of(
+        tmp_path, train__tsv=content(200, 1), dev__tsv=content(40, 2), test__tsv=content(10, 3, MNLI[:3]),
+        mismatched__tsv=content(30, 4), **{"MNLI-mm__tsv": content(10, 5, MNLI[:3])},
+    )  # fmt: skip
+    extra = {"mismatched": "x", "MNLI-mm": "x"}
+    settings = config("classification", files={"train": "x", "extra": extra}, glue="MNLI", epochs=4)
+    trained = train(settings, files, PIECES, tmp_path, MODEL)
+    facts = trained.manifest.facts
+    assert facts["scored_split"] == "dev" and list(facts["extra_scores"]) == ["mismatched"]
+    assert trained.manifest.counts.items() >= {"dev": 40, "test": 10, "mismatched": 30, "MNLI-mm": 10}.items()
+    found, scores = trained.predictions("pretrained-mismatched"), facts["extra_scores"]["mismatched"]
+    assert [row["label"] for row in found] == [label for *_, label in pairs(30, 4)]
+    assert scores["pretrained"]["accuracy"] == np.mean([row["label"] == row["predicted"] for row in found])
+    assert {one["benchmark"]: one["base"] for one in facts["published"]} == {
+        "GLUE's MNLI": 0.846,
+        "GLUE's MNLI-mm": 0.834,
+    }
+    assert list(scores) == ["pretrained", "majority", "bag_of_words"] and scores.keys() == facts["scores"].keys()
+    assert json.loads((trained.folder / "scores-mismatched.json").read_text()) == scores
+    assert json.loads((trained.folder / "scores.json").read_text()) == facts["scores"]
+    for split, file in (("test", "MNLI-m.tsv"), ("MNLI-mm", "MNLI-mm.tsv")):
+        predicted = [row["predicted"] for row in trained.predictions(f"pretrained-{split}")]
+        lines = [f"{number}\t{label}\n" for number, label in enumerate(predicted)]
+        submission = trained.folder / f"predictions/pretrained-{split}" / file
+        assert submission.read_text() == "".join(["index\tprediction\n", *lines])
+    assert {file.name for file in trained.folder.glob("predictions/*/*.tsv")} == {"MNLI-m.tsv", "MNLI-mm.tsv"}
+
+
+@pytest.mark.parametrize("name", ["train", "data", "init", "a b", ""])
+def test_an_extra_file_has_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(ValueError, match=r"files\.extra"):
+        config("classification", files={"train": "x", "extra": {name: "x"}})
+
+
+def test_an_extra_file_with_some_labels_names_the_first_row_without(tmp_path: Path) -> None:
+    valid = "text\tlabel\nthe\ta\nold\tb\n"
+    files = files_of(tmp_path, train__tsv=valid, dev__tsv=valid, more__tsv=f"{valid}red\t\n")
+    settings = config("classification", files={"train": "x", "extra": {"more": "x"}})
+    with pytest.raises(UserError, match=r"more\.tsv:4: has no label, other rows of more have one; add it or delete"):
+        task_of_files(settings, files)
+
+
 @pytest.mark.parametrize(
     ("name", "train", "test", "labels"),
     [
@@ -230,7 +281,10 @@ def test_glue_files_are_read_in_their_published_form(
     assert [example.label for example in task.examples if example.split == "train"] == labels
     assert [example.label for example in task.examples if example.split == "test"] == [None]
     assert task.scored_split == "dev"
-    written = task.prediction_files("test", [{"predicted": "1"}, {"predicted": "0"}], [], None)
+    test = [example for example in task.examples if example.split == "test"]
+    written = glue.submission_files(name, test, [{"predicted": "1"}, {"predicted": "0"}])
+    [published] = task.facts()["published"]
+    assert (published["split"], published["base"]) == ("test", task.facts()["paper"]["base"])
     assert task.facts()["paper"]["base"] == {"CoLA": 0.521, "MRPC": 0.889, "RTE": 0.664}[name]
     assert written == {f"{name}.tsv": b"index\tprediction\n0\t1\n1\t0\n"}
 
@@ -240,3 +294,66 @@ def test_a_label_that_is_not_a_number_names_file_and_line(tmp_path: Path) -> Non
     settings = config("regression", files={"train": "x"})
     with pytest.raises(UserError, match=r"train\.tsv:3: the label 'far' is not a number; correct it or delete the row"):
         task_of_files(settings, files)
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+@pytest.mark.parametrize(
+    ("kind", "suffix", "valid", "invalid", "reason"),
+    [
+        ("classification", "tsv", "text\tlabel\nthe\ta\nold\tb\n", "text\tlabel\n\ta\n", "empty text"),
+        ("classification", "tsv", "text\tlabel\nthe\ta\nold\tb\n", "text\tlabel\nold\tc\n", "unknown label"),
+        ("regression", "tsv", "text\tlabel\nthe\t1\nold\t2\n", "text\tlabel\nthe\tfar\n", "invalid label"),
+        ("multilabel", "tsv", "text\tlabels\nthe\ta\nold\tb\n", "text\tlabels\nthe\tc\n", "unknown label"),
+        (
+            "choice",
+            "jsonl",
+            "".join(f'{{"context": "a", "choices": ["b", "c"], "label": {label}}}\n' for label in (0, 1)),
+            '{"context": "a", "choices": ["b", "c"], "label": 2}\n',
+            "invalid label",
+        ),
+        ("tagging", "txt", "the O\nred B-X\n", "the O\nred\n", "other number of columns"),
+        (
+            "tagging",
+            "jsonl",
+            '{"tokens": ["a", "b"], "tags": ["O", "B-X"]}',
+            '{"tokens": ["a"], "tags": ["B-Y"]}',
+            "tag",
+        ),
+    ],
+)
+def test_a_part_whose_rows_are_all_skipped_is_an_error_and_no_other_division(
+    tmp_path: Path, kind: str, suffix: str, valid: str, invalid: str, reason: str, split: str
+) -> None:
+    parts = {"train": valid, "dev": valid, split: invalid}
+    files = files_of(tmp_path, **{f"{name}__{suffix}": text for name, text in parts.items()})
+    settings = config(kind, files={"train": "x"}, skip_invalid=True)
+    line = rf"{split}\.{suffix}.*: skip_invalid leaves no row of {split}, as all are invalid \(.*{reason}"
+    with pytest.raises(UserError, match=line):
+        task_of_files(settings, files)
+
+
+def test_a_part_whose_rows_cannot_be_read_is_an_error_that_counts_them(tmp_path: Path) -> None:
+    files = files_of(tmp_path, train__tsv="text\tlabel\nthe\ta\nold\tb\n", dev__tsv="text\tlabel\nthe\ta\tb\n")
+    with pytest.raises(UserError, match=r"dev\.tsv: has no rows besides 1 that cannot be read and are skipped; add "):
+        task_of_files(config("classification", files={"train": "x"}, skip_invalid=True), files)
+
+
+def test_a_split_whose_rows_are_all_skipped_is_an_error_in_a_single_file_too(tmp_path: Path) -> None:
+    files = files_of(tmp_path, data__tsv="text\tlabel\tsplit\nthe\ta\ttrain\nold\tb\ttrain\n\ta\tdev\n")
+    with pytest.raises(
+        UserError, match=r"data\.tsv:4: skip_invalid leaves no row of dev, as all are invalid \(1 of 'em"
+    ):
+        task_of_files(config("classification", file="x", skip_invalid=True), files)
+
+
+def test_a_file_of_questions_is_divided_by_contexts(tmp_path: Path) -> None:
+    content = json.loads(squad(30, 1))
+    for paragraph in content["data"][0]["paragraphs"]:
+        paragraph["qas"].append(paragraph["qas"][0] | {"id": f"{paragraph['qas'][0]['id']}-b"})
+    settings = config("question_answering", file="x", max_query_length=8)
+    task = task_of_files(settings, files_of(tmp_path, data__json=json.dumps(content)))
+    splits = {split: {one.question.id for one in task.examples if one.split == split} for split in ("dev", "test")}
+    assert splits == {
+        "dev": {"q1-1", "q1-1-b", "q1-18", "q1-18-b", "q1-27", "q1-27-b"},
+        "test": {"q1-25", "q1-25-b", "q1-4", "q1-4-b", "q1-5", "q1-5-b"},
+    }

@@ -14,6 +14,8 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
 from cloze.training.checkpoints import checkpoint
 from cloze.training.checkpoints.checkpoint import SavedConfig
+from cloze.training.cluster.heartbeat import ReportProgress
+from cloze.training.finetune import encode_stage
 from cloze.training.finetune.encoders import from_checkpoint
 from cloze.training.finetune.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.stage import run
@@ -51,11 +53,21 @@ def task_of_files(settings: TaskConfig, files: Mapping[str, Path]) -> Any:
     return task_of(settings).read(settings, {name: Location(str(path)) for name, path in files.items()})
 
 
-def train_in_process(setup: FinetuneSetup) -> None:
+def train_in_process(setup: FinetuneSetup, report_progress: ReportProgress = lambda done, note: False) -> None:
     """Run all jobs one after another in this process, which has a process group of its own."""
-    for job in unfinished_jobs(setup):
-        run_job(setup, job.argument, lambda done, note: False)
-    torch.use_deterministic_algorithms(False)
+    try:
+        for job in unfinished_jobs(setup):
+            run_job(setup, job.argument, report_progress)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def encoded(settings: TaskConfig, inputs: Mapping[str, Any], folder: Path) -> Artifact:
+    """The artifact of the task's encoded examples."""
+    out = Output(Location(str(folder)), "encode", 1, "e")
+    read = {name: item for name, item in inputs.items() if name not in ("checkpoint", "init", "encoded")}
+    encode_stage.run(encode_stage.encode_config(settings), read, out)
+    return Artifact(out.location, out.stage, out.fingerprint)
 
 
 @dataclass
@@ -103,6 +115,7 @@ def train(
     task = task_of_files(settings, files)
     encoder = from_checkpoint(reference, inputs["vocab"].location)
     out = Output(Location(str(root / "out")), "finetune-tiny", 1, "0")
-    setup = FinetuneSetup(settings, task, task.encode(encoder.tokenizer()), encoder, out)
+    setup = FinetuneSetup(settings, task, task.encode(encoder.tokenizer()).splits, encoder, out)
     train_in_process(setup)
+    inputs["encoded"] = encoded(settings, inputs, root / "encoded")
     return Trained(task, settings, run(settings, inputs, out), root / "out")

@@ -1,8 +1,8 @@
 """Files in SQuAD's form -> windows of their contexts -> the span that answers each question, and its EM and F1."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +12,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloze.pipeline.core.keyed_random import hash64
-from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.heads import SpanClassifier
 from cloze.training.finetune.metrics.question_answering import (
@@ -23,18 +21,21 @@ from cloze.training.finetune.metrics.question_answering import (
     squad,
     squad_v2,
 )
-from cloze.training.finetune.tasks.labelled_files import DIVIDED, LabelledExample, check_splits, scored_split
+from cloze.training.finetune.tasks.labelled_files import LabelledExample, check_splits, scored_split, with_splits
+from cloze.training.finetune.tasks.published_scores import published_fact
 from cloze.training.finetune.tasks.question_answering.answers import AnswersToQuestion, prediction_files, rank_answers
 from cloze.training.finetune.tasks.question_answering.squad_files import Question, read_questions
 from cloze.training.finetune.tasks.question_answering.windows import QuestionWindows, build_windows
 from cloze.training.finetune.tasks.task import (
-    SPLITS,
     EncodedTask,
     InputColumns,
+    Predictions,
     RowIndices,
     TrainedTaskConfig,
+    Training,
     TransformersHead,
     score_facts,
+    splits_of,
 )
 from cloze.training.finetune.tasks.text_inputs import TextInputs
 
@@ -51,19 +52,21 @@ class QuestionAnsweringConfig(TrainedTaskConfig):
     """Kind of the task."""
     max_seq_length: int = Field(default=384, ge=8)
     """Longest input in tokens: [CLS] question [SEP] part of the context [SEP]."""
+    dataset: Annotated[Literal["SQuAD-v1.1", "SQuAD-v2.0"] | None, Training] = None
+    """The dataset whose published files these are: the page has the scores of the BERT paper next to the task's."""
     doc_stride: int = Field(default=128, gt=0)
     """Step, in tokens, from one window of a long context to the next."""
     max_query_length: int = Field(default=64, gt=0)
     """Longest question in tokens; longer ones are truncated."""
-    n_best: int = Field(default=20, gt=0)
+    n_best: Annotated[int, Training, Field(gt=0)] = 20
     """Number of ranked answers in nbest_predictions.json."""
-    max_answer_length: int = Field(default=30, gt=0)
+    max_answer_length: Annotated[int, Training, Field(gt=0)] = 30
     """Longest answer in tokens."""
-    null_threshold: float = 0.0
+    null_threshold: Annotated[float, Training] = 0.0
     """No answer is given if its score exceeds the best answer's by more than this (SQuAD v2.0)."""
     skip_invalid: bool = False
     """Leave out, and count, questions whose answer is not where its offset says, in place of an error."""
-    metric: Literal["f1", "exact_match"] = "f1"
+    metric: Annotated[Literal["f1", "exact_match"], Training] = "f1"
     """The score by which epochs and trials are compared."""
 
     @model_validator(mode="after")
@@ -84,25 +87,14 @@ class QuestionExample(LabelledExample):
 
 
 @dataclass(frozen=True)
-class EncodedQuestions:
-    """The questions of one split, and their windows, which are the rows."""
-
-    questions: list[Question]
-    windows: QuestionWindows
-
-    @property
-    def lengths(self) -> Ints:
-        return self.windows.lengths
-
-
-@dataclass(frozen=True)
 class QuestionAnswering:
     """The task of finding the answer to a question in its context."""
 
     config: QuestionAnsweringConfig
     examples: list[QuestionExample]
     with_null: bool  # questions may have no answer
-    skipped: int = 0  # questions with an invalid answer
+    skipped: Mapping[str, int] = field(default_factory=dict)  # questions that were left out, by reason
+    split_kind: ClassVar[type] = QuestionWindows
 
     @classmethod
     def read(cls, config: QuestionAnsweringConfig, files: Mapping[str, Location]) -> Self:
@@ -118,7 +110,7 @@ class QuestionAnswering:
             with_null |= found.has_impossible_questions
         examples = _with_splits(examples, config.seed)
         check_splits(examples, next(iter(files.values())))
-        return cls(config, examples, with_null, skipped)
+        return cls(config, examples, with_null, {"invalid answer": skipped} if skipped else {})
 
     @classmethod
     def for_inputs(
@@ -144,8 +136,8 @@ class QuestionAnswering:
         return scored_split(self.examples)
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
-        config, splits, truncated = self.config, dict[str, EncodedQuestions](), 0
-        for split in SPLITS:
+        config, splits, truncated = self.config, dict[str, QuestionWindows](), 0
+        for split in splits_of(self.examples):
             questions = [example.question for example in self.examples if example.split == split]
             if not questions:
                 continue
@@ -156,42 +148,44 @@ class QuestionAnswering:
                 doc_stride=config.doc_stride,
                 max_query_length=config.max_query_length,
             )
-            splits[split] = EncodedQuestions(questions, windows)
+            splits[split] = windows
             truncated += windows.truncated_questions
         return EncodedTask(splits, truncated)
 
     def model(self, encoder: nn.Module, config: "BertConfig") -> nn.Module:
         return SpanClassifier(encoder, config, self.config.seed)
 
-    def inputs(self, data: EncodedQuestions, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, data: QuestionWindows, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids, token_type_ids and attention_mask, each [batch, length of the longest window]."""
-        return TextInputs(data.windows.ids, data.windows.context_positions).batch(rows, device)
+        return TextInputs(data.ids, data.context_positions).batch(rows, device)
 
-    def loss(self, outputs: Tensor, data: EncodedQuestions, rows: RowIndices) -> Tensor:
+    def loss(self, outputs: Tensor, data: QuestionWindows, rows: RowIndices) -> Tensor:
         """Half the cross-entropies of the start and the end of the answer, summed over windows; outputs [batch, s, 2].
 
         The target of a window without the answer is [CLS], as in run_squad.py.
         """
-        targets = np.stack([data.windows.start_positions[rows], data.windows.end_positions[rows]], axis=1)
+        targets = np.stack([data.start_positions[rows], data.end_positions[rows]], axis=1)
         logits = outputs.transpose(1, 2)  # [batch, 2, s]
         losses = functional.cross_entropy(
             logits.flatten(0, 1), torch.from_numpy(targets).flatten().to(outputs.device), reduction="sum"
         )
         return losses / 2
 
-    def loss_terms(self, data: EncodedQuestions, rows: RowIndices) -> int:
+    def loss_terms(self, data: QuestionWindows, rows: RowIndices) -> int:
         return len(rows)
 
-    def answers(self, outputs: Tensor, data: EncodedQuestions, rows: RowIndices) -> list[NDArray[np.float32]]:
+    def answers(self, outputs: Tensor, data: QuestionWindows, rows: RowIndices) -> list[NDArray[np.float32]]:
         """The start and end logits of each window [tokens, 2]."""
-        lengths = data.windows.lengths[rows]
+        lengths = data.lengths[rows]
         return [logits[:length] for logits, length in zip(outputs.cpu().numpy(), lengths, strict=True)]
 
-    def _ranked(self, answers: Sequence[NDArray[np.float32]], data: EncodedQuestions) -> list[AnswersToQuestion]:
+    def _ranked(
+        self, questions: Sequence[Question], answers: Sequence[NDArray[np.float32]], data: QuestionWindows
+    ) -> list[AnswersToQuestion]:
         start_logits, end_logits = np.concatenate(answers).T
         return rank_answers(
-            data.questions,
-            data.windows,
+            questions,
+            data,
             start_logits,
             end_logits,
             with_null=self.with_null,
@@ -199,11 +193,12 @@ class QuestionAnswering:
             max_answer_length=self.config.max_answer_length,
         )
 
-    def evaluate(self, answers: Sequence[NDArray[np.float32]], data: EncodedQuestions) -> dict[str, float]:
+    def evaluate(self, answers: Sequence[NDArray[np.float32]], data: QuestionWindows) -> dict[str, float]:
         """F1 and exact match."""
-        predicted = [ranked.answer(self.config.null_threshold) for ranked in self._ranked(answers, data)]
+        questions = [example.question for example in self.examples if example.split == "dev"]
+        predicted = [ranked.answer(self.config.null_threshold) for ranked in self._ranked(questions, answers, data)]
         score = score_question_v2 if self.with_null else score_question
-        scores = [score(*pair) for pair in zip(_texts(data.questions), predicted, strict=True)]
+        scores = [score(*pair) for pair in zip(_texts(questions), predicted, strict=True)]
         return {
             "f1": float(np.mean([one.f1 for one in scores])),
             "exact_match": float(np.mean([one.exact_match for one in scores])),
@@ -214,9 +209,11 @@ class QuestionAnswering:
         return metrics[self.config.metric], metrics["f1"], metrics["exact_match"]
 
     def predictions(
-        self, examples: Sequence[QuestionExample], answers: Sequence[NDArray[np.float32]], data: EncodedQuestions
-    ) -> list[dict[str, Any]]:
-        return [
+        self, examples: Sequence[QuestionExample], answers: Sequence[NDArray[np.float32]], data: QuestionWindows
+    ) -> Predictions:
+        """The rows, and the files that run_squad.py writes and the official scorers read."""
+        ranked_answers = self._ranked([example.question for example in examples], answers, data)
+        rows = [
             {
                 "row": example.row,
                 "id": example.question.id,
@@ -224,18 +221,9 @@ class QuestionAnswering:
                 "predicted": predicted,
                 "probability": round(ranked.ranked[0].probability, 6) if ranked.ranked else 0.0,
             }
-            for example, ranked in zip(examples, self._ranked(answers, data), strict=True)
+            for example, ranked in zip(examples, ranked_answers, strict=True)
         ]
-
-    def prediction_files(
-        self,
-        split: str,
-        predictions: Sequence[Mapping[str, Any]],
-        answers: Sequence[NDArray[np.float32]],
-        data: EncodedQuestions,
-    ) -> dict[str, bytes]:
-        """The files that run_squad.py writes and the official scorers read."""
-        return prediction_files(self._ranked(answers, data), self.config.null_threshold)
+        return Predictions(rows, prediction_files(ranked_answers, self.config.null_threshold))
 
     def scores(self, examples: Sequence[QuestionExample], predicted: Sequence[str]) -> dict[str, Any]:
         texts = _texts([example.question for example in examples])
@@ -263,7 +251,7 @@ class QuestionAnswering:
         return {"text": f"{example.question.text} / {example.question.context}", "label": example.label}
 
     def facts(self) -> dict[str, Any]:
-        return {"skipped": self.skipped}
+        return {"skipped": sum(self.skipped.values()), **published_fact(self.config.dataset)}
 
     def head(self) -> TransformersHead:
         return TransformersHead("ForQuestionAnswering", {"with_null": self.with_null}, has_pooler=False)
@@ -275,25 +263,11 @@ def _example(row: int, split: str, question: Question, where: str = "") -> Quest
 
 
 def _with_splits(examples: list[QuestionExample], seed: int) -> list[QuestionExample]:
-    """Divide what has no split, or train if there is no dev, by contexts: those of a context stay together."""
-    existing = {example.split for example in examples}
-    if "" in existing:
-        undivided, fractions = "", DIVIDED
-    elif "dev" not in existing:
-        undivided, fractions = "train", {"dev": DIVIDED["dev"]}
-    else:
-        return examples
-    contexts = list(dict.fromkeys(example.question.context for example in examples if example.split == undivided))
-    order = np.argsort(hash64(seed, np.arange(len(contexts))), kind="stable")
-    split_of, start = dict.fromkeys(contexts, "train"), 0
-    for split, fraction in fractions.items():
-        stop = start + round(fraction * len(order))
-        split_of |= dict.fromkeys((contexts[number] for number in order[start:stop]), split)
-        start = stop
-    return [
-        replace(example, split=split_of[example.question.context]) if example.split == undivided else example
-        for example in examples
-    ]
+    """The examples divided as `with_splits` does, by contexts: the questions about a context stay together."""
+    contexts = dict.fromkeys((example.split, example.question.context) for example in examples)
+    undivided = [LabelledExample(number, split, None) for number, (split, _) in enumerate(contexts)]
+    divided = dict(zip(contexts, with_splits(undivided, seed, lambda context: 0), strict=True))
+    return [replace(one, split=divided[one.split, one.question.context].split) for one in examples]
 
 
 def _texts(questions: Sequence[Question]) -> list[list[str]]:
