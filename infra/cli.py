@@ -35,6 +35,7 @@ _JSON = {
   location (a path or s3://), fingerprint, bytes (of all files there): null while waiting,
   seconds, counts, drops (name -> number): null unless the stage is finished,
   progress ({parts, checkpoint_step}): null unless half-done,
+  owner (of the run that is writing it: host, pid, since, done, total, unit; or null),
   warnings (a list of lines), heldout (the newest held-out row of metrics.jsonl, or null),
   scores (pretrained, random, majority, ... -> accuracy, interval, ..., or null),
   metric, scored_split (of a finished task: the score that counts, and the split: test or dev; or null),
@@ -140,7 +141,7 @@ def _run(options: argparse.Namespace) -> int:
     from cloze.infra.workflow import materialize
 
     command = " ".join(["cloze", *sys.argv[1:]])
-    return materialize(run, command, until=options.until, force=options.force or [])
+    return materialize(run, command, until=options.until, force=options.force or [], wait=not options.no_wait)
 
 
 def _finetune(options: argparse.Namespace) -> int:
@@ -158,7 +159,8 @@ def _finetune(options: argparse.Namespace) -> int:
     if first:
         stages = ", ".join(first)
         print(f"the tasks start from this run's pretraining, which is not finished; first: {stages}", file=sys.stderr)
-    status = materialize(run, " ".join(["cloze", *sys.argv[1:]]), force=options.force or [])
+    command = " ".join(["cloze", *sys.argv[1:]])
+    status = materialize(run, command, force=options.force or [], wait=not options.no_wait)
     if not any(stage.publish for stage in run.stages.values()):  # its report also reads stages that were not needed
         print(render_run(type(run)(run.config)))
     return status
@@ -365,6 +367,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--json", action="store_true", help="print JSON; see below")
         if name in ("run", "finetune"):
             command.add_argument("--dry-run", action="store_true", help="show the plan, as `cloze plan` does")
+            command.add_argument(
+                "--no-wait", action="store_true", help="fail if another run is writing an output that this one needs"
+            )
         if name in ("run", "plan", "submit"):
             command.add_argument("--until", metavar="STAGE", help="run the stages up to this one")
         if name in ("run", "finetune", "plan", "submit"):

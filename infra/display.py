@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cloze.pipeline.core.artifacts import Manifest
+from cloze.pipeline.core.lease_files import Owner
 from cloze.pipeline.core.manifest_facts import WarningFacts
 from cloze.pipeline.core.storage import Location
 
@@ -42,6 +43,13 @@ class Display:
         """A stage starts to run or to continue."""
         self._first, self._printed_at = None, 0.0
         self._show(f"{self._head(stage)}  {action}: {reason}", time.monotonic(), last=True)
+
+    def show_owner(self, stage: str, owner: Owner) -> None:
+        """A stage waits for another run that writes its output; with that run's progress."""
+        done = owner.progress
+        bar = f"{_bar(done.done, done.total)} {done.done:,.0f}/{done.total:,.0f} {done.unit}  " if done.total else ""
+        line = f"{self._head(stage)}  {bar}waits for {owner.process}, at work since {owner.since}"
+        self._show(f"{line}  {done.note}".rstrip(), time.monotonic(), last=False)
 
     def finish(self, stage: str, summary: str, warnings: Sequence[str] = ()) -> None:
         """A stage is finished, or skipped."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import dagster
@@ -29,6 +30,7 @@ from cloze.pipeline.core.signals import keyboard_interrupt_on
 # Tags of a run in Dagster's history.
 _COMMAND = "cloze/command"
 _FORCE = "cloze/force"  # names of the stages to run again, separated by spaces
+_NO_WAIT = "cloze/no-wait"  # set if no stage is to wait for another run
 _PROCESS = "cloze/process"  # see _process
 
 _SETTINGS = "telemetry:\n  enabled: false\nnux:\n  enabled: false\n"
@@ -91,16 +93,20 @@ def definitions(config: RunConfig) -> dagster.Definitions:
     )
 
 
-def materialize(run: Run, command: str, until: str | None = None, force: Sequence[str] = ()) -> int:
+def materialize(
+    run: Run, command: str, until: str | None = None, force: Sequence[str] = (), *, wait: bool = True
+) -> int:
     """Run the stages up to `until` in this process, as one run in Dagster's history.
 
-    Returns 0; raises the exception of the stage that failed.
+    Returns 0; raises the exception of the stage that failed. Unless it is to `wait` for another run that works on the
+    same output, that is an AtWork.
     """
     stages = run.until(until)
     run.check_forced(until, force)
     run.check(until, force)
     job = definitions(run.config).resolve_job_def(_identifier(run.config.name))
-    tags = {_COMMAND: command, _FORCE: " ".join(force), _PROCESS: _process(os.getpid())}
+    no_wait = "" if wait else "yes"
+    tags = {_COMMAND: command, _FORCE: " ".join(force), _NO_WAIT: no_wait, _PROCESS: _process(os.getpid())}
     with dagster.DagsterInstance.local_temp(str(home()), overrides=_NO_CAPTURE) as instance:
         _cancel_orphans(instance)
         job.execute_in_process(
@@ -150,7 +156,7 @@ def _asset(run_name: str, stage: Stage, priority: int) -> dagster.AssetsDefiniti
         active: _ActiveRun = getattr(context.resources, resource)
         force = stage.name in context.run.tags.get(_FORCE, "").split()
         with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise its own exception
-            planned, manifest, seconds = _execute(active, stage, force)
+            planned, manifest, seconds = _execute(active, stage, force, wait=_NO_WAIT not in context.run.tags)
         return dagster.MaterializeResult(
             metadata=_metadata(planned, manifest, seconds), data_version=dagster.DataVersion(manifest.fingerprint)
         )
@@ -158,14 +164,15 @@ def _asset(run_name: str, stage: Stage, priority: int) -> dagster.AssetsDefiniti
     return materialize_stage
 
 
-def _execute(active: _ActiveRun, stage: Stage, force: bool) -> tuple[PlannedStage, Manifest, float]:
+def _execute(active: _ActiveRun, stage: Stage, force: bool, wait: bool) -> tuple[PlannedStage, Manifest, float]:
     """Execute a stage and display its progress. Returns also the seconds it took."""
     started = time.monotonic()
 
     def show_start(planned: PlannedStage) -> None:
         active.display.start(stage.name, planned.action, planned.reason)
 
-    planned, manifest = active.run.execute(stage.name, force, on_start=show_start)
+    show_wait = partial(active.display.show_owner, stage.name) if wait else None
+    planned, manifest = active.run.execute(stage.name, force, on_start=show_start, on_wait=show_wait)
     seconds = time.monotonic() - started
     if planned.action == "skip":
         active.display.finish(stage.name, f"skip: {planned.reason}")

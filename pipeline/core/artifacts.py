@@ -3,6 +3,7 @@
 A stage's output is the folder <root>/<stage>/<fingerprint>/. The fingerprint covers the stage's VERSION, its
 configuration without the fields marked `Compute`, and the fingerprints of its inputs. Parts (such as shards) are
 committed one by one, each with a record under parts/. manifest.json is written last and makes the artifact finished.
+Of several runs of one fingerprint one writes at a time: see leases.py.
 """
 
 import hashlib
@@ -21,9 +22,13 @@ from pydantic import ValidationError
 
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.lease_files import WorkDone, is_lease_file
+from cloze.pipeline.core.leases import Lease
 from cloze.pipeline.core.software_versions import git_commit, package_versions
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads, run_periodically
+
+_MAX_LISTINGS = 5
 
 ProgressReporter = Callable[[float, float, str, str], None]  # done, total, unit, note
 
@@ -161,6 +166,7 @@ class Output:
     version: int
     fingerprint: str
     reporter: ProgressReporter | None = None
+    lease: Lease | None = None  # None in a run without a planner, and where the store has no conditional writes
     started: float = field(default_factory=time.monotonic)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,6 +176,23 @@ class Output:
     def root(self) -> Location:
         """The folder of all artifacts: this one is <root>/<stage>/<fingerprint>/."""
         return Location(self.location.uri.rsplit("/", 2)[0])
+
+    def check_lease(self) -> None:
+        """Raises LeaseLost if another run has taken over. Called directly before each write and deletion."""
+        if self.lease:
+            self.lease.check()
+
+    def clear(self) -> None:
+        """Delete everything except the lease; first the manifest, so that no half-deleted folder looks finished."""
+        self.check_lease()
+        (self.location / "manifest.json").delete()
+        for _ in range(_MAX_LISTINGS):  # one may omit a file
+            names = {path.partition("/")[0] for path in self.location.sizes()}
+            if not (names := {name for name in names if not is_lease_file(name)}):
+                return
+            for name in names:
+                self.check_lease()
+                (self.location / name).delete()
 
     def finished_part(self, name: str) -> Part | None:
         """Returns the record of a part, or None unless it can be read and all its files exist with their size."""
@@ -195,19 +218,28 @@ class Output:
     ) -> Part:
         """Write the part's files (relative path -> bytes), then its record; each write is atomic.
 
-        `written` are files of the part that have been written before.
+        `written` are files of the part that have been written before. Raises LeaseLost.
         """
         records = dict(written or {})
         for path, data in files.items():
-            (self.location / path).write_bytes(data)
+            (self.location / path).write_bytes(data, self.check_lease)
             records[path] = FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
         part = Part(
             name=name, files=records, counts=dict(counts or {}), drops=dict(drops or {}), facts=dict(facts or {})
         )
-        (self.location / f"parts/{name}.json").write_text(part.model_dump_json())
+        self._write_record(f"parts/{name}.json", part.model_dump_json())
         return part
 
+    def _write_record(self, path: str, text: str) -> None:
+        file, data = self.location / path, text.encode("utf-8")
+        if self.lease:
+            self.lease.write_record(file, data)
+        else:
+            file.write_bytes(data)
+
     def report_progress(self, done: float, total: float, unit: str, note: str = "") -> None:
+        if self.lease:
+            self.lease.progress = WorkDone(done=done, total=total, unit=unit, note=note)
         if self.reporter:
             self.reporter(done, total, unit, note)
 
@@ -248,7 +280,7 @@ class Output:
         drops: Mapping[str, int] | None = None,
         facts: Facts | Mapping[str, Any] | None = None,
     ) -> Manifest:
-        """Write the manifest, which makes the artifact finished.
+        """Write the manifest, which makes the artifact finished. Raises LeaseLost.
 
         `parts` are all parts, as `require_parts` returns them; their counts and drops are added to `counts` and
         `drops`.
@@ -272,6 +304,6 @@ class Output:
             versions=package_versions(),
             git_commit=git_commit(),
         )
-        (self.location / "manifest.json").write_text(manifest.model_dump_json(indent=1))
+        self._write_record("manifest.json", manifest.model_dump_json(indent=1))
         self.location.delete_stale_writes()
         return manifest

@@ -34,7 +34,7 @@ def filesystem(scheme: str) -> pafs.FileSystem:
 
 
 @functools.cache
-def _s3_client() -> Any:
+def s3_client() -> Any:
     """Returns a client for what Arrow's file system lacks: conditional writes and ETags."""
     import boto3
 
@@ -107,7 +107,7 @@ class Location:
     def etag(self) -> str:
         """Returns the ETag of a file on S3, which changes with its content."""
         bucket, _, key = self.path.partition("/")
-        return str(_s3_client().head_object(Bucket=bucket, Key=key)["ETag"])
+        return str(s3_client().head_object(Bucket=bucket, Key=key)["ETag"])
 
     def size(self) -> int:
         """Returns the file's size in bytes. Raises UserError when there is no file."""
@@ -129,42 +129,23 @@ class Location:
     def read_text(self) -> str:
         return self.read_bytes().decode("utf-8")
 
-    def write_bytes(self, data: bytes | memoryview | pa.Buffer) -> None:
-        """Write the file atomically: under a temporary name until it is complete (S3 shows complete objects only)."""
+    def write_bytes(self, data: bytes | memoryview | pa.Buffer, confirm: Callable[[], object] = lambda: None) -> None:
+        """Write the file atomically: under a temporary name until it is complete (S3 shows complete objects only).
+
+        `confirm` may raise; it is called directly before the renaming that makes the file visible, on S3 before the
+        request.
+        """
         if self.is_s3:
+            confirm()
             with self.fs.open_output_stream(self.path, compression=None) as stream:
                 stream.write(data)
             return
-        with self._temporary(data) as (temporary, path):
+        with self.temporary(data) as (temporary, path):
+            confirm()
             temporary.replace(path)
 
-    def write_if_absent(self, data: bytes) -> bool:
-        """Write the file atomically if it does not exist. Returns whether it did: of several writers, one gets True.
-
-        Requires hard links on a local disk, and conditional writes (If-None-Match) on S3: Amazon and MinIO have them.
-        """
-        if not self.is_s3:
-            with self._temporary(data) as (temporary, path):
-                try:
-                    os.link(temporary, path)
-                except FileExistsError:
-                    return False
-                return True
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        bucket, _, key = self.path.partition("/")
-        try:
-            _s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
-                return False
-            raise OSError(f"AWS Error: {error}") from error
-        except BotoCoreError as error:  # no answer, no credentials
-            raise OSError(f"AWS Error: {error}") from error
-        return True
-
     @contextmanager
-    def _temporary(self, data: bytes | memoryview | pa.Buffer) -> Iterator[tuple[Path, Path]]:
+    def temporary(self, data: bytes | memoryview | pa.Buffer) -> Iterator[tuple[Path, Path]]:
         """Write the data to a temporary file on the local disk; yields its path and the final path."""
         path = Path(self.path)
         try:

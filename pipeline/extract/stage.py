@@ -106,7 +106,7 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
     for source in config.sources:
         if source.only_languages:
             filters.check_languages(source.only_languages)
-    with scratch_folder(out.location) as folder:
+    with scratch_folder(out) as folder:
         units = _repartition(plan_units(config, inputs), config, folder, out)
         _extract_all(units, config, out)
         # While scratch exists: if a part is missing here, the next run extracts it from the partitions in scratch.

@@ -13,7 +13,7 @@ known.json in it, which a second run may just have overwritten. The names of bot
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -124,12 +124,13 @@ def save_checkpoint(
     tensors: Tensors,
     payload: CheckpointPayload | None,
     all_gather: AllGather = single_worker_gather,
+    confirm: Callable[[], object] = lambda: None,
 ) -> CheckpointRef:
     """Write a checkpoint under the artifact's folder. It is valid once its manifest, the last file, is written.
 
     All workers must call it together. Each writes its `tensors`; worker 0 also has the `payload` and writes the
     manifest. Raises OSError in every worker when the disk or S3 fails in one, except for the manifest: only worker 0
-    sees that error.
+    sees that error. `confirm` is called directly before each write, and may raise.
     """
     from safetensors.torch import save
 
@@ -150,7 +151,7 @@ def save_checkpoint(
         heldout, done = payload.heldout, payload.done
         manifest = CheckpointManifest(step=step, digest=digest, files=records, heldout=heldout, done=done)
     folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, list(records))[:8]}"
-    _write(artifact, folder, files, manifest, all_gather)
+    _write(artifact, folder, files, manifest, all_gather, confirm)
     return CheckpointRef(folder, digest, step)
 
 
@@ -160,6 +161,7 @@ def _write(
     files: Mapping[str, bytes],
     manifest: CheckpointManifest | None,
     all_gather: AllGather,
+    confirm: Callable[[], object],
 ) -> None:
     """Write this worker's files and, once all workers have written theirs, the manifest. Raises OSError."""
 
@@ -168,15 +170,16 @@ def _write(
 
     def write_files() -> None:
         for name, data in files.items():
-            (folder / name).write_bytes(data)
+            (folder / name).write_bytes(data, confirm)
 
     if any(run_together(all_gather, is_written)):  # by an earlier attempt that failed in a later operation
         return
     try:
         run_together(all_gather, write_files)
         if manifest:
+            confirm()
             _write_known([*_folders(artifact), folder], artifact)
-            (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
+            (folder / _MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode(), confirm)
     except OSError:
         if manifest:
             with suppress(OSError):  # free the space: the disk may be full

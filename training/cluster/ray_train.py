@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any, NamedTuple
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.core.scratch import scratch_location
 from cloze.pipeline.core.signals import event_on_first
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.elastic import ElasticSize, Placement
@@ -99,12 +99,12 @@ def run_workers(
 @contextmanager
 def _ray_storage(artifact: Location) -> Iterator[Location]:
     """The storage folder that Ray Train requires, reachable from all nodes. It is deleted on exit."""
-    with scratch_folder(artifact) as folder:
-        try:
-            yield folder / uuid.uuid4().hex
-        finally:
-            with suppress(OSError):  # no later attempt reads it
-                folder.delete()
+    folder = scratch_location(artifact) / uuid.uuid4().hex
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # no later attempt reads it
+            folder.delete()
 
 
 def _stop_on_sigterm(can_stop: bool) -> AbstractContextManager[threading.Event]:

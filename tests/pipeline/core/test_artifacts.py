@@ -173,7 +173,7 @@ def test_a_damaged_record_is_no_part(folder: str) -> None:
 def test_a_part_is_recorded_after_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = output(str(tmp_path))
     written: list[str] = []
-    monkeypatch.setattr(Location, "write_bytes", lambda self, _: written.append(self.name))
+    monkeypatch.setattr(Location, "write_bytes", lambda self, *_: written.append(self.name))
     out.commit("one", {"b.txt": b"", "a.txt": b""})
     assert written == ["b.txt", "a.txt", "one.json"]
 
