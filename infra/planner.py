@@ -15,7 +15,7 @@ from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import MissingFile, UserError
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.lease_files import Owner
-from cloze.pipeline.core.leases import hold_lease, owner_of, refuse_to_wait
+from cloze.pipeline.core.leases import hold_lease, owner_of, refuse_to_wait, wait_until_free
 from cloze.pipeline.core.scratch import delete_abandoned, delete_scratch
 from cloze.pipeline.core.storage import Location
 
@@ -133,10 +133,12 @@ class Run:
     ) -> tuple[PlannedStage, Manifest]:
         """Run, continue or skip one stage whose inputs are finished; `on_start` is called before it runs or continues.
 
-        While another run works on its output, `on_wait` is called about once a second. Without it the stage does not
-        wait: it raises AtWork. Raises UserError when an input is not finished, and the errors of the stage.
+        While another run works on its output, or again on its inputs, `on_wait` is called about once a second. Without
+        it the stage does not wait: it raises AtWork. Raises UserError when an input is not finished, and the errors of
+        the stage.
         """
         stage = self.stage(name)
+        self._wait_for_inputs(stage, on_wait)
         planned = self.plan_stage(stage, force)
         output = planned.output
         if output is None:
@@ -157,6 +159,13 @@ class Run:
         assert manifest, f"{name}: its run must write a manifest"
         self._remember(stage, output.fingerprint)
         return planned, manifest
+
+    def _wait_for_inputs(self, stage: Stage, on_wait: Callable[[Owner], None] | None) -> None:
+        """Wait for inputs that another run is writing again (--force)."""
+        for name in stage.after:
+            output = self._output(self.stage(name))
+            if output and not read_manifest(output.location):
+                wait_until_free(output.location, on_wait or refuse_to_wait(output.location))
 
     def _run(
         self, stage: Stage, planned: PlannedStage, force: bool, on_start: Callable[[PlannedStage], None] | None

@@ -7,6 +7,7 @@ and clients repeat requests: then the second one is refused. So after a refusal 
 
 import errno
 import os
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
@@ -103,8 +104,14 @@ def delete(file: Location, etag: str) -> bool:
 
 
 def honours_conditions(file: Location, data: bytes) -> bool:
-    """Returns whether the store refuses to write an object again, which exists with this content, as it should."""
-    return not _put_if(file, data, IfNoneMatch="*") and not _put_if(file, data, IfMatch=f'"{0:032x}"')
+    """Returns whether the store refuses what it should: to write the object again, which exists with this content, and
+    to replace one that does not exist (MinIO until August 2025 does not: github.com/minio/minio/issues/21526).
+    """
+    missing, etag = Location(f"{file}-{uuid.uuid4().hex}"), f'"{0:032x}"'
+    if _put_if(missing, data, IfMatch=etag):
+        missing.delete()
+        return False
+    return not _put_if(file, data, IfNoneMatch="*") and not _put_if(file, data, IfMatch=etag)
 
 
 def _put_if(file: Location, data: bytes, **condition: str) -> str | None:

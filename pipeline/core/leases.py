@@ -83,6 +83,11 @@ def refuse_to_wait(artifact: Location) -> Callable[[Owner], None]:
     return refuse
 
 
+def wait_until_free(artifact: Location, on_wait: Callable[[Owner], None]) -> None:
+    """Wait until no run works on an artifact. `on_wait`: see `hold_lease`."""
+    _wait(lease_file(artifact), on_wait)
+
+
 @contextmanager
 def hold_lease(artifact: Location, on_wait: Callable[[Owner], None]) -> Iterator[Lease | None]:
     """Inside the block this run owns the artifact: at first it waits until no other does.
@@ -130,21 +135,25 @@ def _wait_and_claim(
 ) -> Owner | None:
     """Returns this run as the owner; None if the store has no conditional writes."""
     new = Owner(token=uuid.uuid4().hex, process=this_process(), since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
-    watch = _Watch()
     while True:
-        held = watch.look(file)
-        if held is None or watch.is_dead(held):
-            owner = new.model_copy(update={"attempt": held.owner.attempt + 1 if held else 1})
-            try:
-                if file.claim(owner, held):
-                    return owner
-            except Unsupported:
-                _report_unsupported(artifact)
-                return None
-            time.sleep(_POLL / 10)  # another run was faster
-            continue
+        held = _wait(file, on_wait)
+        owner = new.model_copy(update={"attempt": held.owner.attempt + 1 if held else 1})
+        try:
+            if file.claim(owner, held):
+                return owner
+        except Unsupported:
+            _report_unsupported(artifact)
+            return None
+        time.sleep(_POLL / 10)  # another run was faster
+
+
+def _wait(file: S3LeaseFile | DiskLeaseFile, on_wait: Callable[[Owner], None]) -> Held | None:
+    """Wait until there is no owner, or a dead one, which is returned."""
+    watch = _Watch()
+    while (held := watch.look(file)) and not watch.is_dead(held):
         on_wait(held.owner)
         time.sleep(_POLL)
+    return held
 
 
 class _Watch:
