@@ -134,8 +134,8 @@ class Run:
         """Run, continue or skip one stage whose inputs are finished; `on_start` is called before it runs or continues.
 
         While another run works on its output, or again on its inputs, `on_wait` is called about once a second. Without
-        it the stage does not wait: it raises AtWork. Raises UserError when an input is not finished, and the errors of
-        the stage.
+        it the stage does not wait: it raises ArtifactInUse. Raises UserError when an input is not finished, and the
+        errors of the stage.
         """
         stage = self.stage(name)
         self._wait_for_inputs(stage, on_wait)
@@ -164,7 +164,7 @@ class Run:
         """Wait for inputs that another run is writing again (--force)."""
         for name in stage.after:
             output = self._output(self.stage(name))
-            if output and not read_manifest(output.location):
+            if output and not (output.location / "manifest.json").is_file():
                 wait_until_free(output.location, on_wait or refuse_to_wait(output.location))
 
     def _run(

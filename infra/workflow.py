@@ -4,13 +4,14 @@
 assets (`defs`). Both keep their history in one DAGSTER_HOME, by default ./.dagster.
 """
 
+import fcntl
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,7 @@ def materialize(
     """Run the stages up to `until` in this process, as one run in Dagster's history.
 
     Returns 0; raises the exception of the stage that failed. Unless it is to `wait` for another run that works on the
-    same output, that is an AtWork.
+    same output, that is an ArtifactInUse.
     """
     stages = run.until(until)
     run.check_forced(until, force)
@@ -107,7 +108,7 @@ def materialize(
     job = definitions(run.config).resolve_job_def(_identifier(run.config.name))
     no_wait = "" if wait else "yes"
     tags = {_COMMAND: command, _FORCE: " ".join(force), _NO_WAIT: no_wait, _PROCESS: _process(os.getpid())}
-    with dagster.DagsterInstance.local_temp(str(home()), overrides=_NO_CAPTURE) as instance:
+    with _history() as instance:
         _cancel_orphans(instance)
         job.execute_in_process(
             _QUIET,
@@ -206,6 +207,18 @@ def home() -> Path:
         except OSError as error:
             raise UserError(f"{folder}: {error.strerror}; set DAGSTER_HOME to a folder that can be written") from error
     return folder
+
+
+@contextmanager
+def _history() -> Iterator[dagster.DagsterInstance]:
+    """Dagster's history in `home()`. One process at a time opens it: two that create its databases damage them."""
+    with ExitStack() as resources, (home() / "opening.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        instance = resources.enter_context(dagster.DagsterInstance.local_temp(str(home()), overrides=_NO_CAPTURE))
+        instance.get_runs(limit=1)
+        instance.get_asset_keys(limit=1)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        yield instance
 
 
 def _cancel_orphans(instance: dagster.DagsterInstance) -> None:

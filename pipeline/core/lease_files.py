@@ -87,17 +87,17 @@ class S3LeaseFile:
     def renew(self, owner: Owner) -> bool:
         """Record a heartbeat and the progress. Returns False if another has become the owner."""
         etag = conditional_writes.put(self._file, _json(owner), self._etag)
-        if etag is None and self._is_ours(owner):  # an earlier heartbeat took effect without an answer
+        if etag is None and self._is_own(owner):  # an earlier heartbeat took effect without an answer
             etag = conditional_writes.put(self._file, _json(owner), self._etag)
         self._etag = etag or self._etag
         return etag is not None
 
     def release(self, owner: Owner) -> None:
         """Delete the record, unless another has become the owner."""
-        if not conditional_writes.delete(self._file, self._etag) and self._is_ours(owner):
+        if not conditional_writes.delete(self._file, self._etag) and self._is_own(owner):
             conditional_writes.delete(self._file, self._etag)
 
-    def _is_ours(self, owner: Owner) -> bool:
+    def _is_own(self, owner: Owner) -> bool:
         """Returns whether the recorded owner is still this one. Then the next request replaces that version."""
         held = self.read()
         if held is None or held.owner.token != owner.token:
@@ -115,7 +115,7 @@ class DiskLeaseFile:
     def read(self) -> Held | None:
         while numbers := self._numbers():
             file = self._path(numbers[-1])
-            with suppress(FileNotFoundError):  # it was just released or taken over: look again
+            with suppress(FileNotFoundError):  # it was just released or taken over: read again
                 owner, time = _owner(file.read_bytes()), file.stat().st_mtime_ns
                 current = {"attempt": numbers[-1], "progress": self._progress(owner)}
                 return Held(owner.model_copy(update=current), f"{numbers[-1]} {time}")
@@ -182,7 +182,10 @@ class DiskLeaseFile:
         return owner.progress
 
 
-def lease_file(artifact: Location) -> S3LeaseFile | DiskLeaseFile:
+LeaseFile = S3LeaseFile | DiskLeaseFile
+
+
+def lease_file(artifact: Location) -> LeaseFile:
     return S3LeaseFile(artifact) if artifact.is_s3 else DiskLeaseFile(artifact)
 
 

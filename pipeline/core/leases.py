@@ -18,22 +18,22 @@ from pathlib import Path
 
 from cloze.pipeline.core.conditional_writes import Unsupported, replace
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.lease_files import DiskLeaseFile, Held, Owner, S3LeaseFile, WorkDone, lease_file
+from cloze.pipeline.core.lease_files import Held, LeaseFile, Owner, WorkDone, lease_file
 from cloze.pipeline.core.processes import has_ended, this_process
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import run_periodically
 
 _HEARTBEAT = 5.0  # seconds
 _TIMEOUT = 60.0  # seconds without a heartbeat after which an owner counts as killed
-_POLL = 1.0  # seconds between two looks at the lease of another
-_MAX_GAP = 10.0  # seconds between two looks that count: this process may have been suspended, or the store unreachable
+_POLL = 1.0  # seconds after which another run's lease is read again
+_MAX_GAP = 10.0  # seconds between two reads that count: this process may have been suspended, or the store unreachable
 _REPLACE_ATTEMPTS = 5
 
 #: Store -> whether leases work on it, as one probe in this process has shown.
 _supported: dict[str, bool] = {}
 
 
-class AtWork(UserError):
+class ArtifactInUse(UserError):
     """Another run is writing the artifact, and this one is not to wait."""
 
 
@@ -56,14 +56,15 @@ class Lease:
             raise _lost(self.artifact, held)
 
     def write_record(self, file: Location, data: bytes) -> None:
-        """Write a record of finished work atomically. Raises LeaseLost, also if another run writes it at the same time.
+        """Write a record of finished work atomically. Raises LeaseLost.
 
-        On S3, nothing that another run writes after the check can be replaced.
+        A record that another run writes after the check is not replaced: on S3 never, on a disk unless it replaces a
+        record itself.
         """
         for _ in range(_REPLACE_ATTEMPTS):
             if replace(file, data, self.check):
                 return
-        raise OSError(f"{file}: AWS Error: another process writes it all the time")
+        raise UserError(f"{file}: another process writes it at the same time; end that process and run again")
 
 
 def owner_of(artifact: Location) -> Owner | None:
@@ -73,10 +74,10 @@ def owner_of(artifact: Location) -> Owner | None:
 
 
 def refuse_to_wait(artifact: Location) -> Callable[[Owner], None]:
-    """Returns an `on_wait` for `hold_lease` that raises AtWork."""
+    """Returns an `on_wait` for `hold_lease` that raises ArtifactInUse."""
 
     def refuse(owner: Owner) -> None:
-        raise AtWork(
+        raise ArtifactInUse(
             f"{artifact}: {owner} is writing it; run again when that has ended, or without --no-wait to wait for it"
         )
 
@@ -130,9 +131,7 @@ def _lost_lease_first(lease: Lease) -> Iterator[None]:
         raise
 
 
-def _wait_and_claim(
-    artifact: Location, file: S3LeaseFile | DiskLeaseFile, on_wait: Callable[[Owner], None]
-) -> Owner | None:
+def _wait_and_claim(artifact: Location, file: LeaseFile, on_wait: Callable[[Owner], None]) -> Owner | None:
     """Returns this run as the owner; None if the store has no conditional writes."""
     new = Owner(token=uuid.uuid4().hex, process=this_process(), since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
     while True:
@@ -147,10 +146,10 @@ def _wait_and_claim(
         time.sleep(_POLL / 10)  # another run was faster
 
 
-def _wait(file: S3LeaseFile | DiskLeaseFile, on_wait: Callable[[Owner], None]) -> Held | None:
-    """Wait until there is no owner, or a dead one, which is returned."""
+def _wait(file: LeaseFile, on_wait: Callable[[Owner], None]) -> Held | None:
+    """Wait until there is no owner, or one that counts as killed, which is returned."""
     watch = _Watch()
-    while (held := watch.look(file)) and not watch.is_dead(held):
+    while (held := watch.read(file)) and not watch.counts_as_killed(held):
         on_wait(held.owner)
         time.sleep(_POLL)
     return held
@@ -163,7 +162,7 @@ class _Watch:
         self._version, self._answered = "", time.monotonic()
         self._silence = 0.0  # seconds for which the version has not changed
 
-    def look(self, file: S3LeaseFile | DiskLeaseFile) -> Held | None:
+    def read(self, file: LeaseFile) -> Held | None:
         asked = time.monotonic()
         held = file.read()
         if held and held.version == self._version:
@@ -173,11 +172,11 @@ class _Watch:
         self._answered = time.monotonic()
         return held
 
-    def is_dead(self, held: Held) -> bool:
+    def counts_as_killed(self, held: Held) -> bool:
         return self._silence > _TIMEOUT or has_ended(held.owner.process)
 
 
-def _heartbeats(file: S3LeaseFile | DiskLeaseFile, lease: Lease, owner: Owner) -> Callable[[], bool]:
+def _heartbeats(file: LeaseFile, lease: Lease, owner: Owner) -> Callable[[], bool]:
     """Returns a function that sends a heartbeat. If another run has taken over, it interrupts the main thread."""
     interruptible = threading.current_thread() is threading.main_thread()
     count = 0
@@ -194,7 +193,7 @@ def _heartbeats(file: S3LeaseFile | DiskLeaseFile, lease: Lease, owner: Owner) -
     return send
 
 
-def _is_supported(file: S3LeaseFile | DiskLeaseFile, artifact: Location, owner: Owner) -> bool:
+def _is_supported(file: LeaseFile, artifact: Location, owner: Owner) -> bool:
     """Returns whether leases work on this store: one probe per store and process."""
     store = _store(artifact)
     if store not in _supported:

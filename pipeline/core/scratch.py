@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.leases import AtWork, hold_lease, refuse_to_wait
+from cloze.pipeline.core.leases import ArtifactInUse, hold_lease, refuse_to_wait
 from cloze.pipeline.core.storage import Location
 
 _NAME = "scratch"  # earlier versions: scratch-<id>, one for each attempt
@@ -51,7 +51,7 @@ def delete_scratch(artifact: Location) -> None:
 
 def delete_abandoned(artifact: Location) -> None:
     """Delete what ended attempts have left in a finished artifact, unless a run works on it."""
-    with suppress(OSError, AtWork):  # a read-only folder
+    with suppress(OSError, ArtifactInUse):  # a read-only folder
         if any(folder.name.startswith(_NAME) for folder in artifact.folders()):
             with hold_lease(artifact, refuse_to_wait(artifact)):
                 delete_scratch(artifact)

@@ -13,7 +13,7 @@ from cloze.pipeline.core import conditional_writes, leases, processes
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.lease_files import Held, Owner, WorkDone, lease_file
-from cloze.pipeline.core.leases import AtWork, LeaseLost, hold_lease, owner_of, refuse_to_wait
+from cloze.pipeline.core.leases import ArtifactInUse, LeaseLost, hold_lease, owner_of, refuse_to_wait
 from cloze.pipeline.core.processes import Process, has_ended, this_process
 from cloze.pipeline.core.storage import Location
 
@@ -65,7 +65,7 @@ def test_a_second_run_is_refused_in_a_line_that_names_the_first_or_waits_for_it(
     with no_wait(artifact) as lease:
         assert lease
         expected = rf"/toy/0123: process {os.getpid()} on \S+ \(since .* UTC\) is writing it; run again when"
-        with pytest.raises(AtWork, match=expected), no_wait(artifact):
+        with pytest.raises(ArtifactInUse, match=expected), no_wait(artifact):
             pass
         lease.progress = WorkDone(done=3, total=9, unit="ranges")
         waiting = threading.Thread(target=enter, args=(artifact, seen))
@@ -126,10 +126,10 @@ def test_an_owner_without_heartbeats_is_replaced_and_one_with_heartbeats_is_not(
 def test_a_run_that_was_suspended_itself_does_not_count_that_time(artifact: Location) -> None:
     claimed(artifact)
     watch, file = leases._Watch(), lease_file(artifact)
-    watch.look(file)
+    watch.read(file)
     watch._answered -= 3600
-    held = watch.look(file)
-    assert held and not watch.is_dead(held)
+    held = watch.read(file)
+    assert held and not watch.counts_as_killed(held)
 
 
 def test_an_ended_process_of_this_machine_is_replaced_at_once(artifact: Location) -> None:
