@@ -23,6 +23,8 @@ from cloze.pipeline.tokens import stage as tokens
 from cloze.pipeline.vocab import stage as vocab
 from cloze.training.finetune import stage as finetune
 from cloze.training.finetune.manifest_facts import FinetuneFacts
+from cloze.training.finetune.overlap import stage as overlap
+from cloze.training.finetune.overlap.manifest_facts import OverlapFacts
 from cloze.training.finetune.tasks.registry import FinetuneConfig
 from cloze.training.pretrain import stage as pretrain
 from cloze.training.pretrain.manifest_facts import PretrainFacts
@@ -43,7 +45,7 @@ class Stage:
     check: Callable[[Any, Any], object] | None = None
     reads: Mapping[str, StageOutput] = field(default_factory=dict)  # outputs of other stages
     needs_ray: bool = False
-    is_task: bool = False  # a fine-tuning task: `cloze finetune` runs these
+    is_task: bool = False  # a fine-tuning task or its overlap: `cloze finetune` runs these
     facts: type[Facts] = Facts  # the model of its manifest's facts
     publish: Callable[[Location, Location], object] | None = None  # copies its finished output to the run's report page
     description: str | None = None  # this and `kinds` are shown in Dagster's UI
@@ -67,7 +69,8 @@ class Stage:
 def stages(config: RunConfig) -> list[Stage]:
     """The stages of a run, in an order in which they can run."""
     pretraining = _up_to_pretraining(config, config.pretraining) if config.pretraining else []
-    before_report = [*pretraining, *map(_task, config.finetune)]
+    # The tasks first: no GPU waits for a search of the documents.
+    before_report = [*pretraining, *map(_task, config.finetune), *map(_overlap, config.finetune)]
     page = _stage(
         report,
         "report",
@@ -154,6 +157,23 @@ def _task(task: FinetuneConfig) -> Stage:
         is_task=True,
         facts=FinetuneFacts,
         kinds=("ray", "pytorch"),
+    )
+
+
+def _overlap(task: FinetuneConfig) -> Stage:
+    """The stage that compares a task's examples with the documents that its encoder was pretrained on."""
+    return _stage(
+        overlap,
+        f"overlap-{task.name}",
+        task,
+        reads={
+            "finetuned": StageOutput(f"finetune-{task.name}"),
+            **({} if task.init else {"checkpoint": FinalCheckpoint("pretrain")}),
+        },
+        needs_ray=True,
+        is_task=True,
+        facts=OverlapFacts,
+        kinds=("ray", "parquet"),
     )
 
 

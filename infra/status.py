@@ -13,6 +13,7 @@ from rich.text import Text
 
 from cloze.infra import heldout
 from cloze.infra.display import duration, relative_path, size, summary, warnings
+from cloze.infra.overlap import describe_overlap, score_without_overlap
 from cloze.infra.planner import PlannedStage, Run
 from cloze.infra.report.pretraining import latest_row
 from cloze.infra.report.read_run import read_metrics
@@ -23,6 +24,7 @@ from cloze.pipeline.core.lease_files import Owner
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.metrics.estimates import Estimate
+from cloze.training.finetune.overlap.manifest_facts import OverlapFacts
 
 _CHECKPOINT = re.compile(r"/step-(\d+)-[0-9a-f]+/manifest\.json$")  # training/checkpoints/checkpoint.py
 
@@ -32,11 +34,13 @@ State = Literal["done", "half-done", "not started", "waiting"]
 @dataclass(frozen=True)
 class StageResults:
     """The results of a stage, without its counts: `heldout` is the newest held-out row of its metrics, `task` has the
-    scores of a finished fine-tuning task and of its baselines, `page` is the location of the report."""
+    scores of a finished fine-tuning task and of its baselines, `overlap` its overlap with the pretraining documents,
+    `page` is the location of the report."""
 
     warnings: tuple[str, ...]
     heldout: Mapping[str, Any] | None
     task: FinetuneFacts | None
+    overlap: OverlapFacts | None
     page: Location | None
 
 
@@ -88,6 +92,7 @@ class StageStatus:
             "scores": results.task and results.task.plain["scores"],
             "metric": results.task and results.task.metric,
             "scored_split": results.task and results.task.scored_split,
+            "overlap": results.overlap and results.overlap.plain,
             "page": results.page and results.page.uri,
         }
 
@@ -157,6 +162,7 @@ def _results(run: Run, stage: Stage, location: Location | None, manifest: Manife
         warnings=tuple(warnings(manifest)) if manifest else (),
         heldout=(latest_row(read_metrics(location), "heldout") or None) if location else None,
         task=facts if isinstance(facts, FinetuneFacts) and facts.scores else None,
+        overlap=facts if isinstance(facts, OverlapFacts) else None,
         page=run.page if manifest and "report.html" in manifest.files else None,
     )
 
@@ -170,8 +176,18 @@ def _result_lines(run: Run, name: str, results: StageResults) -> Iterator[str]:
     if results.task and (scores := results.task.metric_scores):
         metric = metric_name(results.task.metric, results.task.scored_split)
         yield f"{name}: {metric} {_scores_in_words(scores)}"
+    if results.overlap:
+        yield f"{name}: {_overlap_in_words(results.overlap)}"
     if results.page:
         yield f"{name}: {results.page.local_path or results.page}"
+
+
+def _overlap_in_words(facts: OverlapFacts) -> str:
+    """The score with and without the examples that overlap, or what else is known of them."""
+    if without := score_without_overlap(facts, "{:.3f}".format):
+        score = facts.scores["all"].value(facts.metric)
+        return f"{metric_name(facts.metric, facts.scored_split)} {score:.3f} ({without})"
+    return describe_overlap(facts, "{:.3f}".format)
 
 
 def _scores_in_words(scores: Mapping[str, Estimate]) -> str:

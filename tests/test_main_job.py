@@ -31,7 +31,7 @@ SHORTER = [
     "finetune.authors.epochs=1",
 ]
 DATA_STAGES = ["extract", "dedup", "vocab", "tokens", "examples-64", "examples-128"]
-STAGES = [*DATA_STAGES, "pretrain", "finetune-authors", "report"]
+STAGES = [*DATA_STAGES, "pretrain", "finetune-authors", "overlap-authors", "report"]
 
 
 CLOZE = [sys.executable, "-m", "cloze.infra.cli"]
@@ -110,6 +110,12 @@ def test_the_scores_include_random_weights_and_the_majority(finished):
 def test_finetuning_depends_on_the_checkpoint_digest(finished):
     _, by_stage = finished
     assert by_stage["finetune-authors"].inputs["checkpoint"] == by_stage["pretrain"].facts["checkpoint"]["digest"]
+
+
+def test_test_texts_are_not_in_the_pretraining_documents(finished):
+    _, by_stage = finished
+    splits = by_stage["overlap-authors"].facts["splits"]  # dev is from the novels that the model reads, test is not
+    assert splits["test"]["overlapping"] == 0 and splits["dev"]["overlapping"] == splits["dev"]["examples"] == 225
 
 
 def test_the_report_is_where_the_run_says(finished):

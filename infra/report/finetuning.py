@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from cloze.infra.display import duration
+from cloze.infra.overlap import describe_overlap, score_without_overlap
 from cloze.infra.report.charts import (
     PERCENT,
     Axis,
@@ -22,7 +23,7 @@ from cloze.infra.report.charts import (
     line_chart,
 )
 from cloze.infra.report.pretraining import percent_axis
-from cloze.infra.report.view_models import FinetuneView, PretrainView, Stages
+from cloze.infra.report.view_models import FinetuneView, OverlapView, PretrainView, Stages
 from cloze.infra.score_names import baseline_name, is_correlation, metric_name
 from cloze.training.finetune.manifest_facts import CurvesFact, FinetuneFacts, ScoreFact, ShownExample
 
@@ -94,6 +95,8 @@ class TaskSection:
     is_trained: bool  # otherwise the task scores the pretrained model as it is
     summary: str
     comparison: str  # empty without another variant or baseline
+    overlap: str  # with the pretraining documents; empty before it is known
+    score_without_overlap: str  # empty if it is the same
     score_chart: Markup
     charts: list[Markup]
     confusion: ConfusionMatrix | None
@@ -122,10 +125,15 @@ class TaskSection:
 def task_sections(stages: Stages) -> list[TaskSection]:
     """Returns the finished fine-tuning tasks."""
     pretrain = stages.single(PretrainView)
-    return [_task_section(stage, pretrain) for stage in stages.of_type(FinetuneView) if stage.facts.metric_scores]
+    overlaps = {stage.task: stage for stage in stages.of_type(OverlapView)}
+    return [
+        _task_section(stage, pretrain, overlaps.get(stage.task, OverlapView("", "not part of this run")))
+        for stage in stages.of_type(FinetuneView)
+        if stage.facts.metric_scores
+    ]
 
 
-def _task_section(stage: FinetuneView, pretrain: PretrainView) -> TaskSection:
+def _task_section(stage: FinetuneView, pretrain: PretrainView, overlap: OverlapView) -> TaskSection:
     facts, axis = stage.facts, _metric_axis(stage.facts.metric)
     estimates = {
         name: ScoreEstimate(_label(name), *score, _COLORS.get(name, "grey"))
@@ -142,6 +150,8 @@ def _task_section(stage: FinetuneView, pretrain: PretrainView) -> TaskSection:
         is_trained=any(variant.loss for variant in facts.variants.values()),
         summary=_summary(stage),
         comparison=compare_scores(estimates, axis, _pretraining_extent(pretrain) if of_this_run else "Pretraining"),
+        overlap=describe_overlap(overlap.facts, axis.format_value),
+        score_without_overlap=score_without_overlap(overlap.facts, axis.format_value),
         score_chart=interval_chart(_capitalized(chart_title), list(estimates.values()), axis),
         charts=_charts(facts),
         confusion=_confusion_matrix(stage.predictions) if facts.labels else None,

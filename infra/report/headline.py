@@ -50,6 +50,8 @@ def _task_summary(task: TaskSection) -> str:
     model = "it" if task.of_this_run else "the pretrained model"
     on = "Fine-tuned on" if task.is_trained else "On"
     text = f"{on} the task {task.name}, {model} reaches {task.score} {task.metric}"
+    if task.score_without_overlap:
+        text += f" ({task.score_without_overlap})"
     if not task.compared:
         return f"{text}."
     first, *others = task.compared

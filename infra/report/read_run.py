@@ -16,6 +16,7 @@ from cloze.infra.report.view_models import (
     ExtractView,
     FinetuneView,
     HeldoutDocument,
+    OverlapView,
     PretrainView,
     Stages,
     StageView,
@@ -32,6 +33,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
 from cloze.pipeline.text import vocab_file
 from cloze.training.finetune.manifest_facts import FinetuneFacts
+from cloze.training.finetune.overlap.manifest_facts import OverlapFacts
 from cloze.training.pretrain.manifest_facts import MetricsRow, PretrainFacts
 
 if TYPE_CHECKING:
@@ -200,6 +202,11 @@ def _finetune(view: StageView) -> StageView:
     return FinetuneView(**vars(view), facts=FinetuneFacts.of(artifact.manifest), task=task, predictions=rows)
 
 
+def _overlap(view: StageView) -> StageView:
+    facts = OverlapFacts.of(view.manifest) if view.manifest else OverlapFacts()
+    return OverlapView(**vars(view), facts=facts, task=view.name.partition("-")[2])
+
+
 #: By stage type.
 _READERS: dict[str, Callable[[StageView], StageView]] = {
     "extract": _extract,
@@ -208,6 +215,7 @@ _READERS: dict[str, Callable[[StageView], StageView]] = {
     "examples": _examples,
     "pretrain": _pretrain,
     "finetune": _finetune,
+    "overlap": _overlap,
 }
 
 

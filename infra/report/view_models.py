@@ -16,6 +16,7 @@ from cloze.pipeline.core.artifacts import FileRecord, Manifest
 from cloze.pipeline.core.manifest_facts import DedupFacts, ExtractFacts, VocabFacts
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.manifest_facts import FinetuneFacts
+from cloze.training.finetune.overlap.manifest_facts import OverlapFacts
 from cloze.training.pretrain.manifest_facts import MetricsRow, PretrainFacts
 
 if TYPE_CHECKING:
@@ -121,6 +122,12 @@ class FinetuneView(StageView):
     facts: FinetuneFacts = field(default_factory=FinetuneFacts)
     task: str = ""
     predictions: Sequence[dict[str, Any]] = ()  # of the pretrained variant on the test split
+
+
+@dataclass(frozen=True)
+class OverlapView(StageView):
+    facts: OverlapFacts = field(default_factory=OverlapFacts)
+    task: str = ""
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,11 @@ def test_one_missing_section_is_named(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_example_is_planned_before_its_files_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    assert stages(capsys, "plan", "configs/finetune.yaml") == {"finetune-mrpc": "wait", "report": "run"}
+    assert stages(capsys, "plan", "configs/finetune.yaml") == {
+        "finetune-mrpc": "wait",
+        "overlap-mrpc": "wait",
+        "report": "run",
+    }
 
 
 def test_a_task_with_its_own_model_is_not_compared_with_the_runs_positions() -> None:
@@ -106,11 +110,11 @@ def test_of_a_run_with_pretraining_the_tasks_and_what_they_need_are_run(
 ) -> None:
     everything = stages(capsys, "plan", QUICKSTART)
     assert stages(capsys, "finetune", QUICKSTART, "--dry-run") == everything
-    only_task = {"finetune-authors": "run"}
+    only_task = {"finetune-authors": "run", "overlap-authors": "run"}
     own_model = "finetune.authors.init=models/tiny"
     assert stages(capsys, "finetune", QUICKSTART, own_model, "--dry-run") == only_task
     line = error(capsys, "finetune", QUICKSTART, own_model, "--dry-run", "--force", "vocab")
-    assert line == "vocab: is not a stage of this run; its stages are finetune-authors"
+    assert line == "vocab: is not a stage of this run; its stages are finetune-authors, overlap-authors"
     line = error(capsys, "finetune", QUICKSTART, "finetune=[]", "--dry-run")
     assert line == "quickstart: has no fine-tuning task; add one to finetune"
 
@@ -148,16 +152,23 @@ def test_tasks_alone_are_sent_to_a_cluster(own_yaml: str) -> None:
 def test_tasks_alone_are_planned_run_shown_and_skipped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_yaml: str, ray_session: None
 ) -> None:
-    assert stages(capsys, "plan", own_yaml) == {"finetune-mood": "run", "report": "run"}
+    assert stages(capsys, "plan", own_yaml) == {"finetune-mood": "run", "overlap-mood": "run", "report": "run"}
     lines = printed(capsys, "finetune", own_yaml).splitlines()
     page = Path("runs/own.html")
-    assert lines[0].startswith("finetune-mood: accuracy ") and lines[1:] == [f"report: {page.absolute()}"]
+    assert lines[0].startswith("finetune-mood: accuracy ") and lines[2:] == [f"report: {page.absolute()}"]
+    unknown = "The pretraining texts of tiny are not known: the examples were not compared with them."
+    assert lines[1] == f"overlap-mood: {unknown}" and unknown in page.read_text()
     assert " for the majority class, " in lines[0] and "random" not in lines[0]
-    assert stages(capsys, "plan", "own") == {"finetune-mood": "skip", "report": "skip"}  # by its name
+    assert stages(capsys, "plan", "own") == {
+        "finetune-mood": "skip",
+        "overlap-mood": "skip",
+        "report": "skip",
+    }  # by its name
 
-    task, report = json.loads(printed(capsys, "status", own_yaml, "--json"))
+    task, overlap, report = json.loads(printed(capsys, "status", own_yaml, "--json"))
     assert (task["state"], task["metric"], task["scored_split"]) == ("done", "accuracy", "test")
     assert list(task["scores"]) == ["pretrained", "majority", "bag_of_words"] and report["page"] == str(page.absolute())
+    assert overlap["overlap"] == {"unknown": ["tiny"]} and task["overlap"] is None
     assert lines[0] in printed(capsys, "status", own_yaml)
 
     text = page.read_text()
@@ -178,7 +189,7 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
     # The same task in a run with pretraining: it is finished, and the page shows what there is.
     Path("task.yaml").write_text(f"finetune:\n  - {TASK}, init: models/tiny}}\n")
     assert printed(capsys, "finetune", QUICKSTART, "task.yaml").splitlines() == [
-        lines[0],
+        *lines[:2],
         str(Path("runs/quickstart.html").absolute()),
     ]
     assert "This run is not finished: extract (not started)" in Path("runs/quickstart.html").read_text()

@@ -2,6 +2,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.examples.config import ExamplesConfig
+from cloze.training.finetune.overlap.manifest_facts import OverlapFacts
 from tests.infra import toy_run as toy
 from tests.infra.toy_run import ToyConfig
 
@@ -78,7 +80,7 @@ def test_an_interrupted_training_has_its_newest_checkpoint(make: Make, capsys: p
 
 
 KEYS = ["stage", "state", "reason", "location", "fingerprint", "bytes", "seconds", "counts", "drops", "progress"]
-KEYS += ["owner", "warnings", "heldout", "scores", "metric", "scored_split", "page"]
+KEYS += ["owner", "warnings", "heldout", "scores", "metric", "scored_split", "overlap", "page"]
 
 
 def plain(run: Run) -> dict[str, dict[str, Any]]:
@@ -184,6 +186,21 @@ def test_the_results_are_scores_and_the_reports_location(make: Make, capsys: pyt
     expected = {"scores": scores, "metric": "accuracy", "scored_split": "test", "page": f"{Path.cwd()}/root/toy.html"}
     assert plain(make())["letters"].items() >= expected.items()
     assert "letters:" in status(make(), capsys)
+
+
+def test_the_score_without_texts_of_the_pretraining_is_next_to_that_of_all(make: Make) -> None:
+    run = make()
+    run.stages["letters"] = replace(run.stages["letters"], facts=OverlapFacts)
+    overlap = {
+        "splits": {"test": {"examples": 9, "too_short": 0, "overlapping": 1, "overlapping_texts": {"text": 1}}},
+        "scores": {"all": {"accuracy": 0.75}, "without_overlap": {"accuracy": 0.7, "interval": [0.6, 0.8]}},
+    }
+    output = run.plan()[0].output
+    assert isinstance(output, Output)
+    output.finish([], {}, {}, facts=overlap)
+    without = "0.700 without the 1 of 9 examples that shares 13 words with the pretraining text"
+    assert list(results(run)) == [f"letters: accuracy 0.750 ({without})"]
+    assert plain(run)["letters"]["overlap"] == overlap and plain(run)["words"]["overlap"] is None
 
 
 @pytest.mark.parametrize(

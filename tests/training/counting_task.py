@@ -118,6 +118,9 @@ class Counting:
     def baselines(self, examples: Sequence[NumberedText]) -> dict[str, list[float]]:
         return {"mean": [0.5] * len(examples)}
 
+    def texts(self, example: NumberedText) -> list[tuple[str, str]]:
+        return [("text", example.text)]
+
     def sample(self, example: NumberedText) -> dict[str, Any]:
         return {"text": example.text, "label": example.number}
 

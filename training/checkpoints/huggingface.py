@@ -117,6 +117,14 @@ def find_config(folder: Location) -> Location:
     return original if original.is_file() and not (folder / _CONFIG).is_file() else folder / _CONFIG
 
 
+def other_model_type(folder: Location) -> str | None:
+    """The model_type in a folder's config.json if it is none of Cloze's architectures, else None. Raises UserError."""
+    file = folder / _CONFIG
+    model_type = read_json(file).get("model_type") if file.is_file() else None
+    known = [architecture.layout.model_type for architecture in ARCHITECTURES.values()]
+    return None if model_type is None or model_type in known else str(model_type)
+
+
 def read(location: Location) -> HuggingFaceModel:
     """The folder of a Hugging Face BERT -> the model.
 

@@ -130,12 +130,16 @@ def weights_files(init: str, root: Location) -> list[str]:
     """The `init` of pretraining or of a task -> the files of weights.
 
     They are in that folder, or those of the checkpoint under `root` with that digest. Of a model in several files the
-    first is their index. The first digits of a digest are enough. Raises MissingFile when no checkpoint matches or a
-    file is missing, UserError when several match or the index is invalid.
+    first is their index. config.json and tokenizer.json follow if transformers runs the model. The first digits of a
+    digest are enough. Raises MissingFile when no checkpoint matches or a file is missing, UserError when several match
+    or the index is invalid.
     """
     if not is_digest(init):
         folder = Location(init)
-        return [file.uri for file in find_weight_files(folder)] or [(folder / SAFETENSORS).uri]
+        files = find_weight_files(folder) or [folder / SAFETENSORS]
+        if huggingface.other_model_type(folder):  # these two decide what transformers computes
+            files += [file for name in ("config.json", "tokenizer.json") if (file := folder / name).is_file()]
+        return [file.uri for file in files]
     try:
         records = find_files(f"{glob.escape(root.uri)}/{_DIGESTS}/{init}*.json")
     except MissingFile:

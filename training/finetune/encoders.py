@@ -1,8 +1,8 @@
-"""A checkpoint, or the folder of a Hugging Face BERT -> the encoder that tasks start from, with its tokenizer."""
+"""A checkpoint, or the folder of a Hugging Face model -> the encoder that tasks start from, with its tokenizer."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Protocol
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -15,67 +15,68 @@ from cloze.pipeline.text.tokenizer import build_tokenizer, tokenizer_config_json
 from cloze.training.checkpoints import huggingface
 from cloze.training.checkpoints.checkpoint import CheckpointRef, checkpoint_ref
 from cloze.training.checkpoints.warm_start import checkpoint_vocab
-from cloze.training.model.architectures import architecture_of
-from cloze.training.model.bert import BertConfig, load_encoder
+from cloze.training.finetune import cloze_encoder, transformers_encoder
+from cloze.training.finetune.cloze_encoder import ClozeEncoder
+from cloze.training.finetune.tasks.task import Task, TransformersHead
 
 _NO_POOLER = (
     "The checkpoint has no pooler (examples.objective mlm): where the task uses one, it began with random weights"
 )
 
 
-@dataclass(frozen=True)
-class PretrainedEncoder:
-    """An encoder that tasks start from. Workers receive it without its weights, which each reads."""
+class PretrainedEncoder(Protocol):
+    """An encoder that tasks start from. Workers receive it without its weights, which each reads.
 
-    config: BertConfig
-    vocab_size: int
-    tokenizer_files: Mapping[str, bytes]  # those of a vocab artifact, by name
-    read_weights: Callable[[], Mapping[str, Tensor]]  # by Cloze's names, those of heads included
-    notes: tuple[str, ...] = ()  # for the user
-    where: str = "the checkpoint"  # for error messages
+    Its models have the inputs and outputs of those in heads.py.
+    """
 
-    def module(self) -> nn.Module:
-        """The encoder with arbitrary weights."""
-        return architecture_of(self.config).encoder(self.config, self.vocab_size)
+    @property
+    def tokenizer_files(self) -> Mapping[str, bytes]:
+        """Name -> content; `tokenizer` reads tokenizer.json."""
+        ...
 
-    def load_into(self, model: nn.Module) -> None:
-        """Copy the pretrained weights to the model's encoder, `bert`, and to its masked-LM head, `mlm`, if it has one.
+    @property
+    def max_tokens(self) -> int | None:
+        """The length of the longest input, None without a limit."""
+        ...
 
-        Raises UserError when the pretrained model has no such head.
-        """
-        weights, head = self.read_weights(), getattr(model, "mlm", None)
-        load_encoder(model, weights)
-        if head is not None:
-            head.load_state_dict(self._masked_lm_head(weights))
-
-    def check_masked_lm_head(self) -> None:
-        """Raises UserError when the pretrained model has no masked-LM head."""
-        self._masked_lm_head(self.read_weights())
-
-    def _masked_lm_head(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        head = {name.removeprefix("mlm."): weight for name, weight in weights.items() if name.startswith("mlm.")}
-        if not head:
-            raise UserError(
-                f"{self.where}: has no masked-LM head, with which this task scores; give a model as it was pretrained"
-            )
-        return head
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the weights, for the user."""
+        ...
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which treats special tokens in a text as ordinary text."""
-        tokenizer = Tokenizer.from_buffer(self.tokenizer_files["tokenizer.json"])
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+        ...
+
+    def check_masked_lm_head(self) -> None:
+        """Raises UserError when the pretrained model has no masked-LM head."""
+        ...
+
+    def new_model(self, task: Task, seed: int, *, pretrained: bool) -> nn.Module:
+        """The task's model before the first step: random weights from the seed; those of the encoder are the pretrained
+        ones if `pretrained`.
+
+        Raises UserError when the task scores with the masked-LM head of the pretrained model and there is none.
+        """
+        ...
+
+    def frozen_parameters(self, model: nn.Module) -> Iterable[nn.Parameter]:
+        """The parameters that freeze_encoder does not train: those of the encoder, except its pooler."""
+        ...
+
+    def model_files(self, head: TransformersHead, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """The state of a fine-tuned model -> the files that transformers loads."""
+        ...
 
 
-def from_checkpoint(checkpoint: CheckpointRef, vocab: Location) -> PretrainedEncoder:
+def from_checkpoint(checkpoint: CheckpointRef, vocab: Location) -> ClozeEncoder:
     """The encoder of a checkpoint, and the folder of its vocabulary's artifact.
 
     Raises UserError when it was trained with another vocabulary.
     """
     saved, files = checkpoint.config(), vocab_file.read_files(vocab)
-    encoder = PretrainedEncoder(
-        saved.model, saved.vocab_size, files, checkpoint.weights, () if saved.nsp else (_NO_POOLER,)
-    )
+    encoder = ClozeEncoder(saved.model, saved.vocab_size, files, checkpoint.weights, () if saved.nsp else (_NO_POOLER,))
     if saved.vocab_size != (pieces := encoder.tokenizer().get_vocab_size()):
         raise UserError(
             f"the checkpoint has {saved.vocab_size} pieces, the vocabulary {pieces}; use the vocabulary that the "
@@ -87,11 +88,13 @@ def from_checkpoint(checkpoint: CheckpointRef, vocab: Location) -> PretrainedEnc
 def from_weights_file(file: SourceFile) -> PretrainedEncoder:
     """The encoder that `init` names, by its file of weights: of a checkpoint, or in a Hugging Face folder.
 
-    Raises UserError when it is not a BERT, or its vocabulary is missing.
+    Raises UserError when it cannot be used, or its vocabulary is missing.
     """
     folder = Location(file.uri.rpartition("/")[0] or ".")
     if (folder / "state.json").exists():
         return from_checkpoint(checkpoint_ref(folder), checkpoint_vocab(folder))
+    if huggingface.other_model_type(folder):
+        return transformers_encoder.from_folder(folder)
     found = huggingface.read(folder)
     if found.vocab is None:
         raise UserError(f"{folder}: has no vocab.txt or tokenizer.json; add the one that belongs to the weights")
@@ -105,8 +108,14 @@ def from_weights_file(file: SourceFile) -> PretrainedEncoder:
     no_pooler = f"{folder.name} has no pooler: where the task uses one, it began with random weights"
     notes = () if "bert.pooler.weight" in found.weights else (no_pooler,)
     read_weights = partial(_weights_of_folder, folder)
-    return PretrainedEncoder(found.model, found.vocab_size, files, read_weights, (*found.notes, *notes), str(folder))
+    return ClozeEncoder(found.model, found.vocab_size, files, read_weights, (*found.notes, *notes), str(folder))
 
 
 def _weights_of_folder(folder: Location) -> Mapping[str, Tensor]:
     return huggingface.read(folder).weights
+
+
+def load_fine_tuned(folder: Location, task: Task) -> nn.Module:
+    """The task's model in the folder that it was saved in."""
+    other = huggingface.other_model_type(folder)
+    return transformers_encoder.load_fine_tuned(folder, task) if other else cloze_encoder.load_fine_tuned(folder, task)

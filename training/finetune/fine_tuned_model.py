@@ -12,11 +12,9 @@ from torch import nn
 
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import load_tokenizer
-from cloze.training.checkpoints.huggingface import read_model_config
-from cloze.training.finetune.model_files import POOLER
+from cloze.training.finetune.encoders import load_fine_tuned
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import TaskConfig, TrainedTask
-from cloze.training.model.architectures import architecture_of
 
 _BATCH = 64  # rows that are computed at once
 _READ_AHEAD = 1024  # inputs that are sorted by length, so that batches have little padding
@@ -32,16 +30,9 @@ class FineTunedModel:
     @classmethod
     def from_folder(cls, folder: Location, config: TaskConfig) -> "FineTunedModel":
         """The model that the task `config` has saved in a folder. Raises UserError when it is damaged."""
-        from safetensors.torch import load
-
         head = json.loads((folder / "config.json").read_bytes())
-        model_config, vocab_size = read_model_config(folder)
-        architecture, task = architecture_of(model_config), cast(type[TrainedTask], task_of(config))
-        encoder = architecture.encoder(model_config, vocab_size)
-        model = task.for_inputs(config, head, []).model(encoder, model_config)
-        weights = load((folder / "model.safetensors").read_bytes())
-        unused = {name: weight for name, weight in model.state_dict().items() if name.startswith(POOLER)}
-        model.load_state_dict(unused | architecture.layout.from_transformers(weights))
+        task = cast(type[TrainedTask], task_of(config))
+        model = load_fine_tuned(folder, task.for_inputs(config, head, []))
         found = cls(model, task, config, head)
         found.tokenizer = load_tokenizer(folder / "tokenizer.json")
         return found

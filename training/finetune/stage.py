@@ -29,8 +29,8 @@ _SHOWN_CHARS = 400
 
 
 def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
-    """Raises UserError when a labelled file cannot be read, learned from or scored, or `init` is not a BERT that the
-    task can start from."""
+    """Raises UserError when a labelled file cannot be read, learned from or scored, or `init` is not an encoder that
+    the task can start from."""
     task = task_of(config).read(config, _files(sources))
     if init := sources.get("init"):
         encoder = from_weights_file(init)
@@ -110,10 +110,10 @@ def _input_identity(item: SourceFile | CheckpointRef | Artifact) -> str:
 
 def _check_positions(encoder: PretrainedEncoder, config: TaskConfig) -> None:
     """Raises UserError when the encoder has too few positions."""
-    if config.max_seq_length > encoder.config.max_position_embeddings:
+    if encoder.max_tokens is not None and config.max_seq_length > encoder.max_tokens:
         raise UserError(
             f"finetune-{config.name}: max_seq_length {config.max_seq_length} is more than the model's "
-            f"{encoder.config.max_position_embeddings} positions; lower it"
+            f"{encoder.max_tokens} positions; lower it"
         )
 
 

@@ -37,7 +37,6 @@ from cloze.training.finetune.tasks.task import (
     TrainedTaskConfig,
     Trial,
 )
-from cloze.training.model.bert import initialize
 from cloze.training.model.hardware import has_bf16, worker_device
 from cloze.training.model.optim import OptimizerConfig, Precision, adamw, autocast, learning_rate_at, parameter_groups
 
@@ -219,16 +218,12 @@ class FinetuneTrainer:
 
     def new_model(self, variant: str, trial: Trial | None = None) -> nn.Module:
         """The task's model before the first step of a trial; without one, with the task's own seed."""
-        encoder = self.setup.encoder
-        model = self.setup.task.model(encoder.module(), encoder.config)
-        if trial and trial.seed is not None:
-            initialize(model, encoder.config.initializer_range, trial.seed)
-        if variant == "pretrained":
-            encoder.load_into(model)
-        config = self.setup.config
+        encoder, config = self.setup.encoder, self.setup.config
+        seed = self.setup.seed(trial) if trial else config.seed
+        model = encoder.new_model(self.setup.task, seed, pretrained=variant == "pretrained")
         if isinstance(config, TrainedTaskConfig) and config.freeze_encoder:
-            for name, parameter in model.get_submodule("bert").named_parameters():
-                parameter.requires_grad_(name.startswith("pooler."))
+            for parameter in encoder.frozen_parameters(model):
+                parameter.requires_grad_(False)
         return model.to(self.device)
 
     def _step(

@@ -43,7 +43,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decay: list[Tensor] = []
     no_decay: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        (no_decay if name.endswith("bias") or "norm." in name else decay).append(parameter)
+        (no_decay if name.endswith("bias") or "norm." in name.lower() else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 
 

@@ -492,6 +492,26 @@ def test_a_task_without_single_labels_has_no_confusion_matrix(tmp_path: Path) ->
     assert "Confusion matrix" not in page_of(tmp_path, {artifact.stage: artifact})
 
 
+def test_a_task_has_its_overlap_and_the_score_without_it(tmp_path: Path) -> None:
+    artifacts = whole_run(tmp_path)
+    out = output(tmp_path, "overlap-authors", "8" * 16)
+    split = {"examples": 100, "too_short": 4, "overlapping": 10, "overlapping_texts": {"text": 10}}
+    score = {"accuracy": 0.5, "interval": [0.4, 0.6]}
+    facts = {"splits": {"test": split}, "scores": {"all": {"accuracy": 0.6}, "without_overlap": score}}
+    out.finish([], {"name": "authors"}, {"finetuned": artifacts["finetune-authors"].fingerprint}, facts=facts)
+    page = page_of(tmp_path, {**artifacts, "overlap-authors": finished(out)})
+    text = Reader(page).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "it reaches 60.0 % test accuracy (50.0 % without the 10 of 100 examples that share 13 words with the "
+        "pretraining text); "
+    ) in text
+    assert (
+        "10 of 100 test examples share 13 words in a row with a pretraining document (4 too short to check). The "
+        "accuracy without them is 50.0 % (40.0 % to 60.0 %)."
+    ) in text
+    assert 'id="stage-overlap-authors"' in page
+
+
 def test_the_lineage_names_every_fingerprint_the_files_and_the_checkpoint(page: str, artifacts: Artifacts) -> None:
     picture = page[page.index('class="lineage"') : page.index("</svg>", page.index('class="lineage"'))]
     for artifact in artifacts.values():

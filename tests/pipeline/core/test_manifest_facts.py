@@ -10,6 +10,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.manifest_facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts, WarningFacts
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.manifest_facts import FinetuneFacts
+from cloze.training.finetune.overlap.manifest_facts import OverlapFacts
 from cloze.training.pretrain.data_loader import ExampleDataset
 from cloze.training.pretrain.manifest_facts import PretrainFacts
 
@@ -76,6 +77,17 @@ WRITTEN: list[tuple[type[Facts], dict[str, Any]]] = [
             "trials": {"pretrained-0.0005-batch-32-epochs-1": {**TRIAL, **CURVES}},
             "examples": [{"text": "It is", "label": "Austen", "predicted": "Austen"}],
             "notes": [],
+        },
+    ),
+    (
+        OverlapFacts,
+        {
+            "splits": {"dev": {"examples": 9, "too_short": 1, "overlapping": 2, "overlapping_texts": {"text": 2}}},
+            "documents": ["dedup/d00d"],
+            "unknown": ["bert"],
+            "metric": "accuracy",
+            "scored_split": "dev",
+            "scores": {"all": SCORE, "without_overlap": SCORE},
         },
     ),
 ]

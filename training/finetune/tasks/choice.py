@@ -214,6 +214,9 @@ class Choice:
         train = [example.label for example in self.examples if example.split == "train"]
         return {"majority": majority(train, len(examples))}
 
+    def texts(self, example: ChoiceExample) -> list[tuple[str, str]]:
+        return [("context", example.context), *(("choice", choice) for choice in example.choices)]
+
     def sample(self, example: ChoiceExample) -> dict[str, Any]:
         choices = (f"{number}: {choice}" for number, choice in enumerate(example.choices))
         return {"text": " / ".join((example.context, *choices)), "label": example.label}

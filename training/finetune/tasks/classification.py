@@ -207,6 +207,9 @@ class Classification:
             "bag_of_words": bag_of_words(LabelledText.columns(train), labels, LabelledText.columns(examples)),
         }
 
+    def texts(self, example: LabelledText) -> list[tuple[str, str]]:
+        return example.named_texts()
+
     def sample(self, example: LabelledText) -> dict[str, Any]:
         return example.sample()
 

@@ -55,6 +55,10 @@ class LabelledText(LabelledExample):
         pairs = any(example.text_b is not None for example in examples)
         return first, [example.text_b or "" for example in examples] if pairs else None
 
+    def named_texts(self) -> list[tuple[str, str]]:
+        """The one or two texts after their names."""
+        return [("text", self.text)] if self.text_b is None else [("text", self.text), ("text_b", self.text_b)]
+
     def sample(self) -> dict[str, Any]:
         """The example as the report shows it."""
         return {"text": self.text if self.text_b is None else f"{self.text} / {self.text_b}", "label": self.label}

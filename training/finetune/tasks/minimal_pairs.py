@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import CLS, MASK, SEP
 from cloze.training.finetune.metrics.classification import accuracy
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, read_rows
+from cloze.training.finetune.tasks.special_tokens import SpecialTokens, mask_id
 from cloze.training.finetune.tasks.task import Column, EncodedTask, RowIndices, TaskConfig, score_facts
 from cloze.training.model.bert import BertConfig, MaskedLMHead, initialize
 
@@ -114,17 +114,18 @@ class MinimalPairs:
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask:
         sentences = [sentence for example in self.examples for sentence in (example.good, example.bad)]
-        cls, sep, mask = map(tokenizer.get_vocab(with_added_tokens=True).__getitem__, (CLS, SEP, MASK))
+        special, mask = SpecialTokens.of(tokenizer), mask_id(tokenizer)
         rows, positions, targets, numbers = list[list[int]](), list[int](), list[int](), list[int]()
-        room, truncated = self.config.max_seq_length - 2, 0
+        room, truncated = self.config.max_seq_length - special.count(1), 0
         for number, encoding in enumerate(tokenizer.encode_batch(sentences, add_special_tokens=False)):
             truncated += len(encoding.ids) > room
-            ids = [cls, *encoding.ids[:room], sep]
-            is_inside_word = [False, *(token.startswith("##") for token in encoding.tokens[:room]), False]
-            for position in range(1, len(ids) - 1):
-                end = position + 1
-                while is_inside_word[end]:
-                    end += 1
+            ids = [*special.before, *encoding.ids[:room], *special.after]
+            words = encoding.word_ids[:room]
+            for start in range(len(words)):
+                stop = start + 1
+                while stop < len(words) and words[stop] == words[start]:
+                    stop += 1
+                position, end = len(special.before) + start, len(special.before) + stop
                 rows.append([*ids[:position], *[mask] * (end - position), *ids[end:]])
                 positions.append(position)
                 targets.append(ids[position])
@@ -183,6 +184,9 @@ class MinimalPairs:
     def baselines(self, examples: Sequence[SentencePair]) -> dict[str, list[str]]:
         """None: a guess is right half of the time."""
         return {}
+
+    def texts(self, example: SentencePair) -> list[tuple[str, str]]:
+        return [("good", example.good), ("bad", example.bad)]
 
     def sample(self, example: SentencePair) -> dict[str, Any]:
         return {"text": f"{example.good} / {example.bad}", "label": "good"}

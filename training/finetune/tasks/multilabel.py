@@ -159,6 +159,9 @@ class Multilabel:
         most_frequent = min(counts, key=lambda label: (-counts[label], label))
         return {"majority": [list(most_frequent) for _ in examples]}
 
+    def texts(self, example: LabelledText) -> list[tuple[str, str]]:
+        return example.named_texts()
+
     def sample(self, example: LabelledText) -> dict[str, Any]:
         return example.sample() | {"label": example.label if example.label is None else list(example.label)}
 

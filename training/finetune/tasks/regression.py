@@ -145,6 +145,9 @@ class Regression:
         """None: the mean of train has no correlation."""
         return {}
 
+    def texts(self, example: LabelledText) -> list[tuple[str, str]]:
+        return example.named_texts()
+
     def sample(self, example: LabelledText) -> dict[str, Any]:
         return example.sample()
 

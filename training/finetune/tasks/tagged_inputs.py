@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of
-from cloze.pipeline.text.tokenizer import CLS, SEP
+from cloze.training.finetune.tasks.special_tokens import SpecialTokens
 from cloze.training.finetune.tasks.tagged_files import TaggedSentence
 from cloze.training.finetune.tasks.text_inputs import TextInputs
 
@@ -49,8 +49,10 @@ def encode_sentences(
     `targets`: those of all words. `document_context`: each row is filled with the words around it in its document,
     whose tags other rows predict. Without it, only the rows of a divided sentence are, with words of that sentence.
     """
-    cls, sep = (np.array([tokenizer.token_to_id(piece)], np.int64) for piece in (CLS, SEP))
-    room, counts = max_seq_length - 2, Counter[str](truncated=0, divided_sentences=0, words_without_pieces=0)
+    special = SpecialTokens.of(tokenizer)
+    before, after = np.array(special.before, np.int64), np.array(special.after, np.int64)
+    room = max_seq_length - special.count(1)
+    counts = Counter[str](truncated=0, divided_sentences=0, words_without_pieces=0)
     pieces = _pieces_by_word(tokenizer, sentences)
     rows, words, first_pieces = list[NDArray[np.int64]](), list[Ints](), list[Ints]()
     first_word = 0  # the number of the document's first word
@@ -60,10 +62,10 @@ def encode_sentences(
             parts = list(document.parts(start, stop))
             for part in parts:
                 left, right = document.with_context(part, document.whole if document_context else (start, stop))
-                rows.append(np.concatenate([cls, document.ids_of(left, right), sep]))
+                rows.append(np.concatenate([before, document.ids_of(left, right), after]))
                 in_row = document.words_with_pieces(*part)
                 words.append(first_word + in_row)
-                first_pieces.append(1 + document.offsets[in_row] - document.offsets[left])
+                first_pieces.append(len(before) + document.offsets[in_row] - document.offsets[left])
             counts["divided_sentences"] += len(parts) > 1
         counts["truncated"] += sum(
             any(len(pieces[word]) > room for word in sentence.words) for sentence in sentences_of_document
@@ -119,9 +121,9 @@ class _Document:
 
 
 def _pieces_by_word(tokenizer: "Tokenizer", sentences: Sequence[TaggedSentence]) -> dict[str, list[int]]:
-    """The token ids of each distinct word by itself."""
+    """The token ids of each distinct word by itself, after a space, which is a part of it in byte-level tokens."""
     distinct = list(dict.fromkeys(word for sentence in sentences for word in sentence.words))
-    encodings = tokenizer.encode_batch_fast(distinct, add_special_tokens=False)
+    encodings = tokenizer.encode_batch_fast([f" {word}" for word in distinct], add_special_tokens=False)
     return {word: encoding.ids for word, encoding in zip(distinct, encodings, strict=True)}
 
 

@@ -236,6 +236,9 @@ class Tagging:
         default = _most_frequent(self._counts("train"))
         return {"most_frequent_tag": [[tags.get(word, default) for word in example.words] for example in examples]}
 
+    def texts(self, example: TaggedSentence) -> list[tuple[str, str]]:
+        return [("sentence", " ".join(example.words))]
+
     def sample(self, example: TaggedSentence) -> dict[str, Any]:
         return {"text": " ".join(example.words), "label": None if example.label is None else list(example.label)}
 

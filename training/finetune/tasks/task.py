@@ -82,7 +82,7 @@ class TaskConfig(Config):
     """The files of a task, the model that it starts from, and the hardware."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    """Name of the task: its stage is finetune-NAME."""
+    """Name of the task: its stages are finetune-NAME and overlap-NAME."""
     file: Annotated[str | None, InputPath("data")] = None
     """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://.
 
@@ -90,8 +90,8 @@ class TaskConfig(Config):
     files: SplitFiles | None = None
     """A file for each split, in place of `file`."""
     init: Annotated[str | None, InputPath(files_in=weights_files, is_name=is_digest)] = None
-    """The model to start from: the digest of a finished checkpoint, or a Hugging Face folder. By default the
-    checkpoint that this run's pretraining ends with."""
+    """The model to start from: the digest of a finished checkpoint, or the Hugging Face folder of a BERT, or of another
+    encoder that transformers runs. By default the checkpoint that this run's pretraining ends with."""
     compare_random: bool = False
     """Train the same model from random weights as well, which shows what the pretraining is worth."""
     max_seq_length: int = Field(default=128, ge=3)
@@ -156,7 +156,10 @@ class TrainedTaskConfig(TaskConfig):
 
 
 class TaskExample(Protocol):
-    """A row of the labelled file."""
+    """A row of the labelled file; `row` is its number there, from 1."""
+
+    @property
+    def row(self) -> int: ...
 
     @property
     def split(self) -> str: ...
@@ -187,6 +190,11 @@ class Task(Protocol):
     in the form that the task chooses, such as the probability of each label. A prediction is a row of predictions.jsonl
     for an example, with the true value as `label` and the model's as `predicted`; it is correct where they are equal.
     """
+
+    @property
+    def config(self) -> Any:
+        """The TaskConfig."""
+        ...
 
     @property
     def examples(self) -> Sequence[Any]:
@@ -239,6 +247,10 @@ class Task(Protocol):
 
     def baselines(self, examples: Sequence[Any]) -> dict[str, list[Any]]:
         """Predictions for these examples without a model, fitted on train: name of the baseline -> predictions."""
+        ...
+
+    def texts(self, example: Any) -> list[tuple[str, str]]:
+        """The texts that an example consists of, each after its name, such as "question" or "context"."""
         ...
 
     def sample(self, example: Any) -> dict[str, Any]:

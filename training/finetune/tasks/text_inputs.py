@@ -1,4 +1,4 @@
-"""Texts and pairs of texts -> [CLS] a [SEP] b [SEP] as token ids, and batches of them as the model's arguments."""
+"""Texts and pairs of texts -> token ids, for BERT [CLS] a [SEP] b [SEP], and batches as the model's arguments."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
-from cloze.pipeline.text.tokenizer import CLS, SEP
+from cloze.training.finetune.tasks.special_tokens import SpecialTokens
 from cloze.training.finetune.tasks.task import RowIndices
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextInputs:
-    """Token ids with [CLS] and [SEP], and where the second segment begins: a row's length if it has none."""
+    """Token ids with special tokens, and where the second segment begins: a row's length if it has none."""
 
     ids: Ragged
     segment_b: Ints
@@ -45,21 +46,23 @@ def encode_texts(
 
     A pair that is too long loses tokens from the end of its longer text, one at a time, as in BERT's run_classifier.py.
     """
-    cls, sep = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
+    special = SpecialTokens.of(tokenizer)
     encoded = [
         [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
         for texts in (first, second)
         if texts is not None
     ]
-    room, truncated = max_seq_length - 1 - len(encoded), 0
+    room, truncated = max_seq_length - special.count(len(encoded)), 0
+    if room < 0:
+        raise UserError(f"max_seq_length {max_seq_length} has no room for special tokens; raise it")
     rows, segment_b = list[list[int]](), list[int]()
     for texts in zip(*encoded, strict=True):
         lengths = kept_lengths([len(ids) for ids in texts], room)
         truncated += sum(map(len, texts)) > room
-        parts = [[*ids[:length], sep] for ids, length in zip(texts, lengths, strict=True)]
-        row = [cls, *itertools.chain(*parts)]
-        rows.append(row)
-        segment_b.append(1 + len(parts[0]))
+        a, *b = (ids[:length] for ids, length in zip(texts, lengths, strict=True))
+        start = [*special.before, *a, *(special.between if b else special.after)]
+        rows.append([*start, *b[0], *special.after] if b else start)
+        segment_b.append(len(start))
     offsets = offsets_of(np.array([len(row) for row in rows], np.int64))
     ids = Ragged(np.fromiter(itertools.chain(*rows), np.int64, offsets[-1]), offsets)
     return TextInputs(ids, np.array(segment_b, np.int64)), truncated

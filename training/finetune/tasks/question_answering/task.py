@@ -246,6 +246,9 @@ class QuestionAnswering:
         """No answer to any question, where questions may have none."""
         return {"no_answer": [""] * len(examples)} if self.with_null else {}
 
+    def texts(self, example: QuestionExample) -> list[tuple[str, str]]:
+        return [("question", example.question.text), ("context", example.question.context)]
+
     def sample(self, example: QuestionExample) -> dict[str, Any]:
         return {"text": f"{example.question.text} / {example.question.context}", "label": example.label}
 

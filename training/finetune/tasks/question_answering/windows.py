@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, ragged_ranges
 from cloze.training.finetune.tasks.question_answering.squad_files import Question
+from cloze.training.finetune.tasks.special_tokens import SpecialTokens
 
 _BATCH = 1024  # texts that are tokenized at a time
 _CONTEXT_WEIGHT = 0.01  # of a window's length in the score of a token's context, as in run_squad.py
@@ -88,7 +89,7 @@ def build_windows(
 
     Raises UserError when a window has no room for the context.
     """
-    before, between, after = _special_ids(tokenizer)
+    before, between, after = SpecialTokens.of(tokenizer)
     special = len(before) + len(between) + len(after)
     if max_seq_length <= max_query_length + special:
         raise UserError(
@@ -185,15 +186,6 @@ def _next_false(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Returns, for each i, the first index from i on whose flag is false: [flags + 1]."""
     candidates = np.append(np.where(flags, len(flags), np.arange(len(flags))), len(flags))
     return np.minimum.accumulate(candidates[::-1])[::-1]
-
-
-def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int]]:
-    """Returns the special tokens before, between and after the texts of a pair; for BERT [CLS], [SEP] and [SEP]."""
-    pair = tokenizer.encode("a", "a")
-    is_special = zip(pair.ids, pair.special_tokens_mask, strict=True)
-    runs = [(special, [index for index, _ in run]) for special, run in itertools.groupby(is_special, lambda t: t[1])]
-    before, between, after = (ids for special, ids in runs if special)
-    return before, between, after
 
 
 def _question_ids(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int) -> tuple[Ragged, int]:

@@ -1,0 +1,94 @@
+"""A model of transformers with one of its heads -> a model with the inputs and outputs of those in heads.py."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TransformersModel(nn.Module):
+    """The model of transformers, as `model`. Its head computes in fp32, as those in heads.py."""
+
+    def __init__(self, model: Any, with_segments: bool) -> None:
+        super().__init__()
+        self.model, self.with_segments = model, with_segments
+        in_encoder = set(self.encoder.modules())
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and module not in in_encoder:
+                module.__class__ = _LinearInFp32
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.model.base_model
+
+    def outputs(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Any:
+        """The outputs of transformers' model. Padding becomes the model's own padding token."""
+        if (padding := self.model.config.pad_token_id) is not None:
+            input_ids = input_ids.masked_fill(~attention_mask.bool(), padding)
+        segments = {"token_type_ids": token_type_ids} if self.with_segments else {}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask.long(), **segments)
+
+
+class _LinearInFp32(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+class LabelModel(TransformersModel):
+    """A vector of numbers for each input, or each token."""
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> logits [b, outputs] or [b, s, outputs]."""
+        return self.outputs(input_ids, token_type_ids, attention_mask).logits
+
+
+class SpanModel(TransformersModel):
+    """How likely each token is the start, and the end, of the answer."""
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> start and end logits [b, s, 2], very low at padding."""
+        outputs = self.outputs(input_ids, token_type_ids, attention_mask)
+        logits = torch.stack([outputs.start_logits, outputs.end_logits], -1)
+        return logits.masked_fill(~attention_mask.bool()[..., None], -1e4)  # as in SpanClassifier
+
+
+class ChoiceModel(TransformersModel):
+    """Which of several texts fits."""
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b * choices, s], the choices of an example next to each other -> logits [b, choices]."""
+        choices = self.model.config.num_choices
+        by_example = (one.unflatten(0, (-1, choices)) for one in (input_ids, token_type_ids, attention_mask))
+        return self.outputs(*by_example).logits
+
+
+class PieceModel(TransformersModel):
+    """The masked-LM head at one position of each row."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """[b, s], [b, s] and [b] -> log-probabilities [b, vocab]."""
+        rows = torch.arange(len(positions), device=positions.device)
+
+        def at_positions(module: nn.Module, arguments: Any, outputs: Any) -> Any:
+            outputs.last_hidden_state = outputs.last_hidden_state[rows, positions][:, None]  # [b, 1, hidden]
+            return outputs
+
+        hook = self.encoder.register_forward_hook(
+            at_positions
+        )  # the head computes [b, 1, vocab] then, not [b, s, vocab]
+        try:
+            logits = self.outputs(input_ids, torch.zeros_like(input_ids), attention_mask).logits
+        finally:
+            hook.remove()
+        return logits[:, 0].log_softmax(-1)
+
+
+#: The classes by the names of transformers' heads.
+MODELS: dict[str, type[TransformersModel]] = {
+    "ForSequenceClassification": LabelModel,
+    "ForTokenClassification": LabelModel,
+    "ForQuestionAnswering": SpanModel,
+    "ForMultipleChoice": ChoiceModel,
+    "ForMaskedLM": PieceModel,
+}
