@@ -72,6 +72,11 @@ class GroupMonitor:
         self._done, self._note = done, note
         return self._stop_requested
 
+    def report_wait(self, note: str) -> None:
+        """A worker waits for S3. The note is shown until the next progress report; such a wait is no standstill."""
+        self._heartbeats += 1
+        self._note = note
+
     def status(self) -> GroupStatus:
         return GroupStatus(self._done, self._note, self._heartbeats, self._is_stepping)
 

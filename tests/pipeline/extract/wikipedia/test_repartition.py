@@ -59,7 +59,7 @@ def output(folder: str | Path, reporter=None) -> Output:
 
 def rows(folder: str | Path, manifest: Manifest) -> list[dict]:
     location = Location(str(folder))
-    tables = (pq.read_table((location / name).path, filesystem=location.fs) for name in manifest.files)
+    tables = (pq.read_table((location / name).path) for name in manifest.files)
     return [row for table in tables for row in table.to_pylist()]
 
 
