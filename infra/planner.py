@@ -12,7 +12,7 @@ from cloze.infra.stage_inputs import UserFiles
 from cloze.infra.stages import Stage, stages
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, fingerprint, missing_files, read_manifest
 from cloze.pipeline.core.config import identity
-from cloze.pipeline.core.errors import MissingFile, UserError
+from cloze.pipeline.core.errors import DamagedFile, MissingFile, UserError
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.scratch import delete_abandoned
 from cloze.pipeline.core.storage import Location
@@ -142,13 +142,22 @@ class Run:
                 (output.location / "manifest.json").delete()  # first, so that no half-deleted folder looks finished
                 output.location.delete()
             self._start_ray(stage)
-            stage.run(stage.config, self._inputs(stage), output)
+            self._run(stage, output)
         if stage.publish:
             stage.publish(output.location, self.page)
         manifest = read_manifest(output.location)
         assert manifest, f"{name}: its run must write a manifest"
         self._remember(stage, output.fingerprint)
         return planned, manifest
+
+    def _run(self, stage: Stage, output: Output) -> None:
+        """Run the stage; once more if a file on S3 seemed damaged, as its bytes may have changed on the way."""
+        try:
+            stage.run(stage.config, self._inputs(stage), output)
+        except DamagedFile as error:
+            if not str(error).startswith("s3://"):
+                raise
+            stage.run(stage.config, self._inputs(stage), output)
 
     def _start_ray(self, stage: Stage) -> None:
         """Start the Ray session that the stages share, if this one needs it."""

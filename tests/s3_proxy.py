@@ -5,7 +5,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,14 +61,14 @@ class Proxy:
     url: str
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
-    valid_tokens: set[str] | None = None  # session tokens that are not expired; None: any
+    is_valid: Callable[[str], bool] = lambda token: True  # whether a session token is not expired
     lock: Any = field(default_factory=threading.Lock)
     listings: dict[str, tuple[int, list[tuple[str, str]], bytes]] = field(default_factory=dict)
 
     def fault(self, method: str, path: str, token: str) -> Fault | None:
         with self.lock:
             self.requests.append((method, path))
-            if self.valid_tokens is not None and token not in self.valid_tokens:
+            if not self.is_valid(token):
                 return Fault("expired")
             return next((fault for fault in self.faults if fault.takes(method, path)), None)
 

@@ -6,6 +6,7 @@ those that expire.
 """
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,7 @@ class _Client:
         from botocore.config import Config
         from botocore.credentials import RefreshableCredentials
 
+        logging.getLogger("botocore.credentials").setLevel(logging.CRITICAL)  # a traceback for each failed renewal
         session = Session()
         self.renewable = isinstance(session.get_credentials(), RefreshableCredentials)
         config = Config(
@@ -118,11 +120,12 @@ def is_folder(path: str) -> bool:
     return bool(_list(path, Bucket=bucket, Prefix=prefix, MaxKeys=1).get("KeyCount") or not key)
 
 
-def sizes(folder: str) -> dict[str, int]:
-    """Returns relative path -> size in bytes of all objects below a folder."""
+def sizes(folder: str, page: int = 1000) -> dict[str, int]:
+    """Returns relative path -> size in bytes of all objects below a folder. A request lists `page` of them."""
     bucket, key = _split(folder)
     prefix = f"{key}/" if key else ""
-    found = (entry for page in _pages(folder, Bucket=bucket, Prefix=prefix) for entry in page.get("Contents", ()))
+    pages = _pages(folder, Bucket=bucket, Prefix=prefix, MaxKeys=page)
+    found = (entry for listed in pages for entry in listed.get("Contents", ()))
     return {entry["Key"][len(prefix) :]: int(entry["Size"]) for entry in found if not entry["Key"].endswith("/")}
 
 

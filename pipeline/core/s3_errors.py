@@ -64,6 +64,8 @@ def failure(error: Exception, seconds: float, operation: str, uri: str, *, renew
             if renewable:
                 return temporary("the credentials have expired", answer, fix)
             return permanent(f"the credentials have expired ({answer})", fix)
+        if status == 400 and has_no_code(error):  # of HEAD, for example with credentials that are renewed meanwhile
+            return temporary("S3 refuses it without a reason", answer)
         if code in _TRY_AGAIN or status in _TEMPORARY_STATUSES:
             return temporary("S3 has an internal error", answer)
         if code == "NoSuchBucket":

@@ -21,6 +21,7 @@ from cloze.pipeline.core.s3_file import S3File
 
 _TEMPORARY = ".tmp"
 _STALE_SECONDS = 3600.0
+_PAGE = 1000  # S3's limit
 _MAX_LISTINGS = 5  # until two agree, or until a deleted folder is empty
 _local = pafs.LocalFileSystem()
 
@@ -167,9 +168,12 @@ class Location:
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode("utf-8"))
 
-    def files(self) -> list["Location"]:
-        """Returns all files under this folder, sorted, without unfinished writes; none if there is no such folder."""
-        return [self / name for name in sorted(self.sizes()) if not name.endswith(_TEMPORARY)]
+    def files(self, page: int = _PAGE) -> list["Location"]:
+        """Returns all files under this folder, sorted, without unfinished writes; none if there is no such folder.
+
+        `page` is the number of files that one request to S3 lists.
+        """
+        return [self / name for name in sorted(self.sizes(page)) if not name.endswith(_TEMPORARY)]
 
     def folders(self) -> list["Location"]:
         """Returns the folders directly in this folder, sorted; none if there is no such folder."""
@@ -178,10 +182,10 @@ class Location:
         infos = _local.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
         return sorted(self / info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, page: int = _PAGE) -> dict[str, int]:
         """Returns relative path -> size in bytes of all files under this folder, from one listing."""
         if self.is_s3:
-            return s3.sizes(self.path)
+            return s3.sizes(self.path, page)
         infos = _local.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
         start = len(self.path.rstrip("/")) + 1
         return {info.path[start:]: int(info.size) for info in infos if info.type == pafs.FileType.File}
@@ -237,11 +241,14 @@ def find_files(pattern: str) -> list[Location]:
     return files
 
 
-def _stable_listing(list_files: Callable[[str], list[Location]], pattern: str) -> list[Location]:
-    """Returns a listing that two successive calls agree on: a single one may omit a file on some stores and on NFS."""
-    before = list_files(pattern)
+def _stable_listing(list_files: Callable[[str, int], list[Location]], pattern: str) -> list[Location]:
+    """Returns a listing that two successive calls agree on: a single one may omit a file on some stores and on NFS.
+
+    On S3 the second has shorter pages: a cache between does not answer both alike.
+    """
+    before = list_files(pattern, _PAGE)
     for _ in range(_MAX_LISTINGS):
-        now = list_files(pattern)
+        now = list_files(pattern, min(_PAGE, len(before) // 2 + 1))
         if now == before:
             return now
         before = now
@@ -250,14 +257,14 @@ def _stable_listing(list_files: Callable[[str], list[Location]], pattern: str) -
     )
 
 
-def _glob(pattern: str) -> list[Location]:
+def _glob(pattern: str, _: int) -> list[Location]:
     names = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH111, PTH207
     return sorted(Location(name) for name in names if Path(name).is_file())
 
 
-def _glob_s3(pattern: str) -> list[Location]:
+def _glob_s3(pattern: str, page: int) -> list[Location]:
     folder = Location(pattern[: _first_wildcard(pattern)].rsplit("/", 1)[0])
-    return [file for file in folder.files() if _matches(file.uri.split("/"), pattern.split("/"))]
+    return [file for file in folder.files(page) if _matches(file.uri.split("/"), pattern.split("/"))]
 
 
 def _matches(names: list[str], patterns: list[str]) -> bool:

@@ -175,7 +175,7 @@ def _run_in_worker(config: dict[str, Any]) -> None:
         with reporting_waits(monitor.report_wait.remote):
             config["function"](config["argument"], report_progress)
     except UserError as error:
-        ray.get(monitor.set_failure.remote(str(error)))
+        ray.get(monitor.set_failure.remote(error))
         raise
 
 

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from cloze.pipeline.core.errors import StorageError, UserError
 from cloze.pipeline.core.signals import interrupted
 from cloze.pipeline.core.storage import Location
 from tests.conftest import free_port
+from tests.pod_identity import AUTHORIZATION, pod_identity
 from tests.s3_proxy import Fault, Proxy, s3_proxy
 
 
@@ -136,6 +138,47 @@ def test_a_fault_that_stays_is_named_with_its_cause(
         ]()
     assert "\n" not in str(caught.value) and "--force" not in str(caught.value)
     assert time.monotonic() - started < 5
+
+
+def test_credentials_of_a_pod_are_renewed(
+    s3_bucket: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "token").write_text(AUTHORIZATION)
+    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "token"))
+    with pod_identity(lifetime=1.0) as agent:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.url)
+        monkeypatch.setattr(proxy, "is_valid", agent.is_valid)
+        end, file = time.monotonic() + 3, Location(f"{s3_bucket}/{tmp_path.name}")
+        while time.monotonic() < end:
+            file.write_bytes(CONTENT)
+            assert file.read_bytes() == CONTENT
+            time.sleep(0.3)
+        assert len(agent.expires) > 3
+        agent.failures = 5  # botocore itself tries three times
+        file.delete()
+        proxy.faults.append(fault := Fault("expired", times=2))  # a clock that differs
+        assert not file.exists() and fault.hits == 2
+
+
+def test_credentials_that_nothing_renews_are_said_to_be_expired_at_once(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "is_valid", lambda token: False)
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=r"the credentials have expired \(400 ExpiredToken\); renew them"):
+        file.read_bytes()
+    assert time.monotonic() - started < 3
+
+
+def test_without_credentials_the_line_says_so(file: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(s3, "_client", s3._Client())
+    with pytest.raises(StorageError, match="there are no credentials; set AWS_ACCESS_KEY_ID"):
+        file.read_bytes()
 
 
 def test_missing_objects_and_buckets_are_named_at_once(file: Location, proxy: Proxy) -> None:
