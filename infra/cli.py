@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.signals import keyboard_interrupt_on
+from cloze.pipeline.core.retries import reporting_waits
+from cloze.pipeline.core.signals import interrupting_signal, keyboard_interrupt_on
 
 if TYPE_CHECKING:
     from cloze.infra.planner import PlannedStage, Run
@@ -61,12 +62,12 @@ _EPILOG = """examples:
 """
 
 
-@keyboard_interrupt_on(signal.SIGTERM)  # a terminated driver stops as an interrupted one does
+@keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM)  # a terminated driver stops as an interrupted one does
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status.
 
     0: success; 1: a bug or a hardware fault, with a traceback; 2: an error that the user can fix, with a message of one
-    line; 130: interrupted.
+    line; 130: interrupted; 143: terminated.
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -78,11 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if takes_overrides:
         options.overrides += rest
     try:
-        return int(options.command(options))
+        with reporting_waits(_print_wait):
+            return int(options.command(options))
     except KeyboardInterrupt as end:
         saved = f" ({end})" if str(end) else ""
         print(f"\ncloze: stopped{saved}; the same command continues from the finished parts", file=sys.stderr)
-        return 130
+        return 128 + interrupting_signal()
     except Exception as error:
         message = explain(error)
         if message is None:
@@ -90,6 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         print(f"cloze: {message}", file=sys.stderr)
         return 2
+
+
+def _print_wait(note: str) -> None:
+    print(f"cloze: {note}", file=sys.stderr)
 
 
 def _is_override(word: str) -> bool:
@@ -127,11 +133,10 @@ def _explain_os_error(error: OSError) -> str | None:
     if error.errno in fixes:
         name = error.filename2 or error.filename
         return f"{name}: {fixes[error.errno]}" if name else fixes[error.errno]
-    text = str(error)
-    if "AWS Error" in text or "S3" in text:  # pyarrow returns the service's answer only as text
-        first = " ".join(text.split())
-        return f"S3: {first[:300]}; check root=, AWS_ENDPOINT_URL, AWS_REGION and the credentials"
-    return None
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith("s3://"):
+        return f"{error.filename}: is missing; run the same command again: what is finished is kept"
+    text = str(error)  # in another process a StorageError may have become a plain OSError
+    return text if error.errno is None and text.startswith("s3://") else None
 
 
 def _run(options: argparse.Namespace) -> int:

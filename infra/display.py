@@ -30,18 +30,23 @@ class Display:
         self._live: Live | None = None
         self._first: tuple[float, float] | None = None  # time of the first progress report, and how much was done then
         self._printed_at, self._line = 0.0, ""  # of the last line of a log
+        self._progress = ""  # the last report of the running stage, without its note
 
     def __call__(self, stage: str, done: float, total: float, unit: str, note: str = "") -> None:
         """Progress inside a stage: `done` of `total` `unit`."""
         now = time.monotonic()
         if self._first is None:
             self._first = (now, done)
-        line = f"{self._head(stage)}  {_bar(done, total)} {done:,.0f}/{total:,.0f} {unit}"
-        self._show(f"{line}{self._time_left(now, done, total)}  {note}".rstrip(), now, last=done >= total)
+        self._progress = f"{self._head(stage)}  {_bar(done, total)} {done:,.0f}/{total:,.0f} {unit}"
+        self._show(f"{self._progress}{self._time_left(now, done, total)}  {note}".rstrip(), now, last=done >= total)
+
+    def wait(self, note: str) -> None:
+        """A request waits for S3: the running stage shows the note, which says why and how long."""
+        self._show(f"{self._progress}  {note}".lstrip(), time.monotonic(), last=False)
 
     def start(self, stage: str, action: str, reason: str) -> None:
         """A stage starts to run or to continue."""
-        self._first, self._printed_at = None, 0.0
+        self._first, self._printed_at, self._progress = None, 0.0, self._head(stage)
         self._show(f"{self._head(stage)}  {action}: {reason}", time.monotonic(), last=True)
 
     def show_owner(self, stage: str, owner: Owner) -> None:

@@ -12,7 +12,7 @@ from cloze.infra.stage_inputs import UserFiles
 from cloze.infra.stages import Stage, stages
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, fingerprint, missing_files, read_manifest
 from cloze.pipeline.core.config import identity
-from cloze.pipeline.core.errors import MissingFile, UserError
+from cloze.pipeline.core.errors import DamagedFile, MissingFile, UserError
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.lease_files import Owner
 from cloze.pipeline.core.leases import hold_lease, owner_of, refuse_to_wait, wait_until_free
@@ -170,14 +170,22 @@ class Run:
     def _run(
         self, stage: Stage, planned: PlannedStage, force: bool, on_start: Callable[[PlannedStage], None] | None
     ) -> None:
-        """Run or continue a stage. This run has the lease of its output."""
+        """Run or continue a stage. This run has the lease of its output.
+
+        It runs once more if a file on S3 seemed damaged, as its bytes may have changed on the way.
+        """
         assert planned.output
         if on_start:
             on_start(planned)
         if force:
             planned.output.clear()
         self._start_ray(stage)
-        stage.run(stage.config, self._inputs(stage), planned.output)
+        try:
+            stage.run(stage.config, self._inputs(stage), planned.output)
+        except DamagedFile as error:
+            if not str(error).startswith("s3://"):
+                raise
+            stage.run(stage.config, self._inputs(stage), planned.output)
         planned.output.check_lease()
         delete_scratch(planned.output.location)
 

@@ -26,6 +26,7 @@ from cloze.infra.stages import Stage
 from cloze.infra.status import results
 from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.retries import reporting_waits
 from cloze.pipeline.core.signals import keyboard_interrupt_on
 
 # Tags of a run in Dagster's history.
@@ -134,7 +135,7 @@ def _active_run(config: RunConfig) -> Iterator[_ActiveRun]:
     display = Display(list(Run(config).stages))
     try:
         named_runs.store(config)
-        with Run(config, progress=display) as run:
+        with reporting_waits(display.wait), Run(config, progress=display) as run:
             yield _ActiveRun(run, display)
     finally:
         display.close()

@@ -198,7 +198,7 @@ def end_pretraining(root: str) -> None:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 143
     (saved,) = re.findall(r"pretrain: step (\d+) is saved", err)
     assert 5 <= int(saved) < 26 and list(Path(root).glob(f"pretrain/*/checkpoints/step-{int(saved):06d}-*"))
 

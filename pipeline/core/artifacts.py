@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,7 +21,7 @@ from pyarrow.fs import FileType
 from pydantic import ValidationError
 
 from cloze.pipeline.core.config import Config
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.lease_files import WorkDone, is_lease_file
 from cloze.pipeline.core.leases import Lease
 from cloze.pipeline.core.software_versions import git_commit, package_versions
@@ -118,7 +118,7 @@ class Artifact:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Raises UserError when the artifact is not finished or its manifest is damaged."""
+        """Raises UserError when the artifact is not finished, and DamagedFile."""
         manifest = read_manifest(self.location)
         if manifest is None:
             raise UserError(f"{self.location}: is not finished; run the stage {self.stage} first")
@@ -130,14 +130,47 @@ class Artifact:
 
 
 def read_manifest(location: Location) -> Manifest | None:
-    """Returns the manifest in an artifact's folder, or None if there is none. Raises UserError if it is damaged."""
+    """Returns the manifest in an artifact's folder, or None if there is none. Raises DamagedFile."""
     file = location / "manifest.json"
     if not file.exists():
         return None
     try:
         return Manifest.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        raise UserError(f"{file}: is damaged; delete that folder and run again") from error
+        raise DamagedFile(f"{file}: is damaged; delete it and run again: finished parts are kept") from error
+
+
+def damage(file: Location, problem: str) -> DamagedFile:
+    """Returns the error for a file of an artifact that cannot be read; `problem` is the reader's message.
+
+    The file's content is compared with the size and the digest that its stage has recorded. Only a file that differs
+    has to be created again.
+    """
+    folder, stage, record = _recorded(file)
+    if record is None:
+        return DamagedFile(f"{file}: cannot be read ({problem}); delete it and run again: other files are kept")
+    data = file.read_bytes()
+    if len(data) == record.bytes and hashlib.sha256(data).hexdigest() == record.sha256:
+        return DamagedFile(
+            f"{file}: is whole (its SHA-256 is the recorded one), but its bytes did not arrive as stored ({problem}); "
+            "run again: what is finished is kept"
+        )
+    differs = "its SHA-256" if len(data) == record.bytes else f"its length of {len(data)} bytes"
+    return DamagedFile(
+        f"{file}: is damaged: {differs} differs from {folder}/manifest.json; run again with --force {stage}"
+    )
+
+
+def _recorded(file: Location) -> tuple[Location, str, FileRecord | None]:
+    """A file of a finished artifact -> the artifact's folder, its stage, and the file's record, if there is one."""
+    folder, _, name = file.uri.rpartition("/")
+    while folder.count("/") > 2 or (folder and "://" not in folder):
+        with suppress(UserError):
+            if manifest := read_manifest(Location(folder)):
+                return Location(folder), manifest.stage, manifest.files.get(name)
+        folder, _, last = folder.rpartition("/")
+        name = f"{last}/{name}"
+    return file, "", None
 
 
 def missing_files(location: Location, manifest: Manifest) -> list[str]:
@@ -266,7 +299,7 @@ class Output:
         finished = self.finished_parts(sorted(names))
         if missing := sorted(set(names) - finished.keys()):
             raise UserError(
-                f"{self.location}/parts/{missing[0]}.json: this part or one of its files is missing or damaged "
+                f"{self.location}/parts/{missing[0]}.json: this part or one of its files is missing "
                 f"({len(missing)} of {len(names)} parts); run again: finished parts are kept"
             )
         return list(finished.values())

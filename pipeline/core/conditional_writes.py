@@ -12,11 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from cloze.pipeline.core.storage import Location, s3_client
+from cloze.pipeline.core import s3
+from cloze.pipeline.core.storage import Location
 
 Result = TypeVar("Result")
 
-_REFUSED = (404, 409, 412)
+_REFUSED = (404, 412)
 _UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -76,7 +77,7 @@ def read(file: Location) -> Version | None:
         answer = client.get_object(**_address(file))
         return Version(answer["Body"].read(), answer["ETag"])
 
-    return _send(call)
+    return _send("reading", file, call)
 
 
 def put(file: Location, data: bytes, etag: str | None) -> str | None:
@@ -99,7 +100,7 @@ def put(file: Location, data: bytes, etag: str | None) -> str | None:
 
 def delete(file: Location, etag: str) -> bool:
     """Delete the object on S3 with that ETag. Returns False if it is another one; True also if there is none."""
-    deleted = _send(lambda client: client.delete_object(**_address(file), IfMatch=etag))
+    deleted = _send("deleting", file, lambda client: client.delete_object(**_address(file), IfMatch=etag))
     return deleted is not None or read(file) is None
 
 
@@ -116,22 +117,30 @@ def honours_conditions(file: Location, data: bytes) -> bool:
 
 def _put_if(file: Location, data: bytes, **condition: str) -> str | None:
     """Send one conditional request. Returns the object's ETag; None if it was refused."""
-    return _send(lambda client: str(client.put_object(**_address(file), Body=data, **condition)["ETag"]))
+    return _send(
+        "writing", file, lambda client: str(client.put_object(**_address(file), Body=data, **condition)["ETag"])
+    )
 
 
-def _send(call: Callable[[Any], Result]) -> Result | None:
-    """Returns call(client); None if the condition does not hold, or there is no object."""
-    from botocore.exceptions import BotoCoreError, ClientError
+def _send(operation: str, file: Location, call: Callable[[Any], Result]) -> Result | None:
+    """Returns call(client); None if the condition does not hold, or there is no object. Raises Unsupported."""
+    from botocore.exceptions import ClientError
 
-    try:
-        return call(s3_client())
-    except ClientError as error:
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if status in _REFUSED and error.response.get("Error", {}).get("Code") != "NoSuchBucket":
-            return None
-        raise (Unsupported if status == 501 else OSError)(f"AWS Error: {error}") from error
-    except BotoCoreError as error:  # no answer, no credentials
-        raise OSError(f"AWS Error: {error}") from error
+    def attempt(client: Any) -> Result | ClientError | None:
+        try:
+            return call(client)
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in _REFUSED and error.response.get("Error", {}).get("Code") != "NoSuchBucket":
+                return None
+            if status == 501:  # no reason to send it again
+                return error
+            raise
+
+    answer = s3.request(operation, file.path, attempt)
+    if isinstance(answer, ClientError):
+        raise Unsupported(str(answer)) from answer
+    return answer
 
 
 def _address(file: Location) -> dict[str, str]:

@@ -16,11 +16,6 @@ from cloze.pipeline.core.storage import Location
 _NAME = "scratch"  # earlier versions: scratch-<id>, one for each attempt
 
 
-def scratch_location(artifact: Location) -> Location:
-    """Returns where the folder is, if there is one."""
-    return artifact / _NAME
-
-
 @contextmanager
 def scratch_folder(out: Output) -> Iterator[Location]:
     """Yields the folder, with what an earlier attempt has left there. It is deleted after the block.
@@ -28,7 +23,7 @@ def scratch_folder(out: Output) -> Iterator[Location]:
     If the block raises, the folder stays for the next attempt. Raises UserError, and deletes the folder, if a file in
     it was missing: the next attempt would miss it, too.
     """
-    folder = scratch_location(out.location)
+    folder = out.location / _NAME
     try:
         yield folder
     except FileNotFoundError as error:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cloze.pipeline.core.artifacts import FileRecord, matches_record
 from cloze.pipeline.core.config import Config
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
 from cloze.training.cluster.collectives import AllGather, run_together, single_worker_gather
@@ -233,17 +233,20 @@ def verified_checkpoint(folder: Location) -> CheckpointRef:
     """
     manifest = _read_manifest(folder)
     for name, record in manifest.files.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != record.sha256:
-            raise _damaged_error(folder / name)
+        file = folder / name
+        # read twice: the bytes may have changed on the way
+        if not file.is_file() or (_sha256(file) != record.sha256 and _sha256(file) != record.sha256):
+            raise _damaged_error(file, record)
     return CheckpointRef(folder, manifest.digest, manifest.step)
 
 
 def _read_verified(file: Location, record: FileRecord) -> bytes:
     """Read a file of a checkpoint. Raises UserError when it differs from its record."""
-    data = file.read_bytes() if file.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise _damaged_error(file)
-    return data
+    for _ in range(2):  # the bytes may have changed on the way
+        data = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(data).hexdigest() == record.sha256:
+            return data
+    raise _damaged_error(file, record)
 
 
 def _read_manifest(folder: Location) -> CheckpointManifest:
@@ -253,9 +256,17 @@ def _read_manifest(folder: Location) -> CheckpointManifest:
         raise _damaged_error(folder / _MANIFEST) from error
 
 
-def _damaged_error(file: Location) -> UserError:
-    return UserError(
-        f"{file}: is missing or damaged; use another checkpoint, or train this one again with --force pretrain"
+def _damaged_error(file: Location, record: FileRecord | None = None) -> DamagedFile:
+    if not file.is_file():
+        problem = "is missing"
+    elif record and file.size() != record.bytes:
+        problem = f"is damaged: it has {file.size()} of {record.bytes} bytes"
+    else:
+        problem = "is damaged: its SHA-256 is not the recorded one" if record else "is damaged"
+    folder = file.uri.rpartition("/")[0]
+    return DamagedFile(
+        f"{file}: {problem}; use another checkpoint, or delete {folder} and run its pretraining again, which continues "
+        "from an earlier one"
     )
 
 

@@ -8,15 +8,14 @@ import ctypes
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.scratch import scratch_location
+from cloze.pipeline.core.retries import reporting_waits
 from cloze.pipeline.core.signals import event_on_first
-from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.elastic import ElasticSize, Placement
 from cloze.training.cluster.heartbeat import (
     Progress,
@@ -68,13 +67,12 @@ def run_workers(
     size, failures = ElasticSize(placement), 0
     monitor = new_monitor(progress.done, f"starting {placement}")
     with (
-        _ray_storage(progress.out.location) as folder,
         _stop_on_sigterm(restart.can_stop) as stop,
         monitored(monitor, progress, restart.step_timeout, stop, size if restart.can_stop else None),
     ):
         while True:
             try:
-                _fit(_trainer(function, argument, size.placement, monitor, folder))
+                _fit(_trainer(function, argument, size.placement, monitor))
             except KeyboardInterrupt:
                 with suppress(RayError):  # the same signal may have ended Ray's processes
                     kill_workers(monitor, "stopped")
@@ -94,17 +92,6 @@ def run_workers(
                 ray.get(monitor.start_group.remote(size.resize(failures)))
     if stop.is_set():
         raise KeyboardInterrupt
-
-
-@contextmanager
-def _ray_storage(artifact: Location) -> Iterator[Location]:
-    """The storage folder that Ray Train requires, reachable from all nodes. It is deleted on exit."""
-    folder = scratch_location(artifact) / uuid.uuid4().hex
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # no later attempt reads it
-            folder.delete()
 
 
 def _stop_on_sigterm(can_stop: bool) -> AbstractContextManager[threading.Event]:
@@ -128,10 +115,12 @@ def _fit(trainer: Any) -> None:
     done.result()
 
 
-def _trainer(function: WorkerFunction, argument: Any, placement: Placement, monitor: Any, folder: Location) -> Any:
+def _trainer(function: WorkerFunction, argument: Any, placement: Placement, monitor: Any) -> Any:
     """A Ray Train run without retries: `run_workers` decides what follows a failure."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+
+    from cloze.training.cluster.ray_storage import empty_storage
 
     resources = {"CPU": float(placement.threads)} | ({"GPU": 1.0} if placement.gpus else {})
     return TorchTrainer(
@@ -147,8 +136,8 @@ def _trainer(function: WorkerFunction, argument: Any, placement: Placement, moni
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
-            storage_path=folder.path,
-            storage_filesystem=folder.fs,
+            storage_path="/",
+            storage_filesystem=empty_storage(),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
@@ -183,9 +172,10 @@ def _run_in_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     keep_freed_memory()
     try:
-        config["function"](config["argument"], report_progress)
+        with reporting_waits(monitor.report_wait.remote):
+            config["function"](config["argument"], report_progress)
     except UserError as error:
-        ray.get(monitor.set_failure.remote(str(error)))
+        ray.get(monitor.set_failure.remote(error))
         raise
 
 

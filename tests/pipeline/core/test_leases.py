@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cloze.pipeline.core import conditional_writes, leases, processes
+from cloze.pipeline.core import conditional_writes, leases, processes, s3
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.lease_files import Held, Owner, WorkDone, lease_file
@@ -293,10 +293,9 @@ def test_a_disk_without_hard_links_is_reported_once_and_work_goes_on(
 def test_a_store_without_conditional_writes_is_reported_once_and_work_goes_on(
     s3_bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ignored: str
 ) -> None:
-    import boto3
     from botocore.exceptions import ClientError
 
-    client = boto3.client("s3")
+    client = s3._client._create()
     real = client.put_object
 
     def put_object(**request: object) -> object:
@@ -309,7 +308,7 @@ def test_a_store_without_conditional_writes_is_reported_once_and_work_goes_on(
         return real(**{key: value for key, value in request.items() if key[:2] != "If" or key in kept})
 
     monkeypatch.setattr(client, "put_object", put_object)
-    monkeypatch.setattr(conditional_writes, "s3_client", lambda: client)
+    monkeypatch.setattr(s3._client, "_client", client)
     monkeypatch.setattr(leases, "_supported", {})
     folder = Location(s3_bucket) / f"ignoring-{time.monotonic_ns()}"
     for name in ("a", "b"):

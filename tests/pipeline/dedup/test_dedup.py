@@ -164,7 +164,8 @@ def test_a_damaged_shard_is_named_with_the_fix(tmp_path: Path):
     shard = tmp_path / "out-in/documents/00000-00.parquet"
     shard.write_bytes(bytes(shard.stat().st_size))
     documents = Artifact(Location(str(tmp_path / "out-in")), "extract", "f" * 16)
-    with pytest.raises(UserError, match=r"00000-00\.parquet: is damaged; run its stage again with --force$"):
+    line = r"00000-00\.parquet: is damaged: its SHA-256 differs from .*; run again with --force extract$"
+    with pytest.raises(UserError, match=line):
         run(DedupConfig(), {"documents": documents}, Output(Location(str(tmp_path / "out")), "dedup", 1, "e" * 16))
 
 
