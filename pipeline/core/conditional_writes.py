@@ -90,10 +90,13 @@ def put(file: Location, data: bytes, etag: str | None) -> str | None:
         raise
     except OSError as error:
         failure = error
-    with suppress(OSError):
-        if (current := read(file)) and current.data == data:
-            return current.etag
-    if failure:
+    try:
+        current = read(file)
+    except OSError as error:
+        raise failure or error from error
+    if current and current.data == data:
+        return current.etag
+    if failure and (current and current.etag) == etag:  # nobody has written it
         raise failure
     return None
 
