@@ -106,5 +106,7 @@ class AsyncSaver:
             self._write_metrics(payload.state["metrics"]["rows"])
 
     def _write_metrics(self, rows: Sequence[MetricsRow]) -> None:
+        if (self._artifact / "manifest.json").exists():  # finished by another run, on a store that has no leases
+            return
         (self._artifact / "metrics.jsonl").write_bytes(json_lines.encode(rows), self._confirm)
         (self._artifact / EVENTS).write_bytes(self._events(rows), self._confirm)
