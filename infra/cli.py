@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.signals import keyboard_interrupt_on
+from cloze.pipeline.core.retries import reporting_waits
+from cloze.pipeline.core.signals import interrupting_signal, keyboard_interrupt_on
 
 if TYPE_CHECKING:
     from cloze.infra.planner import PlannedStage, Run
@@ -35,6 +36,7 @@ _JSON = {
   location (a path or s3://), fingerprint, bytes (of all files there): null while waiting,
   seconds, counts, drops (name -> number): null unless the stage is finished,
   progress ({parts, checkpoint_step}): null unless half-done,
+  owner (of the run that is writing it: host, pid, since, done, total, unit; or null),
   warnings (a list of lines), heldout (the newest held-out row of metrics.jsonl, or null),
   scores (pretrained, random, majority, ... -> accuracy, interval, ..., or null),
   metric, scored_split (of a finished task: the score that counts, and the split: test or dev; or null),
@@ -62,12 +64,12 @@ _EPILOG = """examples:
 """
 
 
-@keyboard_interrupt_on(signal.SIGTERM)  # a terminated driver stops as an interrupted one does
+@keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM)  # a terminated driver stops as an interrupted one does
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status.
 
     0: success; 1: a bug or a hardware fault, with a traceback; 2: an error that the user can fix, with a message of one
-    line; 130: interrupted.
+    line; 130: interrupted; 143: terminated.
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -79,11 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if takes_overrides:
         options.overrides += rest
     try:
-        return int(options.command(options))
+        with reporting_waits(_print_wait):
+            return int(options.command(options))
     except KeyboardInterrupt as end:
         saved = f" ({end})" if str(end) else ""
         print(f"\ncloze: stopped{saved}; the same command continues from the finished parts", file=sys.stderr)
-        return 130
+        return 128 + interrupting_signal()
     except Exception as error:
         message = explain(error)
         if message is None:
@@ -91,6 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         print(f"cloze: {message}", file=sys.stderr)
         return 2
+
+
+def _print_wait(note: str) -> None:
+    print(f"cloze: {note}", file=sys.stderr)
 
 
 def _is_override(word: str) -> bool:
@@ -128,11 +135,10 @@ def _explain_os_error(error: OSError) -> str | None:
     if error.errno in fixes:
         name = error.filename2 or error.filename
         return f"{name}: {fixes[error.errno]}" if name else fixes[error.errno]
-    text = str(error)
-    if "AWS Error" in text or "S3" in text:  # pyarrow returns the service's answer only as text
-        first = " ".join(text.split())
-        return f"S3: {first[:300]}; check root=, AWS_ENDPOINT_URL, AWS_REGION and the credentials"
-    return None
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith("s3://"):
+        return f"{error.filename}: is missing; run the same command again: what is finished is kept"
+    text = str(error)  # in another process a StorageError may have become a plain OSError
+    return text if error.errno is None and text.startswith("s3://") else None
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -142,7 +148,7 @@ def _run(options: argparse.Namespace) -> int:
     from cloze.infra.workflow import materialize
 
     command = " ".join(["cloze", *sys.argv[1:]])
-    return materialize(run, command, until=options.until, force=options.force or [])
+    return materialize(run, command, until=options.until, force=options.force or [], wait=not options.no_wait)
 
 
 def _finetune(options: argparse.Namespace) -> int:
@@ -160,7 +166,8 @@ def _finetune(options: argparse.Namespace) -> int:
     if first:
         stages = ", ".join(first)
         print(f"the tasks start from this run's pretraining, which is not finished; first: {stages}", file=sys.stderr)
-    status = materialize(run, " ".join(["cloze", *sys.argv[1:]]), force=options.force or [])
+    command = " ".join(["cloze", *sys.argv[1:]])
+    status = materialize(run, command, force=options.force or [], wait=not options.no_wait)
     if not any(stage.publish for stage in run.stages.values()):  # its report also reads stages that were not needed
         print(render_run(type(run)(run.config)))
     return status
@@ -379,6 +386,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--json", action="store_true", help="print JSON; see below")
         if name in ("run", "finetune"):
             command.add_argument("--dry-run", action="store_true", help="show the plan, as `cloze plan` does")
+            command.add_argument(
+                "--no-wait", action="store_true", help="fail if another run is writing an output that this one needs"
+            )
         if name in ("run", "plan", "submit"):
             command.add_argument("--until", metavar="STAGE", help="run the stages up to this one")
         if name in ("run", "finetune", "plan", "submit"):

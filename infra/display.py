@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cloze.pipeline.core.artifacts import Manifest
+from cloze.pipeline.core.lease_files import Owner
 from cloze.pipeline.core.manifest_facts import WarningFacts
 from cloze.pipeline.core.storage import Location
 
@@ -29,19 +30,31 @@ class Display:
         self._live: Live | None = None
         self._first: tuple[float, float] | None = None  # time of the first progress report, and how much was done then
         self._printed_at, self._line = 0.0, ""  # of the last line of a log
+        self._progress = ""  # the last report of the running stage, without its note
 
     def __call__(self, stage: str, done: float, total: float, unit: str, note: str = "") -> None:
         """Progress inside a stage: `done` of `total` `unit`."""
         now = time.monotonic()
         if self._first is None:
             self._first = (now, done)
-        line = f"{self._head(stage)}  {_bar(done, total)} {done:,.0f}/{total:,.0f} {unit}"
-        self._show(f"{line}{self._time_left(now, done, total)}  {note}".rstrip(), now, last=done >= total)
+        self._progress = f"{self._head(stage)}  {_bar(done, total)} {done:,.0f}/{total:,.0f} {unit}"
+        self._show(f"{self._progress}{self._time_left(now, done, total)}  {note}".rstrip(), now, last=done >= total)
+
+    def wait(self, note: str) -> None:
+        """A request waits for S3: the running stage shows the note, which says why and how long."""
+        self._show(f"{self._progress}  {note}".lstrip(), time.monotonic(), last=False)
 
     def start(self, stage: str, action: str, reason: str) -> None:
         """A stage starts to run or to continue."""
-        self._first, self._printed_at = None, 0.0
+        self._first, self._printed_at, self._progress = None, 0.0, self._head(stage)
         self._show(f"{self._head(stage)}  {action}: {reason}", time.monotonic(), last=True)
+
+    def show_owner(self, stage: str, owner: Owner) -> None:
+        """A stage waits for another run that writes its output; with that run's progress."""
+        done = owner.progress
+        bar = f"{_bar(done.done, done.total)} {done.done:,.0f}/{done.total:,.0f} {done.unit}  " if done.total else ""
+        line = f"{self._head(stage)}  {bar}waits for {owner.process}, at work since {owner.since}"
+        self._show(f"{line}  {done.note}".rstrip(), time.monotonic(), last=False)
 
     def finish(self, stage: str, summary: str, warnings: Sequence[str] = ()) -> None:
         """A stage is finished, or skipped."""

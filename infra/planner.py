@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from cloze.infra.ray_session import ray_session
@@ -12,9 +12,11 @@ from cloze.infra.stage_inputs import UserFiles
 from cloze.infra.stages import Stage, stages
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, fingerprint, missing_files, read_manifest
 from cloze.pipeline.core.config import identity
-from cloze.pipeline.core.errors import MissingFile, UserError
+from cloze.pipeline.core.errors import DamagedFile, MissingFile, UserError
 from cloze.pipeline.core.file_digests import SourceFile
-from cloze.pipeline.core.scratch import delete_abandoned
+from cloze.pipeline.core.lease_files import Owner
+from cloze.pipeline.core.leases import hold_lease, owner_of, refuse_to_wait, wait_until_free
+from cloze.pipeline.core.scratch import delete_abandoned, delete_scratch
 from cloze.pipeline.core.storage import Location
 
 Action = Literal["run", "continue", "skip", "wait"]
@@ -26,7 +28,7 @@ class PlannedStage:
     """What a run would do for a stage, and why.
 
     `output` is None while an input's identity is not known: a file of the user's is missing, or the stages in
-    `waits_for` are not finished.
+    `waits_for` are not finished. `Run.plan` sets `owner`.
     """
 
     stage: Stage
@@ -34,6 +36,7 @@ class PlannedStage:
     reason: str
     output: Output | None
     waits_for: tuple[str, ...] = ()
+    owner: Owner | None = None  # the run that works on it now
 
 
 class Run:
@@ -81,7 +84,7 @@ class Run:
     def plan(self, until: str | None = None, force: Sequence[str] = ()) -> list[PlannedStage]:
         """What a run would do now, stage by stage."""
         self.check_forced(until, force)
-        return [self.plan_stage(stage, force=stage.name in force) for stage in self.until(until)]
+        return [_with_owner(self.plan_stage(stage, force=stage.name in force)) for stage in self.until(until)]
 
     def check_forced(self, until: str | None, force: Sequence[str]) -> None:
         """Raises UserError when a forced stage comes after the stage `until`."""
@@ -122,33 +125,74 @@ class Run:
                 stage.check(stage.config, self._sources(stage))
 
     def execute(
-        self, name: str, force: bool = False, on_start: Callable[[PlannedStage], None] | None = None
+        self,
+        name: str,
+        force: bool = False,
+        on_start: Callable[[PlannedStage], None] | None = None,
+        on_wait: Callable[[Owner], None] | None = None,
     ) -> tuple[PlannedStage, Manifest]:
         """Run, continue or skip one stage whose inputs are finished; `on_start` is called before it runs or continues.
 
-        Raises UserError when an input is not finished, and the errors of the stage.
+        While another run works on its output, or again on its inputs, `on_wait` is called about once a second. Without
+        it the stage does not wait: it raises ArtifactInUse. Raises UserError when an input is not finished, and the
+        errors of the stage.
         """
         stage = self.stage(name)
+        self._wait_for_inputs(stage, on_wait)
         planned = self.plan_stage(stage, force)
         output = planned.output
         if output is None:
             raise UserError(f"{name}: its inputs are not finished; run without --force, or the stages before it first")
         if planned.action == "skip":
             delete_abandoned(output.location)
+            self._publish(stage, output)
         else:
-            if on_start:
-                on_start(planned)
-            if force:
-                (output.location / "manifest.json").delete()  # first, so that no half-deleted folder looks finished
-                output.location.delete()
-            self._start_ray(stage)
-            stage.run(stage.config, self._inputs(stage), output)
-        if stage.publish:
-            stage.publish(output.location, self.page)
+            with hold_lease(output.location, on_wait or refuse_to_wait(output.location)) as lease:
+                planned = self.plan_stage(stage, force)  # another run may have finished it
+                output = planned.output
+                assert output
+                output.lease = lease
+                if planned.action != "skip":
+                    self._run(stage, planned, force, on_start)
+                self._publish(stage, output)
         manifest = read_manifest(output.location)
         assert manifest, f"{name}: its run must write a manifest"
         self._remember(stage, output.fingerprint)
         return planned, manifest
+
+    def _wait_for_inputs(self, stage: Stage, on_wait: Callable[[Owner], None] | None) -> None:
+        """Wait for inputs that another run is writing again (--force)."""
+        for name in stage.after:
+            output = self._output(self.stage(name))
+            if output and not (output.location / "manifest.json").is_file():
+                wait_until_free(output.location, on_wait or refuse_to_wait(output.location))
+
+    def _run(
+        self, stage: Stage, planned: PlannedStage, force: bool, on_start: Callable[[PlannedStage], None] | None
+    ) -> None:
+        """Run or continue a stage. This run has the lease of its output.
+
+        It runs once more if a file on S3 seemed damaged, as its bytes may have changed on the way.
+        """
+        assert planned.output
+        if on_start:
+            on_start(planned)
+        if force:
+            planned.output.clear()
+        self._start_ray(stage)
+        try:
+            stage.run(stage.config, self._inputs(stage), planned.output)
+        except DamagedFile as error:
+            if not str(error).startswith("s3://"):
+                raise
+            stage.run(stage.config, self._inputs(stage), planned.output)
+        planned.output.check_lease()
+        delete_scratch(planned.output.location)
+
+    def _publish(self, stage: Stage, output: Output) -> None:
+        if stage.publish:
+            output.check_lease()
+            stage.publish(output.location, self.page)
 
     def _start_ray(self, stage: Stage) -> None:
         """Start the Ray session that the stages share, if this one needs it."""
@@ -257,6 +301,14 @@ class Run:
         if before["version"] != stage.version:
             changes.append(f"the stage's version changed: {before['version']} -> {stage.version}")
         return "; ".join(changes) or "its output was deleted"
+
+
+def _with_owner(planned: PlannedStage) -> PlannedStage:
+    """The planned stage with the run that works on it, which the reason then names."""
+    if planned.output is None or planned.action == "skip":
+        return planned
+    owner = owner_of(planned.output.location)
+    return replace(planned, owner=owner, reason=f"waits for {owner}, which is writing it") if owner else planned
 
 
 def _needed_for_tasks(of_run: Sequence[Stage]) -> list[Stage]:

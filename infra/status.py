@@ -20,6 +20,7 @@ from cloze.infra.report.read_run import read_metrics
 from cloze.infra.score_names import baseline_name, metric_name
 from cloze.infra.stages import Stage
 from cloze.pipeline.core.artifacts import Manifest, read_manifest
+from cloze.pipeline.core.lease_files import Owner
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.metrics.estimates import Estimate
@@ -54,7 +55,7 @@ class StageProgress:
 @dataclass(frozen=True)
 class StageStatus:
     """The state of one stage. `location` and `fingerprint` are None while it waits for another; `manifest` is None
-    until it is finished; `progress` is set for a half-done stage only."""
+    until it is finished; `progress` is set for a half-done stage only, `owner` while a run works on it."""
 
     stage: str
     state: State
@@ -63,6 +64,7 @@ class StageStatus:
     fingerprint: str | None
     manifest: Manifest | None
     progress: StageProgress | None
+    owner: Owner | None
     results: StageResults
 
     @cached_property
@@ -84,6 +86,7 @@ class StageStatus:
             "counts": manifest and manifest.counts,
             "drops": manifest and manifest.drops,
             "progress": self.progress and asdict(self.progress),
+            "owner": self.owner and _plain_owner(self.owner),
             "warnings": list(results.warnings),
             "heldout": results.heldout,
             "scores": results.task and results.task.plain["scores"],
@@ -129,7 +132,7 @@ def _status(run: Run, planned: PlannedStage) -> StageStatus:
         state: State = "waiting"
     elif planned.action == "skip" and manifest:
         state = "done"
-    elif planned.action == "continue":
+    elif planned.action == "continue" or planned.owner:
         state, progress = "half-done", _progress(location)
     else:
         state = "not started"
@@ -141,8 +144,15 @@ def _status(run: Run, planned: PlannedStage) -> StageStatus:
         fingerprint=output and output.fingerprint,
         manifest=manifest,
         progress=progress,
+        owner=planned.owner,
         results=_results(run, planned.stage, location, manifest),
     )
+
+
+def _plain_owner(owner: Owner) -> dict[str, Any]:
+    done = owner.progress
+    process = {"host": owner.process.host, "pid": owner.process.pid, "since": owner.since}
+    return {**process, "done": done.done, "total": done.total, "unit": done.unit}
 
 
 def _results(run: Run, stage: Stage, location: Location | None, manifest: Manifest | None) -> StageResults:
@@ -205,6 +215,8 @@ def _row(status: StageStatus) -> tuple[str, str, str, str, str, str]:
             size(status.bytes or 0),
             relative_path(location),
         )
+    if status.owner:
+        return name, status.state, "", f"at work: {status.owner}", "", relative_path(location)
     result = ", ".join(_progress_words(status.progress)) if status.progress else ""
     return name, status.state, "", result or status.reason, "", relative_path(location)
 

@@ -4,14 +4,16 @@
 assets (`defs`). Both keep their history in one DAGSTER_HOME, by default ./.dagster.
 """
 
+import fcntl
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import dagster
@@ -24,11 +26,13 @@ from cloze.infra.stages import Stage
 from cloze.infra.status import results
 from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.retries import reporting_waits
 from cloze.pipeline.core.signals import keyboard_interrupt_on
 
 # Tags of a run in Dagster's history.
 _COMMAND = "cloze/command"
 _FORCE = "cloze/force"  # names of the stages to run again, separated by spaces
+_NO_WAIT = "cloze/no-wait"  # set if no stage is to wait for another run
 _PROCESS = "cloze/process"  # see _process
 
 _SETTINGS = "telemetry:\n  enabled: false\nnux:\n  enabled: false\n"
@@ -91,17 +95,21 @@ def definitions(config: RunConfig) -> dagster.Definitions:
     )
 
 
-def materialize(run: Run, command: str, until: str | None = None, force: Sequence[str] = ()) -> int:
+def materialize(
+    run: Run, command: str, until: str | None = None, force: Sequence[str] = (), *, wait: bool = True
+) -> int:
     """Run the stages up to `until` in this process, as one run in Dagster's history.
 
-    Returns 0; raises the exception of the stage that failed.
+    Returns 0; raises the exception of the stage that failed. Unless it is to `wait` for another run that works on the
+    same output, that is an ArtifactInUse.
     """
     stages = run.until(until)
     run.check_forced(until, force)
     run.check(until, force)
     job = definitions(run.config).resolve_job_def(_identifier(run.config.name))
-    tags = {_COMMAND: command, _FORCE: " ".join(force), _PROCESS: _process(os.getpid())}
-    with dagster.DagsterInstance.local_temp(str(home()), overrides=_NO_CAPTURE) as instance:
+    no_wait = "" if wait else "yes"
+    tags = {_COMMAND: command, _FORCE: " ".join(force), _NO_WAIT: no_wait, _PROCESS: _process(os.getpid())}
+    with _history() as instance:
         _cancel_orphans(instance)
         job.execute_in_process(
             _QUIET,
@@ -127,7 +135,7 @@ def _active_run(config: RunConfig) -> Iterator[_ActiveRun]:
     display = Display(list(Run(config).stages))
     try:
         named_runs.store(config)
-        with Run(config, progress=display) as run:
+        with reporting_waits(display.wait), Run(config, progress=display) as run:
             yield _ActiveRun(run, display)
     finally:
         display.close()
@@ -150,7 +158,7 @@ def _asset(run_name: str, stage: Stage, priority: int) -> dagster.AssetsDefiniti
         active: _ActiveRun = getattr(context.resources, resource)
         force = stage.name in context.run.tags.get(_FORCE, "").split()
         with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise its own exception
-            planned, manifest, seconds = _execute(active, stage, force)
+            planned, manifest, seconds = _execute(active, stage, force, wait=_NO_WAIT not in context.run.tags)
         return dagster.MaterializeResult(
             metadata=_metadata(planned, manifest, seconds), data_version=dagster.DataVersion(manifest.fingerprint)
         )
@@ -158,14 +166,15 @@ def _asset(run_name: str, stage: Stage, priority: int) -> dagster.AssetsDefiniti
     return materialize_stage
 
 
-def _execute(active: _ActiveRun, stage: Stage, force: bool) -> tuple[PlannedStage, Manifest, float]:
+def _execute(active: _ActiveRun, stage: Stage, force: bool, wait: bool) -> tuple[PlannedStage, Manifest, float]:
     """Execute a stage and display its progress. Returns also the seconds it took."""
     started = time.monotonic()
 
     def show_start(planned: PlannedStage) -> None:
         active.display.start(stage.name, planned.action, planned.reason)
 
-    planned, manifest = active.run.execute(stage.name, force, on_start=show_start)
+    show_wait = partial(active.display.show_owner, stage.name) if wait else None
+    planned, manifest = active.run.execute(stage.name, force, on_start=show_start, on_wait=show_wait)
     seconds = time.monotonic() - started
     if planned.action == "skip":
         active.display.finish(stage.name, f"skip: {planned.reason}")
@@ -199,6 +208,18 @@ def home() -> Path:
         except OSError as error:
             raise UserError(f"{folder}: {error.strerror}; set DAGSTER_HOME to a folder that can be written") from error
     return folder
+
+
+@contextmanager
+def _history() -> Iterator[dagster.DagsterInstance]:
+    """Dagster's history in `home()`. One process at a time opens it: two that create its databases damage them."""
+    with ExitStack() as resources, (home() / "opening.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        instance = resources.enter_context(dagster.DagsterInstance.local_temp(str(home()), overrides=_NO_CAPTURE))
+        instance.get_runs(limit=1)
+        instance.get_asset_keys(limit=1)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        yield instance
 
 
 def _cancel_orphans(instance: dagster.DagsterInstance) -> None:

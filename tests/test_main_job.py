@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -51,10 +51,10 @@ def run(root: str) -> subprocess.CompletedProcess[str]:
     return cloze(*arguments(root))
 
 
-def manifests(root: str) -> dict[str, Manifest]:
+def manifests(root: str, stages: Sequence[str] = STAGES) -> dict[str, Manifest]:
     """Each stage's only finished artifact under a root."""
     found = {}
-    for stage in STAGES:
+    for stage in stages:
         folder = Location(root) / stage
         artifacts = {file.uri.removeprefix(f"{folder.uri}/").partition("/")[0] for file in folder.files()}
         assert len(artifacts) == 1, (stage, artifacts)
@@ -198,7 +198,7 @@ def end_pretraining(root: str) -> None:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 143
     (saved,) = re.findall(r"pretrain: step (\d+) is saved", err)
     assert 5 <= int(saved) < 26 and list(Path(root).glob(f"pretrain/*/checkpoints/step-{int(saved):06d}-*"))
 
@@ -221,5 +221,5 @@ def kill_in(stage: str, root: str) -> None:
 
 
 def begun(stage: Location) -> bool:
-    """Whether the stage has written more than the file that names its owner."""
-    return any("/owner-" not in file.uri for file in stage.files())
+    """Whether the stage has written more than its lease."""
+    return any("/lease" not in file.uri for file in stage.files())

@@ -29,6 +29,7 @@ from cloze.infra.ray_session import WORKERS_PYTHON
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import Config, MarkedPath, input_paths, load, with_paths
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.signals import interrupting_signal
 from cloze.pipeline.core.software_versions import git_commit
 from cloze.pipeline.core.storage import find_files
 
@@ -102,8 +103,9 @@ def submit(
 
     `run`, `overrides` and `root` are those of `named_runs.read`.
 
-    Ctrl-C detaches, leaves the job running and returns 130. Raises UserError when the cluster cannot be reached or
-    refuses the token, cannot access the root or a file, or has no such interpreter, or one that lacks a package.
+    Ctrl-C detaches, leaves the job running and returns 130; SIGTERM does the same and returns 143. Raises UserError
+    when the cluster cannot be reached or refuses the token, cannot access the root or a file, or has no such
+    interpreter, or one that lacks a package.
     """
     cluster = load(ClusterConfig, cluster_path)
     config = named_runs.read(run, overrides, root, defaults=cluster.overrides)
@@ -123,7 +125,7 @@ def submit(
         _log(f"\ndetached; {job} continues to run. The same command attaches again; this stops it:")
         ray = shlex.quote(str(Path(sys.executable).with_name("ray")))  # also when another one is on the PATH
         _log(f"  RAY_AUTH_MODE={cluster.auth} {ray} job stop --address {cluster.address} {job}")
-        return 130
+        return 128 + interrupting_signal()
     if message := _interpreter_error(cluster, details):
         raise UserError(f"{cluster_path}: {message}")
     return _exit_status(job, details)

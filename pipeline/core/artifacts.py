@@ -3,6 +3,7 @@
 A stage's output is the folder <root>/<stage>/<fingerprint>/. The fingerprint covers the stage's VERSION, its
 configuration without the fields marked `Compute`, and the fingerprints of its inputs. Parts (such as shards) are
 committed one by one, each with a record under parts/. manifest.json is written last and makes the artifact finished.
+Of several runs of one fingerprint one writes at a time: see leases.py.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,10 +21,14 @@ from pyarrow.fs import FileType
 from pydantic import ValidationError
 
 from cloze.pipeline.core.config import Config
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import DamagedFile, UserError
+from cloze.pipeline.core.lease_files import WorkDone, is_lease_file
+from cloze.pipeline.core.leases import Lease
 from cloze.pipeline.core.software_versions import git_commit, package_versions
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads, run_periodically
+
+_MAX_LISTINGS = 5
 
 ProgressReporter = Callable[[float, float, str, str], None]  # done, total, unit, note
 
@@ -113,7 +118,7 @@ class Artifact:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Raises UserError when the artifact is not finished or its manifest is damaged."""
+        """Raises UserError when the artifact is not finished, and DamagedFile."""
         manifest = read_manifest(self.location)
         if manifest is None:
             raise UserError(f"{self.location}: is not finished; run the stage {self.stage} first")
@@ -125,14 +130,47 @@ class Artifact:
 
 
 def read_manifest(location: Location) -> Manifest | None:
-    """Returns the manifest in an artifact's folder, or None if there is none. Raises UserError if it is damaged."""
+    """Returns the manifest in an artifact's folder, or None if there is none. Raises DamagedFile."""
     file = location / "manifest.json"
     if not file.exists():
         return None
     try:
         return Manifest.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        raise UserError(f"{file}: is damaged; delete that folder and run again") from error
+        raise DamagedFile(f"{file}: is damaged; delete it and run again: finished parts are kept") from error
+
+
+def damage(file: Location, problem: str) -> DamagedFile:
+    """Returns the error for a file of an artifact that cannot be read; `problem` is the reader's message.
+
+    The file's content is compared with the size and the digest that its stage has recorded. Only a file that differs
+    has to be created again.
+    """
+    folder, stage, record = _recorded(file)
+    if record is None:
+        return DamagedFile(f"{file}: cannot be read ({problem}); delete it and run again: other files are kept")
+    data = file.read_bytes()
+    if len(data) == record.bytes and hashlib.sha256(data).hexdigest() == record.sha256:
+        return DamagedFile(
+            f"{file}: is whole (its SHA-256 is the recorded one), but its bytes did not arrive as stored ({problem}); "
+            "run again: what is finished is kept"
+        )
+    differs = "its SHA-256" if len(data) == record.bytes else f"its length of {len(data)} bytes"
+    return DamagedFile(
+        f"{file}: is damaged: {differs} differs from {folder}/manifest.json; run again with --force {stage}"
+    )
+
+
+def _recorded(file: Location) -> tuple[Location, str, FileRecord | None]:
+    """A file of a finished artifact -> the artifact's folder, its stage, and the file's record, if there is one."""
+    folder, _, name = file.uri.rpartition("/")
+    while folder.count("/") > 2 or (folder and "://" not in folder):
+        with suppress(UserError):
+            if manifest := read_manifest(Location(folder)):
+                return Location(folder), manifest.stage, manifest.files.get(name)
+        folder, _, last = folder.rpartition("/")
+        name = f"{last}/{name}"
+    return file, "", None
 
 
 def missing_files(location: Location, manifest: Manifest) -> list[str]:
@@ -161,6 +199,7 @@ class Output:
     version: int
     fingerprint: str
     reporter: ProgressReporter | None = None
+    lease: Lease | None = None  # None in a run without a planner, and where the store has no conditional writes
     started: float = field(default_factory=time.monotonic)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,6 +209,23 @@ class Output:
     def root(self) -> Location:
         """The folder of all artifacts: this one is <root>/<stage>/<fingerprint>/."""
         return Location(self.location.uri.rsplit("/", 2)[0])
+
+    def check_lease(self) -> None:
+        """Raises LeaseLost if another run has taken over. Called directly before each write and deletion."""
+        if self.lease:
+            self.lease.check()
+
+    def clear(self) -> None:
+        """Delete everything except the lease; first the manifest, so that no half-deleted folder looks finished."""
+        self.check_lease()
+        (self.location / "manifest.json").delete()
+        for _ in range(_MAX_LISTINGS):  # one may omit a file
+            names = {path.partition("/")[0] for path in self.location.sizes()}
+            if not (names := {name for name in names if not is_lease_file(name)}):
+                return
+            for name in names:
+                self.check_lease()
+                (self.location / name).delete()
 
     def finished_part(self, name: str) -> Part | None:
         """Returns the record of a part, or None unless it can be read and all its files exist with their size."""
@@ -195,19 +251,28 @@ class Output:
     ) -> Part:
         """Write the part's files (relative path -> bytes), then its record; each write is atomic.
 
-        `written` are files of the part that have been written before.
+        `written` are files of the part that have been written before. Raises LeaseLost.
         """
         records = dict(written or {})
         for path, data in files.items():
-            (self.location / path).write_bytes(data)
+            (self.location / path).write_bytes(data, self.check_lease)
             records[path] = FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
         part = Part(
             name=name, files=records, counts=dict(counts or {}), drops=dict(drops or {}), facts=dict(facts or {})
         )
-        (self.location / f"parts/{name}.json").write_text(part.model_dump_json())
+        self._write_record(f"parts/{name}.json", part.model_dump_json())
         return part
 
+    def _write_record(self, path: str, text: str) -> None:
+        file, data = self.location / path, text.encode("utf-8")
+        if self.lease:
+            self.lease.write_record(file, data)
+        else:
+            file.write_bytes(data)
+
     def report_progress(self, done: float, total: float, unit: str, note: str = "") -> None:
+        if self.lease:
+            self.lease.progress = WorkDone(done=done, total=total, unit=unit, note=note)
         if self.reporter:
             self.reporter(done, total, unit, note)
 
@@ -234,7 +299,7 @@ class Output:
         finished = self.finished_parts(sorted(names))
         if missing := sorted(set(names) - finished.keys()):
             raise UserError(
-                f"{self.location}/parts/{missing[0]}.json: this part or one of its files is missing or damaged "
+                f"{self.location}/parts/{missing[0]}.json: this part or one of its files is missing "
                 f"({len(missing)} of {len(names)} parts); run again: finished parts are kept"
             )
         return list(finished.values())
@@ -248,7 +313,7 @@ class Output:
         drops: Mapping[str, int] | None = None,
         facts: Facts | Mapping[str, Any] | None = None,
     ) -> Manifest:
-        """Write the manifest, which makes the artifact finished.
+        """Write the manifest, which makes the artifact finished. Raises LeaseLost.
 
         `parts` are all parts, as `require_parts` returns them; their counts and drops are added to `counts` and
         `drops`.
@@ -272,6 +337,6 @@ class Output:
             versions=package_versions(),
             git_commit=git_commit(),
         )
-        (self.location / "manifest.json").write_text(manifest.model_dump_json(indent=1))
+        self._write_record("manifest.json", manifest.model_dump_json(indent=1))
         self.location.delete_stale_writes()
         return manifest

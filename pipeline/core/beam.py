@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloze.pipeline.core.beam_workers import LostWorkerError, crash_note, process_runner, run_and_watch_workers
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import DamagedFile, StorageError, UserError
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+_ERROR_TYPES = {"damaged": DamagedFile, "user": UserError, "storage": StorageError, "system": OSError}
 _ERROR = re.compile(r"<error:([A-Za-z0-9+/=]+)>")
 
 
@@ -36,7 +37,9 @@ def serialized_errors(work: str = "") -> Iterator[None]:
         with crash_note(work):
             yield
     except UserError as error:
-        content = ["user", str(error)]
+        content = ["damaged" if isinstance(error, DamagedFile) else "user", str(error)]
+    except StorageError as error:
+        content = ["storage", str(error)]
     except OSError as error:
         content = ["system", error.errno, error.strerror or str(error), error.filename and str(error.filename)]
     else:
@@ -121,7 +124,7 @@ def _deserialized(error: Exception) -> Exception:
     if not match:
         return error
     kind, *content = json.loads(base64.b64decode(match[1]))
-    return UserError(*content) if kind == "user" else OSError(*(part for part in content if part is not None))
+    return _ERROR_TYPES[kind](*(part for part in content if part is not None))
 
 
 @contextlib.contextmanager

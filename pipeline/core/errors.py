@@ -7,3 +7,11 @@ class UserError(ValueError):
 
 class MissingFile(UserError):
     """A file that the configuration names does not exist (yet)."""
+
+
+class DamagedFile(UserError):
+    """A file's content is not what its format or its recorded digest requires. Read it again before believing it."""
+
+
+class StorageError(OSError):
+    """An operation on S3 failed: one line with the key, the operation, the service's code and the fix."""

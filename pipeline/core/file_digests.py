@@ -38,7 +38,8 @@ def source_file(location: Location, cache_folder: Location) -> SourceFile:
     """
     info = location.info()
     stamp = location.etag() if location.is_s3 else str(info.mtime_ns)
-    key = hashlib.sha256(f"{location.fs.type_name} {location.path} {info.size} {stamp}".encode()).hexdigest()[:32]
+    store = "s3" if location.is_s3 else "local"
+    key = hashlib.sha256(f"{store} {location.path} {info.size} {stamp}".encode()).hexdigest()[:32]
     record_file = cache_folder / f"{key}.json"
     if cached := _read_record(record_file):
         return SourceFile(location.uri, cached.sha256, int(info.size))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import DamagedFile
 from cloze.pipeline.core.storage import Location
 
 
@@ -14,7 +14,7 @@ def encode(rows: Iterable[Mapping[str, Any]], *, escaped: bool = True) -> bytes:
 
 
 def read(file: Location) -> list[dict[str, Any]]:
-    """Returns the rows of a file that Cloze wrote; none if it does not exist yet. Raises UserError if it is damaged."""
+    """Returns the rows of a file that Cloze wrote; none if it does not exist yet. Raises DamagedFile."""
     # bytes.splitlines splits at line feeds; str.splitlines would also split at U+2028, which a value may contain.
     lines = file.read_bytes().splitlines() if file.exists() else []
     rows = []
@@ -22,5 +22,5 @@ def read(file: Location) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise UserError(f"{file}:{number}: is damaged; delete the file: its stage writes it again") from error
+            raise DamagedFile(f"{file}:{number}: is damaged; delete the file: its stage writes it again") from error
     return rows

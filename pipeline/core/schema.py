@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.artifacts import damage
+from cloze.pipeline.core.errors import DamagedFile, StorageError
 from cloze.pipeline.core.storage import Location
 
 
@@ -87,7 +88,7 @@ def parquet_bytes(table: pa.Table, row_group_size: int = 1024, numbers: bool = F
 
 @contextmanager
 def parquet_file(location: Location, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file of an artifact; reads its footer unless `metadata` is given. Raises UserError if damaged."""
+    """Open a Parquet file of an artifact; reads its footer unless `metadata` is given. Raises DamagedFile."""
     with (
         parquet_errors(location),
         location.open() as file,
@@ -97,21 +98,25 @@ def parquet_file(location: Location, metadata: pq.FileMetaData | None = None) ->
 
 
 @contextmanager
-def parquet_errors(location: Location, message: str = "is damaged; run its stage again with --force") -> Iterator[None]:
-    """Turn Arrow's errors about the content of a Parquet file into one-line UserErrors; disk errors stay OSErrors.
+def parquet_errors(location: Location, message: str = "") -> Iterator[None]:
+    """Turn Arrow's errors about the content of a Parquet file into one-line DamagedFiles; other errors of the disk and
+    of S3 stay as they are.
 
-    {} in `message` stands for Arrow's message.
+    {} in `message` stands for Arrow's message. The message about an artifact's file depends on its digest.
     """
     try:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise UserError(f"{location}: {message.format(str(error).partition(chr(10))[0])}") from error
+        problem = str(error).partition(chr(10))[0]
+        if message:
+            raise DamagedFile(f"{location}: {message.format(problem)}") from error
+        raise damage(location, problem) from error
 
 
 def read_table(location: Location, columns: list[str] | None = None) -> pa.Table:
-    """Returns a whole Parquet file, or some of its columns. Raises UserError if it is damaged."""
+    """Returns a whole Parquet file, or some of its columns. Raises DamagedFile."""
     with parquet_file(location) as file:
         return file.read(columns)
 

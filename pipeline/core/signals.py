@@ -5,23 +5,45 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: Set from a signal that interrupts until the outermost block ends: threads that wait for S3 stop waiting.
+interrupted = threading.Event()
+_received: list[int] = []  # the signals that have interrupted the outermost block
+_depth = 0  # of nested blocks
+
 
 def _may_install() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+def interrupting_signal() -> int:
+    """Returns the signal that has interrupted the outermost block; SIGINT if there was none."""
+    return _received[0] if _received else signal.SIGINT
+
+
 @contextmanager
 def keyboard_interrupt_on(*numbers: signal.Signals) -> Iterator[None]:
     """While inside the block, each of these signals raises KeyboardInterrupt, as Ctrl-C does."""
+    global _depth
     if not _may_install():
         yield
         return
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+
+    def handle(number: int, _: object) -> None:
+        _received.append(number)
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    _depth += 1
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _depth -= 1
+        if not _depth:
+            interrupted.clear()
+            _received.clear()
 
 
 @contextmanager
@@ -33,7 +55,8 @@ def event_on_first(number: signal.Signals) -> Iterator[threading.Event]:
         return
     before = signal.getsignal(number)
 
-    def handle(*_: object) -> None:
+    def handle(received: int, _: object) -> None:
+        _received.append(received)
         event.set()
         signal.signal(number, before)
 

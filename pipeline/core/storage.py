@@ -1,7 +1,7 @@
 """Files and folders, local or on S3, as one type with atomic writes."""
 
+import errno
 import fnmatch
-import functools
 import glob
 import os
 import time
@@ -10,35 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from cloze.pipeline.core import s3
 from cloze.pipeline.core.errors import MissingFile, UserError
+from cloze.pipeline.core.s3_file import S3File
 
 _TEMPORARY = ".tmp"
 _STALE_SECONDS = 3600.0
+_PAGE = 1000  # S3's limit
 _MAX_LISTINGS = 5  # until two agree, or until a deleted folder is empty
-
-
-@functools.cache
-def filesystem(scheme: str) -> pafs.FileSystem:
-    """Returns the file system for "s3" or "file". AWS_ENDPOINT_URL names S3 servers other than Amazon's."""
-    if scheme == "file":
-        return pafs.LocalFileSystem()
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    # Delayed: a small file takes one request instead of the three of a multipart upload.
-    return pafs.S3FileSystem(endpoint_override=endpoint, region=region, allow_delayed_open=True)
-
-
-@functools.cache
-def _s3_client() -> Any:
-    """Returns a client for what Arrow's file system lacks: conditional writes and ETags."""
-    import boto3
-
-    return boto3.client("s3")
+_local = pafs.LocalFileSystem()
 
 
 @dataclass(frozen=True, order=True)
@@ -78,12 +63,8 @@ class Location:
         return self.uri.startswith("s3://")
 
     @property
-    def fs(self) -> pafs.FileSystem:
-        return filesystem("s3" if self.is_s3 else "file")
-
-    @property
     def path(self) -> str:
-        """The path within `fs`: "bucket/key" on S3, absolute on the local disk."""
+        """The path of the file or folder: "bucket/key" on S3, an absolute path on the local disk."""
         return self.uri.removeprefix("s3://") if self.is_s3 else os.path.abspath(self.uri)  # noqa: PTH100 (no links resolved)
 
     @property
@@ -95,7 +76,12 @@ class Location:
         return self if self.is_s3 else Location(self.path)
 
     def info(self) -> pafs.FileInfo:
-        return cast(pafs.FileInfo, self.fs.get_file_info(self.path))
+        """Returns the type, and of a file the size and the time of its last change."""
+        if not self.is_s3:
+            return cast(pafs.FileInfo, _local.get_file_info(self.path))
+        if "/" in self.path and (found := s3.find(self.path)):
+            return pafs.FileInfo(self.path, pafs.FileType.File, size=found.size, mtime=found.modified)
+        return pafs.FileInfo(self.path, pafs.FileType.Directory if s3.is_folder(self.path) else pafs.FileType.NotFound)
 
     def exists(self) -> bool:
         """Returns whether there is a file or a folder."""
@@ -106,8 +92,13 @@ class Location:
 
     def etag(self) -> str:
         """Returns the ETag of a file on S3, which changes with its content."""
-        bucket, _, key = self.path.partition("/")
-        return str(_s3_client().head_object(Bucket=bucket, Key=key)["ETag"])
+        return self._object().etag
+
+    def _object(self) -> s3.ObjectInfo:
+        """Raises FileNotFoundError when S3 has no such object."""
+        if found := s3.find(self.path):
+            return found
+        raise FileNotFoundError(errno.ENOENT, "is missing", self.uri)
 
     def size(self) -> int:
         """Returns the file's size in bytes. Raises UserError when there is no file."""
@@ -119,52 +110,35 @@ class Location:
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         """Open the file for reading; it is binary and seekable."""
-        with self.fs.open_input_file(self.path) as file:
+        opened = S3File(self.path, self._object()) if self.is_s3 else _local.open_input_file(self.path)
+        with opened as file:
             yield cast(BinaryIO, file)
 
     def read_bytes(self) -> bytes:
+        if self.is_s3:
+            return s3.read(self.path)
         with self.open() as file:
             return file.read()
 
     def read_text(self) -> str:
         return self.read_bytes().decode("utf-8")
 
-    def write_bytes(self, data: bytes | memoryview | pa.Buffer) -> None:
-        """Write the file atomically: under a temporary name until it is complete (S3 shows complete objects only)."""
+    def write_bytes(self, data: bytes | memoryview | pa.Buffer, confirm: Callable[[], object] = lambda: None) -> None:
+        """Write the file atomically: under a temporary name until it is complete (S3 shows complete objects only).
+
+        `confirm` may raise; it is called directly before the renaming that makes the file visible, on S3 before the
+        request.
+        """
         if self.is_s3:
-            with self.fs.open_output_stream(self.path, compression=None) as stream:
-                stream.write(data)
+            confirm()
+            s3.put(self.path, memoryview(data))
             return
-        with self._temporary(data) as (temporary, path):
+        with self.temporary(data) as (temporary, path):
+            confirm()
             temporary.replace(path)
 
-    def write_if_absent(self, data: bytes) -> bool:
-        """Write the file atomically if it does not exist. Returns whether it did: of several writers, one gets True.
-
-        Requires hard links on a local disk, and conditional writes (If-None-Match) on S3: Amazon and MinIO have them.
-        """
-        if not self.is_s3:
-            with self._temporary(data) as (temporary, path):
-                try:
-                    os.link(temporary, path)
-                except FileExistsError:
-                    return False
-                return True
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        bucket, _, key = self.path.partition("/")
-        try:
-            _s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
-                return False
-            raise OSError(f"AWS Error: {error}") from error
-        except BotoCoreError as error:  # no answer, no credentials
-            raise OSError(f"AWS Error: {error}") from error
-        return True
-
     @contextmanager
-    def _temporary(self, data: bytes | memoryview | pa.Buffer) -> Iterator[tuple[Path, Path]]:
+    def temporary(self, data: bytes | memoryview | pa.Buffer) -> Iterator[tuple[Path, Path]]:
         """Write the data to a temporary file on the local disk; yields its path and the final path."""
         path = Path(self.path)
         try:
@@ -186,18 +160,25 @@ class Location:
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode("utf-8"))
 
-    def files(self) -> list["Location"]:
-        """Returns all files under this folder, sorted, without unfinished writes; none if there is no such folder."""
-        return [self / name for name in sorted(self.sizes()) if not name.endswith(_TEMPORARY)]
+    def files(self, page: int = _PAGE) -> list["Location"]:
+        """Returns all files under this folder, sorted, without unfinished writes; none if there is no such folder.
+
+        `page` is the number of files that one request to S3 lists.
+        """
+        return [self / name for name in sorted(self.sizes(page)) if not name.endswith(_TEMPORARY)]
 
     def folders(self) -> list["Location"]:
         """Returns the folders directly in this folder, sorted; none if there is no such folder."""
-        infos = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        if self.is_s3:
+            return sorted(self / name for name in s3.subfolders(self.path))
+        infos = _local.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
         return sorted(self / info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, page: int = _PAGE) -> dict[str, int]:
         """Returns relative path -> size in bytes of all files under this folder, from one listing."""
-        infos = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        if self.is_s3:
+            return s3.sizes(self.path, page)
+        infos = _local.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
         start = len(self.path.rstrip("/")) + 1
         return {info.path[start:]: int(info.size) for info in infos if info.type == pafs.FileType.File}
 
@@ -206,17 +187,18 @@ class Location:
 
         On S3 a listing may omit files of a folder, so the folder is listed and deleted until none is left.
         """
-        for _ in range(_MAX_LISTINGS):
-            kind = self.info().type
-            if kind == pafs.FileType.NotFound:
-                return
-            with suppress(FileNotFoundError):  # a listing may show files that no longer exist
-                if kind == pafs.FileType.File:
-                    self.fs.delete_file(self.path)
-                else:
-                    self.fs.delete_dir(self.path)
-            if not self.is_s3:
-                return
+        if self.is_s3:
+            s3.delete(self.path)
+            for _ in range(_MAX_LISTINGS):
+                if not (names := list(s3.sizes(self.path))):
+                    return
+                s3.delete_all(self.path, names)
+            return
+        with suppress(FileNotFoundError):  # another process may delete it at the same time
+            if self.info().type == pafs.FileType.File:
+                _local.delete_file(self.path)
+            else:
+                _local.delete_dir(self.path)
 
     def delete_stale_writes(self) -> None:
         """Delete temporary files that killed writers left in this local folder over an hour ago.
@@ -251,11 +233,14 @@ def find_files(pattern: str) -> list[Location]:
     return files
 
 
-def _stable_listing(list_files: Callable[[str], list[Location]], pattern: str) -> list[Location]:
-    """Returns a listing that two successive calls agree on: a single one may omit a file on some stores and on NFS."""
-    before = list_files(pattern)
+def _stable_listing(list_files: Callable[[str, int], list[Location]], pattern: str) -> list[Location]:
+    """Returns a listing that two successive calls agree on: a single one may omit a file on some stores and on NFS.
+
+    On S3 the second has shorter pages: a cache between does not answer both alike.
+    """
+    before = list_files(pattern, _PAGE)
     for _ in range(_MAX_LISTINGS):
-        now = list_files(pattern)
+        now = list_files(pattern, min(_PAGE, len(before) // 2 + 1))
         if now == before:
             return now
         before = now
@@ -264,14 +249,14 @@ def _stable_listing(list_files: Callable[[str], list[Location]], pattern: str) -
     )
 
 
-def _glob(pattern: str) -> list[Location]:
+def _glob(pattern: str, _: int) -> list[Location]:
     names = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH111, PTH207
     return sorted(Location(name) for name in names if Path(name).is_file())
 
 
-def _glob_s3(pattern: str) -> list[Location]:
+def _glob_s3(pattern: str, page: int) -> list[Location]:
     folder = Location(pattern[: _first_wildcard(pattern)].rsplit("/", 1)[0])
-    return [file for file in folder.files() if _matches(file.uri.split("/"), pattern.split("/"))]
+    return [file for file in folder.files(page) if _matches(file.uri.split("/"), pattern.split("/"))]
 
 
 def _matches(names: list[str], patterns: list[str]) -> bool:

@@ -14,7 +14,7 @@ _MAX_ROWS, _MAX_BYTES = 1024, 8 << 20  # in a row group; its last document may e
 
 
 def read_tables(shard: Location, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """A shard's documents, a few at a time. Raises UserError if it is damaged."""
+    """A shard's documents, a few at a time. Raises DamagedFile."""
     with (
         parquet_errors(shard),
         shard.open() as file,

@@ -52,7 +52,7 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
     num_buckets = 1 + count // steps.BUCKET_RECORDS
     num_band_buckets = 1 + count * minhash.NUM_BANDS // steps.BUCKET_RECORDS
     # Also if nothing is left to do: a run that was killed at its end left its scratch.
-    with scratch_folder(out.location) as folder:
+    with scratch_folder(out) as folder:
         if len(out.finished_parts(names)) < len(names):
             work = Steps(shards, out, folder, config.near_threshold, num_buckets, num_band_buckets)
             _run_steps(work, config)

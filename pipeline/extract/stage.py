@@ -106,19 +106,29 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
     for source in config.sources:
         if source.only_languages:
             filters.check_languages(source.only_languages)
-    with scratch_folder(out.location) as folder:
+    with scratch_folder(out) as folder:
         units = _repartition(plan_units(config, inputs), config, folder, out)
         _extract_all(units, config, out)
         # While scratch exists: if a part is missing here, the next run extracts it from the partitions in scratch.
         parts = out.require_parts([unit.name for unit in units])
     if not sum(part.counts.get("documents", 0) for part in parts):
-        raise UserError(
-            f"{', '.join(inputs)}: hold no document; give other files or lower min_words (now {config.min_words})"
-        )
+        raise UserError(_no_documents(parts, inputs, config))
     digests = {f"{name}/{file.sha256[:12]}/{file.location.name}": file.sha256 for name, file in given}
     facts = merge_facts(parts)
     counts = {"truncated_files": len(facts.truncated)} if facts.truncated else {}
     return out.finish(parts, config.model_dump(mode="json"), digests, counts, facts=facts)
+
+
+def _no_documents(parts: Sequence[Part], inputs: Mapping[str, Sequence[SourceFile]], config: ExtractConfig) -> str:
+    """The message when no record has become a document: which files were read, and why their records were dropped."""
+    files = [file.uri for found in inputs.values() for file in found]
+    read = f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else files[0]
+    drops = sum((Counter(part.drops) for part in parts), Counter[str]())
+    reasons = ", ".join(f"{number} {reason}" for reason, number in drops.most_common()) or "no records"
+    fix = f"give other files or lower min_words (now {config.min_words})" if drops["too short"] else "give other files"
+    if any(file.startswith("s3://") for file in files):
+        fix += "; if a file is missing here, the store's listing was out of date: run again"
+    return f"{', '.join(inputs)}: hold no document ({read}: {reasons}); {fix}"
 
 
 def _extract_all(units: Sequence[WorkUnit], config: ExtractConfig, out: Output) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from cloze.pipeline.core import file_types
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.storage import Location
 
 _BOMS = {
@@ -71,7 +71,7 @@ def decompressed(location: Location) -> Iterator[io.BufferedReader]:
         try:
             yield io.BufferedReader(gzip.GzipFile(fileobj=file) if is_gzip(location) else file, 1 << 20)  # type: ignore[arg-type]
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{location}: is damaged gzip ({error}); create it again") from error
+            raise DamagedFile(f"{location}: is damaged gzip ({error}); create it again") from error
 
 
 def bom_encoding(head: bytes) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.ragged import offsets_of, ragged_ranges
+from cloze.pipeline.core.s3_file import S3File
 from cloze.pipeline.core.schema import text_key
 from cloze.pipeline.core.storage import Location
 
@@ -135,7 +136,8 @@ def _load(file: Location) -> np.ndarray:
 def _fetch_slices(file: Location, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> np.ndarray:
     """Returns slices of a .npy file on S3, concatenated. One request fetches slices that are close together."""
     order = np.argsort(starts)
-    with file.fs.open_input_file(file.path) as source:
+    with file.open() as source:
+        assert isinstance(source, S3File)
         version = np.lib.format.read_magic(source)  # type: ignore[arg-type]
         assert version == (1, 0), f"{file}: .npy version {version}"
         _, _, dtype = np.lib.format.read_array_header_1_0(source)  # type: ignore[arg-type]

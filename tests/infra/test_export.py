@@ -304,7 +304,8 @@ def test_an_error_of_export_or_predict_is_one_line(run, tmp_path, capsys):
     assert "/full: already exists and is not empty; " in mistake(capsys, "export", CONFIG, "--to", "full")
     [weights] = (tmp_path / "made/pretrain/checkpoints").glob("*/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert f"{weights}: is missing or damaged; " in mistake(capsys, "export", CONFIG, "--to", "bert")
+    line = mistake(capsys, "export", CONFIG, "--to", "bert")
+    assert f"{weights}: is damaged: its SHA-256 is not the recorded one; use another" in line
     assert not Path("bert").exists()
 
 

@@ -1,3 +1,6 @@
+import os
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +80,7 @@ def test_an_interrupted_training_has_its_newest_checkpoint(make: Make, capsys: p
 
 
 KEYS = ["stage", "state", "reason", "location", "fingerprint", "bytes", "seconds", "counts", "drops", "progress"]
-KEYS += ["warnings", "heldout", "scores", "metric", "scored_split", "overlap", "page"]
+KEYS += ["owner", "warnings", "heldout", "scores", "metric", "scored_split", "overlap", "page"]
 
 
 def plain(run: Run) -> dict[str, dict[str, Any]]:
@@ -112,6 +115,27 @@ def test_the_progress_of_an_interrupted_stage_is_its_parts_and_its_newest_checkp
     (output.location / "checkpoints/step-000020-0123abcd/manifest.json").write_text("{}")
     letters = plain(make())["letters"]
     assert letters["state"] == "half-done" and letters["progress"] == {"parts": 1, "checkpoint_step": 20}
+
+
+def test_a_stage_that_a_run_works_on_has_its_process_and_progress(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+
+    def look(_: str, letter: str) -> None:
+        if letter == "c":
+            time.sleep(0.05)  # a few heartbeats
+            shown.extend([status(make(), capsys)["letters"], plain(make())["letters"], make().plan()[0].reason])
+
+    monkeypatch.setattr(toy, "before_part", look)
+    monkeypatch.setattr("cloze.pipeline.core.leases._HEARTBEAT", 0.01)
+    make().execute("letters")
+    line, entry, reason = shown
+    process = f"process {os.getpid()} on {socket.gethostname()} (since {entry['owner']['since']}, 2 of 3 letters done)"
+    assert line.startswith(f"half-done at work: {process} root/letters/")
+    assert entry["owner"].items() >= {"pid": os.getpid(), "done": 2, "total": 3, "unit": "letters"}.items()
+    assert reason == f"waits for {process}, which is writing it"
+    assert plain(make())["letters"]["owner"] is None
 
 
 _MASKED = {"mlm_loss": 3.0, "mlm_accuracy": 0.4, "mlm_loss_baseline": 6.5, "mlm_accuracy_baseline": 0.05, "masked": 50}

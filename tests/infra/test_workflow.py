@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -261,6 +262,27 @@ def test_a_run_that_is_still_running_is_not_changed(make: Make) -> None:
         instance.add_run(dagster.DagsterRun(job_name="toy", run_id="2" * 32, status=status))  # launched in the UI
     workflow.materialize(make(), "cloze run")
     assert [run.status for run in history()][1:] == [status, status]
+
+
+def test_runs_that_open_a_new_history_at_the_same_time_do_not_damage_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "new"))
+    workflow.home()
+    start, opened = threading.Barrier(3), list[int]()
+
+    def open_history() -> None:
+        start.wait()
+        with workflow._history() as instance:
+            opened.append(instance.get_runs_count())
+
+    threads = [threading.Thread(target=open_history) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with workflow._history() as instance:
+        assert [*opened, instance.get_runs_count()] == [0] * 4
 
 
 def test_dagster_sends_no_telemetry(make: Make) -> None:

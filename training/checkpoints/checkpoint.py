@@ -13,7 +13,7 @@ known.json in it, which a second run may just have overwritten. The names of bot
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cloze.pipeline.core.artifacts import FileRecord, matches_record
 from cloze.pipeline.core.config import Config
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
 from cloze.training.cluster.collectives import AllGather, run_together, single_worker_gather
@@ -124,12 +124,13 @@ def save_checkpoint(
     tensors: Tensors,
     payload: CheckpointPayload | None,
     all_gather: AllGather = single_worker_gather,
+    confirm: Callable[[], object] = lambda: None,
 ) -> CheckpointRef:
     """Write a checkpoint under the artifact's folder. It is valid once its manifest, the last file, is written.
 
     All workers must call it together. Each writes its `tensors`; worker 0 also has the `payload` and writes the
     manifest. Raises OSError in every worker when the disk or S3 fails in one, except for the manifest: only worker 0
-    sees that error.
+    sees that error. `confirm` is called directly before each write, and may raise.
     """
     from safetensors.torch import save
 
@@ -150,7 +151,7 @@ def save_checkpoint(
         heldout, done = payload.heldout, payload.done
         manifest = CheckpointManifest(step=step, digest=digest, files=records, heldout=heldout, done=done)
     folder = artifact / FOLDER / f"step-{step:06d}-{_digest(records, list(records))[:8]}"
-    _write(artifact, folder, files, manifest, all_gather)
+    _write(artifact, folder, files, manifest, all_gather, confirm)
     return CheckpointRef(folder, digest, step)
 
 
@@ -160,6 +161,7 @@ def _write(
     files: Mapping[str, bytes],
     manifest: CheckpointManifest | None,
     all_gather: AllGather,
+    confirm: Callable[[], object],
 ) -> None:
     """Write this worker's files and, once all workers have written theirs, the manifest. Raises OSError."""
 
@@ -168,15 +170,16 @@ def _write(
 
     def write_files() -> None:
         for name, data in files.items():
-            (folder / name).write_bytes(data)
+            (folder / name).write_bytes(data, confirm)
 
     if any(run_together(all_gather, is_written)):  # by an earlier attempt that failed in a later operation
         return
     try:
         run_together(all_gather, write_files)
         if manifest:
+            confirm()
             _write_known([*_folders(artifact), folder], artifact)
-            (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
+            (folder / _MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode(), confirm)
     except OSError:
         if manifest:
             with suppress(OSError):  # free the space: the disk may be full
@@ -230,17 +233,20 @@ def verified_checkpoint(folder: Location) -> CheckpointRef:
     """
     manifest = _read_manifest(folder)
     for name, record in manifest.files.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != record.sha256:
-            raise _damaged_error(folder / name)
+        file = folder / name
+        # read twice: the bytes may have changed on the way
+        if not file.is_file() or (_sha256(file) != record.sha256 and _sha256(file) != record.sha256):
+            raise _damaged_error(file, record)
     return CheckpointRef(folder, manifest.digest, manifest.step)
 
 
 def _read_verified(file: Location, record: FileRecord) -> bytes:
     """Read a file of a checkpoint. Raises UserError when it differs from its record."""
-    data = file.read_bytes() if file.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise _damaged_error(file)
-    return data
+    for _ in range(2):  # the bytes may have changed on the way
+        data = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(data).hexdigest() == record.sha256:
+            return data
+    raise _damaged_error(file, record)
 
 
 def _read_manifest(folder: Location) -> CheckpointManifest:
@@ -250,9 +256,17 @@ def _read_manifest(folder: Location) -> CheckpointManifest:
         raise _damaged_error(folder / _MANIFEST) from error
 
 
-def _damaged_error(file: Location) -> UserError:
-    return UserError(
-        f"{file}: is missing or damaged; use another checkpoint, or train this one again with --force pretrain"
+def _damaged_error(file: Location, record: FileRecord | None = None) -> DamagedFile:
+    if not file.is_file():
+        problem = "is missing"
+    elif record and file.size() != record.bytes:
+        problem = f"is damaged: it has {file.size()} of {record.bytes} bytes"
+    else:
+        problem = "is damaged: its SHA-256 is not the recorded one" if record else "is damaged"
+    folder = file.uri.rpartition("/")[0]
+    return DamagedFile(
+        f"{file}: {problem}; use another checkpoint, or delete {folder} and run its pretraining again, which continues "
+        "from an earlier one"
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cloze.pipeline.core.errors import MissingFile, UserError
+from cloze.pipeline.core.errors import DamagedFile, MissingFile, UserError
 from cloze.pipeline.core.storage import Location
 
 SAFETENSORS = "model.safetensors"
@@ -143,7 +143,7 @@ def _load(file: Location) -> dict[str, Tensor]:
                 f"{file}: contains code ({code[1]}), which was not executed; "
                 "use a model.safetensors from a source you trust"
             ) from error
-        raise UserError(f"{file}: is damaged or is not a file of weights; download it again") from error
+        raise DamagedFile(f"{file}: is damaged or is not a file of weights; download it again") from error
     if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
         raise UserError(f"{file}: is not a mapping of names to weights; save only the model's state_dict")
     for name, tensor in stored.items():

@@ -51,7 +51,7 @@ class GroupMonitor:
         self._heartbeats = 0
         self._workers: list[Any] = []  # of the current group
         self._is_stepping = False
-        self._failure = ""
+        self._failure: UserError | None = None
         self._stop_requested = False
 
     def start_group(self, note: str) -> None:
@@ -72,6 +72,11 @@ class GroupMonitor:
         self._done, self._note = done, note
         return self._stop_requested
 
+    def report_wait(self, note: str) -> None:
+        """A worker waits for S3. The note is shown until the next progress report; such a wait is no standstill."""
+        self._heartbeats += 1
+        self._note = note
+
     def status(self) -> GroupStatus:
         return GroupStatus(self._done, self._note, self._heartbeats, self._is_stepping)
 
@@ -84,10 +89,10 @@ class GroupMonitor:
         workers, self._workers = self._workers, []
         return workers
 
-    def set_failure(self, message: str) -> None:
-        self._failure = message
+    def set_failure(self, error: UserError) -> None:
+        self._failure = error
 
-    def failure(self) -> str:
+    def failure(self) -> UserError | None:
         return self._failure
 
 
@@ -141,8 +146,7 @@ def reported_user_error(monitor: Any) -> UserError | None:
     """The error that a worker has reported and that only the user can fix, if any."""
     import ray
 
-    message = ray.get(monitor.failure.remote())
-    return UserError(message) if message else None
+    return ray.get(monitor.failure.remote())
 
 
 @contextmanager

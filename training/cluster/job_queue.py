@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from cloze.training.cluster.collectives import broadcast_object
 from cloze.training.cluster.elastic import Placement, free_worker_slots
 from cloze.training.cluster.heartbeat import Progress, ReportProgress, actor_on_this_node
-from cloze.training.cluster.ray_train import RestartPolicy, WorkerGroup, ray_storage, run_group
+from cloze.training.cluster.ray_train import RestartPolicy, WorkerGroup, run_group
 
 JobFunction = Callable[[Any, Any, ReportProgress], None]  # called with the setup, a job's argument, and for progress
 
@@ -95,13 +95,13 @@ def run_jobs(
     groups = max(1, min(fitting, len(startable_jobs(jobs)), max_groups or fitting))
     queue, summed, cancelled = actor_on_this_node(JobQueue, jobs), SummedProgress(progress, groups), Future[None]()
 
-    def run(number: int, storage: Any) -> None:
-        group = WorkerGroup(_run_in_worker, (function, setup, queue, number), placement, storage)
+    def run(number: int) -> None:
+        group = WorkerGroup(_run_in_worker, (function, setup, queue, number), placement)
         run_group(group, RestartPolicy(), summed.of_group(number), threading.Event(), cancelled)
 
-    with ray_storage(progress.out.location) as storage, ThreadPoolExecutor(groups) as threads:
+    with ThreadPoolExecutor(groups) as threads:
         try:
-            for ended in as_completed([threads.submit(run, number, storage) for number in range(groups)]):
+            for ended in as_completed([threads.submit(run, number) for number in range(groups)]):
                 ended.result()
         finally:
             cancelled.set_result(None)

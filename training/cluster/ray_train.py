@@ -8,15 +8,14 @@ import ctypes
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.core.retries import reporting_waits
 from cloze.pipeline.core.signals import event_on_first
-from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.elastic import ElasticSize, Placement
 from cloze.training.cluster.heartbeat import (
     Progress,
@@ -61,8 +60,8 @@ def run_workers(
     `restart.max_failures` failures (waiting for resources and the loss of nodes with advance notice do not count);
     KeyboardInterrupt when the function has stopped early.
     """
-    with ray_storage(progress.out.location) as folder, _stop_on_sigterm(restart.can_stop) as stop:
-        run_group(WorkerGroup(function, argument, placement, folder), restart, progress, stop, cancelled=Future())
+    with _stop_on_sigterm(restart.can_stop) as stop:
+        run_group(WorkerGroup(function, argument, placement), restart, progress, stop, cancelled=Future())
 
 
 class WorkerGroup(NamedTuple):
@@ -71,7 +70,6 @@ class WorkerGroup(NamedTuple):
     function: WorkerFunction
     argument: Any
     placement: Placement
-    storage: Location  # see ray_storage
 
 
 def run_group(
@@ -111,17 +109,6 @@ def run_group(
         raise KeyboardInterrupt
 
 
-@contextmanager
-def ray_storage(artifact: Location) -> Iterator[Location]:
-    """The storage folder that Ray Train requires, reachable from all nodes. It is deleted on exit."""
-    with scratch_folder(artifact) as folder:
-        try:
-            yield folder / uuid.uuid4().hex
-        finally:
-            with suppress(OSError):  # no later attempt reads it
-                folder.delete()
-
-
 def _stop_on_sigterm(can_stop: bool) -> AbstractContextManager[threading.Event]:
     """Inside, the first SIGTERM only sets the event, if the worker function can stop early."""
     return event_on_first(signal.SIGTERM) if can_stop else nullcontext(threading.Event())
@@ -155,7 +142,9 @@ def _trainer(group: WorkerGroup, monitor: Any) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    placement, folder = group.placement, group.storage
+    from cloze.training.cluster.ray_storage import empty_storage
+
+    placement = group.placement
     resources = {"CPU": float(placement.threads)} | ({"GPU": 1.0} if placement.gpus else {})
     return TorchTrainer(
         _run_in_worker,
@@ -170,8 +159,8 @@ def _trainer(group: WorkerGroup, monitor: Any) -> Any:
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
-            storage_path=folder.path,
-            storage_filesystem=folder.fs,
+            storage_path="/",
+            storage_filesystem=empty_storage(),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
@@ -206,9 +195,10 @@ def _run_in_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     keep_freed_memory()
     try:
-        config["function"](config["argument"], report_progress)
+        with reporting_waits(monitor.report_wait.remote):
+            config["function"](config["argument"], report_progress)
     except UserError as error:
-        ray.get(monitor.set_failure.remote(str(error)))
+        ray.get(monitor.set_failure.remote(error))
         raise
 
 

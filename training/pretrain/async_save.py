@@ -37,11 +37,15 @@ class AsyncSaver:
         keep: int,
         report: Callable[[str], object],
         all_gather: AllGather = single_worker_gather,
+        confirm: Callable[[], object] = lambda: None,
     ) -> None:
-        """Keeps the `keep` newest checkpoints. `report` is called with failures; only this thread uses `all_gather`."""
+        """Keeps the `keep` newest checkpoints. `report` is called with failures; only this thread uses `all_gather`.
+
+        `confirm` is called directly before each write and deletion, and may raise.
+        """
         self.failure = ""  # of the last save; empty if it succeeded
         self._artifact, self._keep, self._report = artifact, keep, report
-        self._all_gather = all_gather
+        self._all_gather, self._confirm = all_gather, confirm
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._events, self._metrics_written = EventFile(), time.monotonic()
@@ -57,7 +61,8 @@ class AsyncSaver:
 
     def save_skipped(self, step: int, skipped: Sequence[SkippedBatch], rank: int) -> None:
         """Write skipped.jsonl before training rolls back. Returns when it is written, or has failed three times."""
-        write = partial((self._artifact / loss_spikes.FILE).write_bytes, loss_spikes.encode_skipped(skipped))
+        file = self._artifact / loss_spikes.FILE
+        write = partial(file.write_bytes, loss_spikes.encode_skipped(skipped), self._confirm)
         self.start(step, (lambda: None) if rank else write, loss_spikes.FILE)
         self.wait()
         self._events = EventFile()  # after a rollback the rows no longer continue those already encoded
@@ -94,13 +99,14 @@ class AsyncSaver:
                     time.sleep(attempt * _RETRY_SECONDS)
 
     def _write_checkpoint(self, step: int, tensors: Tensors, payload: CheckpointPayload | None) -> None:
-        save_checkpoint(self._artifact, step, tensors, payload, self._all_gather)
+        save_checkpoint(self._artifact, step, tensors, payload, self._all_gather, self._confirm)
         if payload:
+            self._confirm()
             prune_checkpoints(self._artifact, self._keep)
             self._write_metrics(payload.state["metrics"]["rows"])
 
     def _write_metrics(self, rows: Sequence[MetricsRow]) -> None:
-        if (self._artifact / "manifest.json").exists():  # another run with the same fingerprint has finished it
+        if (self._artifact / "manifest.json").exists():  # finished by another run, on a store that has no leases
             return
-        (self._artifact / "metrics.jsonl").write_bytes(json_lines.encode(rows))
-        (self._artifact / EVENTS).write_bytes(self._events(rows))
+        (self._artifact / "metrics.jsonl").write_bytes(json_lines.encode(rows), self._confirm)
+        (self._artifact / EVENTS).write_bytes(self._events(rows), self._confirm)

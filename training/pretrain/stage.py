@@ -71,8 +71,9 @@ def run(config: PretrainConfig, inputs: Mapping[str, Any], out: Output, on_step:
     if init:
         vocab = vocab_file.read_file(inputs["vocab"].location / "tokenizer.json")
         notes = initial_weights(init, config.model, vocab, nsp=has_pair_labels(examples)).notes
-    setup = PretrainSetup(config, tuple(examples), out.location, pieces, init)
+    setup = PretrainSetup(config, tuple(examples), out.location, pieces, init, out.lease)
     last = _train(setup, on_step, out)
+    out.check_lease()
     prune_checkpoints(out.location, config.keep_checkpoints)
     state, best = TrainState.from_json(last.state()), best_checkpoint(out.location)
     rows = state.metrics.rows

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.leases import Lease
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import Heldout
 from cloze.training.model.hardware import PeakFlops
@@ -25,11 +26,17 @@ class PretrainSetup:
     location: Location  # of the artifact that is written
     pieces: tuple[str, ...]  # of the vocabulary
     init: SourceFile | None = None  # the weights of another model to start from
+    lease: Lease | None = None  # of the artifact
 
     @property
     def nsp(self) -> bool:
         """Whether the model has a head for segment pairs."""
         return has_pair_labels(self.examples)
+
+    def check_lease(self) -> None:
+        """Raises LeaseLost if another run has taken over."""
+        if self.lease:
+            self.lease.check()
 
 
 class GroupInfo(NamedTuple):

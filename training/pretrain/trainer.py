@@ -88,6 +88,7 @@ class PretrainTrainer:
             self.config.keep_checkpoints,
             report=lambda note: report_progress(self._done(), note),
             all_gather=new_all_gather(self.workers),
+            confirm=setup.check_lease,
         )
         skipped = broadcast_object(read_skipped(setup.location) if self.rank == 0 else [])
         checkpoint, state = self._newest_state(skipped)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.file_types import HEAD_BYTES, compression_of
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.byte_range import ByteRange
@@ -66,7 +66,7 @@ def read_blocks(location: Location, byte_range: ByteRange, status: ReadStatus) -
                 raise UserError(
                     f"{location}: needs more than {_XZ_MEMORY_BYTES >> 20} MB of memory; decompress it first (xz -d)"
                 ) from error
-            raise UserError(
+            raise DamagedFile(
                 f"{location}: is damaged {kind} ({error}); fetch it again and compare its checksum"
             ) from error
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import pytest
 
-from cloze.pipeline.core.artifacts import Artifact, Output, fingerprint, missing_files, read_manifest
+from cloze.pipeline.core.artifacts import Artifact, Output, damage, fingerprint, missing_files, read_manifest
 from cloze.pipeline.core.config import Compute, Config, identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile, source_file, source_file_by_digest
@@ -135,7 +135,7 @@ def test_a_missing_part_is_an_error_and_not_a_smaller_artifact(folder: str) -> N
     (out.location / "parts/two.json").write_text('{"name": "two"')
     (out.location / "data/three.txt").delete()
     with pytest.raises(
-        UserError, match=r"parts/three\.json: this part or one of its files is missing .* \(2 of 3 parts\); run again"
+        UserError, match=r"parts/three\.json: this part or one of its files is missing \(2 of 3 parts\); run again"
     ):
         out.require_parts(["one", "two", "three"])
     assert out.finished_parts(["one", "two", "three"]).keys() == {"one"}
@@ -173,7 +173,7 @@ def test_a_damaged_record_is_no_part(folder: str) -> None:
 def test_a_part_is_recorded_after_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = output(str(tmp_path))
     written: list[str] = []
-    monkeypatch.setattr(Location, "write_bytes", lambda self, _: written.append(self.name))
+    monkeypatch.setattr(Location, "write_bytes", lambda self, *_: written.append(self.name))
     out.commit("one", {"b.txt": b"", "a.txt": b""})
     assert written == ["b.txt", "a.txt", "one.json"]
 
@@ -211,7 +211,7 @@ def test_an_artifact_without_a_manifest_is_not_finished(tmp_path: Path) -> None:
 
 def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match=r"manifest\.json: is damaged; delete that folder"):
+    with pytest.raises(UserError, match=r"manifest\.json: is damaged; delete it and run again"):
         read_manifest(Location(str(tmp_path)))
 
 
@@ -306,3 +306,20 @@ def test_a_periodic_check_of_a_disk_that_fails_once_is_repeated() -> None:
     with run_periodically(look, 0.01):
         assert again.wait(10)
     assert len(looked) == 2
+
+
+def test_only_a_file_that_differs_from_its_record_is_called_damaged(folder: str) -> None:
+    out = Output(Location(folder) / "extract/0", "extract", 1, "0")
+    out.finish([out.commit("a", {"deep/a.bin": b"content"})], {}, {})
+    file = out.location / "deep/a.bin"
+    whole = damage(file, "bad page")
+    assert "is whole" in str(whole) and "run again: what is finished is kept" in str(whole)
+    file.write_bytes(b"Content")
+    manifest = f"{out.location}/manifest.json"
+    assert str(damage(file, "bad page")) == (
+        f"{file}: is damaged: its SHA-256 differs from {manifest}; run again with --force extract"
+    )
+    file.write_bytes(b"")
+    assert f"is damaged: its length of 0 bytes differs from {manifest}; " in str(damage(file, "bad page"))
+    other = out.location / "unrecorded"
+    assert str(damage(other, "bad page")).startswith(f"{other}: cannot be read (bad page); delete it and run again")

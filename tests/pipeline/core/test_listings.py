@@ -45,7 +45,7 @@ def lying(draw: random.Random) -> Iterator[None]:
     sizes, folders = Location.sizes, Location.folders
     before: dict[str, dict[str, int]] = {}
 
-    def some_sizes(folder: Location) -> dict[str, int]:
+    def some_sizes(folder: Location, *_: int) -> dict[str, int]:
         now = sizes(folder)
         listed = before.setdefault(folder.uri, now) if draw.random() < 0.3 else now
         return {name: size for name, size in listed.items() if draw.random() < 0.7}
@@ -110,8 +110,8 @@ def test_a_glob_is_what_two_listings_agree_on(folder: str, monkeypatch: pytest.M
     for file in files:
         file.write_text("text")
     listings = iter([files[:2], files, files, files[:1], files[1:]] + [files[: number % 3] for number in range(9)])
-    monkeypatch.setattr("cloze.pipeline.core.storage._glob", lambda _: next(listings))
-    monkeypatch.setattr("cloze.pipeline.core.storage._glob_s3", lambda _: next(listings))
+    monkeypatch.setattr("cloze.pipeline.core.storage._glob", lambda *_: next(listings))
+    monkeypatch.setattr("cloze.pipeline.core.storage._glob_s3", lambda *_: next(listings))
     assert find_files(f"{folder}/*.txt") == files
     with pytest.raises(UserError, match=r"\*\.txt: each listing contains other files; wait until"):
         find_files(f"{folder}/*.txt")

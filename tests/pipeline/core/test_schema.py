@@ -34,7 +34,8 @@ def test_case_forms_and_white_space_make_no_other_content():
 def test_a_damaged_parquet_file_raises_one_line_with_the_fix(error: Exception):
     with pytest.raises(UserError) as raised, parquet_errors(Location("x")):
         raise error
-    assert str(raised.value) == "x: is damaged; run its stage again with --force"
+    problem = str(error).partition("\n")[0]
+    assert str(raised.value) == f"x: cannot be read ({problem}); delete it and run again: other files are kept"
     with pytest.raises(UserError) as raised, parquet_errors(Location("x"), "is damaged ({}); write it again"):
         raise error
     assert str(raised.value) == f"x: is damaged ({str(error).partition(chr(10))[0]}); write it again"

@@ -262,7 +262,7 @@ def test_a_workers_error_arrives_as_one_line(tmp_path: Path, source: dict, name:
 
 @pytest.mark.skipif(os.geteuid() != 0 and not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_stays_an_os_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(self: Location, data: bytes) -> None:
+    def full(self: Location, data: bytes, *confirm: object) -> None:
         with Path("/dev/full").open("wb") as file:
             file.write(data)
 

@@ -31,7 +31,7 @@ def test_an_error_that_only_the_user_can_fix_ends_the_group_without_a_second_try
     with pytest.raises(UserError, match=r"^the loss is nan; lower learning_rate$"):
         run_workers(work, tmp_path, ALONE, RestartPolicy(), progress(tmp_path))
     assert (tmp_path / "tries").read_text() == "x"
-    assert not list(tmp_path.glob("scratch-*/work"))
+    assert not list(tmp_path.glob("scratch/*"))
 
 
 def test_an_io_error_of_a_worker_is_reported_in_one_line_after_the_last_try(ray_session, tmp_path):
@@ -43,7 +43,7 @@ def test_an_io_error_of_a_worker_is_reported_in_one_line_after_the_last_try(ray_
     with pytest.raises(TrainingFailedError) as error:
         run_workers(work, tmp_path, ALONE, RestartPolicy(max_failures=0), progress(tmp_path))
     assert (explain(error.value) or "").startswith("no space is left on the device")
-    assert not list(tmp_path.glob("scratch-*/work"))
+    assert not list(tmp_path.glob("scratch/*"))
 
 
 def test_progress_starts_where_an_earlier_run_stopped_and_survives_a_closed_log(ray_session, tmp_path):
@@ -62,7 +62,7 @@ def test_progress_starts_where_an_earlier_run_stopped_and_survives_a_closed_log(
 
     run_workers(work, tmp_path, ALONE, RestartPolicy(), progress(tmp_path, show, total=12, done=7))
     assert shown[0] == (7, "starting 1 worker") and shown[-1][0] > 8
-    assert not list(tmp_path.glob("scratch-*/work"))
+    assert not list(tmp_path.glob("scratch/*"))
 
 
 def test_a_group_that_cannot_start_is_a_failure_and_not_retried_indefinitely(ray_session, tmp_path, monkeypatch):

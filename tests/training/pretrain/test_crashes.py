@@ -77,7 +77,7 @@ def crashing(folder: Path, killed: dict[int, int], saving: int) -> StepHook:
         if rank == 0 and not (folder / "killed-saving").exists():
             real = Location.write_bytes
 
-            def half_written(file: Location, data: Any) -> None:
+            def half_written(file: Location, data: Any, *confirm: Any) -> None:
                 if f"/step-{saving:06d}-" in file.uri and not (folder / "killed-saving").exists():
                     (folder / "killed-saving").touch()
                     half = Path(file.path).with_name(f".{file.name}.0f.tmp")  # the temporary name used by write_bytes

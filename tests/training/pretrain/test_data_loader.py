@@ -184,7 +184,7 @@ def test_a_damaged_file_is_an_error_of_one_line(tmp_path: Path) -> None:
     artifact = examples_artifact(tmp_path)
     file = artifact.files("train/")[1]
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"train/00001\.parquet: is damaged; run its stage again with --force"):
+    with pytest.raises(UserError, match=r"train/00001\.parquet: is damaged: its length of \d+ bytes differs from"):
         next(ExampleDataset(artifact, "train").batches(1, 0, 40))
 
 

@@ -6,16 +6,15 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract
@@ -59,7 +58,7 @@ def output(folder: str | Path, reporter=None) -> Output:
 
 def rows(folder: str | Path, manifest: Manifest) -> list[dict]:
     location = Location(str(folder))
-    tables = (pq.read_table((location / name).path, filesystem=location.fs) for name in manifest.files)
+    tables = (read_table(location / name) for name in manifest.files)
     return [row for table in tables for row in table.to_pylist()]
 
 
@@ -90,7 +89,7 @@ def test_a_repartitioned_stream_has_the_documents_of_a_direct_read(tmp_path: Pat
     assert direct.drops == {"namespace": 12, "malformed": 2}
     assert len(direct.files) == 1 and len(repartitioned.files) > 10
     assert min(repartitioned.files) == "documents/00000.00000-00.parquet"
-    assert not list((tmp_path / "repartitioned").glob("scratch-*"))
+    assert not list((tmp_path / "repartitioned").glob("scratch"))
 
 
 @pytest.mark.parametrize("kind", PACKERS)
@@ -128,7 +127,7 @@ def test_a_run_resumes_from_finished_partitions_and_parts_with_the_same_bytes(tm
     inputs, settings = {"w": given(tmp_path / "dump")}, config()
     full = run(settings, inputs, output(tmp_path / "full"))
     half = output(tmp_path / "half")
-    with pytest.raises(KeyboardInterrupt), scratch_folder(half.location) as folder:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(half) as folder:
         work = extract._repartition(plan_units(settings, inputs), settings, folder, half)
         for unit in work[::2]:
             extract.extract_unit(unit, settings, half)
@@ -137,7 +136,7 @@ def test_a_run_resumes_from_finished_partitions_and_parts_with_the_same_bytes(tm
     partitions[0].unlink()  # parsed
     partitions[1].unlink()  # not parsed: the stream is repartitioned again, existing files are kept
     stamps = {path: path.stat().st_mtime_ns for path in [*partitions[2:], *(tmp_path / "half").rglob("*.parquet")]}
-    with pytest.raises(KeyboardInterrupt), scratch_folder(half.location) as again:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(half) as again:
         assert again == folder
         assert extract._repartition(plan_units(settings, inputs), settings, again, half) == work
         assert not partitions[0].exists() and partitions[1].exists()
@@ -156,39 +155,11 @@ def test_a_lost_part_is_extracted_again_without_repartitioning_its_stream_again(
     inputs, out = {"w": given(tmp_path / "dump")}, output(tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(type(out), "commit", lambda *_, **__: None)
-        with pytest.raises(
-            UserError, match=r"parts/00000\.00000\.json: this part or one of its files is missing or damaged"
-        ):
+        with pytest.raises(UserError, match=r"parts/00000\.00000\.json: this part or one of its files is missing "):
             run(config(), inputs, out)
     monkeypatch.setattr(repartition, "write_partitions", lambda *_: pytest.fail("repartitioned again"))
     resumed = run(config(), inputs, out)
     assert resumed.counts["records"] == PAGES + 3
-
-
-@pytest.mark.usefixtures("tiny")
-def test_a_run_that_finishes_first_takes_no_partitions_from_one_that_is_still_running(tmp_path: Path, monkeypatch):
-    (tmp_path / "dump").write_bytes(bz2.compress(dump()))
-    reached, resume, finished = threading.Event(), threading.Event(), list[Manifest]()
-    real = repartition.partition_pages
-
-    def held(partition: repartition.Partition, status: ReadStatus):
-        if not reached.is_set():
-            reached.set()
-            assert resume.wait(60)
-        return real(partition, status)
-
-    def attempt() -> None:
-        finished.append(run(config(), {"w": given(tmp_path / "dump")}, output(tmp_path / "out")))
-
-    monkeypatch.setattr(repartition, "partition_pages", held)
-    slow = threading.Thread(target=attempt)
-    slow.start()
-    assert reached.wait(60)
-    attempt()
-    resume.set()
-    slow.join()
-    assert len(finished) == 2 and finished[0].files == finished[1].files
-    assert not list((tmp_path / "out").glob("scratch-*"))
 
 
 @pytest.mark.usefixtures("tiny")
@@ -238,12 +209,13 @@ import sys
 from tests.pipeline.extract.wikipedia import test_repartition as t
 from pathlib import Path
 from cloze.pipeline.extract import work_units
+from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.core.storage import Location
 work_units.MAX_STREAM_BYTES, work_units.XML_UNIT_BYTES = 1000, 5000
 write = Location.write_bytes
-def slow(self, data):
+def slow(self, data, *confirm):
     import time
-    write(self, data)
+    write(self, data, *confirm)
     time.sleep(0.05)
 Location.write_bytes = slow
 t.run(t.config(), {{"w": t.given(Path({dump!r}))}}, t.output({out!r}))
@@ -256,7 +228,7 @@ def test_after_a_kill_the_next_run_writes_the_same_bytes(tmp_path: Path):
     (tmp_path / "dump").write_bytes(bz2.compress(dump()))
     inputs = {"w": given(tmp_path / "dump")}
     full = run(config(), inputs, output(tmp_path / "full"))
-    for number, wanted in enumerate((["scratch-*/work/00000/*.pages"], ["parts/*.json"])):
+    for number, wanted in enumerate((["scratch/work/00000/*.pages"], ["parts/*.json"])):
         out = tmp_path / f"out{number}"
         code = _KILLED.format(dump=str(tmp_path / "dump"), out=str(out))
         with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY) as process:
@@ -264,10 +236,10 @@ def test_after_a_kill_the_next_run_writes_the_same_bytes(tmp_path: Path):
             while not all(len(list(out.glob(pattern))) > 3 for pattern in wanted) and time.monotonic() < deadline:
                 time.sleep(0.01)
             os.kill(process.pid, signal.SIGKILL)
-        assert list(out.glob("scratch-*")) and not (out / "manifest.json").exists()
+        assert list(out.glob("scratch")) and not (out / "manifest.json").exists()
         stamps = {path: path.stat().st_mtime_ns for path in out.glob("parts/*.json")}
         resumed = run(config(), inputs, output(out))
-        assert not list(out.glob("scratch-*"))
+        assert not list(out.glob("scratch"))
         assert digests(resumed) == digests(full) and resumed.counts == full.counts
         assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 

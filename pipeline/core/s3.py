@@ -1,0 +1,317 @@
+"""Objects on S3: every request is repeated under the policy of retries.py, and every body is checked.
+
+A body must have the announced length. Where a whole object is read and its ETag is the MD5 of its content (or of its
+parts, as `put` writes them), the content must match it. Credentials come from botocore's usual chain, which renews
+those that expire.
+"""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+
+from cloze.pipeline.core import s3_errors
+from cloze.pipeline.core.retries import retrying
+
+Result = TypeVar("Result")
+
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 10.0, 30.0  # seconds, the latter without a byte
+_PART = 32 << 20  # bytes of a part of a larger object: written, and read, in parallel
+_THREADS = 8
+_DELETED_AT_ONCE = 1000  # S3's limit
+
+
+class ObjectInfo(NamedTuple):
+    """What S3 knows of an object."""
+
+    size: int
+    etag: str
+    modified: datetime
+
+
+class _Client:
+    """This process's client. A new one is created after expired credentials: files with credentials are read again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self.renewable = False
+
+    def get(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = self._create()
+            return self._client
+
+    def discard(self, client: Any) -> None:
+        with self._lock:
+            if self._client is client:
+                self._client = None
+
+    def _create(self) -> Any:
+        from boto3.session import Session
+        from botocore.config import Config
+        from botocore.credentials import RefreshableCredentials
+
+        logging.getLogger("botocore.credentials").setLevel(logging.CRITICAL)  # a traceback for each failed renewal
+        session = Session()
+        self.renewable = isinstance(session.get_credentials(), RefreshableCredentials)
+        config = Config(
+            connect_timeout=_CONNECT_TIMEOUT,
+            read_timeout=_READ_TIMEOUT,
+            retries={"total_max_attempts": 1, "mode": "standard"},  # retries.py repeats requests
+            max_pool_connections=64,
+        )
+        return session.client("s3", config=config)
+
+
+_client = _Client()
+_without_digests: set[str] = set()  # buckets whose ETags are not MD5s
+
+
+def request(operation: str, path: str, call: Callable[[Any], Result]) -> Result:
+    """Returns call(client), repeated while it fails temporarily. Raises StorageError, or FileNotFoundError for a 404.
+
+    `operation` and `path` (bucket/key) are for the message.
+    """
+    client: Any = None
+
+    def attempt() -> Result:
+        nonlocal client
+        client = _client.get()
+        return call(client)
+
+    def classify(error: Exception, seconds: float) -> s3_errors.Failure:
+        if expired := s3_errors.is_expired(error):
+            _client.discard(client)
+        renewable = expired and (_client.renewable or seconds == 0)  # a file with credentials may contain new ones
+        return s3_errors.failure(error, seconds, operation, f"s3://{path}", renewable=renewable)
+
+    return retrying(attempt, classify)
+
+
+def find(path: str) -> ObjectInfo | None:
+    """Returns what S3 knows of an object, or None if there is none."""
+    bucket, key = _split(path)
+
+    def head(client: Any) -> ObjectInfo:
+        try:
+            answer = client.head_object(Bucket=bucket, Key=key)
+        except Exception as error:
+            if s3_errors.has_no_code(error):  # HEAD has no body; a listing fails with the code of the same cause
+                client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+            raise
+        return _info(answer)
+
+    try:
+        return request("looking up", path, head)
+    except FileNotFoundError:
+        return None
+
+
+def is_folder(path: str) -> bool:
+    """Returns whether there is an object below this path."""
+    bucket, key = _split(path)
+    prefix = f"{key}/" if key else ""
+    return bool(_list(path, Bucket=bucket, Prefix=prefix, MaxKeys=1).get("KeyCount") or not key)
+
+
+def sizes(folder: str, page: int = 1000) -> dict[str, int]:
+    """Returns relative path -> size in bytes of all objects below a folder. A request lists `page` of them."""
+    bucket, key = _split(folder)
+    prefix = f"{key}/" if key else ""
+    pages = _pages(folder, Bucket=bucket, Prefix=prefix, MaxKeys=page)
+    found = (entry for listed in pages for entry in listed.get("Contents", ()))
+    return {entry["Key"][len(prefix) :]: int(entry["Size"]) for entry in found if not entry["Key"].endswith("/")}
+
+
+def subfolders(folder: str) -> list[str]:
+    """Returns the names of the folders directly in a folder."""
+    bucket, key = _split(folder)
+    prefix = f"{key}/" if key else ""
+    pages = _pages(folder, Bucket=bucket, Prefix=prefix, Delimiter="/")
+    return [entry["Prefix"][len(prefix) : -1] for page in pages for entry in page.get("CommonPrefixes", ())]
+
+
+def _pages(folder: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+    """The pages of a listing. Each is requested again by itself when it fails."""
+    page = _list(folder, **arguments)
+    yield page
+    while page["IsTruncated"]:
+        page = _list(folder, **arguments, ContinuationToken=page["NextContinuationToken"])
+        yield page
+
+
+def _list(path: str, **arguments: Any) -> dict[str, Any]:
+    def call(client: Any) -> dict[str, Any]:
+        page = client.list_objects_v2(**arguments)
+        if "IsTruncated" not in page:
+            raise s3_errors.CutBody("a listing without its end")
+        return page
+
+    try:
+        return request("listing", path, call)
+    except FileNotFoundError:  # a store that has no object below the prefix
+        return {"KeyCount": 0, "IsTruncated": False}
+
+
+def delete(path: str) -> None:
+    """Delete an object, if it exists."""
+    bucket, key = _split(path)
+    request("deleting", path, lambda client: client.delete_object(Bucket=bucket, Key=key))
+
+
+def delete_all(folder: str, names: Sequence[str]) -> None:
+    """Delete objects of a folder, named by their relative paths."""
+    bucket, key = _split(folder)
+    for start in range(0, len(names), _DELETED_AT_ONCE):
+        keys = [{"Key": f"{key}/{name}"} for name in names[start : start + _DELETED_AT_ONCE]]
+
+        def call(client: Any, keys: list[dict[str, str]] = keys) -> None:
+            from botocore.exceptions import ClientError
+
+            answer = client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+            for error in answer.get("Errors", ())[:1]:
+                raise ClientError({"Error": error, "ResponseMetadata": {}}, "DeleteObjects")
+
+        request("deleting", folder, call)
+
+
+def put(path: str, data: bytes | memoryview) -> None:
+    """Write an object as a whole: readers see the previous one or this one."""
+    bucket, key = _split(path)
+    if len(data) <= _PART:
+        body = bytes(data)
+        request("writing", path, lambda client: client.put_object(Bucket=bucket, Key=key, Body=body))
+        return
+    name = {"Bucket": bucket, "Key": key}
+    upload = request("writing", path, lambda client: client.create_multipart_upload(**name)["UploadId"])
+    view = memoryview(data)
+
+    def put_part(number: int) -> dict[str, Any]:
+        body = bytes(view[(number - 1) * _PART : number * _PART])
+
+        def call(client: Any) -> dict[str, Any]:
+            answer = client.upload_part(**name, UploadId=upload, PartNumber=number, Body=body)
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        return request("writing", path, call)
+
+    def complete(client: Any) -> None:
+        try:
+            client.complete_multipart_upload(**name, UploadId=upload, MultipartUpload={"Parts": parts})
+        except client.exceptions.NoSuchUpload:  # the answer to an earlier attempt was lost
+            if client.head_object(**name)["ETag"].strip('"') != _etag_of_parts(view):
+                raise
+
+    try:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            parts = list(threads.map(put_part, range(1, -(-len(view) // _PART) + 1)))
+        request("writing", path, complete)
+    except BaseException:
+        with suppress(Exception):  # its parts are deleted; otherwise a rule of the bucket does it
+            _client.get().abort_multipart_upload(**name, UploadId=upload)
+        raise
+
+
+def read(path: str) -> bytes:
+    """Returns the content of an object. Raises FileNotFoundError when there is none."""
+    bucket, key = _split(path)
+
+    def call(client: Any) -> tuple[ObjectInfo, bytes | None]:
+        answer = client.get_object(Bucket=bucket, Key=key)
+        info = _info(answer)
+        if info.size > _PART:  # its parts are read in parallel
+            answer["Body"].close()
+            return info, None
+        return info, _checked_length(answer["Body"].read(), info.size)
+
+    info, data = request("reading", path, call)
+    return _verified(path, info, data)
+
+
+def read_whole(path: str, info: ObjectInfo) -> bytes:
+    """Returns the content of the object that `info` describes."""
+    return _verified(path, info, None)
+
+
+def read_range(path: str, info: ObjectInfo, start: int, end: int) -> bytes:
+    """Returns some bytes of the object that `info` describes. Raises StorageError if it has changed since."""
+    if start >= end:
+        return b""
+    bucket, key = _split(path)
+
+    def call(client: Any) -> bytes:
+        answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", IfMatch=info.etag)
+        return _checked_length(answer["Body"].read(), end - start)
+
+    return request("reading", path, call)
+
+
+def _read_in_parts(path: str, info: ObjectInfo, part: int) -> bytes:
+    starts = range(0, info.size, part)
+    with ThreadPoolExecutor(max(1, min(_THREADS, len(starts)))) as threads:
+        ends = (min(start + part, info.size) for start in starts)
+        return b"".join(threads.map(lambda start, end: read_range(path, info, start, end), starts, ends))
+
+
+def _verified(path: str, info: ObjectInfo, data: bytes | None) -> bytes:
+    """Returns `data`, the content of an object, or reads it; read again if it does not match the ETag.
+
+    With some encryptions and on some stores the ETag is no digest: there, two reads in different ranges agree.
+    """
+    bucket, _ = _split(path)
+    before: bytes | None = None
+
+    def call(_: Any) -> bytes:
+        nonlocal data, before
+        current = (
+            data if data is not None else _read_in_parts(path, info, _PART if before is None else info.size // 3 + 1)
+        )
+        data = None
+        if bucket in _without_digests or _matches(current, info.etag):
+            return current
+        if current == before:
+            _without_digests.add(bucket)
+            return current
+        before = current
+        raise s3_errors.CutBody("its bytes do not match its ETag")
+
+    return request("reading", path, call)
+
+
+def _matches(data: bytes, etag: str) -> bool:
+    """Returns whether the ETag is the MD5 of the data, or cannot be, as with parts of an unknown size."""
+    digest, _, parts = etag.strip('"').partition("-")
+    if parts:
+        return int(parts) != -(-len(data) // _PART) or etag.strip('"') == _etag_of_parts(memoryview(data))
+    return len(digest) != 32 or digest == _md5(data).hexdigest()
+
+
+def _etag_of_parts(data: memoryview) -> str:
+    """Returns the ETag of an object that `put` has written in parts."""
+    digests = [_md5(data[start : start + _PART]).digest() for start in range(0, len(data), _PART)]
+    return f"{_md5(b''.join(digests)).hexdigest()}-{len(digests)}"
+
+
+def _md5(data: bytes | memoryview) -> Any:
+    return hashlib.md5(data, usedforsecurity=False)
+
+
+def _checked_length(data: bytes, length: int) -> bytes:
+    if len(data) != length:
+        raise s3_errors.CutBody(f"{len(data)} of {length} bytes")
+    return data
+
+
+def _info(answer: dict[str, Any]) -> ObjectInfo:
+    return ObjectInfo(int(answer["ContentLength"]), answer["ETag"], answer["LastModified"])
+
+
+def _split(path: str) -> tuple[str, str]:
+    bucket, _, key = path.partition("/")
+    return bucket, key

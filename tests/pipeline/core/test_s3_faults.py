@@ -1,0 +1,231 @@
+"""Requests to a real S3 server behind a proxy that fails: they are repeated, or fail with their true cause."""
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloze.pipeline.core import retries, s3
+from cloze.pipeline.core.errors import StorageError, UserError
+from cloze.pipeline.core.signals import interrupted
+from cloze.pipeline.core.storage import Location
+from tests.conftest import free_port
+from tests.pod_identity import AUTHORIZATION, pod_identity
+from tests.s3_proxy import Fault, Proxy, s3_proxy
+
+
+@pytest.fixture(scope="module")
+def running(s3_bucket: str) -> Iterator[Proxy]:
+    with s3_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(running: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """The S3 server of this test is the proxy, without a fault yet; waits are short."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "5")
+    monkeypatch.setattr(s3, "_client", s3._Client())
+    monkeypatch.setattr(s3, "_READ_TIMEOUT", 0.5)
+    monkeypatch.setattr(retries, "_FIRST_DELAY", 0.05)
+    running.faults.clear()
+    return running
+
+
+@pytest.fixture
+def file(s3_bucket: str, proxy: Proxy) -> Location:
+    location = Location(f"{s3_bucket}/faults-{time.monotonic_ns()}/deep/file.bin")
+    location.write_bytes(CONTENT)
+    return location
+
+
+CONTENT = os.urandom(100_000)
+TEMPORARY = ["503", "500", "SlowDown", "reset", "hang", "cut", "flipped"]
+
+
+@pytest.mark.parametrize("kind", TEMPORARY)
+@pytest.mark.parametrize("operation", ["read", "stream", "write", "look up", "list", "delete"])
+def test_a_fault_that_ends_costs_only_time(file: Location, proxy: Proxy, kind: str, operation: str) -> None:
+    proxy.faults.append(fault := Fault(kind, times=2))
+    if operation == "read":
+        assert file.read_bytes() == CONTENT
+    elif operation == "stream":
+        with file.open() as opened:
+            assert opened.read(10) + opened.read() == CONTENT
+    elif operation == "write":
+        file.write_bytes(CONTENT[::-1])
+    elif operation == "look up":
+        assert file.size() == len(CONTENT) and file.exists()
+    elif operation == "list":
+        folder = Location(file.uri.rpartition("/deep")[0])
+        assert folder.files() == [file] and folder.folders() == [folder / "deep"]
+    else:
+        file.delete()
+    assert fault.hits == 2 or (kind in ("cut", "flipped") and fault.hits <= 2)
+    proxy.faults.clear()
+    assert file.exists() == (operation != "delete")
+    if operation != "delete":
+        assert file.read_bytes() == (CONTENT[::-1] if operation == "write" else CONTENT)
+
+
+@pytest.mark.parametrize("operation", ["whole", "conditional", "parts"])
+def test_a_write_whose_answer_is_lost_has_been_written(
+    file: Location, proxy: Proxy, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.faults.append(fault := Fault("lost answer", times=1, after=2 if operation == "parts" else 0))
+    if operation == "conditional":
+        other = file / "new"
+        assert other.write_if_absent(b"one") and fault.hits == 1
+        assert not other.write_if_absent(b"one") and not other.write_if_absent(b"two")
+        assert other.read_bytes() == b"one"
+        return
+    if operation == "parts":
+        monkeypatch.setattr(s3, "_PART", 5 << 20)
+    content = os.urandom(11 << 20) if operation == "parts" else b"other"
+    file.write_bytes(content)
+    assert fault.hits == 1 and file.read_bytes() == content
+
+
+@pytest.mark.parametrize("after", range(1, 5))
+def test_each_request_of_a_large_object_is_repeated(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr(s3, "_PART", 5 << 20)
+    content = os.urandom(12 << 20)
+    proxy.faults.append(Fault("lost answer", path="file.bin", after=after - 1))
+    file.write_bytes(content)
+    proxy.faults.append(Fault("cut", path="file.bin", after=after - 1))
+    assert file.read_bytes() == content
+    with file.open() as opened:
+        digest = hashlib.sha256()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    assert digest.digest() == hashlib.sha256(content).digest()
+
+
+def test_changed_bytes_are_never_returned_however_often(file: Location, proxy: Proxy) -> None:
+    proxy.faults.append(fault := Fault("flipped", times=4, path="file.bin"))
+    assert file.read_bytes() == CONTENT and fault.hits == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "operation", "words"),
+    [
+        ("SlowDown", "read", r"reading failed for \d s: S3 is throttling \(503 SlowDown\)"),
+        ("503", "read", r"reading failed for \d s: S3 has an internal error \(503 ServiceUnavailable\)"),
+        ("500", "write", r"writing failed for \d s: S3 has an internal error \(500 InternalError\)"),
+        ("reset", "list", r"listing failed for \d s: the connection was cut"),
+        ("hang", "look up", r"looking up failed for \d s: S3 does not answer"),
+        ("cut", "read", r"reading failed for \d s: the answer was cut or changed on the way"),
+        ("denied", "write", r"writing failed: access is denied \(403 AccessDenied\); the credentials need permission"),
+        ("denied", "look up", r"looking up failed: access is denied \(403 AccessDenied\)"),
+        ("expired", "look up", r"looking up failed.*: the credentials have expired \(400 ExpiredToken\); renew them"),
+    ],
+)
+def test_a_fault_that_stays_is_named_with_its_cause(
+    file: Location, proxy: Proxy, kind: str, operation: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "1.2")
+    proxy.faults.append(Fault(kind, times=float("inf")))
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=f"^s3://.*: {words}") as caught:
+        {"read": file.read_bytes, "write": lambda: file.write_bytes(b""), "list": file.files, "look up": file.size}[
+            operation
+        ]()
+    assert "\n" not in str(caught.value) and "--force" not in str(caught.value)
+    assert time.monotonic() - started < 5
+
+
+def test_credentials_of_a_pod_are_renewed(
+    s3_bucket: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "token").write_text(AUTHORIZATION)
+    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "token"))
+    with pod_identity(lifetime=1.0) as agent:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.url)
+        monkeypatch.setattr(proxy, "is_valid", agent.is_valid)
+        end, file = time.monotonic() + 3, Location(f"{s3_bucket}/{tmp_path.name}")
+        while time.monotonic() < end:
+            file.write_bytes(CONTENT)
+            assert file.read_bytes() == CONTENT
+            time.sleep(0.3)
+        assert len(agent.expires) > 3
+        agent.failures = 5  # botocore itself tries three times
+        file.delete()
+        proxy.faults.append(fault := Fault("expired", times=2))  # a clock that differs
+        assert not file.exists() and fault.hits == 2
+
+
+def test_credentials_that_nothing_renews_are_said_to_be_expired_at_once(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "is_valid", lambda token: False)
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=r"the credentials have expired \(400 ExpiredToken\); renew them"):
+        file.read_bytes()
+    assert time.monotonic() - started < 3
+
+
+def test_without_credentials_the_line_says_so(file: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(s3, "_client", s3._Client())
+    with pytest.raises(StorageError, match="there are no credentials; set AWS_ACCESS_KEY_ID"):
+        file.read_bytes()
+
+
+def test_missing_objects_and_buckets_are_named_at_once(file: Location, proxy: Proxy) -> None:
+    with pytest.raises(FileNotFoundError, match=r"is missing: 's3://.*/nothing'"):
+        (file / "nothing").read_bytes()
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/a: .* the bucket does not exist \(404 NoSuchBucket\)"):
+        Location("s3://no-such-bucket/a").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"the bucket does not exist \(404 NoSuchBucket\); create it"):
+        Location("s3://no-such-bucket/a").exists()
+
+
+def test_a_server_that_never_answers_is_given_up_soon(monkeypatch: pytest.MonkeyPatch, s3_bucket: str) -> None:
+    monkeypatch.setattr(s3, "_client", s3._Client())
+    monkeypatch.setattr(retries, "_answered", threading.Event())
+    monkeypatch.setattr(retries, "_FIRST_CONTACT_SECONDS", 0.5)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(StorageError, match=r"S3 cannot be reached .*; check AWS_ENDPOINT_URL"):
+        Location(f"{s3_bucket}/a").read_bytes()
+
+
+def test_an_interrupt_ends_the_waiting(file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "60")
+    monkeypatch.setattr(retries, "_FIRST_DELAY", 30.0)
+    proxy.faults.append(Fault("SlowDown", times=float("inf")))
+    threading.Timer(0.3, interrupted.set).start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(StorageError, match="throttling"):
+            file.read_bytes()
+    finally:
+        interrupted.clear()
+    assert time.monotonic() - started < 3
+
+
+def test_waiting_is_reported_to_the_innermost_listener(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "_NOTE_SECONDS", 0.0)
+    proxy.faults.append(Fault("SlowDown", times=3))
+    outer, inner = list[str](), list[str]()
+    with retries.reporting_waits(outer.append), retries.reporting_waits(inner.append):
+        assert file.read_bytes() == CONTENT
+    assert inner and all(line.startswith("S3 is throttling, retrying for 0 s (up to 5 s)") for line in inner)
+    assert not outer
+
+
+def test_a_wrong_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "5 min")
+    with pytest.raises(UserError, match=r"^CLOZE_S3_RETRY_SECONDS=5 min: is not a number of seconds"):
+        retries.retry_seconds()
