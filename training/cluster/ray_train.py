@@ -9,7 +9,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from cloze.training.cluster.heartbeat import (
 
 WorkerFunction = Callable[[Any, ReportProgress], None]  # called with its argument and how to report progress
 
+_POLL_SECONDS = 0.5
 _RESTART_DELAY = 2.0  # seconds after a group has ended, until Ray has released its resources
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -72,7 +73,10 @@ def run_workers(
     ):
         while True:
             try:
-                _fit(_trainer(function, argument, size.placement, monitor))
+                _fit(
+                    _trainer(function, argument, size.placement, monitor),
+                    has_nothing_to_save=lambda: stop.is_set() and not ray.get(monitor.status.remote()).is_stepping,
+                )
             except KeyboardInterrupt:
                 with suppress(RayError):  # the same signal may have ended Ray's processes
                     kill_workers(monitor, "stopped")
@@ -99,8 +103,11 @@ def _stop_on_sigterm(can_stop: bool) -> AbstractContextManager[threading.Event]:
     return event_on_first(signal.SIGTERM) if can_stop else nullcontext(threading.Event())
 
 
-def _fit(trainer: Any) -> None:
-    """trainer.fit() in a separate thread: in the main thread Ray handles Ctrl-C itself and exits with status 0."""
+def _fit(trainer: Any, has_nothing_to_save: Callable[[], bool]) -> None:
+    """trainer.fit() in a separate thread: in the main thread Ray handles Ctrl-C itself and exits with status 0.
+
+    Raises KeyboardInterrupt as soon as `has_nothing_to_save`: when a stop is requested before the group's first step.
+    """
     done = Future[None]()
 
     def run() -> None:
@@ -112,6 +119,9 @@ def _fit(trainer: Any) -> None:
             done.set_result(None)
 
     threading.Thread(target=run, daemon=True).start()
+    while wait([done], _POLL_SECONDS).not_done:
+        if has_nothing_to_save():
+            raise KeyboardInterrupt
     done.result()
 
 
