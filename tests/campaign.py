@@ -52,9 +52,9 @@ def section(report: "ElementTree.ElementTree[Any]") -> str:
 
 
 def drew(case: ElementTree.Element) -> str:
-    """What a test has printed of itself: the lines that say killed."""
+    """What a test has printed of itself: the lines that begin with killed or drew."""
     printed = case.findtext("system-out") or ""
-    return "; ".join(line for line in printed.splitlines() if line.startswith("killed"))
+    return "; ".join(line for line in printed.splitlines() if line.startswith(("killed", "drew")))
 
 
 def machine() -> str:

@@ -20,6 +20,7 @@ from cloze.training.cluster.elastic import ElasticSize, Placement
 from cloze.training.cluster.heartbeat import (
     Progress,
     ReportProgress,
+    is_stepping,
     kill_workers,
     monitored,
     new_monitor,
@@ -75,7 +76,7 @@ def run_workers(
             try:
                 _fit(
                     _trainer(function, argument, size.placement, monitor),
-                    has_nothing_to_save=lambda: stop.is_set() and not ray.get(monitor.status.remote()).is_stepping,
+                    has_nothing_to_save=lambda: stop.is_set() and not is_stepping(monitor),
                 )
             except KeyboardInterrupt:
                 with suppress(RayError):  # the same signal may have ended Ray's processes
