@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from cloze.infra.interrupts import end_process, ends_soon_when_interrupted
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.retries import reporting_waits
 from cloze.pipeline.core.signals import interrupting_signal, keyboard_interrupt_on
@@ -63,6 +64,16 @@ _EPILOG = """examples:
   cloze config pretrain.optimizer                          list these configuration keys
 """
 
+_STOPPED = "\ncloze: stopped{}; the same command continues from the finished parts"
+
+
+def command() -> NoReturn:
+    """The entry point of the command line."""
+    status = main()
+    if status > 128:  # interrupted
+        end_process(status)
+    sys.exit(status)
+
 
 @keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM)  # a terminated driver stops as an interrupted one does
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,11 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if takes_overrides:
         options.overrides += rest
     try:
-        with reporting_waits(_print_wait):
+        with reporting_waits(_print_wait), ends_soon_when_interrupted(_STOPPED.format("")):
             return int(options.command(options))
     except KeyboardInterrupt as end:
-        saved = f" ({end})" if str(end) else ""
-        print(f"\ncloze: stopped{saved}; the same command continues from the finished parts", file=sys.stderr)
+        print(_STOPPED.format(f" ({end})" if str(end) else ""), file=sys.stderr)
         return 128 + interrupting_signal()
     except Exception as error:
         message = explain(error)
@@ -439,4 +449,4 @@ def _add_config(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

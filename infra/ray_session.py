@@ -5,7 +5,9 @@ import os
 import secrets
 import shlex
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,9 +54,33 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     environment: dict[str, Any] = {"env_vars": variables}
     if python := os.environ.get(WORKERS_PYTHON):
         environment["py_executable"] = shlex.quote(python)  # Ray puts it into a shell command
-    with python_handler_kept(signal.SIGTERM):  # with Ray's, the command would not end like one that is interrupted
-        ray.init(**options, runtime_env=environment)
+    ended = threading.Event()
     try:
+        with python_handler_kept(signal.SIGTERM):  # Ray's own would dump its stack
+            _init_in_thread(ended, **options, runtime_env=environment)
         yield
     finally:
         ray.shutdown()
+        ended.set()
+
+
+def _init_in_thread(ended: threading.Event, **options: Any) -> None:
+    """Call ray.init. In the main thread Ray would replace the handler of SIGTERM, and a signal would wait for it.
+
+    The thread lives until `ended` is set: Linux kills Ray's processes with the thread that has started them.
+    """
+    import ray
+
+    started = Future[None]()
+
+    def init() -> None:
+        try:
+            ray.init(**options)
+        except BaseException as error:
+            started.set_exception(error)
+        else:
+            started.set_result(None)
+            ended.wait()
+
+    threading.Thread(target=init, daemon=True).start()
+    started.result()

@@ -52,9 +52,9 @@ def section(report: "ElementTree.ElementTree[Any]") -> str:
 
 
 def drew(case: ElementTree.Element) -> str:
-    """What a test has printed of itself: the lines that say killed, or started seconds apart."""
+    """What a test has printed of itself: the lines that begin with killed, started or drew."""
     printed = case.findtext("system-out") or ""
-    return "; ".join(line for line in printed.splitlines() if line.startswith(("killed", "started")))
+    return "; ".join(line for line in printed.splitlines() if line.startswith(("killed", "started", "drew")))
 
 
 def machine() -> str:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cloze.pipeline.core.beam_cluster import check_job_server, cluster_failure
 from cloze.pipeline.core.beam_workers import LostWorkerError, crash_note, process_runner, run_and_watch_workers
 from cloze.pipeline.core.errors import DamagedFile, StorageError, UserError
 
@@ -55,6 +56,7 @@ def pipeline(options: Sequence[str]) -> "Iterator[beam.Pipeline]":
         from apache_beam.options.pipeline_options import DirectOptions
 
         parsed, runner = _parse_options(options)
+        check_job_server(parsed)
         processes = parsed.view_as(DirectOptions).direct_running_mode == "multi_processing"
         try:
             running = beam.Pipeline(runner=process_runner(parsed) if processes else runner, options=parsed)
@@ -69,7 +71,7 @@ def pipeline(options: Sequence[str]) -> "Iterator[beam.Pipeline]":
         except LostWorkerError:
             raise
         except Exception as error:
-            raise _deserialized(error) from error
+            raise (_worker_error(error) or cluster_failure(parsed, error) or error) from error
 
 
 def for_each(items: Sequence[Item], work: Callable[[Item], None], options: Sequence[str]) -> None:
@@ -119,10 +121,11 @@ def _parse_options(options: Sequence[str]) -> "tuple[PipelineOptions, PipelineRu
         raise UserError(f"beam: --runner={name}: {error}") from error
 
 
-def _deserialized(error: Exception) -> Exception:
+def _worker_error(error: Exception) -> Exception | None:
+    """Returns the error that a worker has raised as a SerializedError, if it is one."""
     match = _ERROR.search(str(error)) or _ERROR.search(str(error.__cause__))
     if not match:
-        return error
+        return None
     kind, *content = json.loads(base64.b64decode(match[1]))
     return _ERROR_TYPES[kind](*(part for part in content if part is not None))
 
@@ -130,7 +133,7 @@ def _deserialized(error: Exception) -> Exception:
 @contextlib.contextmanager
 def _quiet_loggers() -> Iterator[None]:
     """Suppress Beam's messages about optional packages, and its tracebacks, while a pipeline runs."""
-    loggers = {logging.getLogger(): logging.ERROR, logging.getLogger("apache_beam"): logging.CRITICAL}
+    loggers = {logging.getLogger(): logging.CRITICAL, logging.getLogger("apache_beam"): logging.CRITICAL}
     before = {logger: logger.level for logger in loggers}
     for logger, level in loggers.items():
         logger.setLevel(level)

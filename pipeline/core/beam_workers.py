@@ -134,7 +134,7 @@ def _stop_workers(folder: Path) -> None:
 
 def _worker_main() -> None:
     """Run Beam's worker without its log, and exit within a second of the end of the run."""
-    process, _, folder = os.environ[_RUN].partition(":")
+    process, _, folder = os.environ.get(_RUN, "0:").partition(":")  # without the variable the run has just ended
 
     def exit_with_the_run() -> None:
         while os.getppid() == int(process) and Path(folder).exists():

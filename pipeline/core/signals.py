@@ -20,6 +20,11 @@ def interrupting_signal() -> int:
     return _received[0] if _received else signal.SIGINT
 
 
+def signals_handled() -> int:
+    """Returns how many signals have called a handler of this module since the outermost block began."""
+    return len(_received)
+
+
 @contextmanager
 def keyboard_interrupt_on(*numbers: signal.Signals) -> Iterator[None]:
     """While inside the block, each of these signals raises KeyboardInterrupt, as Ctrl-C does."""
@@ -48,7 +53,10 @@ def keyboard_interrupt_on(*numbers: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def event_on_first(number: signal.Signals) -> Iterator[threading.Event]:
-    """While inside the block, the first such signal only sets the event; a second one has its previous effect."""
+    """While inside the block, the first such signal only sets the event; a second one has its previous effect.
+
+    The process counts as interrupted from the end of the block.
+    """
     event = threading.Event()
     if not _may_install():
         yield event
@@ -65,6 +73,8 @@ def event_on_first(number: signal.Signals) -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(number, before)
+        if event.is_set():
+            interrupted.set()
 
 
 @contextmanager

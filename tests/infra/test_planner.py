@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cloze.infra.planner import Run
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.storage import Location
 from tests.infra import toy_run as toy
 from tests.infra.toy_run import ToyConfig
@@ -231,3 +231,23 @@ def test_two_runs_share_the_outputs_of_equal_stages(make: Make) -> None:
     other = Run(make().config.model_copy(update={"name": "other"}))
     assert actions(other) == {"letters": "skip", "words": "skip", "pages": "skip"}
     assert Location(other.root.uri) == make().root
+
+
+@pytest.mark.parametrize(
+    ("file", "times", "finishes"), [("s3://b/a", 1, True), ("s3://b/a", 2, False), ("a", 1, False)]
+)
+def test_a_file_on_s3_that_seems_damaged_is_read_once_more(
+    make: Make, monkeypatch: pytest.MonkeyPatch, file: str, times: int, finishes: bool
+) -> None:
+    failures = [DamagedFile(f"{file}: is damaged")] * times
+
+    def fail(*_: str) -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(toy, "before_part", fail)
+    if finishes:
+        assert make().execute("letters")[0].action == "run"
+    else:
+        with pytest.raises(DamagedFile):
+            make().execute("letters")

@@ -4,8 +4,11 @@ CLOZE_FLINK names the endpoint of Beam's Flink job server, such as localhost:809
 """
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.beam import for_each
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
@@ -33,21 +37,31 @@ def options(*more: str) -> tuple[list[str], list[str]]:
     return found.extract.beam, found.dedup.beam
 
 
+def worker_pool(port: int, log: Path) -> "subprocess.Popen[bytes]":
+    """Start a worker pool in a session of its own, with its workers."""
+    command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with log.open("wb") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+
+
+def pool_options(port: int) -> list[str]:
+    """The options of configs/clusters/flink.yaml, with the job server at hand and a worker pool at this port."""
+    given, _ = options(CONFIGS / "clusters/flink.yaml")
+    places = {"localhost:8099": JOB_SERVER, "localhost:50000": f"localhost:{port}"}
+    return [f"{name}={places.get(value, value)}" for name, _, value in (each.partition("=") for each in given)]
+
+
 @pytest.fixture(scope="module")
 def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The options of configs/clusters/flink.yaml, with the job server at hand and a worker pool at a free port."""
     if not JOB_SERVER:
         pytest.skip("CLOZE_FLINK names no job server of Beam's for Flink")
     port = free_port()
-    command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    log = tmp_path_factory.mktemp("pool") / "log"
-    with log.open("wb") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as pool:
+    with worker_pool(port, tmp_path_factory.mktemp("pool") / "log") as pool:
         try:
             wait_for_port(port)
-            given, _ = options(CONFIGS / "clusters/flink.yaml")
-            places = {"localhost:8099": JOB_SERVER, "localhost:50000": f"localhost:{port}"}
-            yield [f"{name}={places.get(value, value)}" for name, _, value in (each.partition("=") for each in given)]
+            yield pool_options(port)
         finally:
             pool.terminate()
 
@@ -94,3 +108,36 @@ def test_an_error_on_flink_arrives_as_its_one_line(tmp_path: Path, flink: list[s
     with pytest.raises(UserError, match=r"a\.txt: is not UTF-8") as error:
         extract.run(settings, {"b": files(tmp_path / "a.txt")}, out)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.flink
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_worker_pool_that_is_missing_or_dies_is_one_line(tmp_path: Path, dies: bool, capfd):
+    if not JOB_SERVER:
+        pytest.skip("CLOZE_FLINK names no job server of Beam's for Flink")
+    port = free_port()
+    started = tmp_path / "started"
+
+    def work(_: str) -> None:
+        started.touch()
+        time.sleep(60)
+
+    pool = worker_pool(port, tmp_path / "log") if dies else None
+    try:
+        if pool:
+            wait_for_port(port)
+            threading.Thread(target=kill_once, args=(started, pool.pid), daemon=True).start()
+        problem = r"the worker pool at .*, or one of its workers, has died" if dies else "no worker pool answers at "
+        with pytest.raises(UserError, match=f"^beam: {problem}.*finished parts are kept$") as error:
+            for_each(["a", "b"], work, pool_options(port))
+        assert "\n" not in str(error.value) and "java" not in capfd.readouterr().err
+    finally:
+        if pool and pool.poll() is None:
+            os.killpg(pool.pid, signal.SIGKILL)
+
+
+def kill_once(started: Path, group: int) -> None:
+    while not started.exists():
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)

@@ -142,6 +142,14 @@ def kill_workers(monitor: Any, reason: str) -> None:
         ray.kill(worker)
 
 
+def is_stepping(monitor: Any) -> bool:
+    """Returns whether the current group has reported progress."""
+    import ray
+
+    status: GroupStatus = ray.get(monitor.status.remote())
+    return status.is_stepping
+
+
 def reported_user_error(monitor: Any) -> UserError | None:
     """The error that a worker has reported and that only the user can fix, if any."""
     import ray

@@ -6,7 +6,7 @@ killed, only its group starts again, with the job that it had begun.
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -93,7 +93,7 @@ def run_jobs(
 
     fitting = free_worker_slots(placement) // placement.workers
     groups = max(1, min(fitting, len(startable_jobs(jobs)), max_groups or fitting))
-    queue, summed, cancelled = actor_on_this_node(JobQueue, jobs), SummedProgress(progress, groups), Future[None]()
+    queue, summed, cancelled = actor_on_this_node(JobQueue, jobs), SummedProgress(progress, groups), threading.Event()
 
     def run(number: int) -> None:
         group = WorkerGroup(_run_in_worker, (function, setup, queue, number), placement)
@@ -104,7 +104,7 @@ def run_jobs(
             for ended in as_completed([threads.submit(run, number) for number in range(groups)]):
                 ended.result()
         finally:
-            cancelled.set_result(None)
+            cancelled.set()
             ray.kill(queue)  # workers that are still starting get no job
 
 

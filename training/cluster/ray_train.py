@@ -9,7 +9,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from cloze.training.cluster.elastic import ElasticSize, Placement
 from cloze.training.cluster.heartbeat import (
     Progress,
     ReportProgress,
+    is_stepping,
     kill_workers,
     monitored,
     new_monitor,
@@ -29,6 +30,7 @@ from cloze.training.cluster.heartbeat import (
 
 WorkerFunction = Callable[[Any, ReportProgress], None]  # called with its argument and how to report progress
 
+_POLL_SECONDS = 0.5
 _RESTART_DELAY = 2.0  # seconds after a group has ended, until Ray has released its resources
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -61,7 +63,7 @@ def run_workers(
     KeyboardInterrupt when the function has stopped early.
     """
     with _stop_on_sigterm(restart.can_stop) as stop:
-        run_group(WorkerGroup(function, argument, placement), restart, progress, stop, cancelled=Future())
+        run_group(WorkerGroup(function, argument, placement), restart, progress, stop, cancelled=threading.Event())
 
 
 class WorkerGroup(NamedTuple):
@@ -73,10 +75,10 @@ class WorkerGroup(NamedTuple):
 
 
 def run_group(
-    group: WorkerGroup, restart: RestartPolicy, progress: Progress, stop: threading.Event, cancelled: Future[None]
+    group: WorkerGroup, restart: RestartPolicy, progress: Progress, stop: threading.Event, cancelled: threading.Event
 ) -> None:
-    """`run_workers`, in any thread. `stop` requests the workers to stop early; `cancelled`, once it has a result, ends
-    the group as Ctrl-C does in the main thread.
+    """`run_workers`, in any thread. `stop` requests the workers to stop early; `cancelled` ends the group as Ctrl-C does
+    in the main thread.
     """
     import ray
     from ray.exceptions import RayError
@@ -87,7 +89,10 @@ def run_group(
     with monitored(monitor, progress, restart.step_timeout, stop, size if restart.can_stop else None):
         while True:
             try:
-                _fit(_trainer(group._replace(placement=size.placement), monitor), cancelled)
+                _fit(
+                    _trainer(group._replace(placement=size.placement), monitor),
+                    should_end=lambda: cancelled.is_set() or (stop.is_set() and not is_stepping(monitor)),
+                )
             except KeyboardInterrupt:
                 with suppress(RayError):  # the same signal may have ended Ray's processes
                     kill_workers(monitor, "stopped")
@@ -114,10 +119,11 @@ def _stop_on_sigterm(can_stop: bool) -> AbstractContextManager[threading.Event]:
     return event_on_first(signal.SIGTERM) if can_stop else nullcontext(threading.Event())
 
 
-def _fit(trainer: Any, cancelled: Future[None]) -> None:
+def _fit(trainer: Any, should_end: Callable[[], bool]) -> None:
     """trainer.fit() in a separate thread: in the main thread Ray handles Ctrl-C itself and exits with status 0.
 
-    Raises KeyboardInterrupt when it is `cancelled`.
+    Raises KeyboardInterrupt as soon as it `should_end`: when the group is cancelled, or a stop is requested before its
+    first step, when there is nothing to save.
     """
     done = Future[None]()
 
@@ -129,11 +135,12 @@ def _fit(trainer: Any, cancelled: Future[None]) -> None:
         else:
             done.set_result(None)
 
-    if not cancelled.done():
-        threading.Thread(target=run, daemon=True).start()
-        wait([done, cancelled], return_when=FIRST_COMPLETED)
-    if not done.done():
+    if should_end():
         raise KeyboardInterrupt
+    threading.Thread(target=run, daemon=True).start()
+    while wait([done], _POLL_SECONDS).not_done:
+        if should_end():
+            raise KeyboardInterrupt
     done.result()
 
 

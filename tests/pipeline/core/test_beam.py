@@ -7,7 +7,8 @@ import pytest
 
 from cloze.pipeline.core.beam import SerializedError, pipeline, serialized_errors
 from cloze.pipeline.core.beam_workers import LostWorkerError
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import DamagedFile, StorageError, UserError
+from tests.conftest import free_port
 
 PROCESSES = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
 
@@ -38,6 +39,9 @@ def test_errors_that_a_user_can_fix_keep_their_type_and_message(capfd: pytest.Ca
     with pytest.raises(PermissionError) as denied:
         over(["--runner=FnApiRunner"], raising(PermissionError(13, "Permission denied", "/there")), 1)
     assert (denied.value.errno, denied.value.filename) == (13, "/there")
+    for error in (DamagedFile("a.parquet: is damaged"), StorageError("s3://b/k: reading failed")):
+        with pytest.raises(type(error), match=str(error)):
+            over(["--runner=FnApiRunner"], raising(error), 1)
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -55,6 +59,13 @@ def test_a_wrong_option_is_named_in_one_line(options: list[str], said: str, capf
     with pytest.raises(UserError, match=f"^beam: .*{said}") as error:
         over(options, print, 1)
     assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+
+
+def test_a_job_server_that_does_not_answer_is_named_at_once(capfd: pytest.CaptureFixture[str]):
+    endpoint = f"localhost:{free_port()}"
+    with pytest.raises(UserError, match=rf"^beam: no job server answers at --job_endpoint={endpoint} \(.*\); start"):
+        over(["--runner=PortableRunner", f"--job_endpoint={endpoint}", "--environment_type=LOOPBACK"], print, 1)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_our_own_bugs_are_not_dressed_up():

@@ -1,0 +1,83 @@
+"""The end of an interrupted command: soon, with its line, and without processes left behind.
+
+An interrupted stage unwinds: it stops its workers, Ray and Beam. On a loaded machine that takes long, and a library may
+wait without an end. Finished parts are already stored, so after some seconds the process just ends.
+"""
+
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from cloze.pipeline.core.signals import interrupted, interrupting_signal, signals_handled
+
+_SECONDS = 6.0  # to unwind
+_POLL = 0.2
+
+
+@contextmanager
+def ends_soon_when_interrupted(line: str) -> Iterator[None]:
+    """If the block does not end within seconds of a signal that interrupts it, print the line and end the process.
+
+    Also if the main thread has not yet handled the signal, because it is in a library's call.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    ended = threading.Event()
+
+    def watch() -> None:
+        arrived = list[int]()  # signals: Python writes them into the pipe even when it cannot yet call the handler
+
+        def is_interrupted() -> bool:
+            return interrupted.is_set() or len(arrived) > signals_handled()
+
+        while not ended.is_set():
+            if select.select([reader], [], [], _POLL)[0]:
+                arrived += os.read(reader, 16)
+            if is_interrupted() and not ended.wait(_SECONDS) and is_interrupted():
+                print(line, file=sys.stderr)
+                end_process(128 + (arrived[0] if arrived else interrupting_signal()))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        thread.join()
+        os.close(reader)
+        os.close(writer)
+
+
+def end_process(status: int) -> NoReturn:
+    """End this process and all that it has started, without waiting for its threads."""
+    for process in _descendants(os.getpid()):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def _descendants(process: int) -> list[int]:
+    """Returns the processes that a process has started, and those that they have started, parents first."""
+    children: dict[int, list[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(file.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(file.parent.name))
+    found = children.get(process, [])
+    for child in found:  # grows while it is read
+        found += children.get(child, [])
+    return found

@@ -1,0 +1,65 @@
+"""Commands that a signal interrupts end soon, whatever they are doing, with their line and their status."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.paths import REPOSITORY
+
+_COMMAND = """
+import subprocess, sys, threading, time
+from cloze.infra import cli, interrupts
+
+def work(_):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    print(child.pid, flush=True)
+    {work}
+
+cli._plan, interrupts._SECONDS = work, 1.0
+cli.command()
+"""
+_WORK = {
+    "waits": "time.sleep(600)",
+    "ignores it": """
+    while True:
+        try:
+            time.sleep(600)
+        except KeyboardInterrupt:
+            pass""",
+    "is in a library's call": "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",  # minutes
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("work", _WORK)
+def test_an_interrupted_command_ends_soon_and_leaves_no_process(work: str, number: signal.Signals) -> None:
+    code = _COMMAND.format(work=_WORK[work])
+    command = [sys.executable, "-c", code, "plan", "configs/quickstart.yaml"]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stderr
+        child = int(process.stdout.readline())
+        time.sleep(0.2)
+        process.send_signal(number)
+        sent = time.monotonic()
+        assert process.wait(30) == 128 + number
+        assert time.monotonic() - sent < 10
+        line = "cloze: stopped; the same command continues from the finished parts"
+        assert process.stderr.read().strip() == line
+    deadline = time.monotonic() + 10
+    while _is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_running(child)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
