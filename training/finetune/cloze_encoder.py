@@ -36,8 +36,9 @@ class ClozeEncoder:
     def tokenizer(self) -> Tokenizer:
         return parse_tokenizer(self.tokenizer_files["tokenizer.json"])
 
-    def check_masked_lm_head(self) -> None:
-        self._masked_lm_head(self.read_weights())
+    def check_head(self, head: TransformersHead | None) -> None:
+        if head is None:
+            self._masked_lm_head(self.read_weights())
 
     def new_model(self, task: Task, seed: int, *, pretrained: bool) -> nn.Module:
         """The task's model, whose encoder is `bert`. The masked-LM head, `mlm`, is pretrained, too, if it has one."""

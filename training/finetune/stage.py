@@ -36,8 +36,7 @@ def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
     if init := sources.get("init"):
         encoder = from_weights_file(init)
         _check_positions(encoder, config)
-        if task.head() is None:  # the task scores with the head of the pretrained model
-            encoder.check_masked_lm_head()
+        encoder.check_head(task.head())
 
 
 def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
@@ -93,10 +92,14 @@ def _train(setup: FinetuneSetup) -> None:
 
 
 def gpus_of_trial(config: TaskConfig, gpus_found: int) -> int | Literal["auto"]:
-    """The number of GPUs for a trial. "auto" divides those of the cluster among several trials, at least one each."""
+    """The number of GPUs for a trial. "auto" divides those of the cluster among the trials that run at once, at least
+    one each."""
     if config.gpus != "auto" or config.workers or len(config.trials) < 2:
         return config.gpus
-    return min(gpus_found, max(1, gpus_found // (len(config.trials) * (1 + config.compare_random))))
+    at_once = len(config.trials) * (1 + config.compare_random)
+    if isinstance(config, TrainedTaskConfig) and config.max_concurrent_trials:
+        at_once = min(at_once, config.max_concurrent_trials)
+    return min(gpus_found, max(1, gpus_found // at_once))
 
 
 def _encoder(inputs: Mapping[str, Any]) -> PretrainedEncoder:

@@ -55,7 +55,10 @@ class TransformersEncoder:
     def tokenizer(self) -> Tokenizer:
         return parse_tokenizer(self.tokenizer_files["tokenizer.json"])
 
-    def check_masked_lm_head(self) -> None:
+    def check_head(self, head: TransformersHead | None) -> None:
+        if head is not None:
+            _build(self.folder, {**self.config, **head.settings}, head.class_name, on_meta=True)
+            return
         try:
             mask_id(self.tokenizer())
         except UserError as error:

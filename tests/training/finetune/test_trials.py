@@ -197,6 +197,8 @@ def test_the_manifest_has_mean_and_deviation_over_seeds_for_each_hyperparameters
         ({"learning_rate": (1e-3, 1e-4)}, 0, 0),
         ({"learning_rate": (1e-3, 1e-4), "gpus": 3}, 8, 3),
         ({"learning_rate": (1e-3, 1e-4), "workers": 3}, 8, "auto"),
+        ({"learning_rate": (1e-3, 1e-4), "seeds": (1, 2, 3), "max_concurrent_trials": 2}, 8, 4),
+        ({"learning_rate": (1e-3, 1e-4), "max_concurrent_trials": 4}, 8, 4),
     ],
 )
 def test_several_trials_divide_the_gpus(settings, found, expected):

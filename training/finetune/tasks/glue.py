@@ -55,7 +55,7 @@ def submission_files(
     name: str | None, examples: Sequence[TaskExample], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, bytes]:
     """The predictions for test, or for an extra file without labels, of a GLUE task -> the file that GLUE's server
-    takes: index, from 0, and prediction. None for another task or split."""
+    takes: index, from 0, and prediction. Empty for another task or split."""
     split = examples[0].split if examples else ""
     if name is None or split in ("", "train", "dev") or (split != "test" and examples[0].label is not None):
         return {}

@@ -255,7 +255,7 @@ class Tagging:
 
 def prediction_files(examples: Sequence[TaggedSentence], rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     """The file of a split with a word per line: its lines, and the predicted tag as another column, as conlleval reads
-    them. None for a table."""
+    them. Empty for a table."""
     if not any(example.lines for example in examples):
         return {}
     text, document = list[str](), None

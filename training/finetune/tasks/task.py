@@ -3,6 +3,7 @@
 A new kind of task is a file next to this one, with its configuration and its `Task`, and an entry in registry.py.
 """
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cloze.pipeline.core.config import Compute, Config, InputPath
+from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import is_digest, weights_files
@@ -30,8 +32,11 @@ SPLITS = ("train", "dev", "test")
 
 Column = str | int  # a column's name, or its number, from 1, in a file without a header
 
-# The inputs of a task's stages, whose names no extra file may have.
-_INPUTS = (*SPLITS, "data", "init", "checkpoint", "vocab", "tokenizer", "encoded", "finetuned")
+# Names that no extra file may have: inputs of a task's stages, and counts next to those of the splits.
+_RESERVED = {
+    *(*SPLITS, "data", "init", "checkpoint", "vocab", "tokenizer", "encoded", "finetuned"),
+    *("rows", "truncated", "divided_sentences", "words_without_pieces", "documents"),
+}
 _ExtraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 RowIndices = NDArray[np.int64]  # of examples within their split
@@ -97,7 +102,7 @@ class SplitFiles(Config):
     @field_validator("extra")
     @classmethod
     def _names_are_free(cls, extra: dict[str, str] | None) -> dict[str, str] | None:
-        if taken := [name for name in extra or () if name in _INPUTS]:
+        if taken := [name for name in extra or () if name in _RESERVED]:
             raise ValueError(f"{taken[0]} has another meaning; give the file another name")
         return extra
 
@@ -126,7 +131,7 @@ class TaskConfig(Config):
     """Precision of matrix products: auto is bf16 where the hardware supports it, otherwise fp32."""
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
     """Number of GPUs of a trial, one per worker. 0 trains on CPUs. auto uses all GPUs of the cluster, divided among the
-    trials if there are several."""
+    trials that run at once."""
     workers: Annotated[int | None, Compute, Field(gt=0)] = None
     """Number of worker processes of a trial; by default one per GPU, or one where there is no GPU."""
     threads: Annotated[int, Compute, Field(gt=0)] = 2
@@ -141,7 +146,8 @@ class TaskConfig(Config):
     @property
     def without_training(self) -> Self:
         """The same configuration with None for the fields that its encoded examples do not depend on."""
-        unused = [name for name, field in type(self).model_fields.items() if Training in field.metadata]
+        fields = type(self).model_fields.items()
+        unused = [name for name, field in fields if Training in field.metadata or Compute in field.metadata]
         if self.files and self.files.dev:  # nothing is divided at random
             unused.append("seed")
         return self.model_copy(update=dict.fromkeys([*unused, "init"]))
@@ -195,9 +201,16 @@ class TrainedTaskConfig(TaskConfig):
 
 
 def task_files(config: TaskConfig, inputs: Mapping[str, Any]) -> dict[str, Location]:
-    """The labelled files among the inputs of a stage (SourceFile), by the names that tasks know."""
+    """The labelled files among the inputs of a stage (SourceFile), by the names that tasks know.
+
+    Raises UserError when one has changed since its digest was computed: the stages of a task must read the same rows.
+    """
     extra = (config.files and config.files.extra) or ()
-    return {name: inputs[name].location for name in ("data", *SPLITS, *extra) if name in inputs}
+    files = {name: inputs[name] for name in ("data", *SPLITS, *extra) if name in inputs}
+    for file in files.values():
+        if hashlib.sha256(file.location.read_bytes()).hexdigest() != file.sha256:
+            raise UserError(f"{file.uri}: has changed since the run began; run again")
+    return {name: file.location for name, file in files.items()}
 
 
 class TaskExample(Protocol):
