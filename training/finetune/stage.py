@@ -15,8 +15,8 @@ from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.cluster.elastic import Placement, nodes
 from cloze.training.cluster.heartbeat import Progress
 from cloze.training.cluster.job_queue import run_jobs
-from cloze.training.finetune.encoded_files import StoredSplits
-from cloze.training.finetune.encoders import PretrainedEncoder, from_checkpoint, from_weights_file
+from cloze.training.finetune.encode.encoded_files import StoredSplits
+from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder, from_checkpoint, from_weights_file
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import TaskConfig, TrainedTaskConfig, splits_of, task_files

@@ -26,8 +26,8 @@ from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, token
 from cloze.training.checkpoints import checkpoint
 from cloze.training.checkpoints.checkpoint import SavedConfig
 from cloze.training.finetune import stage
-from cloze.training.finetune.encoders import from_checkpoint
-from cloze.training.finetune.fine_tuned_model import FineTunedModel
+from cloze.training.finetune.encoders.pretrained_encoder import from_checkpoint
+from cloze.training.finetune.prediction.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.stage import check
 from cloze.training.finetune.tasks import registry
 from cloze.training.finetune.tasks.classification import ClassificationConfig

@@ -24,8 +24,8 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import as_one_file, source_file
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import weights_files
-from cloze.training.finetune.encoders import PretrainedEncoder, from_weights_file
-from cloze.training.finetune.fine_tuned_model import FineTunedModel
+from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder, from_weights_file
+from cloze.training.finetune.prediction.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.stage import check
 from cloze.training.finetune.tasks.question_answering.squad_files import read_questions
 from cloze.training.finetune.tasks.question_answering.windows import build_windows
@@ -33,8 +33,8 @@ from cloze.training.finetune.tasks.registry import FinetuneConfig, task_of
 from cloze.training.finetune.tasks.task import TaskConfig
 from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.hardware import cpu_threads
+from tests.training.finetune.encoders.transformers_folders import MODEL_TYPES, SQUAD, texts, write_folder
 from tests.training.finetune.tasks.trained import train_in_process
-from tests.training.finetune.transformers_folders import MODEL_TYPES, SQUAD, texts, write_folder
 
 SETTINGS = {"max_seq_length": 96, "learning_rate": 0.001, "batch_size": 4, "epochs": 1, "precision": "fp32"}
 

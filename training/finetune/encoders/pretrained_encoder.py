@@ -16,8 +16,8 @@ from cloze.pipeline.text.vocab_file import VocabFile
 from cloze.training.checkpoints import huggingface
 from cloze.training.checkpoints.checkpoint import CheckpointRef, checkpoint_ref
 from cloze.training.checkpoints.warm_start import checkpoint_vocab, folder_of, is_digest, weights_files
-from cloze.training.finetune import cloze_encoder, transformers_encoder
-from cloze.training.finetune.cloze_encoder import ClozeEncoder
+from cloze.training.finetune.encoders import cloze_encoder, transformers_encoder
+from cloze.training.finetune.encoders.cloze_encoder import ClozeEncoder
 from cloze.training.finetune.tasks.task import Task, TransformersHead
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")

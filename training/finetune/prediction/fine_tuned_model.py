@@ -12,7 +12,7 @@ from torch import nn
 
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import load_tokenizer
-from cloze.training.finetune.encoders import load_fine_tuned
+from cloze.training.finetune.encoders.pretrained_encoder import load_fine_tuned
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import TaskConfig, TrainedTask
 

@@ -16,8 +16,8 @@ from cloze.pipeline.core.file_digests import source_file
 from cloze.pipeline.core.ragged import Ragged
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
-from cloze.training.finetune.encode_stage import encode_config, run
-from cloze.training.finetune.encoded_files import StoredSplits, split_files
+from cloze.training.finetune.encode.encoded_files import StoredSplits, split_files
+from cloze.training.finetune.encode.stage import encode_config, run
 from cloze.training.finetune.tasks.registry import TASKS, task_of
 from cloze.training.finetune.tasks.task import TaskConfig, splits_of
 

@@ -20,7 +20,7 @@ _POOLER = "bert.pooler."  # the names of its weights begin with this; transforme
 
 @dataclass(frozen=True)
 class ClozeEncoder:
-    """A PretrainedEncoder (see encoders.py) that Cloze runs itself."""
+    """A PretrainedEncoder (see pretrained_encoder.py) that Cloze runs itself."""
 
     config: BertConfig
     vocab_size: int

@@ -12,8 +12,8 @@ from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Config, InputPath, identity
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import folder_of, is_digest
-from cloze.training.finetune.encoded_files import split_files
-from cloze.training.finetune.encoders import tokenizer_of, tokenizer_paths
+from cloze.training.finetune.encode.encoded_files import split_files
+from cloze.training.finetune.encoders.pretrained_encoder import tokenizer_of, tokenizer_paths
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import TaskConfig, splits_of, task_files
 
