@@ -11,7 +11,7 @@ from cloze.pipeline.core.storage import Location
 
 if TYPE_CHECKING:
     from cloze.training.checkpoints.fill_mask import MaskPrediction
-    from cloze.training.finetune.tasks.task import TaskConfig
+    from cloze.training.finetune.tasks.task_config import TaskConfig
 
 
 def export_run(run: Run, to: Location, onnx: bool = False) -> None:

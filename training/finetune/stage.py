@@ -19,7 +19,8 @@ from cloze.training.finetune.encode.encoded_files import StoredSplits
 from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder, from_checkpoint, from_weights_file
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import TaskConfig, TrainedTaskConfig, splits_of, task_files
+from cloze.training.finetune.tasks.task import splits_of
+from cloze.training.finetune.tasks.task_config import TaskConfig, TrainedTaskConfig, task_files
 from cloze.training.finetune.trial_runs import run_job
 from cloze.training.finetune.trials import FinetuneSetup, over_seeds, part_name, unfinished_jobs
 

@@ -26,7 +26,7 @@ from cloze.training.finetune.tasks.classification import (
     with_known_labels,
 )
 from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText
-from cloze.training.finetune.tasks.task import Trial
+from cloze.training.finetune.tasks.task_config import Trial
 from cloze.training.finetune.tasks.text_inputs import TextInputs
 
 ROWS = [

@@ -32,7 +32,7 @@ from cloze.training.finetune.stage import check
 from cloze.training.finetune.tasks import registry
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import TaskConfig
+from cloze.training.finetune.tasks.task_config import TaskConfig
 from cloze.training.finetune.trainer import FinetuneTrainer, downsampled, epoch_batches
 from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.bert import BertConfig, BertForPreTraining

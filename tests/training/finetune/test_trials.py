@@ -14,7 +14,7 @@ from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.stage import gpus_of_trial, run
-from cloze.training.finetune.tasks.task import Trial
+from cloze.training.finetune.tasks.task_config import Trial
 from cloze.training.finetune.trainer import FinetuneTrainer
 from cloze.training.finetune.trials import best_trial, possible_best
 from tests.training.finetune.test_finetune import (

@@ -15,7 +15,8 @@ from cloze.training.checkpoints.warm_start import folder_of, is_digest
 from cloze.training.finetune.encode.encoded_files import split_files
 from cloze.training.finetune.encoders.pretrained_encoder import tokenizer_of, tokenizer_paths
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import TaskConfig, splits_of, task_files
+from cloze.training.finetune.tasks.task import splits_of
+from cloze.training.finetune.tasks.task_config import TaskConfig, task_files
 
 VERSION = 1
 

@@ -17,7 +17,8 @@ from cloze.training.finetune.overlap.ngrams import NgramIndex
 from cloze.training.finetune.overlap.pretraining_documents import PretrainingDocuments
 from cloze.training.finetune.overlap.shard_search import search
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import Task, TaskConfig, splits_of, task_files
+from cloze.training.finetune.tasks.task import Task, splits_of
+from cloze.training.finetune.tasks.task_config import TaskConfig, task_files
 
 VERSION = 1
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cloze.training.finetune.tasks.published_scores import PublishedScore, published_scores
-from cloze.training.finetune.tasks.task import Column, TaskExample
+from cloze.training.finetune.tasks.task import TaskExample
+from cloze.training.finetune.tasks.task_config import Column
 
 NO_LABEL = "-1"
 

@@ -19,7 +19,8 @@ from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, token
 from cloze.training.finetune.encode.encoded_files import StoredSplits, split_files
 from cloze.training.finetune.encode.stage import encode_config, run
 from cloze.training.finetune.tasks.registry import TASKS, task_of
-from cloze.training.finetune.tasks.task import TaskConfig, splits_of
+from cloze.training.finetune.tasks.task import splits_of
+from cloze.training.finetune.tasks.task_config import TaskConfig
 
 TEXTS = "text\tlabel\n" + "the old red\t1\nthe new\t0\n" * 12
 PIECES = [*SPECIAL_TOKENS, "the", "old", "red", "new", "is"]

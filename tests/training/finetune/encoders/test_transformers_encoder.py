@@ -30,7 +30,7 @@ from cloze.training.finetune.stage import check
 from cloze.training.finetune.tasks.question_answering.squad_files import read_questions
 from cloze.training.finetune.tasks.question_answering.windows import build_windows
 from cloze.training.finetune.tasks.registry import FinetuneConfig, task_of
-from cloze.training.finetune.tasks.task import TaskConfig
+from cloze.training.finetune.tasks.task_config import TaskConfig
 from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.hardware import cpu_threads
 from tests.training.finetune.encoders.transformers_folders import MODEL_TYPES, SQUAD, texts, write_folder

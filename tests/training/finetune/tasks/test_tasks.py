@@ -14,7 +14,7 @@ from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from cloze.training.finetune.tasks import glue
 from cloze.training.finetune.tasks.minimal_pairs import MinimalPairsConfig
 from cloze.training.finetune.tasks.registry import TASKS
-from cloze.training.finetune.tasks.task import TaskConfig
+from cloze.training.finetune.tasks.task_config import TaskConfig
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from tests.training.finetune.tasks.trained import task_of_files, train
 
