@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.stage import gpus_of_trial, run
+from cloze.training.finetune.stage import gpus_of_trial
 from cloze.training.finetune.tasks.task_config import Trial
 from cloze.training.finetune.trainer import FinetuneTrainer
 from cloze.training.finetune.trials import best_trial, possible_best
@@ -24,6 +24,7 @@ from tests.training.finetune.test_finetune import (
     inputs,  # noqa: F401 (a fixture)
     output,
     report_nothing,
+    run,
     setup,
     trained_here,
 )
