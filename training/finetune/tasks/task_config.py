@@ -161,7 +161,6 @@ class TrainedTaskConfig(TaskConfig):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None, Training, Field(min_length=1)] = None
     """Seeds to train every combination of hyperparameters with, in place of `seed`, which still draws the splits. The
     combination with the best mean over the seeds on dev is kept, and of its models the best on dev."""
-
     early_stopping: Annotated[Annotated[int, Field(gt=0)] | None, Training] = None
     """End a trial after this many epochs in a row without a better one on dev; by default none ends early. The learning
     rate falls as it does in a trial of all epochs."""
@@ -171,7 +170,8 @@ class TrainedTaskConfig(TaskConfig):
     @field_validator("learning_rate", "batch_size", "epochs", "seeds")
     @classmethod
     def _values_differ(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if repeated := [value for value in values or () if (values or ()).count(value) > 1]:
+        names = [f"{value:g}" if isinstance(value, float) else value for value in values or ()]  # as in Trial.name
+        if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{repeated[0]} is there more than once; give different values")
         return values
 
