@@ -11,7 +11,7 @@ from cloze.pipeline.core.storage import Location
 
 if TYPE_CHECKING:
     from cloze.training.checkpoints.fill_mask import MaskPrediction
-    from cloze.training.finetune.tasks.task import TaskConfig
+    from cloze.training.finetune.tasks.task_config import TaskConfig
 
 
 def export_run(run: Run, to: Location, onnx: bool = False) -> None:
@@ -59,8 +59,8 @@ def export_task(run: Run, task: str, to: Location, onnx: bool = False) -> None:
     files = {file.name: file.read_bytes() for file in folder.files()}
     if onnx:
         from cloze.training.checkpoints.onnx_file import ONNX_FILE
-        from cloze.training.finetune.fine_tuned_model import FineTunedModel
-        from cloze.training.finetune.onnx_model import fine_tuned_onnx
+        from cloze.training.finetune.prediction.fine_tuned_model import FineTunedModel
+        from cloze.training.finetune.prediction.onnx_model import fine_tuned_onnx
 
         files[ONNX_FILE] = fine_tuned_onnx(FineTunedModel.from_folder(folder, config).model)
     write_folder(to, files)
@@ -71,8 +71,8 @@ def predict_lines(run: Run, task: str, lines: Iterable[str]) -> Iterator[dict[st
 
     Raises UserError when a line has more or fewer texts than the task, or the task is not finished.
     """
-    from cloze.training.finetune.fine_tuned_model import FineTunedModel
     from cloze.training.finetune.model_files import FOLDER
+    from cloze.training.finetune.prediction.fine_tuned_model import FineTunedModel
 
     config, artifact = fine_tuned(run, task)
     model = FineTunedModel.from_folder(artifact.location / FOLDER, config)

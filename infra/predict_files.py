@@ -22,8 +22,8 @@ def predict_files(run: Run, task: str, patterns: Sequence[str], to: Location) ->
     An interrupted prediction continues from its finished parts. Raises UserError when a file lacks a column of the
     task, or the folder contains anything else.
     """
-    from cloze.training.finetune.file_prediction import SUMMARY_FILE, VERSION, FilePrediction
     from cloze.training.finetune.model_files import FOLDER
+    from cloze.training.finetune.prediction.file_prediction import SUMMARY_FILE, VERSION, FilePrediction
 
     started = time.monotonic()
     config, artifact = fine_tuned(run, task)

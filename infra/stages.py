@@ -21,8 +21,8 @@ from cloze.pipeline.examples import stage as examples
 from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.tokens import stage as tokens
 from cloze.pipeline.vocab import stage as vocab
-from cloze.training.finetune import encode_stage
 from cloze.training.finetune import stage as finetune
+from cloze.training.finetune.encode import stage as encode_stage
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.overlap import stage as overlap
 from cloze.training.finetune.overlap.manifest_facts import OverlapFacts

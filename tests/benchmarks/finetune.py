@@ -36,7 +36,7 @@ from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.file_digests import source_file
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.ray_train import keep_freed_memory
-from cloze.training.finetune.encoders import from_weights_file
+from cloze.training.finetune.encoders.pretrained_encoder import from_weights_file
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.regression import RegressionConfig

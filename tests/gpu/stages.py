@@ -235,8 +235,8 @@ def final(kit: Kit) -> CheckpointRef:
 
 
 def finetune(kit: Kit) -> Figures:
-    from cloze.training.finetune import encode_stage
     from cloze.training.finetune import stage as finetuning
+    from cloze.training.finetune.encode import stage as encode_stage
     from cloze.training.finetune.tasks.classification import ClassificationConfig
 
     file = Path(kit.corpus, "labelled.jsonl")

@@ -173,7 +173,7 @@ def files_are_predicted_like_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_yaml: str
 ) -> None:
     """The rows of several files in parts of 16, which a repeated call keeps."""
-    monkeypatch.setattr("cloze.training.finetune.file_prediction._ROWS", 16)
+    monkeypatch.setattr("cloze.training.finetune.prediction.file_prediction._ROWS", 16)
     texts = [f"a {mood} {word}" + " a" * number for number in range(9) for mood in MOODS for word in WORDS]
     Path("new").mkdir()
     for name, start in (("a", 0), ("b", 18)):

@@ -13,7 +13,8 @@ from torch import nn
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ragged, offsets_of
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.tasks.task import SPLITS, EncodedTask, Predictions, TrainedTaskConfig, TransformersHead
+from cloze.training.finetune.tasks.task import EncodedTask, Predictions, TransformersHead
+from cloze.training.finetune.tasks.task_config import SPLITS, TrainedTaskConfig
 from cloze.training.model.bert import BertConfig, initialize
 
 

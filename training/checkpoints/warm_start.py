@@ -44,7 +44,7 @@ def initial_weights(file: SourceFile, model: BertConfig, vocab: VocabFile | None
     Raises UserError when the model cannot be read, has another shape than `model`, or, if `vocab` is given, another
     vocabulary, case or handling of accents.
     """
-    folder = Location(file.uri.rpartition("/")[0] or ".")
+    folder = folder_of(file)
     if (folder / "state.json").exists():
         ref = checkpoint_ref(folder)
         vocab_to_use = "the vocab.txt that it was trained with"
@@ -156,6 +156,11 @@ def weights_files(init: str, root: Location) -> list[str]:
             "of a model, or a digest from the manifest.json of a pretrain artifact"
         )
     return [next(iter(matching.values()))]
+
+
+def folder_of(file: SourceFile) -> Location:
+    """The folder of the model that a file of `weights_files` belongs to."""
+    return Location(file.uri.rpartition("/")[0] or ".")
 
 
 def register_digest(root: Location, checkpoint: CheckpointRef) -> None:

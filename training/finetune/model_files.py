@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cloze.training.finetune.encoders import PretrainedEncoder
+from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder
 from cloze.training.finetune.tasks.task import Task
 
 FOLDER = "model"

@@ -15,11 +15,12 @@ from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.cluster.elastic import Placement, nodes
 from cloze.training.cluster.heartbeat import Progress
 from cloze.training.cluster.job_queue import run_jobs
-from cloze.training.finetune.encoded_files import StoredSplits
-from cloze.training.finetune.encoders import PretrainedEncoder, from_checkpoint, from_weights_file
+from cloze.training.finetune.encode.encoded_files import StoredSplits
+from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder, from_checkpoint, from_weights_file
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import TaskConfig, TrainedTaskConfig, splits_of, task_files
+from cloze.training.finetune.tasks.task import splits_of
+from cloze.training.finetune.tasks.task_config import TaskConfig, TrainedTaskConfig, task_files
 from cloze.training.finetune.trial_runs import run_job
 from cloze.training.finetune.trials import FinetuneSetup, over_seeds, part_name, unfinished_jobs
 
@@ -36,8 +37,7 @@ def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
     if init := sources.get("init"):
         encoder = from_weights_file(init)
         _check_positions(encoder, config)
-        if task.head() is None:  # the task scores with the head of the pretrained model
-            encoder.check_masked_lm_head()
+        encoder.check_head(task.head())
 
 
 def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
@@ -93,10 +93,14 @@ def _train(setup: FinetuneSetup) -> None:
 
 
 def gpus_of_trial(config: TaskConfig, gpus_found: int) -> int | Literal["auto"]:
-    """The number of GPUs for a trial. "auto" divides those of the cluster among several trials, at least one each."""
+    """The number of GPUs for a trial. "auto" divides those of the cluster among the trials that run at once, at least
+    one each."""
     if config.gpus != "auto" or config.workers or len(config.trials) < 2:
         return config.gpus
-    return min(gpus_found, max(1, gpus_found // (len(config.trials) * (1 + config.compare_random))))
+    at_once = len(config.trials) * (1 + config.compare_random)
+    if isinstance(config, TrainedTaskConfig) and config.max_concurrent_trials:
+        at_once = min(at_once, config.max_concurrent_trials)
+    return min(gpus_found, max(1, gpus_found // at_once))
 
 
 def _encoder(inputs: Mapping[str, Any]) -> PretrainedEncoder:

@@ -18,7 +18,8 @@ from torch import nn
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.training.cluster.heartbeat import ReportProgress
-from cloze.training.finetune.tasks.task import EncodedSplit, RowIndices, TrainedTask, TrainedTaskConfig, Trial
+from cloze.training.finetune.tasks.task import EncodedSplit, RowIndices, TrainedTask
+from cloze.training.finetune.tasks.task_config import TrainedTaskConfig, Trial
 from cloze.training.finetune.trials import FinetuneSetup, SelectionKey
 from cloze.training.model.hardware import has_bf16, worker_device
 from cloze.training.model.optim import OptimizerConfig, Precision, adamw, autocast, learning_rate_at, parameter_groups

@@ -10,7 +10,8 @@ from cloze.pipeline.core.errors import UserError
 from cloze.training.cluster.collectives import broadcast_object
 from cloze.training.cluster.heartbeat import ReportProgress
 from cloze.training.finetune.model_files import model_files
-from cloze.training.finetune.tasks.task import Trial, splits_of
+from cloze.training.finetune.tasks.task import splits_of
+from cloze.training.finetune.tasks.task_config import Trial
 from cloze.training.finetune.trainer import FinetuneTrainer, TrialResult
 from cloze.training.finetune.trials import (
     FinetuneSetup,

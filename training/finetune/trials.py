@@ -13,8 +13,9 @@ from typing import Any
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.job_queue import Job
-from cloze.training.finetune.encoders import PretrainedEncoder
-from cloze.training.finetune.tasks.task import SPLITS, EncodedSplit, Task, TaskConfig, Trial, splits_of
+from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder
+from cloze.training.finetune.tasks.task import EncodedSplit, Task, splits_of
+from cloze.training.finetune.tasks.task_config import SPLITS, TaskConfig, Trial
 
 SelectionKey = tuple[float, ...]  # see Task.selection_key
 

@@ -17,7 +17,7 @@ from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.file_digests import source_file
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import weights_files
-from cloze.training.finetune.encoders import PretrainedEncoder, from_weights_file
+from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder, from_weights_file
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.text_inputs import TextInputs

@@ -26,7 +26,7 @@ from cloze.training.finetune.tasks.classification import (
     with_known_labels,
 )
 from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText
-from cloze.training.finetune.tasks.task import Trial
+from cloze.training.finetune.tasks.task_config import Trial
 from cloze.training.finetune.tasks.text_inputs import TextInputs
 
 ROWS = [
@@ -263,6 +263,7 @@ def test_one_value_or_a_list_is_read_from_yaml(tmp_path):
         ("learning_rate: [5e-5, -1.0]", r"learning_rate.*is -1\.0"),
         ("learning_rate: 5e-5, epochs: 0", r"epochs.*is 0"),
         ("learning_rate: 5e-5, epochs: [2, 2]", r"epochs.*2 is there more than once; give different values"),
+        ("learning_rate: [2e-5, 2.0000001e-5]", r"learning_rate.*2e-05 is there more than once"),
         ("learning_rate: 5e-5, batchsize: 8", "did you mean batch_size"),
     ],
 )

@@ -26,13 +26,13 @@ from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, token
 from cloze.training.checkpoints import checkpoint
 from cloze.training.checkpoints.checkpoint import SavedConfig
 from cloze.training.finetune import stage
-from cloze.training.finetune.encoders import from_checkpoint
-from cloze.training.finetune.fine_tuned_model import FineTunedModel
+from cloze.training.finetune.encoders.pretrained_encoder import from_checkpoint
+from cloze.training.finetune.prediction.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.stage import check
 from cloze.training.finetune.tasks import registry
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import TaskConfig
+from cloze.training.finetune.tasks.task_config import TaskConfig
 from cloze.training.finetune.trainer import FinetuneTrainer, downsampled, epoch_batches
 from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.bert import BertConfig, BertForPreTraining

@@ -14,7 +14,7 @@ from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.stage import gpus_of_trial
-from cloze.training.finetune.tasks.task import Trial
+from cloze.training.finetune.tasks.task_config import Trial
 from cloze.training.finetune.trainer import FinetuneTrainer
 from cloze.training.finetune.trials import best_trial, possible_best
 from tests.training.finetune.test_finetune import (
@@ -198,6 +198,8 @@ def test_the_manifest_has_mean_and_deviation_over_seeds_for_each_hyperparameters
         ({"learning_rate": (1e-3, 1e-4)}, 0, 0),
         ({"learning_rate": (1e-3, 1e-4), "gpus": 3}, 8, 3),
         ({"learning_rate": (1e-3, 1e-4), "workers": 3}, 8, "auto"),
+        ({"learning_rate": (1e-3, 1e-4), "seeds": (1, 2, 3), "max_concurrent_trials": 2}, 8, 4),
+        ({"learning_rate": (1e-3, 1e-4), "max_concurrent_trials": 4}, 8, 4),
     ],
 )
 def test_several_trials_divide_the_gpus(settings, found, expected):

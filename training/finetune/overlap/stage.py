@@ -9,6 +9,7 @@ from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.storage import Location
+from cloze.training.checkpoints.warm_start import folder_of
 from cloze.training.cluster.elastic import nodes, worker_slots
 from cloze.training.finetune.manifest_facts import FinetuneFacts, ScoreFact
 from cloze.training.finetune.overlap.manifest_facts import OverlapFacts, SplitOverlapFact
@@ -16,7 +17,8 @@ from cloze.training.finetune.overlap.ngrams import NgramIndex
 from cloze.training.finetune.overlap.pretraining_documents import PretrainingDocuments
 from cloze.training.finetune.overlap.shard_search import search
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import Task, TaskConfig, splits_of, task_files
+from cloze.training.finetune.tasks.task import Task, splits_of
+from cloze.training.finetune.tasks.task_config import TaskConfig, task_files
 
 VERSION = 1
 
@@ -111,7 +113,7 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
 
 def _model(inputs: Mapping[str, Any]) -> Location:
     """The folder of the model that the task starts from."""
-    return Location(inputs["init"].uri.rpartition("/")[0]) if "init" in inputs else inputs["checkpoint"].location
+    return folder_of(inputs["init"]) if "init" in inputs else inputs["checkpoint"].location
 
 
 def _counts(facts: OverlapFacts) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -13,36 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.baselines import bag_of_words_choice, majority
 from cloze.training.finetune.heads import ChoiceClassifier
 from cloze.training.finetune.metrics.classification import accuracy
-from cloze.training.finetune.tasks.glue import NO_LABEL
-from cloze.training.finetune.tasks.invalid_rows import InvalidRow, valid_rows
-from cloze.training.finetune.tasks.labelled_files import (
-    LabelledExample,
-    LabelledRow,
-    check_splits,
-    may_be_unlabelled,
-    read_rows,
-    scored_split,
-    with_splits,
-)
+from cloze.training.finetune.tasks.choice_files import DATASETS, ChoiceColumns, ChoiceExample, read_choices
+from cloze.training.finetune.tasks.labelled_files import check_splits, scored_split, with_splits
 from cloze.training.finetune.tasks.published_scores import published_fact
 from cloze.training.finetune.tasks.task import (
-    Column,
     EncodedTask,
     InputColumns,
     Predictions,
     RowIndices,
-    TrainedTaskConfig,
     TransformersHead,
     score_facts,
     splits_of,
 )
+from cloze.training.finetune.tasks.task_config import Column, TrainedTaskConfig
 from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
 if TYPE_CHECKING:
@@ -52,28 +40,6 @@ if TYPE_CHECKING:
 
 
 _SHOWN_CHARS = 60
-
-
-class ChoiceColumns(Config):
-    """The columns of the labelled file, by name, or by number, from 1, in a .csv or .tsv without a header."""
-
-    context: Column = "context"
-    """Column with the text before the choices."""
-    choice_start: Column | None = None
-    """Column with the text that every choice begins with: the choices continue it."""
-    choices: Column | tuple[Column, ...] = "choices"
-    """Column with the list of choices (JSON lines and Parquet), or a column for each."""
-    label: Column = "label"
-    """Column with the number of the right choice, from 0."""
-    split: Column = "split"
-    """Column with the split: train, dev or test."""
-
-
-_DATASETS = {
-    "SWAG": ChoiceColumns(
-        context="sent1", choice_start="sent2", choices=("ending0", "ending1", "ending2", "ending3"), label="label"
-    )
-}
 
 
 class ChoiceConfig(TrainedTaskConfig):
@@ -89,13 +55,10 @@ class ChoiceConfig(TrainedTaskConfig):
     """Leave out rows with an empty text, another number of choices or an invalid label, and count them, in place of an
     error."""
 
-
-@dataclass(frozen=True)
-class ChoiceExample(LabelledExample):
-    """A context and its choices, with the text that each begins with; `label` is the number of the right one."""
-
-    context: str
-    choices: tuple[str, ...]
+    @property
+    def file_columns(self) -> ChoiceColumns:
+        """The columns of the files: those of the dataset, or the user's."""
+        return DATASETS[self.dataset] if self.dataset else self.columns
 
 
 @dataclass(frozen=True)
@@ -127,7 +90,9 @@ class Choice:
     def read(cls, config: ChoiceConfig, files: Mapping[str, Location]) -> Self:
         where = next(iter(files.values()))
         skipped = Counter[str]() if config.skip_invalid else None
-        examples = with_splits(read_choices(config, files, skipped), config.seed, lambda example: example.label)
+        examples = with_splits(
+            read_choices(config.file_columns, files, skipped), config.seed, lambda example: example.label
+        )
         check_splits(examples, where)
         if len({example.label for example in examples if example.split == "train"}) < 2:
             raise UserError(f"{where}: train has one label only, the same number for all rows; shuffle the choices")
@@ -150,7 +115,7 @@ class Choice:
 
     @classmethod
     def input_columns(cls, config: ChoiceConfig, head: Mapping[str, Any]) -> InputColumns:
-        columns = _DATASETS[config.dataset] if config.dataset else config.columns
+        columns = config.file_columns
         found: dict[str, list[Column]] = {"context": [columns.context]}
         if columns.choice_start is not None:
             found["choice_start"] = [columns.choice_start]
@@ -277,65 +242,3 @@ def _choices_of_input(one: Mapping[str, Any], choices: int) -> tuple[str, ...]:
         )
     start = f"{one['choice_start']} ".lstrip() if "choice_start" in one else ""
     return tuple(f"{start}{text}" for text in texts)
-
-
-def read_choices(
-    config: ChoiceConfig, files: Mapping[str, Location], skipped: Counter[str] | None
-) -> list[ChoiceExample]:
-    """The examples of the labelled files, in their order; the split is empty where it is still to be drawn.
-
-    Invalid rows are counted in `skipped` by reason; without it, and for any other fault, raises UserError.
-    """
-    columns = _DATASETS[config.dataset] if config.dataset else config.columns
-    listed = columns.choices if isinstance(columns.choices, tuple) else (columns.choices,)
-    texts = [columns.context, *([] if columns.choice_start is None else [columns.choice_start]), *listed]
-    rows = read_rows(
-        files,
-        texts,
-        label_columns=[columns.label],
-        split_column=columns.split,
-        splits_are_named="split" in config.columns.model_fields_set,
-        skipped=skipped,
-    )
-    counts = Counter(len(_choices(row, columns)) for row in rows)
-    expected = counts.most_common(1)[0][0] if counts else 0
-    return valid_rows(rows, partial(_example, columns=columns, expected=expected), skipped)
-
-
-def _example(row: LabelledRow, columns: ChoiceColumns, expected: int) -> ChoiceExample:
-    """The example of a row. Raises InvalidRow."""
-    choices = _choices(row, columns)
-    if len(choices) != expected or expected < 2:
-        raise InvalidRow(
-            f"{row.where}: has {len(choices)} choices, most rows have {expected}; give each row the same number, at "
-            "least 2",
-            "other number of choices",
-        )
-    for number, choice in enumerate(choices):
-        if not isinstance(choice, str) or not choice.strip():
-            raise InvalidRow(f"{row.where}: choice {number} is {choice!r}; write its text", "empty text")
-    start = "" if columns.choice_start is None else f"{row.values[columns.choice_start] or ''} ".lstrip()
-    texts = tuple(f"{start}{choice}" for choice in choices)
-    label = _label(row, columns.label, expected)
-    return ChoiceExample(row.number, row.split, label, row.text(columns.context), texts, where=row.where)
-
-
-def _choices(row: LabelledRow, columns: ChoiceColumns) -> list[Any]:
-    """The values of the row's choices; none if its column has no list."""
-    if isinstance(columns.choices, tuple):
-        return [row.values[column] for column in columns.choices]
-    value = row.values[columns.choices]
-    return value if isinstance(value, list) else []
-
-
-def _label(row: LabelledRow, column: Column, choices: int) -> int | None:
-    """The number of the right choice, or None for a row of test or of an extra file without one."""
-    text = str(row.values.get(column, "")).strip()
-    if may_be_unlabelled(row.split) and text in ("", "None", NO_LABEL):
-        return None
-    if not text.isdecimal() or int(text) >= choices:
-        raise InvalidRow(
-            f"{row.where}: {column} is {text!r}; write the number of the right choice, from 0 to {choices - 1}",
-            "invalid label",
-        )
-    return int(text)

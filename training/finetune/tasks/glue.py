@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cloze.training.finetune.tasks.published_scores import PublishedScore, published_scores
-from cloze.training.finetune.tasks.task import Column, TaskExample
+from cloze.training.finetune.tasks.task import TaskExample
+from cloze.training.finetune.tasks.task_config import Column
 
 NO_LABEL = "-1"
 
@@ -55,7 +56,7 @@ def submission_files(
     name: str | None, examples: Sequence[TaskExample], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, bytes]:
     """The predictions for test, or for an extra file without labels, of a GLUE task -> the file that GLUE's server
-    takes: index, from 0, and prediction. None for another task or split."""
+    takes: index, from 0, and prediction. Empty for another task or split."""
     split = examples[0].split if examples else ""
     if name is None or split in ("", "train", "dev") or (split != "test" and examples[0].label is not None):
         return {}

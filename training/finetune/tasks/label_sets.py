@@ -19,7 +19,7 @@ from cloze.training.finetune.tasks.labelled_files import (
     with_splits,
 )
 from cloze.training.finetune.tasks.labelled_texts import LabelledText
-from cloze.training.finetune.tasks.task import Column
+from cloze.training.finetune.tasks.task_config import Column
 
 _YES = ("1", "1.0", "True", "true")
 _NO = ("0", "0.0", "False", "false")

@@ -17,7 +17,8 @@ from cloze.pipeline.core.keyed_random import hash64
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import table_files
 from cloze.training.finetune.tasks.invalid_rows import InvalidRow
-from cloze.training.finetune.tasks.task import SPLITS, Column, splits_of
+from cloze.training.finetune.tasks.task import splits_of
+from cloze.training.finetune.tasks.task_config import SPLITS, Column
 
 Example = TypeVar("Example", bound="LabelledExample")
 

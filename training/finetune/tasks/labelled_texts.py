@@ -14,7 +14,8 @@ from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.tasks.glue import NO_LABEL, Layout
 from cloze.training.finetune.tasks.invalid_rows import valid_rows
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, may_be_unlabelled, read_rows
-from cloze.training.finetune.tasks.task import Column, EncodedTask, InputColumns, splits_of
+from cloze.training.finetune.tasks.task import EncodedTask, InputColumns, splits_of
+from cloze.training.finetune.tasks.task_config import Column
 from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.metrics.classification import accuracy
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, read_rows
 from cloze.training.finetune.tasks.special_tokens import SpecialTokens, mask_id
-from cloze.training.finetune.tasks.task import Column, EncodedTask, Predictions, RowIndices, TaskConfig, score_facts
+from cloze.training.finetune.tasks.task import EncodedTask, Predictions, RowIndices, score_facts
+from cloze.training.finetune.tasks.task_config import Column, TaskConfig
 from cloze.training.model.bert import BertConfig, MaskedLMHead, initialize
 
 if TYPE_CHECKING:

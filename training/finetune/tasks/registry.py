@@ -15,7 +15,8 @@ from cloze.training.finetune.tasks.multilabel import Multilabel, MultilabelConfi
 from cloze.training.finetune.tasks.question_answering.task import QuestionAnswering, QuestionAnsweringConfig
 from cloze.training.finetune.tasks.regression import Regression, RegressionConfig
 from cloze.training.finetune.tasks.tagging import Tagging, TaggingConfig
-from cloze.training.finetune.tasks.task import Task, TaskConfig
+from cloze.training.finetune.tasks.task import Task
+from cloze.training.finetune.tasks.task_config import TaskConfig
 
 #: The configuration class of each kind, whose field `kind` has the kind's name by default, and its `Task`.
 TASKS: dict[type[TaskConfig], type[Task]] = {

@@ -33,11 +33,10 @@ from cloze.training.finetune.tasks.task import (
     InputColumns,
     Predictions,
     RowIndices,
-    TrainedTaskConfig,
-    Training,
     TransformersHead,
     score_facts,
 )
+from cloze.training.finetune.tasks.task_config import TrainedTaskConfig, Training
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

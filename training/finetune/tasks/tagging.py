@@ -31,12 +31,11 @@ from cloze.training.finetune.tasks.task import (
     InputColumns,
     Predictions,
     RowIndices,
-    TrainedTaskConfig,
-    Training,
     TransformersHead,
     score_facts,
     splits_of,
 )
+from cloze.training.finetune.tasks.task_config import TrainedTaskConfig, Training
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -255,7 +254,7 @@ class Tagging:
 
 def prediction_files(examples: Sequence[TaggedSentence], rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     """The file of a split with a word per line: its lines, and the predicted tag as another column, as conlleval reads
-    them. None for a table."""
+    them. Empty for a table."""
     if not any(example.lines for example in examples):
         return {}
     text, document = list[str](), None

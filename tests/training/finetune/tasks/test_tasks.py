@@ -14,7 +14,7 @@ from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from cloze.training.finetune.tasks import glue
 from cloze.training.finetune.tasks.minimal_pairs import MinimalPairsConfig
 from cloze.training.finetune.tasks.registry import TASKS
-from cloze.training.finetune.tasks.task import TaskConfig
+from cloze.training.finetune.tasks.task_config import TaskConfig
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from tests.training.finetune.tasks.trained import task_of_files, train
 
@@ -240,7 +240,7 @@ def test_extra_files_are_predicted_and_those_with_labels_scored(tmp_path: Path) 
     assert {file.name for file in trained.folder.glob("predictions/*/*.tsv")} == {"MNLI-m.tsv", "MNLI-mm.tsv"}
 
 
-@pytest.mark.parametrize("name", ["train", "data", "init", "a b", ""])
+@pytest.mark.parametrize("name", ["train", "data", "init", "truncated", "a b", ""])
 def test_an_extra_file_has_a_name_of_its_own(name: str) -> None:
     with pytest.raises(ValueError, match=r"files\.extra"):
         config("classification", files={"train": "x", "extra": {name: "x"}})

@@ -15,12 +15,13 @@ from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, token
 from cloze.training.checkpoints import checkpoint
 from cloze.training.checkpoints.checkpoint import SavedConfig
 from cloze.training.cluster.heartbeat import ReportProgress
-from cloze.training.finetune import encode_stage
-from cloze.training.finetune.encoders import from_checkpoint
-from cloze.training.finetune.fine_tuned_model import FineTunedModel
+from cloze.training.finetune.encode import stage as encode_stage
+from cloze.training.finetune.encoders.pretrained_encoder import from_checkpoint
+from cloze.training.finetune.prediction.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.stage import run
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import Task, TaskConfig
+from cloze.training.finetune.tasks.task import Task
+from cloze.training.finetune.tasks.task_config import TaskConfig
 from cloze.training.finetune.trial_runs import run_job
 from cloze.training.finetune.trials import FinetuneSetup, unfinished_jobs
 from cloze.training.model.bert import BertConfig, BertForPreTraining

@@ -31,12 +31,11 @@ from cloze.training.finetune.tasks.task import (
     InputColumns,
     Predictions,
     RowIndices,
-    TrainedTaskConfig,
-    Training,
     TransformersHead,
     score_facts,
     splits_of,
 )
+from cloze.training.finetune.tasks.task_config import TrainedTaskConfig, Training
 from cloze.training.finetune.tasks.text_inputs import TextInputs
 
 if TYPE_CHECKING:

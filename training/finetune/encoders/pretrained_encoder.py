@@ -15,9 +15,9 @@ from cloze.pipeline.text.tokenizer import build_tokenizer, parse_tokenizer, toke
 from cloze.pipeline.text.vocab_file import VocabFile
 from cloze.training.checkpoints import huggingface
 from cloze.training.checkpoints.checkpoint import CheckpointRef, checkpoint_ref
-from cloze.training.checkpoints.warm_start import checkpoint_vocab, is_digest, weights_files
-from cloze.training.finetune import cloze_encoder, transformers_encoder
-from cloze.training.finetune.cloze_encoder import ClozeEncoder
+from cloze.training.checkpoints.warm_start import checkpoint_vocab, folder_of, is_digest, weights_files
+from cloze.training.finetune.encoders import cloze_encoder, transformers_encoder
+from cloze.training.finetune.encoders.cloze_encoder import ClozeEncoder
 from cloze.training.finetune.tasks.task import Task, TransformersHead
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
@@ -51,8 +51,9 @@ class PretrainedEncoder(Protocol):
         """The tokenizer, which treats special tokens in a text as ordinary text."""
         ...
 
-    def check_masked_lm_head(self) -> None:
-        """Raises UserError when the pretrained model has no masked-LM head."""
+    def check_head(self, head: TransformersHead | None) -> None:
+        """Raises UserError when the encoder has no such head; of None, when the pretrained model has no masked-LM head,
+        with which the task scores."""
         ...
 
     def new_model(self, task: Task, seed: int, *, pretrained: bool) -> nn.Module:
@@ -92,7 +93,7 @@ def from_weights_file(file: SourceFile) -> PretrainedEncoder:
 
     Raises UserError when it cannot be used, or its vocabulary is missing.
     """
-    folder = Location(file.uri.rpartition("/")[0] or ".")
+    folder = folder_of(file)
     if (folder / "state.json").exists():
         return from_checkpoint(checkpoint_ref(folder), checkpoint_vocab(folder))
     if huggingface.other_model_type(folder):

@@ -81,9 +81,8 @@ class PieceModel(TransformersModel):
             outputs.last_hidden_state = outputs.last_hidden_state[rows, positions][:, None]  # [b, 1, hidden]
             return outputs
 
-        hook = self.encoder.register_forward_hook(
-            at_positions
-        )  # the head then computes [b, 1, vocab], not [b, s, vocab]
+        # The head then computes [b, 1, vocab], not [b, s, vocab].
+        hook = self.encoder.register_forward_hook(at_positions)
         try:
             logits = self.outputs(input_ids, torch.zeros_like(input_ids), attention_mask).logits
         finally:

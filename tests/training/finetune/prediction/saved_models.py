@@ -8,7 +8,7 @@ import transformers
 
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
-from cloze.training.finetune.fine_tuned_model import FineTunedModel
+from cloze.training.finetune.prediction.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.tasks.registry import TASKS
 
 PIECES = [*SPECIAL_TOKENS, *"abcdefgh"]

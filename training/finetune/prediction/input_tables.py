@@ -12,7 +12,8 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.schema import parquet_errors
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import table_files
-from cloze.training.finetune.tasks.task import Column, InputColumns
+from cloze.training.finetune.tasks.task import InputColumns
+from cloze.training.finetune.tasks.task_config import Column
 
 _BATCH = 1024  # rows in memory at a time
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-SQUAD = Path(__file__).parents[2] / "data/finetune/squad-dev.json"
+SQUAD = Path(__file__).parents[3] / "data/finetune/squad-dev.json"
 MODEL_TYPES = ("albert", "distilbert", "modernbert", "roberta")
 BRACKETS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

@@ -20,7 +20,7 @@ _POOLER = "bert.pooler."  # the names of its weights begin with this; transforme
 
 @dataclass(frozen=True)
 class ClozeEncoder:
-    """A PretrainedEncoder (see encoders.py) that Cloze runs itself."""
+    """A PretrainedEncoder (see pretrained_encoder.py) that Cloze runs itself."""
 
     config: BertConfig
     vocab_size: int
@@ -36,8 +36,9 @@ class ClozeEncoder:
     def tokenizer(self) -> Tokenizer:
         return parse_tokenizer(self.tokenizer_files["tokenizer.json"])
 
-    def check_masked_lm_head(self) -> None:
-        self._masked_lm_head(self.read_weights())
+    def check_head(self, head: TransformersHead | None) -> None:
+        if head is None:
+            self._masked_lm_head(self.read_weights())
 
     def new_model(self, task: Task, seed: int, *, pretrained: bool) -> nn.Module:
         """The task's model, whose encoder is `bert`. The masked-LM head, `mlm`, is pretrained, too, if it has one."""

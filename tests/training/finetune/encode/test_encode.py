@@ -16,10 +16,11 @@ from cloze.pipeline.core.file_digests import source_file
 from cloze.pipeline.core.ragged import Ragged
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
-from cloze.training.finetune.encode_stage import encode_config, run
-from cloze.training.finetune.encoded_files import StoredSplits, split_files
+from cloze.training.finetune.encode.encoded_files import StoredSplits, split_files
+from cloze.training.finetune.encode.stage import encode_config, run
 from cloze.training.finetune.tasks.registry import TASKS, task_of
-from cloze.training.finetune.tasks.task import TaskConfig, splits_of
+from cloze.training.finetune.tasks.task import splits_of
+from cloze.training.finetune.tasks.task_config import TaskConfig
 
 TEXTS = "text\tlabel\n" + "the old red\t1\nthe new\t0\n" * 12
 PIECES = [*SPECIAL_TOKENS, "the", "old", "red", "new", "is"]
@@ -136,7 +137,7 @@ def test_rows_are_kept_or_dropped_with_their_reason(tmp_path: Path) -> None:
 )
 def test_settings_of_the_training_alone_change_no_fingerprint(kind: str, changed: dict[str, Any]) -> None:
     assert config(kind, **changed) != config(kind)
-    assert identity(encode_config(config(kind, **changed))) == identity(encode_config(config(kind)))
+    assert encode_config(config(kind, **changed)) == encode_config(config(kind))
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,13 @@ def test_the_seed_counts_where_it_divides_the_examples() -> None:
 
     assert of(1) != of(2)
     assert of(1, dev="x") == of(2, dev="x")
+
+
+def test_a_file_that_changes_during_the_run_is_an_error(tmp_path: Path) -> None:
+    given, settings = inputs("classification", tmp_path), config("classification")
+    (tmp_path / "data.tsv").write_text(TEXTS.replace("\t1", "\t2"))
+    with pytest.raises(UserError, match=r"data\.tsv: has changed since the run began; run again"):
+        run(encode_config(settings), given, Output(Location(str(tmp_path / "out")), "encode", 1, "e"))
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

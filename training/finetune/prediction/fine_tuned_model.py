@@ -12,9 +12,10 @@ from torch import nn
 
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import load_tokenizer
-from cloze.training.finetune.encoders import load_fine_tuned
+from cloze.training.finetune.encoders.pretrained_encoder import load_fine_tuned
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import TaskConfig, TrainedTask
+from cloze.training.finetune.tasks.task import TrainedTask
+from cloze.training.finetune.tasks.task_config import TaskConfig
 
 _BATCH = 64  # rows that are computed at once
 _READ_AHEAD = 1024  # inputs that are sorted by length, so that batches have little padding

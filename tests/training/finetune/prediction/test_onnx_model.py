@@ -12,10 +12,10 @@ import transformers
 from numpy.typing import NDArray
 
 from cloze.pipeline.core.errors import UserError
-from cloze.training.finetune.onnx_model import fine_tuned_onnx
-from tests.training.finetune import test_transformers_encoder as of_transformers
-from tests.training.finetune.saved_models import HEADS, KINDS, PIECES, saved
-from tests.training.finetune.transformers_folders import write_folder
+from cloze.training.finetune.prediction.onnx_model import fine_tuned_onnx
+from tests.training.finetune.encoders import test_transformers_encoder as of_transformers
+from tests.training.finetune.encoders.transformers_folders import write_folder
+from tests.training.finetune.prediction.saved_models import HEADS, KINDS, PIECES, saved
 
 INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
 

@@ -11,10 +11,10 @@ import pytest
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune import file_prediction
-from cloze.training.finetune.file_prediction import FilePrediction, write_part
-from cloze.training.finetune.input_tables import open_table
-from tests.training.finetune.saved_models import HEADS, saved, task
+from cloze.training.finetune.prediction import file_prediction
+from cloze.training.finetune.prediction.file_prediction import FilePrediction, write_part
+from cloze.training.finetune.prediction.input_tables import open_table
+from tests.training.finetune.prediction.saved_models import HEADS, saved, task
 
 ROWS = 50
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from cloze.training.checkpoints.onnx_file import onnx_bytes
+from cloze.training.finetune.encoders.transformers_heads import ChoiceModel, SpanModel, TransformersModel
 from cloze.training.finetune.heads import ChoiceClassifier, SpanClassifier
-from cloze.training.finetune.transformers_heads import ChoiceModel, SpanModel, TransformersModel
 
 _SPANS, _CHOICES = (SpanClassifier, SpanModel), (ChoiceClassifier, ChoiceModel)
 

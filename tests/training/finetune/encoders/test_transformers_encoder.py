@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,17 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import as_one_file, source_file
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import weights_files
-from cloze.training.finetune.encoders import PretrainedEncoder, from_weights_file
-from cloze.training.finetune.fine_tuned_model import FineTunedModel
+from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder, from_weights_file
+from cloze.training.finetune.prediction.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.stage import check
 from cloze.training.finetune.tasks.question_answering.squad_files import read_questions
 from cloze.training.finetune.tasks.question_answering.windows import build_windows
 from cloze.training.finetune.tasks.registry import FinetuneConfig, task_of
-from cloze.training.finetune.tasks.task import TaskConfig
+from cloze.training.finetune.tasks.task_config import TaskConfig
 from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.hardware import cpu_threads
+from tests.training.finetune.encoders.transformers_folders import MODEL_TYPES, SQUAD, texts, write_folder
 from tests.training.finetune.tasks.trained import train_in_process
-from tests.training.finetune.transformers_folders import MODEL_TYPES, SQUAD, texts, write_folder
 
 SETTINGS = {"max_seq_length": 96, "learning_rate": 0.001, "batch_size": 4, "epochs": 1, "precision": "fp32"}
 
@@ -359,6 +360,18 @@ def test_without_transformers_the_error_names_the_extra(folder_of, tmp_path, mon
 def test_bert_needs_no_transformers():
     code = "import sys, cloze.training.finetune.stage as _; sys.exit('transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_head_that_transformers_lacks_is_found_before_training(tmp_path):
+    folder = write_folder(tmp_path / "model", "distilbert")
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    config = transformers.EsmConfig(vocab_size=500, max_position_embeddings=130, pad_token_id=0, **shape)
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    for kind, refused in (("classification", False), ("choice", True)):
+        settings, files = write_task(kind, tmp_path)
+        data = source_file(files["data"], Location(str(tmp_path / "cache")))
+        with pytest.raises(UserError, match="has no ForMultipleChoice for esm") if refused else nullcontext():
+            check(settings, {"data": data, "init": init_file(folder, tmp_path)})
 
 
 def test_too_long_inputs_and_missing_masked_lm_heads_are_found_before_training(tmp_path, folder_of):

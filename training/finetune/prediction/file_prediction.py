@@ -20,10 +20,11 @@ from cloze.pipeline.core.schema import parquet_bytes, parquet_errors
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
 from cloze.training.cluster.elastic import Placement, nodes
-from cloze.training.finetune.fine_tuned_model import FineTunedModel
-from cloze.training.finetune.input_tables import InputTable, open_table
+from cloze.training.finetune.prediction.fine_tuned_model import FineTunedModel
+from cloze.training.finetune.prediction.input_tables import InputTable, open_table
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import TaskConfig, TrainedTask
+from cloze.training.finetune.tasks.task import TrainedTask
+from cloze.training.finetune.tasks.task_config import TaskConfig
 
 VERSION = 1  # of the parts: covered by their fingerprint
 SUMMARY_FILE = "_predictions.json"  # readers of a Parquet folder ignore names with an underscore

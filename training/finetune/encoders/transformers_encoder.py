@@ -19,9 +19,9 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import load_tokenizer, parse_tokenizer
 from cloze.training.checkpoints.weight_files import SAFETENSORS, find_weight_files, printable, read_json, read_tensors
+from cloze.training.finetune.encoders.transformers_heads import MODELS, TransformersModel
 from cloze.training.finetune.tasks.special_tokens import SpecialTokens, mask_id
 from cloze.training.finetune.tasks.task import Task, TransformersHead
-from cloze.training.finetune.transformers_heads import MODELS, TransformersModel
 
 _TAGGING, _MASKED_LM = "ForTokenClassification", "ForMaskedLM"
 _MAPPINGS = {  # from a class of configurations to one of models, by the end of the latter's name
@@ -44,7 +44,7 @@ _REPLACED_KEYS = {
 
 @dataclass(frozen=True)
 class TransformersEncoder:
-    """A PretrainedEncoder (see encoders.py) that transformers runs."""
+    """A PretrainedEncoder (see pretrained_encoder.py) that transformers runs."""
 
     folder: Location
     config: Mapping[str, Any]  # config.json without the keys that fine-tuning replaces
@@ -55,7 +55,10 @@ class TransformersEncoder:
     def tokenizer(self) -> Tokenizer:
         return parse_tokenizer(self.tokenizer_files["tokenizer.json"])
 
-    def check_masked_lm_head(self) -> None:
+    def check_head(self, head: TransformersHead | None) -> None:
+        if head is not None:
+            _build(self.folder, {**self.config, **head.settings}, head.class_name, on_meta=True)
+            return
         try:
             mask_id(self.tokenizer())
         except UserError as error:

@@ -11,11 +11,12 @@ from pydantic import SkipValidation
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Config, InputPath, identity
 from cloze.pipeline.core.storage import Location
-from cloze.training.checkpoints.warm_start import is_digest
-from cloze.training.finetune.encoded_files import split_files
-from cloze.training.finetune.encoders import tokenizer_of, tokenizer_paths
+from cloze.training.checkpoints.warm_start import folder_of, is_digest
+from cloze.training.finetune.encode.encoded_files import split_files
+from cloze.training.finetune.encoders.pretrained_encoder import tokenizer_of, tokenizer_paths
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import TaskConfig, splits_of, task_files
+from cloze.training.finetune.tasks.task import splits_of
+from cloze.training.finetune.tasks.task_config import TaskConfig, task_files
 
 VERSION = 1
 
@@ -58,4 +59,4 @@ def run(config: EncodeConfig, inputs: Mapping[str, Any], out: Output) -> Manifes
 def _tokenizer_folder(inputs: Mapping[str, Any]) -> Location:
     if vocab := inputs.get("vocab"):
         return vocab.location
-    return Location(inputs["tokenizer"].uri.rpartition("/")[0] or ".")
+    return folder_of(inputs["tokenizer"])

@@ -1,0 +1,1 @@
+"""Labelled files -> a task's examples as token ids."""
