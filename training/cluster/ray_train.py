@@ -77,8 +77,8 @@ class WorkerGroup(NamedTuple):
 def run_group(
     group: WorkerGroup, restart: RestartPolicy, progress: Progress, stop: threading.Event, cancelled: threading.Event
 ) -> None:
-    """`run_workers`, in any thread. `stop` requests the workers to stop early; `cancelled` ends the group as Ctrl-C does
-    in the main thread.
+    """`run_workers`, in any thread. `stop` requests the workers to stop early; `cancelled` ends the group as Ctrl-C
+    does in the main thread.
     """
     import ray
     from ray.exceptions import RayError
