@@ -30,8 +30,9 @@ SPLITS = ("train", "dev", "test")
 
 Column = str | int  # a column's name, or its number, from 1, in a file without a header
 
-# The inputs of a task's stages, whose names no extra file may have.
+# The inputs of a task's stages, and the counts of encode next to those of splits: no extra file may have these names.
 _INPUTS = (*SPLITS, "data", "init", "checkpoint", "vocab", "tokenizer", "encoded", "finetuned")
+_COUNTS = ("rows", "truncated", "divided_sentences", "words_without_pieces")
 _ExtraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 RowIndices = NDArray[np.int64]  # of examples within their split
@@ -97,7 +98,7 @@ class SplitFiles(Config):
     @field_validator("extra")
     @classmethod
     def _names_are_free(cls, extra: dict[str, str] | None) -> dict[str, str] | None:
-        if taken := [name for name in extra or () if name in _INPUTS]:
+        if taken := [name for name in extra or () if name in (*_INPUTS, *_COUNTS)]:
             raise ValueError(f"{taken[0]} has another meaning; give the file another name")
         return extra
 
