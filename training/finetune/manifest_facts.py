@@ -33,7 +33,7 @@ class CurvesFact(Fact, extra="allow"):
     best_epoch: int = 0  # from 1
     merit: list[float | None] = Field(default=[])  # the selection key of the best epoch: see Task.selection_key
     stopped_epoch: int | None = None  # the last one, if early stopping has ended the trial before all of its epochs
-    diverged_step: int | None = None  # from 1: the loss of this step is nan or infinite, and the trial ends there
+    diverged_step: int | None = None  # from 1: the loss of this step, or an output for dev after it, is not finite
 
     def dev(self, metric: str) -> list[float | None]:
         """One value of a metric per epoch; empty for a metric that the task does not compute on dev."""

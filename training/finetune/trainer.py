@@ -39,7 +39,7 @@ class TrialResult:
     best_epoch: int = 0  # from 1
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     stopped_epoch: int | None = None  # the last one, if it is not that of the configuration
-    diverged_step: int | None = None  # from 1: the step with a loss that is not finite
+    diverged_step: int | None = None  # from 1: the loss of this step, or an output for dev after it, is not finite
 
     def add_epoch(self, metrics: Mapping[str, float], selection_key: SelectionKey, model: nn.Module) -> None:
         self.dev.append(metrics)
@@ -101,7 +101,7 @@ class FinetuneTrainer:
     def run_trial(self, variant: str, trial: Trial) -> TrialResult:
         """Train with a trial's hyperparameters, and evaluate on dev after each epoch.
 
-        A trial whose loss is not finite ends there. Raises UserError if it is the only one.
+        A trial whose loss, or output for dev, is not finite ends there. Raises UserError if it is the only one.
         """
         data, seed, task = self.setup.splits["train"], self.setup.seed(trial), cast(TrainedTask, self.setup.task)
         config, steps = cast(TrainedTaskConfig, self.setup.config), self.setup.steps(trial)
@@ -130,7 +130,13 @@ class FinetuneTrainer:
                     len(result.losses), f"{place}, epoch {epoch + 1} of {trial.epochs}, loss {loss:.3f}"
                 )
             dev = self.setup.splits["dev"]
-            metrics = task.evaluate(self.answers(model, dev), dev)
+            answers, is_finite = self.answers(model, dev)
+            if not is_finite:  # by the epoch's last step: no loss has shown it
+                if len(config.trials) == 1:
+                    raise UserError(f"finetune-{config.name}: the loss on dev is nan or inf; lower learning_rate")
+                result.diverged_step = len(result.losses)
+                return result
+            metrics = task.evaluate(answers, dev)
             result.add_epoch(metrics, task.selection_key(metrics), model)
             if config.early_stopping and len(result.dev) - result.best_epoch >= config.early_stopping:
                 result.stopped_epoch = len(result.dev) if len(result.dev) < trial.epochs else None
@@ -189,21 +195,24 @@ class FinetuneTrainer:
             gradient.copy_(values.view_as(gradient))
         return total.item()
 
-    def answers(self, model: nn.Module, data: EncodedSplit) -> list[Any]:
-        """The task's answer for each example of a split, in order. The workers divide the examples among them."""
+    def answers(self, model: nn.Module, data: EncodedSplit) -> tuple[list[Any], bool]:
+        """The task's answer for each example of a split, in order, and whether all outputs of the model are finite. The
+        workers divide the examples among them.
+        """
         order = np.argsort(data.lengths, kind="stable")  # rows of similar length together: little padding
         worker_rows = order[self.rank :: self.workers]
-        worker_answers = list[Any]()
+        worker_answers, is_finite = list[Any](), True
         model.eval()
         with torch.inference_mode(), autocast(self.device, self.precision):
             for start in range(0, len(worker_rows), _EVAL_BATCH):
                 rows = worker_rows[start : start + _EVAL_BATCH]
                 outputs = model(*self.setup.task.inputs(data, rows, self.device))
+                is_finite = is_finite and bool(outputs.isfinite().all())
                 worker_answers += self.setup.task.answers(outputs, data, rows)
         gathered: list[Any] = [None] * self.workers
-        dist.all_gather_object(gathered, worker_answers)
+        dist.all_gather_object(gathered, (worker_answers, is_finite))
         answers: list[Any] = [None] * len(order)
-        for rank, rank_answers in enumerate(gathered):
+        for rank, (rank_answers, _) in enumerate(gathered):
             for row, answer in zip(order[rank :: self.workers], rank_answers, strict=True):
                 answers[row] = answer
-        return answers
+        return answers, all(rank_is_finite for _, rank_is_finite in gathered)

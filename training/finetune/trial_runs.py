@@ -83,7 +83,7 @@ def _evaluate_best(trainer: FinetuneTrainer, variant: str) -> None:
         if not (examples := setup.examples(split)):
             continue
         data = setup.splits[split]
-        answers = trainer.answers(model, data)
+        answers, _ = trainer.answers(model, data)
         predictions = task.predictions(examples, answers, data)
         name = variant if split == task.scored_split else f"{variant}-{split}"
         files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions.rows, escaped=False)

@@ -165,6 +165,16 @@ def test_a_trial_that_diverges_is_recorded_and_not_chosen(inputs, single_process
     assert second["seeds"] == [4, 5] and "diverged" not in second and second["mean"]["accuracy"] > 0
 
 
+def test_a_trial_that_its_last_step_ruins_has_diverged(inputs, single_process_group, tmp_path):  # noqa: F811
+    settings = config(learning_rate=(1e30, 0.02), batch_size=9999, epochs=1, compare_random=False)
+    facts = run(settings, inputs, trained_here(settings, inputs, tmp_path / "two")).facts
+    assert facts["variants"]["pretrained"]["trial"]["learning_rate"] == 0.02
+    diverged = facts["trials"]["pretrained-1e+30-batch-9999-epochs-1"]
+    assert diverged["diverged_step"] == len(diverged["loss"]) == 1 and "best_epoch" not in diverged
+    with pytest.raises(UserError, match="finetune-words: the loss on dev is nan or inf; lower learning_rate"):
+        trained_here(config(learning_rate=1e30, batch_size=9999, epochs=1), inputs, tmp_path / "one")
+
+
 def test_a_search_of_which_all_trials_diverge_is_an_error(inputs, single_process_group, tmp_path):  # noqa: F811
     with pytest.raises(UserError, match="finetune-words: the loss of every trial is nan or inf; lower learning_rate"):
         trained_here(config(learning_rate=(1e30, 2e30)), inputs, tmp_path)

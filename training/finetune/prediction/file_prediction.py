@@ -130,7 +130,9 @@ class PartRecord:
 
 def write_part(name: str, prediction: FilePrediction, threads: int, gpu: bool) -> None:
     """Predict and write a part: the columns of its rows, and those of the predictions."""
-    part, config = prediction.parts[name], cast(Any, prediction.config)  # Any: type checkers do not know its hash
+    part = prediction.parts[name]
+    # Prediction does not use the task's files; `extra` is a dict, which has no hash.
+    config = cast(Any, prediction.config.model_copy(update={"files": None}))  # Any: type checkers do not know its hash
     model = _model(prediction.model, config, threads, gpu)
     table = part.table.rows(part.start, part.stop)
     if len(table) != part.stop - part.start:

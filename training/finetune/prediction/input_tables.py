@@ -44,14 +44,15 @@ class InputTable:
 def open_table(location: Location, wanted: InputColumns, added: Sequence[str]) -> InputTable:
     """Find the columns with an input's values, and count the rows: text is read as a whole, of Parquet the footer.
 
-    Raises UserError when the file cannot be read, a column is missing, or one of the columns that predictions `added`
-    exists already.
+    Raises UserError when the file cannot be read, a column is missing, there twice or of bytes, or one of the columns
+    that predictions `added` exists already.
     """
     if _is_parquet(location):
         with location.open() as file, parquet_errors(location, "is not a Parquet file ({}); correct its suffix"):
             metadata = pq.read_metadata(file)
             schema, num_rows = metadata.schema.to_arrow_schema(), metadata.num_rows
         columns = _found_columns(location, schema.names, wanted)
+        _check_columns(location, schema, columns)
     else:
         first = next(table_files.read_rows(location, [], tsv_quotes=False), None)
         if first is None:
@@ -83,6 +84,15 @@ def _found_columns(location: Location, existing: Sequence[Any], wanted: InputCol
             expected = " or ".join(dict.fromkeys(map(str, (*wanted[name], name))))
             raise UserError(f"{location}: has no column {expected}; it has {has}: rename the one with the {name}")
     return {name: column for name, column in found.items() if column is not None}
+
+
+def _check_columns(location: Location, schema: pa.Schema, columns: Mapping[str, Column]) -> None:
+    """Raises UserError for columns that Parquet allows, but that are no texts."""
+    for column in map(str, columns.values()):
+        if len(found := schema.get_all_field_indices(column)) > 1:
+            raise UserError(f"{location}: has {len(found)} columns {column}; rename or remove all but one")
+        if pa.types.is_binary(kind := schema.field(column).type) or pa.types.is_large_binary(kind):
+            raise UserError(f"{location}: the column {column} has the type {kind}; convert it to string")
 
 
 def _text_rows(location: Location, columns: Mapping[str, Column]) -> Iterator[dict[str, Any]]:

@@ -160,6 +160,25 @@ def test_an_unusable_table_is_an_error_that_names_the_file_and_the_column(tmp_pa
     assert error("f.parquet").startswith("f.parquet: is not a Parquet file (")
 
 
+def test_a_column_of_bytes_and_one_that_is_there_twice_are_errors(tmp_path: Path) -> None:
+    saved(tmp_path, "regression")
+    file = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"text": [b"a b"]}), file)
+    with pytest.raises(UserError, match="the column text has the type binary; convert it to string"):
+        plan(tmp_path, "regression", {}, file)
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), file)
+    with pytest.raises(UserError, match="has 2 columns text; rename or remove all but one"):
+        plan(tmp_path, "regression", {}, file)
+
+
+def test_a_task_with_extra_files_predicts_tables(tmp_path: Path) -> None:
+    saved(tmp_path, "regression")
+    pq.write_table(pa.table({"text": FIRST}), tmp_path / "in.parquet")
+    files = {"train": "t.jsonl", "extra": {"more": "m.jsonl"}}
+    table = predicted(plan(tmp_path, "regression", {"file": None, "files": files}, tmp_path / "in.parquet"))
+    assert len(table) == ROWS and table["predicted"].null_count == 0
+
+
 def test_columns_without_a_header_have_numbers(tmp_path: Path) -> None:
     (tmp_path / "in.tsv").write_text("gj04\t1\t\ta b\ngj04\t0\t*\tc\n")
     table = open_table(Location(str(tmp_path / "in.tsv")), {"text": ["sentence", 4]}, [])

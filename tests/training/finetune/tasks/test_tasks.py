@@ -240,7 +240,7 @@ def test_extra_files_are_predicted_and_those_with_labels_scored(tmp_path: Path) 
     assert {file.name for file in trained.folder.glob("predictions/*/*.tsv")} == {"MNLI-m.tsv", "MNLI-mm.tsv"}
 
 
-@pytest.mark.parametrize("name", ["train", "data", "init", "truncated", "a b", ""])
+@pytest.mark.parametrize("name", ["train", "data", "init", "a b", "", "rows", "truncated"])
 def test_an_extra_file_has_a_name_of_its_own(name: str) -> None:
     with pytest.raises(ValueError, match=r"files\.extra"):
         config("classification", files={"train": "x", "extra": {name: "x"}})
