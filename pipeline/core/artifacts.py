@@ -146,7 +146,7 @@ def damage(file: Location, problem: str) -> DamagedFile:
     The file's content is compared with the size and the digest that its stage has recorded. Only a file that differs
     has to be created again.
     """
-    folder, stage, record = _recorded(file)
+    folder, record = _recorded(file)
     if record is None:
         return DamagedFile(f"{file}: cannot be read ({problem}); delete it and run again: other files are kept")
     data = file.read_bytes()
@@ -157,20 +157,21 @@ def damage(file: Location, problem: str) -> DamagedFile:
         )
     differs = "its SHA-256" if len(data) == record.bytes else f"its length of {len(data)} bytes"
     return DamagedFile(
-        f"{file}: is damaged: {differs} differs from {folder}/manifest.json; run again with --force {stage}"
+        f"{file}: is damaged: {differs} differs from {folder / 'manifest.json'}; delete it and run "
+        "again: other files are kept"
     )
 
 
-def _recorded(file: Location) -> tuple[Location, str, FileRecord | None]:
-    """A file of a finished artifact -> the artifact's folder, its stage, and the file's record, if there is one."""
+def _recorded(file: Location) -> tuple[Location, FileRecord | None]:
+    """A file of a finished artifact -> the artifact's folder, and the file's record, if there is one."""
     folder, _, name = file.uri.rpartition("/")
     while folder.count("/") > 2 or (folder and "://" not in folder):
         with suppress(UserError):
             if manifest := read_manifest(Location(folder)):
-                return Location(folder), manifest.stage, manifest.files.get(name)
+                return Location(folder), manifest.files.get(name)
         folder, _, last = folder.rpartition("/")
         name = f"{last}/{name}"
-    return file, "", None
+    return file, None
 
 
 def missing_files(location: Location, manifest: Manifest) -> list[str]:

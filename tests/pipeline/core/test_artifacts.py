@@ -317,7 +317,7 @@ def test_only_a_file_that_differs_from_its_record_is_called_damaged(folder: str)
     file.write_bytes(b"Content")
     manifest = f"{out.location}/manifest.json"
     assert str(damage(file, "bad page")) == (
-        f"{file}: is damaged: its SHA-256 differs from {manifest}; run again with --force extract"
+        f"{file}: is damaged: its SHA-256 differs from {manifest}; delete it and run again: other files are kept"
     )
     file.write_bytes(b"")
     assert f"is damaged: its length of 0 bytes differs from {manifest}; " in str(damage(file, "bad page"))

@@ -164,7 +164,7 @@ def test_a_damaged_shard_is_named_with_the_fix(tmp_path: Path):
     shard = tmp_path / "out-in/documents/00000-00.parquet"
     shard.write_bytes(bytes(shard.stat().st_size))
     documents = Artifact(Location(str(tmp_path / "out-in")), "extract", "f" * 16)
-    line = r"00000-00\.parquet: is damaged: its SHA-256 differs from .*; run again with --force extract$"
+    line = r"00000-00\.parquet: is damaged: its SHA-256 differs from .*; delete it and run again: other files are kept$"
     with pytest.raises(UserError, match=line):
         run(DedupConfig(), {"documents": documents}, Output(Location(str(tmp_path / "out")), "dedup", 1, "e" * 16))
 

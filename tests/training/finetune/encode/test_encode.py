@@ -179,5 +179,5 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     run(encode_config(settings), given, Output(Location(str(tmp_path / "out")), "encode", 1, "e"))
     file = tmp_path / "out/train.arrow"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"train\.arrow: is damaged: its length of .*; run again with --force encode"):
+    with pytest.raises(UserError, match=r"train\.arrow: is damaged: its length of .*; delete it and run again"):
         _ = StoredSplits(Location(str(tmp_path / "out")), ["train"], task_of(settings).split_kind)["train"]
