@@ -78,7 +78,7 @@ def _evaluate_best(trainer: FinetuneTrainer, variant: str) -> None:
             raise UserError(f"finetune-{setup.config.name}: the loss of every trial is nan or inf; lower learning_rate")
         model.load_state_dict(load(setup.weights_file(variant, best).read_bytes()))
         facts = {"trial": best.facts(), "precision": trainer.precision, **trials[best]}
-    files, predicted = dict[str, bytes](), dict[str, list[Any]]()
+    files, predicted, scored = dict[str, bytes](), dict[str, list[Any]](), setup.scored_splits
     for split in splits_of(task.examples)[1:]:
         if not (examples := setup.examples(split)):
             continue
@@ -88,7 +88,7 @@ def _evaluate_best(trainer: FinetuneTrainer, variant: str) -> None:
         name = variant if split == task.scored_split else f"{variant}-{split}"
         files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions.rows, escaped=False)
         files |= {f"predictions/{name}/{file}": content for file, content in predictions.files.items()}
-        if split in setup.scored_splits:
+        if split in scored:
             predicted[split] = [row["predicted"] for row in predictions.rows]
     if trainer.rank:
         return

@@ -1,8 +1,6 @@
 """Fine-tuning through Ray Train: its output, and that neither a kill nor the number of workers changes it."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +36,7 @@ from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.hardware import cpu_threads
 from tests.training.counting_task import Counting, CountingConfig
-from tests.training.finetune.tasks.trained import encoded, train_in_process
+from tests.training.finetune.tasks.trained import MortalOutput, encoded, train_in_process
 
 VARIANTS = ("pretrained", "random")
 COLOURS, SHAPES, OTHERS = ("red", "blue", "green"), ("round", "square", "flat"), ("the", "a", "is", "of", "old", "new")
@@ -144,22 +142,15 @@ class Finished:
 def finished(ray_session: None, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A whole run through Ray Train, whose worker is killed when the second variant's only trial is done."""
 
-    class Mortal(Output):
-        def commit(self, name: str, *arguments: Any, **more: Any) -> Any:
-            log = Path(self.location.path).with_suffix(".log")
-            log.parent.mkdir(exist_ok=True)
-            first_time = not log.exists() or name not in log.read_text().split()
-            with log.open("a") as file:
-                file.write(f"{name}\n")
-            if name.startswith("random-") and first_time:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().commit(name, *arguments, **more)
+    class Mortal(MortalOutput):
+        doomed = "random-"
 
     folder = tmp_path_factory.mktemp("finished") / "artifact"
     shown: list[tuple[Any, ...]] = []
     out = Mortal(Location(str(folder)), "finetune-words", 1, "0", lambda *report: shown.append(report))
     manifest = run(config(max_concurrent_trials=1), inputs, out)
-    return Finished(manifest, folder, folder.with_suffix(".log").read_text().split(), shown)
+    commits = [line.split()[0] for line in folder.with_suffix(".log").read_text().splitlines()]
+    return Finished(manifest, folder, commits, shown)
 
 
 def test_a_killed_worker_continues_after_the_finished_variant(finished):

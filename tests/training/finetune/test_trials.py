@@ -1,8 +1,6 @@
 """A search over hyperparameters and seeds: which trial is chosen, and that nothing is lost or trained twice."""
 
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ from cloze.training.finetune.stage import gpus_of_trial
 from cloze.training.finetune.tasks.task_config import Trial
 from cloze.training.finetune.trainer import FinetuneTrainer
 from cloze.training.finetune.trials import best_trial, possible_best
+from tests.training.finetune.tasks.trained import MortalOutput
 from tests.training.finetune.test_finetune import (
     VARIANTS,
-    Output,
     config,
     inputs,  # noqa: F401 (a fixture)
     output,
@@ -96,18 +94,8 @@ def record_time(root: Path, part: str) -> int:
     return (root / f"parts/{part}.json").stat().st_mtime_ns
 
 
-class Mortal(Output):
-    """Kills the worker that first commits the trial with seed 5 of the lower learning rate."""
-
-    def commit(self, name: str, *arguments: Any, **more: Any) -> Any:
-        log = Path(self.location.path).with_suffix(".log")
-        log.parent.mkdir(exist_ok=True)
-        first_time = not log.exists() or name not in log.read_text().split()
-        with log.open("a") as file:
-            file.write(f"{name} {os.getpid()}\n")
-        if name == "pretrained-1e-09-batch-9-epochs-3-seed-5" and first_time:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().commit(name, *arguments, **more)
+class Mortal(MortalOutput):
+    doomed = "pretrained-1e-09-batch-9-epochs-3-seed-5"
 
 
 def test_two_trials_at_once_and_a_killed_worker_change_no_bit(

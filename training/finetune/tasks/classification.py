@@ -102,13 +102,11 @@ class Classification:
 
     @classmethod
     def input_names(cls, config: ClassificationConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
-        return text_names(config.columns, glue.LAYOUTS[config.glue] if config.glue else None)
+        return text_names(config.columns, glue.layout_of(config.glue))
 
     @classmethod
     def input_columns(cls, config: ClassificationConfig, head: Mapping[str, Any]) -> InputColumns:
-        return text_columns(
-            config.columns.text, config.columns.text_b, glue.LAYOUTS[config.glue] if config.glue else None
-        )
+        return text_columns(config.columns.text, config.columns.text_b, glue.layout_of(config.glue))
 
     @classmethod
     def prediction_types(cls, head: Mapping[str, Any]) -> dict[str, pa.DataType]:
@@ -243,7 +241,7 @@ def read_examples(
     config: ClassificationConfig, files: Mapping[str, Location], skipped: Counter[str] | None = None
 ) -> list[LabelledText]:
     """The examples of the labelled files: see read_texts."""
-    layout = glue.LAYOUTS[config.glue] if config.glue else None
+    layout = glue.layout_of(config.glue)
     return read_texts(config.columns, layout, files, lambda where, text: text, skipped)
 
 

@@ -40,6 +40,11 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+def layout_of(name: str | None) -> Layout | None:
+    """The layout of a GLUE task's files; None without a task."""
+    return LAYOUTS[name] if name else None
+
+
 def paper_fact(name: str) -> dict[str, Any]:
     """BERT's published scores on a task's test set, as the manifest has them; empty if there are none."""
     names = (name, "MNLI-mm") if name == "MNLI" else (name,)

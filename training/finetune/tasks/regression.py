@@ -72,7 +72,7 @@ class Regression:
     @classmethod
     def read(cls, config: RegressionConfig, files: Mapping[str, Location]) -> Self:
         where = next(iter(files.values()))
-        layout = glue.LAYOUTS[config.glue] if config.glue else None
+        layout = glue.layout_of(config.glue)
         skipped = Counter[str]() if config.skip_invalid else None
         texts = read_texts(config.columns, layout, files, _number, skipped)
         examples = with_splits(texts, config.seed, lambda example: 0)
@@ -87,13 +87,11 @@ class Regression:
 
     @classmethod
     def input_names(cls, config: RegressionConfig, head: Mapping[str, Any]) -> tuple[str, ...]:
-        return text_names(config.columns, glue.LAYOUTS[config.glue] if config.glue else None)
+        return text_names(config.columns, glue.layout_of(config.glue))
 
     @classmethod
     def input_columns(cls, config: RegressionConfig, head: Mapping[str, Any]) -> InputColumns:
-        return text_columns(
-            config.columns.text, config.columns.text_b, glue.LAYOUTS[config.glue] if config.glue else None
-        )
+        return text_columns(config.columns.text, config.columns.text_b, glue.layout_of(config.glue))
 
     @classmethod
     def prediction_types(cls, head: Mapping[str, Any]) -> dict[str, pa.DataType]:
