@@ -252,6 +252,25 @@ def read_range(path: str, info: ObjectInfo, start: int, end: int) -> bytes:
     return request("reading", path, call)
 
 
+def read_checked_range(path: str, start: int, end: int, is_correct: Callable[[bytes], bool]) -> bytes:
+    """Returns some bytes of an object without asking for its size first; read again unless they are correct.
+
+    Raises FileNotFoundError when there is no object, and StorageError.
+    """
+    if start >= end:
+        return b""
+    bucket, key = _split(path)
+
+    def call(client: Any) -> bytes:
+        answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")
+        data = _checked_length(answer["Body"].read(), end - start)
+        if not is_correct(data):
+            raise s3_errors.CutBody("its bytes do not match their checksum")
+        return data
+
+    return request("reading", path, call)
+
+
 def _read_in_parts(path: str, info: ObjectInfo, part: int) -> bytes:
     starts = range(0, info.size, part)
     with ThreadPoolExecutor(max(1, min(_THREADS, len(starts)))) as threads:

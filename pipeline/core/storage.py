@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cloze.pipeline.core import s3
-from cloze.pipeline.core.errors import MissingFile, UserError
+from cloze.pipeline.core.errors import DamagedFile, MissingFile, UserError
 from cloze.pipeline.core.s3_file import S3File
 
 _TEMPORARY = ".tmp"
@@ -119,6 +119,20 @@ class Location:
             return s3.read(self.path)
         with self.open() as file:
             return file.read()
+
+    def read_range(self, start: int, end: int, is_correct: Callable[[bytes], bool]) -> bytes:
+        """Returns the bytes from `start` to `end`, in one request. On S3 they are read again unless they are correct.
+
+        Raises DamagedFile when they stay incorrect or the file is shorter.
+        """
+        if self.is_s3:
+            return s3.read_checked_range(self.path, start, end, is_correct)
+        with self.open() as file:
+            file.seek(start)
+            data = file.read(end - start)
+        if len(data) != end - start or not is_correct(data):
+            raise DamagedFile(f"{self.uri}: is damaged; delete it and run again: finished work is kept")
+        return data
 
     def read_text(self) -> str:
         return self.read_bytes().decode("utf-8")
