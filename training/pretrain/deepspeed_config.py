@@ -46,7 +46,7 @@ class ZeroOptimization(_DeepSpeedSection):
     reduce_scatter: bool | None = None
     """Average gradients with reduce-scatter instead of all-reduce."""
     reduce_bucket_size: int | None = Field(default=None, gt=0)
-    """Number of gradient elements reduced at once."""
+    """Number of gradient elements reduced at once. By default the model's number of parameters, up to 500 million."""
     use_multi_rank_bucket_allreduce: bool | None = None
     """Combine the gradient buckets of several workers in one all-reduce."""
     allgather_partitions: bool | None = None

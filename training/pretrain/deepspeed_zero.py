@@ -18,6 +18,9 @@ from cloze.training.pretrain.data_loader import Batch
 from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig
 from cloze.training.pretrain.objective import Objective
 
+#: Elements of the gradient bucket, DeepSpeed's default. It allocates the bucket whole, also for a smaller model.
+_MAX_BUCKET = 500_000_000
+
 
 class DeepSpeedBackend:
     """Partitions moments over the workers; from stage 2 on also gradients, and at stage 3 also weights."""
@@ -35,13 +38,14 @@ class DeepSpeedBackend:
         self._rank, self._workers = dist.get_rank(), dist.get_world_size()
         self._adamw = optimizer
         user_config = deepspeed.model_dump(exclude_none=True)
+        bucket = min(sum(parameter.numel() for parameter in objective.parameters()), _MAX_BUCKET)
         self._engine, *_ = _import_deepspeed(worker_device(), stage).initialize(
             model=objective,
             optimizer=optimizer,
             config=user_config
             | {
                 "train_micro_batch_size_per_gpu": 1,  # required, but not used: batches have their own sizes
-                "zero_optimization": {"stage": stage} | user_config["zero_optimization"],
+                "zero_optimization": {"stage": stage, "reduce_bucket_size": bucket} | user_config["zero_optimization"],
                 "zero_allow_untested_optimizer": True,  # our AdamW is elementwise, too
                 "gradient_clipping": max_grad_norm,
             },
