@@ -95,9 +95,9 @@ def dynamic_masking() -> DynamicMasking:
 
 def node_seconds(artifact: Artifact, workers: int) -> float:
     """Returns the CPU time in which all workers of a node build their micro-batches, one process for each worker."""
-    context, group = multiprocessing.get_context("spawn"), uuid.uuid4().hex
+    context, cache_name = multiprocessing.get_context("spawn"), uuid.uuid4().hex
     barrier, seconds = context.Barrier(workers), context.Queue()
-    arguments = [(artifact, group, rank, workers, barrier, seconds) for rank in range(workers)]
+    arguments = [(artifact, cache_name, rank, workers, barrier, seconds) for rank in range(workers)]
     processes = [context.Process(target=run_worker, args=own) for own in arguments]
     for process in processes:
         process.start()
@@ -107,10 +107,10 @@ def node_seconds(artifact: Artifact, workers: int) -> float:
     return total
 
 
-def run_worker(artifact: Artifact, group: str, rank: int, workers: int, barrier: Any, seconds: Any) -> None:
+def run_worker(artifact: Artifact, cache_name: str, rank: int, workers: int, barrier: Any, seconds: Any) -> None:
     """Build micro-batches of 64 at the same pace as the other workers. Sends the CPU seconds, without the waiting."""
     torch.set_num_threads(1)
-    cache, masking, total = WindowCache(group) if workers > 1 else None, dynamic_masking(), 0.0
+    cache, masking, total = WindowCache(cache_name) if workers > 1 else None, dynamic_masking(), 0.0
     batches = ExampleDataset(artifact, "train", cache).batches(1, 0, 256, GROUP_BY_LENGTH)
     for number in range(BATCHES):
         if number % 32 == 0:

@@ -66,8 +66,8 @@ class PhaseData:
             return
         self.close()
         self.phase, config, artifact = state.phase, self._setup.config, self._setup.examples[state.phase]
-        group = broadcast_object(uuid.uuid4().hex)
-        self._cache = WindowCache(group) if workers_on_this_node() > 1 else None
+        cache_name = broadcast_object(uuid.uuid4().hex)
+        self._cache = WindowCache(cache_name) if workers_on_this_node() > 1 else None
         train, heldout = (ExampleDataset(artifact, split, self._cache) for split in ("train", "heldout"))
         masking = None if train.has_stored_masks else _dynamic_masking(config.seed, artifact, self._setup.pieces)
         size = config.global_batch_sizes[self.phase]

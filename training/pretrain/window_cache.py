@@ -24,15 +24,16 @@ _MIN_FREE_BYTES = 2**30  # of shared memory: four windows of length 512 take abo
 
 
 class WindowCache:
-    """The windows that the workers of one group share on this node."""
+    """The windows that the workers of a group share on this node."""
 
-    def __init__(self, group: str, parent: Path | None = None) -> None:
-        """Create the folder of `group`, a name that no other group has, and delete the folders of ended groups.
+    def __init__(self, name: str, parent: Path | None = None) -> None:
+        """Create the folder, if no other worker has, and delete the folders of groups that have ended.
 
-        The folder is in `parent`, by default in shared memory if there is room, else where temporary files are.
+        All workers of the group pass the same unique `name`. The folder is in `parent`, by default in shared memory if
+        there is room, else where temporary files are.
         """
         parent = parent or _parent_folder()
-        self._folder = parent / f"{_PREFIX}{group}"
+        self._folder = parent / f"{_PREFIX}{name}"
         for folder in parent.glob(f"{_PREFIX}*"):
             if folder != self._folder:
                 _delete_unused(folder)
