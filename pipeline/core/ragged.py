@@ -25,6 +25,11 @@ class Ragged(NamedTuple):
         lengths = self.lengths[rows]
         return Ragged(self.values[ragged_ranges(self.offsets[:-1][rows], lengths)], offsets_of(lengths))
 
+    def slice(self, start: int, end: int) -> "Ragged":
+        """Returns the rows from `start` to `end`; their values are not copied."""
+        offsets = self.offsets[start : end + 1]
+        return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
     @staticmethod
     def concatenate(parts: Iterable["Ragged"]) -> "Ragged":
         values, lengths = zip(*((part.values, part.lengths) for part in parts), strict=True)

@@ -24,7 +24,8 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.masking import mask_rules
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.transformers_names import BERT
-from cloze.training.pretrain.data_loader import DynamicMasking, ExampleArrays, ExampleDataset, collate
+from cloze.training.pretrain.data_loader import DynamicMasking, ExampleDataset, collate
+from cloze.training.pretrain.example_arrays import ExampleArrays
 from tests.benchmarks._reference import VOCAB_SIZE, vocabulary
 
 TIMED_STEPS = 6  # per precision, after two steps of warm-up

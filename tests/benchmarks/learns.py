@@ -35,7 +35,8 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import Document, document, document_table
 from cloze.training.model.bert import BertConfig, BertForPreTraining
 from cloze.training.model.hardware import processor_name
-from cloze.training.pretrain.data_loader import ExampleArrays, ExampleDataset, collate
+from cloze.training.pretrain.data_loader import ExampleDataset, collate
+from cloze.training.pretrain.example_arrays import ExampleArrays
 from cloze.training.pretrain.objective import Objective
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCAB_SIZE

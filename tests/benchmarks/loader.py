@@ -2,19 +2,23 @@
 
 The comparison is with transformers' DataCollatorForLanguageModeling, which masks and pads lists of ids that are already
 in memory; Cloze reads them from Parquet. Both build batches of 64 rows of length 128. `padding_G_M` is the fraction of
-padding for global batch size G and micro-batch size M. `same_row_group` is how much more often than in a full shuffle
-two examples of a batch of 256 come from the same row group of 1,024. `resumed_batch_seconds` is the time to the first
-batch after resuming in the middle of the epoch.
+padding for global batch size G and micro-batch size M. `node_W` is the examples per CPU second of W workers of one node
+together, `node_ratio` the CPU time of four workers relative to that of one. `same_row_group` is how much more often
+than in a full shuffle two examples of a batch of 256 come from the same row group of 1,024. `resumed_batch_seconds` is
+the time to the first batch after resuming in the middle of the epoch.
 """
 
 import argparse
+import multiprocessing
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +28,12 @@ from cloze.pipeline.text.masking import mask_rules
 from cloze.training.pretrain.data_loader import (
     Batch,
     DynamicMasking,
-    ExampleArrays,
     ExampleDataset,
     collate,
     worker_micro_batches,
 )
+from cloze.training.pretrain.example_arrays import ExampleArrays
+from cloze.training.pretrain.window_cache import WindowCache
 from tests.benchmarks import _examples, examples
 from tests.benchmarks._reference import VOCABULARY
 from tests.benchmarks._show import show
@@ -36,6 +41,7 @@ from tests.benchmarks._show import show
 TEXT_MB = 40.0
 BATCHES = 1000
 GROUP_BY_LENGTH = 64  # see PretrainConfig
+WORKERS = (1, 2, 4)  # of a node
 SIZES = ((256, 64), (256, 32), (32, 16))  # global and micro-batch
 
 
@@ -53,8 +59,7 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(artifact: Artifact, repeats: int) -> dict[str, float]:
-    loader = ExampleDataset(artifact, "train")
-    masking = DynamicMasking(1, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
+    loader, masking = ExampleDataset(artifact, "train"), dynamic_masking()
 
     def micro_batches(size: int, micro: int) -> Iterator[Batch]:
         for rows in loader.batches(1, 0, size, GROUP_BY_LENGTH):
@@ -67,6 +72,9 @@ def measure(artifact: Artifact, repeats: int) -> dict[str, float]:
     for size, micro in SIZES:
         masks = [one.attention_mask for one in islice(micro_batches(size, micro), 50_000 // micro)]
         figures[f"padding_{size}_{micro}"] = 1 - sum(int(mask.sum()) for mask in masks) / sum(m.numel() for m in masks)
+    seconds = {workers: median(node_seconds(artifact, workers) for _ in range(repeats)) for workers in WORKERS}
+    figures |= {f"node_{workers}": BATCHES * 256 / seconds[workers] for workers in WORKERS}
+    figures["node_ratio"] = seconds[4] / seconds[1]
     figures["same_row_group"] = same_row_group(loader)
     for name, position in (("first", 0), ("resumed", len(loader) // 2)):
         figures[f"{name}_batch_seconds"] = median(seconds_to_batch(artifact, position) for _ in range(2 * repeats + 1))
@@ -79,6 +87,41 @@ def tokens_per_second(batches: Iterator[Batch]) -> float:
     for one in islice(batches, BATCHES):
         tokens += int(one.attention_mask.sum())
     return tokens / (time.process_time() - start)
+
+
+def dynamic_masking() -> DynamicMasking:
+    return DynamicMasking(1, mask_rules(VOCABULARY.read_text().split("\n")[:-1], 0.15, 20))
+
+
+def node_seconds(artifact: Artifact, workers: int) -> float:
+    """Returns the CPU time in which all workers of a node build their micro-batches, one process for each worker."""
+    context, cache_name = multiprocessing.get_context("spawn"), uuid.uuid4().hex
+    barrier, seconds = context.Barrier(workers), context.Queue()
+    arguments = [(artifact, cache_name, rank, workers, barrier, seconds) for rank in range(workers)]
+    processes = [context.Process(target=run_worker, args=own) for own in arguments]
+    for process in processes:
+        process.start()
+    total = sum(seconds.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return total
+
+
+def run_worker(artifact: Artifact, cache_name: str, rank: int, workers: int, barrier: Any, seconds: Any) -> None:
+    """Build micro-batches of 64 at the same pace as the other workers. Sends the CPU seconds, without the waiting."""
+    torch.set_num_threads(1)
+    cache, masking, total = WindowCache(cache_name) if workers > 1 else None, dynamic_masking(), 0.0
+    batches = ExampleDataset(artifact, "train", cache).batches(1, 0, 256, GROUP_BY_LENGTH)
+    for number in range(BATCHES):
+        if number % 32 == 0:
+            barrier.wait()
+        start = time.process_time()
+        for rows in worker_micro_batches(next(batches), rank, workers, 64):
+            collate(rows, masking)
+        total += time.process_time() - start
+    if cache:
+        cache.close()
+    seconds.put(total)
 
 
 def transformers_batches(loader: ExampleDataset) -> Iterator[Batch]:

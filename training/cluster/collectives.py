@@ -1,5 +1,6 @@
 """Collective operations on Python objects, which keep all workers in step: they agree on values and fail together."""
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -7,6 +8,11 @@ import torch.distributed as dist
 
 Value = TypeVar("Value")
 AllGather = Callable[[Any], list[Any]]  # a worker's value -> the values of all workers by rank, in every worker
+
+
+def workers_on_this_node() -> int:
+    """The number of the group's workers on this node, including this one, as set by Ray Train or torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def broadcast_object(value: Value) -> Value:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.text.tokenizer import CLS, MASK, PAD, SEP
 from cloze.training.model.batch_totals import Totals
-from cloze.training.pretrain.data_loader import ExampleArrays, ExampleDataset, unmasked_ids
+from cloze.training.pretrain.data_loader import ExampleDataset
+from cloze.training.pretrain.example_arrays import ExampleArrays, unmasked_ids
 
 _COUNTED_EXAMPLES = 16_384  # to estimate piece frequencies: two million pieces at length 128
 _NEVER_MASKED = (PAD, CLS, SEP, MASK)

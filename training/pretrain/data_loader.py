@@ -7,9 +7,10 @@ examples for any number of workers and any micro-batch size: it is sorted by len
 are assigned to the workers in turn (round-robin).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,67 +27,12 @@ from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
 from cloze.pipeline.core.schema import IGNORE_INDEX, parquet_file
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.masking import KeyedMaskDraws, MaskedBatch, MaskRules, mask_batch
+from cloze.training.pretrain.example_arrays import ExampleArrays, StoredMasks
+from cloze.training.pretrain.window_cache import WindowCache
 
 _WINDOW = 65_536  # examples shuffled together: about 20 MB at length 128
 _READERS = 8  # threads that read files: reading from S3 is mostly waiting
 _ROW_GROUP_ORDER, _EXAMPLE_ORDER = 1, 2  # keys of the random draws
-
-
-class StoredMasks(NamedTuple):
-    """Masks that are stored with their examples: the masked positions and the original ids."""
-
-    positions: Ragged
-    labels: Ragged
-
-    def take(self, rows: Ints) -> "StoredMasks":
-        return StoredMasks(self.positions.take(rows), self.labels.take(rows))
-
-
-@dataclass(frozen=True)
-class ExampleArrays:
-    """A number of examples, column by column."""
-
-    index: Ints  # position of the example in its split
-    epoch: Ints
-    input_ids: Ragged
-    segment_b: Ints
-    next_sentence_label: Ints
-    masks: StoredMasks | None
-    counted: bool = True  # False for a placeholder, which is ignored in all losses and metrics
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def take(self, rows: Ints) -> "ExampleArrays":
-        return ExampleArrays(
-            self.index[rows],
-            self.epoch[rows],
-            self.input_ids.take(rows),
-            self.segment_b[rows],
-            self.next_sentence_label[rows],
-            self.masks and self.masks.take(rows),
-        )
-
-    @staticmethod
-    def concatenate(parts: Sequence["ExampleArrays"]) -> "ExampleArrays":
-        masks = [part.masks for part in parts if part.masks]
-        return ExampleArrays(
-            np.concatenate([part.index for part in parts]),
-            np.concatenate([part.epoch for part in parts]),
-            Ragged.concatenate(part.input_ids for part in parts),
-            np.concatenate([part.segment_b for part in parts]),
-            np.concatenate([part.next_sentence_label for part in parts]),
-            StoredMasks(*map(Ragged.concatenate, zip(*masks, strict=True))) if masks else None,
-        )
-
-
-def unmasked_ids(examples: ExampleArrays) -> Ints:
-    """The ids of all examples, concatenated, with the original ids at stored masks."""
-    if examples.masks is None:
-        return examples.input_ids.values
-    ids, (positions, labels) = examples.input_ids.values.copy(), examples.masks
-    ids[np.repeat(examples.input_ids.offsets[:-1], positions.lengths) + positions.values] = labels.values
-    return ids
 
 
 @dataclass(frozen=True)
@@ -207,8 +153,12 @@ def has_pair_labels(phases: Iterable[Artifact]) -> bool:
 class ExampleDataset:
     """The examples of one split of an artifact, by index: its shards in the order of their names."""
 
-    def __init__(self, artifact: Artifact, split: str) -> None:
-        """Opens no file: the manifest has the numbers of rows. Raises UserError if it lacks them, or if they are 0."""
+    def __init__(self, artifact: Artifact, split: str, cache: WindowCache | None = None) -> None:
+        """Opens no file: the manifest has the numbers of rows. Raises UserError if it lacks them, or if they are 0.
+
+        `cache` shares windows with other workers; it must contain windows of this artifact only.
+        """
+        self._split, self._cache = split, cache
         self.files: list[Location] = artifact.files(f"{split}/")
         facts, names = ExamplesFacts.of(artifact.manifest), [f"{split}/{file.name}" for file in self.files]
         if unknown := [name for name in names if name not in facts.rows or not facts.row_group_size]:
@@ -249,7 +199,7 @@ class ExampleDataset:
         with ThreadPoolExecutor(min(_READERS, len(by_file))) as readers:
             tables = list(readers.map(self._read_table, by_file, by_file.values()))
         index = np.concatenate([np.arange(*self._starts[number : number + 2]) for number in sorted(groups)])
-        return _example_arrays(pa.concat_tables(tables), index, epoch)
+        return ExampleArrays.from_table(pa.concat_tables(tables), index, np.full(len(index), epoch))
 
     def evenly_spaced(self, count: int) -> ExampleArrays:
         """About `count` examples (or all, if fewer): whole row groups at equal distances, always the same ones."""
@@ -280,13 +230,16 @@ class ExampleDataset:
             )
 
     def _batches(self, seed: int, position: int, size: int, group_size: int) -> Iterator[ExampleArrays]:
-        rest: list[ExampleArrays] = []
+        parts, missing = list[ExampleArrays](), size  # of the next batch
         for window in self._shuffled(seed, position, group_size):
-            examples = ExampleArrays.concatenate([*rest, window])
-            end = len(examples) - len(examples) % size
-            for start in range(0, end, size):
-                yield examples.take(np.arange(start, start + size))
-            rest = [examples.take(np.arange(end, len(examples)))]
+            start = 0
+            while len(window) - start >= missing:
+                parts.append(window.slice(start, start + missing))
+                yield ExampleArrays.concatenate(parts)
+                start += missing
+                parts, missing = [], size
+            parts.append(window.slice(start, len(window)))
+            missing -= len(window) - start
 
     def _shuffled(self, seed: int, position: int, group_size: int) -> Iterator[ExampleArrays]:
         """The examples in training order, window by window."""
@@ -296,12 +249,18 @@ class ExampleDataset:
             for number, window in enumerate(self.windows(seed, epoch)):
                 total = int(sizes[window].sum())
                 if skipped < total:
-                    examples = self.read(window, epoch)
-                    random = np.random.default_rng([seed, epoch, _EXAMPLE_ORDER, number])
-                    order = _length_grouped_order(examples.input_ids.lengths, random, group_size)
-                    yield examples.take(order[skipped:])
+                    read = partial(self._read_shuffled, window, seed, epoch, number, group_size)
+                    name = f"{self._split}-{seed}-{group_size}-{epoch:06d}-{number:06d}"
+                    examples = self._cache.get(name, read) if self._cache else read()
+                    yield examples.slice(skipped, total)
                 skipped = max(0, skipped - total)
             epoch += 1
+
+    def _read_shuffled(self, window: Ints, seed: int, epoch: int, number: int, group_size: int) -> ExampleArrays:
+        """The examples of window `number` of an epoch, in training order."""
+        examples = self.read(window, epoch)
+        random = np.random.default_rng([seed, epoch, _EXAMPLE_ORDER, number])
+        return examples.take(_length_grouped_order(examples.input_ids.lengths, random, group_size))
 
     def sample(self, seed: int, count: int, size: int) -> list[ExampleArrays]:
         """`count` examples (or all, if fewer), always the same ones, in batches of at most `size`."""
@@ -317,23 +276,3 @@ def _length_grouped_order(lengths: Ints, random: np.random.Generator, group_size
     by_length = order[np.argsort(lengths[order], kind="stable")]
     groups = np.split(by_length, np.arange(group_size, len(by_length), group_size))
     return np.concatenate([groups[number] for number in random.permutation(len(groups))])
-
-
-def _example_arrays(table: pa.Table, index: Ints, epoch: int) -> ExampleArrays:
-    masked = "masked_lm_positions" in table.column_names
-    return ExampleArrays(
-        index=index,
-        epoch=np.full(len(index), epoch),
-        input_ids=_ragged(table, "input_ids"),
-        segment_b=table.column("segment_b").to_numpy(),
-        next_sentence_label=table.column("next_sentence_label").to_numpy(),
-        masks=StoredMasks(_ragged(table, "masked_lm_positions"), _ragged(table, "masked_lm_labels"))
-        if masked
-        else None,
-    )
-
-
-def _ragged(table: pa.Table, name: str) -> Ragged:
-    lists = pa.concat_arrays(table.column(name).chunks)
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    return Ragged(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])

@@ -4,6 +4,7 @@ import math
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -11,19 +12,20 @@ import torch
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.text.masking import mask_rules
-from cloze.training.cluster.collectives import broadcast_object
+from cloze.training.cluster.collectives import broadcast_object, workers_on_this_node
 from cloze.training.pretrain.baselines import Baseline, unigram_baseline
 from cloze.training.pretrain.data_loader import (
     Batch,
     DynamicMasking,
-    ExampleArrays,
     ExampleDataset,
     ShapeMultiples,
     collate,
     worker_micro_batches,
 )
+from cloze.training.pretrain.example_arrays import ExampleArrays
 from cloze.training.pretrain.loss_spikes import nth_kept_batch
 from cloze.training.pretrain.train_state import PretrainSetup, TrainState
+from cloze.training.pretrain.window_cache import WindowCache
 
 Item = TypeVar("Item")
 
@@ -53,6 +55,7 @@ class PhaseData:
     def __init__(self, setup: PretrainSetup, rank: int, workers: int, device: torch.device) -> None:
         self._setup, self._rank, self._workers, self._device = setup, rank, workers, device
         self._batches: Prefetcher[GlobalBatch] | None = None
+        self._cache: WindowCache | None = None
         self.phase = -1
         self.heldout: list[list[Batch]] = []  # the micro-batches of each global batch that is evaluated
         self.unigram = Baseline(math.nan, math.nan)  # the score of a unigram model on `heldout`
@@ -63,7 +66,9 @@ class PhaseData:
             return
         self.close()
         self.phase, config, artifact = state.phase, self._setup.config, self._setup.examples[state.phase]
-        train, heldout = ExampleDataset(artifact, "train"), ExampleDataset(artifact, "heldout")
+        cache_name = broadcast_object(uuid.uuid4().hex)
+        self._cache = WindowCache(cache_name) if workers_on_this_node() > 1 else None
+        train, heldout = (ExampleDataset(artifact, split, self._cache) for split in ("train", "heldout"))
         masking = None if train.has_stored_masks else _dynamic_masking(config.seed, artifact, self._setup.pieces)
         size = config.global_batch_sizes[self.phase]
         sample = heldout.sample(_HELDOUT_SEED, config.eval_batches * size, size)
@@ -85,6 +90,9 @@ class PhaseData:
         if self._batches:
             self._batches.close()
             self._batches = None
+        if self._cache:
+            self._cache.close()
+            self._cache = None
 
     def _batches_from(
         self, first: int, train: ExampleDataset, masking: DynamicMasking | None, skipped: set[int]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cloze.training.pretrain.baselines import constant_baseline, count_pieces, score_unigram, unigram_baseline
-from cloze.training.pretrain.data_loader import ExampleDataset, unmasked_ids
+from cloze.training.pretrain.data_loader import ExampleDataset
+from cloze.training.pretrain.example_arrays import unmasked_ids
 from tests.training.small_examples import CLS, MASK, PIECES, SEP, VOCAB_SIZE, examples_artifact
 
 SPECIAL = (0, CLS, SEP, MASK)

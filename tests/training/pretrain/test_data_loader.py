@@ -16,12 +16,12 @@ from cloze.training.pretrain import data_loader
 from cloze.training.pretrain.data_loader import (
     IGNORE_INDEX,
     DynamicMasking,
-    ExampleArrays,
     ExampleDataset,
     collate,
     has_pair_labels,
     worker_micro_batches,
 )
+from cloze.training.pretrain.example_arrays import ExampleArrays
 from cloze.training.pretrain.prefetch import Prefetcher
 from tests.training.small_examples import MASK, PIECES, examples_artifact
 
