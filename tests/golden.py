@@ -43,24 +43,27 @@ def golden_documents(heldout_fraction: float = 0.2) -> list[Document]:
     ]
 
 
-def output(root: Path, stage: str) -> Output:
-    return Output(Location(str(root / stage)), stage, 1, "0")
+def output(root: Path | str, stage: str) -> Output:
+    return Output(Location(f"{root}/{stage}"), stage, 1, "0")
 
 
 def finished(out: Output) -> Artifact:
     return Artifact(out.location, out.stage, out.fingerprint)
 
 
-def documents_artifact(root: Path, documents: Sequence[Document], shards: int = 3) -> Artifact:
+def documents_artifact(root: Path | str, documents: Sequence[Document], shards: int = 3) -> Artifact:
+    """What dedup writes, with the counts on which later stages rely."""
     out, parts = output(root, "documents"), list[Part]()
-    for number, some in enumerate(np.array_split(np.arange(len(documents)), shards)):
-        data = parquet_bytes(document_table([documents[index] for index in some]))
-        parts.append(out.commit(f"{number:05}", {f"documents/{number:05}.parquet": data}))
+    for number, indices in enumerate(np.array_split(np.arange(len(documents)), shards)):
+        table = document_table([documents[index] for index in indices])
+        words, heldout = sum(table["num_words"].to_pylist()), table["split"].to_pylist().count("heldout")
+        counts = {"documents": len(table), "words": words, "heldout": heldout}
+        parts.append(out.commit(f"{number:05}", {f"documents/{number:05}.parquet": parquet_bytes(table)}, counts))
     out.finish(parts, {}, {})
     return finished(out)
 
 
-def vocab_artifact(root: Path) -> Artifact:
+def vocab_artifact(root: Path | str) -> Artifact:
     """The published vocabulary."""
     out = output(root, "vocab")
     pieces = published_vocabulary()

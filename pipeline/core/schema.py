@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -67,22 +67,24 @@ DOCUMENT = pa.schema(
 )
 
 
-def parquet_bytes(table: pa.Table, row_group_size: int = 1024, numbers: bool = False) -> bytes:
-    """A table -> the bytes of a Parquet file, the same for the same rows (zstd, no timestamps inside).
+def parquet_bytes(table: pa.Table, row_group_size: int = 1024) -> bytes:
+    """A table -> the bytes of a Parquet file, the same for the same rows (zstd, no timestamps inside)."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size, write_page_index=True)
+    return sink.getvalue()
 
-    `numbers`: all columns are numbers. They are encoded by BYTE_STREAM_SPLIT instead of a dictionary, which takes half
-    the time and four fifths of the space for token ids.
+
+def number_parquet_bytes(batches: Iterable[pa.RecordBatch], schema: pa.Schema, row_group_size: int) -> bytes:
+    """Rows of numbers -> the bytes of a Parquet file, as `parquet_bytes`. Each batch begins a new row group.
+
+    Numbers are encoded by BYTE_STREAM_SPLIT instead of a dictionary, which takes half the time and four fifths of the
+    space for token ids.
     """
     sink = io.BytesIO()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        row_group_size=row_group_size,
-        write_page_index=True,
-        use_dictionary=not numbers,
-        use_byte_stream_split=numbers,
-    )
+    options = {"compression": "zstd", "write_page_index": True, "use_dictionary": False, "use_byte_stream_split": True}
+    with pq.ParquetWriter(sink, schema, **options) as writer:
+        for batch in batches:
+            writer.write_batch(batch, row_group_size)
     return sink.getvalue()
 
 

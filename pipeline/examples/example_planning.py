@@ -11,8 +11,8 @@ from cloze.pipeline.core.keyed_random import KeyedDraws, hash64
 from cloze.pipeline.core.ragged import offsets_of, ragged_ranges
 from cloze.pipeline.core.schema import IGNORE_INDEX
 from cloze.pipeline.examples.config import LengthConfig
-from cloze.pipeline.examples.pairs import Pair, Segment, full_sentences, make_pairs
-from cloze.pipeline.text.token_shards import TokenizedCorpus
+from cloze.pipeline.examples.pairs import DocumentOffsets, Pair, Segment, full_sentences, make_pairs
+from cloze.pipeline.text.token_shards import TokenizedDocuments
 from cloze.pipeline.text.tokenizer import CLS, SEP
 
 _PACKED_DOCUMENTS = 32  # that are packed together if examples are full sentences
@@ -22,7 +22,7 @@ _PAIRS, _ORDER = 1, 2  # the purposes of random numbers; example_assembly.py has
 class ExamplePlan(NamedTuple):
     """n examples without their ids: example i consists of the segments first[i] to first[i + 1]."""
 
-    segments: npt.NDArray[np.int64]  # [m, 3], as in Segment
+    segments: npt.NDArray[np.int64]  # [m, 2], as in Segment
     first: npt.NDArray[np.int64]  # [n + 1]
     labels: npt.NDArray[np.int8]  # [n]
     keys: npt.NDArray[np.uint64]  # [n], of their randomness
@@ -33,62 +33,60 @@ class ExamplePlan(NamedTuple):
         return ExamplePlan(segments, offsets_of(counts), self.labels[rows], self.keys[rows])
 
 
-def plan_shard(corpus: TokenizedCorpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig) -> ExamplePlan:
-    """Plan a shard's examples, in an order that only their keys determine. `passes`: for every document of the corpus.
+def plan_shard(shard: TokenizedDocuments, passes: npt.NDArray[np.int64], config: LengthConfig) -> ExamplePlan:
+    """Plan the examples of a token shard, in an order that only their keys determine.
 
-    The examples of a document depend on (seed, its doc_id, pass) and on the documents of its split.
+    `passes` [documents]: the number of passes over each document. The examples of a document depend on (seed, its key,
+    pass) and on the documents of the shard.
     """
-    plan = (_plan_full_sentences if config.objective == "mlm" else _plan_pairs)(corpus, shard, passes, config)
+    offsets = DocumentOffsets(shard.document_offsets.data, shard.sentence_offsets.data)
+    keys = shard.documents["key"]
+    plan = (_plan_full_sentences if config.objective == "mlm" else _plan_pairs)(offsets, keys, passes, config)
     return plan.take(np.argsort(hash64(plan.keys, _ORDER), kind="stable"))
 
 
 def _plan_pairs(
-    corpus: TokenizedCorpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig
+    offsets: DocumentOffsets, keys: npt.NDArray[np.uint64], passes: npt.NDArray[np.int64], config: LengthConfig
 ) -> ExamplePlan:
-    documents = corpus.indices_of_shard(shard)
-    indices = np.repeat(documents, passes[documents])
-    pass_numbers = ragged_ranges(np.zeros(len(documents)), passes[documents])
-    keys = hash64(config.seed, config.max_seq_length, _PAIRS, corpus.keys[indices], pass_numbers)
+    indices = np.repeat(np.arange(len(passes)), passes)
+    pass_numbers = ragged_ranges(np.zeros(len(passes)), passes)
+    pass_keys = hash64(config.seed, config.max_seq_length, _PAIRS, keys[indices], pass_numbers)
     max_tokens, swap = config.max_seq_length - len([CLS, SEP, SEP]), config.objective == "mlm+sop"
     batches = [np.empty((0, len(Pair._fields)), np.int64)]
-    for index, key in zip(indices.tolist(), keys.tolist(), strict=True):
-        pairs = make_pairs(corpus, index, max_tokens, config.short_seq_prob, KeyedDraws(key), swap)
+    for index, key in zip(indices.tolist(), pass_keys.tolist(), strict=True):
+        pairs = make_pairs(offsets, index, max_tokens, config.short_seq_prob, KeyedDraws(key), swap)
         batches.append(np.fromiter(chain.from_iterable(pairs), np.int64).reshape(-1, len(Pair._fields)))
     pairs = np.concatenate(batches)
-    segments = np.empty((len(pairs), 2, len(Segment._fields)), np.int64)
-    segments[:, 0, 0], segments[:, 0, 1:], segments[:, 1] = shard, pairs[:, :2], pairs[:, 2:5]
     return ExamplePlan(
-        segments.reshape(-1, len(Segment._fields)),
+        pairs[:, :4].reshape(-1, len(Segment._fields)),
         2 * np.arange(len(pairs) + 1),
-        pairs[:, 5].astype(np.int8),
-        _example_keys(keys, list(map(len, batches[1:]))),
+        pairs[:, 4].astype(np.int8),
+        _example_keys(pass_keys, list(map(len, batches[1:]))),
     )
 
 
 def _plan_full_sentences(
-    corpus: TokenizedCorpus, shard: int, passes: npt.NDArray[np.int64], config: LengthConfig
+    offsets: DocumentOffsets, keys: npt.NDArray[np.uint64], passes: npt.NDArray[np.int64], config: LengthConfig
 ) -> ExamplePlan:
-    """Documents are packed together in runs of 32, in the order of their keys. A run belongs to the shard of its first
-    document.
+    """Documents are packed together in runs of 32, in the order of their keys.
 
     Passes over the same documents have the same packs, with different masks if these are stored.
     """
     packs: list[list[Segment]] = []
-    keys, counts = list[npt.NDArray[np.uint64]](), list[int]()
+    run_keys, counts = list[npt.NDArray[np.uint64]](), list[int]()
     for pass_number in range(int(passes.max(initial=0))):
         indices = np.flatnonzero(passes > pass_number)
-        starts = np.arange(0, len(indices), _PACKED_DOCUMENTS)
-        for start in starts[corpus.shards_of(indices[starts]) == shard].tolist():
+        for start in range(0, len(indices), _PACKED_DOCUMENTS):
             run = indices[start : start + _PACKED_DOCUMENTS].tolist()
-            run_packs = list(full_sentences(corpus, run, config.max_seq_length - len([CLS])))
+            run_packs = list(full_sentences(offsets, run, config.max_seq_length - len([CLS])))
             packs += run_packs
-            keys.append(hash64(config.seed, config.max_seq_length, _PAIRS, corpus.keys[run[0]], pass_number))
+            run_keys.append(hash64(config.seed, config.max_seq_length, _PAIRS, keys[run[0]], pass_number))
             counts.append(len(run_packs))
     return ExamplePlan(
         np.array(list(chain.from_iterable(packs)), np.int64).reshape(-1, len(Segment._fields)),
         offsets_of(list(map(len, packs))),
         np.full(len(packs), IGNORE_INDEX, np.int8),
-        _example_keys(np.concatenate([np.empty(0, np.uint64), *keys]), counts),
+        _example_keys(np.concatenate([np.empty(0, np.uint64), *run_keys]), counts),
     )
 
 

@@ -11,8 +11,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from cloze.pipeline.text.token_shards import DocumentSentences
-
 _MAX_TRIES = 10  # to draw another document
 
 
@@ -30,63 +28,67 @@ class PairDraws(Protocol):
         ...
 
 
-class Segment(NamedTuple):
-    """The ids [start, end) of a shard."""
+class DocumentOffsets(NamedTuple):
+    """Documents in a flat array of ids: document i has the sentences documents[i] to documents[i + 1] - 1, sentence j
+    the ids sentences[j] to sentences[j + 1] - 1.
+    """
 
-    shard: int
+    documents: Sequence[int]  # [documents + 1]
+    sentences: Sequence[int]  # [sentences + 1]
+
+
+class Segment(NamedTuple):
+    """The ids [start, end)."""
+
     start: int
     end: int
 
 
 class Pair(NamedTuple):
-    """Two segments as ranges of ids; the first is in the document's own shard, the second in `shard`.
-
-    `label` is 0 if the second follows the first, and 1 if it is random or the two are swapped.
+    """Two segments as ranges of ids. `label` is 0 if the second follows the first, and 1 if it is random or the two are
+    swapped.
     """
 
     first_start: int
     first_end: int
-    shard: int
     second_start: int
     second_end: int
     label: bool
 
 
 def make_pairs(
-    corpus: Sequence[DocumentSentences],
+    offsets: DocumentOffsets,
     index: int,
     max_tokens: int,
     short_seq_prob: float,
     draws: PairDraws,
     swap: bool = False,
 ) -> Iterator[Pair]:
-    """One pass over document `index` of `corpus`: pairs of at most `max_tokens` ids, at least one in each segment.
+    """One pass over document `index`: pairs of at most `max_tokens` ids, at least one in each segment.
 
     Sentences are packed up to a target length, drawn once per pass. The pack is divided in two at a random sentence.
     With probability 0.5, and always if it is a single sentence, the second segment comes from a random document, and
     the sentences that it replaces are used again. With `swap`, the two segments are swapped instead.
     """
-    shard, offsets, start, last = corpus[index]
+    sentences, (start, last) = offsets.sentences, offsets.documents[index : index + 2]
     target = draws.randint(2, max_tokens) if draws.chance(short_seq_prob) else max_tokens
     while start < last:
-        end = _end_of_target(offsets, start, last, target)
+        end = _end_of_target(sentences, start, last, target)
         cut = start + draws.randint(1, end - start - 1) if end - start > 1 else end
-        first, second, other_shard = (offsets[start], offsets[cut]), (offsets[cut], offsets[end]), shard
+        first, second = (sentences[start], sentences[cut]), (sentences[cut], sentences[end])
         label = cut == end or draws.chance(0.5)
         if not label:
             start = end
         elif swap and cut < end:
             first, second, start = second, first, end
         else:
-            other_shard, second = _random_segment(corpus, index, target - (first[1] - first[0]), draws)
+            second = _random_segment(offsets, index, target - (first[1] - first[0]), draws)
             start = cut
         first, second = _truncate(first, second, max_tokens, draws)
-        yield Pair(*first, other_shard, *second, label)
+        yield Pair(*first, *second, label)
 
 
-def full_sentences(
-    corpus: Sequence[DocumentSentences], indices: Iterable[int], max_tokens: int
-) -> Iterator[list[Segment]]:
+def full_sentences(offsets: DocumentOffsets, indices: Iterable[int], max_tokens: int) -> Iterator[list[Segment]]:
     """Consecutive documents -> packs of whole sentences, with a segment for each document in a pack.
 
     A pack holds at most `max_tokens` ids, including one for the [SEP] after each segment. A sentence that is longer
@@ -94,13 +96,13 @@ def full_sentences(
     """
     pack, room = list[Segment](), max_tokens
     for index in indices:
-        shard, offsets, sentence, last = corpus[index]
-        start = offsets[sentence]
+        sentences, (sentence, last) = offsets.sentences, offsets.documents[index : index + 2]
+        start = sentences[sentence]
         while sentence < last:
-            end_sentence = bisect_right(offsets, start + room - 1, sentence, last + 1) - 1
-            end = offsets[end_sentence] if end_sentence > sentence else start + max_tokens - 1
+            end_sentence = bisect_right(sentences, start + room - 1, sentence, last + 1) - 1
+            end = sentences[end_sentence] if end_sentence > sentence else start + max_tokens - 1
             if end_sentence > sentence or not pack:
-                pack.append(Segment(shard, start, end))
+                pack.append(Segment(start, end))
                 room -= end - start + 1
                 sentence, start = end_sentence, end
             else:
@@ -110,23 +112,21 @@ def full_sentences(
         yield pack
 
 
-def _end_of_target(offsets: Sequence[int], start: int, last: int, target: int) -> int:
+def _end_of_target(sentences: Sequence[int], start: int, last: int, target: int) -> int:
     """The end of the shortest run of sentences from `start` with at least `target` ids; `last` if there are fewer."""
-    return bisect_left(offsets, offsets[start] + target, start + 1, last)
+    return bisect_left(sentences, sentences[start] + target, start + 1, last)
 
 
-def _random_segment(
-    corpus: Sequence[DocumentSentences], index: int, target: int, draws: PairDraws
-) -> tuple[int, tuple[int, int]]:
+def _random_segment(offsets: DocumentOffsets, index: int, target: int, draws: PairDraws) -> tuple[int, int]:
     """At least `target` ids, or all that there are, from a random sentence on in a random other document."""
     other = index
     for _ in range(_MAX_TRIES):
-        other = draws.randint(0, len(corpus) - 1)
+        other = draws.randint(0, len(offsets.documents) - 2)
         if other != index:
             break
-    shard, offsets, first, last = corpus[other]
+    sentences, (first, last) = offsets.sentences, offsets.documents[other : other + 2]
     start = draws.randint(first, last - 1)
-    return shard, (offsets[start], offsets[_end_of_target(offsets, start, last, target)])
+    return sentences[start], sentences[_end_of_target(sentences, start, last, target)]
 
 
 def _truncate(

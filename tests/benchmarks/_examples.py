@@ -20,10 +20,11 @@ from tests.benchmarks._reference import VOCABULARY
 def prepare(folder: Path, shards: Iterable[pa.Table]) -> None:
     """Writes shards of documents and the published vocabulary as input artifacts of the two stages."""
     documents, vocab = _output(folder, "documents"), _output(folder, "vocab")
-    parts = [
-        documents.commit(f"{number:05}", {f"documents/{number:05}.parquet": parquet_bytes(table)})
-        for number, table in enumerate(shards)
-    ]
+    parts = []
+    for number, table in enumerate(shards):
+        heldout = table["split"].to_pylist().count("heldout")
+        counts = {"documents": len(table), "words": sum(table["num_words"].to_pylist()), "heldout": heldout}
+        parts.append(documents.commit(f"{number:05}", {f"documents/{number:05}.parquet": parquet_bytes(table)}, counts))
     documents.finish(parts, {}, {})
     pieces = VOCABULARY.read_text()
     tokenizer = build_tokenizer(pieces.split("\n")[:-1]).to_str()

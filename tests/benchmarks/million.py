@@ -1,7 +1,7 @@
 """Peak memory per process and time of the stages tokens and examples, for a million documents.
 
-The documents are paragraphs of books, repeated with new ids, in shards of 10,000. A worker holds one shard and the
-index of all documents. Peaks are the kernel's (VmHWM), read twice per second.
+The documents are paragraphs of books, repeated with new ids, in shards of 10,000. Peaks are the kernel's (VmHWM), read
+twice per second.
 """
 
 import argparse

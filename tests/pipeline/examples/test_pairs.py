@@ -13,11 +13,12 @@ import pytest
 
 from cloze.pipeline.core.keyed_random import KeyedDraws, hash64
 from cloze.pipeline.core.ragged import offsets_of
-from cloze.pipeline.examples.pairs import Pair, full_sentences, make_pairs
+from cloze.pipeline.examples.pairs import DocumentOffsets, Pair, full_sentences, make_pairs
 from cloze.pipeline.text.masking import mask_batch, mask_rules
-from cloze.pipeline.text.token_shards import DocumentSentences
 from cloze.pipeline.text.tokenizer import CLS, SEP, BulkTokenizer, build_tokenizer
 from tests.golden import published_vocabulary, unpack
+
+NUM_DOCUMENTS = 45  # in the golden text
 
 
 class ReferenceDraws:
@@ -64,12 +65,18 @@ def golden_documents() -> list[list[list[int]]]:
     return [document for document in documents if document]
 
 
-def laid_flat(documents: Sequence[Sequence[Sequence[int]]]) -> tuple[np.ndarray, list[DocumentSentences]]:
+def laid_flat(documents: Sequence[Sequence[Sequence[int]]]) -> tuple[np.ndarray, DocumentOffsets]:
     sentences = [sentence for document in documents for sentence in document]
-    offsets = offsets_of(list(map(len, sentences))).tolist()
-    firsts = offsets_of(list(map(len, documents))).tolist()
-    corpus = [DocumentSentences(0, offsets, a, b) for a, b in pairwise(firsts)]
-    return np.array([piece for sentence in sentences for piece in sentence]), corpus
+    offsets = DocumentOffsets(
+        offsets_of(list(map(len, documents))).tolist(), offsets_of(list(map(len, sentences))).tolist()
+    )
+    return np.array([piece for sentence in sentences for piece in sentence]), offsets
+
+
+def ids_of_document(corpus: DocumentOffsets, index: int) -> tuple[int, int]:
+    """The range of a document's ids."""
+    first, last = corpus.documents[index : index + 2]
+    return corpus.sentences[first], corpus.sentences[last]
 
 
 def segments(flat: np.ndarray, pair: Pair) -> tuple[list[int], list[int]]:
@@ -87,7 +94,7 @@ def reference_instances(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     unit = "word" if settings["whole_word_mask"] else "token"
     rules = mask_rules(pieces, settings["masked_lm_prob"], settings["max_predictions_per_seq"], unit)
     instances = []
-    for index in list(range(len(corpus))) * settings["dupe_factor"]:
+    for index in list(range(len(documents))) * settings["dupe_factor"]:
         for pair in make_pairs(corpus, index, settings["max_seq_length"] - 3, settings["short_seq_prob"], draws):
             first, second = segments(flat, pair)
             ids = [pieces.index(CLS), *first, pieces.index(SEP), *second, pieces.index(SEP)]
@@ -116,12 +123,12 @@ def test_the_reference_order_of_draws_results_in_the_reference_instances(name: s
 
 
 @pytest.fixture(scope="module")
-def corpus() -> list[DocumentSentences]:
+def corpus() -> DocumentOffsets:
     return laid_flat(golden_documents())[1]
 
 
-def keyed_pairs(corpus: list[DocumentSentences], max_tokens: int, short_seq_prob: float, passes: int = 4) -> list[Pair]:
-    keys = [(index, number) for number in range(passes) for index in range(len(corpus))]
+def keyed_pairs(corpus: DocumentOffsets, max_tokens: int, short_seq_prob: float, passes: int = 4) -> list[Pair]:
+    keys = [(index, number) for number in range(passes) for index in range(NUM_DOCUMENTS)]
     return [
         pair
         for index, number in keys
@@ -144,7 +151,9 @@ def test_keyed_draws_give_the_statistics_of_the_reference(name, corpus):
     settings, *expected = map(json.loads, unpack(name).splitlines())
     max_tokens, short = settings["max_seq_length"] - 3, settings["short_seq_prob"]
     draws = ReferenceDraws(random.Random(0))
-    reference = [p for index in [*range(len(corpus))] * 40 for p in make_pairs(corpus, index, max_tokens, short, draws)]
+    reference = [
+        p for index in [*range(NUM_DOCUMENTS)] * 40 for p in make_pairs(corpus, index, max_tokens, short, draws)
+    ]
     count, random_share, length = statistics(keyed_pairs(corpus, max_tokens, short, passes=40), 40)
     reference_count, reference_share, reference_length = statistics(reference, 40)
     assert count == pytest.approx(reference_count, rel=0.06)
@@ -166,14 +175,14 @@ def test_pairs_fit_and_neither_segment_is_empty(max_tokens, corpus):
 
 def test_without_truncation_each_piece_of_a_document_is_in_exactly_one_pair_as_its_own(corpus):
     """Random segments put back what they displace: a pass leaves nothing of a document out and takes nothing twice."""
-    for index, document in enumerate(corpus):
+    for index in range(NUM_DOCUMENTS):
         own: list[tuple[int, int]] = []
         for pair in make_pairs(corpus, index, 1_000_000, 0.0, Untruncated(index)):
             own.append((pair.first_start, pair.first_end))
             if not pair.label:
                 own.append((pair.second_start, pair.second_end))
         assert [start for start, _ in own[1:]] == [end for _, end in own[:-1]]
-        assert (own[0][0], own[-1][1]) == (document.offsets[document.first], document.offsets[document.last])
+        assert (own[0][0], own[-1][1]) == ids_of_document(corpus, index)
 
 
 class Untruncated(KeyedDraws):
@@ -184,7 +193,7 @@ class Untruncated(KeyedDraws):
 
 
 def test_a_lone_sentence_is_paired_with_a_random_document():
-    corpus = [DocumentSentences(0, [0, 5, 9, 14], 0, 1), DocumentSentences(0, [0, 5, 9, 14], 1, 3)]
+    corpus = DocumentOffsets([0, 1, 3], [0, 5, 9, 14])
     for key in range(50):
         (pair,) = make_pairs(corpus, 0, 61, 0.0, KeyedDraws(key))
         assert pair.label
@@ -193,15 +202,17 @@ def test_a_lone_sentence_is_paired_with_a_random_document():
 
 
 def test_a_random_document_is_another_one_if_there_are_several():
-    corpus = [DocumentSentences(shard, [0, 3, 6, 9, 12], 0, 4) for shard in range(20)]
+    corpus = laid_flat([[[0] * 3] * 4] * 20)[1]
     for key in range(50):
         for pair in make_pairs(corpus, 7, 10, 0.1, KeyedDraws(key)):
-            assert (pair.shard != 7) == pair.label
+            assert (pair.second_start // 12 != 7) == pair.label  # a document has 12 ids
 
 
 def test_the_only_document_is_also_the_random_one():
-    pairs = list(make_pairs([DocumentSentences(3, [0, 3, 6, 9, 12], 0, 4)], 0, 10, 0.1, KeyedDraws(1)))
-    assert {pair.shard for pair in pairs} == {3}
+    corpus = DocumentOffsets([0, 4], [0, 3, 6, 9, 12])
+    pairs = [pair for key in range(50) for pair in make_pairs(corpus, 0, 10, 0.1, KeyedDraws(key))]
+    assert any(pair.label for pair in pairs)
+    assert all(0 <= pair.second_start < pair.second_end <= 12 for pair in pairs)
 
 
 class Heads:
@@ -230,17 +241,17 @@ class Heads:
     ],
 )
 def test_the_longer_segment_loses_pieces_until_both_fit(lengths, first, second):
-    corpus = [DocumentSentences(0, offsets_of(lengths).tolist(), 0, 2)]
+    corpus = DocumentOffsets([0, 2], offsets_of(lengths).tolist())
     (pair,) = make_pairs(corpus, 0, 10, 0.0, Heads())
     assert not pair.label
     assert (pair.first_start, pair.first_end, pair.second_start, pair.second_end) == (*first, *second)
 
 
-def swapped_pairs(corpus: list[DocumentSentences]) -> list[tuple[DocumentSentences, Pair]]:
+def swapped_pairs(corpus: DocumentOffsets) -> list[tuple[int, Pair]]:
     return [
-        (document, pair)
+        (index, pair)
         for number in range(4)
-        for index, document in enumerate(corpus)
+        for index in range(NUM_DOCUMENTS)
         for pair in make_pairs(corpus, index, 61, 0.1, KeyedDraws(int(hash64(index, number)[0])), swap=True)
     ]
 
@@ -248,12 +259,11 @@ def swapped_pairs(corpus: list[DocumentSentences]) -> list[tuple[DocumentSentenc
 def test_half_of_the_pairs_change_places_and_only_a_lone_sentence_gets_a_random_second(corpus):
     """About 4,500 pairs with two segments of a document: three deviations of their fraction are 0.023."""
     swapped, kept, random_ones = 0, 0, 0
-    for document, pair in swapped_pairs(corpus):
-        own = range(document.offsets[document.first], document.offsets[document.last])
+    for index, pair in swapped_pairs(corpus):
+        own = range(*ids_of_document(corpus, index))
         if pair.label and pair.second_start not in own:
             random_ones += 1
-            sentences = [(document.offsets[i], document.offsets[i + 1]) for i in range(document.first, document.last)]
-            assert any(a <= pair.first_start < pair.first_end <= b for a, b in sentences)
+            assert any(a <= pair.first_start < pair.first_end <= b for a, b in pairwise(corpus.sentences))
         elif pair.label:
             swapped += pair.second_end <= pair.first_start
         else:
@@ -267,30 +277,29 @@ def test_half_of_the_pairs_change_places_and_only_a_lone_sentence_gets_a_random_
 def test_full_sentences_hold_every_token_once_in_order_and_cut_only_sentences_longer_than_a_pack(corpus, max_tokens):
     order = [7, 3, 30, 12]
     packs = list(full_sentences(corpus, order, max_tokens))
-    assert all(sum(end - start + 1 for _, start, end in pack) <= max_tokens for pack in packs)
-    found = [piece for pack in packs for _, start, end in pack for piece in range(start, end)]
-    documents = [corpus[index] for index in order]
-    assert found == [piece for one in documents for piece in range(one.offsets[one.first], one.offsets[one.last])]
-    borders = set(corpus[0].offsets)
+    assert all(sum(end - start + 1 for start, end in pack) <= max_tokens for pack in packs)
+    found = [piece for pack in packs for start, end in pack for piece in range(start, end)]
+    assert found == [piece for index in order for piece in range(*ids_of_document(corpus, index))]
+    borders = set(corpus.sentences)
     for pack in packs:
-        for _, start, end in pack:
+        for start, end in pack:
             whole = start in borders and end in borders
-            longer = max(b - a for a, b in pairwise(corpus[0].offsets) if a < end and b > start) > max_tokens - 1
+            longer = max(b - a for a, b in pairwise(corpus.sentences) if a < end and b > start) > max_tokens - 1
             assert whole or longer
 
 
 def test_a_pack_of_full_sentences_is_as_full_as_it_can_be(corpus):
-    packs = list(full_sentences(corpus, range(len(corpus)), 128))
+    packs = list(full_sentences(corpus, range(NUM_DOCUMENTS), 128))
     for pack, following in pairwise(packs):
-        room = 128 - sum(end - start + 1 for _, start, end in pack)
+        room = 128 - sum(end - start + 1 for start, end in pack)
         start = following[0].start
-        next_border = min(border for border in corpus[0].offsets if border > start)
+        next_border = min(border for border in corpus.sentences if border > start)
         assert next_border - start + 1 > room
     assert any(len(pack) > 1 for pack in packs)
 
 
 def test_a_segment_never_reaches_over_two_documents(corpus):
-    firsts = [document.offsets[document.first] for document in corpus]
-    for pack in full_sentences(corpus, range(len(corpus)), 128):
-        for _, start, end in pack:
+    firsts = [ids_of_document(corpus, index)[0] for index in range(NUM_DOCUMENTS)]
+    for pack in full_sentences(corpus, range(NUM_DOCUMENTS), 128):
+        for start, end in pack:
             assert not any(start < first < end for first in firsts)

@@ -24,7 +24,7 @@ from cloze.pipeline.extract.stage import ExtractConfig
 from cloze.pipeline.extract.work_units import plan_units
 from cloze.pipeline.text.sentences import document_sentences, presplit_paragraphs
 from cloze.pipeline.text.tokenizer import BulkTokenizer, load_tokenizer
-from cloze.pipeline.tokens.stage import tokenize
+from cloze.pipeline.tokens.tokenization import tokenize
 from tests.golden import unpack, vocab_artifact
 
 TEXT = "First one.\nSecond? Yes. \n\n\n  Third one.\r\nmarker 2\nFourth.\n\nfifth"
@@ -96,10 +96,9 @@ def test_sentences_stay_as_given_up_to_their_pieces(tmp_path: Path):
         for some in (sentences, ["A. B."])
     ]
     assert [document_sentences(text) for text in texts] == [sentences, ["A. B."]]
-    found = tokenize(texts, bulk)
-    assert found.documents.tolist() == [0, 3, 4]
-    cut = tokenize([document(["A boy. A girl."], doc_id="a", source="s", heldout_fraction=0).text], bulk)
-    assert cut.documents.tolist() == [0, 2]
+    assert tokenize(texts, bulk)[2].tolist() == [3, 1]
+    divided = [document(["A boy. A girl."], doc_id="a", source="s", heldout_fraction=0).text]
+    assert tokenize(divided, bulk)[2].tolist() == [2]
 
 
 def test_a_source_of_sentences_has_documents_with_ids_that_do_not_depend_on_ranges(tmp_path: Path, monkeypatch):
