@@ -12,13 +12,13 @@ _PAGE = 1000  # files that one request lists
 @contextmanager
 def reporting_items(steps: Steps, counts: Mapping[str, int], unit: str) -> Iterator[None]:
     """While inside, report how many items of these steps are finished."""
-    finished = _FinishedItems(steps, counts)
+    finished = FinishedItems(steps, counts)
     with steps.out.reporting_progress(finished, sum(counts.values()), unit):
         yield
         finished.complete()
 
 
-class _FinishedItems:
+class FinishedItems:
     """Called periodically, returns the number of finished items. Makes about one request for each call.
 
     It lists the folder of the current step only, and after a listing of several requests it skips as many calls.

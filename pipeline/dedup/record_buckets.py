@@ -15,7 +15,7 @@ def split_records(records: npt.NDArray[Any], bucket: npt.NDArray[Any], num_bucke
     """Records, and the number of each one's bucket -> the content of each bucket. Records keep their order in it."""
     bucket = bucket.astype(np.int64)
     offsets = offsets_of(np.bincount(bucket, minlength=num_buckets)) * records.itemsize
-    data = memoryview(records[np.argsort(bucket, kind="stable")].tobytes())
+    data = records[np.argsort(bucket, kind="stable")].view(np.uint8).data
     return [data[start:end] for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
 
 

@@ -56,7 +56,8 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
         finished = out.finished_parts(names)
         if len(finished) < len(names):
             work = Steps(shards, out, folder, config.near_threshold, *_num_buckets(documents))
-            work = _run_steps(work, {int(name) for name in finished if name != _SAMPLES_PART}, config)
+            written = {Item("write", shard) for shard, name in enumerate(shard_parts) if name in finished}
+            work = _run_steps(work, written, config)
             finished = {part.name: part for part in out.require_parts(shard_parts)}
             facts = removed_samples(list(finished.values()), work).plain
             finished[_SAMPLES_PART] = out.commit(_SAMPLES_PART, {}, facts=facts)
@@ -71,11 +72,16 @@ def _num_buckets(documents: Artifact) -> tuple[int, int]:
     return 1 + count // steps.BUCKET_RECORDS, 1 + count * minhash.NUM_BANDS // steps.BUCKET_RECORDS
 
 
-def _run_steps(work: Steps, written: set[int], config: DedupConfig) -> Steps:
-    """Run the items of all steps, without those that write a shard that is `written`. Returns `work` with its blocks."""
-    shards = range(len(work.shards))
-    with reporting_items(work, {"describe": len(shards)}, "shards"):
-        for_each([Item("describe", shard) for shard in shards], work.run_item, config.beam)
+def _run_steps(work: Steps, written: set[Item], config: DedupConfig) -> Steps:
+    """Run all items of all steps that are not finished. Returns `work` with its blocks."""
+    finished = work.finished_items() | written
+
+    def unfinished(step: str, count: int) -> list[Item]:
+        return [item for number in range(count) if (item := Item(step, number)) not in finished]
+
+    if items := unfinished("describe", len(work.shards)):
+        with reporting_items(work, {"describe": len(work.shards)}, "shards"):
+            for_each(items, work.run_item, config.beam)
     work = replace(work, blocks=Blocks(work.count_documents(), steps.BLOCK_DOCUMENTS))
     counts = work.item_counts()
     with reporting_items(work, counts, "items"), pipeline(config.beam) as running:
@@ -83,14 +89,14 @@ def _run_steps(work: Steps, written: set[int], config: DedupConfig) -> Steps:
 
         done: Any = running | "Start" >> beam.Create([0])
         for step, count in counts.items():
-            items = [Item(step, number) for number in range(count) if step != "write" or number not in written]
-            done = (
-                done
-                | f"Wait before {step}" >> beam.GroupBy(lambda _: 0)
-                | f"Items of {step}" >> beam.FlatMap(lambda _, items: items, items).with_output_types(Any)
-                | f"Spread {step}" >> beam.Reshuffle()
-                | step.capitalize() >> beam.Map(_run_item, work)
-            )
+            if items := unfinished(step, count):  # without an item, the next step would have nothing to wait for
+                done = (
+                    done
+                    | f"Wait before {step}" >> beam.GroupBy(lambda _: 0)
+                    | f"Items of {step}" >> beam.FlatMap(lambda _, items: items, items).with_output_types(Any)
+                    | f"Spread {step}" >> beam.Reshuffle()
+                    | step.capitalize() >> beam.Map(_run_item, work)
+                )
     return work
 
 

@@ -16,10 +16,11 @@ block has a content for each bucket, and the reverse. Blocks and buckets hold so
 these exchanges are few per shard, up to ten thousand shards and more.
 
 Memory: a bucket holds 32 MB of descriptors, or 8 MB of bands with at most 96 MB of signatures and descriptors; a block
-25 MB of these and 34 MB of bands; a shard its own text. Only `cluster` grows with the input: by 100 bytes for each
+13 MB of these and 17 MB of bands; a shard its own text. Only `cluster` grows with the input: by 100 bytes for each
 document that has a near duplicate.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,12 +57,13 @@ from cloze.pipeline.dedup.duplicate_rules import (
 from cloze.pipeline.dedup.record_buckets import read_records, split_records
 
 BUCKET_RECORDS = 1 << 19  # descriptors or bands in a bucket
-BLOCK_DOCUMENTS = 1 << 17
+BLOCK_DOCUMENTS = 1 << 16
 SAMPLES = 5  # removed documents of a reason that are shown
 _ATTACHED_FILES = 8  # of a block, so that each is at most 50 MB
 _FILES_AT_ONCE = 4  # of near duplicates, read by `cluster`
 _MERGED_BYTES = 32 << 20
 _COLUMNS = ["doc_id", "content_hash", "revision", "num_chars", *TIE_COLUMNS]
+_ITEM_FILE = re.compile(r"([a-z]+)/(\d+)")
 _BAND = np.dtype([("key", "<u8"), ("address", "<i8")])
 
 
@@ -78,7 +80,10 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Steps:
-    """Runs the items of the steps. The last file that an item writes, <step>/<number>, makes it finished."""
+    """Runs the items of the steps. The last file that an item writes, <step>/<number>, makes it finished.
+
+    An item that runs twice writes the same bytes.
+    """
 
     shards: list[Location]
     out: Output
@@ -95,9 +100,14 @@ class Steps:
         exact = {"partition": blocks, "newest": self.num_buckets, "distinct": self.num_buckets, "collect": blocks}
         return {**exact, **(near if self.threshold else {}), "write": len(self.shards)}
 
+    def finished_items(self) -> set[Item]:
+        """Returns the items that earlier attempts have finished. A listing may be outdated: each file is confirmed."""
+        files = [match for name in self.scratch.sizes() if (match := _ITEM_FILE.fullmatch(name))]
+        exist = map_in_threads(lambda match: (self.scratch / match[0]).is_file(), files)
+        return {Item(match[1], int(match[2])) for match, exists in zip(files, exist, strict=True) if exists}
+
     def run_item(self, item: Item) -> None:
-        if item.step == "write" or not self._file(*item).exists():
-            getattr(self, item.step)(item.number)
+        getattr(self, item.step)(item.number)
         pa.default_memory_pool().release_unused()
 
     def count_documents(self) -> list[int]:
@@ -154,12 +164,11 @@ class Steps:
     def _bands(self, block: int, removed: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Returns the bands of the documents that have a signature and are not removed."""
         described = self._read_described(block)
-        kept = described["signature"].any(axis=1)
+        kept = np.asarray(described["signature"].any(axis=1))
         kept[self.blocks.rows_in_block(removed, block)] = False
-        described = described[kept]
-        bands = np.zeros((len(described), minhash.NUM_BANDS), _BAND)
-        bands["key"] = minhash.band_keys(described["signature"])
-        bands["address"] = described["descriptor"]["address"][:, None]
+        bands = np.zeros((int(kept.sum()), minhash.NUM_BANDS), _BAND)
+        bands["key"] = minhash.band_keys(described["signature"][kept])
+        bands["address"] = described["descriptor"]["address"][kept, None]
         return bands.ravel()
 
     def match(self, bucket: int) -> None:
@@ -173,7 +182,7 @@ class Steps:
         contents = read_bucket(self._files("match", self.num_band_buckets), len(self.blocks) + 1, block)
         described = self._read_described(block) if any(contents) else np.zeros(0, self._described)
         rows = [self.blocks.rows_in_block(np.frombuffer(content, np.int64), block) for content in contents]
-        for number in range(_ATTACHED_FILES):
+        for number in range(min(_ATTACHED_FILES, self.num_band_buckets)):
             attached = [described[some].tobytes() for some in rows[number::_ATTACHED_FILES]]
             write_buckets(self.scratch / f"attached/{block:05}-{number}", attached)
         self._file("attach", block).write_bytes(b"")
