@@ -1,4 +1,4 @@
-"""The number of documents in each shard -> blocks of consecutive documents, whatever the sizes of their shards."""
+"""The number of documents in each shard -> blocks of a fixed number of consecutive documents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ from cloze.pipeline.dedup.duplicate_rules import rows_of, shards_of
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of `size` documents in the order of their addresses; the last one may be smaller."""
+    """Blocks of `size` documents in the order of their addresses; the last one may be smaller.
+
+    `shard_documents` is the number of documents in each shard.
+    """
 
     shard_documents: Sequence[int]
     size: int
