@@ -1,8 +1,11 @@
 """Reading a shard of documents a few at a time, and writing one, in bounded memory."""
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,6 +26,17 @@ def read_tables(shard: Location, columns: list[str] | None = None) -> Iterator[p
         row_bytes = 1 + _uncompressed_bytes(parquet.metadata) // max(parquet.metadata.num_rows, 1)
         for batch in parquet.iter_batches(min(max(_READ_BYTES // row_bytes, 1), _MAX_ROWS), columns=columns):
             yield pa.Table.from_batches([batch]).replace_schema_metadata(parquet.schema_arrow.metadata)
+
+
+def kept_documents(shard: Location, removed: npt.NDArray[np.int64], counts: Counter[str]) -> Iterator[pa.Table]:
+    """A shard's documents without the removed rows, a few at a time. Adds to `counts`."""
+    for table in read_tables(shard):
+        rows = np.arange(counts["records"], counts["records"] + len(table))
+        kept = table.filter(pa.array(~np.isin(rows, removed)))
+        heldout = kept["split"].to_pylist().count("heldout")
+        words = int(kept["num_words"].to_numpy().sum())
+        counts.update(records=len(table), documents=len(kept), words=words, heldout=heldout)
+        yield kept
 
 
 def _uncompressed_bytes(metadata: pq.FileMetaData) -> int:

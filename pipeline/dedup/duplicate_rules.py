@@ -82,11 +82,19 @@ def keep_distinct_contents(descriptors: npt.NDArray[Any]) -> tuple[npt.NDArray[A
     return _separate(descriptors, best, np.full(len(descriptors), _DUPLICATE))
 
 
-def remove_near_duplicates(descriptors: npt.NDArray[Any], group: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Documents, and the group of near duplicates to which each belongs -> all but one of each group, REMOVED."""
+def best_of_groups(descriptors: npt.NDArray[Any], group: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Documents, and the group of near duplicates to which each belongs -> the document of each group that is kept."""
     order = ["chars", "revision", "id", "id_more", "tie", "address"]
     descriptors, best = _rank_groups(descriptors, [], order, group)
-    return _separate(descriptors, best, np.full(len(descriptors), _NEAR_DUPLICATE))[1]
+    return descriptors[np.unique(best)]
+
+
+def remove_near_duplicates(addresses: npt.NDArray[np.int64], kept: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Documents with near duplicates, and the kept one of each one's group, by address -> the REMOVED ones."""
+    lost = addresses != kept
+    removed = np.zeros(int(lost.sum()), REMOVED)
+    removed["address"], removed["kept"], removed["reason"] = addresses[lost], kept[lost], _NEAR_DUPLICATE
+    return removed
 
 
 def _rank_groups(

@@ -8,17 +8,20 @@ source's file.
 """
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
-from cloze.pipeline.core.beam import pipeline, serialized_errors
+from cloze.pipeline.core.beam import for_each, pipeline, serialized_errors
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.core.manifest_facts import DedupFacts
 from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.dedup import minhash, steps
+from cloze.pipeline.dedup.blocks import Blocks
+from cloze.pipeline.dedup.progress import reporting_items
+from cloze.pipeline.dedup.samples import removed_samples
 from cloze.pipeline.dedup.steps import Item, Steps
 
 VERSION = 3
@@ -48,42 +51,55 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
     shards = documents.files("documents/")
     shard_parts = [f"{number:05}" for number in range(len(shards))]
     names = [*shard_parts, _SAMPLES_PART]
-    count = documents.manifest.counts.get("documents", 0)
-    num_buckets = 1 + count // steps.BUCKET_RECORDS
-    num_band_buckets = 1 + count * minhash.NUM_BANDS // steps.BUCKET_RECORDS
     # Also if nothing is left to do: a run that was killed at its end left its scratch.
     with scratch_folder(out) as folder:
-        if len(out.finished_parts(names)) < len(names):
-            work = Steps(shards, out, folder, config.near_threshold, num_buckets, num_band_buckets)
-            _run_steps(work, config)
-            out.commit(_SAMPLES_PART, {}, facts=work.samples(out.require_parts(shard_parts)).plain)
-    parts = out.require_parts(names)
-    facts = DedupFacts(**next(part.facts for part in parts if part.name == _SAMPLES_PART))
-    return out.finish(parts, config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts=facts)
+        finished = out.finished_parts(names)
+        if len(finished) < len(names):
+            work = Steps(shards, out, folder, config.near_threshold, *_num_buckets(documents))
+            written = {Item("write", shard) for shard, name in enumerate(shard_parts) if name in finished}
+            work = _run_steps(work, written, config)
+            finished = {part.name: part for part in out.require_parts(shard_parts)}
+            facts = removed_samples(list(finished.values()), work).plain
+            finished[_SAMPLES_PART] = out.commit(_SAMPLES_PART, {}, facts=facts)
+    facts = DedupFacts(**finished[_SAMPLES_PART].facts)
+    inputs_used = {"documents": documents.fingerprint}
+    return out.finish(list(finished.values()), config.model_dump(mode="json"), inputs_used, facts=facts)
 
 
-def _run_steps(work: Steps, config: DedupConfig) -> None:
-    """Run every item of every step, each step after the previous one is finished."""
-    with _report_progress(work), pipeline(config.beam) as running:
+def _num_buckets(documents: Artifact) -> tuple[int, int]:
+    """Returns the numbers of buckets of descriptors and of bands."""
+    count = documents.manifest.counts.get("documents", 0)
+    return 1 + count // steps.BUCKET_RECORDS, 1 + count * minhash.NUM_BANDS // steps.BUCKET_RECORDS
+
+
+def _run_steps(work: Steps, written: set[Item], config: DedupConfig) -> Steps:
+    """Run all items of all steps that are not finished. Returns `work` with its blocks."""
+    finished = work.finished_items() | written
+
+    def unfinished(step: str, count: int) -> list[Item]:
+        return [item for number in range(count) if (item := Item(step, number)) not in finished]
+
+    if items := unfinished("describe", len(work.shards)):
+        with reporting_items(work, {"describe": len(work.shards)}, "shards"):
+            for_each(items, work.run_item, config.beam)
+    work = replace(work, blocks=Blocks(work.count_documents(), steps.BLOCK_DOCUMENTS))
+    counts = work.item_counts()
+    with reporting_items(work, counts, "items"), pipeline(config.beam) as running:
         import apache_beam as beam
 
         done: Any = running | "Start" >> beam.Create([0])
-        for step, count in work.item_counts().items():
-            items = [(step, number) for number in range(count)]
-            done = (
-                done
-                | f"Wait before {step}" >> beam.GroupBy(lambda _: 0)
-                | f"Items of {step}" >> beam.FlatMap(lambda _, items: items, items)
-                | f"Spread {step}" >> beam.Reshuffle()
-                | step.capitalize() >> beam.Map(_run_item, work)
-            )
+        for step, count in counts.items():
+            if items := unfinished(step, count):  # without an item, the next step would have nothing to wait for
+                done = (
+                    done
+                    | f"Wait before {step}" >> beam.GroupBy(lambda _: 0)
+                    | f"Items of {step}" >> beam.FlatMap(lambda _, items: items, items).with_output_types(Any)
+                    | f"Spread {step}" >> beam.Reshuffle()
+                    | step.capitalize() >> beam.Map(_run_item, work)
+                )
+    return work
 
 
 def _run_item(item: Item, work: Steps) -> None:
-    with serialized_errors(work.item_name(item)):
+    with serialized_errors(str(item)):
         work.run_item(item)
-
-
-def _report_progress(work: Steps) -> AbstractContextManager[None]:
-    """While inside, report how many items are finished, on all workers."""
-    return work.out.reporting_progress(work.finished_items, sum(work.item_counts().values()), "items")

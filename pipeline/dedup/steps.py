@@ -1,36 +1,43 @@
-"""The steps of deduplication. Each is divided into items, one for each shard or bucket, which can run in any order.
+"""The steps of deduplication. Each is divided into items, which can run in any order.
 
-    describe  a shard   -> a descriptor of 64 bytes and a MinHash signature for each document
-    newest    a bucket  -> the newest revision of each doc_id
-    distinct  a bucket  -> one document of each content
-    collect   a shard   -> its documents that are removed so far, and the bands of the others
-    compare   a bucket  -> which of the documents that share a band are near duplicates
-    cluster   once      -> one document of each group of near duplicates
-    write     a shard   -> its documents that are kept
+    describe   a shard   -> a descriptor of 64 bytes and a MinHash signature for each document
+    partition  a block   -> its descriptors, by bucket of doc_ids
+    newest     a bucket  -> the newest revision of each doc_id
+    distinct   a bucket  -> one document of each content
+    collect    a block   -> its documents that are removed so far, and the bands of the others
+    match      a bucket  -> the bands that several documents have
+    attach     a block   -> the descriptors and signatures of its documents that have such a band
+    compare    a bucket  -> which of the documents that have the same band are near duplicates
+    cluster    once      -> one document of each group of near duplicates
+    write      a shard   -> its documents that are kept
 
-The steps exchange files in scratch. Their records are sorted into buckets; an item reads its bucket of every file of
-the previous step, whose names it knows.
+A block is 65,536 consecutive documents, of one shard or of many. The steps exchange files in scratch: the file of a
+block has a content for each bucket, and the file of a bucket one for each block. An exchange takes one request for each
+block and bucket: in English Wikipedia (6,000 shards, 7 million documents) 107 blocks, 14
+buckets of descriptors and 214 of bands, all exchanges together 12 requests per shard.
 
-Memory: a bucket holds 32 MB of descriptors, or 8 MB of bands with at most 64 MB of signatures; a shard its own text.
-Only `cluster` grows with the input: by 100 bytes for each document that has a near duplicate.
+Memory: a bucket holds 32 MB of descriptors, or 8 MB of bands with at most 96 MB of signatures and descriptors; a block
+13 MB of these and 17 MB of bands; a shard its own text. While they are joined or sorted, there are two copies. Only
+`cluster` grows with the input: by 100 bytes for each document that has a near duplicate.
 """
 
-import itertools
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cloze.pipeline.core.artifacts import Output, Part
-from cloze.pipeline.core.manifest_facts import DedupFacts, DroppedDocument
+from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.bucket_files import read_bucket, write_buckets
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import map_in_threads
 from cloze.pipeline.dedup import minhash
-from cloze.pipeline.dedup.bucket_files import read_bucket, write_buckets
-from cloze.pipeline.dedup.document_shards import read_tables, shard_bytes
+from cloze.pipeline.dedup.blocks import Blocks
+from cloze.pipeline.dedup.document_shards import kept_documents, read_tables, shard_bytes
 from cloze.pipeline.dedup.duplicate_rules import (
     DESCRIPTOR,
     LINK,
@@ -38,6 +45,7 @@ from cloze.pipeline.dedup.duplicate_rules import (
     REMOVED,
     TIE_COLUMNS,
     addresses_of,
+    best_of_groups,
     connected_components,
     describe_documents,
     keep_distinct_contents,
@@ -47,20 +55,36 @@ from cloze.pipeline.dedup.duplicate_rules import (
     rows_of,
     shards_of,
 )
+from cloze.pipeline.dedup.record_buckets import read_records, split_records
 
 BUCKET_RECORDS = 1 << 19  # descriptors or bands in a bucket
-_BANDS_FILE_DOCUMENTS = 1 << 16  # documents whose bands are in one file
-_SAMPLES = 5
+BLOCK_DOCUMENTS = 1 << 16
+SAMPLES = 5  # removed documents of a reason that are shown
+_ATTACHED_FILES = 4  # of a block, so that each is at most 50 MB
+_FILES_AT_ONCE = 4  # of `compare`, read by `cluster`
+_MERGED_BYTES = 32 << 20
 _COLUMNS = ["doc_id", "content_hash", "revision", "num_chars", *TIE_COLUMNS]
+_ITEM_FILE = re.compile(r"([a-z]+)/(\d+)")
 _BAND = np.dtype([("key", "<u8"), ("address", "<i8")])
 
-#: A step's name and the number of an item of it.
-Item = tuple[str, int]
+
+class Item(NamedTuple):
+    """A part of a step: its number is that of a shard, a block or a bucket."""
+
+    step: str
+    number: int
+
+    def __str__(self) -> str:
+        kind = {"describe": "shard", "write": "shard", "partition": "block", "collect": "block", "attach": "block"}
+        return f"{kind.get(self.step, 'bucket')} {self.number:05} ({self.step})"
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Runs the items of the steps. An item writes its files whole, and is skipped once it is finished."""
+    """Runs the items of the steps. An item is finished when its last file, <step>/<number>, exists.
+
+    An item that runs twice writes the same bytes.
+    """
 
     shards: list[Location]
     out: Output
@@ -68,205 +92,194 @@ class Steps:
     threshold: float
     num_buckets: int
     num_band_buckets: int
+    blocks: Blocks = field(default=Blocks((), 1))  # known when the step describe is finished
 
     def item_counts(self) -> dict[str, int]:
-        """The steps in their order, and the number of items of each."""
-        near = {"compare": self.num_band_buckets, "cluster": 1} if self.threshold else {}
-        exact = {"describe": len(self.shards), "newest": self.num_buckets, "distinct": self.num_buckets}
-        return {**exact, "collect": len(self.shards), **near, "write": len(self.shards)}
+        """The steps after `describe` in their order, and the number of items of each."""
+        blocks = len(self.blocks)
+        near = {"match": self.num_band_buckets, "attach": blocks, "compare": self.num_band_buckets, "cluster": 1}
+        exact = {"partition": blocks, "newest": self.num_buckets, "distinct": self.num_buckets, "collect": blocks}
+        return {**exact, **(near if self.threshold else {}), "write": len(self.shards)}
 
-    @staticmethod
-    def item_name(item: Item) -> str:
-        step, number = item
-        return f"{'shard' if step in ('describe', 'collect', 'write') else 'bucket'} {number:05} ({step})"
+    def finished_items(self) -> set[Item]:
+        """Returns the items that earlier attempts have finished. A listing may be outdated: each file is confirmed."""
+        files = [match for name in self.scratch.sizes() if (match := _ITEM_FILE.fullmatch(name))]
+        exist = map_in_threads(lambda match: (self.scratch / match[0]).is_file(), files)
+        return {Item(match[1], int(match[2])) for match, exists in zip(files, exist, strict=True) if exists}
 
     def run_item(self, item: Item) -> None:
-        step, number = item
-        done = self.scratch / f"finished/{step}/{number:05}.done"
-        if step == "write":
-            self.write(number)
-        elif not done.exists():
-            getattr(self, step)(number)
-            done.write_bytes(b"")
+        getattr(self, item.step)(item.number)
         pa.default_memory_pool().release_unused()
 
-    def finished_items(self) -> int:
-        """The number of items that are finished, on all workers."""
-        committed = len((self.out.location / "parts").files())
-        return sum(name.endswith(".done") for name in self.scratch.sizes()) + committed
+    def count_documents(self) -> list[int]:
+        """Returns the number of documents in each shard, after `describe`."""
+        sizes = (self.scratch / "describe").sizes()
+
+        def size(shard: int) -> int:  # a listing may omit a file
+            return sizes[name] if (name := f"{shard:05}") in sizes else self._file("describe", shard).size()
+
+        return [size // self._described.itemsize for size in map_in_threads(size, range(len(self.shards)))]
 
     def describe(self, shard: int) -> None:
-        described, signatures = [np.zeros(0, DESCRIPTOR)], [np.zeros((0, minhash.NUM_PERMUTATIONS), np.uint8)]
+        described = [np.zeros(0, self._described)]
+        first = addresses_of(shard, 0)
         for table in read_tables(self.shards[shard], _COLUMNS):
-            described.append(describe_documents(table, addresses_of(shard, sum(map(len, described)))))
+            documents = np.zeros(len(table), self._described)
+            documents["descriptor"] = describe_documents(table, first)
             if self.threshold:
-                signatures.append(minhash.compute_signatures(table["text"].to_pylist()))
-        if self.threshold:
-            (self.scratch / f"signatures/{shard:05}").write_bytes(np.concatenate(signatures).tobytes())
-        descriptors = np.concatenate(described)
+                documents["signature"] = minhash.compute_signatures(table["text"].to_pylist())
+            described.append(documents)
+            first += len(table)
+        self._file("describe", shard).write_bytes(np.concatenate(described).tobytes())
+
+    def partition(self, block: int) -> None:
+        descriptors = self._read_described(block)["descriptor"]
         buckets = descriptors["id"] % self.num_buckets
-        write_buckets(self.scratch / f"descriptors/{shard:05}", descriptors, buckets, self.num_buckets)
+        write_buckets(self._file("partition", block), split_records(descriptors, buckets, self.num_buckets))
 
     def newest(self, bucket: int) -> None:
-        descriptors = self._bucket(self._shard_files("descriptors"), DESCRIPTOR, self.num_buckets, bucket)
-        kept, older = keep_newest_revisions(descriptors)
-        # Duplicates go here as well, so that a bucket of contents has no content more often than there are buckets.
+        files = self._files("partition", len(self.blocks))
+        kept, older = keep_newest_revisions(read_records(files, DESCRIPTOR, self.num_buckets, bucket))
+        # Duplicates are removed here as well, so that a bucket of contents has at most one of each from each item.
         kept, equal = keep_distinct_contents(kept)
-        self._write_removed(f"removed/id-{bucket:05}", np.concatenate([older, equal]))
-        buckets = kept["content"] % self.num_buckets
-        write_buckets(self.scratch / f"contents/{bucket:05}", kept, buckets, self.num_buckets)
+        by_content = split_records(kept, kept["content"] % self.num_buckets, self.num_buckets)
+        removed = self._split_by_block(np.concatenate([older, equal]))
+        write_buckets(self._file("newest", bucket), [*by_content, *removed])
 
     def distinct(self, bucket: int) -> None:
-        descriptors = self._bucket(self._bucket_files("contents/"), DESCRIPTOR, self.num_buckets, bucket)
-        _, removed = keep_distinct_contents(descriptors)
-        self._write_removed(f"removed/content-{bucket:05}", removed)
+        files, contents = self._files("newest", self.num_buckets), self.num_buckets + len(self.blocks)
+        _, removed = keep_distinct_contents(read_records(files, DESCRIPTOR, contents, bucket))
+        write_buckets(self._file("distinct", bucket), self._split_by_block(removed))
 
-    def collect(self, shard: int) -> None:
-        names = [*self._bucket_files("removed/id-"), *self._bucket_files("removed/content-")]
-        removed = self._bucket(names, REMOVED, len(self.shards), shard)
-        (self.scratch / f"collected/{shard:05}").write_bytes(removed.tobytes())
-        if not self.threshold:
-            return
-        signatures = self._signatures(shard)
-        kept = np.asarray(signatures.any(axis=1))
-        kept[rows_of(removed["address"])] = False
-        rows = np.flatnonzero(kept)
-        for start in range(0, len(rows) + 1, _BANDS_FILE_DOCUMENTS):  # a file that is not full is a shard's last
-            some = rows[start : start + _BANDS_FILE_DOCUMENTS]
-            bands = np.zeros((len(some), minhash.NUM_BANDS), _BAND)
-            bands["key"] = minhash.band_keys(signatures[some])
-            bands["address"] = addresses_of(shard, some)[:, None]
-            bands = bands.ravel()
-            file = self.scratch / f"bands/{shard:05}-{start // _BANDS_FILE_DOCUMENTS:05}"
-            write_buckets(file, bands, bands["key"] % self.num_band_buckets, self.num_band_buckets)
+    def collect(self, block: int) -> None:
+        newest, distinct = (self._files(step, self.num_buckets) for step in ("newest", "distinct"))
+        older = read_records(newest, REMOVED, self.num_buckets + len(self.blocks), self.num_buckets + block)
+        removed = np.concatenate([older, read_records(distinct, REMOVED, len(self.blocks), block)])
+        shards = self.blocks.shards_of_block(block)
+        by_shard = split_records(removed, shards_of(removed["address"]) - shards.start, len(shards))
+        write_buckets(self.scratch / f"removed-by-shard/{block:05}", by_shard)
+        bands = self._bands(block, removed["address"]) if self.threshold else np.zeros(0, _BAND)
+        by_key = split_records(bands, bands["key"] % max(self.num_band_buckets, 1), self.num_band_buckets)
+        write_buckets(self._file("collect", block), by_key)
 
-    def compare(self, bucket: int) -> None:
-        found = [bands for shard in range(len(self.shards)) for bands in self._bands(shard, bucket)]
-        bands = np.concatenate([np.zeros(0, _BAND), *found])
+    def _bands(self, block: int, removed: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Returns the bands of the documents that have a signature and are not removed."""
+        described = self._read_described(block)
+        kept = np.asarray(described["signature"].any(axis=1))
+        kept[self.blocks.rows_in_block(removed, block)] = False
+        bands = np.zeros((int(kept.sum()), minhash.NUM_BANDS), _BAND)
+        bands["key"] = minhash.band_keys(described["signature"][kept])
+        bands["address"] = described["descriptor"]["address"][kept, None]
+        return bands.ravel()
+
+    def match(self, bucket: int) -> None:
+        bands = read_records(self._files("collect", len(self.blocks)), _BAND, self.num_band_buckets, bucket)
         _, number, count = np.unique(bands["key"], return_inverse=True, return_counts=True)
         bands = bands[count[number] > 1]
+        needed = self._split_by_block(np.unique(bands["address"]).view([("address", "<i8")]))
+        write_buckets(self._file("match", bucket), [*needed, bands.tobytes()])
+
+    def attach(self, block: int) -> None:
+        contents = read_bucket(self._files("match", self.num_band_buckets), len(self.blocks) + 1, block)
+        described = self._read_described(block) if any(contents) else np.zeros(0, self._described)
+        rows = [self.blocks.rows_in_block(np.frombuffer(content, np.int64), block) for content in contents]
+        for number in range(min(_ATTACHED_FILES, self.num_band_buckets)):
+            attached = [described[needed].tobytes() for needed in rows[number::_ATTACHED_FILES]]
+            write_buckets(self.scratch / f"attached/{block:05}-{number}", attached)
+        self._file("attach", block).write_bytes(b"")
+
+    def compare(self, bucket: int) -> None:
+        bands = read_records([self._file("match", bucket)], _BAND, len(self.blocks) + 1, len(self.blocks))
         addresses, owners = np.unique(bands["address"], return_inverse=True)
-        signatures = np.zeros((len(addresses), minhash.NUM_PERMUTATIONS), np.uint8)
-        for shard, in_shard in _by_shard(addresses):
-            signatures[in_shard] = self._signatures(shard)[rows_of(addresses[in_shard])]
+        position, number = divmod(bucket, _ATTACHED_FILES)
+        files = [self.scratch / f"attached/{block:05}-{number}" for block in range(len(self.blocks))]
+        num_contents = len(range(number, self.num_band_buckets, _ATTACHED_FILES))
+        described = read_records(files, self._described, num_contents, position)
+        assert np.array_equal(described["descriptor"]["address"], addresses)
+        signatures = np.ascontiguousarray(described["signature"])
         roots = minhash.group_near_duplicates(bands["key"], owners, signatures, self.threshold)
-        (self.scratch / f"links/{bucket:05}").write_bytes(links_to_roots(addresses, roots).tobytes())
+        links = links_to_roots(addresses, roots)
+        linked = np.isin(addresses, [links["address"], links["other"]])
+        write_buckets(self._file("compare", bucket), [links.tobytes(), described["descriptor"][linked].tobytes()])
 
     def cluster(self, number: int) -> None:
-        links = np.zeros(0, LINK)
-        for bucket in range(self.num_band_buckets):
-            found = np.frombuffer((self.scratch / f"links/{bucket:05}").read_bytes(), LINK)
-            links = connected_components(np.concatenate([links, found]))
+        links = self._merge_compared(LINK, 0, connected_components)
         addresses = np.unique(np.concatenate([links["address"], links["other"]]))
-        group = addresses.copy()
-        group[np.searchsorted(addresses, links["address"])] = links["other"]
-        batches = 1 + len(addresses) // BUCKET_RECORDS
-        removed = [np.zeros(0, REMOVED)]
-        for batch in range(batches):
-            some = group % batches == batch
-            removed.append(remove_near_duplicates(self._descriptors(addresses[some]), group[some]))
-        self._write_removed(f"near/{number:05}", np.concatenate(removed))
+        group = np.arange(len(addresses))
+        group[np.searchsorted(addresses, links["address"])] = np.searchsorted(addresses, links["other"])
+
+        def group_of(descriptors: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+            return group[np.searchsorted(addresses, descriptors["address"])]
+
+        best = self._merge_compared(DESCRIPTOR, 1, lambda documents: best_of_groups(documents, group_of(documents)))
+        kept = addresses.copy()
+        kept[group_of(best)] = best["address"]
+        removed = remove_near_duplicates(addresses, kept[group])
+        by_shard = split_records(removed, shards_of(removed["address"]), len(self.shards))
+        write_buckets(self._file("cluster", number), by_shard)
+
+    def _merge_compared(
+        self, dtype: np.dtype[Any], content: int, merge: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+    ) -> npt.NDArray[Any]:
+        """Returns `merge` of a content of all files of `compare`, of which a few are read at a time.
+
+        It is called when at least as many records are waiting as it has returned last, so that its total time does not
+        grow with the square of the input.
+        """
+        files = self._files("compare", self.num_band_buckets)
+        merged, waiting = np.zeros(0, dtype), []
+        for start in range(0, len(files), _FILES_AT_ONCE):
+            waiting.append(read_records(files[start : start + _FILES_AT_ONCE], dtype, 2, content))
+            if sum(some.nbytes for some in waiting) >= max(merged.nbytes, _MERGED_BYTES):
+                merged, waiting = merge(np.concatenate([merged, *waiting])), []
+        return merge(np.concatenate([merged, *waiting]))
 
     def write(self, shard: int) -> None:
         """Write the kept documents of a shard and commit them. Without any, the part has no file."""
         name = f"{shard:05}"
-        if self.out.finished_part(name):
-            return
-        removed = self._removed(shard)
+        removed = self.removed_documents(shard)
         counts = Counter(records=0)
-        data = shard_bytes(_kept_documents(self.shards[shard], rows_of(removed["address"]), counts))
+        data = shard_bytes(kept_documents(self.shards[shard], rows_of(removed["address"]), counts))
         files = {f"documents/{name}.parquet": data} if counts["documents"] else {}
         drops = {reason: int((removed["reason"] == number).sum()) for number, reason in enumerate(REASONS)}
-        samples = [removed[removed["reason"] == number][:_SAMPLES] for number in range(len(REASONS))]
+        samples = [removed[removed["reason"] == number][:SAMPLES] for number in range(len(REASONS))]
         facts = {"gone": [record for some in samples for record in some.tolist()]}
         self.out.commit(name, files, counts, {reason: count for reason, count in drops.items() if count}, facts)
 
-    def samples(self, parts: Iterable[Part]) -> DedupFacts:
-        """For every reason the first documents that were removed, each with the one that was kept in the end."""
-        found: dict[str, list[DroppedDocument]] = {}
-        for part in parts:
-            for address, kept, reason in part.facts.get("gone", []):
-                if len(shown := found.setdefault(REASONS[reason], [])) < _SAMPLES:
-                    kept_sample = DroppedDocument(**self._sample(self._finally_kept(kept)))
-                    shown.append(DroppedDocument(**self._sample(address), kept=kept_sample))
-        return DedupFacts(samples={reason: found[reason] for reason in REASONS if reason in found})
+    def removed_documents(self, shard: int) -> npt.NDArray[Any]:
+        """Returns the REMOVED documents of a shard, in the order of its rows."""
+        removed = [np.zeros(0, REMOVED)]
+        for block in self.blocks.blocks_of_shard(shard):
+            shards = self.blocks.shards_of_block(block)
+            file = self.scratch / f"removed-by-shard/{block:05}"
+            removed.append(read_records([file], REMOVED, len(shards), shard - shards.start))
+        if self.threshold:
+            removed.append(read_records(self._files("cluster", 1), REMOVED, len(self.shards), shard))
+        joined = np.concatenate(removed)
+        return joined[np.argsort(joined["address"])]
 
-    def _finally_kept(self, address: int) -> int:
-        """Follow a document that was kept first, and removed by a later step, to the one that was kept instead."""
-        removed = self._removed(shards_of(address))
-        while len(found := removed[removed["address"] == address]):
-            address = int(found["kept"][0])
-            removed = self._removed(shards_of(address))
-        return address
+    @property
+    def _described(self) -> np.dtype[Any]:
+        """A document's descriptor and signature; the signature is empty if near duplicates are kept."""
+        width = minhash.NUM_PERMUTATIONS if self.threshold else 0
+        return np.dtype([("descriptor", DESCRIPTOR), ("signature", "u1", (width,))])
 
-    def _sample(self, address: int) -> dict[str, Any]:
-        row = int(rows_of(address))
-        for table in read_tables(self.shards[shards_of(address)], ["doc_id", "title", "source", "text"]):
-            if row < len(table):
-                shown = table.slice(row, 1).to_pylist()[0]
-                return {**shown, "text": shown["text"][:300]}
-            row -= len(table)
-        raise AssertionError(f"no document at {address}")
+    def _read_described(self, block: int) -> npt.NDArray[Any]:
+        """Returns the descriptors and signatures of the documents of a block."""
 
-    def _bucket(self, names: Iterable[str], dtype: np.dtype[Any], num_buckets: int, bucket: int) -> npt.NDArray[Any]:
-        """The records of a bucket from all these files."""
-        found = [read_bucket(self.scratch / name, dtype, num_buckets, bucket)[0] for name in names]
-        return np.concatenate([np.zeros(0, dtype), *found])
+        def read(shard: int) -> npt.NDArray[Any]:
+            file = self._file("describe", shard)
+            if file.local_path and file.size():
+                return np.memmap(file.local_path, self._described, "r")[self.blocks.rows(block, shard)]
+            return np.frombuffer(file.read_bytes(), self._described)[self.blocks.rows(block, shard)]
 
-    def _shard_files(self, folder: str) -> list[str]:
-        return [f"{folder}/{shard:05}" for shard in range(len(self.shards))]
+        return np.concatenate(map_in_threads(read, self.blocks.shards_of_block(block)))
 
-    def _bucket_files(self, prefix: str) -> list[str]:
-        return [f"{prefix}{bucket:05}" for bucket in range(self.num_buckets)]
+    def _split_by_block(self, records: npt.NDArray[Any]) -> list[memoryview]:
+        return split_records(records, self.blocks.block_of(records["address"]), len(self.blocks))
 
-    def _bands(self, shard: int, bucket: int) -> Iterator[npt.NDArray[Any]]:
-        """The bands of a bucket from each of a shard's files."""
-        full = _BANDS_FILE_DOCUMENTS * minhash.NUM_BANDS
-        for number in itertools.count():
-            file = self.scratch / f"bands/{shard:05}-{number:05}"
-            bands, size = read_bucket(file, _BAND, self.num_band_buckets, bucket)
-            yield bands
-            if size < full:
-                return
+    def _file(self, step: str, number: int) -> Location:
+        return self.scratch / f"{step}/{number:05}"
 
-    def _signatures(self, shard: int) -> npt.NDArray[np.uint8]:
-        file = self.scratch / f"signatures/{shard:05}"
-        if file.local_path and file.size():
-            return np.memmap(file.local_path, np.uint8, "r").reshape(-1, minhash.NUM_PERMUTATIONS)
-        return np.frombuffer(file.read_bytes(), np.uint8).reshape(-1, minhash.NUM_PERMUTATIONS)
-
-    def _descriptors(self, addresses: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        descriptors = np.zeros(len(addresses), DESCRIPTOR)
-        for shard, in_shard in _by_shard(addresses):
-            whole, _ = read_bucket(self.scratch / f"descriptors/{shard:05}", DESCRIPTOR, self.num_buckets)
-            descriptors[in_shard] = whole[np.argsort(whole["address"])[rows_of(addresses[in_shard])]]
-        return descriptors
-
-    def _write_removed(self, name: str, removed: npt.NDArray[Any]) -> None:
-        write_buckets(self.scratch / name, removed, shards_of(removed["address"]), len(self.shards))
-
-    def _removed(self, shard: int) -> npt.NDArray[Any]:
-        """The REMOVED documents of a shard, in the order of its rows."""
-        collected = np.frombuffer((self.scratch / f"collected/{shard:05}").read_bytes(), REMOVED)
-        near = ["near/00000"] if self.threshold else []
-        removed = np.concatenate([collected, self._bucket(near, REMOVED, len(self.shards), shard)])
-        return removed[np.argsort(removed["address"])]
-
-
-def _kept_documents(shard: Location, removed: npt.NDArray[np.int64], counts: Counter[str]) -> Iterator[pa.Table]:
-    """A shard's documents without the removed rows, a few at a time. Adds to `counts`."""
-    for table in read_tables(shard):
-        rows = np.arange(counts["records"], counts["records"] + len(table))
-        kept = table.filter(pa.array(~np.isin(rows, removed)))
-        heldout = kept["split"].to_pylist().count("heldout")
-        words = int(kept["num_words"].to_numpy().sum())
-        counts.update(records=len(table), documents=len(kept), words=words, heldout=heldout)
-        yield kept
-
-
-def _by_shard(addresses: npt.NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
-    """Sorted addresses -> the number of each shard, and which of the addresses are in it."""
-    shards, starts = np.unique(shards_of(addresses), return_index=True)
-    ends = [*starts.tolist(), len(addresses)][1:]
-    for shard, start, end in zip(shards.tolist(), starts, ends, strict=True):
-        yield shard, slice(start, end)
+    def _files(self, step: str, count: int) -> list[Location]:
+        return [self._file(step, number) for number in range(count)]

@@ -18,9 +18,11 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.schema import DOCUMENT, RecordPosition, parquet_bytes
 from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.dedup import steps as dedup_steps
+from cloze.pipeline.dedup.blocks import Blocks
 from cloze.pipeline.dedup.duplicate_rules import describe_documents, keep_distinct_contents, keep_newest_revisions
 from cloze.pipeline.dedup.stage import VERSION, DedupConfig, run
-from cloze.pipeline.dedup.steps import Steps
+from cloze.pipeline.dedup.steps import Item, Steps
 from cloze.pipeline.extract.document import document, document_table
 
 
@@ -30,13 +32,13 @@ def doc(doc_id: str, text: str, revision: int = 0):
     )
 
 
-def artifact(folder: Path, *shards: list) -> Artifact:
+def artifact(folder: Path | Location, *shards: list) -> Artifact:
     out = Output(Location(str(folder)), "extract", 1, "f" * 16)
     parts = [
         out.commit(f"{number:05}", {f"documents/{number:05}-00.parquet": parquet_bytes(document_table(documents))})
         for number, documents in enumerate(shards)
     ]
-    out.finish(parts, {}, {})
+    out.finish(parts, {}, {}, {"documents": sum(map(len, shards))})
     return Artifact(out.location, "extract", "f" * 16)
 
 
@@ -195,18 +197,22 @@ def plainly(documents: list) -> set[str]:
 
 
 def stepwise(folder: Path, shards: list[list], order: random.Random) -> set[tuple]:
-    """What stays, by steps whose items are run in some order, in three buckets, some of them twice, with the bands of
-    three documents in a file."""
+    """What stays, by steps whose items are run in some order, some of them twice, in three buckets of descriptors and
+    ten of bands, and blocks of three documents."""
     documents = artifact(folder / "in", *shards)
     out = Output(Location(str(folder / "out")), "dedup", VERSION, "e" * 16)
     steps = Steps(
-        documents.files("documents/"), out, Location(str(folder / "scratch")), 0.8, num_buckets=3, num_band_buckets=5
+        documents.files("documents/"), out, Location(str(folder / "scratch")), 0.8, num_buckets=3, num_band_buckets=10
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cloze.pipeline.dedup.steps._BANDS_FILE_DOCUMENTS", 3)
-        for step, count in steps.item_counts().items():
-            for number in order.choices(range(count), k=2) + order.sample(range(count), count):
-                steps.run_item((step, number))
+
+    def run_all(step: str, count: int) -> None:
+        for number in order.choices(range(count), k=2) + order.sample(range(count), count):
+            steps.run_item(Item(step, number))
+
+    run_all("describe", len(shards))
+    steps = replace(steps, blocks=Blocks(steps.count_documents(), 3))
+    for step, count in steps.item_counts().items():
+        run_all(step, count)
     parts = out.require_parts([f"{number:05}" for number in range(len(steps.shards))])
     names = [name for part in parts for name in part.files]
     return {tuple(row.values()) for name in names for row in pq.read_table(folder / "out" / name).to_pylist()}
@@ -262,21 +268,31 @@ def test_a_run_resumes_from_finished_shards(tmp_path: Path):
     assert (tmp_path / "out/documents/00000.parquet").stat().st_mtime_ns == kept_stamp
 
 
-def test_a_run_resumes_from_finished_items_of_every_step_and_leaves_no_scratch(tmp_path: Path):
+def test_a_run_that_is_stopped_in_any_step_resumes_from_its_finished_items_and_leaves_no_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dedup_steps, "BLOCK_DOCUMENTS", 10)
+    monkeypatch.setattr(dedup_steps, "BUCKET_RECORDS", 24)
     shards = [[doc(f"{s}-{n}", prose(n % 6 + s % 2, 50) + " end" * s, n) for n in range(8)] for s in range(3)]
     full, _ = dedup(tmp_path, *shards)
     documents = Artifact(Location(str(tmp_path / "out-in")), "extract", "f" * 16)
     nowhere = Location(str(tmp_path / "nowhere"))
-    steps = Steps(documents.files("documents/"), Output(nowhere, "dedup", VERSION, ""), nowhere, 0.8, 1, 1)
-    items = [(step, number) for step, count in steps.item_counts().items() for number in range(count)]
-    for done in range(1, len(items), 2):
+    steps = Steps(documents.files("documents/"), Output(nowhere, "dedup", VERSION, ""), nowhere, 0.8, 2, 17)
+    steps = replace(steps, blocks=Blocks([8, 8, 8], 10))
+    described = [Item("describe", number) for number in range(3)]
+    items = described + [Item(step, number) for step, count in steps.item_counts().items() for number in range(count)]
+    for done in [number for number, item in enumerate(items, 1) if item.number == 0]:
+        reported: list[tuple[float, str]] = []
         out = Output(Location(str(tmp_path / f"stopped-{done}")), "dedup", VERSION, "e" * 16)
         with pytest.raises(KeyboardInterrupt), scratch_folder(out) as folder:
             for item in items[:done]:
                 replace(steps, out=out, scratch=folder).run_item(item)
             raise KeyboardInterrupt
         stamps = {file: file.info().mtime_ns for file in out.location.files()}
+        out.reporter = lambda done, total, unit, note, reported=reported: reported.append((done, unit))
         again = run(DedupConfig(), {"documents": documents}, out)
+        assert reported[0] == ((done, "shards") if done < 3 else (done - 3, "items"))
+        assert reported[-1] == (len(items) - 3, "items")
         assert {n: f.sha256 for n, f in again.files.items()} == {n: f.sha256 for n, f in full.files.items()}
         assert (again.counts, again.drops, again.facts) == (full.counts, full.drops, full.facts)
         left = out.location.files()

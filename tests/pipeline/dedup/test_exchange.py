@@ -1,0 +1,92 @@
+"""Blocks, buckets and requests: deduplication does not depend on the shards, and costs the same for each of them."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cloze.pipeline.core import s3
+from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.dedup import steps
+from cloze.pipeline.dedup.blocks import Blocks
+from cloze.pipeline.dedup.duplicate_rules import addresses_of
+from cloze.pipeline.dedup.progress import FinishedItems
+from cloze.pipeline.dedup.record_buckets import split_records
+from cloze.pipeline.dedup.stage import VERSION, DedupConfig, run
+from cloze.pipeline.dedup.steps import Steps
+from tests.pipeline.dedup.test_dedup import artifact, dedup, doc, prose
+from tests.s3_proxy import s3_proxy
+
+SHARD_DOCUMENTS = [2, 0, 7, 1, 0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 99])
+def test_every_document_is_in_one_block_of_its_shard(size: int) -> None:
+    blocks = Blocks(SHARD_DOCUMENTS, size)
+    found = []
+    for block in range(len(blocks)):
+        for shard in blocks.shards_of_block(block):
+            addresses = addresses_of(shard, np.arange(SHARD_DOCUMENTS[shard])[blocks.rows(block, shard)])
+            assert set(blocks.block_of(addresses)) <= {block}
+            assert blocks.rows_in_block(addresses, block).tolist() == [
+                n + len(found) % size for n in range(len(addresses))
+            ]
+            assert len(addresses) == 0 or block in blocks.blocks_of_shard(shard)
+            found += addresses.tolist()
+    assert found == [int(addresses_of(s, n)) for s, count in enumerate(SHARD_DOCUMENTS) for n in range(count)]
+    assert sum(len(blocks.blocks_of_shard(shard)) for shard in (1, 4)) == 0
+
+
+def test_records_keep_their_order_in_a_bucket() -> None:
+    contents = split_records(np.arange(6, dtype=np.int64), np.array([2, 0, 2, 0, 2, 0]), 4)
+    assert [np.frombuffer(content, np.int64).tolist() for content in contents] == [[1, 3, 5], [], [0, 2, 4], []]
+
+
+@pytest.mark.parametrize("threshold", [0.8, 0.0])
+def test_the_same_documents_stay_for_any_shards_blocks_and_buckets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold: float
+) -> None:
+    documents = [doc(f"d{n % 50}", prose(n % 17, 40) + " and on" * (n % 3), n) for n in range(80)]
+    manifest, kept = dedup(tmp_path, documents, name="one", near_threshold=threshold)
+    monkeypatch.setattr(steps, "BLOCK_DOCUMENTS", 7)
+    monkeypatch.setattr(steps, "BUCKET_RECORDS", 30)
+    divided = [documents[start : start + 2] for start in range(0, 80, 2)]
+    again, rows = dedup(tmp_path, *divided, name="forty", near_threshold=threshold)
+    assert rows == kept and again.counts == manifest.counts
+    assert sum(again.drops.values()) == sum(manifest.drops.values()) == 80 - len(kept)
+
+
+def test_progress_makes_about_one_request_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch/describe").mkdir(parents=True)
+    for number in range(2500):
+        (tmp_path / f"scratch/describe/{number:05}").touch()
+    listings: list[Location] = []
+    list_files = Location.files
+    monkeypatch.setattr(Location, "files", lambda folder: listings.append(folder) or list_files(folder))
+    out = Output(Location(str(tmp_path)), "dedup", VERSION, "e" * 16)
+    finished = FinishedItems(Steps([], out, out.location / "scratch", 0.8, 1, 1), {"describe": 3000, "newest": 1})
+    assert [finished() for _ in range(7)] == [2500] * 7
+    assert len(listings) == 3  # of three requests each
+    finished.complete()
+    assert finished() == 3001 and len(listings) == 3
+
+
+def test_each_further_shard_costs_the_same_number_of_requests(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "BUCKET_RECORDS", 800)  # up to five buckets of bands, as of 150,000 documents
+    counts = []
+    with s3_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setattr(s3, "_client", s3._Client())
+        for shards in (8, 24, 40):
+            documents = [[doc(f"d{s}-{n}", prose(s * 5 + n % 4, 20)) for n in range(5)] for s in range(shards)]
+            extracted = artifact(Location(f"{s3_bucket}/{tmp_path.name}/in-{shards}"), *documents)
+            out = Output(Location(f"{s3_bucket}/{tmp_path.name}/{shards}"), "dedup", VERSION, "e" * 16)
+            proxy.requests.clear()
+            assert run(DedupConfig(), {"documents": extracted}, out).drops == {"duplicate": shards}
+            counts.append(sum("list-type=2" not in path for _, path in proxy.requests))  # listings show progress
+    assert counts[2] - counts[1] < 1.1 * (counts[1] - counts[0])
+    assert counts[2] / 40 < counts[0] / 8
