@@ -1,61 +1,62 @@
 """How well a vocabulary fits counted words: figures, notes and warnings for the manifest."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from cloze.pipeline.core.manifest_facts import UncoveredCharacters, VocabFacts, VocabQuality
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import MAX_CHARS_PER_WORD, RESERVED, UNK
+from cloze.pipeline.vocab.alphabet import CharacterSpelling, count_characters
 from cloze.pipeline.vocab.config import VocabConfig
-from cloze.pipeline.vocab.wordpiece_trainer import split_characters
+from cloze.pipeline.vocab.word_counts import WordCounts, short_words
 
 _SHOWN = 24  # sample pieces in the facts
 _MAX_UNKNOWN = 0.01  # of the words of held-out documents; a higher fraction is a warning
+_BATCH_WORDS = 1 << 14  # that are tokenized at once; an encoding takes about 1 kB
 
 
-def count_left_out(words: Mapping[str, int], pieces: Iterable[str]) -> UncoveredCharacters:
+def count_left_out(words: Sequence[WordCounts], pieces: Sequence[str]) -> UncoveredCharacters:
     """Counted words -> which of their characters the pieces lack, and how many words are unknown for that reason.
 
     Words that are too long are always unknown: they are counted separately, and their characters are not.
     """
-    known = set(pieces)
-    characters, missing = Counter[str](), Counter[str]()
-    unknown = long = 0
-    for word, count in words.items():
-        if len(word) > MAX_CHARS_PER_WORD:
-            long += count
-            continue
-        spelling = split_characters(word)
-        lacking = [piece for piece in spelling if piece not in known]
-        for piece in spelling:
-            characters[piece] += count
-        for piece in lacking:
-            missing[piece] += count
-        unknown += count * bool(lacking)
+    spelling = CharacterSpelling(pieces)
+    counts = count_characters(short_words(words)).pieces()
+    missing = {piece: counts[piece] for piece in counts.keys() - set(pieces)}
+    unknown = short = 0
+    for some in short_words(words):
+        ids, offsets = spelling(some)
+        lacking = np.unique(np.searchsorted(offsets, np.flatnonzero(ids < 0), "right") - 1)
+        unknown += int(some.counts[lacking].sum())
+        short += int(some.counts.sum())
+    total = sum(int(some.counts.sum()) for some in words)
     return UncoveredCharacters(
         distinct_characters=len({piece[-1] for piece in missing}),
-        of_distinct_characters=len({piece[-1] for piece in characters}),
-        characters=missing.total(),
-        of_characters=characters.total(),
+        of_distinct_characters=len({piece[-1] for piece in counts}),
+        characters=sum(missing.values()),
+        of_characters=sum(counts.values()),
         words=unknown,
-        long_words=long,
-        of_words=sum(words.values()),
+        long_words=total - short,
+        of_words=total,
         most_frequent=sorted(missing, key=lambda piece: (-missing[piece], piece))[:_SHOWN],
     )
 
 
-def measure_quality(tokenizer: Tokenizer, words: Mapping[str, int]) -> VocabQuality:
+def measure_quality(tokenizer: Tokenizer, words: Iterable[WordCounts]) -> VocabQuality:
     """Counted words -> the fraction of unknown ones, and pieces per word. Without words, all fields stay unset."""
     unknown_id = tokenizer.token_to_id(UNK)
     total = pieces = unknown = 0
-    encoded = tokenizer.encode_batch_fast([[word] for word in words], is_pretokenized=True, add_special_tokens=False)
-    for encoding, count in zip(encoded, words.values(), strict=True):
-        total += count
-        pieces += count * len(encoding.ids)
-        unknown += count * (encoding.ids == [unknown_id])
+    for some in words:
+        for start in range(0, len(some.counts), _BATCH_WORDS):
+            batch = [[word] for word in some.words[start : start + _BATCH_WORDS].to_pylist()]
+            encoded = tokenizer.encode_batch_fast(batch, is_pretokenized=True, add_special_tokens=False)
+            for encoding, count in zip(encoded, some.counts[start : start + _BATCH_WORDS].tolist(), strict=True):
+                total += count
+                pieces += count * len(encoding.ids)
+                unknown += count * (encoding.ids == [unknown_id])
     if not total:
         return VocabQuality()
     return VocabQuality(words=total, unknown_share=unknown / total, pieces_per_word=pieces / total)
@@ -65,8 +66,8 @@ def vocab_facts(
     pieces: list[str],
     tokenizer: Tokenizer,
     config: VocabConfig,
-    train: Mapping[str, int],
-    heldout: Mapping[str, int],
+    train: Sequence[WordCounts],
+    heldout: Sequence[WordCounts],
 ) -> VocabFacts:
     """The facts of a vocabulary's manifest. `train` and `heldout` are the counted words of the two splits."""
     text_pieces = [piece for piece in pieces if piece not in RESERVED]

@@ -1,29 +1,30 @@
 """documents -> vocab.txt, tokenizer.json and tokenizer_config.json, which transformers reads.
 
 Words here are those that BERT's tokenizer splits into pieces, with each punctuation mark as a word, not those of
-words.py. Ray Data counts the words of each shard; the driver adds the counts and trains the vocabulary. A vocabulary
-that is given as a file is only measured on these words.
+words.py. Ray Data counts the words of groups of shards; the driver adds the counts bucket by bucket and trains the
+vocabulary. A vocabulary that is given as a file is only measured on these words.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 from tokenizers import Tokenizer
 
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.bucket_files import read_bucket, shard_groups, write_buckets
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.manifest_facts import ComparedVocab
 from cloze.pipeline.core.ray_data import for_each
-from cloze.pipeline.core.schema import parquet_bytes, read_table
+from cloze.pipeline.core.schema import read_table
+from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
 from cloze.pipeline.text.tokenizer import (
     LAYOUTS,
-    MAX_CHARS_PER_WORD,
     RESERVED,
     SPECIAL_TOKENS,
     WordSplitter,
@@ -31,15 +32,25 @@ from cloze.pipeline.text.tokenizer import (
     split_chunks,
     tokenizer_config_json,
 )
+from cloze.pipeline.vocab.alphabet import alphabet, count_characters
 from cloze.pipeline.vocab.config import VocabConfig
 from cloze.pipeline.vocab.quality import measure_quality, vocab_facts
-from cloze.pipeline.vocab.wordpiece_trainer import alphabet, train_pieces
+from cloze.pipeline.vocab.word_counts import (
+    WordCounts,
+    add_counts,
+    add_words_files,
+    counts_table,
+    short_words,
+    split_by_hash,
+    words_file,
+)
+from cloze.pipeline.vocab.wordpiece_trainer import train_pieces
 
 VERSION = 3
 # One of this many places is for a character of the alphabet, however rare it is, so that a language with a small
 # alphabet loses no character. BERT's own vocabulary has 997 characters in 30,522 places.
 _PLACES_PER_CHARACTER = 30
-_ROW_GROUP = 1 << 16  # rows
+_GROUPS_PER_BUCKET = 8  # 250 shards of 32 million characters of English: 6 million rows
 
 Counts = Counter[str]
 
@@ -56,19 +67,19 @@ def count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counts:
     return words
 
 
-def train_vocabulary(words: Mapping[str, int], config: VocabConfig) -> list[str]:
+def train_vocabulary(words: Sequence[WordCounts], config: VocabConfig) -> list[str]:
     """Counted words -> the vocabulary in file order: special tokens, alphabet, merged pieces in the order of training.
 
     Places that are still empty go to the characters outside the alphabet, the most frequent first, and then to pieces
     from the words with these characters. Raises UserError if there are no words, or `size` is too small for the
     alphabet.
     """
-    short = {word: count for word, count in words.items() if len(word) <= MAX_CHARS_PER_WORD}
-    if not short:
-        raise UserError("vocab: the documents hold no text to train on; lower extract.heldout_fraction or add sources")
     reserved = LAYOUTS[config.layout]
     room = config.size - len(reserved)
-    characters, rare = alphabet(short, config.character_coverage, room // _PLACES_PER_CHARACTER)
+    counts = count_characters(short_words(words))
+    characters, rare = alphabet(counts, config.character_coverage, room // _PLACES_PER_CHARACTER)
+    if not characters:
+        raise UserError("vocab: the documents hold no text to train on; lower extract.heldout_fraction or add sources")
     first = [*reserved, *characters]
     if len(first) > config.size:
         raise UserError(
@@ -76,43 +87,77 @@ def train_vocabulary(words: Mapping[str, int], config: VocabConfig) -> list[str]
             f"and the alphabet's {len(characters)} pieces; set it to {len(first)} at least, or lower "
             f"vocab.character_coverage (now {config.character_coverage:g})"
         )
-    pieces = first + train_pieces(short, first, config.size - len(first), config.min_frequency)
+    pieces = first + train_pieces(short_words(words), first, config.size - len(first), config.min_frequency)
     pieces += rare[: config.size - len(pieces)]
     if rare and len(pieces) < config.size:
-        pieces += train_pieces(short, pieces, config.size - len(pieces), config.min_frequency)
+        pieces += train_pieces(short_words(words), pieces, config.size - len(pieces), config.min_frequency)
     return pieces
 
 
-def count_shard(name: str, documents: Mapping[str, Location], config: VocabConfig, out: Output) -> None:
+class _Groups(NamedTuple):
+    """Groups of shards, whose counted words are exchanged through files in scratch."""
+
+    shards: Mapping[str, Sequence[str]]  # group -> the names of its shards
+    scratch: Location
+    num_buckets: int
+
+    @classmethod
+    def of(cls, shards: Sequence[str], scratch: Location) -> Self:
+        groups = {f"{group.start:05}": shards[group.start : group.stop] for group in shard_groups(len(shards))}
+        return cls(groups, scratch, 1 + len(groups) // _GROUPS_PER_BUCKET)
+
+    def file(self, group: str) -> Location:
+        return self.scratch / f"words/{group}"
+
+    def missing(self, finished: Container[str]) -> list[str]:
+        """Returns the groups without a file in scratch, or with a shard whose part is not finished."""
+        written = {file.name for file in (self.scratch / "words").files()}
+        return [
+            group
+            for group, shards in self.shards.items()
+            if group not in written or not all(f"words-{shard}" in finished for shard in shards)
+        ]
+
+    def add_counts(self) -> tuple[list[WordCounts], list[WordCounts]]:
+        """Returns the counted words of the train split and of the held-out split, bucket by bucket."""
+        files = [self.file(group) for group in self.shards]
+        buckets = [add_words_files(read_bucket(files, self.num_buckets, bucket)) for bucket in range(self.num_buckets)]
+        return [train for train, _ in buckets], [heldout for _, heldout in buckets]
+
+
+def count_group(
+    name: str,
+    groups: _Groups,
+    documents: Mapping[str, Location],
+    finished: Container[str],
+    config: VocabConfig,
+    out: Output,
+) -> None:
+    """The documents of a group of shards -> the words of each shard, committed, and those of the group in scratch."""
+    tables = [
+        read_table(out.location / f"words/{shard}.parquet")
+        if f"words-{shard}" in finished
+        else count_shard(shard, documents[shard], config, out)
+        for shard in groups.shards[name]
+    ]
+    write_buckets(groups.file(name), split_by_hash(add_counts(tables), groups.num_buckets))
+
+
+def count_shard(name: str, documents: Location, config: VocabConfig, out: Output) -> pa.Table:
     """A shard of documents -> its words with their counts in train and held-out text, committed."""
     tokenizer = build_tokenizer(SPECIAL_TOKENS, config.lowercase, config.strip_accents)
-    table = read_table(documents[name], ["text", "split"])
+    table = read_table(documents, ["text", "split"])
     texts: dict[str, list[str]] = {"train": [], "heldout": []}
     for text, split in zip(table["text"].to_pylist(), table["split"].to_pylist(), strict=True):
         texts[split].append(text)
     train, heldout = (count_words(split_texts, tokenizer) for split_texts in texts.values())
-    words = sorted(train.keys() | heldout.keys())
-    rows = {"word": words, "train": [train[word] for word in words], "heldout": [heldout[word] for word in words]}
-    schema = pa.schema({"word": pa.string(), "train": pa.int64(), "heldout": pa.int64()})
-    data = parquet_bytes(pa.table(rows, schema=schema), row_group_size=_ROW_GROUP)
+    words = counts_table(train, heldout)
     counts = {"documents": len(table), "train_words": train.total(), "heldout_words": heldout.total()}
-    out.commit(f"words-{name}", {f"words/{name}.parquet": data}, counts)
+    out.commit(f"words-{name}", {f"words/{name}.parquet": words_file(words)}, counts)
+    return words
 
 
-def _add_counts(files: Iterable[Location]) -> tuple[Counts, Counts]:
-    """The shards' words -> the counts of the train split and of the held-out split."""
-    train, heldout = Counter[str](), Counter[str]()
-    for file in files:
-        table = read_table(file)
-        words = table["word"].to_pylist()
-        for total, column in ((train, "train"), (heldout, "heldout")):
-            for word, count in zip(words, table[column].to_pylist(), strict=True):
-                if count:
-                    total[word] += count
-    return train, heldout
-
-
-def _compare(name: str, pieces: list[str], config: VocabConfig, heldout: Mapping[str, int]) -> ComparedVocab:
+def _compare(name: str, pieces: list[str], config: VocabConfig, heldout: Sequence[WordCounts]) -> ComparedVocab:
     """Measure another vocabulary on the held-out words. With capitals among its pieces, text is not lowercased."""
     has_capitals = any(piece != piece.lower() for piece in pieces if piece not in RESERVED)
     tokenizer = build_tokenizer(pieces, config.lowercase or not has_capitals, config.strip_accents)
@@ -136,11 +181,16 @@ def run(config: VocabConfig, inputs: Mapping[str, Any], out: Output) -> Manifest
     sources: dict[str, SourceFile] = {name: source for name, source in inputs.items() if name != "documents"}
     given = check(config, sources)
     shards = {file.name.removesuffix(".parquet"): file for file in documents.files("documents/")}
-    with out.reporting_parts(len(shards) + 1, "shards"):
+    with out.reporting_parts(len(shards) + 1, "shards"), scratch_folder(out) as scratch:
+        groups = _Groups.of(list(shards), scratch)
         finished = out.finished_parts([f"words-{name}" for name in shards])
-        missing = [name for name in shards if f"words-{name}" not in finished]
-        for_each(partial(count_shard, documents=shards, config=config, out=out), missing, config.workers)
-        train, heldout = _add_counts(out.location / f"words/{name}.parquet" for name in shards)
+        missing = groups.missing(finished)
+        for_each(
+            partial(count_group, groups=groups, documents=shards, finished=set(finished), config=config, out=out),
+            missing,
+            config.workers,
+        )
+        train, heldout = groups.add_counts()
         pieces = given["file"].pieces if "file" in given else train_vocabulary(train, config)
         tokenizer = build_tokenizer(pieces, config.lowercase, config.strip_accents)
         files = {
@@ -157,6 +207,6 @@ def run(config: VocabConfig, inputs: Mapping[str, Any], out: Output) -> Manifest
         out.require_parts([*(f"words-{name}" for name in shards), "vocab"]),
         config.model_dump(mode="json"),
         {"documents": documents.fingerprint, **{name: source.identity for name, source in sources.items()}},
-        counts={"pieces": len(pieces), "distinct_words": len(train)},
+        counts={"pieces": len(pieces), "distinct_words": sum(len(some.counts) for some in train)},
         facts=facts,
     )

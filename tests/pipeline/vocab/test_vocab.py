@@ -7,8 +7,10 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloze.infra.planner import Run
@@ -19,16 +21,36 @@ from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import document
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, load_tokenizer, tokenizer_config_json
+from cloze.pipeline.vocab import spelled_words
+from cloze.pipeline.vocab.alphabet import CONTINUES, alphabet, count_characters
 from cloze.pipeline.vocab.quality import count_left_out, measure_quality
-from cloze.pipeline.vocab.stage import VERSION, VocabConfig, count_words, run, train_vocabulary
-from cloze.pipeline.vocab.wordpiece_trainer import alphabet, split_characters, train_pieces
+from cloze.pipeline.vocab.stage import VERSION, VocabConfig, count_shard, count_words, run, train_vocabulary
+from cloze.pipeline.vocab.word_counts import WordCounts, add_words_files, counts_table, split_by_hash
+from cloze.pipeline.vocab.wordpiece_trainer import train_pieces
 from tests.golden import digest, documents_artifact, finished, golden_documents, output, published_vocabulary
 from tests.paths import QUICKSTART
 
 
+def counted(words: dict[str, int]) -> list[WordCounts]:
+    """The words in two buckets."""
+    halves = (list(words.items())[start::2] for start in (0, 1))
+    return [
+        WordCounts(pa.array([word for word, _ in half], pa.string()), np.array([count for _, count in half], np.int64))
+        for half in halves
+    ]
+
+
+def alphabet_of(words: dict[str, int], coverage: float, minimum: int = 0) -> tuple[list[str], list[str]]:
+    return alphabet(count_characters(counted(words)), coverage, minimum)
+
+
 def pieces(words: dict[str, int], size: int, min_frequency: int = 1) -> list[str]:
-    known, _ = alphabet(words, coverage=1)
-    return train_pieces(words, known, size, min_frequency)
+    known, _ = alphabet_of(words, coverage=1)
+    return train_pieces(counted(words), known, size, min_frequency)
+
+
+def vocabulary_of(words: dict[str, int], config: VocabConfig) -> list[str]:
+    return train_vocabulary(counted(words), config)
 
 
 def naive(words: dict[str, int], size: int, min_frequency: int) -> list[str]:
@@ -57,6 +79,7 @@ def naive(words: dict[str, int], size: int, min_frequency: int) -> list[str]:
     return found
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.text(alphabet="abc", min_size=1, max_size=9), st.integers(1, 5), max_size=12),
     st.integers(0, 30),
@@ -64,6 +87,21 @@ def naive(words: dict[str, int], size: int, min_frequency: int) -> list[str]:
 )
 def test_incremental_merging_equals_recounting_all_pairs(words, size, min_frequency):
     assert pieces(words, size, min_frequency) == naive(words, size, min_frequency)
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(st.text(alphabet="abc", min_size=1, max_size=9), st.integers(1, 5), max_size=12),
+    st.integers(1, 4),
+    st.integers(1, 20),
+    st.integers(1, 4),
+)
+def test_an_index_of_the_most_frequent_pairs_only_gives_the_same_pieces(words, pairs, occurrences, min_frequency):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spelled_words, "_MAX_PAIRS", pairs)
+        patch.setattr(spelled_words, "_MAX_OCCURRENCES", occurrences)
+        patch.setattr(spelled_words, "_BATCH_WORDS", 2)
+        assert pieces(words, 30, min_frequency) == naive(words, 30, min_frequency)
 
 
 def test_the_most_frequent_pair_comes_first_and_ties_go_by_text():
@@ -81,18 +119,19 @@ def test_counts_beyond_32_bits_do_not_overflow():
 
 def test_the_alphabet_is_the_most_frequent_characters_and_whole_word_characters_have_no_continuing_piece():
     words = {"ab": 2, "ba": 1, "!": 9, "c": 1}
-    assert alphabet(words, coverage=15 / 16) == (["!", "a", "b", "##a", "##b"], ["c"])
-    assert alphabet(words, coverage=9 / 16) == (["!"], ["a", "##a", "b", "##b", "c"])
-    assert alphabet(words, coverage=9 / 16, minimum=2) == (["!", "a", "##a"], ["b", "##b", "c"])
-    assert alphabet(words, coverage=1) == (["!", "a", "b", "c", "##a", "##b"], [])
+    assert alphabet_of(words, coverage=15 / 16) == (["!", "a", "b", "##a", "##b"], ["c"])
+    assert alphabet_of(words, coverage=9 / 16) == (["!"], ["a", "##a", "b", "##b", "c"])
+    assert alphabet_of(words, coverage=9 / 16, minimum=2) == (["!", "a", "##a"], ["b", "##b", "c"])
+    assert alphabet_of(words, coverage=1) == (["!", "a", "b", "c", "##a", "##b"], [])
 
 
+@settings(deadline=None)
 @given(
-    st.dictionaries(st.text(min_size=1, max_size=4), st.integers(1, 2**60), min_size=1, max_size=20),
+    st.dictionaries(st.text(min_size=1, max_size=4), st.integers(1, 2**50), min_size=1, max_size=20),
     st.floats(0.01, 1),
 )
-def test_the_alphabet_covers_the_share_asked_for_and_no_character_of_it_could_be_spared(words, coverage):
-    kept, rare = alphabet(words, coverage)
+def test_the_alphabet_covers_the_fraction_asked_for_and_no_character_of_it_could_be_spared(words, coverage):
+    kept, rare = alphabet_of(words, coverage)
     counts = Counter[str]()
     for word, count in words.items():
         for character in word:
@@ -102,13 +141,13 @@ def test_the_alphabet_covers_the_share_asked_for_and_no_character_of_it_could_be
     assert covered >= coverage * counts.total() * (1 - 1e-12)
     assert covered - min(counts[character] for character in beginnings) < coverage * counts.total()
     assert not set(kept) & set(rare)
-    assert {piece for word in words for piece in split_characters(word)} <= {*kept, *rare}
+    assert {piece for word in words for piece in (word[0], *(CONTINUES + c for c in word[1:]))} <= {*kept, *rare}
 
 
 def test_a_character_outside_the_alphabet_is_unknown_and_never_vanishes_from_a_word():
     words = {"ab": 9, "a☃b": 2, "cab": 3}
     config = VocabConfig(size=12, character_coverage=0.9, min_frequency=1)
-    vocabulary = train_vocabulary(words, config)
+    vocabulary = vocabulary_of(words, config)
     tokenizer = build_tokenizer(vocabulary)
     assert "☃" not in "".join(vocabulary)
     assert tokenizer.encode("ab a☃b cab", add_special_tokens=False).tokens == ["ab", "[UNK]", "c", "##a", "##b"]
@@ -117,12 +156,13 @@ def test_a_character_outside_the_alphabet_is_unknown_and_never_vanishes_from_a_w
 def test_places_that_pairs_leave_empty_go_to_the_characters_left_out():
     words = {"ab": 97, "x☃": 1, "♜": 2}
     config = VocabConfig(size=20, character_coverage=0.9)
-    vocabulary = train_vocabulary(words, config)
+    vocabulary = vocabulary_of(words, config)
     assert vocabulary == [*SPECIAL_TOKENS, "a", "b", "##a", "##b", "ab", "♜", "x", "##x", "☃", "##☃"]
     for size in range(10, 16):  # each place more is one piece more
-        assert train_vocabulary(words, VocabConfig(size=size, character_coverage=0.9)) == vocabulary[:size]
+        assert vocabulary_of(words, VocabConfig(size=size, character_coverage=0.9)) == vocabulary[:size]
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.text(alphabet="abc☃♜ж", min_size=1, max_size=6), st.integers(1, 5), min_size=1, max_size=12),
     st.floats(0.1, 1),
@@ -130,15 +170,15 @@ def test_places_that_pairs_leave_empty_go_to_the_characters_left_out():
 )
 def test_no_place_is_empty_while_a_pair_of_any_word_is_frequent_enough(words, coverage, min_frequency):
     config = VocabConfig(size=90, character_coverage=coverage, min_frequency=min_frequency)
-    vocabulary = train_vocabulary(words, config)
+    vocabulary = vocabulary_of(words, config)
     assert len(vocabulary) == len(set(vocabulary)) < 90
-    assert train_pieces(words, vocabulary, 1, min_frequency) == []
+    assert train_pieces(counted(words), vocabulary, 1, min_frequency) == []
 
 
 def test_an_alphabet_that_is_small_for_the_vocabulary_is_complete():
     words = {"a" * 100: 10**6, **dict.fromkeys("bcdefghij", 1)}
     for size, kept in ((5 + 9 * 30, 9), (5 + 10 * 30, 10)):
-        vocabulary = train_vocabulary(words, VocabConfig(size=size))
+        vocabulary = vocabulary_of(words, VocabConfig(size=size))
         assert len([piece for piece in vocabulary[5 : 5 + kept] if len(piece) == 1]) == kept
         assert vocabulary[5 + kept] == "##a"
 
@@ -146,11 +186,12 @@ def test_an_alphabet_that_is_small_for_the_vocabulary_is_complete():
 def test_ideographs_and_a_run_of_kana_are_known_where_1000_characters_were_not_enough():
     rare = {chr(0x4E00 + number): 2 for number in range(3000)}
     words = {**rare, "カタカナ": 50, "ひらかな": 50_000}
-    vocabulary = train_vocabulary(words, VocabConfig(size=4000))
-    assert measure_quality(build_tokenizer(vocabulary), words).unknown_share == 0
+    vocabulary = vocabulary_of(words, VocabConfig(size=4000))
+    assert measure_quality(build_tokenizer(vocabulary), counted(words)).unknown_share == 0
     assert len(vocabulary) == len(set(vocabulary)) < 4000
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.text(alphabet="abc☃♜ж", min_size=1, max_size=6), st.integers(1, 5), min_size=1, max_size=12),
     st.integers(30, 45),
@@ -158,9 +199,9 @@ def test_ideographs_and_a_run_of_kana_are_known_where_1000_characters_were_not_e
 )
 def test_reported_left_out_words_are_unknown_to_the_tokenizer(words, size, coverage):
     words = words | {"a" * 201: 3}
-    vocabulary = train_vocabulary(words, VocabConfig(size=size, character_coverage=coverage))
-    left = count_left_out(words, vocabulary)
-    unknown = measure_quality(build_tokenizer(vocabulary), words)
+    vocabulary = vocabulary_of(words, VocabConfig(size=size, character_coverage=coverage))
+    left = count_left_out(counted(words), vocabulary)
+    unknown = measure_quality(build_tokenizer(vocabulary), counted(words))
     assert left.words + left.long_words == round(unknown.unknown_share * unknown.words)
     assert (left.of_words, left.long_words) == (unknown.words, 3)
     assert left.of_characters == sum(len(word) * count for word, count in words.items() if len(word) <= 200)
@@ -171,7 +212,7 @@ def test_reported_left_out_words_are_unknown_to_the_tokenizer(words, size, cover
 
 def test_left_out_characters_are_counted():
     words = {"ab": 97, "x☃☃": 1, "♜": 2, "a" * 201: 4}
-    assert count_left_out(words, [*SPECIAL_TOKENS, "a", "##b", "x", "♜"]).plain == {
+    assert count_left_out(counted(words), [*SPECIAL_TOKENS, "a", "##b", "x", "♜"]).plain == {
         "distinct_characters": 1,
         "of_distinct_characters": 5,
         "characters": 2,
@@ -184,23 +225,23 @@ def test_left_out_characters_are_counted():
 
 
 def test_the_special_tokens_come_first_and_the_size_is_met():
-    vocabulary = train_vocabulary({"hugs": 5, "hug": 10, "pug": 3}, VocabConfig(size=15, min_frequency=1))
+    vocabulary = vocabulary_of({"hugs": 5, "hug": 10, "pug": 3}, VocabConfig(size=15, min_frequency=1))
     assert tuple(vocabulary[:5]) == SPECIAL_TOKENS
     assert len(vocabulary) == len(set(vocabulary)) == 15
 
 
 def test_no_room_for_the_alphabet_is_an_error_that_names_the_size_needed():
     with pytest.raises(UserError, match=r"vocab\.size: 8 has no room .* set it to 11 at least"):
-        train_vocabulary({"abc": 1}, VocabConfig(size=8))
+        vocabulary_of({"abc": 1}, VocabConfig(size=8))
     with pytest.raises(UserError, match=r"or lower vocab\.character_coverage \(now 0\.9995\)$"):
-        train_vocabulary({"abc": 1}, VocabConfig(size=8))
-    assert len(train_vocabulary({"abc": 1}, VocabConfig(size=11))) == 11
+        vocabulary_of({"abc": 1}, VocabConfig(size=8))
+    assert len(vocabulary_of({"abc": 1}, VocabConfig(size=11))) == 11
 
 
 def test_the_google_layout_is_that_of_the_published_vocabulary():
     words = {"hugs": 5, "hug": 10, "pug": 3}
-    compact = train_vocabulary(words, VocabConfig(size=18, min_frequency=1))
-    google = train_vocabulary(words, VocabConfig(size=1012, min_frequency=1, layout="google"))
+    compact = vocabulary_of(words, VocabConfig(size=18, min_frequency=1))
+    google = vocabulary_of(words, VocabConfig(size=1012, min_frequency=1, layout="google"))
     assert google[:999] == published_vocabulary()[:999]
     assert google[999:] == compact[5:]
     tokenizer = build_tokenizer(google)
@@ -211,10 +252,11 @@ def test_the_google_layout_is_that_of_the_published_vocabulary():
 
 def test_the_google_layout_needs_room_for_all_that_it_reserves():
     with pytest.raises(UserError, match=r"vocab\.size: 1000 has no room for 999 .* 6 pieces; set it to 1005 at least"):
-        train_vocabulary({"abc": 1}, VocabConfig(size=1000, layout="google"))
-    assert len(train_vocabulary({"abc": 1}, VocabConfig(size=1005, layout="google"))) == 1005
+        vocabulary_of({"abc": 1}, VocabConfig(size=1000, layout="google"))
+    assert len(vocabulary_of({"abc": 1}, VocabConfig(size=1005, layout="google"))) == 1005
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.text(alphabet="abcé!", min_size=1, max_size=9), st.integers(1, 5), min_size=1, max_size=12),
     st.randoms(use_true_random=False),
@@ -223,12 +265,12 @@ def test_the_order_of_the_words_does_not_matter(words, random):
     shuffled = list(words.items())
     random.shuffle(shuffled)
     config = VocabConfig(size=40, min_frequency=1, character_coverage=0.7)
-    assert train_vocabulary(dict(shuffled), config) == train_vocabulary(words, config)
+    assert vocabulary_of(dict(shuffled), config) == vocabulary_of(words, config)
 
 
 def test_documents_without_text_are_an_error():
     with pytest.raises(UserError, match="vocab: the documents hold no text to train on"):
-        train_vocabulary({}, VocabConfig(size=100))
+        vocabulary_of({}, VocabConfig(size=100))
 
 
 def test_words_are_counted_as_the_tokenizer_sees_them():
@@ -239,12 +281,12 @@ def test_words_are_counted_as_the_tokenizer_sees_them():
 
 def test_quality_is_the_share_of_unknown_words_and_pieces_per_word():
     tokenizer = build_tokenizer([*SPECIAL_TOKENS, "a", "##b"])
-    assert measure_quality(tokenizer, {"a": 2, "ab": 1, "x": 1}).plain == {
+    assert measure_quality(tokenizer, counted({"a": 2, "ab": 1, "x": 1})).plain == {
         "words": 4,
         "unknown_share": 0.25,
         "pieces_per_word": 1.25,
     }
-    assert measure_quality(tokenizer, {}).plain == {}
+    assert measure_quality(tokenizer, counted({})).plain == {}
 
 
 CONFIG = VocabConfig(size=1500)
@@ -400,14 +442,49 @@ def test_the_bytes_of_the_files_count_and_their_paths_do_not(tmp_path):
 def test_a_stopped_run_resumes_from_the_shards_it_has_counted(ray_session, tmp_path):
     documents = documents_artifact(tmp_path, golden_documents(), 3)
     out = output(tmp_path, "vocab")
-    away = documents.location / "documents/00001.parquet"
-    data = away.read_bytes()
-    away.delete()
+    missing = documents.location / "documents/00001.parquet"
+    data = missing.read_bytes()
+    missing.delete()
     with pytest.raises(FileNotFoundError, match=r"00001\.parquet"):
         run(CONFIG, {"documents": documents}, out)
-    away.write_bytes(data)
-    counted = [file for file in out.location.files() if "words/" in file.uri]
+    missing.write_bytes(data)
+    counted = (out.location / "words").files()
     before = {file: file.info().mtime_ns for file in counted}
     run(CONFIG, {"documents": documents}, out)
     assert len(counted) == 2
     assert {file: file.info().mtime_ns for file in counted} == before
+    assert not (out.location / "scratch").exists()
+
+
+def test_a_run_resumes_from_the_words_of_each_shard_without_scratch(ray_session, tmp_path):
+    documents = documents_artifact(tmp_path, golden_documents(), 3)
+    first = run(CONFIG, {"documents": documents}, output(tmp_path / "first", "vocab"))
+    out = output(tmp_path, "vocab")
+    for number in range(3):
+        count_shard(f"{number:05}", documents.location / f"documents/{number:05}.parquet", CONFIG, out)
+    before = {file: file.info().mtime_ns for file in (out.location / "words").files()}
+    second = run(CONFIG, {"documents": documents}, out)
+    assert {file: file.info().mtime_ns for file in before} == before
+    assert (second.files, second.counts, second.facts) == (first.files, first.counts, first.facts)
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.text(min_size=1, max_size=3), st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=9),
+        min_size=1,
+        max_size=3,
+    ),
+    st.integers(1, 3),
+)
+@settings(deadline=None)
+def test_the_buckets_hold_each_word_once_with_the_sum_of_its_counts(groups, num_buckets):
+    tables = [
+        counts_table(*({word: counts[split] for word, counts in group.items()} for split in (0, 1))) for group in groups
+    ]
+    split = [split_by_hash(table, num_buckets) for table in tables]
+    for number, buckets in enumerate(zip(*(add_words_files(files) for files in zip(*split, strict=True)), strict=True)):
+        expected = Counter[str]()
+        for group in groups:
+            expected.update({word: counts[number] for word, counts in group.items()})
+        pairs = [pair for words, counts in buckets for pair in zip(words.to_pylist(), counts.tolist(), strict=True)]
+        assert len(pairs) == len(dict(pairs)) and dict(pairs) == +expected
