@@ -5,6 +5,7 @@ parts, as `put` writes them), the content must match it. Credentials come from b
 those that expire.
 """
 
+import base64
 import hashlib
 import logging
 import threading
@@ -26,11 +27,12 @@ _DELETED_AT_ONCE = 1000  # S3's limit
 
 
 class ObjectInfo(NamedTuple):
-    """What S3 knows of an object."""
+    """What S3 knows of an object. `sha256` is its SHA-256 in hexadecimal digits, if it was stored with it."""
 
     size: int
     etag: str
     modified: datetime
+    sha256: str = ""
 
 
 class _Client:
@@ -100,7 +102,7 @@ def find(path: str) -> ObjectInfo | None:
 
     def head(client: Any) -> ObjectInfo:
         try:
-            answer = client.head_object(Bucket=bucket, Key=key)
+            answer = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
         except Exception as error:
             if s3_errors.has_no_code(error):  # HEAD has no body; a listing fails with the code of the same cause
                 client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
@@ -328,7 +330,9 @@ def _checked_length(data: bytes, length: int) -> bytes:
 
 
 def _info(answer: dict[str, Any]) -> ObjectInfo:
-    return ObjectInfo(int(answer["ContentLength"]), answer["ETag"], answer["LastModified"])
+    is_of_whole = answer.get("ChecksumType") == "FULL_OBJECT"  # otherwise a digest of the digests of parts
+    sha256 = base64.b64decode(answer.get("ChecksumSHA256", "")).hex() if is_of_whole else ""
+    return ObjectInfo(int(answer["ContentLength"]), answer["ETag"], answer["LastModified"], sha256)
 
 
 def _split(path: str) -> tuple[str, str]:
