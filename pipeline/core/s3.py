@@ -254,6 +254,25 @@ def read_range(path: str, info: ObjectInfo, start: int, end: int) -> bytes:
     return request("reading", path, call)
 
 
+def read_end(path: str, length: int) -> tuple[ObjectInfo, bytes]:
+    """Returns what S3 knows of an object, and its last `length` bytes, or all. Raises FileNotFoundError."""
+    bucket, key = _split(path)
+
+    def call(client: Any) -> tuple[ObjectInfo, bytes]:
+        try:
+            answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes=-{length}")
+        except client.exceptions.ClientError as error:
+            if error.response.get("Error", {}).get("Code") != "InvalidRange":  # an empty object has no range
+                raise
+            return _info(client.head_object(Bucket=bucket, Key=key)), b""
+        size = int(answer.get("ContentRange", "/0").rpartition("/")[2])
+        info = _info(answer)._replace(size=size)
+        return info, _checked_length(answer["Body"].read(), min(length, size))
+
+    info, data = request("reading", path, call)
+    return info, _verified(path, info, data) if info.size <= length else data
+
+
 def read_checked_range(path: str, start: int, end: int, is_correct: Callable[[bytes], bool]) -> bytes:
     """Returns some bytes of an object without asking for its size first; read again unless they are correct.
 

@@ -108,9 +108,15 @@ class Location:
         return int(info.size)
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
-        """Open the file for reading; it is binary and seekable."""
-        opened = S3File(self.path, self.object_info()) if self.is_s3 else _local.open_input_file(self.path)
+    def open(self, end_first: bool = False) -> Iterator[BinaryIO]:
+        """Open the file for reading; it is binary and seekable.
+
+        `end_first`: its end is read first, as that of a Parquet file. On S3, opening it reads that: a request less.
+        """
+        if not self.is_s3:
+            opened = _local.open_input_file(self.path)
+        else:
+            opened = S3File.open_with_end(self.path) if end_first else S3File(self.path, self.object_info())
         with opened as file:
             yield cast(BinaryIO, file)
 

@@ -1,15 +1,19 @@
-"""How many requests to S3 the records of an artifact cost."""
+"""How many requests to S3 the records of an artifact and a Parquet file cost."""
 
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from cloze.pipeline.core import s3
 from cloze.pipeline.core.artifacts import Output, progress_period
+from cloze.pipeline.core.errors import DamagedFile
 from cloze.pipeline.core.leases import hold_lease, refuse_to_wait
+from cloze.pipeline.core.schema import parquet_bytes, read_table
 from cloze.pipeline.core.storage import Location
 from tests.s3_proxy import Proxy, s3_proxy
 
@@ -74,3 +78,23 @@ def test_a_file_that_the_listing_omits_is_asked_for(out: Output, proxy: Proxy, m
 def test_listings_for_progress_cost_the_same_number_of_requests_per_hour(out: Output) -> None:
     hourly = {count: 3600 / progress_period(out.location, count) * -(-count // 1000) for count in (1, 1000, 1001, 6000)}
     assert set(hourly.values()) == {1800.0}
+
+
+@pytest.mark.parametrize(("number", "reads"), [(10, 1), (1 << 20, 2)])
+def test_a_parquet_file_is_opened_by_the_request_that_reads_its_end(
+    out: Output, proxy: Proxy, number: int, reads: int
+) -> None:
+    table = pa.table({"first": np.random.default_rng(0).integers(1 << 62, size=number), "last": np.arange(number)})
+    file = out.location / "data/a.parquet"
+    file.write_bytes(parquet_bytes(table, row_group_size=1 << 20))
+    requests(proxy)
+    assert read_table(file) == table
+    assert requests(proxy) == {"GET data": reads}
+
+
+def test_an_empty_parquet_file_is_damaged(out: Output) -> None:
+    (out.location / "data/a.parquet").write_bytes(b"")
+    with pytest.raises(DamagedFile, match=r"a\.parquet: "):
+        read_table(out.location / "data/a.parquet")
+    with pytest.raises(FileNotFoundError):
+        read_table(out.location / "data/b.parquet")
