@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -18,6 +18,7 @@ from cloze.pipeline.core.lease_files import Owner
 from cloze.pipeline.core.leases import hold_lease, owner_of, refuse_to_wait, wait_until_free
 from cloze.pipeline.core.scratch import delete_abandoned, delete_scratch
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import map_in_threads
 
 Action = Literal["run", "continue", "skip", "wait"]
 INPUT_UNKNOWN = "its inputs are not finished yet"  # the reason of a stage that waits for other stages
@@ -273,8 +274,8 @@ class Run:
     def _history(self) -> dict[str, Any]:
         """Stage -> its configuration and inputs when the run of this name last finished it."""
         try:
-            return json.loads(self._history_file.read_bytes()) if self._history_file.exists() else {}
-        except ValueError:  # damaged: only the reasons in the plan depend on it
+            return json.loads(self._history_file.read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # only the reasons in the plan depend on it
             return {}
 
     def _remember(self, stage: Stage, digest: str) -> None:
@@ -293,14 +294,32 @@ class Run:
         """The reason why a stage runs: what has changed since the run of this name last finished it."""
         before = self._history().get(stage.name)
         if before is None:
-            return "no output yet"
+            earlier = self._earlier_version(stage)
+            return "no output yet" if earlier is None else _version_change(earlier, stage)
         inputs = self._identities(stage)
         changes = _changed_keys(before["config"], json.loads(json.dumps(identity(stage.config))), stage.name)
         changes += [f"input {name} changed" for name, value in inputs.items() if before["inputs"].get(name) != value]
         changes += [f"input {name} was removed" for name in before["inputs"] if name not in inputs]
         if before["version"] != stage.version:
-            changes.append(f"the stage's version changed: {before['version']} -> {stage.version}")
+            changes.append(_version_change(before["version"], stage))
         return "; ".join(changes) or "its output was deleted"
+
+    def _earlier_version(self, stage: Stage) -> int | None:
+        """The highest of the earlier versions of a stage that have finished an output under the root; None for none."""
+        manifests = map_in_threads(_readable_manifest, (self.root / (stage.folder or stage.name)).folders())
+        versions = [manifest.version for manifest in manifests if manifest]
+        return max((version for version in versions if version < stage.version), default=None)
+
+
+def _readable_manifest(location: Location) -> Manifest | None:
+    with suppress(DamagedFile):
+        return read_manifest(location)
+    return None
+
+
+def _version_change(before: int, stage: Stage) -> str:
+    reason = f" ({stage.version_reason})" if stage.version_reason else ""
+    return f"the stage's version changed: {before} -> {stage.version}{reason}"
 
 
 def _with_owner(planned: PlannedStage) -> PlannedStage:

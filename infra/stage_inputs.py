@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.config import MarkedPath
-from cloze.pipeline.core.file_digests import SourceFile, as_one_file, source_file
+from cloze.pipeline.core.file_digests import SourceFile, as_one_file, source_files
 from cloze.pipeline.core.storage import Location, find_files
+from cloze.pipeline.core.threads import map_in_threads
 from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.pretrain.stage import final_checkpoint
 
@@ -25,15 +26,14 @@ class UserFiles:
         """All of them; `root` is the run's. Raises MissingFile, and the errors of `storage.find`."""
         cache, files_in = root / "sources", self.path.mark.files_in
 
-        def found(pattern: str) -> list[SourceFile]:
-            return [source_file(file.absolute(), cache) for file in find_files(pattern)]
+        def found(patterns: Sequence[str]) -> list[SourceFile]:
+            return source_files(
+                [file.absolute() for files in map_in_threads(find_files, patterns) for file in files], cache
+            )
 
         if files_in:
-            folders = (
-                [file for path in files_in(folder, root) for file in found(path)] for folder in self.path.patterns
-            )
-            return [as_one_file(files, cache) for files in folders]
-        return [file for pattern in self.path.patterns for file in found(pattern)]
+            return [as_one_file(found(files_in(folder, root)), cache) for folder in self.path.patterns]
+        return found(self.path.patterns)
 
     def identity(self, files: Sequence[SourceFile]) -> str:
         """The files' contribution to the fingerprint."""

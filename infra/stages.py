@@ -30,6 +30,10 @@ from cloze.training.finetune.tasks.registry import FinetuneConfig
 from cloze.training.pretrain import stage as pretrain
 from cloze.training.pretrain.manifest_facts import PretrainFacts
 
+_SORTED_TOKENS = "token shards are sorted by document key, so that examples read one shard"
+#: Module of a stage and its version -> why it rose. A version that is not listed has no reason to show.
+_VERSION_REASONS = {(tokens, 3): _SORTED_TOKENS, (examples, 3): _SORTED_TOKENS}
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -49,6 +53,7 @@ class Stage:
     folder: str = ""  # of its outputs under the root, by default its name: a stage of another name may have the same
     is_task: bool = False  # of a fine-tuning task: `cloze finetune` runs these
     facts: type[Facts] = Facts  # the model of its manifest's facts
+    version_reason: str = ""  # why its version has risen last, for the plan
     publish: Callable[[Location, Location], object] | None = None  # copies its finished output to the run's report page
     description: str | None = None  # this and `kinds` are shown in Dagster's UI
     kinds: tuple[str, ...] = ()
@@ -207,5 +212,13 @@ def _overlap(task: FinetuneConfig) -> Stage:
 
 def _stage(module: ModuleType, name: str, config: Config, **more: Any) -> Stage:
     """The stage of a module, which has VERSION, `run` and, where its files can be checked before, `check`."""
-    check = getattr(module, "check", None)
-    return Stage(name, config, module.VERSION, module.run, check=check, description=module.__doc__, **more)
+    return Stage(
+        name,
+        config,
+        module.VERSION,
+        module.run,
+        check=getattr(module, "check", None),
+        description=module.__doc__,
+        version_reason=_VERSION_REASONS.get((module, module.VERSION), ""),
+        **more,
+    )

@@ -25,7 +25,7 @@ from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.lease_files import WorkDone, is_lease_file
 from cloze.pipeline.core.leases import Lease
 from cloze.pipeline.core.software_versions import git_commit, package_versions
-from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.storage import FILES_PER_REQUEST, Location
 from cloze.pipeline.core.threads import map_in_threads, run_periodically
 
 _MAX_LISTINGS = 5
@@ -132,10 +132,10 @@ class Artifact:
 def read_manifest(location: Location) -> Manifest | None:
     """Returns the manifest in an artifact's folder, or None if there is none. Raises DamagedFile."""
     file = location / "manifest.json"
-    if not file.exists():
-        return None
     try:
         return Manifest.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except ValidationError as error:
         raise DamagedFile(f"{file}: is damaged; delete it and run again: finished parts are kept") from error
 
@@ -191,6 +191,11 @@ def matches_record(file: Location, record: FileRecord) -> bool:
     return info.type == FileType.File and info.size == record.bytes
 
 
+def progress_period(location: Location, listed: int) -> float:
+    """Returns the seconds between two listings of `listed` files: the requests per hour do not grow with the files."""
+    return (2.0 if location.is_s3 else 0.5) * max(1, -(-listed // FILES_PER_REQUEST))
+
+
 @dataclass
 class Output:
     """The artifact that a stage writes. Workers have a copy of it; only the driver's reports progress."""
@@ -228,17 +233,25 @@ class Output:
                 self.check_lease()
                 (self.location / name).delete()
 
-    def finished_part(self, name: str) -> Part | None:
-        """Returns the record of a part, or None unless it can be read and all its files exist with their size."""
+    def finished_part(self, name: str, listed: Mapping[str, int] | None = None) -> Part | None:
+        """Returns the record of a part, or None unless it can be read and all its files exist with their size.
+
+        `listed` is a listing of the artifact, path -> size. Files that it does not confirm are checked by their names.
+        """
         try:
             part = Part.model_validate_json((self.location / f"parts/{name}.json").read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
-        return part if all(matches_record(self.location / path, file) for path, file in part.files.items()) else None
+        doubtful = {path: file for path, file in part.files.items() if (listed or {}).get(path) != file.bytes}
+        return part if all(matches_record(self.location / path, file) for path, file in doubtful.items()) else None
 
     def finished_parts(self, names: Sequence[str]) -> dict[str, Part]:
-        """Returns those of the named parts that are finished. Each is read by its name, without a listing."""
-        parts = map_in_threads(self.finished_part, names)
+        """Returns those of the named parts that are finished.
+
+        Their records are read by name, as a listing may omit some; one listing confirms most of their files.
+        """
+        listed = self.location.sizes() if len(names) > 1 else {}
+        parts = map_in_threads(lambda name: self.finished_part(name, listed), names)
         return {name: part for name, part in zip(names, parts, strict=True) if part}
 
     def commit(
@@ -278,22 +291,27 @@ class Output:
             self.reporter(done, total, unit, note)
 
     @contextmanager
-    def reporting_progress(self, done: Callable[[], float], total: float, unit: str, note: str = "") -> Iterator[None]:
-        """Report `done()` of `total` when the block begins, periodically while it runs, and when it ends."""
+    def reporting_progress(
+        self, done: Callable[[], float], total: float, unit: str, note: str = "", listed: int = 0
+    ) -> Iterator[None]:
+        """Report `done()` of `total` when the block begins, periodically while it runs, and when it ends.
+
+        `listed` is the number of files that a call of `done` lists.
+        """
 
         def report() -> bool:
             self.report_progress(min(done(), total), total, unit, note)
             return True
 
         report()
-        with run_periodically(report, 2.0 if self.location.is_s3 else 0.5):
+        with run_periodically(report, progress_period(self.location, listed)):
             yield
         report()
 
     def reporting_parts(self, total: int, unit: str) -> AbstractContextManager[None]:
         """While inside the block, report the number of committed parts, of all workers, as progress."""
         records = self.location / "parts"
-        return self.reporting_progress(lambda: len(records.files()), total, unit)
+        return self.reporting_progress(lambda: len(records.files()), total, unit, listed=total)
 
     def require_parts(self, names: Sequence[str]) -> list[Part]:
         """Returns the parts with these names, sorted by name. Raises UserError when one is not finished."""

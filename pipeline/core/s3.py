@@ -5,6 +5,7 @@ parts, as `put` writes them), the content must match it. Credentials come from b
 those that expire.
 """
 
+import base64
 import hashlib
 import logging
 import threading
@@ -26,11 +27,12 @@ _DELETED_AT_ONCE = 1000  # S3's limit
 
 
 class ObjectInfo(NamedTuple):
-    """What S3 knows of an object."""
+    """What S3 knows of an object. `sha256` is its SHA-256 in hexadecimal digits, if it was stored with it."""
 
     size: int
     etag: str
     modified: datetime
+    sha256: str = ""
 
 
 class _Client:
@@ -100,7 +102,7 @@ def find(path: str) -> ObjectInfo | None:
 
     def head(client: Any) -> ObjectInfo:
         try:
-            answer = client.head_object(Bucket=bucket, Key=key)
+            answer = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
         except Exception as error:
             if s3_errors.has_no_code(error):  # HEAD has no body; a listing fails with the code of the same cause
                 client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
@@ -252,6 +254,25 @@ def read_range(path: str, info: ObjectInfo, start: int, end: int) -> bytes:
     return request("reading", path, call)
 
 
+def read_end(path: str, length: int) -> tuple[ObjectInfo, bytes]:
+    """Returns what S3 knows of an object, and its last `length` bytes, or all. Raises FileNotFoundError."""
+    bucket, key = _split(path)
+
+    def call(client: Any) -> tuple[ObjectInfo, bytes]:
+        try:
+            answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes=-{length}")
+        except client.exceptions.ClientError as error:
+            if error.response.get("Error", {}).get("Code") != "InvalidRange":  # an empty object has no range
+                raise
+            return _info(client.head_object(Bucket=bucket, Key=key)), b""
+        size = int(answer.get("ContentRange", "/0").rpartition("/")[2])
+        info = _info(answer)._replace(size=size)
+        return info, _checked_length(answer["Body"].read(), min(length, size))
+
+    info, data = request("reading", path, call)
+    return info, _verified(path, info, data) if info.size <= length else data
+
+
 def read_checked_range(path: str, start: int, end: int, is_correct: Callable[[bytes], bool]) -> bytes:
     """Returns some bytes of an object without asking for its size first; read again unless they are correct.
 
@@ -328,7 +349,9 @@ def _checked_length(data: bytes, length: int) -> bytes:
 
 
 def _info(answer: dict[str, Any]) -> ObjectInfo:
-    return ObjectInfo(int(answer["ContentLength"]), answer["ETag"], answer["LastModified"])
+    is_of_whole = answer.get("ChecksumType") == "FULL_OBJECT"  # otherwise a digest of the digests of parts
+    sha256 = base64.b64decode(answer.get("ChecksumSHA256", "")).hex() if is_of_whole else ""
+    return ObjectInfo(int(answer["ContentLength"]), answer["ETag"], answer["LastModified"], sha256)
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -2,10 +2,11 @@
 
 import io
 from functools import cached_property
+from typing import Self
 
 from cloze.pipeline.core import s3
 
-_WHOLE = 4 << 20  # a file of at most so many bytes is read at once, which checks its content
+_WHOLE = 4 << 20  # a file of at most so many bytes is read at once, which checks its content; of others, the end
 _READ_AHEAD = 4 << 20  # bytes that a request of a sequential read asks for
 
 
@@ -14,10 +15,16 @@ class S3File(io.RawIOBase):
     position, `read_at`, may be called in several threads.
     """
 
-    def __init__(self, path: str, info: s3.ObjectInfo) -> None:
-        self._path, self._info = path, info
+    def __init__(self, path: str, info: s3.ObjectInfo, end: bytes = b"") -> None:
+        """`end`: the file's last bytes, which are not read again."""
+        self._path, self._info, self._end = path, info, end
         self._position = 0
         self._buffer, self._buffer_start = b"", 0
+
+    @classmethod
+    def open_with_end(cls, path: str) -> Self:
+        """Open a file with the request that reads its end. Raises FileNotFoundError."""
+        return cls(path, *s3.read_end(path, _WHOLE))
 
     @cached_property
     def _whole(self) -> bytes:
@@ -43,6 +50,8 @@ class S3File(io.RawIOBase):
     def read_at(self, length: int, offset: int) -> bytes:
         """Returns `length` bytes from `offset` on, fewer at the end of the file."""
         end = min(offset + length, self._info.size)
+        if offset >= (start_of_end := self._info.size - len(self._end)):
+            return self._end[offset - start_of_end : max(end - start_of_end, 0)]
         if self._info.size <= _WHOLE:
             return self._whole[offset:end]
         return s3.read_range(self._path, self._info, offset, end)

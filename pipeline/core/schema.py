@@ -93,7 +93,7 @@ def parquet_file(location: Location, metadata: pq.FileMetaData | None = None) ->
     """Open a Parquet file of an artifact; reads its footer unless `metadata` is given. Raises DamagedFile."""
     with (
         parquet_errors(location),
-        location.open() as file,
+        location.open(end_first=metadata is None) as file,
         pq.ParquetFile(file, metadata=metadata, pre_buffer=location.is_s3) as opened,
     ):
         yield opened

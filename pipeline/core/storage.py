@@ -21,7 +21,7 @@ from cloze.pipeline.core.s3_file import S3File
 
 _TEMPORARY = ".tmp"
 _STALE_SECONDS = 3600.0
-_PAGE = 1000  # S3's limit
+FILES_PER_REQUEST = 1000  # that one request to S3 lists: its limit
 _MAX_LISTINGS = 5  # until two agree, or until a deleted folder is empty
 _local = pafs.LocalFileSystem()
 
@@ -92,10 +92,10 @@ class Location:
 
     def etag(self) -> str:
         """Returns the ETag of a file on S3, which changes with its content."""
-        return self._object().etag
+        return self.object_info().etag
 
-    def _object(self) -> s3.ObjectInfo:
-        """Raises FileNotFoundError when S3 has no such object."""
+    def object_info(self) -> s3.ObjectInfo:
+        """Returns what S3 knows of a file. Raises FileNotFoundError when it has no such object."""
         if found := s3.find(self.path):
             return found
         raise FileNotFoundError(errno.ENOENT, "is missing", self.uri)
@@ -108,9 +108,15 @@ class Location:
         return int(info.size)
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
-        """Open the file for reading; it is binary and seekable."""
-        opened = S3File(self.path, self._object()) if self.is_s3 else _local.open_input_file(self.path)
+    def open(self, end_first: bool = False) -> Iterator[BinaryIO]:
+        """Open the file for reading; it is binary and seekable.
+
+        `end_first`: its end is read first, as that of a Parquet file. On S3, opening it reads that: a request less.
+        """
+        if not self.is_s3:
+            opened = _local.open_input_file(self.path)
+        else:
+            opened = S3File.open_with_end(self.path) if end_first else S3File(self.path, self.object_info())
         with opened as file:
             yield cast(BinaryIO, file)
 
@@ -174,7 +180,7 @@ class Location:
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode("utf-8"))
 
-    def files(self, page: int = _PAGE) -> list["Location"]:
+    def files(self, page: int = FILES_PER_REQUEST) -> list["Location"]:
         """Returns all files under this folder, sorted, without unfinished writes; none if there is no such folder.
 
         `page` is the number of files that one request to S3 lists.
@@ -188,7 +194,7 @@ class Location:
         infos = _local.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
         return sorted(self / info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
-    def sizes(self, page: int = _PAGE) -> dict[str, int]:
+    def sizes(self, page: int = FILES_PER_REQUEST) -> dict[str, int]:
         """Returns relative path -> size in bytes of all files under this folder, from one listing."""
         if self.is_s3:
             return s3.sizes(self.path, page)
@@ -236,10 +242,10 @@ def find_files(pattern: str) -> list[Location]:
         return [location]
     if not glob.has_magic(pattern):
         location = Location(pattern)
-        if not location.exists():
+        if (kind := location.info().type) == pafs.FileType.NotFound:
             folder = "" if location.is_s3 or pattern.startswith("/") else f" in {Path.cwd()}"
             raise MissingFile(f"{pattern}: no such file{folder}; correct the path in the configuration")
-        if not location.is_file():
+        if kind != pafs.FileType.File:
             raise UserError(f"{pattern}: is a folder; name its files, for example {pattern.rstrip('/')}/*")
         return [location]
     if not (files := _stable_listing(_glob_s3 if pattern.startswith("s3://") else _glob, pattern)):
@@ -252,9 +258,9 @@ def _stable_listing(list_files: Callable[[str, int], list[Location]], pattern: s
 
     On S3 the second has shorter pages: a cache between does not answer both alike.
     """
-    before = list_files(pattern, _PAGE)
+    before = list_files(pattern, FILES_PER_REQUEST)
     for _ in range(_MAX_LISTINGS):
-        now = list_files(pattern, min(_PAGE, len(before) // 2 + 1))
+        now = list_files(pattern, min(FILES_PER_REQUEST, len(before) // 2 + 1))
         if now == before:
             return now
         before = now

@@ -1,15 +1,16 @@
 """Work on threads: a function called periodically in the background, and one mapped over items concurrently."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_MAX_THREADS = 32
+_MAX_THREADS = 64  # as many as a process has connections to S3
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -18,6 +19,21 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) ->
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(_MAX_THREADS, len(items))) as threads:
         return list(threads.map(function, items))
+
+
+def prefetch(function: Callable[[Item], Result], items: Iterable[Item], count: int) -> Iterator[Result]:
+    """Yields function(item) for each item, in order. Up to `count` results are computed, or kept, ahead."""
+    pending = deque[Future[Result]]()
+    with ThreadPoolExecutor(count) as threads:
+        try:
+            for item in items:
+                if len(pending) == count:
+                    yield pending.popleft().result()
+                pending.append(threads.submit(function, item))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager

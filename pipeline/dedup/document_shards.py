@@ -20,7 +20,7 @@ def read_tables(shard: Location, columns: list[str] | None = None) -> Iterator[p
     """A shard's documents, a few at a time. Raises DamagedFile."""
     with (
         parquet_errors(shard),
-        shard.open() as file,
+        shard.open(end_first=True) as file,
         pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet,
     ):
         row_bytes = 1 + _uncompressed_bytes(parquet.metadata) // max(parquet.metadata.num_rows, 1)

@@ -107,6 +107,19 @@ def test_the_plan_names_a_changed_version_of_a_stage(make: Make, monkeypatch: py
     execute_all(make())
     monkeypatch.setattr(toy, "VERSION", 2)
     assert reasons(make())["letters"] == "the stage's version changed: 1 -> 2"
+    monkeypatch.setattr(toy, "VERSION_REASON", "letters are sorted")
+    assert reasons(make())["letters"] == "the stage's version changed: 1 -> 2 (letters are sorted)"
+
+
+def test_a_run_of_another_name_names_a_changed_version(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute_all(make_anywhere())
+    monkeypatch.setattr(toy, "VERSION", 3)
+    run = make_anywhere()
+    (run.root / "runs/toy.json").delete()
+    assert reasons(run)["letters"] == "the stage's version changed: 1 -> 3"
+    for artifact in (run.root / "letters").folders():
+        (artifact / "manifest.json").write_text("damaged")
+    assert reasons(make_anywhere())["letters"] == "no output yet"
 
 
 def test_compute_settings_change_no_output(make: Make) -> None:

@@ -16,6 +16,7 @@ from cloze.training.finetune.manifest_facts import FinetuneFacts
 from tests.paths import QUICKSTART
 
 VERSION = 1
+VERSION_REASON = ""
 
 #: Called with the stage and the letter before a part is created: a test sets a failure here.
 before_part: Callable[[str, str], None] | None = None
@@ -57,7 +58,7 @@ def toy_run(patch: pytest.MonkeyPatch, root: str | Path, source: str | Path, **c
     letters, words, pages = (configs.get(name, ToyConfig()) for name in ("letters", "words", "pages"))
     letters = letters.model_copy(update={"file": str(source)})
     stages = [
-        Stage("letters", letters, VERSION, run, facts=FinetuneFacts),
+        Stage("letters", letters, VERSION, run, facts=FinetuneFacts, version_reason=VERSION_REASON),
         Stage("words", words, VERSION, run, reads={"letters": StageOutput("letters")}),
         Stage(
             "pages",

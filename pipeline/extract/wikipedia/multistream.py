@@ -1,14 +1,18 @@
 """A bz2 file of many streams -> where its streams start, from the dump's index file or by scanning the bz2 file."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from os import SEEK_END
+from typing import Any, cast
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import map_in_threads, prefetch
 from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia.decompress import ReadStatus, read_blocks
 
-_READ_BYTES = 4 << 20  # scanned at a time
+_READ_BYTES, _READS_AHEAD = 4 << 20, 8  # scanned at a time; read in parallel
 _INDEX_STEP_BYTES = 1 << 16  # of an index, skipped at once where no start is needed
 _MAX_LINE_BYTES = 1 << 12
 _STREAM_HEADER = re.compile(rb"BZh[1-9]1AY&SY")
@@ -66,11 +70,9 @@ def _starts_from_index(location: Location, index: Location, min_distance: int) -
     if not found or found[-1] >= location.size():
         return []
     with location.open() as file:
-        for start in found:
-            file.seek(start)
-            if not _STREAM_HEADER.match(file.read(_STREAM_HEADER_BYTES)):
-                return []
-    return found
+        read_header: Callable[[int], bytes] = partial(cast(Any, file).read_at, _STREAM_HEADER_BYTES)
+        is_start = map_in_threads(lambda start: bool(_STREAM_HEADER.match(read_header(start))), found)
+    return found if all(is_start) else []
 
 
 def _read_index(index: Location, min_distance: int) -> Iterator[int]:
@@ -99,8 +101,8 @@ def _scan(location: Location, min_distance: int, last: int) -> Iterator[int]:
     """Find stream headers in the bytes from `last` on."""
     offset, tail = last, b""
     with location.open() as file:
-        file.seek(last)
-        while block := file.read(_READ_BYTES):
+        read: Callable[[int], bytes] = partial(cast(Any, file).read_at, _READ_BYTES)
+        for block in prefetch(read, range(last, file.seek(0, SEEK_END), _READ_BYTES), _READS_AHEAD):
             data = tail + block
             for match in _STREAM_HEADER.finditer(data):
                 start = offset - len(tail) + match.start()
