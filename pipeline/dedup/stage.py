@@ -31,8 +31,9 @@ class DedupConfig(Config):
 
     near_threshold: float = Field(default=0.8, ge=0, le=1)
     """Documents that share at least this fraction of their shingles are near duplicates: 0.7 to 1, or 0 to keep all."""
-    beam: Annotated[list[str], Compute] = Field(default=["--runner=FnApiRunner"])
-    """Apache Beam's pipeline options, each as --name=value."""
+    beam: Annotated[list[str] | None, Compute] = None
+    """Apache Beam's pipeline options, each as --name=value. Unset: all CPUs of the Ray cluster, or of this machine if
+    the input is large enough to gain."""
 
     @field_validator("near_threshold")
     @classmethod
@@ -64,7 +65,7 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
 
 def _run_steps(work: Steps, config: DedupConfig) -> None:
     """Run every item of every step, each step after the previous one is finished."""
-    with _report_progress(work), pipeline(config.beam) as running:
+    with _report_progress(work), pipeline(config.beam, max(work.item_counts().values())) as running:
         import apache_beam as beam
 
         done: Any = running | "Start" >> beam.Create([0])
