@@ -1,5 +1,6 @@
 """A Ray actor that runs Beam's SDK harness in a process next to it, on any node of the cluster."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -59,4 +60,5 @@ class HarnessActor:
 
     def drain(self) -> None:
         """Let the running harness finish its item, and start no other."""
-        (self._folder / DRAIN).touch()
+        with contextlib.suppress(FileNotFoundError):  # it has just exited
+            (self._folder / DRAIN).touch()

@@ -205,15 +205,13 @@ class _Attempt:
 
     def _watch(self) -> bool:
         """Wait until Beam has ended (returns False), or the pipeline has to run again (returns True)."""
-        from grpc import RpcError
-
         ended = None
         while True:
             self._receive_reports()
             if self._ended.is_set():
-                # A broken connection is a lost node, which Ray reports later.
+                # The connection to a lost node breaks before Ray reports the loss.
                 ended = ended or time.monotonic()
-                if not isinstance(self._error, RpcError) or time.monotonic() > ended + _DETECTION_SECONDS:
+                if not _is_broken_connection(self._error) or time.monotonic() > ended + _DETECTION_SECONDS:
                     return False
             if any(worker.loss for worker in self.workers) or len(self._pool.started()) > len(self.workers):
                 return True
@@ -258,6 +256,12 @@ class _Attempt:
                     instruction_id=future.instruction_id, error="a worker was lost"
                 )
                 future.set(response)
+
+
+def _is_broken_connection(error: BaseException | None) -> bool:
+    from grpc import RpcError
+
+    return isinstance(error, RpcError) or "Channel closed prematurely" in str(error)  # Beam's data channel
 
 
 def _runner(attempt: _Attempt) -> "PipelineRunner":

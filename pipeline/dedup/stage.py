@@ -23,6 +23,8 @@ from cloze.pipeline.dedup.steps import Item, Steps
 
 VERSION = 3
 
+_BYTES_PER_CPU_SECOND = 5e6  # of Parquet
+
 _SAMPLES_PART = "samples"
 
 
@@ -56,16 +58,17 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
     with scratch_folder(out) as folder:
         if len(out.finished_parts(names)) < len(names):
             work = Steps(shards, out, folder, config.near_threshold, num_buckets, num_band_buckets)
-            _run_steps(work, config)
+            size = sum(file.bytes for name, file in documents.manifest.files.items() if name.startswith("documents/"))
+            _run_steps(work, config, size / _BYTES_PER_CPU_SECOND)
             out.commit(_SAMPLES_PART, {}, facts=work.samples(out.require_parts(shard_parts)).plain)
     parts = out.require_parts(names)
     facts = DedupFacts(**next(part.facts for part in parts if part.name == _SAMPLES_PART))
     return out.finish(parts, config.model_dump(mode="json"), {"documents": documents.fingerprint}, facts=facts)
 
 
-def _run_steps(work: Steps, config: DedupConfig) -> None:
+def _run_steps(work: Steps, config: DedupConfig, cpu_seconds: float) -> None:
     """Run every item of every step, each step after the previous one is finished."""
-    with _report_progress(work), pipeline(config.beam, max(work.item_counts().values())) as running:
+    with _report_progress(work), pipeline(config.beam, max(work.item_counts().values()), cpu_seconds) as running:
         import apache_beam as beam
 
         done: Any = running | "Start" >> beam.Create([0])
