@@ -16,6 +16,7 @@ from cloze.pipeline.core.errors import DamagedFile, MissingFile, UserError
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.lease_files import Owner
 from cloze.pipeline.core.leases import hold_lease, owner_of, refuse_to_wait, wait_until_free
+from cloze.pipeline.core.ray_cluster import belongs_to_cluster
 from cloze.pipeline.core.scratch import delete_abandoned, delete_scratch
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
@@ -196,8 +197,8 @@ class Run:
             stage.publish(output.location, self.page)
 
     def _start_ray(self, stage: Stage) -> None:
-        """Start the Ray session that the stages share, if this one needs it."""
-        if stage.needs_ray and not self._ray:
+        """Start the Ray session that the stages share, if this one needs it. On a Ray cluster all stages use it."""
+        if (stage.needs_ray or belongs_to_cluster()) and not self._ray:
             self._resources.enter_context(ray_session())
             self._ray = True
 

@@ -29,6 +29,7 @@ from cloze.infra.ray_session import WORKERS_PYTHON
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import Config, MarkedPath, input_paths, load, with_paths
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.ray_cluster import MAX_CPUS
 from cloze.pipeline.core.signals import interrupting_signal
 from cloze.pipeline.core.software_versions import git_commit
 from cloze.pipeline.core.storage import find_files
@@ -66,6 +67,8 @@ class ClusterConfig(Config):
     python: str | None = Field(default=None, min_length=1)
     """Python interpreter of the job and its workers: a path or a name that is valid on all machines. By default the one
     that runs cloze if the disk is shared, otherwise `python`."""
+    max_cpus: int | None = Field(default=None, gt=0)
+    """The number of CPUs that the cluster can scale to, which the data stages then ask for. Unset: those it has."""
     pip: tuple[str, ...] = ()
     """Packages that Ray installs for the job, where the machines do not have them. Not together with `python`."""
 
@@ -215,6 +218,8 @@ def _environment(cluster: ClusterConfig) -> dict[str, Any]:
     if cluster.interpreter != _DEFAULT_PYTHON:
         # Not py_executable: a job whose driver cannot start would wait indefinitely; a command fails with a message.
         env_vars[WORKERS_PYTHON] = cluster.interpreter
+    if cluster.max_cpus:
+        env_vars[MAX_CPUS] = str(cluster.max_cpus)
     if cluster.shared_disk:
         from cloze.infra.workflow import home
 

@@ -5,13 +5,16 @@ import contextlib
 import io
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloze.pipeline.core.beam_cluster import check_job_server, cluster_failure
+from cloze.pipeline.core.beam_ray import run_on_cluster
 from cloze.pipeline.core.beam_workers import LostWorkerError, crash_note, process_runner, run_and_watch_workers
 from cloze.pipeline.core.errors import DamagedFile, StorageError, UserError
+from cloze.pipeline.core.ray_cluster import belongs_to_cluster
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from apache_beam.runners.runner import PipelineRunner
 
 Item = TypeVar("Item")
+
+_PARALLEL_CPU_SECONDS = 8.0  # of work; worker processes need 3 seconds to start
 
 _ERROR_TYPES = {"damaged": DamagedFile, "user": UserError, "storage": StorageError, "system": OSError}
 _ERROR = re.compile(r"<error:([A-Za-z0-9+/=]+)>")
@@ -49,22 +54,32 @@ def serialized_errors(work: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def pipeline(options: Sequence[str]) -> "Iterator[beam.Pipeline]":
-    """Yields a Beam pipeline that runs when the block ends. Raises its workers' UserError and OSError as such."""
+def pipeline(
+    options: Sequence[str] | None, max_workers: int | None = None, cpu_seconds: float = 0.0
+) -> "Iterator[beam.Pipeline]":
+    """Yields a Beam pipeline that runs when the block ends. Raises its workers' UserError and OSError as such.
+
+    Without options it runs on the Ray cluster of this process, or else on this machine, in as many processes as shorten
+    work of `cpu_seconds`. It has at most `max_workers` workers. On a Ray cluster it may run several times, so its
+    items must skip what is finished.
+    """
     with _quiet_loggers():
         import apache_beam as beam
         from apache_beam.options.pipeline_options import DirectOptions
 
-        parsed, runner = _parse_options(options)
+        on_ray = options is None and belongs_to_cluster()
+        parsed, runner = _parse_options(_local_options(max_workers, cpu_seconds) if options is None else options)
         check_job_server(parsed)
-        processes = parsed.view_as(DirectOptions).direct_running_mode == "multi_processing"
+        processes = not on_ray and parsed.view_as(DirectOptions).direct_running_mode == "multi_processing"
         try:
             running = beam.Pipeline(runner=process_runner(parsed) if processes else runner, options=parsed)
         except ValueError as error:  # an option that this runner requires is missing
             raise UserError(f"beam: {' '.join(str(error).split())}") from error
         yield running
         try:
-            if processes:
+            if on_ray:
+                run_on_cluster(running, max_workers)
+            elif processes:
                 run_and_watch_workers(running)
             else:
                 running.run().wait_until_finish()
@@ -74,12 +89,15 @@ def pipeline(options: Sequence[str]) -> "Iterator[beam.Pipeline]":
             raise (_worker_error(error) or cluster_failure(parsed, error) or error) from error
 
 
-def for_each(items: Sequence[Item], work: Callable[[Item], None], options: Sequence[str]) -> None:
-    """Call work(item) for each item, distributed over the workers. Raises as `pipeline` does.
+def for_each(
+    items: Sequence[Item], work: Callable[[Item], None], options: Sequence[str] | None, cpu_seconds: float = 0.0
+) -> None:
+    """Call work(item) for each item, distributed over the workers. Options, `cpu_seconds` and errors: as `pipeline`.
 
-    LostWorkerError names str(item) if the process is killed while it works on an item.
+    `work` skips items that are finished: it may be called again when a worker is lost. LostWorkerError names str(item)
+    if the process is killed while it works on an item.
     """
-    with pipeline(options) as running:
+    with pipeline(options, len(items), cpu_seconds) as running:
         import apache_beam as beam
 
         _ = (
@@ -93,6 +111,15 @@ def for_each(items: Sequence[Item], work: Callable[[Item], None], options: Seque
 def _run(item: Item, work: Callable[[Item], None]) -> None:
     with serialized_errors(str(item)):
         work(item)
+
+
+def _local_options(max_workers: int | None, cpu_seconds: float) -> list[str]:
+    """Options for this machine: worker processes, if they shorten work that takes one process `cpu_seconds`."""
+    cores = len(os.sched_getaffinity(0))
+    workers = cores if max_workers is None else min(cores, max_workers)
+    if workers < 2 or cpu_seconds < _PARALLEL_CPU_SECONDS:
+        return ["--runner=FnApiRunner"]
+    return ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
 
 
 def _parse_options(options: Sequence[str]) -> "tuple[PipelineOptions, PipelineRunner]":

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from apache_beam.runners.runner import PipelineRunner
 
 #: The variable with <process id>:<folder> of the run. The folder exists while the run does, with a file for the current
-#: work of each worker.
-_RUN = "CLOZE_BEAM_RUN"
+#: work of each worker. The process is the parent of the workers.
+RUN = "CLOZE_BEAMRUN"
+#: Name of a file in that folder, after which workers start no other work.
+DRAIN = "drain"
 _GRACE = 5.0  # seconds for workers to exit by themselves when the run is over
 _IGNORED_THREADS = {"beam_control_read", "read_grpc_client_inputs"}  # Beam's threads that fail after a lost worker
 
@@ -35,11 +37,16 @@ class LostWorkerError(RuntimeError):
 
 @contextlib.contextmanager
 def crash_note(work: str) -> Iterator[None]:
-    """Record `work` in a file while the block runs; the file stays only if the process is killed."""
-    folder = os.environ.get(_RUN, "").partition(":")[2]
+    """Record `work` in a file while the block runs; the file stays only if the process is killed.
+
+    Raises RuntimeError when workers must not start other work.
+    """
+    folder = os.environ.get(RUN, "").partition(":")[2]
     if not (work and folder):
         yield
         return
+    if Path(folder, DRAIN).exists():
+        raise RuntimeError("the pipeline will run again")
     note = Path(folder, f"{os.getpid()}-{threading.get_ident()}")
     with contextlib.suppress(OSError):  # the work matters more than the note
         note.write_text(work)
@@ -60,7 +67,7 @@ def process_runner(options: "PipelineOptions") -> "PipelineRunner":
         """Beam waits indefinitely for a worker that connects after the run has failed, or that is still busy."""
 
         def close(self) -> None:
-            folder = Path(os.environ[_RUN].partition(":")[2])
+            folder = Path(os.environ[RUN].partition(":")[2])
             threading.Timer(_GRACE, _stop_workers, [folder]).start()
             super().close()
 
@@ -93,7 +100,7 @@ def run_and_watch_workers(running: "beam.Pipeline") -> None:
             before(error)
 
     folder = Path(tempfile.mkdtemp(prefix="cloze-beam-"))
-    os.environ[_RUN] = f"{os.getpid()}:{folder}"
+    os.environ[RUN] = f"{os.getpid()}:{folder}"
     threading.excepthook = on_thread_error
     try:
         thread = threading.Thread(target=run, daemon=True)
@@ -105,12 +112,37 @@ def run_and_watch_workers(running: "beam.Pipeline") -> None:
             threading.excepthook = before
         work = _work_of_lost_workers(folder)
         _stop_workers(folder)
-        del os.environ[_RUN]
+        del os.environ[RUN]
     if failed:
         raise failed[0]
     if lost:
         during = f" while it worked on {', '.join(work)}" if work else ""
         raise LostWorkerError(f"{lost[0]}{during}: was it killed, or out of memory? Run again: finished work is kept")
+
+
+def recorded_work(folder: Path) -> list[str]:
+    """Returns the notes of all workers."""
+    works = list[str]()
+    for note in sorted(folder.glob("*-*")):
+        with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+            works.append(note.read_text())
+    return works
+
+
+@contextlib.contextmanager
+def connection_errors_hidden() -> Iterator[None]:
+    """While inside, print no errors of Beam's threads whose connections break."""
+    before = threading.excepthook
+
+    def on_thread_error(error: threading.ExceptHookArgs) -> None:
+        if error.thread is None or error.thread.name not in _IGNORED_THREADS:
+            before(error)
+
+    threading.excepthook = on_thread_error
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _work_of_lost_workers(folder: Path) -> list[str]:
@@ -134,7 +166,7 @@ def _stop_workers(folder: Path) -> None:
 
 def _worker_main() -> None:
     """Run Beam's worker without its log, and exit within a second of the end of the run."""
-    process, _, folder = os.environ.get(_RUN, "0:").partition(":")  # without the variable the run has just ended
+    process, _, folder = os.environ.get(RUN, "0:").partition(":")  # without the variable the run has just ended
 
     def exit_with_the_run() -> None:
         while os.getppid() == int(process) and Path(folder).exists():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.ray_cluster import cluster_cpus
 
 
 class ActorResources(NamedTuple):
@@ -18,9 +19,11 @@ class ActorResources(NamedTuple):
 
 
 def for_each(
-    function: Callable[[str], None], names: Sequence[str], workers: int, actors: ActorResources | None = None
+    function: Callable[[str], None], names: Sequence[str], workers: int | None, actors: ActorResources | None = None
 ) -> None:
-    """Call function(name) for every name, on up to `workers` workers. Requires a Ray session.
+    """Call function(name) for every name, on up to `workers` workers, by default one for each CPU of the cluster.
+
+    Requires a Ray session.
 
     With `actors` each worker is one process with these resources; by default any process, with one core.
 
@@ -46,7 +49,7 @@ def for_each(
         return {"error": b""}
 
     rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-    workers = min(workers, len(names))
+    workers = min(workers or cluster_cpus(), len(names))
     if actors:
 
         class Actor:

@@ -26,6 +26,8 @@ from cloze.pipeline.dedup.steps import Item, Steps
 
 VERSION = 3
 
+_BYTES_PER_CPU_SECOND = 5e6  # of Parquet
+
 _SAMPLES_PART = "samples"
 
 
@@ -34,8 +36,9 @@ class DedupConfig(Config):
 
     near_threshold: float = Field(default=0.8, ge=0, le=1)
     """Documents that share at least this fraction of their shingles are near duplicates: 0.7 to 1, or 0 to keep all."""
-    beam: Annotated[list[str], Compute] = Field(default=["--runner=FnApiRunner"])
-    """Apache Beam's pipeline options, each as --name=value."""
+    beam: Annotated[list[str] | None, Compute] = None
+    """Apache Beam's pipeline options, each as --name=value. Unset: all CPUs of the Ray cluster, or of this machine if
+    the input is large enough to gain."""
 
     @field_validator("near_threshold")
     @classmethod
@@ -57,7 +60,8 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
         if len(finished) < len(names):
             work = Steps(shards, out, folder, config.near_threshold, *_num_buckets(documents))
             written = {Item("write", shard) for shard, name in enumerate(shard_parts) if name in finished}
-            work = _run_steps(work, written, config)
+            size = sum(file.bytes for name, file in documents.manifest.files.items() if name.startswith("documents/"))
+            work = _run_steps(work, written, config, size / _BYTES_PER_CPU_SECOND)
             finished = {part.name: part for part in out.require_parts(shard_parts)}
             facts = removed_samples(list(finished.values()), work).plain
             finished[_SAMPLES_PART] = out.commit(_SAMPLES_PART, {}, facts=facts)
@@ -72,7 +76,7 @@ def _num_buckets(documents: Artifact) -> tuple[int, int]:
     return 1 + count // steps.BUCKET_RECORDS, 1 + count * minhash.NUM_BANDS // steps.BUCKET_RECORDS
 
 
-def _run_steps(work: Steps, written: set[Item], config: DedupConfig) -> Steps:
+def _run_steps(work: Steps, written: set[Item], config: DedupConfig, cpu_seconds: float) -> Steps:
     """Run all items of all steps that are not finished. Returns `work` with its blocks."""
     finished = work.finished_items() | written
 
@@ -81,10 +85,10 @@ def _run_steps(work: Steps, written: set[Item], config: DedupConfig) -> Steps:
 
     if items := unfinished("describe", len(work.shards)):
         with reporting_items(work, {"describe": len(work.shards)}, "shards"):
-            for_each(items, work.run_item, config.beam)
+            for_each(items, work.run_item, config.beam, cpu_seconds / 2)
     work = replace(work, blocks=Blocks(work.count_documents(), steps.BLOCK_DOCUMENTS))
     counts = work.item_counts()
-    with reporting_items(work, counts, "items"), pipeline(config.beam) as running:
+    with reporting_items(work, counts, "items"), pipeline(config.beam, max(counts.values()), cpu_seconds / 2) as running:
         import apache_beam as beam
 
         done: Any = running | "Start" >> beam.Create([0])

@@ -28,8 +28,8 @@ class ExamplesConfig(Config):
     """What is masked as a whole: single tokens, words, or n-grams of words."""
     seed: int = Field(default=1, ge=0)
     """The seed of all randomness in the examples."""
-    workers: Annotated[int, Compute] = Field(default=2, gt=0)
-    """The number of parallel workers."""
+    workers: Annotated[int | None, Compute] = Field(default=None, gt=0)
+    """The number of parallel workers. Unset: one for each CPU of this machine or of the Ray cluster."""
 
 
 class LengthConfig(ExamplesConfig):

@@ -19,5 +19,6 @@ class ExtractConfig(Config):
     """Documents with fewer words are dropped. In scripts without spaces, such as Japanese, a character is a word."""
     min_letters: float = Field(default=0.6, ge=0, le=1)
     """Documents with a lower fraction of letters among their non-space characters, such as tables, are dropped."""
-    beam: Annotated[list[str], Compute] = Field(default=["--runner=FnApiRunner"])
-    """Apache Beam's pipeline options, each as --name=value."""
+    beam: Annotated[list[str] | None, Compute] = None
+    """Apache Beam's pipeline options, each as --name=value. Unset: all CPUs of the Ray cluster, or of this machine if
+    the input is large enough to gain."""

@@ -25,8 +25,8 @@ class TokensConfig(Config):
 
     splitter: Annotated[str | None, InputPath()] = None
     """A Python file that defines split_sentences(paragraph) -> list[str], to use instead of the built-in rules."""
-    workers: Annotated[int, Compute] = Field(default=2, gt=0)
-    """The number of parallel workers."""
+    workers: Annotated[int | None, Compute] = Field(default=None, gt=0)
+    """The number of parallel workers. Unset: one for each CPU of this machine or of the Ray cluster."""
 
 
 def check(config: TokensConfig, sources: Mapping[str, SourceFile]) -> None:

@@ -31,8 +31,8 @@ class VocabConfig(Config):
     character_coverage: float = Field(default=0.9995, gt=0, le=1)
     """The alphabet is the most frequent characters that make up this fraction of the text, and at least a 30th of
     `size`. Rarer characters get places only if merges leave some."""
-    workers: Annotated[int, Compute] = Field(default=2, gt=0)
-    """The number of parallel workers that count words."""
+    workers: Annotated[int | None, Compute] = Field(default=None, gt=0)
+    """The number of workers that count words. Unset: one for each CPU of this machine or of the Ray cluster."""
 
     @model_validator(mode="after")
     def _layout_fits(self) -> Self:

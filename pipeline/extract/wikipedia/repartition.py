@@ -67,8 +67,10 @@ def report_progress(streams: Sequence[Stream], scratch: Location, out: Output) -
 def write_partitions(stream: Stream, scratch: Location, out: Output, size: int) -> None:
     """Write the partitions of a stream, of `size` bytes of pages each, then their record.
 
-    A partition that exists, or whose part is committed, is not written again.
+    A partition that exists, or whose part is committed, is not written again, and a finished stream is not read again.
     """
+    if finished_partitions(stream, scratch, out):
+        return
     folder, status = scratch / stream.name, ReadStatus()
     ends: list[int] = []
 

@@ -1,0 +1,64 @@
+"""A Ray actor that runs Beam's SDK harness in a process next to it, on any node of the cluster."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cloze.pipeline.core.beam_workers import DRAIN, RUN, recorded_work
+
+_POLL_SECONDS = 0.2
+
+
+class HarnessReport(NamedTuple):
+    """The item that a harness works on, empty between items, and its exit status once it has exited."""
+
+    work: str
+    exit_status: int | None
+
+
+class HarnessActor:
+    """Runs harnesses, one after the other."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="cloze-beam-"))
+
+    def is_ready(self) -> bool:
+        """Returns once the actor has started."""
+        return True
+
+    def run(self, variables: dict[str, str]) -> Iterator[HarnessReport]:
+        """Run a harness with these environment variables until it exits, or has finished its item after `drain`.
+
+        Yields a report whenever it changes.
+        """
+        self._folder.mkdir(exist_ok=True)
+        environment = {**os.environ, **variables, RUN: f"{os.getpid()}:{self._folder}"}
+        command = [sys.executable, "-m", "cloze.pipeline.core.beam_workers"]
+        process = subprocess.Popen(command, env=environment)
+        last = HarnessReport("", None)
+        try:
+            while True:
+                draining = (self._folder / DRAIN).exists()
+                report = HarnessReport(exit_status=process.poll(), work=", ".join(recorded_work(self._folder)))
+                if report != last:
+                    yield report
+                    last = report
+                if report.exit_status is not None or (draining and not report.work):
+                    return
+                time.sleep(_POLL_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+            shutil.rmtree(self._folder)
+
+    def drain(self) -> None:
+        """Let the running harness finish its item, and start no other."""
+        with contextlib.suppress(FileNotFoundError):  # it has just exited
+            (self._folder / DRAIN).touch()
