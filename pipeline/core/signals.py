@@ -1,5 +1,6 @@
 """Signal handlers for the time of a block. Only the main thread may install them; in others nothing changes."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,11 @@ from contextlib import contextmanager
 interrupted = threading.Event()
 _received: list[int] = []  # the signals that have interrupted the outermost block
 _depth = 0  # of nested blocks
+
+
+def seconds_to_end() -> float:
+    """Returns how long after SIGTERM this process may run: ten seconds, or what `ray job stop` gives a submitted job."""
+    return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 10))
 
 
 def _may_install() -> bool:

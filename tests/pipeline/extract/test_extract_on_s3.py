@@ -66,7 +66,9 @@ def test_a_fault_changes_no_byte_and_loses_nothing(
     print(f"drew {kind} after {after} requests")
     proxy.faults.append(fault := Fault(kind, times=times, after=after))
     if kind == "denied":  # permanent
-        with pytest.raises(StorageError, match=r"^s3://.* failed: access is denied \(403 AccessDenied\); .*objects there$"):
+        with pytest.raises(
+            StorageError, match=r"^s3://.* failed: access is denied \(403 AccessDenied\); .*objects there$"
+        ):
             execute(files, root)
         proxy.faults.clear()
     _, manifest = execute(files, root)
