@@ -64,12 +64,13 @@ def ends_soon_when_interrupted(line: str) -> Iterator[None]:
 
 def end_process(status: int) -> NoReturn:
     """End this process and all that it has started, without waiting for its threads."""
-    for process in _descendants(os.getpid()):
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads would print that their servers no longer exist
+    for process in _descendants(os.getpid()):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     os._exit(status)
 
 

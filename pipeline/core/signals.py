@@ -13,7 +13,7 @@ _depth = 0  # of nested blocks
 
 
 def seconds_to_end() -> float:
-    """Returns how long after SIGTERM this process may run: ten seconds, or what `ray job stop` gives a submitted job."""
+    """Returns how long this process may run after SIGTERM: ten seconds, or as long as `ray job stop` waits for a job."""
     return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 10))
 
 
