@@ -13,7 +13,9 @@ _depth = 0  # of nested blocks
 
 
 def seconds_to_end() -> float:
-    """Returns how long this process may run after SIGTERM: ten seconds, or as long as `ray job stop` waits for a job."""
+    """Returns how long this process may run after SIGTERM: ten seconds; in a submitted job as long as `ray job stop`
+    waits.
+    """
     return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 10))
 
 
