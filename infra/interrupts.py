@@ -4,17 +4,19 @@ An interrupted stage unwinds: it stops its workers, Ray and Beam. On a loaded ma
 wait without an end. Finished parts are already stored, so after some seconds the process just ends.
 """
 
+import math
 import os
 import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from cloze.pipeline.core.signals import interrupted, interrupting_signal, signals_handled
+from cloze.pipeline.core.signals import interrupted, interrupting_signal, seconds_to_end, signals_handled
 
 _SECONDS = 6.0  # to unwind
 _POLL = 0.2
@@ -22,7 +24,7 @@ _POLL = 0.2
 
 @contextmanager
 def ends_soon_when_interrupted(line: str) -> Iterator[None]:
-    """If the block does not end within seconds of a signal that interrupts it, print the line and end the process.
+    """If the block does not end within seconds of a signal, print the line and end the process.
 
     Also if the main thread has not yet handled the signal, because it is in a library's call.
     """
@@ -34,17 +36,18 @@ def ends_soon_when_interrupted(line: str) -> Iterator[None]:
     ended = threading.Event()
 
     def watch() -> None:
-        arrived = list[int]()  # signals: Python writes them into the pipe even when it cannot yet call the handler
-
-        def is_interrupted() -> bool:
-            return interrupted.is_set() or len(arrived) > signals_handled()
-
+        signals = list[int]()  # Python writes them into the pipe even when it cannot yet call the handler
+        arrived = unwinding = math.inf  # when; a training saves before it unwinds
+        limit = seconds_to_end() - 1
         while not ended.is_set():
             if select.select([reader], [], [], _POLL)[0]:
-                arrived += os.read(reader, 16)
-            if is_interrupted() and not ended.wait(_SECONDS) and is_interrupted():
+                signals += os.read(reader, 16)
+            now, is_interrupted = time.monotonic(), interrupted.is_set() or len(signals) > signals_handled()
+            arrived = min(arrived, now) if signals else math.inf
+            unwinding = min(unwinding, now) if is_interrupted else math.inf
+            if now > min(arrived + limit, unwinding + _SECONDS):
                 print(line, file=sys.stderr)
-                end_process(128 + (arrived[0] if arrived else interrupting_signal()))
+                end_process(128 + (signals[0] if signals else interrupting_signal()))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -61,12 +64,13 @@ def ends_soon_when_interrupted(line: str) -> Iterator[None]:
 
 def end_process(status: int) -> NoReturn:
     """End this process and all that it has started, without waiting for its threads."""
-    for process in _descendants(os.getpid()):
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads would print that their servers no longer exist
+    for process in _descendants(os.getpid()):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     os._exit(status)
 
 

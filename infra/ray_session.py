@@ -55,32 +55,40 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     if python := os.environ.get(WORKERS_PYTHON):
         environment["py_executable"] = shlex.quote(python)  # Ray puts it into a shell command
     ended = threading.Event()
+    started = _init_in_thread(ended, **options, runtime_env=environment)
     try:
         with python_handler_kept(signal.SIGTERM):  # Ray's own would dump its stack
-            _init_in_thread(ended, **options, runtime_env=environment)
+            started.result()
         yield
     finally:
-        ray.shutdown()
+        if not started.cancel():
+            ray.shutdown()
         ended.set()
 
 
-def _init_in_thread(ended: threading.Event, **options: Any) -> None:
+def _init_in_thread(ended: threading.Event, **options: Any) -> Future[None]:
     """Call ray.init. In the main thread Ray would replace the handler of SIGTERM, and a signal would wait for it.
 
-    The thread lives until `ended` is set: Linux kills Ray's processes with the thread that has started them.
+    The thread lives until `ended` is set: Linux kills Ray's processes with the thread that has started them. If the
+    future is cancelled while Ray starts, the thread ends Ray afterwards: ray.shutdown during ray.init prints errors.
     """
     import ray
 
     started = Future[None]()
 
     def init() -> None:
+        failure = None
         try:
             ray.init(**options)
         except BaseException as error:
-            started.set_exception(error)
+            failure = error
+        if not started.set_running_or_notify_cancel():
+            ray.shutdown()
+        elif failure:
+            started.set_exception(failure)
         else:
             started.set_result(None)
             ended.wait()
 
     threading.Thread(target=init, daemon=True).start()
-    started.result()
+    return started

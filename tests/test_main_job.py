@@ -32,7 +32,7 @@ SHORTER = [
 ]
 DATA_STAGES = ["extract", "dedup", "vocab", "tokens", "examples-64", "examples-128"]
 STAGES = [*DATA_STAGES, "pretrain", "finetune-authors", "overlap-authors", "report"]
-
+_FOLDERS = [*STAGES, "encode"]  # of the stage encode-authors
 
 CLOZE = [sys.executable, "-m", "cloze.infra.cli"]
 
@@ -51,7 +51,7 @@ def run(root: str) -> subprocess.CompletedProcess[str]:
     return cloze(*arguments(root))
 
 
-def manifests(root: str, stages: Sequence[str] = STAGES) -> dict[str, Manifest]:
+def manifests(root: str, stages: Sequence[str] = _FOLDERS) -> dict[str, Manifest]:
     """Each stage's only finished artifact under a root."""
     found = {}
     for stage in stages:
@@ -93,10 +93,8 @@ def documents(root: str, stage: str = "dedup") -> list[dict[str, str]]:
 
 def test_every_page_and_chapter_is_kept_or_counted_with_its_reason(finished):
     _, by_stage = finished
-    for stage in ("extract", "dedup"):
-        counts, drops = by_stage[stage].counts, by_stage[stage].drops
-        assert counts["records"] == counts["documents"] + sum(drops.values())
-    assert by_stage["dedup"].counts["records"] == by_stage["extract"].counts["documents"]
+    assert by_stage["extract"].drops
+    assert_nothing_is_lost(by_stage)
 
 
 def test_the_scores_include_random_weights_and_the_majority(finished):
@@ -186,8 +184,26 @@ def assert_same_bytes(actual: Mapping[str, Manifest], expected: Mapping[str, Man
     for stage in DATA_STAGES:
         assert digests(actual[stage]) == digests(expected[stage]), stage
     assert actual["pretrain"].facts["checkpoint"]["digest"] == expected["pretrain"].facts["checkpoint"]["digest"]
+    assert_nothing_is_lost(actual)
     scores, expected_scores = (each["finetune-authors"].facts["scores"] for each in (actual, expected))
     assert json.dumps(scores) == json.dumps(expected_scores)
+
+
+def assert_nothing_is_lost(by_stage: Mapping[str, Manifest]) -> None:
+    """In each stage, what the stages before it have kept is kept or counted with its reason."""
+    counts = {stage: manifest.counts for stage, manifest in by_stage.items()}
+    for stage in ("extract", "dedup"):
+        assert counts[stage]["records"] == counts[stage]["documents"] + sum(by_stage[stage].drops.values()), stage
+    assert counts["dedup"]["records"] == counts["extract"]["documents"]
+    documents, heldout = (counts["dedup"][name] for name in ("documents", "heldout"))
+    for stage in ("vocab", "tokens", "examples-64", "examples-128"):
+        assert counts[stage]["documents"] == documents, stage
+    assert counts["tokens"]["heldout"] == heldout
+    assert counts["overlap-authors"]["documents"] == documents - heldout  # the test set is compared with what trains
+    assert counts["pretrain"]["steps"] == 26
+    splits = {split: counts["encode"][split] for split in ("train", "dev", "test")}
+    assert counts["encode"]["rows"] == sum(splits.values())
+    assert counts["finetune-authors"] == splits
 
 
 def end_pretraining(root: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from cloze.pipeline.core.artifacts import Manifest
 from tests.paths import REPOSITORY
 from tests.s3_proxy import KINDS, Fault, Proxy, s3_proxy
-from tests.test_main_job import CLOZE, STAGES, arguments, assert_same_bytes, finished, manifests  # noqa: F401
+from tests.test_main_job import CLOZE, arguments, assert_same_bytes, finished, manifests  # noqa: F401
 
 _REQUESTS = 600  # of a quiet run, about
 _LINE = re.compile(
@@ -82,7 +82,5 @@ def test_a_storm_changes_no_byte_and_loses_nothing(
     _, quiet = finished
     stormy = manifests(root)
     assert_same_bytes(stormy, quiet)
-    for stage in STAGES[:-1]:
+    for stage in quiet.keys() - {"report"}:  # whose size depends on times
         assert (stormy[stage].counts, stormy[stage].drops) == (quiet[stage].counts, quiet[stage].drops), (seed, stage)
-    extracted = stormy["extract"]
-    assert extracted.counts["records"] == extracted.counts["documents"] + sum(extracted.drops.values())

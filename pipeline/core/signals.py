@@ -1,5 +1,6 @@
 """Signal handlers for the time of a block. Only the main thread may install them; in others nothing changes."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,13 @@ from contextlib import contextmanager
 interrupted = threading.Event()
 _received: list[int] = []  # the signals that have interrupted the outermost block
 _depth = 0  # of nested blocks
+
+
+def seconds_to_end() -> float:
+    """Returns how long this process may run after SIGTERM: ten seconds; in a submitted job as long as `ray job stop`
+    waits.
+    """
+    return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 10))
 
 
 def _may_install() -> bool:

@@ -1,5 +1,6 @@
 """Commands that a signal interrupts end soon, whatever they are doing, with their line and their status."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -56,6 +57,37 @@ def test_an_interrupted_command_ends_soon_and_leaves_no_process(work: str, numbe
     while _is_running(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _is_running(child)
+
+
+_RAY = """
+import time
+from cloze.infra import cli
+from cloze.infra.ray_session import ray_session
+import ray
+
+def work(_):
+    print("starting", flush=True)
+    with ray_session(num_cpus=1):
+        time.sleep(600)
+
+cli._plan = work
+cli.command()
+"""
+
+
+def test_ray_that_is_interrupted_while_it_starts_prints_nothing() -> None:
+    command = [sys.executable, "-c", _RAY, "plan", "configs/quickstart.yaml"]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stdout.readline()
+        seconds = random.uniform(0, 4)
+        print(f"interrupted after {seconds:.1f} s")
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "cloze: stopped; the same command continues from the finished parts"
 
 
 def _is_running(process: int) -> bool:

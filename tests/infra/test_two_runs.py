@@ -21,13 +21,15 @@ pytestmark = pytest.mark.parametrize("folder", ["local", pytest.param("s3", mark
 
 PARTS = "bcdfgh"
 _RUN = """
-import sys, time, pytest
+import socket, sys, time, pytest
 from pathlib import Path
 from tests.infra import toy_run
 from cloze.infra import workflow  # takes seconds
 from cloze.infra.cli import main
 from cloze.pipeline.core import leases
-root, source, log, timeout, seconds, gate_at, *arguments = sys.argv[1:]
+root, source, log, timeout, seconds, gate_at, host, *arguments = sys.argv[1:]
+if host:
+    socket.gethostname = lambda: host
 leases._TIMEOUT, leases._HEARTBEAT, leases._POLL = float(timeout), 0.2, 0.1
 parts = []
 def before_part(stage, letter):
@@ -56,16 +58,16 @@ class Cloze:
         self.log.write_text("")
 
     def prepare(
-        self, *arguments: str, timeout: float = 60.0, seconds: float = 0.05, gate_at: int = 0
+        self, *arguments: str, timeout: float = 60.0, seconds: float = 0.05, gate_at: int = 0, host: str = ""
     ) -> subprocess.Popen[str]:
         """A process that has imported everything; it starts when it reads a line.
 
         Without a heartbeat for `timeout` seconds another run counts as killed. A part takes `seconds`; the one with the
-        number `gate_at`, from 1, until `open_gate` is called.
+        number `gate_at`, from 1, until `open_gate` is called. `host` names a machine other than this one.
         """
         run = ["run", str(QUICKSTART), "name=toy", f"root={self.root}", *arguments]
         numbers = [str(number) for number in (timeout, seconds, gate_at)]
-        settings = [self.root, str(self._tmp_path / "source.txt"), str(self.log), *numbers]
+        settings = [self.root, str(self._tmp_path / "source.txt"), str(self.log), *numbers, host]
         process = subprocess.Popen(
             [sys.executable, "-c", _RUN, *settings, *run],
             cwd=REPOSITORY,
@@ -174,6 +176,26 @@ def test_the_run_that_waits_continues_when_the_other_is_killed(cloze: Cloze, qui
     assert status == 0, err
     assert "letters  continue: was interrupted" in err
     assert [part for part, times in Counter(cloze.parts()).items() if times > 1] == ["letters d"]
+    assert_same_files(cloze, quiet)
+
+
+def test_a_run_that_is_killed_on_another_machine_is_replaced_when_its_heartbeats_stop(
+    cloze: Cloze, quiet: dict[str, bytes]
+) -> None:
+    first, second = cloze.prepare(gate_at=3, host="another"), cloze.prepare(timeout=3)
+    start(first)
+    cloze.wait_for_parts(3)
+    start(second)
+    wait_until(lambda: f"waits for process {first.pid} on another" in cloze.printed(second))
+    time.sleep(5)  # longer than the timeout: the other machine's heartbeats are received
+    assert second.poll() is None and len(cloze.parts()) == 3
+    first.kill()
+    first.wait()
+    killed = time.monotonic()
+    cloze.wait_for_parts(4)
+    assert time.monotonic() - killed > 2  # its process number says nothing here
+    status, err = cloze.end(second)
+    assert status == 0, err
     assert_same_files(cloze, quiet)
 
 

@@ -5,8 +5,10 @@ After a failure a new group starts. It is a Ray Train run of its own, with as ma
 """
 
 import ctypes
+import math
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.retries import reporting_waits
-from cloze.pipeline.core.signals import event_on_first
+from cloze.pipeline.core.signals import event_on_first, seconds_to_end
 from cloze.training.cluster.elastic import ElasticSize, Placement
 from cloze.training.cluster.heartbeat import (
     Progress,
@@ -31,6 +33,7 @@ from cloze.training.cluster.heartbeat import (
 WorkerFunction = Callable[[Any, ReportProgress], None]  # called with its argument and how to report progress
 
 _POLL_SECONDS = 0.5
+_UNWIND_SECONDS = 4.0  # of the time after SIGTERM, for what follows when the workers have saved
 _RESTART_DELAY = 2.0  # seconds after a group has ended, until Ray has released its resources
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -54,9 +57,10 @@ def run_workers(
 ) -> None:
     """Call `function(argument, report_progress)` in every worker until all return; restart the group after a failure.
 
-    If the function can stop early, the first SIGTERM requests that, and a second one acts as usual. A stop is also
-    requested when a larger group fits on the cluster; that group then takes over. Each group is a Ray Train run with
-    its own name, so that it inherits no state of another.
+    If the function can stop early, the first SIGTERM requests that, and a second one acts as usual. Workers that have
+    not returned some seconds after the request are killed. A stop is also requested when a larger group fits on the
+    cluster; that group then takes over. Each group is a Ray Train run with its own name, so that it inherits no state
+    of another.
 
     Raises the UserError of a worker, which a restart would not fix; Ray's TrainingFailedError after more than
     `restart.max_failures` failures (waiting for resources and the loss of nodes with advance notice do not count);
@@ -91,7 +95,7 @@ def run_group(
             try:
                 _fit(
                     _trainer(group._replace(placement=size.placement), monitor),
-                    should_end=lambda: cancelled.is_set() or (stop.is_set() and not is_stepping(monitor)),
+                    _end_condition(monitor, stop, cancelled),
                 )
             except KeyboardInterrupt:
                 with suppress(RayError):  # the same signal may have ended Ray's processes
@@ -119,11 +123,28 @@ def _stop_on_sigterm(can_stop: bool) -> AbstractContextManager[threading.Event]:
     return event_on_first(signal.SIGTERM) if can_stop else nullcontext(threading.Event())
 
 
+def _end_condition(monitor: Any, stop: threading.Event, cancelled: threading.Event) -> Callable[[], bool]:
+    """Returns a function that says whether the driver must end the group.
+
+    That is when the group is cancelled; when a stop is requested before its first step, as there is nothing to save;
+    and when the workers take too long to save after such a request.
+    """
+    requested, limit = math.inf, seconds_to_end() - _UNWIND_SECONDS
+
+    def should_end() -> bool:
+        nonlocal requested
+        if stop.is_set():
+            requested = min(requested, time.monotonic())
+        is_late = time.monotonic() > requested + limit
+        return cancelled.is_set() or is_late or (stop.is_set() and not is_stepping(monitor))
+
+    return should_end
+
+
 def _fit(trainer: Any, should_end: Callable[[], bool]) -> None:
     """trainer.fit() in a separate thread: in the main thread Ray handles Ctrl-C itself and exits with status 0.
 
-    Raises KeyboardInterrupt as soon as it `should_end`: when the group is cancelled, or a stop is requested before its
-    first step, when there is nothing to save.
+    Raises KeyboardInterrupt as soon as it `should_end`.
     """
     done = Future[None]()
 

@@ -1,14 +1,20 @@
 """A worker group: how it ends, and what the user reads about it."""
 
 import errno
+import os
+import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cloze.infra.cli import explain
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.signals import keyboard_interrupt_on
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster import ray_train
 from cloze.training.cluster.elastic import Placement
@@ -63,6 +69,28 @@ def test_progress_starts_where_an_earlier_run_stopped_and_survives_a_closed_log(
     run_workers(work, tmp_path, ALONE, RestartPolicy(), progress(tmp_path, show, total=12, done=7))
     assert shown[0] == (7, "starting 1 worker") and shown[-1][0] > 8
     assert not list(tmp_path.glob("scratch/*"))
+
+
+def test_workers_that_save_for_too_long_after_sigterm_are_killed(ray_session, tmp_path, monkeypatch):
+    def work(folder: Path, report_progress: ReportProgress) -> None:
+        (folder / "worker").write_text(str(os.getpid()))
+        while not report_progress(1, ""):
+            time.sleep(0.1)
+        (folder / "saving").touch()
+        time.sleep(600)
+
+    def terminate_once(done: float, *_: object) -> None:
+        if done and not sent:
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sent = list[float]()
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "7")
+    with keyboard_interrupt_on(signal.SIGTERM), pytest.raises(KeyboardInterrupt):
+        run_workers(work, tmp_path, ALONE, RestartPolicy(can_stop=True), progress(tmp_path, terminate_once))
+    assert (tmp_path / "saving").exists() and time.monotonic() - sent[0] < 30
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(int((tmp_path / "worker").read_text())).wait(timeout=10)
 
 
 def test_a_group_that_cannot_start_is_a_failure_and_not_retried_indefinitely(ray_session, tmp_path, monkeypatch):
