@@ -88,7 +88,10 @@ def _run_steps(work: Steps, written: set[Item], config: DedupConfig, cpu_seconds
             for_each(items, work.run_item, config.beam, cpu_seconds / 2)
     work = replace(work, blocks=Blocks(work.count_documents(), steps.BLOCK_DOCUMENTS))
     counts = work.item_counts()
-    with reporting_items(work, counts, "items"), pipeline(config.beam, max(counts.values()), cpu_seconds / 2) as running:
+    with (
+        reporting_items(work, counts, "items"),
+        pipeline(config.beam, max(counts.values()), cpu_seconds / 2) as running,
+    ):
         import apache_beam as beam
 
         done: Any = running | "Start" >> beam.Create([0])

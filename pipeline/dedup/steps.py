@@ -108,8 +108,15 @@ class Steps:
         return {Item(match[1], int(match[2])) for match, exists in zip(files, exist, strict=True) if exists}
 
     def run_item(self, item: Item) -> None:
-        getattr(self, item.step)(item.number)
-        pa.default_memory_pool().release_unused()
+        """Run an item unless it is finished: on a Ray cluster the pipeline runs again when a worker is lost."""
+        if not self._is_finished(item):
+            getattr(self, item.step)(item.number)
+            pa.default_memory_pool().release_unused()
+
+    def _is_finished(self, item: Item) -> bool:
+        if item.step == "write":
+            return self.out.finished_part(f"{item.number:05}") is not None
+        return self._file(*item).is_file()
 
     def count_documents(self) -> list[int]:
         """Returns the number of documents in each shard, after `describe`."""
