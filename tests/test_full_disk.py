@@ -81,7 +81,7 @@ def test_a_full_disk_in_a_data_stage(disk: Disk, tmp_path: Path) -> None:
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("stage", ["examples-128", "pretrain", "finetune-authors"])
-def test_a_full_disk_in_ray_stages(disk: Disk, finished: tuple[str, Mapping[str, Manifest]], stage: str) -> None:  # noqa: F811
+def test_a_full_disk_in_a_stage_on_ray(disk: Disk, finished: tuple[str, Mapping[str, Manifest]], stage: str) -> None:  # noqa: F811
     root, by_stage = finished
     for before in (*STAGES[: STAGES.index(stage)], *(["encode"] if stage.startswith("finetune") else [])):
         shutil.copytree(Path(root, before), disk.folder / before)

@@ -102,17 +102,18 @@ def start(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
 def test_an_owner_that_wakes_after_a_takeover_commits_nothing(
     alone: Path, prepare: Callable[[str], str], tmp_path: Path, stage: str
 ) -> None:
-    """With its machine, or without Ray's processes, which work on until another run takes over."""
-    root, is_machine, seconds = prepare(stage), random.random() < 0.5, random.uniform(0, 2)
-    print(f"drew SIGSTOP of {'all processes' if is_machine else 'the driver'} {seconds:.1f} s after the first file")
-    send = os.killpg if is_machine else os.kill
+    """All its processes are suspended, or only the driver: then Ray's workers continue until another run takes over."""
+    root, suspends_all = prepare(stage), random.random() < 0.5
+    seconds = random.uniform(0, 2) if stage == "pretrain" else 0.0  # the others take less
+    print(f"drew SIGSTOP of {'all processes' if suspends_all else 'the driver'} {seconds:.1f} s after the first file")
+    send = os.killpg if suspends_all else os.kill
     command = [*arguments(root), "--until", stage]
     first = start([*CLOZE, *command], tmp_path / "first.log")
     try:
         while not begun(Location(root) / stage):
             assert first.poll() is None
             time.sleep(0.02)
-        time.sleep(seconds if stage == "pretrain" else 0)
+        time.sleep(seconds)
         send(first.pid, signal.SIGSTOP)
         second = start([sys.executable, "-c", _IMPATIENT, *command], tmp_path / "second.log")
         assert second.wait(timeout=900) == 0, (tmp_path / "second.log").read_text()

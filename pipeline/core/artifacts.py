@@ -222,16 +222,28 @@ class Output:
             self.lease.check()
 
     def clear(self) -> None:
-        """Delete everything except the lease; first the manifest, so that no half-deleted folder looks finished."""
-        self.check_lease()
-        (self.location / "manifest.json").delete()
+        """Delete everything except the lease; first the manifest, so that no half-deleted folder looks finished.
+
+        The files that the manifest names are deleted by name: a listing may omit them. The part that a missing file
+        belongs to is not finished.
+        """
+
+        def delete(name: str) -> None:
+            self.check_lease()
+            (self.location / name).delete()
+
+        files: list[str] = []
+        with suppress(DamagedFile):
+            if manifest := read_manifest(self.location):
+                files = list(manifest.files)
+        delete("manifest.json")
+        map_in_threads(delete, files)
         for _ in range(_MAX_LISTINGS):  # one may omit a file
             names = {path.partition("/")[0] for path in self.location.sizes()}
             if not (names := {name for name in names if not is_lease_file(name)}):
                 return
             for name in names:
-                self.check_lease()
-                (self.location / name).delete()
+                delete(name)
 
     def finished_part(self, name: str, listed: Mapping[str, int] | None = None) -> Part | None:
         """Returns the record of a part, or None unless it can be read and all its files exist with their size.

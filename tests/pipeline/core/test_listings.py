@@ -115,3 +115,14 @@ def test_a_glob_is_what_two_listings_agree_on(folder: str, monkeypatch: pytest.M
     assert find_files(f"{folder}/*.txt") == files
     with pytest.raises(UserError, match=r"\*\.txt: each listing contains other files; wait until"):
         find_files(f"{folder}/*.txt")
+
+
+def test_force_repeats_every_part_though_a_listing_omits_all_files(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Output(Location(folder) / "toy" / "0123", "toy", 1, "0123")
+    parts = [out.commit(name, {f"files/{name}.txt": name.encode()}) for name in "ab"]
+    out.finish(parts, {}, {})
+    monkeypatch.setattr(Location, "sizes", lambda *_: {})
+    out.clear()
+    assert out.finished_parts(["a", "b"]) == {} and not (out.location / "manifest.json").exists()
