@@ -27,7 +27,8 @@ class Blocks:
         return offsets_of(self.shard_documents)
 
     def __len__(self) -> int:
-        return -(-int(self._offsets[-1]) // self.size)
+        """Returns the number of blocks: at least one, which may be empty."""
+        return max(-(-int(self._offsets[-1]) // self.size), 1)
 
     def block_of(self, addresses: Any) -> Any:
         """Returns the number of the block of each document."""

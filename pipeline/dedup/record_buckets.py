@@ -13,7 +13,7 @@ from cloze.pipeline.core.storage import Location
 
 def split_records(records: npt.NDArray[Any], bucket: npt.NDArray[Any], num_buckets: int) -> list[memoryview]:
     """Records, and the number of each one's bucket -> the content of each bucket. Records keep their order in it."""
-    bucket = bucket.astype(np.int64)
+    bucket = bucket.astype(np.uint16 if num_buckets <= 1 << 16 else np.int64)  # 16 bits are sorted five times faster
     offsets = offsets_of(np.bincount(bucket, minlength=num_buckets)) * records.itemsize
     data = records[np.argsort(bucket, kind="stable")].view(np.uint8).data
     return [data[start:end] for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]

@@ -58,10 +58,9 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
     with scratch_folder(out) as folder:
         finished = out.finished_parts(names)
         if len(finished) < len(names):
-            work = Steps(shards, out, folder, config.near_threshold, *_num_buckets(documents))
-            written = {Item("write", shard) for shard, name in enumerate(shard_parts) if name in finished}
             size = sum(file.bytes for name, file in documents.manifest.files.items() if name.startswith("documents/"))
-            work = _run_steps(work, written, config, size / _BYTES_PER_CPU_SECOND)
+            work = Steps(shards, out, folder, config.near_threshold, *_num_buckets(documents))
+            work = _run_steps(work, config, size / _BYTES_PER_CPU_SECOND)
             finished = {part.name: part for part in out.require_parts(shard_parts)}
             facts = removed_samples(list(finished.values()), work).plain
             finished[_SAMPLES_PART] = out.commit(_SAMPLES_PART, {}, facts=facts)
@@ -76,34 +75,29 @@ def _num_buckets(documents: Artifact) -> tuple[int, int]:
     return 1 + count // steps.BUCKET_RECORDS, 1 + count * minhash.NUM_BANDS // steps.BUCKET_RECORDS
 
 
-def _run_steps(work: Steps, written: set[Item], config: DedupConfig, cpu_seconds: float) -> Steps:
-    """Run all items of all steps that are not finished. Returns `work` with its blocks."""
-    finished = work.finished_items() | written
-
-    def unfinished(step: str, count: int) -> list[Item]:
-        return [item for number in range(count) if (item := Item(step, number)) not in finished]
-
-    if items := unfinished("describe", len(work.shards)):
-        with reporting_items(work, {"describe": len(work.shards)}, "shards"):
-            for_each(items, work.run_item, config.beam, cpu_seconds / 2)
+def _run_steps(work: Steps, config: DedupConfig, cpu_seconds: float) -> Steps:
+    """Run every item of every step, each step after the previous one is finished. Returns `work` with its blocks."""
+    count = len(work.shards)
+    with reporting_items(work, {"describe": count}, "shards"):
+        for_each([Item("describe", shard) for shard in range(count)], work.run_item, config.beam, cpu_seconds)
     work = replace(work, blocks=Blocks(work.count_documents(), steps.BLOCK_DOCUMENTS))
     counts = work.item_counts()
     with (
         reporting_items(work, counts, "items"),
-        pipeline(config.beam, max(counts.values()), cpu_seconds / 2) as running,
+        pipeline(config.beam, max(counts.values()), cpu_seconds / 3) as running,
     ):
         import apache_beam as beam
 
         done: Any = running | "Start" >> beam.Create([0])
         for step, count in counts.items():
-            if items := unfinished(step, count):  # without an item, the next step would have nothing to wait for
-                done = (
-                    done
-                    | f"Wait before {step}" >> beam.GroupBy(lambda _: 0)
-                    | f"Items of {step}" >> beam.FlatMap(lambda _, items: items, items).with_output_types(Any)
-                    | f"Spread {step}" >> beam.Reshuffle()
-                    | step.capitalize() >> beam.Map(_run_item, work)
-                )
+            items = [Item(step, number) for number in range(count)]
+            done = (
+                done
+                | f"Wait before {step}" >> beam.GroupBy(lambda _: 0)
+                | f"Items of {step}" >> beam.FlatMap(lambda _, items: items, items).with_output_types(Any)
+                | f"Spread {step}" >> beam.Reshuffle()
+                | step.capitalize() >> beam.Map(_run_item, work)
+            )
     return work
 
 

@@ -21,10 +21,11 @@ Memory: a bucket holds 32 MB of descriptors, or 8 MB of bands with at most 96 MB
 `cluster` grows with the input: by 100 bytes for each document that has a near duplicate.
 """
 
-import re
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +65,6 @@ _ATTACHED_FILES = 4  # of a block, so that each is at most 50 MB
 _FILES_AT_ONCE = 4  # of `compare`, read by `cluster`
 _MERGED_BYTES = 32 << 20
 _COLUMNS = ["doc_id", "content_hash", "revision", "num_chars", *TIE_COLUMNS]
-_ITEM_FILE = re.compile(r"([a-z]+)/(\d+)")
 _BAND = np.dtype([("key", "<u8"), ("address", "<i8")])
 
 
@@ -92,6 +92,7 @@ class Steps:
     threshold: float
     num_buckets: int
     num_band_buckets: int
+    attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
     blocks: Blocks = field(default=Blocks((), 1))  # known when the step describe is finished
 
     def item_counts(self) -> dict[str, int]:
@@ -101,22 +102,22 @@ class Steps:
         exact = {"partition": blocks, "newest": self.num_buckets, "distinct": self.num_buckets, "collect": blocks}
         return {**exact, **(near if self.threshold else {}), "write": len(self.shards)}
 
-    def finished_items(self) -> set[Item]:
-        """Returns the items that earlier attempts have finished. A listing may be outdated: each file is confirmed."""
-        files = [match for name in self.scratch.sizes() if (match := _ITEM_FILE.fullmatch(name))]
-        exist = map_in_threads(lambda match: (self.scratch / match[0]).is_file(), files)
-        return {Item(match[1], int(match[2])) for match, exists in zip(files, exist, strict=True) if exists}
-
     def run_item(self, item: Item) -> None:
-        """Run an item unless it is finished: on a Ray cluster the pipeline runs again when a worker is lost."""
         if not self._is_finished(item):
             getattr(self, item.step)(item.number)
             pa.default_memory_pool().release_unused()
 
     def _is_finished(self, item: Item) -> bool:
+        """Returns whether an earlier attempt or a worker that is lost has finished the item.
+
+        A process lists the files once, as it costs too many requests to look up those of each item. A listing may be
+        outdated: an item that it omits runs again, and one that it contains is confirmed.
+        """
+        name = f"{item.number:05}"
         if item.step == "write":
-            return self.out.finished_part(f"{item.number:05}") is not None
-        return self._file(*item).is_file()
+            is_listed = f"{name}.json" in _list_once(self.out.location / "parts", self.attempt)
+            return is_listed and self.out.finished_part(name) is not None
+        return f"{item.step}/{name}" in _list_once(self.scratch, self.attempt) and self._file(*item).is_file()
 
     def count_documents(self) -> list[int]:
         """Returns the number of documents in each shard, after `describe`."""
@@ -280,7 +281,8 @@ class Steps:
                 return np.memmap(file.local_path, self._described, "r")[self.blocks.rows(block, shard)]
             return np.frombuffer(file.read_bytes(), self._described)[self.blocks.rows(block, shard)]
 
-        return np.concatenate(map_in_threads(read, self.blocks.shards_of_block(block)))
+        found = map_in_threads(read, self.blocks.shards_of_block(block))
+        return np.concatenate([np.zeros(0, self._described), *found])
 
     def _split_by_block(self, records: npt.NDArray[Any]) -> list[memoryview]:
         return split_records(records, self.blocks.block_of(records["address"]), len(self.blocks))
@@ -290,3 +292,9 @@ class Steps:
 
     def _files(self, step: str, count: int) -> list[Location]:
         return [self._file(step, number) for number in range(count)]
+
+
+@lru_cache(8)
+def _list_once(folder: Location, _attempt: str) -> frozenset[str]:
+    """Returns the paths of the files in the folder when this process has listed it for the first time in an attempt."""
+    return frozenset(folder.sizes())

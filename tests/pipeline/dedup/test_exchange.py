@@ -1,6 +1,7 @@
 """Blocks, buckets and requests: deduplication does not depend on the shards, and costs the same for each of them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from cloze.pipeline.dedup.duplicate_rules import addresses_of
 from cloze.pipeline.dedup.progress import FinishedItems
 from cloze.pipeline.dedup.record_buckets import split_records
 from cloze.pipeline.dedup.stage import VERSION, DedupConfig, run
-from cloze.pipeline.dedup.steps import Steps
+from cloze.pipeline.dedup.steps import Item, Steps
 from tests.pipeline.dedup.test_dedup import artifact, dedup, doc, prose
 from tests.s3_proxy import s3_proxy
 
@@ -39,6 +40,11 @@ def test_every_document_is_in_one_block_of_its_shard(size: int) -> None:
     assert sum(len(blocks.blocks_of_shard(shard)) for shard in (1, 4)) == 0
 
 
+def test_a_corpus_without_documents_is_deduplicated(tmp_path: Path) -> None:
+    manifest, kept = dedup(tmp_path, [], [])
+    assert kept == [] and manifest.counts["records"] == 0 and manifest.drops == {}
+
+
 def test_records_keep_their_order_in_a_bucket() -> None:
     contents = split_records(np.arange(6, dtype=np.int64), np.array([2, 0, 2, 0, 2, 0]), 4)
     assert [np.frombuffer(content, np.int64).tolist() for content in contents] == [[1, 3, 5], [], [0, 2, 4], []]
@@ -56,6 +62,20 @@ def test_the_same_documents_stay_for_any_shards_blocks_and_buckets(
     again, rows = dedup(tmp_path, *divided, name="forty", near_threshold=threshold)
     assert rows == kept and again.counts == manifest.counts
     assert sum(again.drops.values()) == sum(manifest.drops.values()) == 80 - len(kept)
+
+
+def test_an_item_that_an_earlier_attempt_has_finished_does_not_run_again(tmp_path: Path) -> None:
+    shards = artifact(tmp_path / "in", [doc("a", "Some words.")]).files("documents/")
+    out = Output(Location(str(tmp_path / "out")), "dedup", VERSION, "e" * 16)
+    work = Steps(shards, out, out.location / "scratch", 0.0, 1, 1)
+    file = work.scratch / "describe/00000"
+    work.run_item(Item("describe", 0))
+    stamp = file.info().mtime_ns
+    replace(work, attempt="next").run_item(Item("describe", 0))
+    assert file.info().mtime_ns == stamp
+    file.delete()
+    replace(work, attempt="next").run_item(Item("describe", 0))
+    assert file.is_file()
 
 
 def test_progress_makes_about_one_request_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
