@@ -3,7 +3,7 @@
     tokenize  a group of document shards -> its documents as token ids, in one file with a content for each token shard
     write     a token shard              -> its documents from all of these files, sorted by key
 
-Memory: `tokenize` holds one document shard and twice the ids of its group, whose Parquet files have 64 MB and at most
+Memory: `tokenize` holds one document shard and twice the ids of its group, whose Parquet files have 32 MB and at most
 one more shard; `write` four times the ids of a token shard, some 16 MB each.
 """
 
@@ -28,7 +28,7 @@ from cloze.pipeline.text.token_shards import TokenizedDocuments
 from cloze.pipeline.text.tokenizer import UNK, BulkTokenizer, load_tokenizer
 from cloze.pipeline.tokens.tokenization import COLUMNS, sort_documents, tokenize_documents
 
-_GROUP_BYTES = 64 << 20  # of Parquet files
+_GROUP_BYTES = 32 << 20  # of Parquet files
 
 
 class ShardCounts(NamedTuple):

@@ -171,9 +171,9 @@ def test_documents_without_pieces_are_dropped_and_counted(ray_session, tmp_path)
     assert [(name, len(shard.documents)) for name, shard in shards_of(tokens).items()] == [("train-00000", 1)]
 
 
-def test_a_group_has_consecutive_document_shards_of_up_to_64_mb_and_one_shard(tmp_path):
+def test_a_group_has_consecutive_document_shards_of_up_to_32_mb_and_one_shard(tmp_path):
     """40 document shards, which are in groups of two where they are small."""
-    megabytes = [30] * 10 + [100] * 4 + [1] * 26
+    megabytes = [15] * 10 + [100] * 4 + [1] * 26
     records = {f"documents/{n:05}.parquet": FileRecord(sha256="", bytes=mb << 20) for n, mb in enumerate(megabytes)}
     out = output(tmp_path, "documents")
     out.finish([Part(name="all", files=records, counts={}, drops={}, facts={})], {}, {})
@@ -181,7 +181,7 @@ def test_a_group_has_consecutive_document_shards_of_up_to_64_mb_and_one_shard(tm
     assert [shard for group in groups for shard in group] == list(range(40))
     assert [10], [11] in groups
     assert [38, 39] in groups
-    assert max(sum(megabytes[shard] for shard in group[:-1]) for group in groups) <= 64
+    assert max(sum(megabytes[shard] for shard in group[:-1]) for group in groups) <= 32
 
 
 def test_a_file_of_ones_own_splits_and_is_named_by_its_bytes(ray_session, tmp_path):
