@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloze.pipeline.core.ragged import Ragged, ragged_ranges
+from cloze.pipeline.core.ragged import Ragged, offsets_of, ragged_ranges
 
 _MAX_PAIRS, _MAX_OCCURRENCES = 1 << 18, 1 << 24  # in `frequent_pairs`: 100 MB as objects, 64 MB of word numbers
-_BATCH_WORDS = 1 << 18
+_BATCH_WORDS = 1 << 15
+_MAX_SUMMED_ROWS = 1 << 22
 
 Ids = npt.NDArray[np.integer]
 Int64s = npt.NDArray[np.int64]
@@ -30,7 +31,7 @@ def right_of(pair: int) -> int:
 
 
 class PairCounts(NamedTuple):
-    """Distinct pairs, how often each occurs, and the numbers of the words that contain it (some more than once)."""
+    """Distinct pairs, how often each occurs, and the numbers of the words that contain it: sorted, some repeated."""
 
     pairs: Int64s
     counts: Int64s
@@ -40,16 +41,16 @@ class PairCounts(NamedTuple):
 class SpelledWords:
     """Words as piece ids: word i is ids[starts[i] : starts[i] + lengths[i]], and occurs counts[i] times."""
 
-    def __init__(self, words: Ragged, counts: Int64s) -> None:
-        self._ids, self._starts, self._lengths = words.values, words.offsets[:-1], words.lengths.astype(np.int32)
-        self._counts = counts
+    def __init__(self, ids: Ids, lengths: npt.NDArray[np.int32], counts: Int64s) -> None:
+        self._ids, self._lengths, self._counts = ids, lengths, counts
+        self._starts = offsets_of(lengths)[:-1]
 
     def merge(self, pair: int, new: int, words: Ids) -> tuple[PairCounts, PairCounts]:
-        """Replace the pair by the piece `new` in these words, from left to right.
+        """Replace the pair by the piece `new` in these words, which are sorted, from left to right.
 
         Returns the pairs that no longer occur at these positions, and the pairs with the new piece.
         """
-        words = np.unique(words)
+        words = words[np.diff(words, prepend=-1) > 0]
         ids, owners = self._pieces_of(words)
         adjacent = owners[:-1] == owners[1:]
         is_pair = (ids[:-1] == left_of(pair)) & (ids[1:] == right_of(pair)) & adjacent
@@ -88,29 +89,30 @@ class SpelledWords:
         if fitting < len(pairs):
             min_count = max(min_count, min(int(counts[order[fitting]]) + 1, int(counts[order[0]])))
         frequent = counts >= min_count
-        pairs, counts = pairs[frequent], counts[frequent]
-        return min_count, PairCounts(pairs, counts, self._words_of(pairs))
+        pairs, counts, occurrences = pairs[frequent], counts[frequent], occurrences[frequent]
+        return min_count, PairCounts(pairs, counts, Ragged(self._words_of(pairs, occurrences), offsets_of(occurrences)))
 
     def _total_counts(self) -> tuple[Int64s, Int64s, Int64s]:
         """Returns all pairs, how often each occurs in the text, and how often in the distinct words."""
-        tables = [_sum_by_pair([])]
+        tables: list[pa.Table] = []
         for pairs, words in self._batches():
             columns = {"pair": pairs, "count": self._counts[words], "occurrences": np.ones(len(pairs), np.int64)}
             tables.append(_sum_by_pair([pa.table(columns)]))
+            if sum(map(len, tables)) > _MAX_SUMMED_ROWS:
+                tables = [_sum_by_pair(tables)]
         totals = _sum_by_pair(tables)
         return totals["pair"].to_numpy(), totals["count"].to_numpy(), totals["occurrences"].to_numpy()
 
-    def _words_of(self, pairs: Int64s) -> Ragged:
-        """Returns the words that contain each of these pairs."""
-        found = [np.zeros(0, np.int64)]
+    def _words_of(self, pairs: Int64s, occurrences: Int64s) -> npt.NDArray[np.int32]:
+        """Returns the words that contain each of these pairs, which occur so often in them."""
+        found, end = np.empty(occurrences.sum(), np.int64), 0
         for batch, words in self._batches():
             rows = pc.call_function("index_in", [pa.array(batch)], pc.SetLookupOptions(pa.array(pairs)))
             rows = rows.fill_null(-1).to_numpy()
-            found.append((rows.astype(np.int64) << 32 | words)[rows >= 0])
-        rows_and_words = np.concatenate(found)
-        rows_and_words.sort()
-        offsets = np.searchsorted(rows_and_words, np.arange(len(pairs) + 1) << 32)
-        return Ragged((rows_and_words & 0xFFFFFFFF).astype(np.int32), offsets)
+            start, end = end, end + int((rows >= 0).sum())
+            found[start:end] = (rows.astype(np.int64) << 32 | words)[rows >= 0]
+        found.sort()
+        return (found & 0xFFFFFFFF).astype(np.int32)
 
     def _batches(self) -> Iterator[tuple[Int64s, Int64s]]:
         """Yields the pairs of some words, and the word of each, until all words were included."""
