@@ -30,6 +30,13 @@ def right_of(pair: int) -> int:
     return pair & 0xFFFFFFFF
 
 
+class PairsInWords(NamedTuple):
+    """Pairs, and for each one the number of the word that contains it."""
+
+    pairs: Int64s
+    words: Ids
+
+
 class PairCounts(NamedTuple):
     """Distinct pairs, how often each occurs, and the numbers of the words that contain it: sorted, some repeated."""
 
@@ -51,6 +58,11 @@ class SpelledWords:
         Returns the pairs that no longer occur at these positions, and the pairs with the new piece.
         """
         words = words[np.diff(words, prepend=-1) > 0]
+        batches = [words[start : start + _BATCH_WORDS] for start in range(0, len(words), _BATCH_WORDS)]
+        removed, created = zip(*(self._merge_in(batch, pair, new) for batch in batches), strict=True)
+        return self._count(removed), self._count(created)
+
+    def _merge_in(self, words: Ids, pair: int, new: int) -> tuple[PairsInWords, PairsInWords]:
         ids, owners = self._pieces_of(words)
         adjacent = owners[:-1] == owners[1:]
         is_pair = (ids[:-1] == left_of(pair)) & (ids[1:] == right_of(pair)) & adjacent
@@ -59,7 +71,7 @@ class SpelledWords:
         changed = is_pair.copy()
         changed[1:] |= is_pair[:-1]
         changed[:-1] |= is_pair[1:]
-        removed = self._count(ids, words[owners], changed & adjacent)
+        removed = _select_pairs(ids, words, owners, changed & adjacent)
         is_new, kept = np.append(is_pair, False), np.append(True, ~is_pair)
         ids[is_new] = new
         ids, owners, is_new = ids[kept], owners[kept], is_new[kept]
@@ -67,7 +79,7 @@ class SpelledWords:
         self._ids[ragged_ranges(self._starts[words], lengths)] = ids
         self._lengths[words] = lengths
         created = (is_new[:-1] | is_new[1:]) & (owners[:-1] == owners[1:])
-        return removed, self._count(ids, words[owners], created)
+        return removed, _select_pairs(ids, words, owners, created)
 
     def pairs_with(self, piece: int) -> PairCounts:
         """Returns the pairs of which one is this piece, by a search of all words."""
@@ -75,7 +87,8 @@ class SpelledWords:
         words = np.unique(np.searchsorted(self._starts, positions, "right") - 1)
         ids, owners = self._pieces_of(words)
         is_piece = ids == piece
-        return self._count(ids, words[owners], (is_piece[:-1] | is_piece[1:]) & (owners[:-1] == owners[1:]))
+        contains_piece = (is_piece[:-1] | is_piece[1:]) & (owners[:-1] == owners[1:])
+        return self._count([_select_pairs(ids, words, owners, contains_piece)])
 
     def frequent_pairs(self, min_count: int) -> tuple[int, PairCounts]:
         """Returns a count, and all pairs that occur so many times or more.
@@ -114,13 +127,12 @@ class SpelledWords:
         found.sort()
         return (found & 0xFFFFFFFF).astype(np.int32)
 
-    def _batches(self) -> Iterator[tuple[Int64s, Int64s]]:
+    def _batches(self) -> Iterator[PairsInWords]:
         """Yields the pairs of some words, and the word of each, until all words were included."""
         for start in range(0, len(self._counts), _BATCH_WORDS):
             words = np.arange(start, min(start + _BATCH_WORDS, len(self._counts)))
             ids, owners = self._pieces_of(words)
-            adjacent = owners[:-1] == owners[1:]
-            yield _pairs_at(ids, np.flatnonzero(adjacent)), words[owners[:-1][adjacent]]
+            yield _select_pairs(ids, words, owners, owners[:-1] == owners[1:])
 
     def _pieces_of(self, words: Ids) -> tuple[Int64s, Int64s]:
         """Words -> their ids, concatenated, and for each id the index of its word in `words`."""
@@ -128,10 +140,9 @@ class SpelledWords:
         ids = self._ids[ragged_ranges(self._starts[words], lengths)].astype(np.int64)
         return ids, np.repeat(np.arange(len(words)), lengths)
 
-    def _count(self, ids: Int64s, words: Ids, is_counted: Mask) -> PairCounts:
-        """Count the pairs of ids and the next one. `words`: the word of each id."""
-        positions = np.flatnonzero(is_counted)
-        pairs, words = _pairs_at(ids, positions), words[positions]
+    def _count(self, found: Sequence[PairsInWords]) -> PairCounts:
+        """Count pairs. Each batch of them is in the order of its words, and the batches are, too."""
+        pairs, words = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         order = np.argsort(pairs, kind="stable")
         pairs, words = pairs[order], words[order]
         starts = np.flatnonzero(np.diff(pairs, prepend=-1))
@@ -139,8 +150,10 @@ class SpelledWords:
         return PairCounts(pairs[starts], counts, Ragged(words.astype(np.int32), np.append(starts, len(pairs))))
 
 
-def _pairs_at(ids: Int64s, positions: Int64s) -> Int64s:
-    return ids[positions] << 32 | ids[positions + 1]
+def _select_pairs(ids: Int64s, words: Ids, owners: Int64s, selected: Mask) -> PairsInWords:
+    """Returns the pairs of an id and the next one at the selected positions. `owners`: each id's index in `words`."""
+    positions = np.flatnonzero(selected)
+    return PairsInWords(ids[positions] << 32 | ids[positions + 1], words[owners[positions]])
 
 
 def _without_overlaps(is_pair: Mask) -> Mask:
