@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloze.pipeline.core.ragged import Ragged, ragged_ranges
+from cloze.pipeline.core.ragged import Ragged, offsets_of, ragged_ranges
 
 _MAX_PAIRS, _MAX_OCCURRENCES = 1 << 18, 1 << 24  # in `frequent_pairs`: 100 MB as objects, 64 MB of word numbers
-_BATCH_WORDS = 1 << 18
+_BATCH_WORDS = 1 << 15
+_MAX_SUMMED_ROWS = 1 << 22
 
 Ids = npt.NDArray[np.integer]
 Int64s = npt.NDArray[np.int64]
@@ -29,8 +30,15 @@ def right_of(pair: int) -> int:
     return pair & 0xFFFFFFFF
 
 
+class PairsInWords(NamedTuple):
+    """Pairs, and for each one the number of the word that contains it."""
+
+    pairs: Int64s
+    words: Ids
+
+
 class PairCounts(NamedTuple):
-    """Distinct pairs, how often each occurs, and the numbers of the words that contain it (some more than once)."""
+    """Distinct pairs, how often each occurs, and the numbers of the words that contain it: sorted, some repeated."""
 
     pairs: Int64s
     counts: Int64s
@@ -40,16 +48,21 @@ class PairCounts(NamedTuple):
 class SpelledWords:
     """Words as piece ids: word i is ids[starts[i] : starts[i] + lengths[i]], and occurs counts[i] times."""
 
-    def __init__(self, words: Ragged, counts: Int64s) -> None:
-        self._ids, self._starts, self._lengths = words.values, words.offsets[:-1], words.lengths.astype(np.int32)
-        self._counts = counts
+    def __init__(self, ids: Ids, lengths: npt.NDArray[np.int32], counts: Int64s) -> None:
+        self._ids, self._lengths, self._counts = ids, lengths, counts
+        self._starts = offsets_of(lengths)[:-1]
 
     def merge(self, pair: int, new: int, words: Ids) -> tuple[PairCounts, PairCounts]:
-        """Replace the pair by the piece `new` in these words, from left to right.
+        """Replace the pair by the piece `new` in these words, which are sorted, from left to right.
 
         Returns the pairs that no longer occur at these positions, and the pairs with the new piece.
         """
-        words = np.unique(words)
+        words = words[np.diff(words, prepend=-1) > 0]
+        batches = [words[start : start + _BATCH_WORDS] for start in range(0, len(words), _BATCH_WORDS)]
+        removed, created = zip(*(self._merge_in(batch, pair, new) for batch in batches), strict=True)
+        return self._count(removed), self._count(created)
+
+    def _merge_in(self, words: Ids, pair: int, new: int) -> tuple[PairsInWords, PairsInWords]:
         ids, owners = self._pieces_of(words)
         adjacent = owners[:-1] == owners[1:]
         is_pair = (ids[:-1] == left_of(pair)) & (ids[1:] == right_of(pair)) & adjacent
@@ -58,7 +71,7 @@ class SpelledWords:
         changed = is_pair.copy()
         changed[1:] |= is_pair[:-1]
         changed[:-1] |= is_pair[1:]
-        removed = self._count(ids, words[owners], changed & adjacent)
+        removed = _select_pairs(ids, words, owners, changed & adjacent)
         is_new, kept = np.append(is_pair, False), np.append(True, ~is_pair)
         ids[is_new] = new
         ids, owners, is_new = ids[kept], owners[kept], is_new[kept]
@@ -66,7 +79,7 @@ class SpelledWords:
         self._ids[ragged_ranges(self._starts[words], lengths)] = ids
         self._lengths[words] = lengths
         created = (is_new[:-1] | is_new[1:]) & (owners[:-1] == owners[1:])
-        return removed, self._count(ids, words[owners], created)
+        return removed, _select_pairs(ids, words, owners, created)
 
     def pairs_with(self, piece: int) -> PairCounts:
         """Returns the pairs of which one is this piece, by a search of all words."""
@@ -74,7 +87,8 @@ class SpelledWords:
         words = np.unique(np.searchsorted(self._starts, positions, "right") - 1)
         ids, owners = self._pieces_of(words)
         is_piece = ids == piece
-        return self._count(ids, words[owners], (is_piece[:-1] | is_piece[1:]) & (owners[:-1] == owners[1:]))
+        contains_piece = (is_piece[:-1] | is_piece[1:]) & (owners[:-1] == owners[1:])
+        return self._count([_select_pairs(ids, words, owners, contains_piece)])
 
     def frequent_pairs(self, min_count: int) -> tuple[int, PairCounts]:
         """Returns a count, and all pairs that occur so many times or more.
@@ -88,37 +102,37 @@ class SpelledWords:
         if fitting < len(pairs):
             min_count = max(min_count, min(int(counts[order[fitting]]) + 1, int(counts[order[0]])))
         frequent = counts >= min_count
-        pairs, counts = pairs[frequent], counts[frequent]
-        return min_count, PairCounts(pairs, counts, self._words_of(pairs))
+        pairs, counts, occurrences = pairs[frequent], counts[frequent], occurrences[frequent]
+        return min_count, PairCounts(pairs, counts, Ragged(self._words_of(pairs, occurrences), offsets_of(occurrences)))
 
     def _total_counts(self) -> tuple[Int64s, Int64s, Int64s]:
         """Returns all pairs, how often each occurs in the text, and how often in the distinct words."""
-        tables = [_sum_by_pair([])]
+        tables: list[pa.Table] = []
         for pairs, words in self._batches():
             columns = {"pair": pairs, "count": self._counts[words], "occurrences": np.ones(len(pairs), np.int64)}
             tables.append(_sum_by_pair([pa.table(columns)]))
+            if sum(map(len, tables)) > _MAX_SUMMED_ROWS:
+                tables = [_sum_by_pair(tables)]
         totals = _sum_by_pair(tables)
         return totals["pair"].to_numpy(), totals["count"].to_numpy(), totals["occurrences"].to_numpy()
 
-    def _words_of(self, pairs: Int64s) -> Ragged:
-        """Returns the words that contain each of these pairs."""
-        found = [np.zeros(0, np.int64)]
+    def _words_of(self, pairs: Int64s, occurrences: Int64s) -> npt.NDArray[np.int32]:
+        """Returns the words that contain each of these pairs, which occur so often in them."""
+        found, end = np.empty(occurrences.sum(), np.int64), 0
         for batch, words in self._batches():
             rows = pc.call_function("index_in", [pa.array(batch)], pc.SetLookupOptions(pa.array(pairs)))
             rows = rows.fill_null(-1).to_numpy()
-            found.append((rows.astype(np.int64) << 32 | words)[rows >= 0])
-        rows_and_words = np.concatenate(found)
-        rows_and_words.sort()
-        offsets = np.searchsorted(rows_and_words, np.arange(len(pairs) + 1) << 32)
-        return Ragged((rows_and_words & 0xFFFFFFFF).astype(np.int32), offsets)
+            start, end = end, end + int((rows >= 0).sum())
+            found[start:end] = (rows.astype(np.int64) << 32 | words)[rows >= 0]
+        found.sort()
+        return (found & 0xFFFFFFFF).astype(np.int32)
 
-    def _batches(self) -> Iterator[tuple[Int64s, Int64s]]:
+    def _batches(self) -> Iterator[PairsInWords]:
         """Yields the pairs of some words, and the word of each, until all words were included."""
         for start in range(0, len(self._counts), _BATCH_WORDS):
             words = np.arange(start, min(start + _BATCH_WORDS, len(self._counts)))
             ids, owners = self._pieces_of(words)
-            adjacent = owners[:-1] == owners[1:]
-            yield _pairs_at(ids, np.flatnonzero(adjacent)), words[owners[:-1][adjacent]]
+            yield _select_pairs(ids, words, owners, owners[:-1] == owners[1:])
 
     def _pieces_of(self, words: Ids) -> tuple[Int64s, Int64s]:
         """Words -> their ids, concatenated, and for each id the index of its word in `words`."""
@@ -126,10 +140,9 @@ class SpelledWords:
         ids = self._ids[ragged_ranges(self._starts[words], lengths)].astype(np.int64)
         return ids, np.repeat(np.arange(len(words)), lengths)
 
-    def _count(self, ids: Int64s, words: Ids, is_counted: Mask) -> PairCounts:
-        """Count the pairs of ids and the next one. `words`: the word of each id."""
-        positions = np.flatnonzero(is_counted)
-        pairs, words = _pairs_at(ids, positions), words[positions]
+    def _count(self, found: Sequence[PairsInWords]) -> PairCounts:
+        """Count pairs. Each batch of them is in the order of its words, and the batches are, too."""
+        pairs, words = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         order = np.argsort(pairs, kind="stable")
         pairs, words = pairs[order], words[order]
         starts = np.flatnonzero(np.diff(pairs, prepend=-1))
@@ -137,8 +150,10 @@ class SpelledWords:
         return PairCounts(pairs[starts], counts, Ragged(words.astype(np.int32), np.append(starts, len(pairs))))
 
 
-def _pairs_at(ids: Int64s, positions: Int64s) -> Int64s:
-    return ids[positions] << 32 | ids[positions + 1]
+def _select_pairs(ids: Int64s, words: Ids, owners: Int64s, selected: Mask) -> PairsInWords:
+    """Returns the pairs of an id and the next one at the selected positions. `owners`: each id's index in `words`."""
+    positions = np.flatnonzero(selected)
+    return PairsInWords(ids[positions] << 32 | ids[positions + 1], words[owners[positions]])
 
 
 def _without_overlaps(is_pair: Mask) -> Mask:

@@ -39,15 +39,28 @@ def spell(words: Iterable[WordCounts], known: Sequence[str], size: int) -> Spell
     """
     dtype = id_dtype(len(known) + size)
     spelling = CharacterSpelling(known)
-    spelled, counts = [Ragged(np.zeros(0, dtype), np.zeros(1, np.int64))], [np.zeros(0, np.int64)]
+    spelled, lengths, counts = [np.zeros(0, dtype)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     for some in words:
         ids, offsets = spelling(some)
         has_unknown = np.zeros(len(some.counts), bool)
         has_unknown[np.searchsorted(offsets, np.flatnonzero(ids < 0), "right") - 1] = True
         kept = np.flatnonzero(~has_unknown & (np.diff(offsets) > 1))
-        spelled.append(Ragged(ids.astype(dtype), offsets).take(kept))
+        words_ids = Ragged(ids.astype(dtype), offsets).take(kept)
+        spelled.append(words_ids.values)
+        lengths.append(words_ids.lengths.astype(np.int32))
         counts.append(some.counts[kept])
-    return SpelledWords(Ragged.concatenate(spelled), np.concatenate(counts))
+    return SpelledWords(_concatenate(spelled), _concatenate(lengths), _concatenate(counts))
+
+
+def _concatenate(parts: list[npt.NDArray[np.integer]]) -> npt.NDArray[np.integer]:
+    """Concatenate the arrays, and free each one once it is copied: they take a third of the memory."""
+    whole = np.empty(sum(map(len, parts)), parts[0].dtype)
+    end = len(whole)
+    while parts:
+        part = parts.pop()
+        whole[end - len(part) : end] = part
+        end -= len(part)
+    return whole
 
 
 class _Trainer:
