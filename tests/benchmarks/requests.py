@@ -62,7 +62,7 @@ FULL_SHARDS, FULL_DOCUMENTS, FULL_WORKERS = 6000, 7_000_000, 32
 FULL_HOURS = 24  # for each stage
 LATENCY = 0.02  # seconds per request
 IN_FLIGHT = 64  # requests of a process
-FILE_SHARDS, STREAM_PAGES = 8, 100
+FILE_SHARDS, STREAM_PAGES = 8, 25
 BUCKET = "s3://cloze-requests"
 FINGERPRINT = re.compile("[0-9a-f]{16}")
 ARTIFACT_FILES = ("lease.json", "manifest.json")
@@ -151,8 +151,12 @@ def write_source(source: Path, shards: int) -> None:
     copies = shuffled_copies(pages, float("inf"))
     for first in range(0, shards, FILE_SHARDS):
         data = bytearray(bz2.compress(header))
-        for _ in range(min(FILE_SHARDS, shards - first)):
-            end = len(data) + MULTISTREAM_UNIT_BYTES
+        count = min(FILE_SHARDS, shards - first)
+        for number in range(count):
+            size = (
+                MULTISTREAM_UNIT_BYTES if number < count - 1 else MULTISTREAM_UNIT_BYTES * 7 // 8
+            )  # and the last stream
+            end = len(data) + size
             while len(data) < end:
                 data += bz2.compress(b"".join(islice(copies, STREAM_PAGES)))
         data += bz2.compress(b"</mediawiki>\n")
@@ -184,7 +188,7 @@ def measure_stage(proxy: Proxy, config: Path, stage: str) -> StageRequests:
                 for process in (psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)):
                     processes |= {one.laddr.port: process.pid for one in process.net_connections("tcp") if one.raddr}
             peak = max(peak, peak_mb(driver.pid))
-            time.sleep(0.2)
+            time.sleep(0.5)
     if driver.returncode:
         raise SystemExit(f"{stage}: ended with status {driver.returncode}")
     spans: dict[int, list[Span]] = {driver.pid: []}
