@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 
 KINDS = (
     *("503", "500", "SlowDown", "reset", "hang", "cut", "lost answer", "stale list", "partial list"),
@@ -54,13 +54,25 @@ class Fault:
         return True
 
 
+class Span(NamedTuple):
+    """A request that was answered: its times, and the port of the client's connection, which names its process."""
+
+    method: str
+    path: str
+    is_range: bool
+    port: int
+    start: float
+    end: float
+
+
 @dataclass
 class Proxy:
-    """A running proxy. `requests` are (method, path) in their order."""
+    """A running proxy. `requests` are (method, path) in the order of arrival, `spans` in the order of the answers."""
 
     url: str
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
     is_valid: Callable[[str], bool] = lambda token: True  # whether a session token is not expired
     lock: Any = field(default_factory=threading.Lock)
     listings: dict[str, tuple[int, list[tuple[str, str]], bytes]] = field(default_factory=dict)
@@ -84,6 +96,12 @@ def s3_proxy(upstream: str) -> Iterator[Proxy]:
         def log_message(self, *_: object) -> None: ...
 
         def forward(self) -> None:
+            start = time.monotonic()
+            self.handle_request()
+            span = (self.command, self.path, "Range" in self.headers, self.client_address[1], start, time.monotonic())
+            proxy.spans.append(Span(*span))
+
+        def handle_request(self) -> None:
             data = self.body()
             token = self.headers.get("X-Amz-Security-Token", "")
             fault = proxy.fault(self.command, self.path, token)
