@@ -14,6 +14,7 @@ import pytest
 _LONGEST = [
     "pretrain",
     "main_job",
+    "cluster",
     "crashes",
     "ray_jobs",
     "trainer",
@@ -25,7 +26,7 @@ _LONGEST = [
     "extract_kills",
     "engine",
 ]
-_LONGEST += ["dedup", "readme", "workflow", "repartition", "beam"]
+_LONGEST += ["dedup", "readme", "workflow", "repartition", "beam", "beam_ray"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, cast
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ray_cluster import cluster_cpus
 
+_MAX_RETRIES = 3  # of a name whose worker is lost; by default Ray Data retries indefinitely
+
 
 class ActorResources(NamedTuple):
     """The resources of a worker that keeps its process, and what `function` has loaded into it."""
@@ -32,12 +34,12 @@ def for_each(
     if not names:
         return
     import ray
-    from ray.exceptions import ActorDiedError
+    from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
 
     def call(row: dict[str, str]) -> dict[str, bytes]:
         try:
@@ -50,25 +52,25 @@ def for_each(
 
     rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
     workers = min(workers or cluster_cpus(), len(names))
-    if actors:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a later Ray has other names for these arguments
+        if actors:
 
-        class Actor:
-            def __call__(self, row: dict[str, str]) -> dict[str, bytes]:
-                return call(row)
+            class Actor:
+                def __call__(self, row: dict[str, str]) -> dict[str, bytes]:
+                    return call(row)
 
-        actor = cast(Any, Actor)  # Ray's annotations know functions only
-        pool, (cpus, gpus) = ray.data.ActorPoolStrategy(size=workers), actors
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a later Ray has no max_restarts here
+            actor = cast(Any, Actor)  # Ray's annotations know functions only
+            pool, (cpus, gpus) = ray.data.ActorPoolStrategy(size=workers), actors
             # Without restarts: Ray prints an error whenever Ray Data starts an actor that can be restarted.
             results = rows.map(actor, compute=pool, num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)
-    else:
-        results = rows.map(call, concurrency=workers)
+        else:
+            results = rows.map(call, concurrency=workers, max_retries=_MAX_RETRIES)
     try:
         for row in results.iter_rows():
             if row["error"]:
                 raise pickle.loads(row["error"])
-    except ActorDiedError as error:
+    except (ActorDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
         raise UserError(
             "a worker process ended (killed, or out of memory); run the command again: finished parts are kept"
         ) from error

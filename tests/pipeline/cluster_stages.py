@@ -50,13 +50,20 @@ class Node:
             return False
         return any("cloze.pipeline.core.beam_workers" in command for command in found)
 
+    def pin(self, core: int) -> None:
+        """Let the node's processes, and those that they start, run on one core only."""
+        for process in [self.process, *self.process.children(recursive=True)]:
+            process.cpu_affinity([core])
+
     def end(self) -> None:
         self.cluster.remove_node(self.node, allow_graceful=False)
 
 
-def run_stages(folder: Path, on_stage: Callable[[str, Callable[[], Manifest]], None]) -> None:
+def run_stages(
+    folder: Path, on_stage: Callable[[str, Callable[[], Manifest]], None], unit_bytes: int = UNIT_BYTES
+) -> None:
     """Call on_stage(name, the function that runs the stage) for each data stage, in order."""
-    work_units.XML_UNIT_BYTES = UNIT_BYTES
+    work_units.XML_UNIT_BYTES = unit_bytes
     dump = folder / "dump.xml"
     source = {"name": "wiki", "kind": "wikipedia", "files": [str(dump)]}
     config = ExtractConfig.model_validate({"sources": [source], "heldout_fraction": 0.1})

@@ -97,6 +97,12 @@ def test_the_job_stores_the_users_own_paths_under_the_root(monkeypatch: pytest.M
     assert stored.finetune[0].file == f"{here}/configs/quickstart/authors.jsonl.gz"
 
 
+def test_the_job_receives_how_far_the_cluster_scales() -> None:
+    assert "CLOZE_MAX_CPUS" not in ray_jobs._environment(REMOTE)["env_vars"]
+    cluster = REMOTE.model_copy(update={"max_cpus": 64})
+    assert ray_jobs._environment(cluster)["env_vars"]["CLOZE_MAX_CPUS"] == "64"
+
+
 def test_vocabularies_and_a_splitter_are_uploaded_when_their_stages_are_run() -> None:
     given = {"vocab.file": "vocab.txt", "vocab.compare": "other.txt", "tokens.splitter": "rules.py"}
     for name in given.values():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cloze.pipeline.core.beam import SerializedError, pipeline, serialized_errors
+from cloze.pipeline.core.beam import SerializedError, _local_options, pipeline, serialized_errors
 from cloze.pipeline.core.beam_workers import LostWorkerError
 from cloze.pipeline.core.errors import DamagedFile, StorageError, UserError
 from tests.conftest import free_port
@@ -66,6 +66,15 @@ def test_a_job_server_that_does_not_answer_is_named_at_once(capfd: pytest.Captur
     with pytest.raises(UserError, match=rf"^beam: no job server answers at --job_endpoint={endpoint} \(.*\); start"):
         over(["--runner=PortableRunner", f"--job_endpoint={endpoint}", "--environment_type=LOOPBACK"], print, 1)
     assert capfd.readouterr() == ("", "")
+
+
+def test_large_work_uses_a_process_for_each_core_but_not_more_than_items(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    one = ["--runner=FnApiRunner"]
+    assert _local_options(None, 1.0) == one
+    assert _local_options(1, 100.0) == one
+    assert _local_options(None, 100.0) == [*one, "--direct_running_mode=multi_processing", "--direct_num_workers=4"]
+    assert _local_options(3, 100.0)[-1] == "--direct_num_workers=3"
 
 
 def test_our_own_bugs_are_not_dressed_up():

@@ -7,11 +7,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
 from tests.paths import REPOSITORY
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.slow
 
@@ -41,25 +45,25 @@ with ray_session():
 
 
 @pytest.fixture(scope="module")
-def address(own_home: Path) -> Iterator[str]:
+def cluster(own_home: Path) -> "Iterator[Cluster]":
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
-    yield cluster.address
+    yield cluster
     cluster.shutdown()
 
 
-def start(address: str, folder: Path, work: str) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(REPOSITORY)}
+def start(cluster: "Cluster", folder: Path, work: str, **variables: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(REPOSITORY), **variables}
     code = DRIVER.replace("WORK", work)
     command = [sys.executable, "-c", code, str(folder)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def run(address: str, folder: Path, work: str) -> tuple[int, str]:
-    with start(address, folder, work) as driver:
+def run(cluster: "Cluster", folder: Path, work: str) -> tuple[int, str]:
+    with start(cluster, folder, work) as driver:
         _, message = driver.communicate(timeout=120)
     return driver.returncode, message
 
@@ -70,38 +74,52 @@ def harnesses() -> list[psutil.Process]:
     return [process for process in children if "cloze.pipeline.core.beam_workers" in process.cmdline()]
 
 
-def test_work_runs_on_all_nodes(address: str, tmp_path: Path):
-    status, message = run(address, tmp_path, "time.sleep(0.1)")
+def test_work_runs_on_all_nodes(cluster: "Cluster", tmp_path: Path):
+    status, message = run(cluster, tmp_path, "time.sleep(0.1)")
     assert status == 0, message
     nodes = [file.read_text() for file in tmp_path.iterdir()]
     assert len(nodes) == 8 and len(set(nodes)) == 2
     assert not harnesses()
 
 
-def test_an_error_that_a_user_can_fix_arrives_unchanged(address: str, tmp_path: Path):
-    assert run(address, tmp_path, "raise UserError('a.xml: is no dump')") == (1, "UserError: a.xml: is no dump\n")
+@pytest.mark.campaign
+def test_a_node_that_joins_the_cluster_is_used_at_once(cluster: "Cluster", tmp_path: Path):
+    with start(cluster, tmp_path, "time.sleep(8)", CLOZE_MAX_CPUS="3") as driver:
+        while not list(tmp_path.iterdir()):
+            assert driver.poll() is None
+            time.sleep(0.1)
+        node = cluster.add_node(num_cpus=1)
+        _, message = driver.communicate(timeout=240)
+    cluster.remove_node(node)
+    assert driver.returncode == 0, message
+    nodes = [file.read_text() for file in tmp_path.iterdir()]
+    assert len(nodes) == 8 and len(set(nodes)) == 3
+
+
+def test_an_error_that_a_user_can_fix_arrives_unchanged(cluster: "Cluster", tmp_path: Path):
+    assert run(cluster, tmp_path, "raise UserError('a.xml: is no dump')") == (1, "UserError: a.xml: is no dump\n")
     assert not harnesses()
 
 
-def test_a_lost_worker_costs_its_item_only(address: str, tmp_path: Path):
+def test_a_lost_worker_costs_its_item_only(cluster: "Cluster", tmp_path: Path):
     count = "open(folder + '/' + item + '-runs', 'a').write('x')"
     once = "item != 'c' or Path(folder, 'lost').exists() or (Path(folder, 'lost').touch(), os.kill(os.getpid(), 9))"
-    status, message = run(address, tmp_path, f"time.sleep(0.1); {count}; {once}")
+    status, message = run(cluster, tmp_path, f"time.sleep(0.1); {count}; {once}")
     assert status == 0, message
     runs = {item: len((tmp_path / f"{item}-runs").read_text()) for item in "abcdefgh"}
     assert runs == {**dict.fromkeys("abcdefgh", 1), "c": 2}
 
 
-def test_an_item_on_which_workers_are_lost_again_and_again_is_named(address: str, tmp_path: Path):
-    status, message = run(address, tmp_path, "item != 'c' or os.kill(os.getpid(), 9)")
+def test_an_item_on_which_workers_are_lost_again_and_again_is_named(cluster: "Cluster", tmp_path: Path):
+    status, message = run(cluster, tmp_path, "item != 'c' or os.kill(os.getpid(), 9)")
     assert status == 1
     losses = "3 workers were lost, the last one with exit status -9 while it worked on c"
     assert message == f"LostWorkerError: beam: {losses}: was it out of memory? Run again: finished work is kept\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_the_run(address: str, tmp_path: Path, number: int):
-    with start(address, tmp_path, "Path(folder, 'started').touch(); time.sleep(100)") as driver:
+def test_workers_end_with_the_run(cluster: "Cluster", tmp_path: Path, number: int):
+    with start(cluster, tmp_path, "Path(folder, 'started').touch(); time.sleep(100)") as driver:
         while not (tmp_path / "started").exists():
             assert driver.poll() is None
             time.sleep(0.1)
