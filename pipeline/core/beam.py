@@ -59,9 +59,9 @@ def pipeline(
 ) -> "Iterator[beam.Pipeline]":
     """Yields a Beam pipeline that runs when the block ends. Raises its workers' UserError and OSError as such.
 
-    Without options it runs on the Ray cluster of this process, or else on this machine, in as many processes as shorten
-    work of `cpu_seconds`. It has at most `max_workers` workers. On a Ray cluster it may run several times, so its
-    items must skip what is finished.
+    Without options it runs on the Ray cluster that this process belongs to, or else on this machine: in one process for
+    each core if `cpu_seconds`, an estimate of the work, is enough to gain from that. It has at most `max_workers`
+    workers. On a Ray cluster it may run several times: its items must skip what is finished.
     """
     with _quiet_loggers():
         import apache_beam as beam
@@ -114,7 +114,7 @@ def _run(item: Item, work: Callable[[Item], None]) -> None:
 
 
 def _local_options(max_workers: int | None, cpu_seconds: float) -> list[str]:
-    """Options for this machine: worker processes, if they shorten work that takes one process `cpu_seconds`."""
+    """Options for this machine: worker processes, if the work is enough to gain from them."""
     cores = len(os.sched_getaffinity(0))
     workers = cores if max_workers is None else min(cores, max_workers)
     if workers < 2 or cpu_seconds < _PARALLEL_CPU_SECONDS:

@@ -69,6 +69,7 @@ class _Worker:
         self.reports: Any = None  # the stream of its harness's reports, while one runs
         self.work = ""
         self.loss = ""  # how it was lost
+        self.error: Exception | None = None  # Ray's, of a lost actor
 
     def run_harness(self, variables: dict[str, str]) -> None:
         self.work = ""
@@ -92,8 +93,8 @@ class _Worker:
             return ray.get(reference)
         except (RayTaskError, RuntimeEnvSetupError):
             raise
-        except RayError:
-            self.loss = "with its node or its process"
+        except RayError as error:
+            self.loss, self.error = "with its node or its process", error
             return None
 
 
@@ -113,12 +114,17 @@ class _WorkerPool:
             worker.kill()
 
     def start(self) -> list[_Worker]:
-        """Returns the workers that have started. Raises UserError when none has started after ten minutes."""
+        """Returns the workers that have started.
+
+        Raises UserError when none has started after ten minutes, and Ray's error when none can start.
+        """
         cpus = cluster_cpus()
-        wanted = cpus if self._limit is None else min(self._limit, cpus)
+        wanted = cpus if self._limit is None else max(1, min(self._limit, cpus))
         self._workers += [_Worker() for _ in range(wanted - len(self._workers))]
         deadline = time.monotonic() + _START_SECONDS
         while not (started := self.started()):
+            if self._workers and all(worker.error for worker in self._workers):
+                raise next(worker.error for worker in self._workers if worker.error)
             if time.monotonic() > deadline:
                 raise UserError(
                     "beam: no worker has started on the Ray cluster within ten minutes, as no CPU is free; add nodes, "
@@ -131,7 +137,7 @@ class _WorkerPool:
         """The workers that have started; none while more of them start."""
         import ray
 
-        starting = {worker.ready: worker for worker in self._workers if not worker.started}
+        starting = {worker.ready: worker for worker in self._workers if not (worker.started or worker.loss)}
         if starting:
             for reference in ray.wait(list(starting), num_returns=len(starting), timeout=0)[0]:
                 starting[reference].started = starting[reference].receive(reference) or False

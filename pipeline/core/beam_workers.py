@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: The variable with <process id>:<folder> of the run. The folder exists while the run does, with a file for the current
 #: work of each worker. The process is the parent of the workers.
-RUN = "CLOZE_BEAMRUN"
+RUN = "CLOZE_BEAM_RUN"
 #: Name of a file in that folder, after which workers start no other work.
 DRAIN = "drain"
 _GRACE = 5.0  # seconds for workers to exit by themselves when the run is over
