@@ -7,6 +7,7 @@ the most frequent pairs are indexed. When all of them are merged, the pairs are 
 
 import heapq
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +53,7 @@ def spell(words: Iterable[WordCounts], known: Sequence[str], size: int) -> Spell
     return SpelledWords(_concatenate(spelled), _concatenate(lengths), _concatenate(counts))
 
 
-def _concatenate(parts: list[npt.NDArray[np.integer]]) -> npt.NDArray[np.integer]:
+def _concatenate(parts: list[Any]) -> npt.NDArray[Any]:
     """Concatenate the arrays, and free each one once it is copied: they take a third of the memory."""
     whole = np.empty(sum(map(len, parts)), parts[0].dtype)
     end = len(whole)
