@@ -63,7 +63,6 @@ FULL_HOURS = 24  # for each stage
 LATENCY = 0.02  # seconds per request
 IN_FLIGHT = 64  # requests of a process
 FILE_SHARDS, STREAM_PAGES = 8, 25
-BUCKET = "s3://cloze-requests"
 FINGERPRINT = re.compile("[0-9a-f]{16}")
 ARTIFACT_FILES = ("lease.json", "manifest.json")
 
@@ -104,7 +103,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[16, 64], help="two sizes or more, such as 16 64 256")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(arguments)
-    sizes = [measure(Path(options.input), count, options.workers) for count in sorted(options.shards)]
+    with tempfile.TemporaryDirectory() as name, s3_server(Path(name)) as proxy:
+        sizes = [measure(proxy, Path(options.input), count, options.workers) for count in sorted(options.shards)]
     counts = {name: dict(stage.counts.most_common()) for name, stage in sizes[-1].stages.items()}
     show(
         f"requests to S3, {options.workers} workers",
@@ -113,12 +113,14 @@ def main(arguments: list[str]) -> None:
     )
 
 
-def measure(source: Path, shards: int, workers: int) -> Size:
+def measure(proxy: Proxy, source: Path, shards: int, workers: int) -> Size:
     """Runs the stages on a corpus of `shards` document shards."""
-    with tempfile.TemporaryDirectory() as name, s3_server(Path(name)) as proxy:
-        write_source(source, shards)
+    bucket = Location(f"s3://cloze-requests-{shards}")
+    boto3.client("s3").create_bucket(Bucket=bucket.name)
+    write_source(source, shards, bucket)
+    with tempfile.TemporaryDirectory() as name:
         config = Path(name) / "requests.yaml"
-        config.write_text(yaml.safe_dump(run_settings(workers)))
+        config.write_text(yaml.safe_dump(run_settings(bucket, workers)))
         stages = {stage: measure_stage(proxy, config, stage) for stage in STAGES}
         extracted = Run(load(RunConfig, config)).artifact("extract")
         assert extracted
@@ -130,7 +132,7 @@ def measure(source: Path, shards: int, workers: int) -> Size:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[Proxy]:
-    """A local S3 server behind a proxy, with an empty bucket. This process and its children use it."""
+    """A local S3 server behind a proxy. This process and its children use it."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with (folder / "moto.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
@@ -139,13 +141,12 @@ def s3_server(folder: Path) -> Iterator[Proxy]:
             with s3_proxy(f"http://127.0.0.1:{port}") as proxy:
                 os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
                 os.environ |= {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": proxy.url}
-                boto3.client("s3").create_bucket(Bucket=BUCKET.removeprefix("s3://"))
                 yield proxy
         finally:
             server.terminate()
 
 
-def write_source(source: Path, shards: int) -> None:
+def write_source(source: Path, shards: int, bucket: Location) -> None:
     """Writes multistream dumps that are extracted into `shards` document shards."""
     header, pages = read_pages(source)
     copies = shuffled_copies(pages, float("inf"))
@@ -160,15 +161,15 @@ def write_source(source: Path, shards: int) -> None:
             while len(data) < end:
                 data += bz2.compress(b"".join(islice(copies, STREAM_PAGES)))
         data += bz2.compress(b"</mediawiki>\n")
-        (Location(BUCKET) / f"dumps/{first:05}.xml.bz2").write_bytes(memoryview(data))
+        (bucket / f"dumps/{first:05}.xml.bz2").write_bytes(memoryview(data))
 
 
-def run_settings(workers: int) -> dict[str, Any]:
+def run_settings(bucket: Location, workers: int) -> dict[str, Any]:
     """The quickstart's settings, with the dumps as its source, one sequence length, and worker processes for Beam."""
     settings = yaml.safe_load(Path(BASE).read_text())
     beam = [*PROCESSES, f"--direct_num_workers={workers}"]
-    source = {"name": "wiki", "kind": "wikipedia", "language": "en", "files": [f"{BUCKET}/dumps/*.bz2"]}
-    settings |= {"name": "requests", "root": f"{BUCKET}/root", "dedup": {"beam": beam}, "tokens": {"workers": workers}}
+    source = {"name": "wiki", "kind": "wikipedia", "language": "en", "files": [f"{bucket}/dumps/*.bz2"]}
+    settings |= {"name": "requests", "root": f"{bucket}/root", "dedup": {"beam": beam}, "tokens": {"workers": workers}}
     settings["extract"] = {"sources": [source], "beam": beam}
     settings["vocab"] |= {"workers": workers}
     settings["examples"] |= {"dupe_factor": 1, "workers": workers}
