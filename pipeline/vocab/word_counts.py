@@ -63,7 +63,7 @@ def words_file(table: pa.Table) -> bytes:
 
 def add_counts(tables: Sequence[pa.Table]) -> pa.Table:
     """Tables of SPLIT_COUNTS -> one with their sums, in the order in which the words first occur."""
-    groups = pa.concat_tables(tables).group_by("word", use_threads=False)
+    groups = pa.concat_tables([SPLIT_COUNTS.empty_table(), *tables]).group_by("word", use_threads=False)
     return groups.aggregate([("train", "sum"), ("heldout", "sum")]).rename_columns(SPLIT_COUNTS.names)
 
 

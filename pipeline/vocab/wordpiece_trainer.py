@@ -7,7 +7,6 @@ the most frequent pairs are indexed. When all of them are merged, the pairs are 
 
 import heapq
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,21 +39,22 @@ def spell(words: Iterable[WordCounts], known: Sequence[str], size: int) -> Spell
     """
     dtype = id_dtype(len(known) + size)
     spelling = CharacterSpelling(known)
-    spelled, lengths, counts = [np.zeros(0, dtype)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    all_ids: list[npt.NDArray[np.integer]] = [np.zeros(0, dtype)]
+    lengths, counts = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     for some in words:
         ids, offsets = spelling(some)
         has_unknown = np.zeros(len(some.counts), bool)
         has_unknown[np.searchsorted(offsets, np.flatnonzero(ids < 0), "right") - 1] = True
         kept = np.flatnonzero(~has_unknown & (np.diff(offsets) > 1))
         words_ids = Ragged(ids.astype(dtype), offsets).take(kept)
-        spelled.append(words_ids.values)
+        all_ids.append(words_ids.values)
         lengths.append(words_ids.lengths.astype(np.int32))
         counts.append(some.counts[kept])
-    return SpelledWords(_concatenate(spelled), _concatenate(lengths), _concatenate(counts))
+    return SpelledWords(_concatenate(all_ids), np.concatenate(lengths), np.concatenate(counts))
 
 
-def _concatenate(parts: list[Any]) -> npt.NDArray[Any]:
-    """Concatenate the arrays, and free each one once it is copied: they take a third of the memory."""
+def _concatenate(parts: list[npt.NDArray[np.integer]]) -> npt.NDArray[np.integer]:
+    """Concatenate the arrays, and remove each one from the list once it is copied, so that it takes no more memory."""
     whole = np.empty(sum(map(len, parts)), parts[0].dtype)
     end = len(whole)
     while parts:

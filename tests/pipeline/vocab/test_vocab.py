@@ -273,6 +273,13 @@ def test_documents_without_text_are_an_error():
         vocabulary_of({}, VocabConfig(size=100))
 
 
+def test_an_artifact_without_documents_is_an_error(tmp_path):
+    documents = output(tmp_path, "dedup")
+    documents.finish([], {}, {})
+    with pytest.raises(UserError, match="vocab: the documents hold no text to train on"):
+        run(CONFIG, {"documents": finished(documents)}, output(tmp_path, "vocab"))
+
+
 def test_words_are_counted_as_the_tokenizer_sees_them():
     tokenizer = build_tokenizer(SPECIAL_TOKENS, True, None)
     counted = count_words(["Été, été! [MASK]\n\na\x0bb", "ÉTÉ"], tokenizer)
