@@ -177,8 +177,8 @@ class _Attempt:
         thread.start()
         try:
             runs_again = self._watch()
-            if runs_again:
-                self._drain()
+            if runs_again or not self._error:
+                self._drain()  # actors that are killed leave their folders
             else:
                 for worker in self.workers:
                     worker.kill()
