@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,7 @@ class HarnessActor:
     """Runs harnesses, one after the other."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="cloze-beam-"))
+        self._folder = Path(tempfile.gettempdir(), f"cloze-beam-{uuid.uuid4().hex}")  # exists while a harness runs
 
     def is_ready(self) -> bool:
         """Returns once the actor has started."""
@@ -38,7 +39,7 @@ class HarnessActor:
 
         Yields a report whenever it changes.
         """
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         environment = {**os.environ, **variables, RUN: f"{os.getpid()}:{self._folder}"}
         command = [sys.executable, "-m", "cloze.pipeline.core.beam_workers"]
         process = subprocess.Popen(command, env=environment)
@@ -56,7 +57,7 @@ class HarnessActor:
         finally:
             process.kill()
             process.wait()
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def drain(self) -> None:
         """Let the running harness finish its item, and start no other."""

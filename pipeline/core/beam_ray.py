@@ -6,6 +6,7 @@ when more workers have started, because nodes have joined the cluster.
 """
 
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ _MAX_LOSSES = 3  # of workers while they work on one item: the item is the cause
 _START_SECONDS = 600.0  # until the first worker has started; a new machine takes minutes
 _SETTLE_SECONDS = 5.0  # workers that start this soon after each other are used together
 _DETECTION_SECONDS = 120.0  # from a broken connection until Ray reports the lost node
+_END_SECONDS = 5.0  # for idle workers to delete their folders, before they are killed
 _POLL_SECONDS = 0.2
 
 
@@ -179,6 +181,8 @@ class _Attempt:
             runs_again = self._watch()
             if runs_again:
                 self._drain()
+            elif not self._error:
+                self._drain(_END_SECONDS)
             else:
                 for worker in self.workers:
                     worker.kill()
@@ -222,12 +226,13 @@ class _Attempt:
             if any(worker.loss for worker in self.workers) or len(self._pool.started()) > len(self.workers):
                 return True
 
-    def _drain(self) -> None:
-        """Wait until all workers have finished their items, or are lost."""
+    def _drain(self, seconds: float = math.inf) -> None:
+        """Wait until all workers have finished their items or are lost, for `seconds` at most."""
+        deadline = time.monotonic() + seconds
         running = [worker for worker in self.workers if worker.reports]
         for worker in running:
             worker.drain()
-        while any(worker.reports and not worker.loss for worker in running):
+        while any(worker.reports and not worker.loss for worker in running) and time.monotonic() < deadline:
             self._receive_reports()
 
     def _receive_reports(self) -> None:

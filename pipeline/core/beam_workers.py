@@ -50,8 +50,10 @@ def crash_note(work: str) -> Iterator[None]:
     note = Path(folder, f"{os.getpid()}-{threading.get_ident()}")
     with contextlib.suppress(OSError):  # the work matters more than the note
         note.write_text(work)
-    yield
-    note.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
 
 
 def process_runner(options: "PipelineOptions") -> "PipelineRunner":

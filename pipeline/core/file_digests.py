@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cloze.pipeline.core import s3
+from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads, prefetch
 
@@ -77,6 +78,8 @@ def _stamped(location: Location, cache_folder: Location) -> _Stamped:
         size, stamp = s3_object.size, f"s3 {location.path} {s3_object.size} {s3_object.etag}"
     else:
         s3_object, info = None, location.info()
+        if info.size is None:
+            raise UserError(f"{location}: no such file; it was deleted after the run began")
         size, stamp = int(info.size), f"local {location.path} {info.size} {info.mtime_ns}"
     key = hashlib.sha256(stamp.encode()).hexdigest()[:32]
     return _Stamped(location, size, s3_object, cache_folder / f"{key}.json")
@@ -109,7 +112,10 @@ def _read_range(file_range: _Range) -> tuple[_Range, bytes]:
     if file.s3_object is None:
         with file.location.open() as stream:
             stream.seek(start)
-            return file_range, stream.read(end - start)
+            data = stream.read(end - start)
+        if len(data) != end - start:
+            raise UserError(f"{file.location}: became shorter while it was read; run again when nothing writes to it")
+        return file_range, data
     if end - start == file.bytes:  # checked against the ETag
         return file_range, s3.read_whole(file.location.path, file.s3_object)
     return file_range, s3.read_range(file.location.path, file.s3_object, start, end)

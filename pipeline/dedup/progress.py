@@ -29,11 +29,14 @@ class FinishedItems:
         self._remaining: list[tuple[Location, int]] = [
             (parts if step == "write" else steps.scratch / step, count) for step, count in counts.items()
         ]
+        self._total, self._is_complete = sum(counts.values()), False
         self._before = 0  # items of the steps before the current one
         self._current = 0
         self._skipped_calls = 0
 
     def __call__(self) -> int:
+        if self._is_complete:
+            return self._total
         if self._skipped_calls:
             self._skipped_calls -= 1
             return self._before + self._current
@@ -48,6 +51,5 @@ class FinishedItems:
         return self._before + self._current
 
     def complete(self) -> None:
-        self._before, self._current = self._before + sum(count for _, count in self._remaining), 0
-        self._remaining.clear()
-        self._skipped_calls = 0
+        """Count all items as finished from now on. Another thread may be in a call."""
+        self._is_complete = True

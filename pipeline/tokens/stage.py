@@ -49,7 +49,8 @@ def run(
         finished = out.finished_parts(names)
         if missing := [name for name in names if name not in finished]:
             steps = Steps(groups, shard_counts, inputs["vocab"].location, splitter, scratch, out)
-            with out.reporting_progress(steps.finished_items, len(groups) + len(names), "items"):
+            count = len(groups) + len(names)
+            with out.reporting_progress(steps.finished_items, count, "items", listed=count):
                 for_each(steps.tokenize_group, steps.unfinished_groups(), config.workers)
                 for_each(steps.write_shard, missing, config.workers)
     fingerprints = {

@@ -1,12 +1,13 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloze.pipeline.core.beam import SerializedError, _local_options, pipeline, serialized_errors
-from cloze.pipeline.core.beam_workers import LostWorkerError
+from cloze.pipeline.core.beam_workers import RUN, LostWorkerError, crash_note, recorded_work
 from cloze.pipeline.core.errors import DamagedFile, StorageError, UserError
 from tests.conftest import free_port
 
@@ -43,6 +44,14 @@ def test_errors_that_a_user_can_fix_keep_their_type_and_message(capfd: pytest.Ca
         with pytest.raises(type(error), match=str(error)):
             over(["--runner=FnApiRunner"], raising(error), 1)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_item_that_raises_is_no_longer_recorded_as_current_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(RUN, f"{os.getpid()}:{tmp_path}")
+    with pytest.raises(UserError), crash_note("range 1"):
+        assert recorded_work(tmp_path) == ["range 1"]
+        raise UserError("a.xml: is no dump")
+    assert recorded_work(tmp_path) == []
 
 
 @pytest.mark.parametrize(

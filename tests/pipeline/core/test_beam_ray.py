@@ -101,6 +101,21 @@ def test_an_error_that_a_user_can_fix_arrives_unchanged(cluster: "Cluster", tmp_
     assert not harnesses()
 
 
+def test_an_error_of_an_item_that_runs_while_a_worker_is_lost_ends_the_run(cluster: "Cluster", tmp_path: Path):
+    work = """first = Path(folder, 'first')
+        try:
+            first.touch(exist_ok=False)
+        except FileExistsError:
+            Path(folder, 'second').touch()
+            time.sleep(3)  # the other worker is lost meanwhile
+            raise UserError('a.xml: is no dump')
+        while not Path(folder, 'second').exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), 9)"""
+    assert run(cluster, tmp_path, work) == (1, "UserError: a.xml: is no dump\n")
+    assert not harnesses()
+
+
 def test_a_lost_worker_costs_its_item_only(cluster: "Cluster", tmp_path: Path):
     count = "open(folder + '/' + item + '-runs', 'a').write('x')"
     once = "item != 'c' or Path(folder, 'lost').exists() or (Path(folder, 'lost').touch(), os.kill(os.getpid(), 9))"

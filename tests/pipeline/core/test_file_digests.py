@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cloze.pipeline.core import file_digests, s3
-from cloze.pipeline.core.errors import StorageError
+from cloze.pipeline.core.errors import StorageError, UserError
 from cloze.pipeline.core.file_digests import SourceFile, cached_source_files, source_files
 from cloze.pipeline.core.storage import Location
 
@@ -65,6 +65,21 @@ def test_an_object_that_changes_while_it_is_read_is_an_error(
     monkeypatch.setattr(file_digests, "_stamped", change_after)
     monkeypatch.setattr(file_digests, "_RANGE_BYTES", 2)
     with pytest.raises(StorageError, match=r"a\.txt: reading failed: it has changed meanwhile"):
+        source_files([file], cache)
+    assert cached_source_files(cache) == []
+
+
+def test_a_local_file_that_becomes_shorter_while_it_is_read_or_is_missing_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, cache = Location(str(tmp_path / "a.txt")), Location(str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"a\.txt: no such file"):
+        source_files([file], cache)
+    file.write_bytes(b"before")
+    found = file_digests._stamped(file, cache)
+    file.write_bytes(b"cut")
+    monkeypatch.setattr(file_digests, "_stamped", lambda *_, **__: found)
+    with pytest.raises(UserError, match=r"a\.txt: became shorter while it was read"):
         source_files([file], cache)
     assert cached_source_files(cache) == []
 

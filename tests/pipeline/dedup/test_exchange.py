@@ -93,6 +93,22 @@ def test_progress_makes_about_one_request_each_time(tmp_path: Path, monkeypatch:
     assert finished() == 3001 and len(listings) == 3
 
 
+def test_progress_can_be_completed_while_another_thread_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch/describe").mkdir(parents=True)
+    (tmp_path / "scratch/describe/00000").touch()
+    out = Output(Location(str(tmp_path)), "dedup", VERSION, "e" * 16)
+    finished = FinishedItems(Steps([], out, out.location / "scratch", 0.8, 1, 1), {"describe": 1})
+    list_files = Location.files
+
+    def list_and_complete(folder: Location) -> list[Location]:
+        files = list_files(folder)
+        finished.complete()
+        return files
+
+    monkeypatch.setattr(Location, "files", list_and_complete)
+    assert [finished(), finished()] == [1, 1]
+
+
 def test_each_further_shard_costs_the_same_number_of_requests(
     s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
