@@ -260,7 +260,8 @@ class Output:
     def finished_parts(self, names: Sequence[str]) -> dict[str, Part]:
         """Returns those of the named parts that are finished.
 
-        Their records are read by name, as a listing may omit some; one listing confirms most of their files.
+        Their records are read by name, as a listing may omit some; one listing confirms most of their files. A stage
+        may skip these parts, but only finishes with those that `require_parts` returns.
         """
         listed = self.location.sizes() if len(names) > 1 else {}
         parts = map_in_threads(lambda name: self.finished_part(name, listed), names)
@@ -326,8 +327,12 @@ class Output:
         return self.reporting_progress(lambda: len(records.files()), total, unit, listed=total)
 
     def require_parts(self, names: Sequence[str]) -> list[Part]:
-        """Returns the parts with these names, sorted by name. Raises UserError when one is not finished."""
-        finished = self.finished_parts(sorted(names))
+        """Returns the parts with these names, sorted by name. Raises UserError when one is not finished.
+
+        Every file is looked up by its name: an outdated listing may contain one that was deleted.
+        """
+        names = sorted(names)
+        finished = {part.name: part for part in map_in_threads(self.finished_part, names) if part}
         if missing := sorted(set(names) - finished.keys()):
             raise UserError(
                 f"{self.location}/parts/{missing[0]}.json: this part or one of its files is missing "

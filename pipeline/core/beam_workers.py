@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloze.pipeline.core.errors import UserError
+
 if TYPE_CHECKING:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -31,7 +33,7 @@ _GRACE = 5.0  # seconds for workers to exit by themselves when the run is over
 _IGNORED_THREADS = {"beam_control_read", "read_grpc_client_inputs"}  # Beam's threads that fail after a lost worker
 
 
-class LostWorkerError(RuntimeError):
+class LostWorkerError(UserError):
     """A worker process exited before its work was finished."""
 
 

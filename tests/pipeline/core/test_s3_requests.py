@@ -11,7 +11,7 @@ import pytest
 
 from cloze.pipeline.core import s3
 from cloze.pipeline.core.artifacts import Output, progress_period
-from cloze.pipeline.core.errors import DamagedFile
+from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.leases import hold_lease, refuse_to_wait
 from cloze.pipeline.core.schema import parquet_bytes, read_table
 from cloze.pipeline.core.storage import Location
@@ -60,8 +60,20 @@ def test_finished_parts_cost_a_read_each_and_one_listing(out: Output, proxy: Pro
     for name in names:
         out.commit(name, {f"data/{name}.txt": b"1", f"data/{name}.other": b"2"})
     requests(proxy)
-    assert len(out.require_parts(names)) == number
+    assert len(out.finished_parts(names)) == number
     assert requests(proxy) == {"list": 1, "GET parts": number}
+
+
+def test_a_part_whose_file_an_outdated_listing_still_contains_is_not_finished(
+    out: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        out.commit(name, {f"data/{name}.txt": b"text"})
+    listed = out.location.sizes()
+    (out.location / "data/b.txt").delete()
+    monkeypatch.setattr(Location, "sizes", lambda _: listed)
+    with pytest.raises(UserError, match="parts/b.json: this part or one of its files is missing"):
+        out.require_parts(["a", "b"])
 
 
 def test_a_file_that_the_listing_omits_is_asked_for(out: Output, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
