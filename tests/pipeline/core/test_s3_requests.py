@@ -72,7 +72,7 @@ def test_a_part_whose_file_an_outdated_listing_still_contains_is_not_finished(
     listed = out.location.sizes()
     (out.location / "data/b.txt").delete()
     monkeypatch.setattr(Location, "sizes", lambda _: listed)
-    with pytest.raises(UserError, match="parts/b.json: this part or one of its files is missing"):
+    with pytest.raises(UserError, match=r"parts/b\.json: this part or one of its files is missing"):
         out.require_parts(["a", "b"])
 
 
