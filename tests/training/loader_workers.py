@@ -52,13 +52,13 @@ def _run(artifact: Artifact, folder: Path, rank: int, barrier: Any, hangs: bool)
     data_loader._WINDOW = WINDOW
     real = Location.open
 
-    def recorded(file: Location) -> Any:
+    def recorded(file: Location, **options: Any) -> Any:
         if file.suffix == ".parquet":
             with (folder / f"opened-{rank}").open("a") as log:
                 log.write(f"{file.uri}\n")
             if hangs:
                 time.sleep(60)
-        return real(file)
+        return real(file, **options)
 
     Location.open = recorded
     cache = WindowCache(CACHE_NAME, folder)

@@ -63,7 +63,7 @@ def test_resuming_reads_only_the_files_of_its_window(tmp_path: Path, monkeypatch
     assert artifact.manifest
     opened: list[str] = []
     real = Location.open
-    monkeypatch.setattr(Location, "open", lambda file: opened.append(file.uri) or real(file))
+    monkeypatch.setattr(Location, "open", lambda file, **options: opened.append(file.uri) or real(file, **options))
     examples = ExampleDataset(artifact, "train")
     assert opened == []
     next(examples.batches(1, 39, 1))

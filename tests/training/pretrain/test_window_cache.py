@@ -58,7 +58,7 @@ def test_workers_of_a_node_open_each_file_of_a_window_once_and_see_the_same_batc
         process.join(120)
     opened: list[str] = []
     real = Location.open
-    monkeypatch.setattr(Location, "open", lambda file: opened.append(file.uri) or real(file))
+    monkeypatch.setattr(Location, "open", lambda file, **options: opened.append(file.uri) or real(file, **options))
     alone = read_alone(artifact)
     assert all(result(folder, rank).equals(alone) for rank in range(workers))
     assert opened_files(folder) == sorted(uri for uri in opened if uri.endswith(".parquet"))
