@@ -13,14 +13,15 @@ listings for the progress, are counted separately.
   depends on the size.
 - `full_wikipedia_requests`: at 6,000 shards. Each count is extended linearly from the two largest sizes. Reads of
   exchange files (ranges of files in scratch) are the exception: their number is that of groups of shards, which
-  `shard_groups` returns, times that of buckets, which is in proportion to the shards or to the documents, whichever
-  grow more. Requests that depend on time are added at their measured rate, for 24 hours in each stage.
+  `shard_groups` returns, times that of buckets, which is in proportion to the documents (dedup), the groups (vocab) or
+  the text (tokens). Requests that depend on time are added at their measured rate, for 24 hours in each stage.
 - `full_wikipedia_serial_minutes`: 20 ms for each request of the longest chain, with 32 worker processes. A chain is a
   sequence of requests of one process of which each begins after the one before has ended, so no sequence of requests
   that wait for each other is longer. A stage takes the driver's longest chain and then that of the worker with the
   longest. The driver's is extended as counts are; a worker's in proportion to its shards. Chains of exchange reads are
   extended as above, but to rounds of 64 groups. Requests that depend on time are left out: nothing waits for them.
-- `driver_memory_gb`: the largest peak (VmHWM) of a stage's driver, extended linearly from the two largest sizes.
+- `driver_memory_gb`: the largest peak (VmHWM) of a stage's driver, extended linearly from the two largest sizes;
+  `STAGE_driver_mb_N` are the peaks.
 """
 
 import argparse
@@ -239,6 +240,8 @@ def figures(sizes: Sequence[Size], workers: int) -> dict[str, float]:
         found[f"{stage}_per_shard"] = measured.counts.total() / last.shards
         found[f"{stage}_per_gb"] = measured.counts.total() / (last.characters / 1e9)
         found[f"{stage}_full_wikipedia_requests"] = full_requests(sizes, stage)
+        found[f"{stage}_serial_minutes"] = full_chain(sizes, stage, workers) * LATENCY / 60
+        found |= {f"{stage}_driver_mb_{size.shards}": size.stages[stage].driver_mb for size in sizes}
     found["growth"] = growth(sizes)
     found["full_wikipedia_requests"] = sum(full_requests(sizes, stage) for stage in STAGES)
     found["full_wikipedia_serial_minutes"] = sum(full_chain(sizes, stage, workers) for stage in STAGES) * LATENCY / 60
@@ -266,18 +269,24 @@ def extended(sizes: Sequence[Size], value: Callable[[Size], float]) -> float:
     return value(last) + max(slope, 0.0) * (FULL_SHARDS - last.shards)
 
 
-def buckets_factor(size: Size) -> float:
-    """How many times as many buckets full Wikipedia has at most."""
-    return max(FULL_SHARDS / size.shards, FULL_DOCUMENTS / size.documents)
+def groups_factor(size: Size) -> float:
+    """How many times as many groups of shards full Wikipedia has."""
+    return len(shard_groups(FULL_SHARDS)) / len(shard_groups(size.shards))
+
+
+def buckets_factor(size: Size, stage: str) -> float:
+    """How many times as many buckets a stage has for full Wikipedia."""
+    if stage == "dedup":
+        return FULL_DOCUMENTS / size.documents
+    return groups_factor(size) if stage == "vocab" else FULL_SHARDS / size.shards
 
 
 def full_requests(sizes: Sequence[Size], stage: str) -> float:
     last = sizes[-1]
     total = last.stages[stage].timed_per_hour * FULL_HOURS
-    groups_factor = len(shard_groups(FULL_SHARDS)) / len(shard_groups(last.shards))
     for name, count in last.stages[stage].counts.items():
         if name.startswith("EXCHANGE"):
-            total += count * groups_factor * buckets_factor(last)
+            total += count * groups_factor(last) * buckets_factor(last, stage)
         else:
             total += extended(sizes, lambda size, name=name: size.stages[stage].counts[name])
     return total
@@ -288,6 +297,6 @@ def full_chain(sizes: Sequence[Size], stage: str, workers: int) -> float:
     last = sizes[-1]
     driver, worker = last.stages[stage].driver, last.stages[stage].worker
     rounds = ceil(len(shard_groups(FULL_SHARDS)) / IN_FLIGHT) / ceil(len(shard_groups(last.shards)) / IN_FLIGHT)
-    exchanges = (driver.exchange + worker.exchange * workers / FULL_WORKERS) * buckets_factor(last) * rounds
+    exchanges = (driver.exchange + worker.exchange * workers / FULL_WORKERS) * buckets_factor(last, stage) * rounds
     others = worker.other * workers / FULL_WORKERS * FULL_SHARDS / last.shards
     return extended(sizes, lambda size: size.stages[stage].driver.other) + others + exchanges
