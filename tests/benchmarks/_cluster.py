@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cloze.infra.ray_session import ray_session
 from cloze.pipeline.core.artifacts import Manifest
+from cloze.pipeline.tokens.stage import WORDS_PER_SHARD
 from tests.pipeline.cluster_stages import Node, run_stages
 
 UNIT_BYTES = 4 << 20
@@ -32,7 +33,7 @@ def main(folder: Path, nodes: int) -> None:
         seconds[name] = time.monotonic() - start
 
     with ray_session():
-        run_stages(folder, on_stage, UNIT_BYTES)
+        run_stages(folder, on_stage, UNIT_BYTES, WORDS_PER_SHARD)
     cluster.shutdown()
     print(json.dumps(seconds))
 

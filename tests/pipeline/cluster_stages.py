@@ -30,6 +30,7 @@ from cloze.pipeline.vocab import stage as vocab
 from cloze.pipeline.vocab.config import VocabConfig
 
 UNIT_BYTES = 50_000
+WORDS_PER_TOKEN_SHARD = 50_000
 
 Inputs = dict[str, Any]
 
@@ -60,7 +61,10 @@ class Node:
 
 
 def run_stages(
-    folder: Path, on_stage: Callable[[str, Callable[[], Manifest]], None], unit_bytes: int = UNIT_BYTES
+    folder: Path,
+    on_stage: Callable[[str, Callable[[], Manifest]], None],
+    unit_bytes: int = UNIT_BYTES,
+    words_per_token_shard: int = WORDS_PER_TOKEN_SHARD,
 ) -> None:
     """Call on_stage(name, the function that runs the stage) for each data stage, in order."""
     work_units.XML_UNIT_BYTES = unit_bytes
@@ -73,14 +77,15 @@ def run_stages(
     def artifact(name: str) -> Artifact:
         return Artifact(Location(str(folder / name)), name, "0" * 16)
 
-    def stage(module: Any, name: str, config: Any, inputs: Mapping[str, Any]) -> None:
+    def stage(module: Any, name: str, config: Any, inputs: Mapping[str, Any], **options: int) -> None:
         out = Output(Location(str(folder / name)), name, module.VERSION, "0" * 16)
-        on_stage(name, lambda: module.run(config, inputs, out))
+        on_stage(name, lambda: module.run(config, inputs, out, **options))
 
     stage(extract, "extract", config, inputs)
     stage(dedup, "dedup", dedup.DedupConfig(), {"documents": artifact("extract")})
     stage(vocab, "vocab", VocabConfig(size=1500), {"documents": artifact("dedup")})
-    stage(tokens, "tokens", tokens.TokensConfig(), {"documents": artifact("dedup"), "vocab": artifact("vocab")})
+    token_inputs = {"documents": artifact("dedup"), "vocab": artifact("vocab")}
+    stage(tokens, "tokens", tokens.TokensConfig(), token_inputs, words_per_shard=words_per_token_shard)
     stage(examples, "examples", length, {"tokens": artifact("tokens"), "vocab": artifact("vocab")})
 
 
