@@ -17,7 +17,8 @@ from tests.paths import REPOSITORY
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-pytestmark = pytest.mark.slow
+# Not in a process that has a Ray session of its own: the end of this cluster ends that one, too.
+pytestmark = pytest.mark.campaign
 
 #: Runs for_each over eight items on the cluster; each runs WORK and then writes down its name and its node.
 DRIVER = """
@@ -82,7 +83,6 @@ def test_work_runs_on_all_nodes(cluster: "Cluster", tmp_path: Path):
     assert not harnesses()
 
 
-@pytest.mark.campaign
 def test_a_node_that_joins_the_cluster_is_used_at_once(cluster: "Cluster", tmp_path: Path):
     with start(cluster, tmp_path, "time.sleep(8)", CLOZE_MAX_CPUS="3") as driver:
         while not list(tmp_path.iterdir()):
