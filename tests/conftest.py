@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3_proxy import Proxy, s3_proxy
+
 #: Slow test files, the slowest first: `make test` runs two at once, and a slow one must not start last.
 _LONGEST = [
     "pretrain",
@@ -80,6 +82,34 @@ def s3_bucket(own_home: Path) -> Iterator[str]:
             yield "s3://cloze-tests"
         finally:
             server.terminate()
+
+
+@pytest.fixture(scope="module")
+def running_proxy(s3_bucket: str) -> Iterator[Proxy]:
+    """A proxy in front of the S3 server. It counts requests, and fails where it has faults."""
+    with s3_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(running_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """The S3 server of this test is the proxy, without a fault yet."""
+    from cloze.pipeline.core import s3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running_proxy.url)
+    monkeypatch.setattr(s3, "_client", s3._Client())
+    running_proxy.faults.clear()
+    return running_proxy
+
+
+@pytest.fixture
+def short_s3_waits(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests fail early, and are repeated early and for a short time."""
+    from cloze.pipeline.core import retries, s3
+
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "5")
+    monkeypatch.setattr(s3, "_READ_TIMEOUT", 0.5)
+    monkeypatch.setattr(retries, "_FIRST_DELAY", 0.05)
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -7,13 +7,13 @@ import os
 import random
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import pytest
 
 from cloze.pipeline.core.artifacts import Manifest
 from tests.paths import REPOSITORY
-from tests.s3_proxy import KINDS, Fault, Proxy, s3_proxy
+from tests.s3_proxy import KINDS, Fault, Proxy
 from tests.test_main_job import CLOZE, arguments, assert_same_bytes, finished, manifests  # noqa: F401
 
 _REQUESTS = 600  # of a quiet run, about
@@ -21,12 +21,6 @@ _LINE = re.compile(
     r"throttling|internal error|connection was cut|does not answer|cut or changed on the way|have expired|is denied"
     r"|is missing|did not arrive as stored|without a reason|is damaged"
 )
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_bucket: str) -> Iterator[Proxy]:
-    with s3_proxy(os.environ["AWS_ENDPOINT_URL"]) as running:
-        yield running
 
 
 def draw(seed: int) -> list[Fault]:
@@ -63,20 +57,20 @@ def run(root: str, proxy: Proxy) -> "subprocess.CompletedProcess[str]":
 def test_a_storm_changes_no_byte_and_loses_nothing(
     finished: tuple[str, Mapping[str, Manifest]],  # noqa: F811
     s3_bucket: str,
-    proxy: Proxy,
+    running_proxy: Proxy,
     number: int,
 ) -> None:
     seed = int(os.environ.get("CLOZE_STORM_SEED", 0)) or random.SystemRandom().randrange(1, 2**31)
     root = f"{s3_bucket}/storm-{seed}"
-    proxy.faults[:] = faults = draw(seed)
+    running_proxy.faults[:] = faults = draw(seed)
     lines = []
-    while (done := run(root, proxy)).returncode:
+    while (done := run(root, running_proxy)).returncode:
         line = done.stderr.strip().splitlines()[-1]
         assert done.returncode == 2 and line.startswith("cloze: s3://") and _LINE.search(line), (seed, done.stderr)
         lines.append(line)
         assert len(lines) < 4, lines
-        proxy.faults.clear()
-    proxy.faults.clear()
+        running_proxy.faults.clear()
+    running_proxy.faults.clear()
     hits = ", ".join(f"{fault.hits} {fault.kind}" for fault in faults if fault.hits)
     print(f"drew seed {seed}: {hits or 'no fault in time'}; {len(lines)} stops with a line")
     _, quiet = finished

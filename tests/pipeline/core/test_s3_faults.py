@@ -4,7 +4,6 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,9 @@ from cloze.pipeline.core.signals import interrupted
 from cloze.pipeline.core.storage import Location
 from tests.conftest import free_port
 from tests.pod_identity import AUTHORIZATION, pod_identity
-from tests.s3_proxy import Fault, Proxy, s3_proxy
+from tests.s3_proxy import Fault, Proxy
 
-
-@pytest.fixture(scope="module")
-def running(s3_bucket: str) -> Iterator[Proxy]:
-    with s3_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxy(running: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """The S3 server of this test is the proxy, without a fault yet; waits are short."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
-    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "5")
-    monkeypatch.setattr(s3, "_client", s3._Client())
-    monkeypatch.setattr(s3, "_READ_TIMEOUT", 0.5)
-    monkeypatch.setattr(retries, "_FIRST_DELAY", 0.05)
-    running.faults.clear()
-    return running
+pytestmark = pytest.mark.usefixtures("short_s3_waits")
 
 
 @pytest.fixture

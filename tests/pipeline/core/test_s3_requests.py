@@ -1,34 +1,18 @@
 """How many requests to S3 the records of an artifact and a Parquet file cost."""
 
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from cloze.pipeline.core import s3
 from cloze.pipeline.core.artifacts import Output, progress_period
 from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.leases import hold_lease, refuse_to_wait
 from cloze.pipeline.core.schema import parquet_bytes, read_table
 from cloze.pipeline.core.storage import Location
-from tests.s3_proxy import Proxy, s3_proxy
-
-
-@pytest.fixture(scope="module")
-def running(s3_bucket: str) -> Iterator[Proxy]:
-    with s3_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxy(running: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
-    monkeypatch.setattr(s3, "_client", s3._Client())
-    return running
+from tests.s3_proxy import Proxy
 
 
 @pytest.fixture

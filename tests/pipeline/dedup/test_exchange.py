@@ -1,13 +1,11 @@
 """Blocks, buckets and requests: deduplication does not depend on the shards, and costs the same for each of them."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cloze.pipeline.core import s3
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup import steps
@@ -18,7 +16,7 @@ from cloze.pipeline.dedup.record_buckets import split_records
 from cloze.pipeline.dedup.stage import VERSION, DedupConfig, run
 from cloze.pipeline.dedup.steps import Item, Steps
 from tests.pipeline.dedup.test_dedup import artifact, dedup, doc, prose
-from tests.s3_proxy import s3_proxy
+from tests.s3_proxy import Proxy
 
 SHARD_DOCUMENTS = [2, 0, 7, 1, 0]
 
@@ -110,19 +108,16 @@ def test_progress_can_be_completed_while_another_thread_lists(tmp_path: Path, mo
 
 
 def test_each_further_shard_costs_the_same_number_of_requests(
-    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_bucket: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "BUCKET_RECORDS", 800)  # up to five buckets of bands, as of 150,000 documents
     counts = []
-    with s3_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setattr(s3, "_client", s3._Client())
-        for shards in (8, 24, 40):
-            documents = [[doc(f"d{s}-{n}", prose(s * 5 + n % 4, 20)) for n in range(5)] for s in range(shards)]
-            extracted = artifact(Location(f"{s3_bucket}/{tmp_path.name}/in-{shards}"), *documents)
-            out = Output(Location(f"{s3_bucket}/{tmp_path.name}/{shards}"), "dedup", VERSION, "e" * 16)
-            proxy.requests.clear()
-            assert run(DedupConfig(), {"documents": extracted}, out).drops == {"duplicate": shards}
-            counts.append(sum("list-type=2" not in path for _, path in proxy.requests))  # listings show progress
+    for shards in (8, 24, 40):
+        documents = [[doc(f"d{s}-{n}", prose(s * 5 + n % 4, 20)) for n in range(5)] for s in range(shards)]
+        extracted = artifact(Location(f"{s3_bucket}/{tmp_path.name}/in-{shards}"), *documents)
+        out = Output(Location(f"{s3_bucket}/{tmp_path.name}/{shards}"), "dedup", VERSION, "e" * 16)
+        proxy.requests.clear()
+        assert run(DedupConfig(), {"documents": extracted}, out).drops == {"duplicate": shards}
+        counts.append(sum("list-type=2" not in path for _, path in proxy.requests))  # listings show progress
     assert counts[2] - counts[1] < 1.1 * (counts[1] - counts[0])
     assert counts[2] / 40 < counts[0] / 8

@@ -14,7 +14,6 @@ from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import StorageError
 from tests.paths import QUICKSTART
-from tests.pipeline.core.test_s3_faults import proxy, running  # noqa: F401
 from tests.s3_proxy import KINDS, Fault, Proxy
 
 _TEXT = "It was a long day at sea, and nobody on board the ship had anything at all to say about the number {}."
@@ -50,12 +49,13 @@ def quiet(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_s3_waits")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_changes_no_byte_and_loses_nothing(
     files: Path,
     quiet: Manifest,
     s3_bucket: str,
-    proxy: Proxy,  # noqa: F811
+    proxy: Proxy,
     kind: str,
 ) -> None:
     root, times, after = f"{s3_bucket}/extract-{time.monotonic_ns()}", 2.0, random.randrange(6)
