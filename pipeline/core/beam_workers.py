@@ -126,11 +126,7 @@ def run_and_watch_workers(running: "beam.Pipeline") -> None:
 
 def recorded_work(folder: Path) -> list[str]:
     """Returns the notes of all workers."""
-    works = list[str]()
-    for note in sorted(folder.glob("*-*")):
-        with contextlib.suppress(FileNotFoundError):  # finished meanwhile
-            works.append(note.read_text())
-    return works
+    return [work for _, work in _notes(folder)]
 
 
 @contextlib.contextmanager
@@ -151,8 +147,14 @@ def connection_errors_hidden() -> Iterator[None]:
 
 def _work_of_lost_workers(folder: Path) -> list[str]:
     """Returns the notes of processes that no longer run."""
-    notes = [(int(note.name.partition("-")[0]), note) for note in sorted(folder.glob("*-*"))]
-    return [note.read_text() for process, note in notes if not _is_running(process)]
+    return [work for process, work in _notes(folder) if not _is_running(process)]
+
+
+def _notes(folder: Path) -> Iterator[tuple[int, str]]:
+    """Yields each process that has noted its work, and the work."""
+    for note in sorted(folder.glob("*-*")):
+        with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+            yield int(note.name.partition("-")[0]), note.read_text()
 
 
 def _is_running(process: int) -> bool:

@@ -245,13 +245,7 @@ def read_range(path: str, info: ObjectInfo, start: int, end: int) -> bytes:
     """Returns some bytes of the object that `info` describes. Raises StorageError if it has changed since."""
     if start >= end:
         return b""
-    bucket, key = _split(path)
-
-    def call(client: Any) -> bytes:
-        answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", IfMatch=info.etag)
-        return _checked_length(answer["Body"].read(), end - start)
-
-    return request("reading", path, call)
+    return request("reading", path, lambda client: _get_range(client, path, start, end, IfMatch=info.etag))
 
 
 def read_end(path: str, length: int) -> tuple[ObjectInfo, bytes]:
@@ -280,16 +274,20 @@ def read_checked_range(path: str, start: int, end: int, is_correct: Callable[[by
     """
     if start >= end:
         return b""
-    bucket, key = _split(path)
 
     def call(client: Any) -> bytes:
-        answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")
-        data = _checked_length(answer["Body"].read(), end - start)
+        data = _get_range(client, path, start, end)
         if not is_correct(data):
             raise s3_errors.CutBody("its bytes do not match their checksum")
         return data
 
     return request("reading", path, call)
+
+
+def _get_range(client: Any, path: str, start: int, end: int, **conditions: str) -> bytes:
+    bucket, key = _split(path)
+    answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **conditions)
+    return _checked_length(answer["Body"].read(), end - start)
 
 
 def _read_in_parts(path: str, info: ObjectInfo, part: int) -> bytes:
