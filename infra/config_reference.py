@@ -19,7 +19,7 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cloze.infra.launch.ray_jobs import ClusterConfig
+from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.errors import UserError

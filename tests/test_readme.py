@@ -90,7 +90,7 @@ def test_every_path_of_the_repository_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=shown)
 def test_every_configuration_is_valid(page: Path, tmp_path: Path) -> None:
     """A whole run or cluster by itself; a part of a run as a further file after the quickstart's."""
-    from cloze.infra.launch.ray_jobs import ClusterConfig
+    from cloze.infra.launch.cluster_config import ClusterConfig
     from cloze.infra.run_config import RunConfig
     from cloze.pipeline.core.config import load
     from cloze.pipeline.core.errors import UserError

@@ -4,6 +4,8 @@ import os
 
 #: Environment variable with the number of CPUs that the cluster can scale to.
 MAX_CPUS = "CLOZE_MAX_CPUS"
+#: Environment variable with the number of GPUs that the cluster can scale to.
+MAX_GPUS = "CLOZE_MAX_GPUS"
 
 
 def belongs_to_cluster() -> bool:

@@ -4,7 +4,7 @@ import pytest
 
 from cloze.infra.cli import main
 from cloze.infra.config_reference import cluster_markdown, configuration_markdown, sections, selected
-from cloze.infra.launch.ray_jobs import ClusterConfig
+from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError

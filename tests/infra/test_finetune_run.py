@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cloze.infra.cli import main
-from cloze.infra.launch.ray_jobs import ClusterConfig, stage_files
+from cloze.infra.launch.cluster_config import ClusterConfig
+from cloze.infra.launch.job_folder import stage_files
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
 from tests.paths import REPOSITORY

@@ -13,7 +13,8 @@ import pytest
 
 from cloze.infra import stages as entries
 from cloze.infra import workflow
-from cloze.infra.launch.ray_jobs import ClusterConfig, stage_files
+from cloze.infra.launch.cluster_config import ClusterConfig
+from cloze.infra.launch.job_folder import stage_files
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stage_inputs import StageOutput

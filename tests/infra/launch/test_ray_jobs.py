@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from cloze.infra import named_runs
-from cloze.infra.launch import ray_jobs
-from cloze.infra.launch.ray_jobs import ClusterConfig, stage_files
+from cloze.infra.launch import job_folder, ray_jobs
+from cloze.infra.launch.cluster_config import ClusterConfig
+from cloze.infra.launch.job_folder import stage_files
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load, parse
 from cloze.pipeline.core.errors import UserError
@@ -81,7 +82,7 @@ def test_without_a_shared_disk_local_files_are_uploaded() -> None:
 
 def test_the_job_stores_the_users_own_paths_under_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     folder, config = staged(REMOTE, "root=s3://bucket/runs", "pretrain.seed=7")
-    for name, value in ray_jobs._environment(REMOTE)["env_vars"].items():
+    for name, value in job_folder.job_environment(REMOTE)["env_vars"].items():
         monkeypatch.setenv(name, value)
     written: dict[str, bytes] = {}
     monkeypatch.setattr(Location, "exists", lambda _: False)
@@ -98,9 +99,9 @@ def test_the_job_stores_the_users_own_paths_under_the_root(monkeypatch: pytest.M
 
 
 def test_the_job_receives_how_far_the_cluster_scales() -> None:
-    assert "CLOZE_MAX_CPUS" not in ray_jobs._environment(REMOTE)["env_vars"]
+    assert "CLOZE_MAX_CPUS" not in job_folder.job_environment(REMOTE)["env_vars"]
     cluster = REMOTE.model_copy(update={"max_cpus": 64})
-    assert ray_jobs._environment(cluster)["env_vars"]["CLOZE_MAX_CPUS"] == "64"
+    assert job_folder.job_environment(cluster)["env_vars"]["CLOZE_MAX_CPUS"] == "64"
 
 
 def test_vocabularies_and_a_splitter_are_uploaded_when_their_stages_are_run() -> None:
@@ -150,7 +151,7 @@ def test_a_local_root_is_refused_where_the_disk_is_not_shared() -> None:
 
 
 def test_too_large_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_jobs, "_MAX_UPLOAD_BYTES", 1_000_000)
+    monkeypatch.setattr(job_folder, "_MAX_UPLOAD_BYTES", 1_000_000)
     with pytest.raises(
         UserError, match=r"is too large to upload with the job .* copy it to S3, or set shared_disk: true"
     ):
@@ -195,7 +196,7 @@ def test_a_job_has_the_interpreter_that_runs_cloze_only_where_the_cluster_sees_i
 
 def test_workers_run_the_jobs_interpreter_unless_it_is_the_clusters_own() -> None:
     interpreters = [
-        ray_jobs._environment(one)["env_vars"].get("CLOZE_WORKERS_PYTHON")
+        job_folder.job_environment(one)["env_vars"].get("CLOZE_WORKERS_PYTHON")
         for one in (cluster(), cluster(pip=("six",)), cluster(shared_disk=True), cluster(python="python3.11"))
     ]
     assert interpreters == [None, None, sys.executable, "python3.11"]

@@ -1,0 +1,120 @@
+"""A run -> the working directory of its job: the code, the configuration and, for a cluster without access to this
+machine's disk, the local files that the run reads.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cloze.infra import named_runs
+from cloze.infra.launch.cluster_config import DEFAULT_PYTHON, ClusterConfig
+from cloze.infra.planner import Run
+from cloze.infra.ray_session import WORKERS_PYTHON
+from cloze.infra.run_config import RunConfig
+from cloze.pipeline.core.config import MarkedPath, input_paths, with_paths
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.ray_cluster import MAX_CPUS, MAX_GPUS
+from cloze.pipeline.core.software_versions import git_commit
+from cloze.pipeline.core.storage import find_files
+
+CONFIG = "run.yaml"  # the job's configuration in its working directory
+_SUBMITTED = "submitted.yaml"  # the same with the user's paths, which the job stores under the root
+_PACKAGE = Path(__file__).absolute().parents[2]  # in a clone a folder of symbolic links, whose targets are copied
+_MAX_UPLOAD_BYTES = 95_000_000  # Ray accepts working directories up to 100 MiB
+_STOP_SECONDS = 300  # from a job's SIGTERM, at which it saves, to its SIGKILL; Ray's default is 3
+
+
+def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: str | None = None) -> None:
+    """Fill the job's working directory: the code, the configuration as run.yaml and, unless the disk is shared, the
+    local files that the stages up to `until` read. Raises UserError for a path that the cluster cannot access.
+    """
+    shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    root = _root(config, cluster)
+    uploads = None if cluster.shared_disk else _Uploads(folder)
+    local_patterns = {
+        pattern
+        for stage in Run(config).until(until)
+        for path in input_paths(stage.config)
+        for pattern in path.patterns
+        if not pattern.startswith("s3://") and not path.mark.is_name(pattern)
+    }
+
+    def job_paths(path: MarkedPath, pattern: str) -> list[str]:
+        return _job_paths(path, pattern, uploads) if pattern in local_patterns else [pattern]
+
+    data = {**with_paths(config, job_paths), "root": root}
+    # JSON is YAML with every string quoted.
+    (folder / CONFIG).write_text(json.dumps(data, indent=1, ensure_ascii=False))
+    submitted = named_runs.as_yaml(config.model_copy(update={"root": root}))
+    (folder / _SUBMITTED).write_text(submitted, encoding="utf-8")
+
+
+def _root(config: RunConfig, cluster: ClusterConfig) -> str:
+    if config.root.startswith("s3://"):
+        return config.root
+    if not cluster.shared_disk:
+        raise UserError(
+            f"root: {config.root} is a folder of this machine, which the cluster {cluster.name} cannot access; "
+            f"set root=s3://bucket/prefix, or shared_disk: true in the cluster's file if it can"
+        )
+    return str(Path(config.root).absolute())
+
+
+def _job_paths(path: MarkedPath, pattern: str, uploads: "_Uploads | None") -> list[str]:
+    """The paths that the job reads in place of a local path or pattern."""
+    if uploads and path.mark.files_in:
+        key = ".".join(map(str, path.keys))
+        raise UserError(f"{key}: {pattern} is a folder of this machine; copy it to S3, and give its s3:// path")
+    if uploads:
+        return uploads(pattern)
+    if not path.mark.files_in:
+        find_files(pattern)  # raises MissingFile
+    return [named_runs.absolute(pattern)]
+
+
+class _Uploads:
+    """Adds local files to the job's working directory, each once, up to the size that Ray accepts."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._bytes = 0
+
+    def __call__(self, pattern: str) -> list[str]:
+        return [self._add(Path(file.path)) for file in find_files(pattern)]
+
+    def _add(self, file: Path) -> str:
+        path = Path("sources", hashlib.sha256(str(file).encode()).hexdigest()[:8], file.name)
+        if not (self._folder / path).exists():
+            self._bytes += file.stat().st_size
+            if self._bytes > _MAX_UPLOAD_BYTES:
+                raise UserError(
+                    f"{file}: is too large to upload with the job (all files together at most "
+                    f"{_MAX_UPLOAD_BYTES // 10**6} MB); copy it to S3, or set shared_disk: true in the cluster's file "
+                    "if the cluster can access it"
+                )
+            (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (self._folder / path).symlink_to(file)
+        return str(path)
+
+
+def job_environment(cluster: ClusterConfig) -> dict[str, Any]:
+    """The job's runtime environment, without its working directory."""
+    env_vars = {
+        "CLOZE_GIT_COMMIT": git_commit(),
+        named_runs.SUBMITTED_CONFIG: _SUBMITTED,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS),
+    }
+    if cluster.interpreter != DEFAULT_PYTHON:
+        # Not py_executable: a job whose driver cannot start would wait indefinitely; a command fails with a message.
+        env_vars[WORKERS_PYTHON] = cluster.interpreter
+    for variable, limit in ((MAX_CPUS, cluster.cpu_limit), (MAX_GPUS, cluster.gpu_limit)):
+        if limit is not None:
+            env_vars[variable] = str(limit)
+    if cluster.shared_disk:
+        from cloze.infra.workflow import home
+
+        env_vars["DAGSTER_HOME"] = str(home())  # one history with the runs of this machine
+    return {"env_vars": env_vars | cluster.env_vars} | ({"pip": list(cluster.pip)} if cluster.pip else {})
