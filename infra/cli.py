@@ -1,5 +1,5 @@
 """The command line: cloze COMMAND RUN [key=value ...], where COMMAND is run, finetune, plan, status, report, export,
-predict or submit; and cloze config [KEY].
+predict or submit; cloze job list|status|logs|stop|wait; and cloze config [KEY].
 """
 
 import argparse
@@ -38,6 +38,7 @@ _JSON = {
   seconds, counts, drops (name -> number): null unless the stage is finished,
   progress ({parts, checkpoint_step}): null unless half-done,
   owner (of the run that is writing it: host, pid, since, done, total, unit; or null),
+  job (the last job of this run, the same for each stage: id, cluster, started, ended, exit_status; or null),
   warnings (a list of lines), heldout (the newest held-out row of metrics.jsonl, or null),
   scores (pretrained, random, majority, ... -> accuracy, interval, ..., or null),
   metric, scored_split (of a finished task: the score that counts, and the split: test or dev; or null),
@@ -61,6 +62,8 @@ _EPILOG = """examples:
   cloze predict configs/quickstart.yaml --task authors < texts.txt
   cloze predict configs/quickstart.yaml --task authors --input texts.parquet --to predictions
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
+  cloze submit configs/bert-base.yaml --detach             a job of this machine, which outlives the terminal
+  cloze job list                                           the jobs of this machine, or of a --cluster
   cloze config pretrain.optimizer                          list these configuration keys
 """
 
@@ -96,14 +99,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(options.command(options))
     except KeyboardInterrupt as end:
         print(_STOPPED.format(f" ({end})" if str(end) else ""), file=sys.stderr)
-        return 128 + interrupting_signal()
+        return _exit_status(end)
     except Exception as error:
         message = explain(error)
         if message is None:
             traceback.print_exception(error)
-            return 1
-        print(f"cloze: {message}", file=sys.stderr)
-        return 2
+        else:
+            print(f"cloze: {message}", file=sys.stderr)
+        return _exit_status(error)
+
+
+def _exit_status(error: BaseException) -> int:
+    """The exit status of a command that this exception ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + interrupting_signal()
+    return 1 if explain(error) is None else 2
 
 
 def _print_wait(note: str) -> None:
@@ -155,10 +165,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _plan(options)
     run = _load(options)
+    from cloze.infra.job_record import recorded_job
     from cloze.infra.workflow import materialize
 
     command = " ".join(["cloze", *sys.argv[1:]])
-    return materialize(run, command, until=options.until, force=options.force or [], wait=not options.no_wait)
+    with recorded_job(run, _exit_status):
+        return materialize(run, command, until=options.until, force=options.force or [], wait=not options.no_wait)
 
 
 def _finetune(options: argparse.Namespace) -> int:
@@ -217,10 +229,12 @@ def _plan_entry(planned: "PlannedStage") -> dict[str, Any]:
 
 def _status(options: argparse.Namespace) -> int:
     run = _load(options)
+    from cloze.infra.job_record import read_job
     from cloze.infra.status import print_status, statuses
 
     if options.json:
-        return _print_json([status.plain() for status in statuses(run)])
+        job = read_job(run)
+        return _print_json([{**status.plain(), "job": job and job.plain()} for status in statuses(run)])
     print_status(run)
     return 0
 
@@ -314,17 +328,25 @@ def _finite(value: Any) -> Any:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    _load(options)  # reports an error of the configuration here, not on the cluster
-    from cloze.infra.launch.ray_jobs import submit
+    run = _load(options)  # reports an error of the configuration here, not on the cluster
+    run.check_forced(options.until, options.force or [])
+    from cloze.infra.launch.commands import submit
 
-    return submit(
-        options.run,
-        options.overrides,
-        options.cluster,
-        until=options.until,
-        force=options.force or [],
-        root=options.root,
-    )
+    return submit(options)
+
+
+def _job(options: argparse.Namespace) -> int:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from cloze.infra.launch import commands
+
+    functions = {
+        "list": commands.list_jobs,
+        "status": commands.show_status,
+        "logs": commands.show_logs,
+        "stop": commands.stop,
+        "wait": commands.wait,
+    }
+    return functions[options.action](options)
 
 
 def _load(options: argparse.Namespace) -> "Run":
@@ -367,7 +389,7 @@ def _parser() -> argparse.ArgumentParser:
             _predict,
             "predict each [MASK] of a text, or with --task what the lines of standard input are",
         ),
-        ("submit", _submit, "submit the run to a Ray cluster, follow its log, return its exit status"),
+        ("submit", _submit, "submit the run as a job, follow its log, return its exit status"),
     ):
         command = commands.add_parser(
             name,
@@ -430,10 +452,47 @@ def _parser() -> argparse.ArgumentParser:
             )
             command.add_argument("--onnx", action="store_true", help="also write model.onnx, for onnxruntime")
         if name == "submit":
-            command.add_argument("--cluster", metavar="YAML", required=True, help="such as configs/clusters/local.yaml")
+            _add_cluster(command)
+            command.add_argument("--detach", action="store_true", help="print the job's id and return")
         command.set_defaults(command=function)
+    _add_job(commands)
     _add_config(commands)
     return parser
+
+
+def _add_cluster(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--cluster", metavar="YAML", help="such as configs/clusters/local.yaml; by default this machine"
+    )
+
+
+def _add_job(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    text = "list, follow and stop the jobs that `submit` has started"
+    actions = commands.add_parser("job", help=text, description=text).add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    for name, text in (
+        ("list", "list the jobs, the newest first"),
+        ("status", "show the state of a job: pending, running, succeeded, failed or stopped"),
+        ("logs", "print the log of a job"),
+        ("stop", "ask a job to save and end; it has five minutes"),
+        ("wait", "wait for the end of a job, return the run's exit status"),
+    ):
+        command = actions.add_parser(name, help=text, description=text)
+        if name != "list":
+            command.add_argument("job", metavar="ID", help="the job's id, as `cloze job list` shows it")
+        _add_cluster(command)
+        if name in ("list", "status"):
+            command.add_argument(
+                "--json",
+                action="store_true",
+                help="print JSON: id, run, root, state, reason, submitted, started, ended, exit_status",
+            )
+        if name == "logs":
+            command.add_argument("--follow", action="store_true", help="print what is added until the job ends")
+        if name == "stop":
+            command.add_argument("--wait", action="store_true", help="return when the job has ended")
+        command.set_defaults(command=_job)
 
 
 def _add_config(commands: "argparse._SubParsersAction[_Parser]") -> None:

@@ -68,13 +68,13 @@ def end_process(status: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads would print that their servers no longer exist
-    for process in _descendants(os.getpid()):
+    for process in descendants(os.getpid()):
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
     os._exit(status)
 
 
-def _descendants(process: int) -> list[int]:
+def descendants(process: int) -> list[int]:
     """Returns the processes that a process has started, and those that they have started, parents first."""
     children: dict[int, list[int]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):

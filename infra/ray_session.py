@@ -14,8 +14,8 @@ from typing import Any
 
 from cloze.pipeline.core.signals import python_handler_kept
 
-# Workers import the package from the same folder as the driver, also when it is not installed.
-_PACKAGE_ROOT = str(Path(__file__).absolute().parents[2])
+#: Workers and jobs import the package from this folder, also when it is not installed.
+PACKAGE_ROOT = str(Path(__file__).absolute().parents[2])
 
 #: Environment variable with the Python interpreter of a submitted job's workers; by default the one that runs Ray.
 WORKERS_PYTHON = "CLOZE_WORKERS_PYTHON"
@@ -49,7 +49,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
         # Without a token Ray writes one to a file in HOME, which later clusters would require.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    path = os.pathsep.join(filter(None, [_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(filter(None, [PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")]))
     variables = {"PYTHONPATH": path, "THP_MEM_ALLOC_ENABLE": "1"}  # torch allocates huge pages: fewer pages to zero
     environment: dict[str, Any] = {"env_vars": variables}
     if python := os.environ.get(WORKERS_PYTHON):

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from cloze.infra import heldout
 from cloze.infra.display import duration, relative_path, size, summary, warnings
+from cloze.infra.job_record import read_job
 from cloze.infra.overlap import describe_overlap, score_without_overlap
 from cloze.infra.planner import PlannedStage, Run
 from cloze.infra.report.pretraining import latest_row
@@ -103,13 +104,16 @@ def statuses(run: Run) -> list[StageStatus]:
 
 
 def print_status(run: Run) -> None:
-    """Print one line per stage: done, half-done, not started or waiting for another; then the results so far."""
+    """Print one line per stage: done, half-done, not started or waiting for another; then the run's job and the results
+    so far."""
     table = Table("stage", "state", "took", "result", "size", "output", box=None, pad_edge=False, header_style="bold")
     stages = statuses(run)
     for stage in stages:
         table.add_row(*map(Text, _row(stage)))
     console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     console.print(table)
+    if job := read_job(run):
+        console.print(f"job: {job}", soft_wrap=True, markup=False)
     for stage in stages:
         for line in _result_lines(run, stage.stage, stage.results):
             console.print(line, soft_wrap=True, markup=False)

@@ -1,13 +1,15 @@
 """The configuration of a cluster that runs can be submitted to."""
 
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from cloze.pipeline.core.config import Config
 
 DEFAULT_PYTHON = "python"  # on the PATH with which Ray was started, or in the environment that `pip` creates
+ENTRYPOINT_KEYS = ("entrypoint_num_cpus", "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources")
+_ENVIRONMENTS = ("pip", "uv", "conda", "image_uri", "container", "py_executable")  # keys of a runtime environment
 
 
 class NodeType(Config):
@@ -40,12 +42,15 @@ class NodeType(Config):
 
 
 class ClusterConfig(Config):
-    """A Ray cluster that runs can be submitted to: the YAML file of `cloze submit RUN --cluster YAML`."""
+    """Where and how jobs run: the YAML file of `cloze submit RUN --cluster YAML`.
+
+    With `address` they run on that Ray cluster, otherwise on this machine.
+    """
 
     name: str
     """Name of the cluster, for messages."""
-    address: str = Field(pattern=r"^https?://\S+$")
-    """Address of the cluster's dashboard, such as http://127.0.0.1:8265."""
+    address: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    """Address of the dashboard of a Ray cluster, such as http://127.0.0.1:8265. Unset: jobs run on this machine."""
     auth: Literal["token", "disabled"] = "token"
     """Authentication: token sends the token in RAY_AUTH_TOKEN or ~/.ray/auth_token; disabled sends none."""
     shared_disk: bool = False
@@ -68,6 +73,41 @@ class ClusterConfig(Config):
     else those that it has."""
     pip: tuple[str, ...] = ()
     """Packages that Ray installs for the job, where the machines do not have them. Not together with `python`."""
+    deadline_seconds: int | None = Field(default=None, gt=0)
+    """Seconds after which a job is stopped, all its attempts together. It has five minutes to save, and counts as
+    failed; the same command continues."""
+    retries: int = Field(default=0, ge=0)
+    """How often a job starts the run again after a bug, a hardware fault or a kill; never after an error that only the
+    user can fix, or after a stop."""
+    ttl_seconds: int | None = Field(default=None, ge=0)
+    """Jobs that have ended longer ago are removed from the list. Unset: they are kept."""
+    runtime_env: dict[str, Any] = Field(default={})
+    """Ray's runtime environment of the job, passed through, such as {uv: [six]}. `env_vars` has priority over its
+    variables. `working_dir` is the one that Cloze creates."""
+    entrypoint_num_cpus: float | None = Field(default=None, ge=0)
+    """Ray's key: CPUs reserved for the job's driver. A driver with CPUs, GPUs, memory or resources may run on any node,
+    otherwise it runs on the head."""
+    entrypoint_num_gpus: float | None = Field(default=None, ge=0)
+    """Ray's key: GPUs reserved for the job's driver."""
+    entrypoint_memory: int | None = Field(default=None, ge=0)
+    """Ray's key: bytes of memory reserved for the job's driver."""
+    entrypoint_resources: dict[str, float] = Field(default={})
+    """Ray's key: custom resources reserved for the job's driver."""
+
+    @model_validator(mode="after")
+    def _runtime_env_sets_what_cloze_does_not(self) -> "ClusterConfig":
+        if taken := sorted(self.runtime_env.keys() & {"working_dir", "py_modules"}):
+            raise ValueError(f"runtime_env.{taken[0]}: Cloze sends the code and the run's files itself; remove it")
+        if self.pip and "pip" in self.runtime_env:
+            raise ValueError("pip and runtime_env.pip name packages twice; remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_ray_have_a_cluster(self) -> "ClusterConfig":
+        of_ray = ("pip", "runtime_env", *ENTRYPOINT_KEYS)
+        if self.is_this_machine and (given := [key for key in of_ray if getattr(self, key)]):
+            raise ValueError(f"{given[0]} requires a Ray cluster; give its address, or remove {given[0]}")
+        return self
 
     @model_validator(mode="after")
     def _python_can_be_found(self) -> "ClusterConfig":
@@ -75,9 +115,21 @@ class ClusterConfig(Config):
             raise ValueError(
                 f"python {self.python} would be relative to the job's own folder; give an absolute path, or a name"
             )
-        if self.python and self.pip:
-            raise ValueError("python selects an environment and pip creates another one; remove one of them")
+        if self.python and self.environment_key:
+            raise ValueError(
+                f"python selects an environment and {self.environment_key} creates another one; remove one of them"
+            )
         return self
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether jobs are processes of this machine."""
+        return self.address is None
+
+    @property
+    def environment_key(self) -> str | None:
+        """The key with which Ray creates the job's environment; None where that of the machines is used."""
+        return "pip" if self.pip else next((key for key in _ENVIRONMENTS if self.runtime_env.get(key)), None)
 
     @property
     def cpu_limit(self) -> int | None:
@@ -97,9 +149,10 @@ class ClusterConfig(Config):
     def interpreter(self) -> str:
         """The Python interpreter of the job and its workers: `python`, or this process's where the disk is shared.
 
-        Where it is not, or where `pip` creates an environment, the job runs `python` and the workers run the
+        Where it is not, or where Ray creates an environment (`pip`), the job runs `python` and the workers run the
         interpreter that Ray was started with.
         """
         if self.python:
             return self.python
-        return sys.executable if self.shared_disk and not self.pip else DEFAULT_PYTHON
+        shared = self.shared_disk or self.is_this_machine
+        return sys.executable if shared and not self.environment_key else DEFAULT_PYTHON

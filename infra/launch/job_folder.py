@@ -5,11 +5,14 @@ machine's disk, the local files that the run reads.
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cloze.infra import named_runs
+from cloze.infra.job_record import JOB_CLUSTER
 from cloze.infra.launch.cluster_config import DEFAULT_PYTHON, ClusterConfig
+from cloze.infra.launch.supervisor import STOP_SECONDS
 from cloze.infra.planner import Run
 from cloze.infra.ray_session import WORKERS_PYTHON
 from cloze.infra.run_config import RunConfig
@@ -23,23 +26,17 @@ CONFIG = "run.yaml"  # the job's configuration in its working directory
 _SUBMITTED = "submitted.yaml"  # the same with the user's paths, which the job stores under the root
 _PACKAGE = Path(__file__).absolute().parents[2]  # in a clone a folder of symbolic links, whose targets are copied
 _MAX_UPLOAD_BYTES = 95_000_000  # Ray accepts working directories up to 100 MiB
-_STOP_SECONDS = 300  # from a job's SIGTERM, at which it saves, to its SIGKILL; Ray's default is 3
+_MAX_CODE_BYTES = 2_000_000  # of one file; the largest one of the package has 20 kB
 
 
 def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: str | None = None) -> None:
     """Fill the job's working directory: the code, the configuration as run.yaml and, unless the disk is shared, the
     local files that the stages up to `until` read. Raises UserError for a path that the cluster cannot access.
     """
-    shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    _copy_package(folder / _PACKAGE.name)
     root = _root(config, cluster)
     uploads = None if cluster.shared_disk else _Uploads(folder)
-    local_patterns = {
-        pattern
-        for stage in Run(config).until(until)
-        for path in input_paths(stage.config)
-        for pattern in path.patterns
-        if not pattern.startswith("s3://") and not path.mark.is_name(pattern)
-    }
+    local_patterns = {pattern for _, pattern in _local_paths(config, until)}
 
     def job_paths(path: MarkedPath, pattern: str) -> list[str]:
         return _job_paths(path, pattern, uploads) if pattern in local_patterns else [pattern]
@@ -49,6 +46,33 @@ def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: 
     (folder / CONFIG).write_text(json.dumps(data, indent=1, ensure_ascii=False))
     submitted = named_runs.as_yaml(config.model_copy(update={"root": root}))
     (folder / _SUBMITTED).write_text(submitted, encoding="utf-8")
+
+
+def check_input_files(config: RunConfig, until: str | None = None) -> None:
+    """Raises UserError if a local file that the stages up to `until` read does not exist."""
+    for path, pattern in _local_paths(config, until):
+        if not path.mark.files_in:
+            find_files(pattern)
+
+
+def _local_paths(config: RunConfig, until: str | None) -> Iterator[tuple[MarkedPath, str]]:
+    """The local paths and patterns of the stages up to `until`."""
+    for stage in Run(config).until(until):
+        for path in input_paths(stage.config):
+            for pattern in path.patterns:
+                if not pattern.startswith("s3://") and not path.mark.is_name(pattern):
+                    yield path, pattern
+
+
+def _copy_package(target: Path) -> None:
+    """Copy the code. Raises UserError for a file that is too large to be code."""
+    shutil.copytree(_PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for file in target.rglob("*"):
+        if file.is_file() and file.stat().st_size > _MAX_CODE_BYTES:
+            raise UserError(
+                f"{_PACKAGE / file.relative_to(target)}: has {file.stat().st_size / 1e6:.0f} MB, but this folder is "
+                "sent to the cluster as Cloze's code; move it to another folder"
+            )
 
 
 def _root(config: RunConfig, cluster: ClusterConfig) -> str:
@@ -104,8 +128,9 @@ def job_environment(cluster: ClusterConfig) -> dict[str, Any]:
     env_vars = {
         "CLOZE_GIT_COMMIT": git_commit(),
         named_runs.SUBMITTED_CONFIG: _SUBMITTED,
+        JOB_CLUSTER: cluster.name,
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS),
+        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),  # Ray's default is 3
     }
     if cluster.interpreter != DEFAULT_PYTHON:
         # Not py_executable: a job whose driver cannot start would wait indefinitely; a command fails with a message.
@@ -117,4 +142,6 @@ def job_environment(cluster: ClusterConfig) -> dict[str, Any]:
         from cloze.infra.workflow import home
 
         env_vars["DAGSTER_HOME"] = str(home())  # one history with the runs of this machine
-    return {"env_vars": env_vars | cluster.env_vars} | ({"pip": list(cluster.pip)} if cluster.pip else {})
+    env_vars |= cluster.runtime_env.get("env_vars", {}) | cluster.env_vars
+    pip = {"pip": list(cluster.pip)} if cluster.pip else {}
+    return {**cluster.runtime_env, "env_vars": env_vars, **pip}

@@ -3,13 +3,17 @@
 Every backend offers the same operations (`Backend`). Submitting a run that is running already attaches to its job.
 """
 
-from collections.abc import Iterator
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from cloze.infra.run_config import RunConfig
+from cloze.pipeline.core.errors import UserError
 
 
 class JobState(StrEnum):
@@ -32,6 +36,12 @@ class JobRequest:
     until: str | None = None
     force: tuple[str, ...] = ()
 
+    @property
+    def options(self) -> list[str]:
+        """The options of `cloze run`."""
+        until = ["--until", self.until] if self.until else []
+        return [*until, *(word for stage in self.force for word in ("--force", stage))]
+
 
 @dataclass(frozen=True)
 class JobInfo:
@@ -46,6 +56,29 @@ class JobInfo:
     started: datetime | None = None
     ended: datetime | None = None
     exit_status: int | None = None  # of `cloze run`, once it has ended
+
+    def plain(self) -> dict[str, Any]:
+        """The job as plain JSON: always these keys."""
+        times = {name: time and f"{time:%Y-%m-%dT%H:%M:%SZ}" for name, time in self._times.items()}
+        return {
+            "id": self.id,
+            "run": self.run,
+            "root": self.root,
+            "state": self.state.value,
+            "reason": self.reason,
+            **times,
+            "exit_status": self.exit_status,
+        }
+
+    @property
+    def _times(self) -> dict[str, datetime | None]:
+        return {"submitted": self.submitted, "started": self.started, "ended": self.ended}
+
+    def is_expired(self, ttl_seconds: int | None) -> bool:
+        """Whether it has ended more than so many seconds ago; None keeps it indefinitely."""
+        if ttl_seconds is None or self.ended is None or not self.state.is_terminal:
+            return False
+        return now() - self.ended > timedelta(seconds=ttl_seconds)
 
 
 class Backend(Protocol):
@@ -68,3 +101,30 @@ class Backend(Protocol):
     def stop(self, job: str) -> None:
         """Ask the job to save and end; returns at once. Does nothing for a job that has ended."""
         ...
+
+
+def now() -> datetime:
+    """The time in UTC, in whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def job_id(run: str, digest: str, attempt: int) -> str:
+    return f"{run}-{digest[:12]}-{attempt}"
+
+
+def digest_of(parts: Iterable[Any]) -> str:
+    """The digest in the id of a job that is submitted with these parts, which are plain JSON."""
+    return hashlib.sha256(json.dumps(list(parts), sort_keys=True).encode()).hexdigest()
+
+
+def unknown_job(job: str, known: Iterable[str], place: str) -> UserError:
+    """The error for an id that the backend `place` does not have; it names the closest one."""
+    close = difflib.get_close_matches(job, list(known), n=3, cutoff=0.4)
+    fix = f"did you mean {' or '.join(close)}?" if close else "`cloze job list` shows its jobs"
+    return UserError(f"{job}: is not a job of {place}; {fix}")
+
+
+def last_line(log: str) -> str:
+    """The last line of a log that is not empty, which says why a run has failed."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return lines[-1].removeprefix("cloze: ")[:300] if lines else ""

@@ -45,6 +45,16 @@ def has_ended(process: Process) -> bool:
     return started is not None and started != process.started
 
 
+def ended_with_boot(process: Process) -> bool:
+    """Returns whether a process has ended or was of an earlier boot of this machine, which its host's name identifies.
+
+    For records that only this machine's user reads. Machines that share a disk may have the same name: see `has_ended`.
+    """
+    here = this_process()
+    boots = [of.machine.split()[1:2] for of in (process, here)]
+    return has_ended(process) or (process.host == here.host and boots[0] != boots[1])
+
+
 def _start_time(pid: int) -> str | None:
     """Returns when a process was started, in ticks since the boot; empty for a zombie; None if it cannot be read."""
     try:

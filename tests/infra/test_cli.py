@@ -80,7 +80,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "pretrain.optimiser: is not a configuration key; did you mean pretrain.optimiz",
         ),
         (["config", "vocab", "size=9"], "unrecognized arguments: size=9; see cloze --help"),
-        (["submit", CONFIG], "the following arguments are required: --cluster; see cloze submit --help"),
+        (["job", "logs"], "the following arguments are required: ID; see cloze job logs --help"),
     ],
 )
 def test_a_mistake_is_an_error_of_one_line_and_status_2(

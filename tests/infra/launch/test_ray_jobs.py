@@ -249,7 +249,7 @@ def test_where_no_agent_accepts_jobs_the_error_names_the_port_option(monkeypatch
 
     monkeypatch.setattr(ray_jobs, "_START_TIMEOUT", -1)
     with pytest.raises(UserError, match="No available agent to submit job; start Ray with --dashboard-agent-listen-po"):
-        ray_jobs._submit_job(WithoutAgent(), "job", "python", {})
+        ray_jobs._submit_job(WithoutAgent(), "job", "python")
 
 
 @pytest.fixture(scope="module")
@@ -314,15 +314,13 @@ def test_an_interpreter_that_does_not_exist_or_lacks_a_package_is_an_error_of_on
     text = f"name: head\naddress: {ray_head}\nshared_disk: true\n"
     fix = "set python in the cluster's file to the interpreter of an environment with Cloze, or start Ray in one\n"
     for python, wrong in (
-        (f"{Path.cwd()}/bare/bin/python", r"{} has no module \w+ on the cluster head"),
+        (f"{Path.cwd()}/bare/bin/python", "on the cluster head ray is not installed, on this machine 2.60.0"),
         (f"{Path.cwd()}/gone/bin/python", "the cluster head cannot run {}"),
     ):
         Path("cluster.yaml").write_text(f"{text}python: {python}\n")
         done = submit(RAY_AUTH_TOKEN="secret")
         assert done.returncode == 2
-        sent, line = done.stderr.splitlines(keepends=True)
-        assert sent.startswith("submitted as quickstart-")
-        assert re.fullmatch(f"cloze: cluster.yaml: {wrong.format(python)}; {fix}", line)
+        assert re.fullmatch(f"cloze: cluster.yaml: {wrong.format(python)}; {fix}", done.stderr)
 
 
 @pytest.mark.slow
@@ -387,7 +385,7 @@ def test_submitting_a_detached_job_again_attaches_to_it(ray_head: str) -> None:
         assert first.wait(60) == 130
     job = sent.split()[-1]
     assert f"detached; {job} continues to run" in left
-    assert f" {Path(sys.executable).parent}/ray job stop --address {ray_head} {job}\n" in left
+    assert left.endswith(f"  cloze job stop {job} --cluster cluster.yaml\n")
 
     again = submit("--until", "vocab", RAY_AUTH_TOKEN="secret")
     assert again.returncode == 0, again.stdout + again.stderr

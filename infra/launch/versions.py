@@ -1,0 +1,74 @@
+"""The versions of two machines' packages -> where they differ.
+
+The node of a cluster must have the Ray and the Python of the machine that submits. Other packages may differ, with a
+warning: they may change the bytes of artifacts.
+"""
+
+import importlib.metadata
+import inspect
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PACKAGES = ("ray", "torch", "deepspeed", "pyarrow", "apache-beam", "tokenizers", "numpy", "pydantic")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A package whose version here is not that of a node."""
+
+    package: str
+    here: str
+    there: str | None  # None if it is not installed
+
+    @property
+    def is_error(self) -> bool:
+        """Whether a job cannot run: Ray refuses other versions of itself and of Python."""
+        return self.package in ("ray", "python")
+
+    def __str__(self) -> str:
+        there = f"is {self.there}" if self.there else "is not installed"
+        return f"{self.package} {there}, on this machine {self.here}"
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of Python and of the packages on this machine."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def probe() -> str:
+    """A program for `python -c` that prints the `installed_versions` of another machine as a line of JSON."""
+    function = inspect.getsource(installed_versions)
+    imports = "import importlib.metadata, json, platform"
+    return f"{imports}\nPACKAGES = {PACKAGES}\n{function}\nprint(json.dumps(installed_versions()))"
+
+
+def printed_versions(output: str) -> dict[str, str] | None:
+    """The versions that `probe` has printed; None if it has not."""
+    for line in output.splitlines():
+        if line.startswith('{"python"'):
+            return json.loads(line)
+    return None
+
+
+def differences(there: Mapping[str, str], here: Mapping[str, str] | None = None) -> list[Difference]:
+    """The packages of this machine whose version differs there. Of Python's version the patch is ignored, as are local
+    versions such as +cu130."""
+    here = here or installed_versions()
+    found = []
+    for package, version in here.items():
+        other = there.get(package)
+        if other is None or _comparable(package, version) != _comparable(package, other):
+            found.append(Difference(package, version, other))
+    return found
+
+
+def _comparable(package: str, version: str) -> str:
+    return ".".join(version.split(".")[:2]) if package == "python" else version.partition("+")[0]
