@@ -1,4 +1,4 @@
-"""The versions of the packages that Cloze needs: those installed here, and those that constraints.txt names.
+"""The packages that Cloze needs: the versions installed here, and those that constraints.txt names.
 
 Nodes of a cluster run this, which may lack packages: it imports the standard library only.
 """
