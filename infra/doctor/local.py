@@ -91,10 +91,10 @@ def ray_token(file: Path) -> Check:
         return ok(check, "none: clusters with auth: token need RAY_AUTH_TOKEN or ~/.ray/auth_token")
     again = "write the cluster's token into it, or create one: ray get-auth-token --generate"
     try:
-        if not file.read_text().strip():
+        if not file.read_bytes().strip():
             return missing(check, f"{file} is empty", again)
-    except (OSError, UnicodeDecodeError) as error:
-        return missing(check, f"{file} cannot be read ({error})", again)
+    except OSError as error:
+        return missing(check, f"{file} cannot be read ({error.strerror})", again)
     if file.stat().st_mode & _OTHERS_MAY_READ:
         return warning(check, f"{file} can be read by other users", f"chmod 600 {file}")
     return ok(check, str(file))
