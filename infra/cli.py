@@ -463,8 +463,8 @@ def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command = commands.add_parser(
         "doctor",
         help=text,
-        description=f"{text}\n\nOne line for each check, with its fix: ok, warning (slower, or some runs fail) or missing\n"
-        "(runs fail). The exit status is 2 if something is missing, else 0.",
+        description=f"{text}\n\nOne line for each check, with its fix: ok, warning (slower, or some runs fail) or\n"
+        "missing (runs fail). The exit status is 2 if something is missing, else 0.",
         epilog="--json prints one list, an object for each check: where, check, state, found, fix",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
