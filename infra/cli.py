@@ -1,5 +1,5 @@
 """The command line: cloze COMMAND RUN [key=value ...], where COMMAND is run, finetune, plan, status, report, export,
-predict or submit; cloze job list|status|logs|stop|wait; and cloze config [KEY].
+predict or submit; cloze job list|status|logs|stop|wait; cloze config [KEY]; and cloze doctor [RUN].
 """
 
 import argparse
@@ -457,6 +457,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
     _add_job(commands)
     _add_config(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -505,6 +506,33 @@ def _add_config(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--markdown", action="store_true", help="print Markdown, as in docs/reference/configuration.md"
     )
     command.set_defaults(command=_config)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if options.run and _is_override(options.run) and "=" in options.run:  # argparse takes the first override for RUN
+        raise UserError(f"{options.run}: overrides belong to a run; name it before them")
+    from cloze.infra.doctor.report import doctor
+
+    return doctor(options.run, options.overrides, options.root, options.cluster, as_json=options.json)
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    text = "check what is missing on this machine, on S3 and on a cluster, and how to fix it"
+    command = commands.add_parser(
+        "doctor",
+        help=text,
+        description=f"{text}\n\nOne line for each check, with its fix: ok, warning (slower, or some runs fail) or\n"
+        "missing (runs fail). The exit status is 2 if something is missing, else 0.",
+        epilog="--json prints one list, an object for each check: where, check, state, found, fix",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("run", metavar="RUN", nargs="?", help="a run, whose root and sources on S3 are checked")
+    command.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="as for `cloze run`")
+    command.add_argument("--root", metavar="ROOT", help='a folder or s3://bucket/prefix; the default is "runs"')
+    command.add_argument("--cluster", metavar="YAML", help="such as configs/clusters/local.yaml")
+    command.add_argument("--json", action="store_true", help="print JSON; see below")
+    command.set_defaults(command=_doctor)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 KINDS = (
     *("503", "500", "SlowDown", "reset", "hang", "cut", "lost answer", "stale list", "partial list"),
     *("flipped", "expired", "denied"),
-)
+)  # and "no conditions", which forwards requests without their conditions
 _ERRORS = {
     "503": (503, "ServiceUnavailable"),
     "500": (500, "InternalError"),
@@ -119,7 +119,7 @@ def s3_proxy(upstream: str) -> Iterator[Proxy]:
             if kind == "stale list" and self.path in proxy.listings:
                 self.answer(*proxy.listings[self.path])
                 return
-            status, headers, out = self.upstream(data)
+            status, headers, out = self.upstream(data, unconditional=kind == "no conditions")
             if "list-type=2" in self.path:
                 proxy.listings.setdefault(self.path, (status, headers, out))
             if kind == "partial list":
@@ -146,8 +146,10 @@ def s3_proxy(upstream: str) -> Iterator[Proxy]:
             self.rfile.readline()
             return out
 
-        def upstream(self, data: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        def upstream(self, data: bytes, unconditional: bool) -> tuple[int, list[tuple[str, str]], bytes]:
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _OWN_HEADERS}
+            if unconditional:
+                headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
             connection = http.client.HTTPConnection(host, timeout=300)
             connection.request(self.command, self.path, data, {**headers, "Content-Length": str(len(data))})
             answer = connection.getresponse()
