@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
+from cloze.pipeline.core import cpu_time
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
-from cloze.pipeline.core.beam import for_each, pipeline, serialized_errors
+from cloze.pipeline.core.beam import for_each, pipeline, run_item
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.core.manifest_facts import DedupFacts
 from cloze.pipeline.core.scratch import scratch_folder
@@ -96,11 +97,6 @@ def _run_steps(work: Steps, config: DedupConfig, cpu_seconds: float) -> Steps:
                 | f"Wait before {step}" >> beam.GroupBy(lambda _: 0)
                 | f"Items of {step}" >> beam.FlatMap(lambda _, items: items, items).with_output_types(Any)
                 | f"Spread {step}" >> beam.Reshuffle()
-                | step.capitalize() >> beam.Map(_run_item, work)
+                | step.capitalize() >> beam.Map(run_item, work.run_item, cpu_time.PROCESS)
             )
     return work
-
-
-def _run_item(item: Item, work: Steps) -> None:
-    with serialized_errors(str(item)):
-        work.run_item(item)
