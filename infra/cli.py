@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cloze.infra.interrupts import end_process, ends_soon_when_interrupted
+from cloze.infra.interrupts import end_process, ends_soon_when_interrupted, own_ending
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.retries import reporting_waits
 from cloze.pipeline.core.signals import interrupting_signal, keyboard_interrupt_on
@@ -30,7 +30,10 @@ do the keys of another YAML file. `cloze config` lists all keys.
 _JSON = {
     "plan": """--json prints one list, an object for each stage, in order:
   stage, action (run, continue, skip; wait if one of your files is missing), reason,
-  output (a path or s3://), fingerprint: null while they depend on a stage that is not finished
+  output (a path or s3://), fingerprint: null while they depend on a stage that is not finished;
+  with --cluster, --estimate, --calibrate or --size also estimate: null for a stage that is skipped, otherwise
+  seconds, cpu_seconds, gpu_seconds, dollars, memory_bytes, gpu_bytes, disk_bytes (that stay), scratch_bytes (while it
+  runs), s3_requests (null where unknown), measured (false if a rate is not measured), notes (a list of lines)
 """,
     "status": """--json prints one list, an object for each stage, in order:
   stage, state (done, half-done, not started, waiting), reason,
@@ -64,6 +67,7 @@ _EPILOG = """examples:
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
   cloze submit configs/bert-base.yaml --detach             a job of this machine, which outlives the terminal
   cloze job list                                           the jobs of this machine, or of a --cluster
+  cloze plan configs/bert-base.yaml --size enwiki=24GB --cluster CLUSTER.yaml   what would it take, and cost?
   cloze config pretrain.optimizer                          list these configuration keys
 """
 
@@ -98,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with reporting_waits(_print_wait), ends_soon_when_interrupted(_STOPPED.format("")):
             return int(options.command(options))
     except KeyboardInterrupt as end:
-        print(_STOPPED.format(f" ({end})" if str(end) else ""), file=sys.stderr)
+        note, ending = f" ({end})" if str(end) else "", own_ending()
+        print(f"{ending.line}{note}" if ending else _STOPPED.format(note), file=sys.stderr)
         return _exit_status(end)
     except Exception as error:
         message = explain(error)
@@ -112,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _exit_status(error: BaseException) -> int:
     """The exit status of a command that this exception ends."""
     if isinstance(error, KeyboardInterrupt):
-        return 128 + interrupting_signal()
+        ending = own_ending()
+        return ending.status if ending else 128 + interrupting_signal()
     return 1 if explain(error) is None else 2
 
 
@@ -164,13 +170,19 @@ def _explain_os_error(error: OSError) -> str | None:
 def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _plan(options)
-    run = _load(options)
+    return _materialize(options, _load(options))
+
+
+def _materialize(options: argparse.Namespace, run: "Run") -> int:
+    from cloze.infra.estimate.record import estimate_start
     from cloze.infra.job_record import recorded_job
     from cloze.infra.workflow import materialize
 
+    until, force = options.until, options.force or []
+    estimate_start(run, until, force)
     command = " ".join(["cloze", *sys.argv[1:]])
     with recorded_job(run, _exit_status):
-        return materialize(run, command, until=options.until, force=options.force or [], wait=not options.no_wait)
+        return materialize(run, command, until=until, force=force, wait=not options.no_wait)
 
 
 def _finetune(options: argparse.Namespace) -> int:
@@ -178,7 +190,6 @@ def _finetune(options: argparse.Namespace) -> int:
         return _plan(options)
     run = _load(options)
     from cloze.infra.live_report import render_run
-    from cloze.infra.workflow import materialize
 
     first = [
         planned.stage.name
@@ -188,15 +199,17 @@ def _finetune(options: argparse.Namespace) -> int:
     if first:
         stages = ", ".join(first)
         print(f"the tasks start from this run's pretraining, which is not finished; first: {stages}", file=sys.stderr)
-    command = " ".join(["cloze", *sys.argv[1:]])
-    status = materialize(run, command, force=options.force or [], wait=not options.no_wait)
+    status = _materialize(options, run)
     if not any(stage.publish for stage in run.stages.values()):  # its report also reads stages that were not needed
         print(render_run(type(run)(run.config)))
     return status
 
 
 def _plan(options: argparse.Namespace) -> int:
-    plan = _load(options).plan(options.until, options.force or [])
+    run = _load(options)
+    plan = run.plan(options.until, options.force or [])
+    if options.command is _plan and (options.cluster or options.estimate or options.calibrate or options.size):
+        return _estimate(options, run, plan)
     if options.json:
         return _print_json([_plan_entry(planned) for planned in plan])
     from rich.console import Console
@@ -215,6 +228,24 @@ def _plan(options: argparse.Namespace) -> int:
         table.add_row(*map(Text, (planned.stage.name, _plan_entry(planned)["action"], planned.reason, output)))
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     return 0
+
+
+def _estimate(options: argparse.Namespace, run: "Run", plan: "list[PlannedStage]") -> int:
+    from cloze.infra.estimate.command import stage_estimates
+
+    estimates = stage_estimates(
+        run,
+        plan,
+        options.cluster,
+        options.prices,
+        options.size or [],
+        calibrate=options.calibrate,
+        show=not options.json,
+    )
+    if not options.json:
+        return 0
+    entries = zip(map(_plan_entry, plan), estimates, strict=True)
+    return _print_json([{**entry, "estimate": estimate and estimate.plain} for entry, estimate in entries])
 
 
 def _plan_entry(planned: "PlannedStage") -> dict[str, Any]:
@@ -451,6 +482,8 @@ def _parser() -> argparse.ArgumentParser:
                 "--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix"
             )
             command.add_argument("--onnx", action="store_true", help="also write model.onnx, for onnxruntime")
+        if name == "plan":
+            _add_estimate(command)
         if name == "submit":
             _add_cluster(command)
             command.add_argument("--detach", action="store_true", help="print the job's id and return")
@@ -494,6 +527,25 @@ def _add_job(commands: "argparse._SubParsersAction[_Parser]") -> None:
         if name == "stop":
             command.add_argument("--wait", action="store_true", help="return when the job has ended")
         command.set_defaults(command=_job)
+
+
+def _add_estimate(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--cluster",
+        metavar="YAML",
+        help="estimate what the stages that would run take on this cluster: time, machines, dollars, memory, disk",
+    )
+    command.add_argument("--estimate", action="store_true", help="the same on this machine")
+    command.add_argument(
+        "--calibrate", action="store_true", help="the same; first measure this machine's speed, in 20 seconds"
+    )
+    command.add_argument("--prices", metavar="YAML", help="by default configs/prices.yaml")
+    command.add_argument(
+        "--size",
+        metavar="SOURCE=SIZE",
+        action="append",
+        help="the size of a source whose files are not here, such as enwiki=24GB (may be repeated)",
+    )
 
 
 def _add_config(commands: "argparse._SubParsersAction[_Parser]") -> None:

@@ -14,12 +14,34 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from cloze.pipeline.core.signals import interrupted, interrupting_signal, seconds_to_end, signals_handled
 
 _SECONDS = 6.0  # to unwind
 _POLL = 0.2
+
+
+class Ending(NamedTuple):
+    """How a process ends that interrupts itself: its last line and its exit status."""
+
+    line: str
+    status: int
+
+
+_own_ending: Ending | None = None
+
+
+def interrupt_with(ending: Ending) -> None:
+    """Interrupt this process as SIGTERM does; it then ends with this line and status in place of those of a signal."""
+    global _own_ending
+    _own_ending = ending
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+def own_ending() -> Ending | None:
+    """How this process ends, if it has interrupted itself."""
+    return _own_ending
 
 
 @contextmanager
@@ -38,16 +60,17 @@ def ends_soon_when_interrupted(line: str) -> Iterator[None]:
     def watch() -> None:
         signals = list[int]()  # Python writes them into the pipe even when it cannot yet call the handler
         arrived = unwinding = math.inf  # when; a training saves before it unwinds
-        limit = seconds_to_end() - 1
         while not ended.is_set():
             if select.select([reader], [], [], _POLL)[0]:
                 signals += os.read(reader, 16)
             now, is_interrupted = time.monotonic(), interrupted.is_set() or len(signals) > signals_handled()
             arrived = min(arrived, now) if signals else math.inf
             unwinding = min(unwinding, now) if is_interrupted else math.inf
-            if now > min(arrived + limit, unwinding + _SECONDS):
-                print(line, file=sys.stderr)
-                end_process(128 + (signals[0] if signals else interrupting_signal()))
+            if now > min(arrived + seconds_to_end() - 1, unwinding + _SECONDS):
+                of_signal = Ending(line, 128 + (signals[0] if signals else interrupting_signal()))
+                ending = _own_ending or of_signal
+                print(ending.line, file=sys.stderr)
+                end_process(ending.status)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

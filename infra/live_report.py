@@ -3,6 +3,7 @@
 from cloze.infra.planner import Run
 from cloze.infra.report.page import render
 from cloze.infra.report.read_run import KnownStage, read_stages
+from cloze.infra.run_estimate import read_estimates
 
 _STATES = {"run": "not started", "wait": "waiting", "continue": "half-done", "skip": "done"}
 
@@ -20,5 +21,6 @@ def render_run(run: Run) -> str:
         for planned in run.plan()
         if planned.stage.publish is None  # every stage except the report
     ]
-    run.page.write_text(render(run.config.name, read_stages(known, run.root)))
+    name = run.config.name
+    run.page.write_text(render(name, read_stages(known, run.root, read_estimates(run.root, name))))
     return run.page.uri

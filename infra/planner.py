@@ -236,7 +236,7 @@ class Run:
         if self._missing(stage):
             return dict.fromkeys([*stage.sources, *stage.reads])
         return {
-            **{name: files.identity(self._find(files)) for name, files in stage.sources.items()},
+            **{name: files.identity(self.source_files(files)) for name, files in stage.sources.items()},
             **{name: read.identity(self) for name, read in stage.reads.items()},
         }
 
@@ -252,9 +252,10 @@ class Run:
 
     def _sources(self, stage: Stage) -> dict[str, Any]:
         """The inputs that are the user's files."""
-        return {name: files.load(self._find(files)) for name, files in stage.sources.items()}
+        return {name: files.load(self.source_files(files)) for name, files in stage.sources.items()}
 
-    def _find(self, files: UserFiles) -> list[SourceFile]:
+    def source_files(self, files: UserFiles) -> list[SourceFile]:
+        """The user's files, found once. Raises MissingFile."""
         if files not in self._source_files:
             self._source_files[files] = files.find(self.root)
         return self._source_files[files]
@@ -263,7 +264,7 @@ class Run:
         """The message about the first of the stage's source files that is missing; empty when there is none."""
         try:
             for files in stage.sources.values():
-                self._find(files)
+                self.source_files(files)
         except MissingFile as missing:
             return str(missing)
         return ""

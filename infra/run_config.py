@@ -40,6 +40,12 @@ class RunConfig(Config):
     """Folder or s3://bucket/prefix of all artifacts. Runs with the same root share the outputs of equal stages."""
     schedule: Annotated[str, Compute] = "0 3 * * 0"
     """Cron expression, in UTC, of the schedule in Dagster's UI, which is off until it is switched on there."""
+    max_hours: Annotated[float | None, Compute, Field(gt=0)] = None
+    """Hours after which the run ends, all attempts together: training saves a checkpoint, finished parts are kept, and
+    the exit status is 2. The same command with a higher number continues."""
+    max_cost: Annotated[float | None, Compute, Field(gt=0)] = None
+    """Dollars after which the run ends in the same way, for the nodes that the cluster has while it runs; only in a job
+    whose cluster's file has node_types with an instance_type that configs/prices.yaml lists."""
     extract: ExtractConfig | None = None
     """Dumps, books and documents to text documents."""
     dedup: DedupConfig = DedupConfig()

@@ -20,6 +20,7 @@ import dagster
 
 from cloze.infra import named_runs
 from cloze.infra.display import Display, duration, summary, warnings
+from cloze.infra.limits import spending_limited
 from cloze.infra.planner import PlannedStage, Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage
@@ -109,7 +110,7 @@ def materialize(
     job = definitions(run.config).resolve_job_def(_identifier(run.config.name))
     no_wait = "" if wait else "yes"
     tags = {_COMMAND: command, _FORCE: " ".join(force), _NO_WAIT: no_wait, _PROCESS: _process(os.getpid())}
-    with _history() as instance:
+    with _history() as instance, spending_limited(run.config, whole_run=until is None):
         _cancel_orphans(instance)
         job.execute_in_process(
             _QUIET,

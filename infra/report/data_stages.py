@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from cloze.infra.display import duration
 from cloze.infra.report.charts import BarSegment, SegmentKind, bar, format_number
 from cloze.infra.report.view_models import DedupView, ExamplesView, ExtractView, Stages, StageView, VocabView
+from cloze.pipeline.core.artifacts import CPU_SECONDS
 from cloze.pipeline.core.manifest_facts import ComparedVocab, DroppedDocument, DroppedRecord, VocabQuality
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import RESERVED
@@ -82,6 +84,36 @@ def dropped_samples(stages: Stages) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def _name_and_text(sample: DroppedRecord | DroppedDocument) -> tuple[str, str]:
     return sample.name or "(no name)", " ".join(sample.text.split())[:140]
+
+
+@dataclass(frozen=True)
+class EstimatedStage:
+    """What a stage was estimated to take when the run started, and what it took; empty where one is not known."""
+
+    name: str
+    estimated_cpu: str
+    cpu: str
+    estimated_time: str
+    time: str
+
+
+def estimated_stages(stages: Stages) -> list[EstimatedStage]:
+    """Returns the finished stages that have an estimate."""
+    return [_estimated_stage(stage) for stage in stages.finished if stage.estimate]
+
+
+def _estimated_stage(stage: StageView) -> EstimatedStage:
+    def seconds(value: float | None) -> str:
+        return "" if value is None else f"{value:,.1f} s" if value < 60 else duration(value)
+
+    cpu = stage.manifest.facts.get(CPU_SECONDS) if stage.manifest else None
+    return EstimatedStage(
+        stage.name,
+        seconds(stage.estimate.get("cpu_seconds")) if cpu is not None else "",
+        seconds(cpu),
+        seconds(stage.estimate.get("seconds")),
+        seconds(stage.manifest.seconds if stage.manifest else None),
+    )
 
 
 @dataclass(frozen=True)

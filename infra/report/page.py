@@ -104,6 +104,10 @@ class Page:
         return data_stages.dropped_samples(self.stages)
 
     @cached_property
+    def estimated_stages(self) -> list[data_stages.EstimatedStage]:
+        return data_stages.estimated_stages(self.stages)
+
+    @cached_property
     def vocabulary(self) -> data_stages.VocabularySection | None:
         return data_stages.vocabulary_section(self.stages)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,8 +63,10 @@ class KnownStage:
     upstream: tuple[str, ...] = ()
 
 
-def read_stages(known: Sequence[KnownStage], root: Location) -> Stages:
-    """Reads the stages of the run at `root`. Raises UserError for damaged files."""
+def read_stages(
+    known: Sequence[KnownStage], root: Location, estimates: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> Stages:
+    """Reads the stages of the run at `root`. `estimates`: as `read_estimates`. Raises UserError for damaged files."""
     manifests = {stage.name: read_manifest(stage.location) if stage.location else None for stage in known}
     producers = _producers(known, manifests)
     records = _UserFileRecords(
@@ -79,7 +82,12 @@ def read_stages(known: Sequence[KnownStage], root: Location) -> Stages:
         user_files: dict[str, list[UserFile]] = {}
         for key, identity in _user_inputs(manifest, producers).items():
             user_files.setdefault(key.partition("/")[0], []).append(records.user_file(key, identity))
-        view = StageView(stage.name, stage.state, stage.location, manifest, tuple(dict.fromkeys(upstream)), user_files)
+        estimate = estimates.get(stage.name, {})
+        if estimate.get("fingerprint") != stage.fingerprint:  # of other settings, or of other files
+            estimate = {}
+        view = StageView(
+            stage.name, stage.state, stage.location, manifest, tuple(dict.fromkeys(upstream)), user_files, estimate
+        )
         read_view = _READERS.get(view.type_name)
         views.append(read_view(view) if read_view else view)
     return Stages(views, _trained_model(Stages(views)))

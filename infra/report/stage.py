@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 from cloze.infra.report.page import render
 from cloze.infra.report.read_run import KnownStage, read_stages
+from cloze.infra.run_estimate import read_estimates
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.storage import Location
 
-VERSION = 3  # 3: tasks of any metric, the folder of initial weights
+VERSION = 4  # 4: the estimate next to what the run took
 
 
 class ReportConfig(Config):
@@ -21,7 +22,7 @@ class ReportConfig(Config):
 def run(config: ReportConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
     """Writes report.html. `inputs` has the artifacts of all stages of the run, in order."""
     known = [KnownStage(name, "done", artifact.location, artifact.fingerprint) for name, artifact in inputs.items()]
-    page = render(config.name, read_stages(known, out.root)).encode()
+    page = render(config.name, read_stages(known, out.root, read_estimates(out.root, config.name))).encode()
     part = out.commit("report", {"report.html": page}, {"bytes": len(page)})
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     return out.finish([part], config.model_dump(mode="json"), fingerprints)

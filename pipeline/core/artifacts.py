@@ -21,6 +21,7 @@ from pyarrow.fs import FileType
 from pydantic import ValidationError
 
 from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.cpu_time import StageClock
 from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.lease_files import WorkDone, is_lease_file
 from cloze.pipeline.core.leases import Lease
@@ -29,6 +30,9 @@ from cloze.pipeline.core.storage import FILES_PER_REQUEST, Location
 from cloze.pipeline.core.threads import map_in_threads, run_periodically
 
 _MAX_LISTINGS = 5
+
+#: The fact of a data stage with the CPU seconds that it took since it was started last, in all processes.
+CPU_SECONDS = "cpu_seconds"
 
 ProgressReporter = Callable[[float, float, str, str], None]  # done, total, unit, note
 
@@ -207,6 +211,7 @@ class Output:
     reporter: ProgressReporter | None = None
     lease: Lease | None = None  # None in a run without a planner, and where the store has no conditional writes
     started: float = field(default_factory=time.monotonic)
+    cpu: StageClock = field(default_factory=StageClock, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "reporter": None}
@@ -358,6 +363,9 @@ class Output:
         for part in parts:
             all_counts.update(part.counts)
             all_drops.update(part.drops)
+        all_facts = facts.plain if isinstance(facts, Facts) else dict(facts or {})
+        if (cpu_seconds := self.cpu.seconds()) is not None:
+            all_facts[CPU_SECONDS] = round(cpu_seconds, 3)
         manifest = Manifest(
             stage=self.stage,
             version=self.version,
@@ -367,7 +375,7 @@ class Output:
             counts=dict(sorted(all_counts.items())),
             drops=dict(sorted(all_drops.items())),
             files={path: file for part in parts for path, file in sorted(part.files.items())},
-            facts=facts.plain if isinstance(facts, Facts) else dict(facts or {}),
+            facts=all_facts,
             seconds=round(time.monotonic() - self.started, 3),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=package_versions(),

@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cloze.pipeline.core import cpu_time
 from cloze.pipeline.core.beam_cluster import check_job_server, cluster_failure
+from cloze.pipeline.core.beam_metrics import count_cpu_seconds, run_to_end
 from cloze.pipeline.core.beam_ray import run_on_cluster
 from cloze.pipeline.core.beam_workers import LostWorkerError, crash_note, process_runner, run_and_watch_workers
 from cloze.pipeline.core.errors import DamagedFile, StorageError, UserError
@@ -82,7 +84,7 @@ def pipeline(
             elif processes:
                 run_and_watch_workers(running)
             else:
-                running.run().wait_until_finish()
+                run_to_end(running)
         except LostWorkerError:
             raise
         except Exception as error:
@@ -104,12 +106,13 @@ def for_each(
             running
             | "Items" >> beam.Create(items).with_output_types(Any)
             | "Spread" >> beam.Reshuffle()
-            | "Work" >> beam.Map(_run, work)
+            | "Work" >> beam.Map(run_item, work, cpu_time.PROCESS)
         )
 
 
-def _run(item: Item, work: Callable[[Item], None]) -> None:
-    with serialized_errors(str(item)):
+def run_item(item: Item, work: Callable[[Item], None], driver: str) -> None:
+    """In a worker, call work(item) and report its CPU seconds. `driver`: `cpu_time.PROCESS` of the driver."""
+    with serialized_errors(str(item)), cpu_time.measured_item(count_cpu_seconds(driver)):
         work(item)
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
 from cloze.pipeline.core.beam_harness import HarnessActor, HarnessReport
+from cloze.pipeline.core.beam_metrics import run_to_end
 from cloze.pipeline.core.beam_workers import LostWorkerError, connection_errors_hidden
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ray_cluster import cluster_cpus
@@ -208,7 +209,7 @@ class _Attempt:
 
     def _execute(self) -> None:
         try:
-            self._running.run().wait_until_finish()
+            run_to_end(self._running)
         except Exception as error:
             self._error = error
         self._ended.set()

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloze.pipeline.core.beam_metrics import run_to_end
 from cloze.pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def run_and_watch_workers(running: "beam.Pipeline") -> None:
 
     def run() -> None:
         try:
-            running.run().wait_until_finish()
+            run_to_end(running)
         except Exception as error:
             failed.append(error)
 

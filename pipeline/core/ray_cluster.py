@@ -6,6 +6,8 @@ import os
 MAX_CPUS = "CLOZE_MAX_CPUS"
 #: Environment variable with the number of GPUs that the cluster can scale to.
 MAX_GPUS = "CLOZE_MAX_GPUS"
+#: Environment variable with the prices of the cluster's nodes, as JSON: infra/limits.py.
+NODE_PRICES = "CLOZE_NODE_PRICES"
 
 
 def belongs_to_cluster() -> bool:

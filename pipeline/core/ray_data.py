@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
+from cloze.pipeline.core import cpu_time
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ray_cluster import cluster_cpus
 
@@ -41,14 +42,17 @@ def for_each(
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
 
-    def call(row: dict[str, str]) -> dict[str, bytes]:
+    def call(row: dict[str, str]) -> dict[str, Any]:
+        cpu_seconds: list[float] = []
         try:
-            function(row["name"])
+            with cpu_time.measured_item(cpu_seconds.append):
+                function(row["name"])
         except (UserError, OSError) as error:
-            return {"error": pickle.dumps(error)}
+            return {"error": pickle.dumps(error), "cpu_seconds": 0.0}
         except Exception:
-            return {"error": pickle.dumps(RuntimeError(f"{row['name']}: {traceback.format_exc()}"))}
-        return {"error": b""}
+            failure = RuntimeError(f"{row['name']}: {traceback.format_exc()}")
+            return {"error": pickle.dumps(failure), "cpu_seconds": 0.0}
+        return {"error": b"", "cpu_seconds": cpu_seconds[0]}
 
     rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
     workers = min(workers or cluster_cpus(), len(names))
@@ -57,7 +61,7 @@ def for_each(
         if actors:
 
             class Actor:
-                def __call__(self, row: dict[str, str]) -> dict[str, bytes]:
+                def __call__(self, row: dict[str, str]) -> dict[str, Any]:
                     return call(row)
 
             actor = cast(Any, Actor)  # Ray's annotations know functions only
@@ -70,6 +74,7 @@ def for_each(
         for row in results.iter_rows():
             if row["error"]:
                 raise pickle.loads(row["error"])
+            cpu_time.add_worker_seconds(row["cpu_seconds"])
     except (ActorDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
         raise UserError(
             "a worker process ended (killed, or out of memory); run the command again: finished parts are kept"

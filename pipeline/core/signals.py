@@ -10,13 +10,20 @@ from contextlib import contextmanager
 interrupted = threading.Event()
 _received: list[int] = []  # the signals that have interrupted the outermost block
 _depth = 0  # of nested blocks
+_allowed: float | None = None  # seconds that this process may take to end when it stops itself
 
 
 def seconds_to_end() -> float:
     """Returns how long this process may run after SIGTERM: ten seconds; in a submitted job as long as `ray job stop`
-    waits.
+    waits. A process that stops itself has the time that it allows.
     """
-    return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 10))
+    return _allowed or float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 10))
+
+
+def allow_seconds_to_end(seconds: float) -> None:
+    """Allow more time to save and end: this process is about to send SIGTERM to itself, and nothing will kill it."""
+    global _allowed
+    _allowed = seconds
 
 
 def _may_install() -> bool:

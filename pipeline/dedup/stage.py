@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
+from cloze.pipeline.core import cpu_time
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
-from cloze.pipeline.core.beam import pipeline, serialized_errors
+from cloze.pipeline.core.beam import pipeline, run_item
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.core.manifest_facts import DedupFacts
 from cloze.pipeline.core.scratch import scratch_folder
@@ -99,10 +100,5 @@ def _run_steps(work: Steps, beam_options: list[str] | None, cpu_seconds: float) 
                 | f"Wait before {step}" >> beam.GroupBy(lambda _: 0)
                 | f"Items of {step}" >> beam.FlatMap(lambda _, items: items, items).with_output_types(Any)
                 | f"Spread {step}" >> beam.Reshuffle()
-                | step.capitalize() >> beam.Map(_run_item, work)
+                | step.capitalize() >> beam.Map(run_item, work.run_item, cpu_time.PROCESS)
             )
-
-
-def _run_item(item: Item, work: Steps) -> None:
-    with serialized_errors(str(item)):
-        work.run_item(item)

@@ -129,13 +129,13 @@ def _end_condition(monitor: Any, stop: threading.Event, cancelled: threading.Eve
     That is when the group is cancelled; when a stop is requested before its first step, as there is nothing to save;
     and when the workers take too long to save after such a request.
     """
-    requested, limit = math.inf, seconds_to_end() - _UNWIND_SECONDS
+    requested = math.inf
 
     def should_end() -> bool:
         nonlocal requested
         if stop.is_set():
             requested = min(requested, time.monotonic())
-        is_late = time.monotonic() > requested + limit
+        is_late = time.monotonic() > requested + seconds_to_end() - _UNWIND_SECONDS
         return cancelled.is_set() or is_late or (stop.is_set() and not is_stepping(monitor))
 
     return should_end

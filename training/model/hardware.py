@@ -21,6 +21,7 @@ from cloze.training.model.optim import DTYPES, Precision, autocast
 #: GPU's name, the first one applies.
 _DATA_SHEETS = {
     r"H100 PCIe": (756.0, 51.0),
+    r"B200": (2250.0, 75.0),
     r"H[12]00 NVL": (835.0, 60.0),
     r"H100|H200|GH200": (989.0, 67.0),
     r"A100\b": (312.0, 19.5),

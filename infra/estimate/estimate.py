@@ -1,0 +1,209 @@
+"""Work x rates x machines -> what a stage takes: time, CPU- and GPU-hours, dollars, memory, disk, requests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cloze.infra.estimate.calibration import Calibration
+from cloze.infra.estimate.machines import Machines
+from cloze.infra.estimate.rates import Gpu, Rates, gpus, rates
+from cloze.infra.estimate.work import Corpus, File, StageWork, Training, Unknown, add_finished, stage_work
+from cloze.infra.planner import PlannedStage, Run
+from cloze.pipeline.core.errors import MissingFile
+from cloze.pipeline.core.storage import Location
+from cloze.training.model.hardware import data_sheet_flops
+
+_TARGET_FRACTION = 0.4  # of a card's peak, where nobody has measured: docs/concepts/several-gpus.md
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What a stage takes. Seconds are of all machines together at work; None where a figure does not apply."""
+
+    stage: str
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    gpu_seconds: float | None = None
+    dollars: float | None = None
+    memory_bytes: float | None = None  # of the largest machine's processes
+    gpu_bytes: float | None = None  # of each GPU
+    disk_bytes: float | None = None  # that stay
+    scratch_bytes: float | None = None  # more, while the stage runs
+    s3_requests: float | None = None
+    measured: bool = True  # whether all rates were measured
+    notes: tuple[str, ...] = ()
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The estimate as JSON; figures have three significant digits."""
+        return {
+            name: float(f"{value:.3g}") if isinstance(value, float) else value
+            for name, value in asdict(self).items()
+            if name != "stage"
+        }
+
+
+def estimate_run(
+    run: Run,
+    planned: Sequence[PlannedStage],
+    machines: Machines,
+    calibration: Calibration | None,
+    sizes: Mapping[str, int],
+) -> list[StageEstimate | None]:
+    """One estimate for each planned stage; None for one that is skipped. `sizes` are those of sources without files."""
+    corpus, found, estimator = Corpus(), list[StageEstimate | None](), _Estimator(machines, rates(), calibration)
+    for one in planned:
+        artifact = run.artifact(one.stage.name) if one.action == "skip" else None
+        if artifact:
+            add_finished(one.stage, artifact, corpus)
+            found.append(None)
+            continue
+        try:
+            work = stage_work(one.stage, _files(run, one, sizes), corpus, estimator.rates)
+            found.append(estimator.estimate(one.stage.name, work, run.root.is_s3))
+        except Unknown as reason:
+            found.append(StageEstimate(one.stage.name, measured=False, notes=(str(reason),)))
+    return found
+
+
+def _files(run: Run, planned: PlannedStage, sizes: Mapping[str, int]) -> dict[str, list[File]]:
+    """Input name -> the stage's source files; for a source whose size is named, its pattern with that size."""
+    files: dict[str, list[File]] = {}
+    for name, of_input in planned.stage.sources.items():
+        if name in sizes:
+            files[name] = [File(of_input.path.patterns[0], sizes[name], exists=False)]
+            continue
+        try:
+            files[name] = [File(file.uri, file.bytes) for file in run.source_files(of_input)]
+        except MissingFile:
+            files[name] = []
+    return files
+
+
+class _Estimator:
+    """The rates of the machines."""
+
+    def __init__(self, machines: Machines, of_reference: Rates, calibration: Calibration | None) -> None:
+        self.machines, self.rates, self.calibration = machines, of_reference, calibration
+
+    def estimate(self, stage: str, work: StageWork, on_s3: bool) -> StageEstimate:
+        if work.training:
+            return self._training(stage, work, work.training, on_s3)
+        machines = self.machines
+        cpu_seconds, serial = self._cpu_seconds(work.cpu), self._cpu_seconds(work.serial)
+        nodes = machines.nodes(machines.without_gpus)
+        cpus = sum(machines.kinds[number].cpus * nodes[number] for number in machines.without_gpus)
+        workers = max(1.0, min(cpus, work.items))
+        seconds = serial + (cpu_seconds - serial) / workers + self.rates.value("start.seconds")
+        largest = max(machines.kinds[number].cpus for number in machines.without_gpus)
+        kind = stage.partition("-")[0]
+        memory = self._memory(kind, "driver") + min(largest, workers) * self._memory(kind, "worker")
+        return self._finish(
+            StageEstimate(stage, seconds, cpu_seconds, memory_bytes=memory, notes=work.notes), work, nodes, on_s3
+        )
+
+    def _cpu_seconds(self, amounts: Mapping[str, float]) -> float:
+        def factor(name: str) -> float:
+            return self.calibration.factor(name) if self.calibration else 1.0
+
+        return sum(amount * self.rates.value(name) * factor(name) for name, amount in amounts.items())
+
+    def _memory(self, kind: str, process: str) -> float:
+        names = {rate.name for rate in self.rates.rates}
+        name = f"memory.{kind}.{process}"
+        return self.rates.value(name if name in names else f"memory.other.{process}") * 1e6
+
+    def _training(self, stage: str, work: StageWork, training: Training, on_s3: bool) -> StageEstimate:
+        machines = self.machines
+        with_gpus = machines.with_gpus if training.gpus != 0 else []
+        if not with_gpus:
+            return self._cpu_training(stage, work, training, on_s3)
+        number = max(with_gpus, key=lambda number: machines.kinds[number].gpus * machines.kinds[number].max_nodes)
+        kind = machines.kinds[number]
+        count = kind.gpus * kind.max_nodes
+        wanted = training.workers or (training.gpus if isinstance(training.gpus, int) else count)
+        count = min(count, wanted)
+        card, peak = gpus().find(kind.gpu), data_sheet_flops(kind.gpu or "", "bf16")
+        nodes = machines.nodes([])
+        nodes[number] = max(nodes[number], -(-count // kind.gpus))
+        if card is None or peak is None:
+            known = ", ".join(gpu.name for gpu in gpus().gpus)
+            note = f"gpu of {kind.name} is {kind.gpu or 'not set'}, whose peak is not known; known: {known}"
+            return StageEstimate(stage, measured=False, notes=(note,))
+        fraction, basis, measured = _fraction(card, training)
+        seconds = training.seconds or training.flops / (fraction * peak * count)
+        notes = [basis] if training.seconds is None else [f"its budget: {training.seconds / 3600:g} h"]
+        if count > 1:
+            notes.append("the exchange between GPUs is not counted: docs/concepts/several-gpus.md")
+        needed = work.gpu_bytes(count) if work.gpu_bytes else None
+        if needed and needed > card.memory_gb * 1e9:
+            notes.append(
+                f"needs {needed / 1e9:.0f} GB on each {card.name}, which has {card.memory_gb:g} GB: lower "
+                "micro_batch_size, or set activation_checkpointing: true"
+            )
+        memory = self._memory("training", "driver") + kind.gpus * self._memory("training", "worker")
+        return self._finish(
+            StageEstimate(
+                stage,
+                seconds + self.rates.value("start.seconds"),
+                gpu_seconds=seconds * count,
+                memory_bytes=memory,
+                gpu_bytes=needed,
+                measured=measured,
+                notes=tuple(notes),
+            ),
+            work,
+            nodes,
+            on_s3,
+        )
+
+    def _cpu_training(self, stage: str, work: StageWork, training: Training, on_s3: bool) -> StageEstimate:
+        """Training on processors: two workers by default, or one for a fine-tuning task."""
+        machines = self.machines
+        cpus = sum(kind.cpus * kind.max_nodes for kind in machines.kinds)
+        cores = min(cpus, (training.workers or int(work.items)) * training.threads)
+        rate = self.rates.training(training.hidden_size, training.precision)
+        factor = self.calibration.factor(rate.name) if self.calibration else 1.0
+        cpu_seconds = training.flops / rate.value * factor
+        seconds = training.seconds or cpu_seconds / cores
+        note = f"on {cores} CPUs, as there is no GPU"
+        memory = self._memory("training", "driver") + cores / training.threads * self._memory("training", "worker")
+        found = StageEstimate(
+            stage,
+            seconds + self.rates.value("start.seconds"),
+            seconds * cores,
+            memory_bytes=memory,
+            notes=(note, *work.notes),
+        )
+        return self._finish(found, work, machines.nodes(range(len(machines.kinds))), on_s3)
+
+    def _finish(self, found: StageEstimate, work: StageWork, nodes: Sequence[int], on_s3: bool) -> StageEstimate:
+        """Add the dollars, the disk and the requests."""
+        hours = (found.seconds or 0.0) / 3600
+        per_hour = self.machines.dollars_per_hour(nodes)
+        more = {
+            "dollars": None if per_hour is None else per_hour * hours,
+            "disk_bytes": work.written,
+            "scratch_bytes": work.scratch,
+            "s3_requests": work.requests + hours * self.rates.value("requests.per_hour") if on_s3 else None,
+        }
+        return StageEstimate(**{**vars(found), **more})
+
+
+def _fraction(card: Gpu, training: Training) -> tuple[float, str, bool]:
+    """The fraction of the card's peak: of the measurement with the nearest model, or 40 % where there is none."""
+    if not card.measured:
+        note = f"{card.name}: not measured; in brackets the time at {_TARGET_FRACTION:.0%} of its peak"
+        return _TARGET_FRACTION, note, False
+    nearest = min(card.measured, key=lambda speed: abs(speed.hidden_size - training.hidden_size))
+    return nearest.fraction, f"{card.name}: measured at {nearest.fraction:.0%} of its peak ({nearest.how})", True
+
+
+def free_bytes(root: Location) -> int | None:
+    """The free bytes of the disk of a local root; None on S3."""
+    import shutil
+
+    path = root.local_path
+    while path is not None and not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free if path else None

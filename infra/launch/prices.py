@@ -1,0 +1,68 @@
+"""configs/prices.yaml -> dollars."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from cloze.infra.launch.cluster_config import ClusterConfig, NodeType
+from cloze.pipeline.core.config import Config, load
+
+DEFAULT = "configs/prices.yaml"
+
+_Dollars = Annotated[float, Field(ge=0)]
+
+
+class OtherPrices(Config):
+    """Prices of everything that is not a machine."""
+
+    s3_dollars_per_million_gets: _Dollars
+    """Dollars for a million requests that read from S3."""
+    s3_dollars_per_million_puts: _Dollars
+    """Dollars for a million requests that write to S3 or list it."""
+    control_plane_dollars_per_hour: _Dollars
+    """Dollars an hour for the Kubernetes control plane."""
+    nat_gateway_dollars_per_hour: _Dollars
+    """Dollars an hour for a NAT gateway."""
+    nat_gateway_dollars_per_gb: _Dollars
+    """Dollars for 10^9 bytes through a NAT gateway."""
+
+
+class Prices(Config):
+    """Prices with their source and date."""
+
+    machines_source: str
+    """Where the machines' prices come from."""
+    machines_date: str
+    """The date of the machines' prices."""
+    machines: dict[str, _Dollars]
+    """Dollars an hour by instance type."""
+    other_source: str
+    """Where the other prices come from."""
+    other: OtherPrices
+    """The other prices."""
+
+    def of_node(self, kind: NodeType) -> float | None:
+        """Dollars an hour of a machine; None if its type has no price. Spot machines cost less, by how much varies."""
+        return self.machines.get(kind.instance_type or "")
+
+
+def load_prices(path: str | None) -> Prices | None:
+    """The prices in a file; by default those of configs/prices.yaml, None if there is no such file here."""
+    if path is None and not Path(DEFAULT).is_file():
+        return None
+    return load(Prices, path or DEFAULT)
+
+
+def node_prices(cluster: ClusterConfig, prices: Prices | None) -> str:
+    """The prices of a cluster's nodes for its job, which `max_cost` reads, as JSON; empty if one is unknown."""
+    found = {kind: prices.of_node(kind) if prices else None for kind in cluster.node_types}
+    if not found or None in found.values():
+        return ""
+    return json.dumps(
+        [
+            {"name": kind.name, "cpus": kind.cpus, "gpus": kind.gpus, "dollars_per_hour": price}
+            for kind, price in found.items()
+        ]
+    )

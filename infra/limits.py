@@ -1,0 +1,165 @@
+"""`max_hours` and `max_cost`: what the attempts of a run have spent so far, and the end of the run at a limit.
+
+At a limit this process stops as at SIGTERM: training saves, and finished parts are kept. What is spent is stored in
+ROOT/runs/NAME.spent.json, so that the next attempt continues to count; it is deleted when the run is finished.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from cloze.infra.interrupts import Ending, interrupt_with
+from cloze.infra.run_config import RunConfig
+from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.ray_cluster import NODE_PRICES
+from cloze.pipeline.core.signals import allow_seconds_to_end
+from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import run_periodically
+
+_POLL_SECONDS, _WRITE_SECONDS = 2.0, 30.0
+_SAVE_SECONDS = 300.0  # that training may take to save at a limit: nothing kills the process then
+_NODE_GROUP = "ray.io/node-group"  # label with the name of a node's type
+
+
+class Spent(Config, strict=False):
+    """What all attempts of a run have spent."""
+
+    hours: float = 0.0
+    """Hours by the clock."""
+    dollars: float = 0.0
+    """Dollars for the nodes of the cluster, while they were there."""
+    attempts: int = 0
+    """The number of attempts."""
+
+
+class NodePrice(Config, strict=False):
+    """A kind of node of the cluster."""
+
+    name: str
+    """Name of the node type."""
+    cpus: float
+    """CPUs that Ray may use."""
+    gpus: float
+    """GPUs."""
+    dollars_per_hour: float
+    """Price of one such node."""
+
+
+@contextmanager
+def spending_limited(config: RunConfig, *, whole_run: bool) -> Iterator[None]:
+    """While inside, interrupt the main thread with SIGTERM when the run has spent `max_hours` or `max_cost`.
+
+    `whole_run`: a block that ends without an exception has finished the run. Raises UserError when the limit is already
+    spent, and for `max_cost` when the prices of the nodes are not known.
+    """
+    if config.max_hours is None and config.max_cost is None:
+        yield
+        return
+    watch = _Watch(config)
+    if message := watch.exceeded():
+        raise UserError(message)
+    try:
+        with run_periodically(watch.tick, _POLL_SECONDS):
+            yield
+    except BaseException:
+        watch.write()
+        raise
+    if whole_run:
+        watch.file.delete()
+    else:
+        watch.write()
+
+
+class _Watch:
+    """Adds up what is spent."""
+
+    def __init__(self, config: RunConfig):
+        self._config = config
+        self.file = Location(config.root).absolute() / "runs" / f"{config.name}.spent.json"
+        spent = _read(self.file)
+        self._spent = spent.model_copy(update={"attempts": spent.attempts + 1})
+        self._prices = node_prices()
+        if config.max_cost is not None and not self._prices:
+            raise UserError(
+                f"max_cost: {config.max_cost:g} needs the prices of the machines, which are known only in a job whose "
+                "cluster's file names the instance_type of its node_types (configs/prices.yaml); set max_hours instead"
+            )
+        self._last = self._written = time.monotonic()
+
+    def tick(self) -> bool:
+        """Count the time since the last call; interrupt the run at a limit. Returns whether to continue."""
+        now = time.monotonic()
+        hours, self._last = (now - self._last) / 3600, now
+        dollars = hours * dollars_per_hour(_nodes(), self._prices) if self._prices else 0.0
+        self._spent = self._spent.model_copy(
+            update={"hours": self._spent.hours + hours, "dollars": self._spent.dollars + dollars}
+        )
+        if message := self.exceeded():
+            self._end_run(message)
+            return False
+        if now - self._written > _WRITE_SECONDS:
+            self.write()
+        return True
+
+    def exceeded(self) -> str:
+        """The message about the limit that is spent; empty if none is."""
+        attempts = f"{self._spent.attempts} attempt{'s' if self._spent.attempts > 1 else ''}"
+        for key, limit, spent, unit in (
+            ("max_hours", self._config.max_hours, self._spent.hours, "hours"),
+            ("max_cost", self._config.max_cost, self._spent.dollars, "dollars"),
+        ):
+            if limit is not None and spent >= limit:
+                return (
+                    f"{key}: {limit:g} {unit} are spent ({attempts}); what is finished is kept: the same command "
+                    f"with a higher {key} continues"
+                )
+        return ""
+
+    def write(self) -> None:
+        self._written = time.monotonic()
+        self.file.write_text(self._spent.model_dump_json(indent=1))
+
+    def _end_run(self, message: str) -> None:
+        self.write()
+        allow_seconds_to_end(_SAVE_SECONDS)
+        interrupt_with(Ending(f"cloze: {message}", 2))
+
+
+def _read(file: Location) -> Spent:
+    try:
+        return Spent.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return Spent()
+    except ValidationError as error:
+        raise UserError(f"{file}: is damaged; delete it to count from zero") from error
+
+
+def node_prices() -> list[NodePrice]:
+    """The prices that the job's environment names; none outside a job."""
+    return [NodePrice(**entry) for entry in json.loads(os.environ.get(NODE_PRICES, "[]"))]
+
+
+def dollars_per_hour(nodes: Sequence[dict[str, Any]], prices: Sequence[NodePrice]) -> float:
+    """The price of the nodes that are there. A node of no known type has the highest price."""
+    highest = max((price.dollars_per_hour for price in prices), default=0.0)
+
+    def of_node(node: dict[str, Any]) -> float:
+        group, resources = node.get("Labels", {}).get(_NODE_GROUP), node["Resources"]
+        shape = (resources.get("CPU", 0), resources.get("GPU", 0))
+        named = [price for price in prices if price.name == group]
+        matching = named or [price for price in prices if (price.cpus, price.gpus) == shape]
+        return matching[0].dollars_per_hour if matching else highest
+
+    return sum(of_node(node) for node in nodes if node["Alive"])
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return ray.nodes() if ray.is_initialized() else []
