@@ -66,8 +66,8 @@ class ClusterConfig(Config):
     node_types: tuple[NodeType, ...] = ()
     """The machines of a cluster that scales: what it has at least, and what it can have."""
     max_cpus: int | None = Field(default=None, gt=0)
-    """The number of CPUs that the cluster can scale to, which the data stages then ask for. Unset: those of
-    `node_types`, or else those that it has."""
+    """The number of CPUs that the cluster can scale to, which the data stages then ask for. Unset: those of the
+    `node_types` without GPUs, or else those that it has."""
     max_gpus: int | None = Field(default=None, ge=0)
     """The number of GPUs that the cluster can scale to, which training then asks for. Unset: those of `node_types`, or
     else those that it has."""
@@ -133,9 +133,13 @@ class ClusterConfig(Config):
 
     @property
     def cpu_limit(self) -> int | None:
-        """The number of CPUs that the cluster can scale to; None for those that it has."""
+        """The number of CPUs that the cluster can scale to for the data stages; None for those that it has.
+
+        The CPUs of machines with GPUs count only if there are no others.
+        """
         if self.max_cpus is None and self.node_types:
-            return sum(kind.max_nodes * kind.cpus for kind in self.node_types)
+            without_gpus = [kind for kind in self.node_types if not kind.gpus]
+            return sum(kind.max_nodes * kind.cpus for kind in without_gpus or self.node_types)
         return self.max_cpus
 
     @property

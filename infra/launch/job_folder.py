@@ -19,7 +19,7 @@ from cloze.infra.ray_session import WORKERS_PYTHON
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import MarkedPath, input_paths, with_paths
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ray_cluster import MAX_CPUS, MAX_GPUS, NODE_PRICES
+from cloze.pipeline.core.ray_cluster import MAX_CPUS, MAX_GPUS, NODE_PRICES, NODE_TYPES, NodeType
 from cloze.pipeline.core.software_versions import git_commit
 from cloze.pipeline.core.storage import find_files
 
@@ -141,6 +141,9 @@ def job_environment(cluster: ClusterConfig) -> dict[str, Any]:
             env_vars[variable] = str(limit)
     if prices := node_prices(cluster, load_prices(None)):
         env_vars[NODE_PRICES] = prices
+    if cluster.node_types:
+        types = [kind.model_dump(include=set(NodeType._fields)) for kind in cluster.node_types]
+        env_vars[NODE_TYPES] = json.dumps(types)
     if cluster.shared_disk:
         from cloze.infra.workflow import home
 

@@ -17,7 +17,7 @@ from cloze.pipeline.core.beam_harness import HarnessActor, HarnessReport
 from cloze.pipeline.core.beam_metrics import run_to_end
 from cloze.pipeline.core.beam_workers import LostWorkerError, connection_errors_hidden
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ray_cluster import cluster_cpus
+from cloze.pipeline.core.ray_cluster import cluster_cpus, without_gpu_nodes
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -66,7 +66,8 @@ class _Worker:
 
         actor: Any = ray.remote(HarnessActor)
         # Two calls at once: `drain` arrives while `run` runs.
-        self._actor = actor.options(num_cpus=1, scheduling_strategy="SPREAD", max_concurrency=2).remote()
+        options = {"num_cpus": 1, "scheduling_strategy": "SPREAD", "label_selector": without_gpu_nodes()}
+        self._actor = actor.options(**options, max_concurrency=2).remote()
         self.ready: Any = self._actor.is_ready.remote()
         self.started = False
         self.reports: Any = None  # the stream of its harness's reports, while one runs

@@ -1,6 +1,9 @@
-"""The Ray cluster that this process belongs to, and its size."""
+"""The Ray cluster that this process belongs to: its nodes, and what it can scale to according to the cluster's file."""
 
+import json
 import os
+from collections.abc import Mapping
+from typing import NamedTuple
 
 #: Environment variable with the number of CPUs that the cluster can scale to.
 MAX_CPUS = "CLOZE_MAX_CPUS"
@@ -8,6 +11,19 @@ MAX_CPUS = "CLOZE_MAX_CPUS"
 MAX_GPUS = "CLOZE_MAX_GPUS"
 #: Environment variable with the prices of the cluster's nodes, as JSON: infra/limits.py.
 NODE_PRICES = "CLOZE_NODE_PRICES"
+#: Environment variable with the kinds of machines that the cluster can scale to: a JSON list of NodeType.
+NODE_TYPES = "CLOZE_NODE_TYPES"
+
+_NODE_GROUP = "ray.io/node-group"  # the label of a node with the name of its kind: KubeRay and Ray's launcher set it
+
+
+class NodeType(NamedTuple):
+    """A kind of machine that the cluster can scale to: its name, a machine's CPUs and GPUs, the number of machines."""
+
+    name: str
+    cpus: int
+    gpus: int
+    max_nodes: int
 
 
 def belongs_to_cluster() -> bool:
@@ -15,8 +31,43 @@ def belongs_to_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def cluster_cpus() -> int:
-    """The number of CPUs that the cluster has, or can scale to; at least 1. Requires a Ray session."""
+def node_types() -> list[NodeType]:
+    """The kinds of machines that the cluster can scale to; empty if the cluster's file does not list them."""
+    return [NodeType(**kind) for kind in json.loads(os.environ.get(NODE_TYPES, "[]"))]
+
+
+def cpu_limit() -> int | None:
+    """The number of CPUs that the cluster can scale to; None for those that it has."""
+    return int(os.environ[MAX_CPUS]) if MAX_CPUS in os.environ else None
+
+
+def gpu_limit() -> int | None:
+    """The number of GPUs that the cluster can scale to; None for those that it has."""
+    return int(os.environ[MAX_GPUS]) if MAX_GPUS in os.environ else None
+
+
+def node_resources() -> list[Mapping[str, float]]:
+    """The resources of each node that the cluster has. Requires a Ray session."""
     import ray
 
-    return max(1, int(ray.cluster_resources().get("CPU", 0)), int(os.environ.get(MAX_CPUS, 0)))
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def without_gpu_nodes() -> dict[str, str] | None:
+    """The label selector for work that needs no GPU, where the cluster can scale to machines without GPUs.
+
+    Without it Ray places such work on a GPU node whenever that is the only free one, and the node could not be removed.
+    """
+    types = node_types()
+    gpu_types = [kind.name for kind in types if kind.gpus]
+    return {_NODE_GROUP: f"!in({','.join(gpu_types)})"} if 0 < len(gpu_types) < len(types) else None
+
+
+def cluster_cpus() -> int:
+    """The number of CPUs that the cluster has, or can scale to, for work that needs no GPU; at least 1. Requires a Ray
+    session.
+    """
+    nodes = node_resources()
+    if without_gpu_nodes():
+        nodes = [node for node in nodes if not node.get("GPU")]
+    return max(1, int(sum(node.get("CPU", 0) for node in nodes)), cpu_limit() or 0)

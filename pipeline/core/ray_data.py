@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from cloze.pipeline.core import cpu_time
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ray_cluster import cluster_cpus
+from cloze.pipeline.core.ray_cluster import cluster_cpus, without_gpu_nodes
 
 _MAX_RETRIES = 3  # of a name whose worker is lost; by default Ray Data retries indefinitely
 
@@ -69,7 +69,8 @@ def for_each(
             # Without restarts: Ray prints an error whenever Ray Data starts an actor that can be restarted.
             results = rows.map(actor, compute=pool, num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)
         else:
-            results = rows.map(call, concurrency=workers, max_retries=_MAX_RETRIES)
+            selector = without_gpu_nodes()
+            results = rows.map(call, concurrency=workers, max_retries=_MAX_RETRIES, label_selector=selector)
     try:
         for row in results.iter_rows():
             if row["error"]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from cloze.training.cluster.collectives import broadcast_object
-from cloze.training.cluster.elastic import Placement, free_worker_slots
+from cloze.training.cluster.elastic import Placement, capacity, free_worker_slots
 from cloze.training.cluster.heartbeat import Progress, ReportProgress, actor_on_this_node
 from cloze.training.cluster.ray_train import RestartPolicy, WorkerGroup, run_group
 
@@ -58,6 +58,11 @@ class JobQueue:
             return job, self._done.get(group, 0.0)
         return None
 
+    def has_job(self, group: int) -> bool:
+        """Whether the group has a job that it has begun, or one that it can begin."""
+        running = list(self._running.values())
+        return group in self._running or bool(startable_jobs(self._waiting, running))
+
 
 class SummedProgress:
     """Adds up what the groups report, each from its own thread, and shows it with the note of the last one."""
@@ -85,19 +90,28 @@ def run_jobs(
     """Call `function(setup, job.argument, report_progress)` in every worker of a group, for each job.
 
     As many groups run at once as have room on the cluster and a job to begin with, but at least one and at most
-    `max_groups`. The function reports the work that is done within its job.
+    `max_groups`. On a cluster that scales, each group waits for its nodes. The function reports the work that is done
+    within its job.
 
     Raises what `run_workers` raises, as soon as one group fails; the others are then killed, as all are by Ctrl-C.
     """
     import ray
 
-    fitting = free_worker_slots(placement) // placement.workers
+    scales, threads, gpus = placement.scales, placement.threads, placement.gpus
+    fitting = (capacity().slots(threads, gpus) if scales else free_worker_slots(placement)) // placement.workers
     groups = max(1, min(fitting, len(startable_jobs(jobs)), max_groups or fitting))
     queue, summed, cancelled = actor_on_this_node(JobQueue, jobs), SummedProgress(progress, groups), threading.Event()
 
     def run(number: int) -> None:
         group = WorkerGroup(_run_in_worker, (function, setup, queue, number), placement)
-        run_group(group, RestartPolicy(), summed.of_group(number), threading.Event(), cancelled)
+        run_group(
+            group,
+            RestartPolicy(),
+            summed.of_group(number),
+            stop=threading.Event(),
+            cancelled=cancelled,
+            is_needed=lambda: bool(ray.get(queue.has_job.remote(number))),
+        )
 
     with ThreadPoolExecutor(groups) as threads:
         try:

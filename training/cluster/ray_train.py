@@ -29,6 +29,7 @@ from cloze.training.cluster.heartbeat import (
     register_worker,
     reported_user_error,
 )
+from cloze.training.cluster.scaling import GrowthRequest, scaling_config, wait_for_nodes
 
 WorkerFunction = Callable[[Any, ReportProgress], None]  # called with its argument and how to report progress
 
@@ -79,24 +80,35 @@ class WorkerGroup(NamedTuple):
 
 
 def run_group(
-    group: WorkerGroup, restart: RestartPolicy, progress: Progress, stop: threading.Event, cancelled: threading.Event
+    group: WorkerGroup,
+    restart: RestartPolicy,
+    progress: Progress,
+    stop: threading.Event,
+    cancelled: threading.Event,
+    is_needed: Callable[[], bool] = lambda: True,
 ) -> None:
     """`run_workers`, in any thread. `stop` requests the workers to stop early; `cancelled` ends the group as Ctrl-C
-    does in the main thread.
+    does in the main thread. A group that waits for nodes ends when it is not needed any more.
     """
     import ray
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    size, failures = ElasticSize(group.placement), 0
+    growth = GrowthRequest() if group.placement.scales else None
+    size, failures = ElasticSize(group.placement, request_more=growth), 0
     monitor = new_monitor(progress.done, f"starting {group.placement}")
-    with monitored(monitor, progress, restart.step_timeout, stop, size if restart.can_stop else None):
+    with (
+        growth or nullcontext(),
+        monitored(monitor, progress, restart.step_timeout, stop, size if restart.can_stop else None),
+    ):
         while True:
             try:
-                _fit(
-                    _trainer(group._replace(placement=size.placement), monitor),
-                    _end_condition(monitor, stop, cancelled),
-                )
+                should_end = _end_condition(monitor, stop, cancelled)
+                if group.placement.scales and not wait_for_nodes(
+                    size, lambda note: ray.get(monitor.start_group.remote(note)), should_end, is_needed
+                ):
+                    return
+                _fit(_trainer(group._replace(placement=size.placement), monitor), should_end)
             except KeyboardInterrupt:
                 with suppress(RayError):  # the same signal may have ended Ray's processes
                     kill_workers(monitor, "stopped")
@@ -167,24 +179,20 @@ def _fit(trainer: Any, should_end: Callable[[], bool]) -> None:
 
 def _trainer(group: WorkerGroup, monitor: Any) -> Any:
     """A Ray Train run without retries: `run_group` decides what follows a failure."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
     from cloze.training.cluster.ray_storage import empty_storage
 
-    placement = group.placement
-    resources = {"CPU": float(placement.threads)} | ({"GPU": 1.0} if placement.gpus else {})
     return TorchTrainer(
         _run_in_worker,
         train_loop_config={
             "function": group.function,
             "argument": group.argument,
             "monitor": monitor,
-            "threads": placement.threads,
+            "threads": group.placement.threads,
         },
-        scaling_config=ScalingConfig(
-            num_workers=placement.workers, use_gpu=placement.gpus, resources_per_worker=resources
-        ),
+        scaling_config=scaling_config(group.placement),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
             storage_path="/",

@@ -12,7 +12,7 @@ from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.training.checkpoints.checkpoint import CheckpointRef
-from cloze.training.cluster.elastic import Placement, nodes
+from cloze.training.cluster.elastic import Placement, capacity
 from cloze.training.cluster.heartbeat import Progress
 from cloze.training.cluster.job_queue import run_jobs
 from cloze.training.finetune.encode.encoded_files import StoredSplits
@@ -75,11 +75,11 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
 
 def _train(setup: FinetuneSetup) -> None:
     """Run what is not finished, on as many groups of workers as fit."""
-    config, cluster = setup.config, nodes()
+    config, nodes = setup.config, capacity()
     placement = Placement.fitting(
-        cluster,
+        nodes,
         stage=f"finetune-{config.name}",
-        gpus=gpus_of_trial(config, int(sum(node.get("GPU", 0) for node in cluster))),
+        gpus=gpus_of_trial(config, nodes.gpus),
         workers=config.workers,
         threads=config.threads,
         without_gpus=1,

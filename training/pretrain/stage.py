@@ -24,7 +24,7 @@ from cloze.training.checkpoints.checkpoint import (
     prune_checkpoints,
 )
 from cloze.training.checkpoints.warm_start import initial_weights, register_digest
-from cloze.training.cluster.elastic import Placement, nodes
+from cloze.training.cluster.elastic import Placement, capacity
 from cloze.training.cluster.heartbeat import Progress
 from cloze.training.cluster.ray_train import RestartPolicy, run_workers
 from cloze.training.pretrain import loss_spikes, tensorboard
@@ -106,7 +106,7 @@ def _train(setup: PretrainSetup, on_step: StepHook | None, out: Output) -> Check
     config, newest = setup.config, newest_checkpoint(out.location)
     state = TrainState.from_json(newest.state()) if newest else TrainState()
     placement = Placement.fitting(
-        nodes(),
+        capacity(),
         stage="pretrain",
         gpus=config.gpus,
         workers=config.allowed_worker_counts or config.workers,

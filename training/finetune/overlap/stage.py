@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Self
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import identity
+from cloze.pipeline.core.ray_cluster import cluster_cpus
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import folder_of
-from cloze.training.cluster.elastic import nodes, worker_slots
 from cloze.training.finetune.manifest_facts import FinetuneFacts, ScoreFact
 from cloze.training.finetune.overlap.manifest_facts import OverlapFacts, SplitOverlapFact
 from cloze.training.finetune.overlap.ngrams import NgramIndex
@@ -93,7 +93,7 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
         return out.finish([], identity(config), fingerprints, facts=OverlapFacts(unknown=list(documents.unknown)))
     index = NgramIndex(evaluation.texts)
     artifacts = {artifact.fingerprint: artifact for artifact in documents.artifacts}
-    parts = search(artifacts, index, out, worker_slots(nodes(), threads=1, gpus=False))
+    parts = search(artifacts, index, out, cluster_cpus())
     shared = dict[int, SharedNgram]()
     for part in parts:
         for number, *found in part.facts["shared"]:

@@ -19,7 +19,7 @@ from cloze.pipeline.core.ray_data import ActorResources, for_each
 from cloze.pipeline.core.schema import parquet_bytes, parquet_errors
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
-from cloze.training.cluster.elastic import Placement, nodes
+from cloze.training.cluster.elastic import Placement, capacity
 from cloze.training.finetune.prediction.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.prediction.input_tables import InputTable, open_table
 from cloze.training.finetune.tasks.registry import task_of
@@ -108,7 +108,7 @@ class FilePrediction:
     def run(self, names: Sequence[str]) -> None:
         """Predict these parts. Requires a Ray session."""
         placement = Placement.fitting(
-            nodes(),
+            capacity(),
             stage=f"predict {self.config.name}",
             gpus=self.config.gpus,
             workers=self.config.workers,
