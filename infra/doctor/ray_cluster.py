@@ -61,7 +61,8 @@ def _ask_nodes(client: "JobSubmissionClient", cluster: ClusterConfig) -> list[di
     with tempfile.TemporaryDirectory(prefix="cloze-") as folder:
         shutil.copytree(package, Path(folder, package.name), ignore=shutil.ignore_patterns("__pycache__"))
         entrypoint = shlex.join([cluster.interpreter, "-m", "cloze.infra.doctor.node_job"])
-        ray_jobs._submit_job(client, job, entrypoint, {**job_environment(cluster), "working_dir": folder})
+        environment = {**job_environment(cluster), "working_dir": folder}
+        ray_jobs._submit_job(client, job, entrypoint, runtime_env=environment)
     deadline = time.monotonic() + _JOB_SECONDS + (_PIP_SECONDS if cluster.pip else 0)
     try:
         while not (details := client.get_job_info(job)).status.is_terminal():
