@@ -58,6 +58,22 @@ def test_the_job_receives_the_code_and_the_configuration() -> None:
     assert not [name for name in sent if "__pycache__" in name]
 
 
+def test_the_code_is_sent_without_hidden_files_and_a_large_file_in_it_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package = Path("package/cloze")
+    for name in (".git/config", "infra/cli.py", "infra/__pycache__/cli.pyc", "data.bin"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(name)
+    monkeypatch.setattr(job_folder, "_PACKAGE", package.absolute())
+    folder, _ = staged(SHARED)
+    assert sorted(path.name for path in (folder / "cloze").rglob("*") if path.is_file()) == ["cli.py", "data.bin"]
+    shutil.rmtree(folder)
+    (package / "data.bin").write_bytes(bytes(3_000_000))
+    with pytest.raises(UserError, match=r"package/cloze/data\.bin: has 3 MB, but this folder is sent to the cluster"):
+        staged(SHARED)
+
+
 def test_overrides_are_part_of_the_jobs_configuration() -> None:
     _, config = staged(SHARED, "pretrain.seed=7", "vocab.size=1234")
     assert (config.pretrain.seed, config.vocab.size) == (7, 1234)
@@ -102,6 +118,32 @@ def test_the_job_receives_how_far_the_cluster_scales() -> None:
     assert "CLOZE_MAX_CPUS" not in job_folder.job_environment(REMOTE)["env_vars"]
     cluster = REMOTE.model_copy(update={"max_cpus": 64})
     assert job_folder.job_environment(cluster)["env_vars"]["CLOZE_MAX_CPUS"] == "64"
+
+
+def test_rays_own_keys_are_passed_through_and_its_variables_merged() -> None:
+    keys = {"runtime_env": {"uv": ["six"], "env_vars": {"A": "ray", "B": "ray"}}, "env_vars": {"A": "cluster"}}
+    environment = job_folder.job_environment(REMOTE.model_copy(update=keys))
+    assert environment["uv"] == ["six"]
+    assert (environment["env_vars"]["A"], environment["env_vars"]["B"]) == ("cluster", "ray")
+    assert environment["env_vars"]["CLOZE_JOB_CLUSTER"] == "remote"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            "address: http://a:1\nruntime_env: {working_dir: .}\n",
+            "working_dir: Cloze sends the code and the run's",
+        ),
+        ("address: http://a:1\npip: [six]\nruntime_env: {pip: [six]}\n", "pip and runtime_env.pip name packages twice"),
+        ("address: http://a:1\npython: p\nruntime_env: {uv: [six]}\n", "python selects an environment and uv creates"),
+        ("entrypoint_num_cpus: 1\n", "entrypoint_num_cpus requires a Ray cluster; give its address"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_an_error(lines: str, message: str) -> None:
+    Path("cluster.yaml").write_text(f"name: a\n{lines}")
+    with pytest.raises(UserError, match=message):
+        load(ClusterConfig, "cluster.yaml")
 
 
 def test_vocabularies_and_a_splitter_are_uploaded_when_their_stages_are_run() -> None:
