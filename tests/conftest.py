@@ -18,6 +18,7 @@ _LONGEST = [
     "main_job",
     "cluster",
     "crashes",
+    "finetune_run",
     "ray_jobs",
     "trainer",
     "against_transformers",
@@ -28,7 +29,8 @@ _LONGEST = [
     "extract_kills",
     "engine",
 ]
-_LONGEST += ["dedup", "readme", "workflow", "repartition", "beam", "beam_ray"]
+_LONGEST += ["two_runs", "ray_cluster", "full_disk", "extract_on_s3", "dedup", "readme", "workflow", "repartition"]
+_LONGEST += ["beam", "beam_ray"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

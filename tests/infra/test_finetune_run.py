@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -262,24 +264,40 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_all_groups_of_a_search_and_the_run_continues(own_yaml: str, number: signal.Signals) -> None:
+def test_each_signal_ends_all_groups_of_a_search_and_the_run_continues(own_yaml: str) -> None:
     search = ["finetune.mood.learning_rate=[1e-3,1e-4,1e-5]", "finetune.mood.epochs=60", "finetune.mood.threads=1"]
     command = [sys.executable, "-m", "cloze.infra.cli", "finetune", own_yaml, *search]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
-        while not list(Path("runs").glob("finetune-mood/*/parts/pretrained-*.json")):
-            assert driver.poll() is None
-            time.sleep(0.05)
-        processes = psutil.Process(driver.pid).children(recursive=True)
-        assert "RayTrainWorker" in str([process.cmdline() for process in processes])
-        driver.send_signal(number)
-        assert driver.wait(30) == 128 + number  # after 2 to 6 s, on a machine with nothing else to do
-    assert not psutil.wait_procs(processes, timeout=10)[1]
-    before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("finetune-mood/*/parts/*.json")}
-    assert len(before) < 4  # three trials and the variant
+
+    def end(number: signal.Signals, is_time: Callable[[psutil.Process], bool]) -> None:
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
+            while not is_time(psutil.Process(driver.pid)):
+                assert driver.poll() is None
+                time.sleep(0.05)
+            processes = psutil.Process(driver.pid).children(recursive=True)
+            driver.send_signal(number)
+            assert driver.wait(30) == 128 + number  # after 2 to 6 s, on a machine with nothing else to do
+        assert not psutil.wait_procs(processes, timeout=10)[1]
+
+    end(signal.SIGTERM, lambda driver: train_workers(driver) == 2)
+    end(signal.SIGINT, lambda driver: bool(parts("pretrained-*.json")) and train_workers(driver) > 0)
+    before = {path: path.stat().st_mtime_ns for path in parts("*.json")}
+    assert 0 < len(before) < 4  # three trials and the variant
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def parts(pattern: str) -> list[Path]:
+    return list(Path("runs").glob(f"finetune-mood/*/parts/{pattern}"))
+
+
+def train_workers(driver: psutil.Process) -> int:
+    """The number of training workers among the processes of a driver."""
+    count = 0
+    for process in driver.children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            count += "RayTrainWorker" in str(process.cmdline())
+    return count
 
 
 def test_tasks_with_the_same_examples_share_a_stage_and_weights_are_not_part_of_it(
