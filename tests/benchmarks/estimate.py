@@ -1,7 +1,7 @@
 """The CPU seconds of the data stages that `cloze run` estimates at its start, next to those that they took.
 
-Three inputs: the quickstart's sources, the head of a dump with books, and books alone. Each is run in a folder of its own
-up to the examples, after a calibration of this machine. `INPUT_ratio` is estimated over taken, of all data stages
+Three inputs: the quickstart's sources, a dump with books, and books alone. Each is run in a folder of its own up to the
+examples, after a calibration of this machine. `INPUT_ratio` is estimated over taken, of all data stages
 together; `INPUT_STAGE` the two figures. Anything else that runs on the machine makes CPU seconds longer.
 """
 
