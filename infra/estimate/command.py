@@ -25,9 +25,7 @@ def parse_sizes(words: Sequence[str], sources: Sequence[str]) -> dict[str, int]:
         if not match or match[3].upper() not in _UNITS or match[2].count(".") > 1:
             raise UserError(f"--size {word}: is not SOURCE=SIZE; write for example enwiki=24GB")
         if match[1] not in sources:
-            raise UserError(
-                f"--size {word}: {match[1]} is not an input of this run; its inputs are {', '.join(sources)}"
-            )
+            raise UserError(f"--size {word}: {match[1]} is not an input of this run; it has {', '.join(sources)}")
         sizes[match[1]] = int(float(match[2]) * _UNITS[match[3].upper()])
     return sizes
 

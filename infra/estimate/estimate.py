@@ -95,6 +95,7 @@ class _Estimator:
         cpus = sum(machines.kinds[number].cpus * nodes[number] for number in machines.without_gpus)
         workers = max(1.0, min(cpus, work.items))
         seconds = serial + (cpu_seconds - serial) / workers + self.rates.value("start.seconds")
+        seconds += work.requests * self.rates.value("requests.seconds") if on_s3 else 0.0
         largest = max(machines.kinds[number].cpus for number in machines.without_gpus)
         kind = stage.partition("-")[0]
         memory = self._memory(kind, "driver") + min(largest, workers) * self._memory(kind, "worker")

@@ -42,9 +42,12 @@ class Rates(Config):
 
     def training(self, hidden_size: int, precision: str) -> Rate:
         """Operations per second of one CPU, of the measured model whose width is nearest."""
-        prefix = f"training.{'fp32' if precision == 'fp32' else 'bf16'}."
+        return self.nearest(f"training.{'fp32' if precision == 'fp32' else 'bf16'}.", hidden_size)
+
+    def nearest(self, prefix: str, size: int) -> Rate:
+        """The rate whose name is the prefix and the number that is nearest to `size`, as a ratio."""
         measured = [rate for rate in self.rates if rate.name.startswith(prefix)]
-        return min(measured, key=lambda rate: abs(log(int(rate.name.removeprefix(prefix)) / hidden_size)))
+        return min(measured, key=lambda rate: abs(log(int(rate.name.removeprefix(prefix)) / size)))
 
 
 class TrainingSpeed(Config):

@@ -270,12 +270,18 @@ def _examples(stage: Stage, files: Mapping[str, Sequence[File]], corpus: Corpus,
     fill = rates.value("examples.fill")
     corpus.example_tokens[config.max_seq_length] = config.max_seq_length * fill
     # A random second segment is used again in its own document's examples.
-    consumed = fill if config.objective == "mlm" else rates.value("examples.consumed")
+    of_pairs = rates.nearest("examples.consumed.", config.max_seq_length).value
+    consumed = fill if config.objective == "mlm" else of_pairs
     count = tokens / (config.max_seq_length * consumed)
-    masks = "static" if config.masking == "static" else "dynamic"
+    positions = count * config.max_seq_length if config.masking == "static" else 0.0
     return StageWork(
-        {"examples.start": 1.0, "examples.tokens": tokens / 1e6, f"examples.{masks}": count / 1e3},
-        written=tokens * rates.value(f"bytes.example_token.{masks}"),
+        {
+            "examples.start": 1.0,
+            "examples.tokens": tokens / 1e6,
+            "examples.each": count / 1e3,
+            "examples.masks": positions / 1e6,
+        },
+        written=tokens * rates.value(f"bytes.example_token.{config.masking}"),
         requests=_requests("examples", corpus, rates),
         items=1 + corpus.words / WORDS_PER_SHARD,
     )
