@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -57,10 +58,12 @@ class Reservation:
         self.release()
 
     def release(self) -> None:
+        from ray.exceptions import RayError
         from ray.util import remove_placement_group
 
         if self._is_held:
-            remove_placement_group(self._group)
+            with suppress(RayError):  # the cluster has ended, and all its placement groups
+                remove_placement_group(self._group)
         self._is_held = False
 
     def release_on_request(self) -> None:
