@@ -29,7 +29,7 @@ from cloze.training.cluster.heartbeat import (
     register_worker,
     reported_user_error,
 )
-from cloze.training.cluster.scaling import GrowthRequest, scaling_config, wait_for_nodes
+from cloze.training.cluster.scaling import GrowthRequest, Reservation, reserve_nodes, scaling_config
 
 WorkerFunction = Callable[[Any, ReportProgress], None]  # called with its argument and how to report progress
 
@@ -103,12 +103,14 @@ def run_group(
     ):
         while True:
             try:
-                should_end = _end_condition(monitor, stop, cancelled)
-                if group.placement.scales and not wait_for_nodes(
-                    size, lambda note: ray.get(monitor.start_group.remote(note)), should_end, is_needed
-                ):
-                    return
-                _fit(_trainer(group._replace(placement=size.placement), monitor), should_end)
+                should_end, reservation = _end_condition(monitor, stop, cancelled), None
+                if group.placement.scales:
+                    reservation = reserve_nodes(
+                        size, lambda note: ray.get(monitor.start_group.remote(note)), should_end, is_needed
+                    )
+                    if not reservation:
+                        return
+                _fit(_trainer(group._replace(placement=size.placement), monitor), should_end, reservation)
             except KeyboardInterrupt:
                 with suppress(RayError):  # the same signal may have ended Ray's processes
                     kill_workers(monitor, "stopped")
@@ -153,10 +155,10 @@ def _end_condition(monitor: Any, stop: threading.Event, cancelled: threading.Eve
     return should_end
 
 
-def _fit(trainer: Any, should_end: Callable[[], bool]) -> None:
+def _fit(trainer: Any, should_end: Callable[[], bool], reservation: Reservation | None) -> None:
     """trainer.fit() in a separate thread: in the main thread Ray handles Ctrl-C itself and exits with status 0.
 
-    Raises KeyboardInterrupt as soon as it `should_end`.
+    Releases the reserved nodes for it. Raises KeyboardInterrupt as soon as it `should_end`.
     """
     done = Future[None]()
 
@@ -168,13 +170,16 @@ def _fit(trainer: Any, should_end: Callable[[], bool]) -> None:
         else:
             done.set_result(None)
 
-    if should_end():
-        raise KeyboardInterrupt
-    threading.Thread(target=run, daemon=True).start()
-    while wait([done], _POLL_SECONDS).not_done:
+    with reservation or nullcontext():
         if should_end():
             raise KeyboardInterrupt
-    done.result()
+        threading.Thread(target=run, daemon=True).start()
+        while wait([done], _POLL_SECONDS).not_done:
+            if reservation:
+                reservation.release_on_request()
+            if should_end():
+                raise KeyboardInterrupt
+        done.result()
 
 
 def _trainer(group: WorkerGroup, monitor: Any) -> Any:

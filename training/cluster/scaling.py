@@ -3,13 +3,15 @@
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ray_cluster import without_gpu_nodes
-from cloze.training.cluster.elastic import ElasticSize, Placement, free_worker_slots
+from cloze.pipeline.core.ray_cluster import node_resources, without_gpu_nodes
+from cloze.training.cluster.elastic import ElasticSize, Placement, free_worker_slots, worker_slots
 
+_RESERVATION = "cloze-reservation"
 _POLL_SECONDS = 0.5
 _SETTLE_SECONDS = 10.0  # without a new node, until a smaller group starts: nodes that join together are used together
 
@@ -26,51 +28,104 @@ def scaling_config(placement: Placement) -> Any:
     )
 
 
-def wait_for_nodes(
+class Reservation:
+    """A placement group that requests the nodes of a group from the autoscaler, and then holds them.
+
+    It holds them until Ray Train asks for them: the autoscaler could remove idle nodes while Ray Train starts. The end
+    of the context releases them in any case.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        from ray.util import placement_group
+
+        self._is_held, self._earlier = True, set[str]()
+        self._group = placement_group(
+            [placement.worker_resources] * placement.workers,
+            strategy="PACK",
+            name=f"{_RESERVATION}-{uuid.uuid4().hex}",
+            bundle_label_selector=scaling_config(placement)._label_selector_per_worker(placement.workers),
+        )
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the nodes are there, within this time."""
+        return self._group.wait(seconds)
+
+    def __enter__(self) -> "Reservation":
+        self._earlier = _other_placement_groups()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        from ray.exceptions import RayError
+        from ray.util import remove_placement_group
+
+        if self._is_held:
+            with suppress(RayError):  # the cluster has ended, and all its placement groups
+                remove_placement_group(self._group)
+        self._is_held = False
+
+    def release_on_request(self) -> None:
+        """Inside the context: release the nodes as soon as Ray Train has created the workers' placement group."""
+        if self._is_held and _other_placement_groups() - self._earlier:
+            self.release()
+
+
+def _other_placement_groups() -> set[str]:
+    """The ids of the placement groups that are no reservations."""
+    from ray.util import placement_group_table
+
+    groups = placement_group_table()
+    return {group for group, state in groups.items() if not state["name"].startswith(_RESERVATION)}
+
+
+def reserve_nodes(
     size: ElasticSize, show: Callable[[str], None], should_end: Callable[[], bool], is_needed: Callable[[], bool]
-) -> bool:
+) -> Reservation | None:
     """Wait until the largest allowed group fits on the cluster, or a smaller one, and set the size to it.
 
-    Until then the autoscaler is asked for the nodes of the largest one, by a pending placement group, for which it also
-    keeps the nodes that are there already. Waits as long as it takes, and shows for how many minutes. Returns False as
-    soon as the group is not needed any more.
+    Until then the autoscaler is asked for the nodes of the largest one. Waits as long as it takes, and shows for how
+    many minutes. Returns None as soon as the group is not needed any more.
 
     Raises KeyboardInterrupt as soon as it `should_end`, and UserError when the autoscaler cannot start so many nodes.
     """
-    from ray.util import placement_group, remove_placement_group
-
     _check_autoscaler(size.smallest)
-    largest, workers = size.largest, size.largest.workers
-    selectors = scaling_config(largest)._label_selector_per_worker(workers)
-    demand = placement_group([largest.worker_resources] * workers, "PACK", bundle_label_selector=selectors)
-    started = changed = time.monotonic()
-    free = 0
+    largest, started = size.largest, time.monotonic()
+    free, changed, reservation = 0, started, Reservation(largest)
     try:
-        while not demand.wait(_POLL_SECONDS):
+        while not reservation.wait(_POLL_SECONDS):
             now, before, free = time.monotonic(), free, free_worker_slots(largest)
             changed = now if free != before else changed
             if should_end():
                 raise KeyboardInterrupt
             if not is_needed():
-                return False
-            if size.smallest.workers <= free < workers and now - changed > _SETTLE_SECONDS:
-                break
-            show(_waiting_note(largest, min(free, workers), now - started))
+                reservation.release()
+                return None
+            if size.smallest.workers <= free < largest.workers and now - changed > _SETTLE_SECONDS:
+                reservation.release()
+                size.fit(free)
+                reservation, changed = Reservation(size.placement), now
+                if reservation.wait(_SETTLE_SECONDS):
+                    break
+                reservation.release()
+                reservation = Reservation(largest)
+            show(_waiting_note(largest, now - started))
         else:
-            free = workers
-    finally:
-        remove_placement_group(demand)
-    size.fit(free)
+            size.fit(largest.workers)
+    except BaseException:
+        reservation.release()
+        raise
     size.request_growth()
     show(f"starting {size.placement}")
-    return True
+    return reservation
 
 
-def _waiting_note(placement: Placement, free: int, seconds: float) -> str:
-    kind = "GPU" if placement.gpus else "worker"
-    minutes = f", {seconds / 60:.0f} min" if seconds >= 60 else ""
-    plural = "s" if placement.workers > 1 else ""
-    return f"waiting for {placement.workers} {kind}{plural} ({free} of {placement.workers} there){minutes}"
+def _waiting_note(placement: Placement, seconds: float) -> str:
+    kind, total = "GPU" if placement.gpus else "worker", placement.workers
+    there = min(total, worker_slots(node_resources(), placement.threads, placement.gpus))
+    minutes = f", {seconds // 60:.0f} min" if seconds >= 60 else ""
+    return f"waiting for {total} {kind}{'s' if total > 1 else ''} ({there} of {total} there){minutes}"
 
 
 def _check_autoscaler(placement: Placement) -> None:

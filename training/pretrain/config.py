@@ -46,7 +46,7 @@ class PretrainConfig(Config):
     micro_batch_size: Annotated[int, Compute, Field(gt=0)] = 32
     """Maximum number of examples that a worker computes at once; limits the memory. A phase may have its own number."""
     gpus: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Compute] = "auto"
-    """Number of GPUs, one for each worker; auto uses all of them, 0 trains on CPUs."""
+    """Number of GPUs, one for each worker; auto uses all that the cluster has or can scale to, 0 trains on CPUs."""
     workers: Annotated[_Count | tuple[_Count, _Count] | None, Compute] = None
     """Number of workers, or [min, max] for an elastic group; by default one for each GPU, or two without GPUs."""
     threads: Annotated[int, Compute, Field(gt=0)] = 1

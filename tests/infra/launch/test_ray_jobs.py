@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -15,12 +16,13 @@ from typing import Any
 import pytest
 
 from cloze.infra import named_runs
-from cloze.infra.launch import job_folder, ray_jobs
+from cloze.infra.launch import cluster_config, job_folder, ray_jobs
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import stage_files
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load, parse
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.ray_cluster import NodeType
 from cloze.pipeline.core.storage import Location
 from tests.conftest import free_port, wait_for_port
 from tests.paths import REPOSITORY
@@ -118,6 +120,18 @@ def test_the_job_receives_how_far_the_cluster_scales() -> None:
     assert "CLOZE_MAX_CPUS" not in job_folder.job_environment(REMOTE)["env_vars"]
     cluster = REMOTE.model_copy(update={"max_cpus": 64})
     assert job_folder.job_environment(cluster)["env_vars"]["CLOZE_MAX_CPUS"] == "64"
+    types = (
+        cluster_config.NodeType(name="cpu", cpus=16, memory_gb=64, max_nodes=4),
+        cluster_config.NodeType(name="gpu", cpus=48, memory_gb=192, gpus=4, max_nodes=2),
+    )
+    cluster = REMOTE.model_copy(update={"node_types": types})
+    variables = job_folder.job_environment(cluster)["env_vars"]
+    assert (variables["CLOZE_MAX_CPUS"], variables["CLOZE_MAX_GPUS"]) == ("64", "8")
+    assert [NodeType(**kind) for kind in json.loads(variables["CLOZE_NODE_TYPES"])] == [
+        NodeType("cpu", 16, 0, 4),
+        NodeType("gpu", 48, 4, 2),
+    ]
+    assert REMOTE.model_copy(update={"node_types": types[1:]}).cpu_limit == 96
 
 
 def test_rays_own_keys_are_passed_through_and_its_variables_merged() -> None:

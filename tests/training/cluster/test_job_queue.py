@@ -37,6 +37,15 @@ def test_a_killed_group_takes_its_job_again_and_keeps_what_it_has_done():
     assert queue.next(0) is None
 
 
+def test_a_group_that_waits_for_nodes_is_needed_while_a_job_can_begin_or_it_has_begun_one():
+    queue = JobQueue([A, LAST])
+    assert queue.has_job(0) and queue.has_job(1)
+    queue.next(0)
+    assert (queue.has_job(0), queue.has_job(1)) == (True, False)
+    queue.put_back(0)
+    assert queue.has_job(1)
+
+
 def progress(folder: Path, shown: list[Any], total: float) -> Progress:
     show = lambda *report: shown.append(report)  # noqa: E731
     return Progress(Output(Location(str(folder / "out")), "stage", 1, "0", show), total, "steps", done=1)
