@@ -20,7 +20,7 @@ from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import MarkedPath, input_paths, with_paths
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ray_cluster import MAX_CPUS, MAX_GPUS, NODE_PRICES, NODE_TYPES, NodeType
-from cloze.pipeline.core.software_versions import git_commit
+from cloze.pipeline.core.software_versions import GIT_COMMIT, git_commit
 from cloze.pipeline.core.storage import find_files
 
 CONFIG = "run.yaml"  # the job's configuration in its working directory
@@ -127,7 +127,7 @@ class _Uploads:
 def job_environment(cluster: ClusterConfig) -> dict[str, Any]:
     """The job's runtime environment, without its working directory."""
     env_vars = {
-        "CLOZE_GIT_COMMIT": git_commit(),
+        GIT_COMMIT: git_commit(),
         named_runs.SUBMITTED_CONFIG: _SUBMITTED,
         JOB_CLUSTER: cluster.name,
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -26,6 +26,7 @@ from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
 from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, digest_of, job_id, last_line, now, unknown_job
 from cloze.infra.launch.supervisor import arguments
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.software_versions import GIT_COMMIT
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -102,7 +103,10 @@ class RayJobs:
             for file in folder.rglob("*")
             if file.is_file()
         }
-        digest = digest_of([environment, options, files])
+        variables = environment["env_vars"]
+        # Without the commit, which also changes with a file that is not sent.
+        sent = {**environment, "env_vars": {name: variables[name] for name in variables if name != GIT_COMMIT}}
+        digest = digest_of([sent, options, files])
         # Ray accepts an id only once, so a run that has ended gets the next number.
         jobs = {job.submission_id: job for job in self._client.list_jobs()}
         is_checked = False
@@ -115,8 +119,7 @@ class RayJobs:
             if not is_checked:
                 self._check_versions(environment)
                 is_checked = True
-            variables = {**environment["env_vars"], JOB: job}
-            runtime = {**environment, "env_vars": variables, "working_dir": str(folder)}
+            runtime = {**environment, "env_vars": {**variables, JOB: job}, "working_dir": str(folder)}
             if _submit_job(self._client, job, runtime_env=runtime, **options):
                 return job, True
             if not self._details(job).status.is_terminal():  # another process has submitted it at the same moment

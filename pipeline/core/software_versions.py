@@ -7,6 +7,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+#: Environment variable with the commit of code that was copied without its repository.
+GIT_COMMIT = "CLOZE_GIT_COMMIT"
 _PACKAGES = ("apache-beam", "deepspeed", "numpy", "pyarrow", "ray", "tokenizers", "torch")
 
 
@@ -26,9 +28,9 @@ def package_versions() -> dict[str, str]:
 def git_commit() -> str:
     """Returns the commit of the running code, followed by "+changes" if tracked files differ; empty if unknown.
 
-    CLOZE_GIT_COMMIT sets it for code that was copied without its repository.
+    CLOZE_GIT_COMMIT sets it.
     """
-    if commit := os.environ.get("CLOZE_GIT_COMMIT"):
+    if commit := os.environ.get(GIT_COMMIT):
         return commit
     folder = Path(__file__).parent
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def test_two_submissions_at_once_are_one_job_that_saves_when_stopped_and_continu
     _, err = ended(cloze("job", "stop", job, "--wait"), 0)
     assert err == f"{job} has been stopped; the same command continues from the finished parts\n"
     out, err = ended(follower, 130)
-    assert out.endswith("\nstarted\n")
+    assert "\nstarted\n" in out
     assert err == f"cloze: {job} was stopped; the same command continues from the finished parts\n"
     ended(cloze("job", "wait", job), 130)
 
@@ -98,8 +97,7 @@ def test_a_job_starts_again_after_a_bug_and_ends_at_its_deadline(head: str) -> N
     bug = '[ -e "$FOLDER/again" ] || { touch "$FOLDER/again"; exit 1; }\n'
     write_cluster(head, bug + SAVES, "deadline_seconds: 10", "retries: 1")
     out, err = ended(cloze("submit", str(QUICKSTART)), 143)
-    lines = out.splitlines()[1:]
-    assert lines == [
+    assert out.splitlines()[-4:] == [
         "cloze: the run ended with exit status 1; attempt 2 of 2 starts",
         "started",
         "cloze: the job's deadline of 10 seconds is reached; the run saves and ends",
@@ -135,8 +133,7 @@ def test_when_the_cluster_dies_the_error_is_one_line(tmp_path_factory: pytest.Te
     with started_head(sys.executable, tmp_path_factory.mktemp("ray")) as address:
         write_cluster(address, SAVES)
         follower = cloze("submit", str(QUICKSTART))
-        assert follower.stdout and follower.stdout.readline().startswith("Running entrypoint")
-        time.sleep(1)
+        assert follower.stdout and "started\n" in follower.stdout
     _, err = ended(follower, 2)
     _, line = err.splitlines()
     assert line.startswith(f"cloze: cluster.yaml: lost the cluster at {address} (")
