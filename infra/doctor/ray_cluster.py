@@ -31,7 +31,7 @@ _NOTABLE_SKEW = 60.0  # seconds between the clocks of two nodes
 _NAMED_NODES = 3  # in a line, of those that share a result
 
 
-def cluster_checks(cluster: ClusterConfig, cluster_path: str) -> Iterator[tuple[str, Check]]:
+def ray_cluster_checks(cluster: ClusterConfig, cluster_path: str) -> Iterator[tuple[str, Check]]:
     """Returns each check, and where it was made: the cluster, or some of its nodes."""
     where = f"cluster {cluster.name}"
     try:
@@ -42,6 +42,9 @@ def cluster_checks(cluster: ClusterConfig, cluster_path: str) -> Iterator[tuple[
         nodes = _ask_nodes(client, cluster)
     except UserError as error:
         yield where, from_error("cluster", error)
+        return
+    except (OSError, RuntimeError) as error:
+        yield where, missing("cluster", f"lost {cluster.address} ({error})", "see whether Ray still runs there")
         return
     yield where, alive_nodes(nodes, scales=bool(cluster.cpu_limit))
     yield from ((where, check) for check in equal_versions(nodes))
@@ -61,27 +64,31 @@ def _ask_nodes(client: "JobSubmissionClient", cluster: ClusterConfig) -> list[di
     with tempfile.TemporaryDirectory(prefix="cloze-") as folder:
         shutil.copytree(package, Path(folder, package.name), ignore=shutil.ignore_patterns("__pycache__"))
         entrypoint = shlex.join([cluster.interpreter, "-m", "cloze.infra.doctor.node_job"])
-        ray_jobs._submit_job(client, job, entrypoint, {**job_environment(cluster), "working_dir": folder})
+        environment = {**job_environment(cluster), "working_dir": folder}
+        try:
+            client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
+        except RuntimeError as error:
+            raise UserError(
+                f"the cluster refused a job: {' '.join(str(error).split())[:300]}; if it has just started, wait a minute; "
+                "otherwise start Ray with --dashboard-agent-listen-port=0"
+            ) from error
     deadline = time.monotonic() + _JOB_SECONDS + (_PIP_SECONDS if cluster.pip else 0)
-    try:
-        while not (details := client.get_job_info(job)).status.is_terminal():
-            if time.monotonic() > deadline:
-                client.stop_job(job)
-                raise UserError(
-                    f"{job} has not ended in time: {details.message or details.status}; see its log: "
-                    f"ray job logs --address {cluster.address} {job}"
-                )
-            time.sleep(_POLL)
-        if answer := _answer(client.get_job_logs(job)):
-            client.delete_job(job)
-            return answer
-        *_, reason = ["", *(details.message or "").strip().splitlines()]
-        raise UserError(
-            f"{job} failed: {reason}; set python in the cluster's file to the interpreter of an environment with "
-            "Cloze's packages, or start Ray in one"
-        )
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"lost the cluster at {cluster.address} ({error}); check that it is running") from error
+    while not (details := client.get_job_info(job)).status.is_terminal():
+        if time.monotonic() > deadline:
+            client.stop_job(job)
+            raise UserError(
+                f"{job} has not ended in time: {details.message or details.status}; see its log: "
+                f"ray job logs --address {cluster.address} {job}"
+            )
+        time.sleep(_POLL)
+    if answer := _answer(client.get_job_logs(job)):
+        client.delete_job(job)
+        return answer
+    *_, reason = ["", *(details.message or "").strip().splitlines()]
+    raise UserError(
+        f"{job} failed: {reason}; set python in the cluster's file to the interpreter of an environment with Cloze's "
+        "packages, or start Ray in one"
+    )
 
 
 def _answer(log: str) -> list[dict[str, Any]] | None:
