@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,9 +68,10 @@ def _ask_nodes(client: "JobSubmissionClient", cluster: ClusterConfig) -> list[di
         try:
             client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
         except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the cluster refused a job: {' '.join(str(error).split())[:300]}; if it has just started, wait a minute; "
-                "otherwise start Ray with --dashboard-agent-listen-port=0"
+                f"the cluster refused a job: {reason}; wait a minute if it has just started, or start Ray with "
+                "--dashboard-agent-listen-port=0"
             ) from error
     deadline = time.monotonic() + _JOB_SECONDS + (_PIP_SECONDS if cluster.pip else 0)
     while not (details := client.get_job_info(job)).status.is_terminal():
@@ -97,7 +98,7 @@ def _answer(log: str) -> list[dict[str, Any]] | None:
     return json.loads(line)["nodes"] if line else None
 
 
-def alive_nodes(nodes: Iterable[dict[str, Any]], *, scales: bool = False) -> Check:
+def alive_nodes(nodes: Sequence[dict[str, Any]], *, scales: bool = False) -> Check:
     """Returns the cluster's size, and whether Ray has lost nodes. A cluster that scales may have no CPUs yet."""
     alive = [node for node in nodes if node["is_alive"]]
     dead = [node["address"] for node in nodes if not node["is_alive"]]
@@ -110,7 +111,7 @@ def alive_nodes(nodes: Iterable[dict[str, Any]], *, scales: bool = False) -> Che
     return ok("nodes", found)
 
 
-def equal_versions(nodes: Iterable[dict[str, Any]]) -> Iterator[Check]:
+def equal_versions(nodes: Sequence[dict[str, Any]]) -> Iterator[Check]:
     """Returns whether all nodes have the Python and the Ray of the first one, without which tasks cannot start."""
     versions = {node["address"]: node["facts"]["versions"] for node in nodes if "facts" in node}
     for package in ("python", "ray"):
@@ -124,7 +125,7 @@ def equal_versions(nodes: Iterable[dict[str, Any]]) -> Iterator[Check]:
             yield ok(f"same {package}", "on all nodes")
 
 
-def node_checks(nodes: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Check]]:
+def node_checks(nodes: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Check]]:
     """Returns each result once, and the nodes that share it. What is ok on several nodes is one result."""
     sharing: dict[tuple[str, ...], list[tuple[str, Check]]] = {}
     for node in nodes:
