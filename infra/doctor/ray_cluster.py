@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ _NOTABLE_SKEW = 60.0  # seconds between the clocks of two nodes
 _NAMED_NODES = 3  # in a line, of those that share a result
 
 
-def cluster_checks(cluster: ClusterConfig, cluster_path: str) -> Iterator[tuple[str, Check]]:
+def ray_cluster_checks(cluster: ClusterConfig, cluster_path: str) -> Iterator[tuple[str, Check]]:
     """Returns each check, and where it was made: the cluster, or some of its nodes."""
     where = f"cluster {cluster.name}"
     try:
@@ -42,6 +42,9 @@ def cluster_checks(cluster: ClusterConfig, cluster_path: str) -> Iterator[tuple[
         nodes = _ask_nodes(client, cluster)
     except UserError as error:
         yield where, from_error("cluster", error)
+        return
+    except (OSError, RuntimeError) as error:
+        yield where, missing("cluster", f"lost {cluster.address} ({error})", "see whether Ray still runs there")
         return
     yield where, alive_nodes(nodes, scales=bool(cluster.cpu_limit))
     yield from ((where, check) for check in equal_versions(nodes))
@@ -62,27 +65,31 @@ def _ask_nodes(client: "JobSubmissionClient", cluster: ClusterConfig) -> list[di
         shutil.copytree(package, Path(folder, package.name), ignore=shutil.ignore_patterns("__pycache__"))
         entrypoint = shlex.join([cluster.interpreter, "-m", "cloze.infra.doctor.node_job"])
         environment = {**job_environment(cluster), "working_dir": folder}
-        ray_jobs._submit_job(client, job, entrypoint, runtime_env=environment)
+        try:
+            client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the cluster refused a job: {reason}; wait a minute if it has just started, or start Ray with "
+                "--dashboard-agent-listen-port=0"
+            ) from error
     deadline = time.monotonic() + _JOB_SECONDS + (_PIP_SECONDS if cluster.pip else 0)
-    try:
-        while not (details := client.get_job_info(job)).status.is_terminal():
-            if time.monotonic() > deadline:
-                client.stop_job(job)
-                raise UserError(
-                    f"{job} has not ended in time: {details.message or details.status}; see its log: "
-                    f"ray job logs --address {cluster.address} {job}"
-                )
-            time.sleep(_POLL)
-        if answer := _answer(client.get_job_logs(job)):
-            client.delete_job(job)
-            return answer
-        *_, reason = ["", *(details.message or "").strip().splitlines()]
-        raise UserError(
-            f"{job} failed: {reason}; set python in the cluster's file to the interpreter of an environment with "
-            "Cloze's packages, or start Ray in one"
-        )
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"lost the cluster at {cluster.address} ({error}); check that it is running") from error
+    while not (details := client.get_job_info(job)).status.is_terminal():
+        if time.monotonic() > deadline:
+            client.stop_job(job)
+            raise UserError(
+                f"{job} has not ended in time: {details.message or details.status}; see its log: "
+                f"ray job logs --address {cluster.address} {job}"
+            )
+        time.sleep(_POLL)
+    if answer := _answer(client.get_job_logs(job)):
+        client.delete_job(job)
+        return answer
+    *_, reason = ["", *(details.message or "").strip().splitlines()]
+    raise UserError(
+        f"{job} failed: {reason}; set python in the cluster's file to the interpreter of an environment with Cloze's "
+        "packages, or start Ray in one"
+    )
 
 
 def _answer(log: str) -> list[dict[str, Any]] | None:
@@ -91,7 +98,7 @@ def _answer(log: str) -> list[dict[str, Any]] | None:
     return json.loads(line)["nodes"] if line else None
 
 
-def alive_nodes(nodes: Iterable[dict[str, Any]], *, scales: bool = False) -> Check:
+def alive_nodes(nodes: Sequence[dict[str, Any]], *, scales: bool = False) -> Check:
     """Returns the cluster's size, and whether Ray has lost nodes. A cluster that scales may have no CPUs yet."""
     alive = [node for node in nodes if node["is_alive"]]
     dead = [node["address"] for node in nodes if not node["is_alive"]]
@@ -104,7 +111,7 @@ def alive_nodes(nodes: Iterable[dict[str, Any]], *, scales: bool = False) -> Che
     return ok("nodes", found)
 
 
-def equal_versions(nodes: Iterable[dict[str, Any]]) -> Iterator[Check]:
+def equal_versions(nodes: Sequence[dict[str, Any]]) -> Iterator[Check]:
     """Returns whether all nodes have the Python and the Ray of the first one, without which tasks cannot start."""
     versions = {node["address"]: node["facts"]["versions"] for node in nodes if "facts" in node}
     for package in ("python", "ray"):
@@ -118,7 +125,7 @@ def equal_versions(nodes: Iterable[dict[str, Any]]) -> Iterator[Check]:
             yield ok(f"same {package}", "on all nodes")
 
 
-def node_checks(nodes: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Check]]:
+def node_checks(nodes: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Check]]:
     """Returns each result once, and the nodes that share it. What is ok on several nodes is one result."""
     sharing: dict[tuple[str, ...], list[tuple[str, Check]]] = {}
     for node in nodes:

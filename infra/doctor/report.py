@@ -30,7 +30,7 @@ def doctor(run: str | None, overrides: list[str], root: str | None, cluster_path
     if run:
         config = named_runs.read(run, overrides, root, defaults=cluster.overrides if cluster else ())
         location = Location(config.root).absolute()
-        patterns = (pattern for path in input_paths(config) for pattern in path.patterns)
+        patterns = (pattern for path in input_paths(config) if not path.mark.files_in for pattern in path.patterns)
         sources = [pattern for pattern in patterns if pattern.startswith("s3://")]
     checks = _checks(location, sources, cluster, cluster_path or "")
     found = _print_json(checks) if as_json else _print_lines(checks)
@@ -47,7 +47,7 @@ def _checks(
     for check in store_checks(root, sources):
         yield (root.uri if root.is_s3 else "S3"), check
     if cluster:
-        from cloze.infra.doctor.ray_cluster import cluster_checks
+        from cloze.infra.doctor.cluster import cluster_checks
 
         yield from cluster_checks(cluster, cluster_path)
 

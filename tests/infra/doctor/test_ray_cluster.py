@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from cloze.infra.doctor.check import Check
+from cloze.infra.doctor.cluster import cluster_checks
 from cloze.infra.doctor.machine_facts import MachineFacts, machine_facts
 from cloze.infra.doctor.node_job import connection_error
-from cloze.infra.doctor.ray_cluster import alive_nodes, cluster_checks, equal_versions, node_checks, ray_version
+from cloze.infra.doctor.ray_cluster import alive_nodes, equal_versions, node_checks, ray_version
 from cloze.infra.launch.cluster_config import ClusterConfig
 from tests.conftest import free_port
 from tests.infra.launch.test_ray_jobs import environment_without, started_head
@@ -133,7 +135,9 @@ def test_a_real_cluster_that_refuses_the_token_or_lacks_a_package(
         last = json.loads(refused.stdout)[-1]
         assert last["where"] == "cluster head" and "auth: token is refused by" in last["found"]
 
-        asked = doctor(address, "secret", lacking, tmp_path)
+        deadline = time.monotonic() + 120
+        while "No available agent" in (asked := doctor(address, "secret", lacking, tmp_path)).stdout:
+            assert time.monotonic() < deadline  # the cluster has just started
         assert asked.returncode == 2, asked.stderr
         checks = json.loads(asked.stdout)
         [lack] = [check for check in checks if check["state"] == "missing"]
