@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -67,13 +67,11 @@ def spending_limited(config: RunConfig, *, whole_run: bool) -> Iterator[None]:
     try:
         with run_periodically(watch.tick, _POLL_SECONDS):
             yield
-    except BaseException:
+    finally:
+        watch.count()
         watch.write()
-        raise
     if whole_run:
         watch.file.delete()
-    else:
-        watch.write()
 
 
 class _Watch:
@@ -92,18 +90,22 @@ class _Watch:
             )
         self._last = self._written = time.monotonic()
 
-    def tick(self) -> bool:
-        """Count the time since the last call; interrupt the run at a limit. Returns whether to continue."""
+    def count(self) -> None:
+        """Add what was spent since the last call."""
         now = time.monotonic()
         hours, self._last = (now - self._last) / 3600, now
-        dollars = hours * dollars_per_hour(_nodes(), self._prices) if self._prices else 0.0
+        dollars = hours * dollars_per_hour(_nodes(), self._prices) if self._prices else 0.0  # Ray is loaded in a job
         self._spent = self._spent.model_copy(
             update={"hours": self._spent.hours + hours, "dollars": self._spent.dollars + dollars}
         )
+
+    def tick(self) -> bool:
+        """Count, and interrupt the run at a limit. Returns whether to continue."""
+        self.count()
         if message := self.exceeded():
             self._end_run(message)
             return False
-        if now - self._written > _WRITE_SECONDS:
+        if time.monotonic() - self._written > _WRITE_SECONDS:
             self.write()
         return True
 
@@ -146,20 +148,24 @@ def node_prices() -> list[NodePrice]:
 
 
 def dollars_per_hour(nodes: Sequence[dict[str, Any]], prices: Sequence[NodePrice]) -> float:
-    """The price of the nodes that are there. A node of no known type has the highest price."""
-    highest = max((price.dollars_per_hour for price in prices), default=0.0)
+    """The price of the nodes that are there. A node of no known type, such as the head, has the highest price of those
+    with GPUs, or of those without."""
 
     def of_node(node: dict[str, Any]) -> float:
         group, resources = node.get("Labels", {}).get(_NODE_GROUP), node["Resources"]
         shape = (resources.get("CPU", 0), resources.get("GPU", 0))
         named = [price for price in prices if price.name == group]
         matching = named or [price for price in prices if (price.cpus, price.gpus) == shape]
-        return matching[0].dollars_per_hour if matching else highest
+        similar = [price for price in prices if bool(price.gpus) == bool(shape[1])] or prices
+        return max(price.dollars_per_hour for price in (matching or similar))
 
-    return sum(of_node(node) for node in nodes if node["Alive"])
+    return sum(of_node(node) for node in nodes if node["Alive"]) if prices else 0.0
 
 
 def _nodes() -> list[dict[str, Any]]:
     import ray
+    from ray.exceptions import RayError
 
-    return ray.nodes() if ray.is_initialized() else []
+    with suppress(RayError):  # the session has just ended
+        return ray.nodes() if ray.is_initialized() else []
+    return []

@@ -1,6 +1,6 @@
 """Work x rates x machines -> what a stage takes: time, CPU- and GPU-hours, dollars, memory, disk, requests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ from cloze.infra.estimate.rates import Gpu, Rates, gpus, rates
 from cloze.infra.estimate.work import Corpus, File, StageWork, Training, Unknown, add_finished, stage_work
 from cloze.infra.planner import PlannedStage, Run
 from cloze.pipeline.core.errors import MissingFile
-from cloze.pipeline.core.storage import Location
 from cloze.training.model.hardware import data_sheet_flops
 
 _TARGET_FRACTION = 0.4  # of a card's peak, where nobody has measured: docs/concepts/several-gpus.md
@@ -121,42 +120,29 @@ class _Estimator:
             return self._cpu_training(stage, work, training, on_s3)
         number = max(with_gpus, key=lambda number: machines.kinds[number].gpus * machines.kinds[number].max_nodes)
         kind = machines.kinds[number]
-        count = kind.gpus * kind.max_nodes
-        wanted = training.workers or (training.gpus if isinstance(training.gpus, int) else count)
-        count = min(count, wanted)
-        card, peak = gpus().find(kind.gpu), data_sheet_flops(kind.gpu or "", "bf16")
-        nodes = machines.nodes([])
-        nodes[number] = max(nodes[number], -(-count // kind.gpus))
+        wanted = training.workers or (training.gpus if isinstance(training.gpus, int) else None)
+        count = min(kind.gpus * kind.max_nodes, wanted or kind.gpus * kind.max_nodes)
+        precision = "fp32" if training.precision == "fp32" else "bf16"
+        card, peak = gpus().find(kind.gpu), data_sheet_flops(kind.gpu or "", precision)
         if card is None or peak is None:
             known = ", ".join(gpu.name for gpu in gpus().gpus)
             note = f"gpu of {kind.name} is {kind.gpu or 'not set'}, whose peak is not known; known: {known}"
             return StageEstimate(stage, measured=False, notes=(note,))
         fraction, basis, measured = _fraction(card, training)
         seconds = training.seconds or training.flops / (fraction * peak * count)
-        notes = [basis] if training.seconds is None else [f"its budget: {training.seconds / 3600:g} h"]
-        if count > 1:
-            notes.append("the exchange between GPUs is not counted: docs/concepts/several-gpus.md")
         needed = work.gpu_bytes(count) if work.gpu_bytes else None
-        if needed and needed > card.memory_gb * 1e9:
-            notes.append(
-                f"needs {needed / 1e9:.0f} GB on each {card.name}, which has {card.memory_gb:g} GB: lower "
-                "micro_batch_size, or set activation_checkpointing: true"
-            )
-        memory = self._memory("training", "driver") + kind.gpus * self._memory("training", "worker")
-        return self._finish(
-            StageEstimate(
-                stage,
-                seconds + self.rates.value("start.seconds"),
-                gpu_seconds=seconds * count,
-                memory_bytes=memory,
-                gpu_bytes=needed,
-                measured=measured,
-                notes=tuple(notes),
-            ),
-            work,
-            nodes,
-            on_s3,
+        found = StageEstimate(
+            stage,
+            seconds + self.rates.value("start.seconds"),
+            gpu_seconds=seconds * count,
+            memory_bytes=self._memory("training", "driver") + kind.gpus * self._memory("training", "worker"),
+            gpu_bytes=needed,
+            measured=measured or training.seconds is not None,
+            notes=tuple(_training_notes(card, training, basis, count, needed)),
         )
+        nodes = machines.nodes([])
+        nodes[number] = max(nodes[number], -(-count // kind.gpus))
+        return self._finish(found, work, nodes, on_s3)
 
     def _cpu_training(self, stage: str, work: StageWork, training: Training, on_s3: bool) -> StageEstimate:
         """Training on processors: two workers by default, or one for a fine-tuning task."""
@@ -191,20 +177,22 @@ class _Estimator:
         return StageEstimate(**{**vars(found), **more})
 
 
+def _training_notes(card: Gpu, training: Training, basis: str, count: int, needed: float | None) -> Iterator[str]:
+    """What the time rests on, and a warning when a card has too little memory."""
+    yield basis if training.seconds is None else f"its budget: {training.seconds / 3600:g} h"
+    if count > 1:
+        yield "the exchange between GPUs is not counted: docs/concepts/several-gpus.md"
+    if needed and needed > card.memory_gb * 1e9:
+        yield (
+            f"needs {needed / 1e9:.0f} GB on each {card.name}, which has {card.memory_gb:g} GB: lower "
+            "micro_batch_size, or set activation_checkpointing: true"
+        )
+
+
 def _fraction(card: Gpu, training: Training) -> tuple[float, str, bool]:
     """The fraction of the card's peak: of the measurement with the nearest model, or 40 % where there is none."""
-    if not card.measured:
+    if not card.measured or training.precision == "fp32":
         note = f"{card.name}: not measured; in brackets the time at {_TARGET_FRACTION:.0%} of its peak"
         return _TARGET_FRACTION, note, False
     nearest = min(card.measured, key=lambda speed: abs(speed.hidden_size - training.hidden_size))
     return nearest.fraction, f"{card.name}: measured at {nearest.fraction:.0%} of its peak ({nearest.how})", True
-
-
-def free_bytes(root: Location) -> int | None:
-    """The free bytes of the disk of a local root; None on S3."""
-    import shutil
-
-    path = root.local_path
-    while path is not None and not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free if path else None

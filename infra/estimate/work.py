@@ -38,6 +38,7 @@ from cloze.training.model.bert import BertConfig
 from cloze.training.pretrain.config import PretrainConfig
 
 _MEGABYTE = 1e6
+_REFERENCE_VOCAB = 30522  # pieces of the vocabulary to which the rates apply
 _COMPRESSED = (".bz2", ".gz", ".xz")
 _GROUP_BYTES = 32 << 20  # of document shards that a tokens worker reads at once: tokens/steps.py
 _STATE_BYTES = {0: (16, 0), 1: (8, 12), 2: (4, 16), 3: (0, 16)}  # per parameter: of each worker, divided among all
@@ -63,7 +64,7 @@ class Corpus:
     shards: float = 0.0
     parquet_bytes: float = 0.0
     tokens: float = 0.0
-    vocab_size: int = 30522
+    vocab_size: int = _REFERENCE_VOCAB
     example_tokens: dict[int, float] = field(default_factory=dict)  # length -> tokens of an example
     rows: dict[str, float] = field(default_factory=dict)  # encode stage -> training examples of the task
     model: BertConfig | None = None
@@ -233,11 +234,12 @@ def _vocab(stage: Stage, files: Mapping[str, Sequence[File]], corpus: Corpus, ra
     if config.file is None:
         corpus.vocab_size = config.size
     groups = len(shard_groups(ceil(corpus.shards)))
-    # Heaps' law: distinct words grow with the square root of the words; the training takes time for each of them.
-    distinct = rates.value("words.heaps_factor") * corpus.words**0.5
-    train = {} if config.file else {"vocab.train": distinct / 1e3}
+    # Heaps' law: distinct words grow with a power of the words. Training takes time for each, more for more pieces.
+    distinct = rates.value("words.heaps_factor") * corpus.words ** rates.value("words.heaps_exponent")
+    more_pieces = (corpus.vocab_size / _REFERENCE_VOCAB) ** rates.value("vocab.size_exponent")
+    train = {} if config.file else {"vocab.train": distinct * more_pieces / 1e3}
     return StageWork(
-        {"vocab.start": 1.0, "vocab.count": corpus.words / 1e6, **train},
+        {"vocab.start": 1.0, "vocab.count": corpus.words / 1e6, "vocab.compare": float(bool(config.compare)), **train},
         written=corpus.shards * rates.value("bytes.word_counts"),
         scratch=corpus.shards * rates.value("bytes.word_counts"),
         requests=_requests("vocab", corpus, rates) + groups * (1 + groups // 8),

@@ -28,7 +28,7 @@ def test_a_node_has_the_price_of_its_type_or_of_its_shape():
     ]
     assert dollars_per_hour([node(8, group="data"), node(8, group="data", alive=False)], prices) == 1.5
     assert dollars_per_hour([node(32), node(32, 8)], prices) == 51.5
-    assert dollars_per_hour([node(4)], prices) == 50.0, "of no known type: the highest"
+    assert dollars_per_hour([node(0, group="head"), node(4, 1)], prices) == 1.5 + 50.0, "of no known type"
     assert dollars_per_hour([], prices) == 0.0
 
 
