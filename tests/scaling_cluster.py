@@ -114,7 +114,7 @@ class Nodes:
     """The nodes of a cluster, for a process without a Ray session."""
 
     def __init__(self, address: str):
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 
         self._client = GcsClient(address=address)
 

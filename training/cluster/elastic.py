@@ -181,16 +181,18 @@ class ElasticSize:
         after = f", after {failures} failure{'s' if failures > 1 else ''}" if failures else ""
         return f"{action} {self.placement}{after}"
 
-    def request_growth(self) -> None:
-        """Ask a cluster that scales for the nodes of the largest group."""
-        if self._request_more:
-            self._request_more(self.placement, self.largest.workers - self.placement.workers)
+    def request_growth(self, present: int) -> None:
+        """If the size is not fixed: ask a cluster that scales for the nodes of the largest group, of which nodes for
+        `present` workers are requested in another way.
+        """
+        if self._request_more and self.largest.allowed_worker_counts:
+            self._request_more(self.placement, self.largest.workers - present)
 
     def check_growth(self) -> bool:
         """Whether a larger group fits. Two checks in a row must say so: a lost node may be listed for some seconds."""
         workers, allowed = self.placement.workers, self.placement.allowed_worker_counts
         if allowed and not self.can_grow and time.monotonic() - self._checked >= _CHECK_SECONDS:
-            self.request_growth()
+            self.request_growth(present=workers)
             possible = largest_fitting(allowed, workers + self._free_slots(self.placement))
             self.can_grow = min(possible, self._last_possible) > workers
             self._last_possible, self._checked = possible, time.monotonic()

@@ -1,5 +1,6 @@
 """On a cluster that scales: request the nodes of a worker group from Ray's autoscaler, and wait for them."""
 
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from cloze.training.cluster.elastic import ElasticSize, Placement, free_worker_s
 _RESERVATION = "cloze-reservation"
 _POLL_SECONDS = 0.5
 _SETTLE_SECONDS = 10.0  # without a new node, until a smaller group starts: nodes that join together are used together
+_VIEW_SECONDS = 1.0  # until what a placement group holds is no longer listed as free
+_RENEW_SECONDS = 15.0  # between two requests for the largest group
 
 
 def scaling_config(placement: Placement) -> Any:
@@ -29,26 +32,33 @@ def scaling_config(placement: Placement) -> Any:
 
 
 class Reservation:
-    """A placement group that requests the nodes of a group from the autoscaler, and then holds them.
+    """Placement groups that request nodes for workers from the autoscaler, and then hold them.
 
-    It holds them until Ray Train asks for them: the autoscaler could remove idle nodes while Ray Train starts. The end
+    They hold them until Ray Train asks for them: the autoscaler could remove idle nodes while Ray Train starts. The end
     of the context releases them in any case.
     """
 
     def __init__(self, placement: Placement) -> None:
+        self._groups, self._earlier = list[Any](), set[str]()
+        self.add(placement)
+
+    def add(self, placement: Placement) -> None:
+        """Hold nodes for this group as well: for all of its workers, or for none."""
         from ray.util import placement_group
 
-        self._is_held, self._earlier = True, set[str]()
-        self._group = placement_group(
+        group = placement_group(
             [placement.worker_resources] * placement.workers,
             strategy="PACK",
             name=f"{_RESERVATION}-{uuid.uuid4().hex}",
             bundle_label_selector=scaling_config(placement)._label_selector_per_worker(placement.workers),
         )
+        self._groups.append(group)
 
-    def wait(self, seconds: float) -> bool:
-        """Whether the nodes are there, within this time."""
-        return self._group.wait(seconds)
+    def is_ready(self) -> bool:
+        """Whether it holds the nodes."""
+        from ray.util import placement_group_table
+
+        return all(placement_group_table(group).get("state") == "CREATED" for group in self._groups)
 
     def __enter__(self) -> "Reservation":
         self._earlier = _other_placement_groups()
@@ -61,14 +71,13 @@ class Reservation:
         from ray.exceptions import RayError
         from ray.util import remove_placement_group
 
-        if self._is_held:
-            with suppress(RayError):  # the cluster has ended, and all its placement groups
-                remove_placement_group(self._group)
-        self._is_held = False
+        with suppress(RayError):  # the cluster has ended, and all its placement groups
+            while self._groups:
+                remove_placement_group(self._groups.pop())
 
     def release_on_request(self) -> None:
         """Inside the context: release the nodes as soon as Ray Train has created the workers' placement group."""
-        if self._is_held and _other_placement_groups() - self._earlier:
+        if self._groups and _other_placement_groups() - self._earlier:
             self.release()
 
 
@@ -83,41 +92,43 @@ def _other_placement_groups() -> set[str]:
 def reserve_nodes(
     size: ElasticSize, show: Callable[[str], None], should_end: Callable[[], bool], is_needed: Callable[[], bool]
 ) -> Reservation | None:
-    """Wait until the largest allowed group fits on the cluster, or a smaller one, and set the size to it.
+    """Wait until the smallest allowed group fits on the cluster, and set the size to the largest one that fits then.
 
-    Until then the autoscaler is asked for the nodes of the largest one. Waits as long as it takes, and shows for how
-    many minutes. Returns None as soon as the group is not needed any more.
+    Waits as long as it takes, and shows for how many minutes. Returns None as soon as the group is not needed any more.
 
     Raises KeyboardInterrupt as soon as it `should_end`, and UserError when the autoscaler cannot start so many nodes.
     """
-    _check_autoscaler(size.smallest)
-    largest, started = size.largest, time.monotonic()
-    free, changed, reservation = 0, started, Reservation(largest)
+    smallest, largest = size.smallest, size.largest
+    _check_autoscaler(smallest)
+    started = changed = time.monotonic()
+    free, requested, reservation = 0, -math.inf, Reservation(smallest)
     try:
-        while not reservation.wait(_POLL_SECONDS):
-            now, before, free = time.monotonic(), free, free_worker_slots(largest)
-            changed = now if free != before else changed
+        while True:
+            is_ready, now, before = reservation.is_ready(), time.monotonic(), free
+            free = free_worker_slots(largest) + (smallest.workers if is_ready else 0)
+            changed = changed if free == before else now
+            settle = _SETTLE_SECONDS if free < largest.workers else _VIEW_SECONDS
+            if is_ready and now - changed >= settle:
+                break
             if should_end():
                 raise KeyboardInterrupt
             if not is_needed():
                 reservation.release()
                 return None
-            if size.smallest.workers <= free < largest.workers and now - changed > _SETTLE_SECONDS:
-                reservation.release()
-                size.fit(free)
-                reservation, changed = Reservation(size.placement), now
-                if reservation.wait(_SETTLE_SECONDS):
-                    break
-                reservation.release()
-                reservation = Reservation(largest)
-            show(_waiting_note(largest, now - started))
-        else:
-            size.fit(largest.workers)
+            if now - requested > _RENEW_SECONDS:
+                size.request_growth(present=0)
+                requested = now
+            if not is_ready or free < largest.workers:
+                show(_waiting_note(largest, now - started))
+            time.sleep(_POLL_SECONDS)
+        size.fit(free)
+        if more := size.placement.workers - smallest.workers:
+            reservation.add(size.placement._replace(workers=more))
+        size.request_growth(present=size.placement.workers)
+        show(f"starting {size.placement}")
     except BaseException:
         reservation.release()
         raise
-    size.request_growth()
-    show(f"starting {size.placement}")
     return reservation
 
 

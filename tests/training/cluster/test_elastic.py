@@ -233,10 +233,11 @@ def test_a_cluster_that_scales_is_asked_for_the_workers_that_the_largest_group_h
     placement = Placement(8, 1, True, (2, 4, 8, 16), scales=True)
     size = ElasticSize(placement, lambda _: free[0], lambda group, more: requests.append((group.workers, more)))
     assert size.smallest.workers == 2
+    size.request_growth(present=0)
     size.fit(5)
-    size.request_growth()
+    size.request_growth(present=4)
     now[0] += elastic._CHECK_SECONDS
     assert not size.check_growth()
     size.fit(8)
-    size.request_growth()
-    assert requests == [(4, 4), (4, 4), (8, 0)]
+    size.request_growth(present=8)
+    assert requests == [(8, 8), (4, 4), (4, 4), (8, 0)]
