@@ -315,6 +315,8 @@ def _finite(value: Any) -> Any:
 
 def _submit(options: argparse.Namespace) -> int:
     _load(options)  # reports an error of the configuration here, not on the cluster
+    if options.render:
+        return _render(options)
     from cloze.infra.launch.ray_jobs import submit
 
     return submit(
@@ -325,6 +327,21 @@ def _submit(options: argparse.Namespace) -> int:
         force=options.force or [],
         root=options.root,
     )
+
+
+def _render(options: argparse.Namespace) -> int:
+    from cloze.infra import named_runs
+    from cloze.infra.launch.cluster_config import ClusterConfig
+    from cloze.infra.launch.jobs import JobRequest
+    from cloze.infra.launch.kubernetes_jobs import render
+    from cloze.pipeline.core.config import load
+
+    cluster = load(ClusterConfig, options.cluster)
+    if not cluster.kubernetes:
+        raise UserError(f"--render: {options.cluster} is not a Kubernetes cluster; add kubernetes, or leave it out")
+    config = named_runs.read(options.run, options.overrides, options.root, defaults=cluster.overrides)
+    print(render(JobRequest(config, options.until, tuple(options.force or ())), cluster), end="")
+    return 0
 
 
 def _load(options: argparse.Namespace) -> "Run":
@@ -431,6 +448,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--onnx", action="store_true", help="also write model.onnx, for onnxruntime")
         if name == "submit":
             command.add_argument("--cluster", metavar="YAML", required=True, help="such as configs/clusters/local.yaml")
+            command.add_argument(
+                "--render", action="store_true", help="on Kubernetes: print the RayJob as YAML and send nothing"
+            )
         command.set_defaults(command=function)
     _add_config(commands)
     return parser

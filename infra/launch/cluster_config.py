@@ -5,8 +5,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from cloze.infra.launch.kubernetes_config import KubernetesConfig, Toleration
 from cloze.pipeline.core.config import Config
 
+_KUEUE_GROUPS = 7  # of workers, that Kueue admits in one job
 DEFAULT_PYTHON = "python"  # on the PATH with which Ray was started, or in the environment that `pip` creates
 
 
@@ -31,6 +33,11 @@ class NodeType(Config):
     """Machines that are always there."""
     max_nodes: int = Field(default=1, gt=0)
     """Machines that there can be."""
+    node_selector: dict[str, str] = Field(default={})
+    """On Kubernetes, labels of the machines that the pods of this type may run on, in addition to those for
+    `instance_type` and `spot`."""
+    tolerations: tuple[Toleration, ...] = ()
+    """On Kubernetes, taints that the pods of this type tolerate. Those with GPUs also tolerate nvidia.com/gpu."""
 
     @model_validator(mode="after")
     def _range_is_ordered(self) -> "NodeType":
@@ -44,8 +51,10 @@ class ClusterConfig(Config):
 
     name: str
     """Name of the cluster, for messages."""
-    address: str = Field(pattern=r"^https?://\S+$")
-    """Address of the cluster's dashboard, such as http://127.0.0.1:8265."""
+    address: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    """Address of the dashboard of a Ray cluster that is running, such as http://127.0.0.1:8265."""
+    kubernetes: KubernetesConfig | None = None
+    """A Kubernetes cluster, on which each job gets a Ray cluster of its own. Not together with `address`."""
     auth: Literal["token", "disabled"] = "token"
     """Authentication: token sends the token in RAY_AUTH_TOKEN or ~/.ray/auth_token; disabled sends none."""
     shared_disk: bool = False
@@ -68,6 +77,12 @@ class ClusterConfig(Config):
     else those that it has."""
     pip: tuple[str, ...] = ()
     """Packages that Ray installs for the job, where the machines do not have them. Not together with `python`."""
+    deadline_seconds: int | None = Field(default=None, gt=0)
+    """Time that a job may take."""
+    retries: int = Field(default=0, ge=0)
+    """How often a failed job is started again; it continues from its finished parts."""
+    ttl_seconds: int | None = Field(default=None, ge=0)
+    """Time after its end at which a job is removed from the list."""
 
     @model_validator(mode="after")
     def _python_can_be_found(self) -> "ClusterConfig":
@@ -77,6 +92,29 @@ class ClusterConfig(Config):
             )
         if self.python and self.pip:
             raise ValueError("python selects an environment and pip creates another one; remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _kubernetes_can_create_it(self) -> "ClusterConfig":
+        if not self.kubernetes:
+            return self
+        if self.address:
+            raise ValueError("address names a Ray cluster that runs, and kubernetes creates one; remove one of them")
+        if self.shared_disk:
+            raise ValueError("shared_disk: pods cannot access this machine's disk; remove it")
+        if not self.node_types:
+            raise ValueError("node_types: kubernetes creates these machines; add one type at least")
+        names = [kind.name for kind in self.node_types]
+        if "head" in names or len(set(names)) < len(names):
+            raise ValueError(f"node_types: {', '.join(names)}: give each type another name, and none the name head")
+        if self.kubernetes.queue and len(names) > _KUEUE_GROUPS:
+            raise ValueError(f"node_types: Kueue admits jobs with at most {_KUEUE_GROUPS} types; remove some")
+        scaling = [kind.name for kind in self.node_types if kind.min_nodes < kind.max_nodes]
+        if self.kubernetes.queue and scaling:
+            raise ValueError(
+                f"node_types: Kueue admits clusters of a fixed size; set min_nodes of {scaling[0]} to its max_nodes, "
+                "or remove kubernetes.queue"
+            )
         return self
 
     @property

@@ -27,10 +27,12 @@ _STOP_SECONDS = 300  # from a job's SIGTERM, at which it saves, to its SIGKILL; 
 
 
 def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: str | None = None) -> None:
-    """Fill the job's working directory: the code, the configuration as run.yaml and, unless the disk is shared, the
-    local files that the stages up to `until` read. Raises UserError for a path that the cluster cannot access.
+    """Fill the job's working directory: the code, unless the cluster's image has it, the configuration as run.yaml and,
+    unless the disk is shared, the local files that the stages up to `until` read. Raises UserError for a path that the
+    cluster cannot access.
     """
-    shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    if not (cluster.kubernetes and cluster.kubernetes.code == "image"):
+        shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     root = _root(config, cluster)
     uploads = None if cluster.shared_disk else _Uploads(folder)
     local_patterns = {

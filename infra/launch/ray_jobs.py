@@ -50,6 +50,8 @@ def submit(
     interpreter, or one that lacks a package.
     """
     cluster = load(ClusterConfig, cluster_path)
+    if not cluster.address:
+        raise UserError(f"{cluster_path}: address is missing; add it")
     config = named_runs.read(run, overrides, root, defaults=cluster.overrides)
     client = _connect(cluster, cluster_path)
     options = [*(["--until", until] if until else []), *(word for stage in force for word in ("--force", stage))]
