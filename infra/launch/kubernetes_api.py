@@ -212,7 +212,8 @@ def _connection(config: KubernetesConfig, file: str) -> Any:
         if not config.context and "KUBERNETES_SERVICE_HOST" in os.environ and not _kubeconfig_exists():
             load_incluster_config()
             return client.ApiClient()
-        return new_client_from_config(context=config.context)
+        # The library reads KUBECONFIG only once, when it is imported.
+        return new_client_from_config(os.environ.get("KUBECONFIG"), context=config.context)
     except (ConfigException, OSError) as error:
         raise UserError(
             f"{file}: kubernetes: no kubeconfig can be used ({_one_line(error)}); set KUBECONFIG, or "

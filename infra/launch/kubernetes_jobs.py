@@ -28,7 +28,8 @@ from cloze.infra.launch.rayjob import DIGEST, ROOT, RUN, SUBMITTER, Submission, 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 
-_WAIT_SECONDS = 10  # for a change, until the object is read again
+_PENDING_SECONDS = 10  # until a pending job is read again if nothing changes
+_RECONNECT_SECONDS = 1  # until the log of a running job, whose connection was cut, is read again
 _LOST_SECONDS = 120.0  # without the API server, until following a job ends with an error
 _MARGIN_SECONDS = 5  # by which clocks may differ
 
@@ -79,7 +80,7 @@ class KubernetesJobs:
         assert cluster.kubernetes
         self._cluster, self._config, self._file = cluster, cluster.kubernetes, file
         self._api = KubernetesApi(cluster.kubernetes, file)
-        self._deleted: dict[str, JobInfo] = {}  # while `logs` followed them
+        self._followed: dict[str, JobInfo] = {}  # by `logs`, to their end: they may no longer exist
 
     def submit(self, request: JobRequest) -> tuple[str, bool]:
         """Create the run's RayJob, unless one of the same run, files and cluster is running."""
@@ -105,8 +106,8 @@ class KubernetesJobs:
         return [self._info(job, "") for job in jobs]
 
     def info(self, job: str) -> JobInfo:
-        if job in self._deleted:
-            return self._deleted[job]
+        if job in self._followed:
+            return self._followed[job]
         found = self._get(job)
         return self._info(found, self._problem(found))
 
@@ -118,18 +119,21 @@ class KubernetesJobs:
             try:
                 ended = _state(current).is_terminal  # before the log is read, so that none of it is missing
                 yield from log.lines(job, follow=follow and not ended)
+                if ended:
+                    self._followed[job] = self._info(current, "")
                 if ended or not follow:
                     return
                 info = self._info(current, self._problem(current))
                 if info.state is JobState.PENDING and info.reason != reason:
                     reason = info.reason
                     print(f"cloze: {job} is pending: {reason}", file=sys.stderr, flush=True)
-                kind, current = self._api.wait_for_change(current, _WAIT_SECONDS) or ("", self._api.get(job))
+                seconds = _PENDING_SECONDS if info.state is JobState.PENDING else _RECONNECT_SECONDS
+                kind, current = self._api.wait_for_change(current, seconds) or ("", self._api.get(job))
                 lost_since = None
                 if kind == "DELETED":
                     raise NotFound(job)
             except NotFound:
-                self._deleted[job] = self._info_of_deleted(current)
+                self._followed[job] = self._info_of_deleted(current)
                 return
             except Unreachable:
                 lost_since = lost_since or time.monotonic()
