@@ -13,7 +13,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads, prefetch
 
-_RANGE_BYTES, _AHEAD = 8 << 20, 16  # bytes of a read; reads at once: 128 MiB of memory
+_RANGE_BYTES, _AHEAD = 8 << 20, 8  # bytes of a read; reads at once: 64 MiB of memory
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,11 @@ from cloze.pipeline.core.ragged import offsets_of
 from cloze.pipeline.dedup.duplicate_rules import rows_of, shards_of
 
 
+def num_blocks(documents: int, size: int) -> int:
+    """Returns the number of blocks of `size` documents: at least one, which may be empty."""
+    return max(-(-documents // size), 1)
+
+
 @dataclass(frozen=True)
 class Blocks:
     """Blocks of `size` documents in the order of their addresses; the last one may be smaller.
@@ -27,8 +32,7 @@ class Blocks:
         return offsets_of(self.shard_documents)
 
     def __len__(self) -> int:
-        """Returns the number of blocks: at least one, which may be empty."""
-        return max(-(-int(self._offsets[-1]) // self.size), 1)
+        return num_blocks(int(self._offsets[-1]), self.size)
 
     def block_of(self, addresses: Any) -> Any:
         """Returns the number of the block of each document."""

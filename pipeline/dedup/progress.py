@@ -10,10 +10,10 @@ _PAGE = 1000  # files that one request lists
 
 
 @contextmanager
-def reporting_items(steps: Steps, counts: Mapping[str, int], unit: str) -> Iterator[None]:
+def reporting_items(steps: Steps, counts: Mapping[str, int]) -> Iterator[None]:
     """While inside, report how many items of these steps are finished."""
     finished = FinishedItems(steps, counts)
-    with steps.out.reporting_progress(finished, sum(counts.values()), unit):
+    with steps.out.reporting_progress(finished, sum(counts.values()), "items"):
         yield
         finished.complete()
 

@@ -8,18 +8,17 @@ source's file.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
-from cloze.pipeline.core.beam import for_each, pipeline, serialized_errors
+from cloze.pipeline.core.beam import pipeline, serialized_errors
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.core.manifest_facts import DedupFacts
 from cloze.pipeline.core.scratch import scratch_folder
+from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup import minhash, steps
-from cloze.pipeline.dedup.blocks import Blocks
 from cloze.pipeline.dedup.progress import reporting_items
 from cloze.pipeline.dedup.samples import removed_samples
 from cloze.pipeline.dedup.steps import Item, Steps
@@ -59,8 +58,8 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
         finished = out.finished_parts(names)
         if len(finished) < len(names):
             size = sum(file.bytes for name, file in documents.manifest.files.items() if name.startswith("documents/"))
-            work = Steps(shards, out, folder, config.near_threshold, *_num_buckets(documents))
-            work = _run_steps(work, config, size / _BYTES_PER_CPU_SECOND)
+            work = _steps(documents, out, folder, config)
+            _run_steps(work, config.beam, size / _BYTES_PER_CPU_SECOND)
             finished = {part.name: part for part in out.require_parts(shard_parts)}
             facts = removed_samples(list(finished.values()), work).plain
             finished[_SAMPLES_PART] = out.commit(_SAMPLES_PART, {}, facts=facts)
@@ -69,22 +68,26 @@ def run(config: DedupConfig, inputs: Mapping[str, Artifact], out: Output) -> Man
     return out.finish(list(finished.values()), config.model_dump(mode="json"), inputs_used, facts=facts)
 
 
-def _num_buckets(documents: Artifact) -> tuple[int, int]:
-    """Returns the numbers of buckets of descriptors and of bands."""
+def _steps(documents: Artifact, out: Output, scratch: Location, config: DedupConfig) -> Steps:
     count = documents.manifest.counts.get("documents", 0)
-    return 1 + count // steps.BUCKET_RECORDS, 1 + count * minhash.NUM_BANDS // steps.BUCKET_RECORDS
+    return Steps(
+        documents.files("documents/"),
+        out,
+        scratch,
+        config.near_threshold,
+        num_documents=count,
+        num_buckets=1 + count // steps.BUCKET_RECORDS,
+        num_band_buckets=1 + count * minhash.NUM_BANDS // steps.BUCKET_RECORDS,
+        block_documents=steps.BLOCK_DOCUMENTS,
+    )
 
 
-def _run_steps(work: Steps, config: DedupConfig, cpu_seconds: float) -> Steps:
-    """Run every item of every step, each step after the previous one is finished. Returns `work` with its blocks."""
-    count = len(work.shards)
-    with reporting_items(work, {"describe": count}, "shards"):
-        for_each([Item("describe", shard) for shard in range(count)], work.run_item, config.beam, cpu_seconds)
-    work = replace(work, blocks=Blocks(work.count_documents(), steps.BLOCK_DOCUMENTS))
+def _run_steps(work: Steps, beam_options: list[str] | None, cpu_seconds: float) -> None:
+    """Run every item of every step, each step after the previous one is finished."""
     counts = work.item_counts()
     with (
-        reporting_items(work, counts, "items"),
-        pipeline(config.beam, max(counts.values()), cpu_seconds / 3) as running,
+        reporting_items(work, counts),
+        pipeline(beam_options, max(counts.values()), cpu_seconds) as running,
     ):
         import apache_beam as beam
 
@@ -98,7 +101,6 @@ def _run_steps(work: Steps, config: DedupConfig, cpu_seconds: float) -> Steps:
                 | f"Spread {step}" >> beam.Reshuffle()
                 | step.capitalize() >> beam.Map(_run_item, work)
             )
-    return work
 
 
 def _run_item(item: Item, work: Steps) -> None:

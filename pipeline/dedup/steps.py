@@ -37,7 +37,7 @@ from cloze.pipeline.core.bucket_files import read_bucket, write_buckets
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
 from cloze.pipeline.dedup import minhash
-from cloze.pipeline.dedup.blocks import Blocks
+from cloze.pipeline.dedup.blocks import Blocks, num_blocks
 from cloze.pipeline.dedup.document_shards import kept_documents, read_tables, shard_bytes
 from cloze.pipeline.dedup.duplicate_rules import (
     DESCRIPTOR,
@@ -90,17 +90,27 @@ class Steps:
     out: Output
     scratch: Location
     threshold: float
+    num_documents: int
     num_buckets: int
     num_band_buckets: int
+    block_documents: int
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
-    blocks: Blocks = field(default=Blocks((), 1))  # known when the step describe is finished
 
     def item_counts(self) -> dict[str, int]:
-        """The steps after `describe` in their order, and the number of items of each."""
-        blocks = len(self.blocks)
+        """The steps in their order, and the number of items of each."""
+        shards, blocks = len(self.shards), num_blocks(self.num_documents, self.block_documents)
         near = {"match": self.num_band_buckets, "attach": blocks, "compare": self.num_band_buckets, "cluster": 1}
         exact = {"partition": blocks, "newest": self.num_buckets, "distinct": self.num_buckets, "collect": blocks}
-        return {**exact, **(near if self.threshold else {}), "write": len(self.shards)}
+        return {"describe": shards, **exact, **(near if self.threshold else {}), "write": shards}
+
+    @property
+    def blocks(self) -> Blocks:
+        """The blocks, once `describe` is finished."""
+        counts = _count_documents_once(
+            self.scratch / "describe", len(self.shards), self._described.itemsize, self.attempt
+        )
+        assert sum(counts) == self.num_documents, f"{sum(counts)} documents in place of {self.num_documents}"
+        return Blocks(counts, self.block_documents)
 
     def run_item(self, item: Item) -> None:
         if not self._is_finished(item):
@@ -118,15 +128,6 @@ class Steps:
             is_listed = f"{name}.json" in _list_once(self.out.location / "parts", self.attempt)
             return is_listed and self.out.finished_part(name) is not None
         return f"{item.step}/{name}" in _list_once(self.scratch, self.attempt) and self._file(*item).is_file()
-
-    def count_documents(self) -> list[int]:
-        """Returns the number of documents in each shard, after `describe`."""
-        sizes = (self.scratch / "describe").sizes()
-
-        def size(shard: int) -> int:  # a listing may omit a file
-            return sizes[name] if (name := f"{shard:05}") in sizes else self._file("describe", shard).size()
-
-        return [size // self._described.itemsize for size in map_in_threads(size, range(len(self.shards)))]
 
     def describe(self, shard: int) -> None:
         described = [np.zeros(0, self._described)]
@@ -292,6 +293,19 @@ class Steps:
 
     def _files(self, step: str, count: int) -> list[Location]:
         return [self._file(step, number) for number in range(count)]
+
+
+@lru_cache(8)
+def _count_documents_once(described: Location, shards: int, record_bytes: int, _attempt: str) -> tuple[int, ...]:
+    """Returns the number of documents in each shard, from the files of `describe`, of which a process lists the sizes
+    once in an attempt."""
+    sizes = described.sizes()
+
+    def size(name: str) -> int:  # a listing may omit a file
+        return sizes[name] if name in sizes else (described / name).size()
+
+    names = [f"{shard:05}" for shard in range(shards)]
+    return tuple(size // record_bytes for size in map_in_threads(size, names))
 
 
 @lru_cache(8)

@@ -19,7 +19,6 @@ from cloze.pipeline.core.schema import DOCUMENT, RecordPosition, parquet_bytes
 from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup import steps as dedup_steps
-from cloze.pipeline.dedup.blocks import Blocks
 from cloze.pipeline.dedup.duplicate_rules import describe_documents, keep_distinct_contents, keep_newest_revisions
 from cloze.pipeline.dedup.stage import VERSION, DedupConfig, run
 from cloze.pipeline.dedup.steps import Item, Steps
@@ -201,16 +200,13 @@ def stepwise(folder: Path, shards: list[list], order: random.Random) -> set[tupl
     ten of bands, and blocks of three documents."""
     documents = artifact(folder / "in", *shards)
     out = Output(Location(str(folder / "out")), "dedup", VERSION, "e" * 16)
-    steps = Steps(
-        documents.files("documents/"), out, Location(str(folder / "scratch")), 0.8, num_buckets=3, num_band_buckets=10
-    )
+    files, scratch = documents.files("documents/"), Location(str(folder / "scratch"))
+    steps = Steps(files, out, scratch, 0.8, sum(map(len, shards)), 3, 10, block_documents=3)
 
     def run_all(step: str, count: int) -> None:
         for number in order.choices(range(count), k=2) + order.sample(range(count), count):
             steps.run_item(Item(step, number))
 
-    run_all("describe", len(shards))
-    steps = replace(steps, blocks=Blocks(steps.count_documents(), 3))
     for step, count in steps.item_counts().items():
         run_all(step, count)
     parts = out.require_parts([f"{number:05}" for number in range(len(steps.shards))])
@@ -277,10 +273,8 @@ def test_a_run_that_is_stopped_in_any_step_resumes_from_its_finished_items_and_l
     full, _ = dedup(tmp_path, *shards)
     documents = Artifact(Location(str(tmp_path / "out-in")), "extract", "f" * 16)
     nowhere = Location(str(tmp_path / "nowhere"))
-    steps = Steps(documents.files("documents/"), Output(nowhere, "dedup", VERSION, ""), nowhere, 0.8, 2, 17)
-    steps = replace(steps, blocks=Blocks([8, 8, 8], 10))
-    described = [Item("describe", number) for number in range(3)]
-    items = described + [Item(step, number) for step, count in steps.item_counts().items() for number in range(count)]
+    steps = Steps(documents.files("documents/"), Output(nowhere, "dedup", VERSION, ""), nowhere, 0.8, 24, 2, 17, 10)
+    items = [Item(step, number) for step, count in steps.item_counts().items() for number in range(count)]
     for done in [number for number, item in enumerate(items, 1) if item.number == 0]:
         reported: list[tuple[float, str]] = []
         out = Output(Location(str(tmp_path / f"stopped-{done}")), "dedup", VERSION, "e" * 16)
@@ -291,9 +285,7 @@ def test_a_run_that_is_stopped_in_any_step_resumes_from_its_finished_items_and_l
         stamps = {file: file.info().mtime_ns for file in out.location.files()}
         out.reporter = lambda done, total, unit, note, reported=reported: reported.append((done, unit))
         again = run(DedupConfig(), {"documents": documents}, out)
-        first = {unit: done for done, unit in reversed(reported)}
-        assert first == {"shards": min(done, 3), "items": max(done - 3, 0)}
-        assert reported[-1] == (len(items) - 3, "items")
+        assert (reported[0], reported[-1]) == ((done, "items"), (len(items), "items"))
         assert {n: f.sha256 for n, f in again.files.items()} == {n: f.sha256 for n, f in full.files.items()}
         assert (again.counts, again.drops, again.facts) == (full.counts, full.drops, full.facts)
         left = out.location.files()

@@ -65,7 +65,7 @@ def test_the_same_documents_stay_for_any_shards_blocks_and_buckets(
 def test_an_item_that_an_earlier_attempt_has_finished_does_not_run_again(tmp_path: Path) -> None:
     shards = artifact(tmp_path / "in", [doc("a", "Some words.")]).files("documents/")
     out = Output(Location(str(tmp_path / "out")), "dedup", VERSION, "e" * 16)
-    work = Steps(shards, out, out.location / "scratch", 0.0, 1, 1)
+    work = Steps(shards, out, out.location / "scratch", 0.0, 1, 1, 1, 9)
     file = work.scratch / "describe/00000"
     work.run_item(Item("describe", 0))
     stamp = file.info().mtime_ns
@@ -84,7 +84,7 @@ def test_progress_makes_about_one_request_each_time(tmp_path: Path, monkeypatch:
     list_files = Location.files
     monkeypatch.setattr(Location, "files", lambda folder: listings.append(folder) or list_files(folder))
     out = Output(Location(str(tmp_path)), "dedup", VERSION, "e" * 16)
-    finished = FinishedItems(Steps([], out, out.location / "scratch", 0.8, 1, 1), {"describe": 3000, "newest": 1})
+    finished = FinishedItems(Steps([], out, out.location / "scratch", 0.8, 0, 1, 1, 9), {"describe": 3000, "newest": 1})
     assert [finished() for _ in range(7)] == [2500] * 7
     assert len(listings) == 3  # of three requests each
     finished.complete()
@@ -95,7 +95,7 @@ def test_progress_can_be_completed_while_another_thread_lists(tmp_path: Path, mo
     (tmp_path / "scratch/describe").mkdir(parents=True)
     (tmp_path / "scratch/describe/00000").touch()
     out = Output(Location(str(tmp_path)), "dedup", VERSION, "e" * 16)
-    finished = FinishedItems(Steps([], out, out.location / "scratch", 0.8, 1, 1), {"describe": 1})
+    finished = FinishedItems(Steps([], out, out.location / "scratch", 0.8, 0, 1, 1, 9), {"describe": 1})
     list_files = Location.files
 
     def list_and_complete(folder: Location) -> list[Location]:
