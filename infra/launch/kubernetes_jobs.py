@@ -73,14 +73,18 @@ def _archive(folder: Path) -> tuple[bytes, str]:
     return buffer.getvalue(), digest.hexdigest()
 
 
+class UnknownJob(UserError):
+    """The namespace has no such job."""
+
+
 class KubernetesJobs:
     """The jobs of one namespace: a `Backend`. `file` is the cluster's file, for errors."""
 
     def __init__(self, cluster: ClusterConfig, file: str):
         assert cluster.kubernetes
-        self._cluster, self._config, self._file = cluster, cluster.kubernetes, file
+        self._cluster, self._config = cluster, cluster.kubernetes
         self._api = KubernetesApi(cluster.kubernetes, file)
-        self._followed: dict[str, JobInfo] = {}  # by `logs`, to their end: they may no longer exist
+        self._seen: dict[str, Json] = {}  # as each job was last read: it may no longer exist
 
     def submit(self, request: JobRequest) -> tuple[str, bool]:
         """Create the run's RayJob, unless one of the same run, files and cluster is running."""
@@ -106,9 +110,14 @@ class KubernetesJobs:
         return [self._info(job, "") for job in jobs]
 
     def info(self, job: str) -> JobInfo:
-        if job in self._followed:
-            return self._followed[job]
-        found = self._get(job)
+        """As the job is, or, if it has been deleted since this object read it, as it was last; stopped if it ran."""
+        try:
+            found = self._get(job)
+        except UnknownJob:
+            if job not in self._seen:
+                raise
+            last = self._info(self._seen[job], "")
+            return last if last.state.is_terminal else replace(last, state=JobState.STOPPED, reason="was stopped")
         return self._info(found, self._problem(found))
 
     def logs(self, job: str, *, follow: bool) -> Iterator[str]:
@@ -119,8 +128,6 @@ class KubernetesJobs:
             try:
                 ended = _state(current).is_terminal  # before the log is read, so that none of it is missing
                 yield from log.lines(job, follow=follow and not ended)
-                if ended:
-                    self._followed[job] = self._info(current, "")
                 if ended or not follow:
                     return
                 info = self._info(current, self._problem(current))
@@ -129,11 +136,10 @@ class KubernetesJobs:
                     print(f"cloze: {job} is pending: {reason}", file=sys.stderr, flush=True)
                 seconds = _PENDING_SECONDS if info.state is JobState.PENDING else _RECONNECT_SECONDS
                 kind, current = self._api.wait_for_change(current, seconds) or ("", self._api.get(job))
-                lost_since = None
+                self._seen[job], lost_since = current, None
                 if kind == "DELETED":
-                    raise NotFound(job)
+                    return
             except NotFound:
-                self._followed[job] = self._info_of_deleted(current)
                 return
             except Unreachable:
                 lost_since = lost_since or time.monotonic()
@@ -148,11 +154,12 @@ class KubernetesJobs:
 
     def _get(self, job: str) -> Json:
         try:
-            return self._api.get(job)
+            self._seen[job] = found = self._api.get(job)
+            return found
         except NotFound:
             names = [known["metadata"]["name"] for known in self._api.rayjobs(DIGEST)]
             known = f"jobs there: {', '.join(names[:10])}" if names else "it has no jobs of Cloze"
-            raise UserError(
+            raise UnknownJob(
                 f"{job}: is not a job in the namespace {self._config.namespace} of {self._cluster.name} (a stopped one "
                 f"is deleted); {known}"
             ) from None
@@ -192,11 +199,6 @@ class KubernetesJobs:
             ended=_time(status.get("endTime")) if state.is_terminal else None,
             exit_status=_exit_status(status, state),
         )
-
-    def _info_of_deleted(self, job: Json) -> JobInfo:
-        """Deleted after its end, by ttl_seconds, or stopped."""
-        info = self._info(job, "")
-        return info if info.state.is_terminal else replace(info, state=JobState.STOPPED, reason="was stopped")
 
     def _reason(self, job: Json, state: JobState, problem: str) -> str:
         status = job.get("status", {})

@@ -24,6 +24,7 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 _MAX_NAME = 47  # characters of a RayJob's name, to which KubeRay appends names of what it creates
 _GRACE_SECONDS = 120  # from a pod's end to its SIGKILL: what AWS gives a spot machine
 _DRAIN_SECONDS = 100  # of these for training to save
+_MIN_TTL_SECONDS = 60  # in which those who wait for the job see its end
 _SHM_FRACTION = 0.4  # Ray's object store takes 0.3 of the memory
 _HOME = "/home/cloze"
 _USER = 1000
@@ -124,7 +125,7 @@ def _deletion(cluster: ClusterConfig) -> Json:
     ended: tuple[Json, ...] = ({"jobStatus": "SUCCEEDED"}, {"jobStatus": "FAILED"}, {"jobDeploymentStatus": "Failed"})
     policies = {"DeleteCluster": 0}
     if cluster.ttl_seconds is not None:
-        policies["DeleteSelf"] = cluster.ttl_seconds
+        policies["DeleteSelf"] = max(cluster.ttl_seconds, _MIN_TTL_SECONDS)
     rules = [
         {"policy": policy, "condition": {**condition, "ttlSeconds": seconds}}
         for policy, seconds in policies.items()

@@ -381,6 +381,7 @@ def test_a_stopped_job_exists_until_its_cluster_has_ended(api: ApiServer, prepar
     api.remove("rayjobs", JOB)
     following.end()
     assert (jobs.info(JOB).state, jobs.info(JOB).reason) == (JobState.STOPPED, "was stopped")
+    assert jobs.jobs() == []
     with pytest.raises(UserError, match=f"^{JOB}: is not a job in the namespace ml of kubernetes"):
         backend().info(JOB)
 
