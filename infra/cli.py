@@ -361,9 +361,9 @@ def _finite(value: Any) -> Any:
 def _submit(options: argparse.Namespace) -> int:
     run = _load(options)  # reports an error of the configuration here, not on the cluster
     run.check_forced(options.until, options.force or [])
-    from cloze.infra.launch.commands import submit
+    from cloze.infra.launch import commands
 
-    return submit(options)
+    return commands.render(options) if options.render else commands.submit(options)
 
 
 def _job(options: argparse.Namespace) -> int:
@@ -487,6 +487,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "submit":
             _add_cluster(command)
             command.add_argument("--detach", action="store_true", help="print the job's id and return")
+            command.add_argument(
+                "--render", action="store_true", help="on Kubernetes: print the RayJob as YAML and send nothing"
+            )
         command.set_defaults(command=function)
     _add_job(commands)
     _add_config(commands)

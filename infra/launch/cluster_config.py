@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from cloze.infra.launch.kubernetes_config import KubernetesConfig, Toleration
 from cloze.pipeline.core.config import Config
 
+_KUEUE_GROUPS = 7  # of workers, that Kueue admits in one job
 DEFAULT_PYTHON = "python"  # on the PATH with which Ray was started, or in the environment that `pip` creates
 ENTRYPOINT_KEYS = ("entrypoint_num_cpus", "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources")
 _ENVIRONMENTS = ("pip", "uv", "conda", "image_uri", "container", "py_executable")  # keys of a runtime environment
@@ -33,6 +35,11 @@ class NodeType(Config):
     """Machines that are always there."""
     max_nodes: int = Field(default=1, gt=0)
     """Machines that there can be."""
+    node_selector: dict[str, str] = Field(default={})
+    """On Kubernetes, labels of the machines that the pods of this type may run on, in addition to those for
+    `instance_type` and `spot`."""
+    tolerations: tuple[Toleration, ...] = ()
+    """On Kubernetes, taints that the pods of this type tolerate. Those with GPUs also tolerate nvidia.com/gpu."""
 
     @model_validator(mode="after")
     def _range_is_ordered(self) -> "NodeType":
@@ -50,7 +57,10 @@ class ClusterConfig(Config):
     name: str
     """Name of the cluster, for messages."""
     address: str | None = Field(default=None, pattern=r"^https?://\S+$")
-    """Address of the dashboard of a Ray cluster, such as http://127.0.0.1:8265. Unset: jobs run on this machine."""
+    """Address of the dashboard of a Ray cluster, such as http://127.0.0.1:8265. Without it, and without `kubernetes`,
+    jobs run on this machine."""
+    kubernetes: KubernetesConfig | None = None
+    """A Kubernetes cluster, on which each job gets a Ray cluster of its own. Not together with `address`."""
     auth: Literal["token", "disabled"] = "token"
     """Authentication: token sends the token in RAY_AUTH_TOKEN or ~/.ray/auth_token; disabled sends none."""
     shared_disk: bool = False
@@ -121,10 +131,33 @@ class ClusterConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _kubernetes_can_create_it(self) -> "ClusterConfig":
+        if not self.kubernetes:
+            return self
+        if self.address:
+            raise ValueError("address names a Ray cluster that runs, and kubernetes creates one; remove one of them")
+        if self.shared_disk:
+            raise ValueError("shared_disk: pods cannot access this machine's disk; remove it")
+        if not self.node_types:
+            raise ValueError("node_types: kubernetes creates these machines; add one type at least")
+        names = [kind.name for kind in self.node_types]
+        if "head" in names or len(set(names)) < len(names):
+            raise ValueError(f"node_types: {', '.join(names)}: give each type another name, and none the name head")
+        if self.kubernetes.queue and len(names) > _KUEUE_GROUPS:
+            raise ValueError(f"node_types: Kueue admits jobs with at most {_KUEUE_GROUPS} types; remove some")
+        scaling = [kind.name for kind in self.node_types if kind.min_nodes < kind.max_nodes]
+        if self.kubernetes.queue and scaling:
+            raise ValueError(
+                f"node_types: Kueue admits clusters of a fixed size; set min_nodes of {scaling[0]} to its max_nodes, "
+                "or remove kubernetes.queue"
+            )
+        return self
+
     @property
     def is_this_machine(self) -> bool:
         """Whether jobs are processes of this machine."""
-        return self.address is None
+        return self.address is None and self.kubernetes is None
 
     @property
     def environment_key(self) -> str | None:

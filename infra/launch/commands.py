@@ -13,6 +13,7 @@ from cloze.infra.launch.backends import backend_of
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.jobs import Backend, JobInfo, JobRequest, JobState, now
 from cloze.pipeline.core.config import load
+from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.signals import interrupting_signal
 
 _POLL = 1.0  # seconds
@@ -25,10 +26,8 @@ def submit(options: argparse.Namespace) -> int:
     Ctrl-C detaches, leaves the job running and returns 130; SIGTERM does the same and returns 143.
     """
     cluster = _cluster(options)
-    defaults = cluster.overrides if cluster else ()
-    config = named_runs.read(options.run, options.overrides, options.root, defaults=defaults)
     backend = backend_of(cluster, options.cluster or "")
-    job, is_new = backend.submit(JobRequest(config, options.until, tuple(options.force or ())))
+    job, is_new = backend.submit(_request(options, cluster))
     _log(f"submitted as {job}" if is_new else f"{job} is running already; attached")
     if options.detach:
         print(job)
@@ -39,6 +38,17 @@ def submit(options: argparse.Namespace) -> int:
         _log(f"\ndetached; {job} continues to run. The same command attaches again; this stops it:")
         _log(f"  {_command('stop', job, options.cluster)}")
         return 128 + interrupting_signal()
+
+
+def render(options: argparse.Namespace) -> int:
+    """Print the RayJob that `submit` would create, as YAML. Raises UserError without a Kubernetes cluster."""
+    from cloze.infra.launch.kubernetes_jobs import render as render_rayjob
+
+    cluster = _cluster(options)
+    if not (cluster and cluster.kubernetes):
+        raise UserError("--render: requires --cluster with the file of a Kubernetes cluster")
+    print(render_rayjob(_request(options, cluster), cluster), end="")
+    return 0
 
 
 def list_jobs(options: argparse.Namespace) -> int:
@@ -130,6 +140,12 @@ def _wait(backend: Backend, job: str) -> JobInfo:
     while not (info := backend.info(job)).state.is_terminal:
         time.sleep(_POLL)
     return info
+
+
+def _request(options: argparse.Namespace, cluster: ClusterConfig | None) -> JobRequest:
+    defaults = cluster.overrides if cluster else ()
+    config = named_runs.read(options.run, options.overrides, options.root, defaults=defaults)
+    return JobRequest(config, options.until, tuple(options.force or ()))
 
 
 def _backend(options: argparse.Namespace) -> Backend:

@@ -31,10 +31,12 @@ _MAX_CODE_BYTES = 2_000_000  # of one file; the largest one of the package has 2
 
 
 def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: str | None = None) -> None:
-    """Fill the job's working directory: the code, the configuration as run.yaml and, unless the disk is shared, the
-    local files that the stages up to `until` read. Raises UserError for a path that the cluster cannot access.
+    """Fill the job's working directory: the code, unless the cluster's image has it, the configuration as run.yaml and,
+    unless the disk is shared, the local files that the stages up to `until` read. Raises UserError for a path that the
+    cluster cannot access.
     """
-    _copy_package(folder / _PACKAGE.name)
+    if not (cluster.kubernetes and cluster.kubernetes.code == "image"):
+        _copy_package(folder / _PACKAGE.name)
     root = _root(config, cluster)
     uploads = None if cluster.shared_disk else _Uploads(folder)
     local_patterns = {pattern for _, pattern in _local_paths(config, until)}

@@ -1,0 +1,284 @@
+"""A run -> a RayJob on Kubernetes: submit it, list, follow and stop such jobs.
+
+`stop` deletes the RayJob: KubeRay sends the run SIGTERM, and the Ray cluster ends when the run has saved. A stopped job
+is therefore not in the list; the run's own files stay under its root.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import re
+import shlex
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cloze.infra.launch.cluster_config import ClusterConfig
+from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
+from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState
+from cloze.infra.launch.kubernetes_api import AlreadyExists, Json, KubernetesApi, NotFound, Unreachable
+from cloze.infra.launch.pod_problems import pod_problem
+from cloze.infra.launch.rayjob import DIGEST, ROOT, RUN, SUBMITTER, Submission, as_yaml, job_name, rayjob
+from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.storage import Location
+
+_PENDING_SECONDS = 10  # until a pending job is read again if nothing changes
+_RECONNECT_SECONDS = 1  # until the log of a running job, whose connection was cut, is read again
+_LOST_SECONDS = 120.0  # without the API server, until following a job ends with an error
+_MARGIN_SECONDS = 5  # by which clocks may differ
+
+
+def render(request: JobRequest, cluster: ClusterConfig) -> str:
+    """The YAML of the RayJob that `submit` creates first; sends nothing."""
+    submission, _ = prepare(request, cluster)
+    upload = f"# Before it creates this object, cloze submit writes {submission.runtime_env['working_dir']}\n"
+    return upload + as_yaml(rayjob(job_name(submission.run, submission.digest, 1), submission, cluster))
+
+
+def prepare(request: JobRequest, cluster: ClusterConfig) -> tuple[Submission, bytes]:
+    """A run as it is submitted, and the archive of its files."""
+    assert cluster.kubernetes
+    force = [word for stage in request.force for word in ("--force", stage)]
+    options = [*(["--until", request.until] if request.until else []), *force]
+    entrypoint = shlex.join([cluster.interpreter, "-m", "cloze.infra.cli", "run", CONFIG, *options])
+    runtime_env = job_environment(cluster)
+    # Set in the pods: Ray itself needs some to read the archive, and KubeRay's shell would expand a $ in the others.
+    env_vars = runtime_env.pop("env_vars")
+    if cluster.kubernetes.code == "image":
+        del env_vars["CLOZE_GIT_COMMIT"]  # this machine's; the image has its own code
+    with tempfile.TemporaryDirectory(prefix="cloze-") as folder:
+        stage_files(Path(folder), request.config, cluster, request.until)
+        root = json.loads((Path(folder) / CONFIG).read_text())["root"]
+        archive, files_digest = _archive(Path(folder))
+    identity = [entrypoint, env_vars, runtime_env, files_digest, cluster.model_dump(mode="json")]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    runtime_env["working_dir"] = str(Location(root) / "jobs" / f"{request.config.name}-{digest}.zip")
+    return Submission(request.config.name, root, digest, entrypoint, env_vars, runtime_env), archive
+
+
+def _archive(folder: Path) -> tuple[bytes, str]:
+    """A zip file of the folder, below one folder, which Ray removes; and the digest of its files."""
+    digest, buffer = hashlib.sha256(), io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = file.relative_to(folder)
+            digest.update(f"\n{name} ".encode() + hashlib.sha256(file.read_bytes()).digest())
+            archive.write(file, Path("job") / name)
+    return buffer.getvalue(), digest.hexdigest()
+
+
+class UnknownJob(UserError):
+    """The namespace has no such job."""
+
+
+class KubernetesJobs:
+    """The jobs of one namespace: a `Backend`. `file` is the cluster's file, for errors."""
+
+    def __init__(self, cluster: ClusterConfig, file: str):
+        assert cluster.kubernetes
+        self._cluster, self._config = cluster, cluster.kubernetes
+        self._api = KubernetesApi(cluster.kubernetes, file)
+        self._seen: dict[str, Json] = {}  # as each job was last read: it may no longer exist
+
+    def submit(self, request: JobRequest) -> tuple[str, bool]:
+        """Create the run's RayJob, unless one of the same run, files and cluster is running."""
+        submission, archive = prepare(request, self._cluster)
+        self._delete_expired()
+        existing = self._api.rayjobs(f"{DIGEST}={submission.digest}")
+        if running := [job for job in existing if not _state(job).is_terminal and not _is_deleted(job)]:
+            return running[0]["metadata"]["name"], False
+        place = Location(submission.runtime_env["working_dir"])
+        if not place.exists():
+            place.write_bytes(archive)
+        names = {job["metadata"]["name"] for job in existing}
+        attempts = (job_name(submission.run, submission.digest, attempt) for attempt in itertools.count(1))
+        name = next(attempt for attempt in attempts if attempt not in names)
+        try:
+            self._api.create(rayjob(name, submission, self._cluster))
+        except AlreadyExists:  # submitted twice at the same moment
+            return name, False
+        return name, True
+
+    def jobs(self) -> list[JobInfo]:
+        jobs = sorted(self._api.rayjobs(DIGEST), key=lambda job: job["metadata"]["creationTimestamp"], reverse=True)
+        return [self._info(job, "") for job in jobs]
+
+    def info(self, job: str) -> JobInfo:
+        """As the job is, or, if it has been deleted since this object read it, as it was last; stopped if it ran."""
+        try:
+            found = self._get(job)
+        except UnknownJob:
+            if job not in self._seen:
+                raise
+            last = self._info(self._seen[job], "")
+            return last if last.state.is_terminal else replace(last, state=JobState.STOPPED, reason="was stopped")
+        return self._info(found, self._problem(found))
+
+    def logs(self, job: str, *, follow: bool) -> Iterator[str]:
+        """The log of each attempt's submitter, which follows the log of the Ray job. Reports why a job is pending."""
+        current, log, reason = self._get(job), _Log(self._api), ""
+        lost_since: float | None = None
+        while True:
+            try:
+                ended = _state(current).is_terminal  # before the log is read, so that none of it is missing
+                yield from log.lines(job, follow=follow and not ended)
+                if ended or not follow:
+                    return
+                info = self._info(current, self._problem(current))
+                if info.state is JobState.PENDING and info.reason != reason:
+                    reason = info.reason
+                    print(f"cloze: {job} is pending: {reason}", file=sys.stderr, flush=True)
+                seconds = _PENDING_SECONDS if info.state is JobState.PENDING else _RECONNECT_SECONDS
+                kind, current = self._api.wait_for_change(current, seconds) or ("", self._api.get(job))
+                self._seen[job], lost_since = current, None
+                if kind == "DELETED":
+                    return
+            except NotFound:
+                return
+            except Unreachable:
+                lost_since = lost_since or time.monotonic()
+                if time.monotonic() - lost_since > _LOST_SECONDS:
+                    raise
+                time.sleep(2)
+
+    def stop(self, job: str) -> None:
+        current = self._get(job)
+        if not _state(current).is_terminal and not _is_deleted(current):
+            self._api.delete(job)
+
+    def _get(self, job: str) -> Json:
+        try:
+            self._seen[job] = found = self._api.get(job)
+            return found
+        except NotFound:
+            names = [known["metadata"]["name"] for known in self._api.rayjobs(DIGEST)]
+            known = f"jobs there: {', '.join(names[:10])}" if names else "it has no jobs of Cloze"
+            raise UnknownJob(
+                f"{job}: is not a job in the namespace {self._config.namespace} of {self._cluster.name} (a stopped one "
+                f"is deleted); {known}"
+            ) from None
+
+    def _delete_expired(self) -> None:
+        """Delete ended jobs that are older than ttl_seconds; without a queue KubeRay's deletion rules do so."""
+        ttl = self._cluster.ttl_seconds
+        if ttl is None or not self._config.queue:
+            return
+        for job in self._api.rayjobs(DIGEST):
+            ended = _time(job.get("status", {}).get("endTime"))
+            if _state(job).is_terminal and ended and (datetime.now(UTC) - ended).total_seconds() > ttl:
+                self._api.delete(job["metadata"]["name"])
+
+    def _problem(self, job: Json) -> str:
+        """Why the job's pods do not start, or how they were lost; "" if nothing is known."""
+        if _state(job).is_terminal:
+            return ""
+        name, cluster = job["metadata"]["name"], job.get("status", {}).get("rayClusterName")
+        pods = [*(self._api.pods(f"ray.io/cluster={cluster}") if cluster else []), *self._api.pods(f"job-name={name}")]
+        if problem := next(filter(None, map(pod_problem, reversed(pods))), ""):
+            return problem
+        warnings = [message for one in (name, cluster) if one for message in self._api.warnings(one)]
+        return " ".join(warnings[-1].split())[:300] if warnings else ""
+
+    def _info(self, job: Json, problem: str) -> JobInfo:
+        metadata, status, state = job["metadata"], job.get("status", {}), _state(job)
+        ray_times = status.get("rayJobInfo") or {}
+        return JobInfo(
+            id=metadata["name"],
+            run=metadata.get("annotations", {}).get(RUN, ""),
+            root=metadata.get("annotations", {}).get(ROOT, ""),
+            state=state,
+            reason=self._reason(job, state, problem),
+            submitted=_time(metadata["creationTimestamp"]),
+            started=_time(ray_times.get("startTime")),
+            ended=_time(status.get("endTime")) if state.is_terminal else None,
+            exit_status=_exit_status(status, state),
+        )
+
+    def _reason(self, job: Json, state: JobState, problem: str) -> str:
+        status = job.get("status", {})
+        if state is JobState.FAILED:
+            return _failure(status, self._cluster)
+        if _is_deleted(job):
+            return "is being stopped: it saves, then its cluster ends"
+        if job["spec"].get("suspend"):
+            return f"waits until the queue {self._config.queue} admits it"
+        if status.get("jobDeploymentStatus") == "Retrying":
+            return f"attempt {status.get('failed')} of {self._cluster.retries + 1} has failed; a new cluster is created"
+        if problem or state is not JobState.PENDING:
+            return problem
+        if not status.get("jobDeploymentStatus"):
+            return "KubeRay has not started it yet; its operator must be running"
+        return "waits until its Ray cluster is ready"
+
+
+class _Log:
+    """What has been read of the logs of a job's submitter pods: one pod for each attempt, and each time one is lost."""
+
+    def __init__(self, api: KubernetesApi):
+        self._api = api
+        self._last: dict[str, tuple[str, float]] = {}  # pod -> the time of its last line, and when it was read
+
+    def lines(self, job: str, *, follow: bool) -> Iterator[str]:
+        for pod in self._api.pods(f"job-name={job}"):
+            name = pod["metadata"]["name"]
+            since = None
+            if name in self._last:
+                since = int(time.time() - self._last[name][1]) + _MARGIN_SECONDS
+            try:
+                for timestamp, text in self._api.log(name, SUBMITTER, follow=follow, since_seconds=since):
+                    if name not in self._last or timestamp > self._last[name][0]:
+                        self._last[name] = (timestamp, time.time())
+                        yield f"{text}\n"
+            except NotFound:  # has not started, or no longer exists
+                continue
+
+
+def _state(job: Json) -> JobState:
+    status = job.get("status", {})
+    ray = status.get("jobStatus", "")
+    match status.get("jobDeploymentStatus", ""):
+        case "Complete":
+            return {"SUCCEEDED": JobState.SUCCEEDED, "STOPPED": JobState.STOPPED}.get(ray, JobState.FAILED)
+        case "Failed" | "ValidationFailed":
+            return JobState.FAILED
+        case "Running" if ray in ("RUNNING", "SUCCEEDED", "FAILED", "STOPPED"):
+            return JobState.RUNNING
+    return JobState.PENDING
+
+
+def _is_deleted(job: Json) -> bool:
+    return "deletionTimestamp" in job["metadata"]
+
+
+def _failure(status: Json, cluster: ClusterConfig) -> str:
+    """Why KubeRay has given the job up."""
+    assert cluster.kubernetes
+    message = " ".join(status.get("message", "").split())[:300]
+    match status.get("reason", ""):
+        case "DeadlineExceeded":
+            return f"has taken longer than deadline_seconds ({cluster.deadline_seconds})"
+        case "PreRunningDeadlineExceeded":
+            seconds = cluster.kubernetes.pending_deadline_seconds
+            return f"its Ray cluster was not ready within kubernetes.pending_deadline_seconds ({seconds})"
+        case "AppFailed" if code := re.search(r"exit code (-?\d+)", message):
+            return f"cloze run ended with status {code[1]}; its log says why"
+    return ": ".join(filter(None, (status.get("reason"), message))) or "its reason is not known"
+
+
+def _exit_status(status: Json, state: JobState) -> int | None:
+    if state is JobState.SUCCEEDED:
+        return 0
+    code = re.search(r"exit code (-?\d+)", status.get("message", ""))
+    if state is not JobState.FAILED or not code:
+        return None
+    return int(code[1]) if int(code[1]) > 0 else 1
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

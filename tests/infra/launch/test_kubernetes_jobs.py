@@ -1,0 +1,500 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cloze.infra.cli import main
+from cloze.infra.launch import kubernetes_jobs
+from cloze.infra.launch.cluster_config import ClusterConfig
+from cloze.infra.launch.jobs import JobRequest, JobState
+from cloze.infra.launch.kubernetes_jobs import KubernetesJobs
+from cloze.infra.launch.pod_problems import pod_problem
+from cloze.infra.launch.rayjob import Submission
+from cloze.infra.run_config import RunConfig
+from cloze.pipeline.core.config import load
+from cloze.pipeline.core.errors import UserError
+from tests.conftest import free_port
+from tests.infra.launch.kuberay import SCHEMA
+from tests.infra.launch.kubernetes_api import ApiServer, Refused, api_server, kubeconfig
+from tests.paths import QUICKSTART, REPOSITORY
+
+EXAMPLE = REPOSITORY / "configs/clusters/kubernetes.yaml"
+JOB = "quickstart-0123456789ab-1"
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """An API server without jobs, which the kubeconfig names."""
+    monkeypatch.chdir(REPOSITORY)
+    with api_server() as server:
+        use(monkeypatch, tmp_path, server.url)
+        yield server
+
+
+def use(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str, **options: str) -> None:
+    (folder / "kubeconfig").write_text(kubeconfig(url, **options))
+    monkeypatch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
+
+
+def backend(*overrides: str) -> KubernetesJobs:
+    return KubernetesJobs(cluster(*overrides), "c.yaml")
+
+
+def cluster(*overrides: str) -> ClusterConfig:
+    return load(ClusterConfig, EXAMPLE, ["kubernetes.namespace=ml", *overrides])
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> JobRequest:
+    """A run whose archive is on this machine's disk: these tests need no S3."""
+    submission = Submission(
+        run="quickstart",
+        root="s3://bucket/runs",
+        digest="0123456789ab",
+        entrypoint="python -m cloze.infra.cli run run.yaml",
+        env_vars={},
+        runtime_env={"working_dir": str(tmp_path / "job.zip")},
+    )
+    monkeypatch.setattr(kubernetes_jobs, "prepare", lambda *_: (submission, b"zip"))
+    return JobRequest(load(RunConfig, QUICKSTART))
+
+
+def test_a_submitted_run_is_a_rayjob_and_its_archive_is_stored_first(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path
+) -> None:
+    jobs = backend()
+    assert jobs.submit(prepared) == (JOB, True)
+    assert (tmp_path / "job.zip").read_bytes() == b"zip"
+    [info] = jobs.jobs()
+    assert (info.id, info.run, info.root, info.state) == (JOB, "quickstart", "s3://bucket/runs", JobState.PENDING)
+    assert info.submitted and info.submitted.utcoffset() is not None
+    assert jobs.info(JOB).reason == "KubeRay has not started it yet; its operator must be running"
+
+
+def test_submitted_again_it_attaches_until_the_job_has_ended_or_is_being_stopped(
+    api: ApiServer, prepared: JobRequest
+) -> None:
+    jobs = backend()
+    assert jobs.submit(prepared) == (JOB, True)
+    assert jobs.submit(prepared) == (JOB, False)
+    api.set_status(JOB, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    assert jobs.submit(prepared) == (JOB, False)
+    jobs.stop(JOB)
+    assert jobs.submit(prepared) == (f"{JOB[:-1]}2", True)
+    api.set_status(f"{JOB[:-1]}2", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert jobs.submit(prepared) == (f"{JOB[:-1]}3", True)
+
+
+def test_of_two_submissions_at_the_same_moment_one_attaches(api: ApiServer, prepared: JobRequest) -> None:
+    first, second = backend(), backend()
+    lists, both = [], threading.Barrier(2)
+
+    def listed_together(list_rayjobs: Callable[[str], Any]) -> Callable[[str], Any]:
+        def rayjobs(labels: str) -> Any:
+            lists.append(found := list_rayjobs(labels))
+            both.wait(10)
+            return found
+
+        return rayjobs
+
+    results: list[tuple[str, bool]] = []
+    threads = []
+    for jobs in (first, second):
+        jobs._api.rayjobs = listed_together(jobs._api.rayjobs)  # type: ignore[method-assign]
+        threads.append(threading.Thread(target=lambda jobs=jobs: results.append(jobs.submit(prepared))))
+        threads[-1].start()
+    for thread in threads:
+        thread.join(30)
+    assert lists == [[], []]
+    assert sorted(results) == [(JOB, False), (JOB, True)]
+
+
+STATES = [
+    ({}, JobState.PENDING, "KubeRay has not started it yet", None),
+    ({"jobDeploymentStatus": "Initializing"}, JobState.PENDING, "waits until its Ray cluster is ready", None),
+    ({"jobDeploymentStatus": "Running"}, JobState.PENDING, "waits until its Ray cluster is ready", None),
+    ({"jobDeploymentStatus": "Running", "jobStatus": "PENDING"}, JobState.PENDING, "waits", None),
+    ({"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, JobState.RUNNING, "", None),
+    ({"jobDeploymentStatus": "Retrying", "failed": 1}, JobState.PENDING, "attempt 1 of 4 has failed; a new", None),
+    ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, JobState.SUCCEEDED, "", 0),
+    ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, JobState.STOPPED, "", None),
+    (
+        {
+            "jobDeploymentStatus": "Failed",
+            "jobStatus": "FAILED",
+            "reason": "AppFailed",
+            "message": "Job entrypoint command failed with exit code 2, last available logs:\ncloze: no.xml: ...",
+        },
+        JobState.FAILED,
+        "cloze run ended with status 2; its log says why",
+        2,
+    ),
+    (
+        {"jobDeploymentStatus": "Failed", "reason": "AppFailed", "message": "Job entrypoint failed with exit code -9"},
+        JobState.FAILED,
+        "cloze run ended with status -9",
+        1,
+    ),
+    (
+        {"jobDeploymentStatus": "Failed", "jobStatus": "RUNNING", "reason": "DeadlineExceeded", "message": "m"},
+        JobState.FAILED,
+        "has taken longer than deadline_seconds (172800)",
+        None,
+    ),
+    (
+        {"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded", "message": "m"},
+        JobState.FAILED,
+        "its Ray cluster was not ready within kubernetes.pending_deadline_seconds (1800)",
+        None,
+    ),
+    (
+        {"jobDeploymentStatus": "Failed", "reason": "SubmissionFailed", "message": "Job submission has failed."},
+        JobState.FAILED,
+        "SubmissionFailed: Job submission has failed.",
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "state", "reason", "exit_status"), STATES)
+def test_a_jobs_state_is_kuberays(
+    api: ApiServer, prepared: JobRequest, status: dict[str, Any], state: JobState, reason: str, exit_status: int | None
+) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    api.set_status(JOB, **status, endTime="2026-11-01T10:00:00Z")
+    info = jobs.info(JOB)
+    assert (info.state, info.exit_status) == (state, exit_status)
+    assert info.reason.startswith(reason) and bool(info.reason) == bool(reason)
+    assert (info.ended is not None) == state.is_terminal
+
+
+def test_a_job_in_a_queue_says_so(api: ApiServer, prepared: JobRequest) -> None:
+    jobs = backend("kubernetes.queue=team", "node_types.cpu.min_nodes=8", "node_types.gpu.min_nodes=2")
+    jobs.submit(prepared)
+    job = api.get("rayjobs", JOB)
+    api.update("rayjobs", {**job, "spec": {**job["spec"], "suspend": True}})  # as Kueue's webhook does
+    assert jobs.info(JOB).reason == "waits until the queue team admits it"
+
+
+def test_ended_jobs_of_a_queue_are_deleted_after_their_time(api: ApiServer, prepared: JobRequest) -> None:
+    options = ("kubernetes.queue=team", "node_types.cpu.min_nodes=8", "node_types.gpu.min_nodes=2", "ttl_seconds=60")
+    jobs = backend(*options)
+    jobs.submit(prepared)
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED", endTime="2026-11-01T10:00:00Z")
+    jobs.submit(prepared)
+    assert "deletionTimestamp" in api.get("rayjobs", JOB)["metadata"]
+
+
+# Why a job is pending
+
+
+def unschedulable(message: str) -> dict[str, Any]:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return {"phase": "Pending", "conditions": [condition]}
+
+
+def waiting(reason: str, message: str) -> dict[str, Any]:
+    return {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
+
+
+PODS = [
+    (unschedulable("0/3 nodes are\navailable"), "pod p has no machine: Unschedulable: 0/3 nodes are available"),
+    (
+        waiting("ImagePullBackOff", "Back-off pulling image"),
+        "pod p cannot pull its image: ImagePullBackOff: Back-off pulling image; correct kubernetes.image",
+    ),
+    (
+        waiting("CreateContainerConfigError", 'secret "aws" not found'),
+        'pod p cannot start: CreateContainerConfigError: secret "aws" not found',
+    ),
+    (waiting("ContainerCreating", ""), ""),
+    (
+        {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
+        "pod p was lost: Evicted: The node was low on resource: memory.",
+    ),
+    (
+        {"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"reason": "OOMKilled"}}}]},
+        "pod p used more than its memory (OOMKilled); raise memory_gb of its node type",
+    ),
+    ({"phase": "Running"}, ""),
+]
+
+
+@pytest.mark.parametrize(("status", "problem"), PODS)
+def test_a_pod_that_does_not_run_says_why(status: dict[str, Any], problem: str) -> None:
+    assert pod_problem({"metadata": {"name": "p"}, "status": status}) == problem
+
+
+def test_a_pending_job_names_the_problem_of_its_pods_or_the_last_warning(api: ApiServer, prepared: JobRequest) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    api.set_status(JOB, jobDeploymentStatus="Initializing", rayClusterName="ray-1")
+    quota = 'FailedToCreateHeadPod: pods "ray-1-head" is forbidden: exceeded quota: team, requested: cpu=4'
+    api.add_event("ray-1", quota)
+    assert jobs.info(JOB).reason == quota
+    api.add_pod("ray-1-head", {"ray.io/cluster": "ray-1"})
+    api.add_pod("ray-1-gpu", {"ray.io/cluster": "ray-1"}, **unschedulable("0/3 nodes are available"))
+    assert jobs.info(JOB).reason == "pod ray-1-gpu has no machine: Unschedulable: 0/3 nodes are available"
+
+
+# Logs
+
+
+def follow(jobs: KubernetesJobs, seconds: float = 60) -> "Following":
+    return Following(jobs, seconds)
+
+
+class Following:
+    """`logs` with follow, read in a thread."""
+
+    def __init__(self, jobs: KubernetesJobs, seconds: float):
+        self.text, self.error, self._seconds = "", None, seconds
+        self._thread = threading.Thread(target=self._read, args=(jobs,), daemon=True)
+        self._thread.start()
+
+    def _read(self, jobs: KubernetesJobs) -> None:
+        try:
+            for text in jobs.logs(JOB, follow=True):
+                self.text += text
+        except UserError as error:
+            self.error = error
+
+    def wait_for(self, text: str) -> None:
+        end = time.monotonic() + self._seconds
+        while text not in self.text:
+            assert time.monotonic() < end, self.text
+            time.sleep(0.02)
+
+    def end(self) -> str:
+        self._thread.join(self._seconds)
+        assert not self._thread.is_alive(), self.text
+        return self.text
+
+
+def running(api: ApiServer, pod: str = "submitter-1") -> None:
+    api.set_status(JOB, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    api.add_pod(pod, {"job-name": JOB})
+
+
+def succeed(api: ApiServer, pod: str = "submitter-1") -> None:
+    api.end_log(pod)
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+
+
+def test_a_log_is_followed_from_pending_to_the_end(
+    api: ApiServer, prepared: JobRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    following = follow(jobs)
+    while not any("watch=" in one for one in api.requests):
+        time.sleep(0.02)
+    running(api)
+    api.print("submitter-1", "extract  done", "dedup  dönë")
+    following.wait_for("dönë")
+    api.print("submitter-1", "vocab  done")
+    succeed(api)
+    assert following.end() == "extract  done\ndedup  dönë\nvocab  done\n"
+    assert f"cloze: {JOB} is pending: KubeRay has not started it yet" in capsys.readouterr().err
+    assert "".join(jobs.logs(JOB, follow=False)) == following.text
+    assert jobs.info(JOB).exit_status == 0
+
+
+def test_cut_connections_lose_and_repeat_no_line(api: ApiServer, prepared: JobRequest) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    running(api)
+    following = follow(jobs)
+    for number in range(5):
+        api.print("submitter-1", f"line {number}")
+        following.wait_for(f"line {number}")
+        api.cut()
+    succeed(api)
+    assert following.end() == "".join(f"line {number}\n" for number in range(5))
+
+
+def test_a_watch_that_is_too_old_starts_again(api: ApiServer, prepared: JobRequest) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    read = jobs._api.get(JOB)
+    api.set_status(JOB, jobDeploymentStatus="Initializing")
+    assert jobs._api.wait_for_change(read, 5) == ("MODIFIED", api.get("rayjobs", JOB))
+    api.compact()
+    assert jobs._api.wait_for_change(read, 1) is None
+    following = follow(jobs)
+    time.sleep(0.5)
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert following.end() == ""
+
+
+def test_each_retry_has_its_log_in_order(api: ApiServer, prepared: JobRequest) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    running(api)
+    following = follow(jobs)
+    api.print("submitter-1", "first attempt")
+    following.wait_for("first attempt")
+    api.set_status(JOB, jobDeploymentStatus="Retrying", jobStatus="", failed=1)
+    api.end_log("submitter-1")
+    running(api, "submitter-2")
+    api.print("submitter-2", "second attempt")
+    following.wait_for("second attempt")
+    succeed(api, "submitter-2")
+    assert following.end() == "first attempt\nsecond attempt\n"
+
+
+def test_following_a_job_without_an_api_server_ends_with_an_error(
+    api: ApiServer, prepared: JobRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_jobs, "_LOST_SECONDS", 1.0)
+    jobs = backend()
+    jobs.submit(prepared)
+    following = follow(jobs)
+    time.sleep(0.5)
+    api.shutdown()
+    api.server_close()
+    api.cut()
+    following.end()
+    assert "does not answer" in str(following.error)
+
+
+# The end
+
+
+def test_a_stopped_job_exists_until_its_cluster_has_ended(api: ApiServer, prepared: JobRequest) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    running(api)
+    following = follow(jobs)
+    jobs.stop(JOB)
+    jobs.stop(JOB)
+    assert any("propagationPolicy=Foreground" in one for one in api.requests if one.startswith("DELETE"))
+    assert jobs.info(JOB).reason == "is being stopped: it saves, then its cluster ends"
+    api.print("submitter-1", "saved")
+    api.end_log("submitter-1")
+    following.wait_for("saved")
+    api.remove("rayjobs", JOB)
+    following.end()
+    assert (jobs.info(JOB).state, jobs.info(JOB).reason) == (JobState.STOPPED, "was stopped")
+    assert jobs.jobs() == []
+    with pytest.raises(UserError, match=f"^{JOB}: is not a job in the namespace ml of kubernetes"):
+        backend().info(JOB)
+
+
+def test_a_job_that_is_deleted_right_after_its_end_has_succeeded(api: ApiServer, prepared: JobRequest) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    running(api)
+    following = follow(jobs)
+    api.print("submitter-1", "done")
+    following.wait_for("done")
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    api.remove("rayjobs", JOB)
+    api.remove("pods", "submitter-1")
+    api.end_log("submitter-1")
+    following.end()
+    assert (jobs.info(JOB).state, jobs.info(JOB).exit_status) == (JobState.SUCCEEDED, 0)
+
+
+def test_stopping_a_job_that_has_ended_does_nothing(api: ApiServer, prepared: JobRequest) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    jobs.stop(JOB)
+    assert "deletionTimestamp" not in api.get("rayjobs", JOB)["metadata"]
+
+
+def test_an_unknown_job_is_an_error_that_names_the_jobs(api: ApiServer, prepared: JobRequest) -> None:
+    jobs = backend()
+    with pytest.raises(UserError, match="it has no jobs of Cloze"):
+        jobs.info("none-1")
+    jobs.submit(prepared)
+    for request in (jobs.info, jobs.stop, lambda job: list(jobs.logs(job, follow=True))):
+        with pytest.raises(UserError, match=f"^none-1: is not a job in .*; jobs there: {JOB}$"):
+            request("none-1")
+
+
+# Faults: one line each
+
+
+def test_of_two_writers_the_second_has_a_conflict(api: ApiServer, prepared: JobRequest) -> None:
+    backend().submit(prepared)
+    read = api.get("rayjobs", JOB)
+    api.update("rayjobs", read)
+    with pytest.raises(Refused, match="the object has been modified"):
+        api.update("rayjobs", read)
+
+
+def refused(request: JobRequest, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        backend(*overrides).submit(request)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_without_a_usable_kubeconfig_the_error_says_what_to_set(
+    api: ApiServer, prepared: JobRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert refused(prepared, "kubernetes.context=there").startswith("c.yaml: kubernetes: no kubeconfig can be used (")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert "set KUBECONFIG, or kubernetes.context to one of kubectl config get-contexts" in refused(prepared)
+
+
+def test_each_fault_of_the_api_server_is_one_line_with_its_fix(
+    api: ApiServer, prepared: JobRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    api.quota = 0
+    assert "exceeded quota: team" in (line := refused(prepared)) and "wait until other jobs have ended" in line
+    api.quota = 100
+    api.forbidden = {("create", "rayjobs")}
+    assert 'User "ann" cannot create resource "rayjobs"' in (line := refused(prepared)) and "ask for a role" in line
+    api.forbidden = set()
+    assert 'namespaces "other" not found; correct kubernetes.namespace' in refused(
+        prepared, "kubernetes.namespace=other"
+    )
+    api.has_crd = False
+    assert refused(prepared) == (
+        "c.yaml: the cluster has no RayJobs (404 page not found); install KubeRay 1.7 or later"
+    )
+    use(monkeypatch, tmp_path, api.url, token="wrong")
+    assert refused(prepared).startswith(f"c.yaml: the API server {api.url} refuses the credentials; renew those of")
+    nothing = f"http://127.0.0.1:{free_port()}"
+    use(monkeypatch, tmp_path, nothing)
+    assert refused(prepared).startswith(f"c.yaml: the API server {nothing} does not answer (")
+
+
+@pytest.mark.skipif(not SCHEMA.exists(), reason=f"{SCHEMA} is not there")
+def test_a_wrong_field_is_named(api: ApiServer, prepared: JobRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = kubernetes_jobs.rayjob
+
+    def with_spec(**fields: Any) -> Callable[..., dict[str, Any]]:
+        return lambda *arguments: {**(job := create(*arguments)), "spec": {**job["spec"], **fields}}
+
+    monkeypatch.setattr(kubernetes_jobs, "rayjob", with_spec(backoffLimit="three"))
+    assert "the cluster refuses the job: spec.backoffLimit: 'three' is not of type 'integer'" in refused(prepared)
+    monkeypatch.setattr(kubernetes_jobs, "rayjob", with_spec(newer=1))
+    assert 'unknown field "spec.newer": the cluster\'s KubeRay is too old; install' in refused(prepared)
+
+
+# The command
+
+
+def test_render_prints_yaml_without_an_api_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    command = ["submit", "configs/quickstart.yaml", "root=s3://bucket/runs", "--render", "--cluster"]
+    assert main([*command, "configs/clusters/kubernetes.yaml"]) == 0
+    printed = capsys.readouterr()
+    assert yaml.safe_load(printed.out)["kind"] == "RayJob" and printed.err == ""
+    assert main([*command, "configs/clusters/local.yaml"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "cloze: --render: configs/clusters/local.yaml is not a Kubernetes cluster; add kubernetes, or leave it out\n",
+    )
