@@ -1,9 +1,11 @@
-"""What a machine has -> what it lacks for Cloze, and the fix. The same checks for this machine and for nodes."""
+"""What a machine has -> what it lacks for Cloze, and the fix. The same checks for this machine and for nodes.
+
+This machine may lack packages: it imports the standard library only.
+"""
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, requires
 
-from cloze.infra.display import size
 from cloze.infra.doctor.check import Check, missing, ok, warning
 from cloze.infra.doctor.machine_facts import SHARED_MEMORY, Disk, MachineFacts
 from cloze.infra.doctor.packages import PACKAGES, differences, pinned_versions
@@ -43,7 +45,7 @@ def _python(version: str) -> Check:
 def _packages(versions: Mapping[str, str]) -> Check:
     """Whether all packages are there, in versions that Cloze can use, and in those that it is tested with."""
     lacking = [package for package in PACKAGES if package not in versions]
-    if wrong := [f"{package} is missing" for package in lacking] + _out_of_range(versions):
+    if wrong := [f"{package} is missing" for package in lacking] or _out_of_range(versions):
         return missing("packages", _listed(wrong), "install Cloze's packages: pip install -c constraints.txt -e .")
     pinned = pinned_versions()
     if other := differences(pinned, versions):
@@ -88,7 +90,7 @@ def _build_tools(facts: MachineFacts) -> Check:
 
 
 def _memory(facts: MachineFacts) -> Check:
-    has = f"{size(facts.memory)} for {facts.cpus} CPUs"
+    has = f"{_gigabytes(facts.memory)} for {facts.cpus} CPUs"
     if facts.memory < facts.cpus * _MEMORY_PER_CPU + _RAY_MEMORY:
         room = max(1, (facts.memory - _RAY_MEMORY) // _MEMORY_PER_CPU)
         fix = f"use fewer CPUs: taskset -c 0-{room - 1} cloze ..., or on a node ray start --num-cpus={room}"
@@ -98,7 +100,7 @@ def _memory(facts: MachineFacts) -> Check:
 
 def disk_space(disk: Disk, check: str, fix: str, *, spills: bool = False) -> Check:
     """Returns whether a file system has room. `spills`: Ray writes objects there that do not fit into memory."""
-    has = f"{disk.path} has {size(disk.free)} free of {size(disk.size)}"
+    has = f"{disk.path} has {_gigabytes(disk.free)} free of {_gigabytes(disk.size)}"
     if disk.free < _MIN_FREE:
         return missing(check, has, f"free some, or {fix}")
     if spills and disk.free < (1 - _SPILLING_STOPS) * disk.size:
@@ -111,11 +113,15 @@ def _shared_memory(facts: MachineFacts) -> Check:
     fix = f"docker run --shm-size=8g; on Kubernetes an emptyDir of medium Memory at {SHARED_MEMORY}"
     if disk is None:
         return warning(check, f"there is no {SHARED_MEMORY}: Ray keeps objects on the disk", fix)
-    has = f"{disk.path} has {size(disk.free)} free of {size(disk.size)}"
+    has = f"{disk.path} has {_gigabytes(disk.free)} free of {_gigabytes(disk.size)}"
     if disk.free < _OBJECT_STORE * facts.memory:
-        wanted = size(int(_OBJECT_STORE * facts.memory))
+        wanted = _gigabytes(int(_OBJECT_STORE * facts.memory))
         return warning(check, f"{has}: Ray uses {wanted}, otherwise the slower {facts.temporary.path}", fix)
     return ok(check, has)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
 
 
 def _open_files(limit: int) -> Check:
@@ -147,7 +153,7 @@ def gpus(facts: MachineFacts) -> Check:
     if not facts.gpus:
         return ok(check, "none: training uses the CPUs")
     gpu = facts.gpus[0]
-    has = f"{len(facts.gpus)} {gpu.name} with {size(gpu.memory)}, driver {gpu.driver}"
+    has = f"{len(facts.gpus)} {gpu.name} with {_gigabytes(gpu.memory)}, driver {gpu.driver}"
     if not facts.cuda:
         torch = facts.versions.get("torch", "")
         return missing(check, f"{has}, but torch {torch} is a build for CPUs", "pip install torch from PyPI")

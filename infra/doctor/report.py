@@ -1,71 +1,59 @@
-"""The checks -> one line each, or JSON."""
+"""The checks -> one line each, or JSON.
+
+This machine may lack packages: it imports the standard library only until all packages are known to be there.
+"""
 
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import chain
 
-from rich.console import Console
-from rich.text import Text
-
-from cloze.infra import named_runs
-from cloze.infra.doctor.check import Check
-from cloze.infra.doctor.local import local_checks
+from cloze.infra.doctor.check import Check, warning
 from cloze.infra.doctor.machine_checks import machine_checks
 from cloze.infra.doctor.machine_facts import machine_facts
-from cloze.infra.doctor.store import store_checks
-from cloze.infra.launch.cluster_config import ClusterConfig
-from cloze.pipeline.core.config import input_paths, load
-from cloze.pipeline.core.storage import Location
 
-_STYLES = {"ok": "green", "warning": "yellow", "missing": "red"}
+_COLOURS = {"ok": 32, "warning": 33, "missing": 31}  # ANSI codes
 _FAILED = 2  # the exit status if something is missing
+_HERE = "this machine"
 
 
-def doctor(run: str | None, overrides: list[str], root: str | None, cluster_path: str | None, *, as_json: bool) -> int:
+def doctor(
+    run: str | None, overrides: Sequence[str], root: str | None, cluster_path: str | None, *, as_json: bool
+) -> int:
     """Print what is missing for a run, on this machine, on S3 and on a cluster. Returns the exit status: 0, or 2 if
-    something is missing.
+    something is missing. Raises UserError for an invalid configuration.
     """
-    cluster = load(ClusterConfig, cluster_path) if cluster_path else None
-    location, sources = Location(root or "runs").absolute(), list[str]()
-    if run:
-        config = named_runs.read(run, overrides, root, defaults=cluster.overrides if cluster else ())
-        location = Location(config.root).absolute()
-        patterns = (pattern for path in input_paths(config) if not path.mark.files_in for pattern in path.patterns)
-        sources = [pattern for pattern in patterns if pattern.startswith("s3://")]
-    checks = _checks(location, sources, cluster, cluster_path or "")
-    found = _print_json(checks) if as_json else _print_lines(checks)
-    return _FAILED if any(check.state == "missing" for check in found) else 0
-
-
-def _checks(
-    root: Location, sources: list[str], cluster: ClusterConfig | None, cluster_path: str
-) -> Iterator[tuple[str, Check]]:
-    """Each check, and where it was made."""
     facts = machine_facts()
-    for check in (*machine_checks(facts), *local_checks(facts, root)):
-        yield "this machine", check
-    for check in store_checks(root, sources):
-        yield (root.uri if root.is_s3 else "S3"), check
-    if cluster:
-        from cloze.infra.doctor.cluster import cluster_checks
+    checks = list(machine_checks(facts))
+    if any(check.check == "packages" and check.state == "missing" for check in checks):
+        checks.append(warning("other checks", "not made without these packages", "install them first"))
+        others: Iterable[tuple[str, Check]] = ()
+    else:
+        from cloze.infra.doctor.run_checks import run_checks
 
-        yield from cluster_checks(cluster, cluster_path)
+        others = run_checks(_HERE, facts, run, overrides, root, cluster_path)
+    found = chain(((_HERE, check) for check in checks), others)
+    states = _print_json(found) if as_json else _print_lines(found)
+    return _FAILED if "missing" in states else 0
 
 
-def _print_lines(checks: Iterable[tuple[str, Check]]) -> list[Check]:
-    console = Console(highlight=False, soft_wrap=True)
-    printed, last = list[Check](), ""
+def _print_lines(checks: Iterable[tuple[str, Check]]) -> set[str]:
+    """Print each check when it is made. Returns the states."""
+    states, last = set[str](), ""
     for where, check in checks:
         if where != last:
-            console.print(where, style="bold", markup=False)
-        state = (f"  {check.state:<8} ", _STYLES[check.state])
-        console.print(Text.assemble(state, f"{check.check:<18} ", "; ".join(filter(None, (check.found, check.fix)))))
-        printed.append(check)
+            print(where)
+        state = f"{check.state:<8}"
+        if sys.stdout.isatty():
+            state = f"\033[{_COLOURS[check.state]}m{state}\033[0m"
+        print(f"  {state} {check.check:<18} {'; '.join(filter(None, (check.found, check.fix)))}", flush=True)
+        states.add(check.state)
         last = where
-    return printed
+    return states
 
 
-def _print_json(checks: Iterable[tuple[str, Check]]) -> list[Check]:
+def _print_json(checks: Iterable[tuple[str, Check]]) -> set[str]:
     found = list(checks)
     print(json.dumps([{"where": where, **asdict(check)} for where, check in found], indent=1))
-    return [check for _, check in found]
+    return {check.state for _, check in found}

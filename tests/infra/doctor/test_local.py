@@ -54,7 +54,7 @@ def test_the_root_must_be_a_writable_folder_with_room(tmp_path: Path, disk: Disk
     assert root_folder(Path("/proc/runs")).found.startswith("/proc: no file can be created (")
     disk.set_free_space(1 << 20)
     full = root_folder(disk.folder / "runs")
-    assert full.state == "missing" and full.found.startswith(f"{disk.folder} has 1.0 MB free of ")
+    assert full.state == "missing" and full.found.startswith(f"{disk.folder} has 0.0 GB free of ")
 
 
 def test_gpus_that_torch_does_not_find_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def test_full_disks_are_named(disk: SmallDisk) -> None:  # noqa: F811
     disk.set_free_space(1 << 20)
     facts = facts_with(TMPDIR=str(disk.folder))
     check = result("temporary files", facts)
-    assert check.state == "missing" and check.found.startswith(f"{disk.folder} has 1.0 MB free of ")
+    assert check.state == "missing" and check.found.startswith(f"{disk.folder} has 0.0 GB free of ")
     shared = result("shared memory", replace(facts, shared_memory=facts.temporary))
     assert shared.state == "warning" and "otherwise the slower" in shared.found
 

@@ -1,10 +1,13 @@
 import json
+import os
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from cloze.infra.cli import main
+from tests.infra.launch.test_ray_jobs import environment_without
 from tests.paths import REPOSITORY
 
 CONFIG = str(REPOSITORY / "configs/quickstart.yaml")
@@ -44,6 +47,16 @@ def test_json_has_the_same_checks(capsys: pytest.CaptureFixture[str], s3_bucket:
     assert [check["state"] for check in checks] == [line[0] for line in lines]
     assert [check["check"] for check in checks if check["state"] == "missing"] == ["bucket"]
     assert checks[-1]["where"] == "s3://no-such-bucket/runs"
+
+
+def test_the_packages_that_a_machine_lacks_are_named(tmp_path: Path) -> None:
+    python = environment_without("pyarrow", tmp_path / "lacking")
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [python, "-m", "cloze.infra.cli", "doctor"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "  missing  packages           pyarrow is missing; install Cloze's packages: " in done.stdout
+    assert done.stdout.splitlines()[-1].split()[:3] == ["warning", "other", "checks"]
 
 
 def test_sources_of_the_run_on_s3_are_checked(capsys: pytest.CaptureFixture[str], s3_bucket: str) -> None:
