@@ -17,6 +17,7 @@ _LONGEST = [
     "pretrain",
     "main_job",
     "cluster",
+    "scaling_cluster",
     "crashes",
     "finetune_run",
     "ray_jobs",

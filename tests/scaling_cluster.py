@@ -1,6 +1,7 @@
-"""A Ray cluster on this machine whose autoscaler adds and removes nodes: a head without CPUs, CPU nodes, GPU nodes.
+"""A Ray cluster on this machine whose autoscaler adds and removes nodes, next to a head without CPUs.
 
-The GPUs are pretended: Ray counts them, and PyTorch finds none.
+Ray's AutoscalingCluster does the same, but ends all of the user's other Ray processes, and needs a file that is not in
+Ray's wheel. GPUs are pretended: Ray counts them, and PyTorch finds none.
 """
 
 import json
@@ -30,7 +31,7 @@ def scaling_cluster(*types: NodeType) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="cloze-", ignore_cleanup_errors=True) as folder:
         config, log = Path(folder, "cluster.json"), Path(folder, "log")
         config.write_text(json.dumps(_config(f"127.0.0.1:{port}", types)))
-        options = [f"--autoscaling-config={config}", "--include-dashboard=false", f"--temp-dir={folder}/ray"]
+        options = [f"--autoscaling-config={config}", "--include-dashboard=false", f"--temp-dir={folder}/r"]
         with log.open("wb") as file:
             variables = {**os.environ, **_VARIABLES}
             head = psutil.Popen([*command, *options], env=variables, stdout=file, stderr=file)

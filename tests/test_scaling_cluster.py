@@ -17,7 +17,6 @@ from cloze.pipeline.core.ray_cluster import NODE_TYPES, NodeType
 from cloze.pipeline.core.threads import run_periodically
 from tests.paths import REPOSITORY
 from tests.scaling_cluster import Nodes, scaling_cluster
-from tests.test_main_job import SHORTER
 
 #: `cloze ARGUMENTS`, with gloo in place of NCCL: the cluster's GPUs are pretended.
 DRIVER = """
@@ -34,6 +33,17 @@ sys.exit(main(sys.argv[1:]))
 """
 
 EXAMPLES = {"examples-64", "examples-128"}
+
+#: The quickstart with a few steps.
+SHORT = [
+    "vocab.compare=null",
+    "pretrain.phases.0.steps=6",
+    "pretrain.phases.1.steps=2",
+    "pretrain.eval_batches=1",
+    "pretrain.optimizer.warmup_steps=4",
+    "finetune.authors.epochs=1",
+    "finetune.authors.compare_random=false",
+]
 
 
 class Sample(NamedTuple):
@@ -58,7 +68,7 @@ def sampling(root: Path, nodes: Nodes) -> Iterator[list[Sample]]:
 
 def start(variables: dict[str, str], root: Path, *arguments: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, **variables, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", DRIVER, "run", "configs/quickstart.yaml", f"root={root}", *SHORTER, *arguments]
+    command = [sys.executable, "-c", DRIVER, "run", "configs/quickstart.yaml", f"root={root}", *SHORT, *arguments]
     return subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
 
 
