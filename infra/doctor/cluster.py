@@ -12,3 +12,7 @@ def cluster_checks(cluster: ClusterConfig, cluster_path: str) -> Iterator[tuple[
         from cloze.infra.doctor.ray_cluster import ray_cluster_checks
 
         yield from ray_cluster_checks(cluster, cluster_path)
+    elif cluster.kubernetes:
+        from cloze.infra.doctor.kubernetes import kubernetes_checks
+
+        yield from ((f"cluster {cluster.name}", check) for check in kubernetes_checks(cluster.kubernetes, cluster_path))

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires
 
 from cloze.infra.doctor.check import Check, missing, ok, warning
 from cloze.infra.doctor.machine_facts import SHARED_MEMORY, Disk, MachineFacts
-from cloze.infra.doctor.packages import PACKAGES, differences, pinned_versions
+from cloze.infra.package_versions import PACKAGES, differences, pinned_versions
 
 _PYTHONS = ("3.11", "3.12")  # requires-python in pyproject.toml
 _MIN_FREE = 10**9  # the quickstart writes a few hundred megabytes

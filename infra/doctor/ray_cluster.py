@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import tempfile
 import time
 import uuid
@@ -11,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cloze
 from cloze.infra.display import duration, size
 from cloze.infra.doctor.check import Check, from_error, missing, ok, warning
 from cloze.infra.doctor.machine_checks import machine_checks
 from cloze.infra.doctor.machine_facts import MachineFacts
-from cloze.infra.doctor.packages import installed_versions
 from cloze.infra.launch import ray_jobs
 from cloze.infra.launch.cluster_config import ClusterConfig
-from cloze.infra.launch.job_folder import job_environment
+from cloze.infra.launch.job_folder import copy_package, job_environment
+from cloze.infra.package_versions import installed_versions
 from cloze.pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,9 +58,8 @@ def ray_version(theirs: str, ours: str) -> Check:
 def _ask_nodes(client: "JobSubmissionClient", cluster: ClusterConfig) -> list[dict[str, Any]]:
     """Run node_job on the cluster. Raises UserError when it does not end well, or not in time."""
     job = f"cloze-doctor-{uuid.uuid4().hex[:12]}"
-    package = Path(cloze.__file__).parent
     with tempfile.TemporaryDirectory(prefix="cloze-") as folder:
-        shutil.copytree(package, Path(folder, package.name), ignore=shutil.ignore_patterns("__pycache__"))
+        copy_package(Path(folder))
         entrypoint = shlex.join([cluster.interpreter, "-m", "cloze.infra.doctor.node_job"])
         environment = {**job_environment(cluster), "working_dir": folder}
         try:
@@ -73,7 +70,7 @@ def _ask_nodes(client: "JobSubmissionClient", cluster: ClusterConfig) -> list[di
                 f"the cluster refused a job: {reason}; wait a minute if it has just started, or start Ray with "
                 "--dashboard-agent-listen-port=0"
             ) from error
-    deadline = time.monotonic() + _JOB_SECONDS + (_PIP_SECONDS if cluster.pip else 0)
+    deadline = time.monotonic() + _JOB_SECONDS + (_PIP_SECONDS if cluster.environment_key else 0)
     while not (details := client.get_job_info(job)).status.is_terminal():
         if time.monotonic() > deadline:
             client.stop_job(job)

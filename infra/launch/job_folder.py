@@ -36,7 +36,7 @@ def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: 
     cluster cannot access.
     """
     if not (cluster.kubernetes and cluster.kubernetes.code == "image"):
-        _copy_package(folder / _PACKAGE.name)
+        copy_package(folder)
     root = _root(config, cluster)
     uploads = None if cluster.shared_disk else _Uploads(folder)
     local_patterns = {pattern for _, pattern in _local_paths(config, until)}
@@ -67,8 +67,9 @@ def _local_paths(config: RunConfig, until: str | None) -> Iterator[tuple[MarkedP
                     yield path, pattern
 
 
-def _copy_package(target: Path) -> None:
-    """Copy the code. Raises UserError for a file that is too large to be code."""
+def copy_package(folder: Path) -> None:
+    """Copy the code into a job's folder. Raises UserError for a file that is too large to be code."""
+    target = folder / _PACKAGE.name
     shutil.copytree(_PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for file in target.rglob("*"):
         if file.is_file() and file.stat().st_size > _MAX_CODE_BYTES:

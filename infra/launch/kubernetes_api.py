@@ -96,6 +96,38 @@ class KubernetesApi:
         time.sleep(max(0.0, min(1.0, seconds - (time.monotonic() - start))))
         return None
 
+    def may(self, verb: str, resource: str) -> bool:
+        """Whether these credentials allow the verb on a resource of the namespace, such as pods or pods/log."""
+        from kubernetes import client
+
+        name, _, part = resource.partition("/")
+        group = _RAYJOBS[0] if name == "rayjobs" else ""
+        attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": name, "subresource": part}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes},
+        }
+        authorization = client.AuthorizationV1Api(self._core.api_client)
+        return bool(self._call(authorization.create_self_subject_access_review, review)["status"]["allowed"])
+
+    def has_secret(self, name: str) -> bool | None:
+        """Whether there is such a secret; None if these credentials may not read it."""
+        return self._has(self._core.read_namespaced_secret, "secrets", name)
+
+    def has_service_account(self, name: str) -> bool | None:
+        """Whether there is such a service account; None if these credentials may not read it."""
+        return self._has(self._core.read_namespaced_service_account, "serviceaccounts", name)
+
+    def _has(self, read: Callable[..., Any], resource: str, name: str) -> bool | None:
+        if not self.may("get", resource):
+            return None
+        try:
+            self._call(read, name, self.namespace)
+        except NotFound:
+            return False
+        return True
+
     def pods(self, labels: str) -> list[Json]:
         """The oldest first."""
         pods = self._call(self._core.list_namespaced_pod, self.namespace, label_selector=labels)["items"]
@@ -179,7 +211,7 @@ class KubernetesApi:
                     f"{where}{message}; ask for a role that may get, list, watch, create and delete rayjobs, and get "
                     "and list pods, pods/log and events there"
                 )
-            case 404 if (status.get("details") or {}).get("kind") in ("rayjobs", "pods"):
+            case 404 if (status.get("details") or {}).get("kind") in ("rayjobs", "pods", "secrets", "serviceaccounts"):
                 return NotFound(f"{where}{message}")
             case 404 if (status.get("details") or {}).get("kind") == "namespaces":
                 return UserError(f"{where}{message}; correct kubernetes.namespace, or create it")

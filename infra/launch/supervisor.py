@@ -77,12 +77,11 @@ class _Job:
 
 def supervise(command: Sequence[str], folder: Path | None, deadline_seconds: float, retries: int) -> int:
     """Run the command until it succeeds or may not be repeated. Returns the last exit status."""
+    job = _Job(command, deadline_seconds, forward=folder is not None)
     if folder:
         from cloze.pipeline.core.processes import this_process
 
         _leave_parent()
-    job = _Job(command, deadline_seconds, forward=folder is not None)
-    if folder:
         _write(folder / PROCESS_FILE, this_process().model_dump_json())
     attempts: list[dict[str, object]] = []
     while True:

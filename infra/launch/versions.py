@@ -4,14 +4,15 @@ The node of a cluster must have the Ray and the Python of the machine that submi
 warning: they may change the bytes of artifacts.
 """
 
-import importlib.metadata
 import inspect
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-PACKAGES = ("ray", "torch", "deepspeed", "pyarrow", "apache-beam", "tokenizers", "numpy", "pydantic")
+from cloze.infra import package_versions
+from cloze.infra.package_versions import comparable
+
+_COMPARED = ("ray", "torch", "deepspeed", "pyarrow", "apache-beam", "tokenizers", "numpy", "pydantic")
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,16 @@ class Difference:
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of Python and of the packages on this machine."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    """The versions of Python and of the packages that are compared, on this machine."""
+    versions = package_versions.installed_versions()
+    return {name: version for name, version in versions.items() if name in ("python", *_COMPARED)}
 
 
 def probe() -> str:
     """A program for `python -c` that prints the `installed_versions` of another machine as a line of JSON."""
-    function = inspect.getsource(installed_versions)
+    function = inspect.getsource(package_versions.installed_versions)
     imports = "import importlib.metadata, json, platform"
-    return f"{imports}\nPACKAGES = {PACKAGES}\n{function}\nprint(json.dumps(installed_versions()))"
+    return f"{imports}\nPACKAGES = {_COMPARED}\n{function}\nprint(json.dumps(installed_versions()))"
 
 
 def printed_versions(output: str) -> dict[str, str] | None:
@@ -65,10 +61,6 @@ def differences(there: Mapping[str, str], here: Mapping[str, str] | None = None)
     found = []
     for package, version in here.items():
         other = there.get(package)
-        if other is None or _comparable(package, version) != _comparable(package, other):
+        if other is None or comparable(package, version) != comparable(package, other):
             found.append(Difference(package, version, other))
     return found
-
-
-def _comparable(package: str, version: str) -> str:
-    return ".".join(version.split(".")[:2]) if package == "python" else version.partition("+")[0]

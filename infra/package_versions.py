@@ -31,7 +31,7 @@ PACKAGES = (
     "tokenizers",
     "torch",
 )
-_CONSTRAINTS = Path(__file__).absolute().parents[3] / "constraints.txt"  # of a clone
+_CONSTRAINTS = Path(__file__).absolute().parents[2] / "constraints.txt"  # of a clone
 
 
 def installed_versions() -> dict[str, str]:
@@ -62,9 +62,9 @@ def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]
     return [
         f"{package} {theirs[package]} instead of {version}" if package in theirs else f"{package} {version} is missing"
         for package, version in ours.items()
-        if package not in theirs or _comparable(package, version) != _comparable(package, theirs[package])
+        if package not in theirs or comparable(package, version) != comparable(package, theirs[package])
     ]
 
 
-def _comparable(package: str, version: str) -> str:
+def comparable(package: str, version: str) -> str:
     return version.rpartition(".")[0] if package == "python" else version.partition("+")[0]

@@ -2,7 +2,7 @@ import platform
 import re
 import tomllib
 
-from cloze.infra.doctor.packages import PACKAGES, differences, installed_versions, pinned_versions
+from cloze.infra.package_versions import PACKAGES, differences, installed_versions, pinned_versions
 from tests.paths import REPOSITORY
 
 
