@@ -79,10 +79,8 @@ def supervise(command: Sequence[str], folder: Path | None, deadline_seconds: flo
     """Run the command until it succeeds or may not be repeated. Returns the last exit status."""
     job = _Job(command, deadline_seconds, forward=folder is not None)
     if folder:
-        from cloze.pipeline.core.processes import this_process
-
         _leave_parent()
-        _write(folder / PROCESS_FILE, this_process().model_dump_json())
+        _write(folder / PROCESS_FILE, _this_process())
     attempts: list[dict[str, object]] = []
     while True:
         started = _now()
@@ -105,6 +103,12 @@ def arguments(folder: Path | None, deadline_seconds: float | None, retries: int)
     options += ["--deadline-seconds", str(deadline_seconds)] if deadline_seconds else []
     options += ["--retries", str(retries)] if retries else []
     return [*options, "--"]
+
+
+def _this_process() -> str:
+    from cloze.pipeline.core.processes import this_process  # a job on Ray does not need it
+
+    return this_process().model_dump_json()
 
 
 def _leave_parent() -> None:

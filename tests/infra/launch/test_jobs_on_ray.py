@@ -21,7 +21,7 @@ SAVES = """
 [ -e "$FOLDER/saved" ] && exec echo continued
 trap 'touch "$FOLDER/saved"; exit 143' TERM
 echo started
-while :; do sleep 0.1; done
+n=0; while [ $((n += 1)) -lt 3000 ]; do sleep 0.1; done  # not indefinitely: a head that is killed leaves it
 """
 
 

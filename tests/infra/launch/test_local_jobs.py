@@ -26,7 +26,7 @@ from cloze.pipeline.core.processes import Process
 from tests.paths import QUICKSTART, REPOSITORY
 
 Jobs = Callable[..., LocalJobs]
-SAVES = "trap 'echo saved; exit 143' TERM; echo started; while :; do sleep 0.05; done"
+SAVES = "trap 'echo saved; exit 143' TERM; echo started; n=0; while [ $((n += 1)) -lt 3000 ]; do sleep 0.05; done"
 
 
 @pytest.fixture(autouse=True)
