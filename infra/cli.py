@@ -433,6 +433,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--cluster", metavar="YAML", required=True, help="such as configs/clusters/local.yaml")
         command.set_defaults(command=function)
     _add_config(commands)
+    _add_fetch(commands)
     return parser
 
 
@@ -446,6 +447,33 @@ def _add_config(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--markdown", action="store_true", help="print Markdown, as in docs/reference/configuration.md"
     )
     command.set_defaults(command=_config)
+
+
+def _add_fetch(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    text = "download a finished Wikipedia dump, continue an interrupted download, check its digests"
+    command = commands.add_parser("fetch", help=text, description=text)
+    command.add_argument("source", choices=["wikipedia"], metavar="wikipedia", help="what to download")
+    command.add_argument("language", metavar="LANG", help="code of the Wikipedia's language, such as en")
+    command.add_argument(
+        "date", metavar="DATE", nargs="?", help="such as 20261101; by default the newest finished dump"
+    )
+    command.add_argument("--to", metavar="DIR", default="data", help="a folder, or s3://bucket/prefix (default: data)")
+    command.add_argument("--mirror", metavar="URL", help="of a server with the layout of https://dumps.wikimedia.org")
+    command.set_defaults(command=_fetch)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from cloze.infra.display import relative_path
+    from cloze.infra.fetch.download import fetch
+    from cloze.infra.fetch.http import Http
+    from cloze.infra.fetch.wikipedia import MIRROR, find_dump
+    from cloze.pipeline.core.storage import Location
+
+    http = Http()
+    dump = find_dump(http, options.language, options.date, (options.mirror or MIRROR).rstrip("/"))
+    folder = fetch(http, dump, Location(options.to).absolute())
+    print(f"files: [{relative_path(folder)}/*.xml*.bz2]")
+    return 0
 
 
 if __name__ == "__main__":
