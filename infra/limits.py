@@ -4,8 +4,6 @@ At a limit this process stops as at SIGTERM: training saves, and finished parts 
 ROOT/runs/NAME.spent.json, so that the next attempt continues to count; it is deleted when the run is finished.
 """
 
-import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,14 +15,13 @@ from cloze.infra.interrupts import Ending, interrupt_with
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ray_cluster import NODE_PRICES
+from cloze.pipeline.core.ray_cluster import NODE_GROUP, NodeType, node_types
 from cloze.pipeline.core.signals import allow_seconds_to_end
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import run_periodically
 
 _POLL_SECONDS, _WRITE_SECONDS = 2.0, 30.0
 _SAVE_SECONDS = 300.0  # that training may take to save at a limit: nothing kills the process then
-_NODE_GROUP = "ray.io/node-group"  # label with the name of a node's type
 
 
 class Spent(Config, strict=False):
@@ -36,19 +33,6 @@ class Spent(Config, strict=False):
     """Dollars for the nodes of the cluster, while they were there."""
     attempts: int = 0
     """The number of attempts."""
-
-
-class NodePrice(Config, strict=False):
-    """A kind of node of the cluster."""
-
-    name: str
-    """Name of the node type."""
-    cpus: float
-    """CPUs that Ray may use."""
-    gpus: float
-    """GPUs."""
-    dollars_per_hour: float
-    """Price of one such node."""
 
 
 @contextmanager
@@ -82,8 +66,9 @@ class _Watch:
         self.file = Location(config.root).absolute() / "runs" / f"{config.name}.spent.json"
         spent = _read(self.file)
         self._spent = spent.model_copy(update={"attempts": spent.attempts + 1})
-        self._prices = node_prices()
-        if config.max_cost is not None and not self._prices:
+        types = node_types()
+        self._priced_types = types if all(kind.dollars_per_hour is not None for kind in types) else []
+        if config.max_cost is not None and not self._priced_types:
             raise UserError(
                 f"max_cost: {config.max_cost:g} needs the prices of the machines, which are known only in a job whose "
                 "cluster's file names the instance_type of its node_types (configs/prices.yaml); set max_hours instead"
@@ -94,7 +79,9 @@ class _Watch:
         """Add what was spent since the last call."""
         now = time.monotonic()
         hours, self._last = (now - self._last) / 3600, now
-        dollars = hours * dollars_per_hour(_nodes(), self._prices) if self._prices else 0.0  # Ray is loaded in a job
+        dollars = (
+            hours * dollars_per_hour(_nodes(), self._priced_types) if self._priced_types else 0.0
+        )  # Ray is loaded in a job
         self._spent = self._spent.model_copy(
             update={"hours": self._spent.hours + hours, "dollars": self._spent.dollars + dollars}
         )
@@ -142,24 +129,19 @@ def _read(file: Location) -> Spent:
         raise UserError(f"{file}: is damaged; delete it to count from zero") from error
 
 
-def node_prices() -> list[NodePrice]:
-    """The prices that the job's environment names; none outside a job."""
-    return [NodePrice(**entry) for entry in json.loads(os.environ.get(NODE_PRICES, "[]"))]
-
-
-def dollars_per_hour(nodes: Sequence[dict[str, Any]], prices: Sequence[NodePrice]) -> float:
-    """The price of the nodes that are there. A node of no known type, such as the head, has the highest price of those
-    with GPUs, or of those without."""
+def dollars_per_hour(nodes: Sequence[dict[str, Any]], types: Sequence[NodeType]) -> float:
+    """The price of the nodes that are there, whose types have prices. A node of no known type, such as the head, has
+    the highest price of those with GPUs, or of those without."""
 
     def of_node(node: dict[str, Any]) -> float:
-        group, resources = node.get("Labels", {}).get(_NODE_GROUP), node["Resources"]
+        group, resources = node.get("Labels", {}).get(NODE_GROUP), node["Resources"]
         shape = (resources.get("CPU", 0), resources.get("GPU", 0))
-        named = [price for price in prices if price.name == group]
-        matching = named or [price for price in prices if (price.cpus, price.gpus) == shape]
-        similar = [price for price in prices if bool(price.gpus) == bool(shape[1])] or prices
-        return max(price.dollars_per_hour for price in (matching or similar))
+        named = [kind for kind in types if kind.name == group]
+        matching = named or [kind for kind in types if (kind.cpus, kind.gpus) == shape]
+        similar = [kind for kind in types if bool(kind.gpus) == bool(shape[1])] or types
+        return max(kind.dollars_per_hour or 0.0 for kind in (matching or similar))
 
-    return sum(of_node(node) for node in nodes if node["Alive"]) if prices else 0.0
+    return sum(of_node(node) for node in nodes if node["Alive"]) if types else 0.0
 
 
 def _nodes() -> list[dict[str, Any]]:

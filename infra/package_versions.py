@@ -24,6 +24,7 @@ PACKAGES = (
     "pydantic",
     "pyyaml",
     "ray",
+    "requests",
     "rich",
     "safetensors",
     "scikit-learn",

@@ -12,14 +12,14 @@ from typing import Any
 from cloze.infra import named_runs
 from cloze.infra.job_record import JOB_CLUSTER
 from cloze.infra.launch.cluster_config import DEFAULT_PYTHON, ClusterConfig
-from cloze.infra.launch.prices import load_prices, node_prices
+from cloze.infra.launch.prices import load_prices, priced_node_types
 from cloze.infra.launch.supervisor import STOP_SECONDS
 from cloze.infra.planner import Run
 from cloze.infra.ray_session import WORKERS_PYTHON
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import MarkedPath, input_paths, with_paths
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ray_cluster import MAX_CPUS, MAX_GPUS, NODE_PRICES, NODE_TYPES, NodeType
+from cloze.pipeline.core.ray_cluster import MAX_CPUS, MAX_GPUS, NODE_TYPES
 from cloze.pipeline.core.software_versions import GIT_COMMIT, git_commit
 from cloze.pipeline.core.storage import find_files
 
@@ -142,11 +142,8 @@ def job_environment(cluster: ClusterConfig) -> dict[str, Any]:
     for variable, limit in ((MAX_CPUS, cluster.cpu_limit), (MAX_GPUS, cluster.gpu_limit)):
         if limit is not None:
             env_vars[variable] = str(limit)
-    if prices := node_prices(cluster, load_prices(None)):
-        env_vars[NODE_PRICES] = prices
     if cluster.node_types:
-        types = [kind.model_dump(include=set(NodeType._fields)) for kind in cluster.node_types]
-        env_vars[NODE_TYPES] = json.dumps(types)
+        env_vars[NODE_TYPES] = json.dumps([kind._asdict() for kind in priced_node_types(cluster, load_prices(None))])
     if cluster.shared_disk:
         from cloze.infra.workflow import home
 

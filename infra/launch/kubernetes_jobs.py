@@ -21,11 +21,12 @@ from pathlib import Path
 
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
-from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState
+from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, digest_of, unknown_job
 from cloze.infra.launch.kubernetes_api import AlreadyExists, Json, KubernetesApi, NotFound, Unreachable
 from cloze.infra.launch.pod_problems import pod_problem
 from cloze.infra.launch.rayjob import DIGEST, ROOT, RUN, SUBMITTER, Submission, as_yaml, job_name, rayjob
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.software_versions import GIT_COMMIT
 from cloze.pipeline.core.storage import Location
 
 _PENDING_SECONDS = 10  # until a pending job is read again if nothing changes
@@ -44,20 +45,19 @@ def render(request: JobRequest, cluster: ClusterConfig) -> str:
 def prepare(request: JobRequest, cluster: ClusterConfig) -> tuple[Submission, bytes]:
     """A run as it is submitted, and the archive of its files."""
     assert cluster.kubernetes
-    force = [word for stage in request.force for word in ("--force", stage)]
-    options = [*(["--until", request.until] if request.until else []), *force]
-    entrypoint = shlex.join([cluster.interpreter, "-m", "cloze.infra.cli", "run", CONFIG, *options])
+    entrypoint = shlex.join([cluster.interpreter, "-m", "cloze.infra.cli", "run", CONFIG, *request.options])
     runtime_env = job_environment(cluster)
     # Set in the pods: Ray itself needs some to read the archive, and KubeRay's shell would expand a $ in the others.
     env_vars = runtime_env.pop("env_vars")
     if cluster.kubernetes.code == "image":
-        del env_vars["CLOZE_GIT_COMMIT"]  # this machine's; the image has its own code
+        del env_vars[GIT_COMMIT]  # this machine's; the image has its own code
     with tempfile.TemporaryDirectory(prefix="cloze-") as folder:
         stage_files(Path(folder), request.config, cluster, request.until)
         root = json.loads((Path(folder) / CONFIG).read_text())["root"]
         archive, files_digest = _archive(Path(folder))
-    identity = [entrypoint, env_vars, runtime_env, files_digest, cluster.model_dump(mode="json")]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    # Without the commit, which also changes with a file that is not sent.
+    sent_variables = {name: value for name, value in env_vars.items() if name != GIT_COMMIT}
+    digest = digest_of([entrypoint, sent_variables, runtime_env, files_digest, cluster.model_dump(mode="json")])[:12]
     runtime_env["working_dir"] = str(Location(root) / "jobs" / f"{request.config.name}-{digest}.zip")
     return Submission(request.config.name, root, digest, entrypoint, env_vars, runtime_env), archive
 
@@ -158,11 +158,8 @@ class KubernetesJobs:
             return found
         except NotFound:
             names = [known["metadata"]["name"] for known in self._api.rayjobs(DIGEST)]
-            known = f"jobs there: {', '.join(names[:10])}" if names else "it has no jobs of Cloze"
-            raise UnknownJob(
-                f"{job}: is not a job in the namespace {self._config.namespace} of {self._cluster.name} (a stopped one "
-                f"is deleted); {known}"
-            ) from None
+            place = f"the namespace {self._config.namespace} of {self._cluster.name} (a stopped one is deleted)"
+            raise UnknownJob(str(unknown_job(job, names, place))) from None
 
     def _delete_expired(self) -> None:
         """Delete ended jobs that are older than ttl_seconds; without a queue KubeRay's deletion rules do so."""

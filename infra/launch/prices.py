@@ -1,15 +1,16 @@
-"""configs/prices.yaml -> dollars."""
+"""configs/prices.yaml -> dollars an hour, for estimates and for `max_cost`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from cloze.infra.launch.cluster_config import ClusterConfig, NodeType
+from cloze.pipeline.core import ray_cluster
 from cloze.pipeline.core.config import Config, load
 
-DEFAULT = "configs/prices.yaml"
+_FILE = "configs/prices.yaml"  # in the current folder, or in the clone that this is
+_CLONE = Path(__file__).absolute().parents[3]
 
 _Dollars = Annotated[float, Field(ge=0)]
 
@@ -49,20 +50,16 @@ class Prices(Config):
 
 
 def load_prices(path: str | None) -> Prices | None:
-    """The prices in a file; by default those of configs/prices.yaml, None if there is no such file here."""
-    if path is None and not Path(DEFAULT).is_file():
-        return None
-    return load(Prices, path or DEFAULT)
+    """The prices in a file; by default those of configs/prices.yaml, None if there is no such file."""
+    if path is None:
+        files = (folder / _FILE for folder in (Path(), _CLONE))
+        path = next((str(file) for file in files if file.is_file()), None)
+    return None if path is None else load(Prices, path)
 
 
-def node_prices(cluster: ClusterConfig, prices: Prices | None) -> str:
-    """The prices of a cluster's nodes for its job, which `max_cost` reads, as JSON; empty if one is unknown."""
-    found = {kind: prices.of_node(kind) if prices else None for kind in cluster.node_types}
-    if not found or None in found.values():
-        return ""
-    return json.dumps(
-        [
-            {"name": kind.name, "cpus": kind.cpus, "gpus": kind.gpus, "dollars_per_hour": price}
-            for kind, price in found.items()
-        ]
-    )
+def priced_node_types(cluster: ClusterConfig, prices: Prices | None) -> list[ray_cluster.NodeType]:
+    """The machines of a cluster as its jobs are told of them, with their prices, which `max_cost` needs."""
+    return [
+        ray_cluster.NodeType(kind.name, kind.cpus, kind.gpus, kind.max_nodes, prices.of_node(kind) if prices else None)
+        for kind in cluster.node_types
+    ]

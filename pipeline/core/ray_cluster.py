@@ -9,21 +9,22 @@ from typing import NamedTuple
 MAX_CPUS = "CLOZE_MAX_CPUS"
 #: Environment variable with the number of GPUs that the cluster can scale to.
 MAX_GPUS = "CLOZE_MAX_GPUS"
-#: Environment variable with the prices of the cluster's nodes, as JSON: infra/limits.py.
-NODE_PRICES = "CLOZE_NODE_PRICES"
 #: Environment variable with the kinds of machines that the cluster can scale to: a JSON list of NodeType.
 NODE_TYPES = "CLOZE_NODE_TYPES"
 
-_NODE_GROUP = "ray.io/node-group"  # the label of a node with the name of its kind: KubeRay and Ray's launcher set it
+#: The label of a node with the name of its kind. KubeRay and Ray's launcher set it.
+NODE_GROUP = "ray.io/node-group"
 
 
 class NodeType(NamedTuple):
-    """A kind of machine that the cluster can scale to: its name, a machine's CPUs and GPUs, the number of machines."""
+    """A kind of machine that the cluster can scale to: its name, a machine's CPUs and GPUs, the number of machines, and
+    the price of one if it is known."""
 
     name: str
     cpus: int
     gpus: int
     max_nodes: int
+    dollars_per_hour: float | None = None
 
 
 def belongs_to_cluster() -> bool:
@@ -60,7 +61,7 @@ def without_gpu_nodes() -> dict[str, str] | None:
     """
     types = node_types()
     gpu_types = [kind.name for kind in types if kind.gpus]
-    return {_NODE_GROUP: f"!in({','.join(gpu_types)})"} if 0 < len(gpu_types) < len(types) else None
+    return {NODE_GROUP: f"!in({','.join(gpu_types)})"} if 0 < len(gpu_types) < len(types) else None
 
 
 def cluster_cpus() -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from cloze.pipeline.core import s3_errors
@@ -191,10 +192,9 @@ def put(path: str, data: bytes | memoryview) -> None:
         request("writing", path, lambda client: client.put_object(Bucket=bucket, Key=key, Body=body))
         return
     name = {"Bucket": bucket, "Key": key}
-    upload = request("writing", path, lambda client: client.create_multipart_upload(**name)["UploadId"])
     view = memoryview(data)
 
-    def put_part(number: int) -> dict[str, Any]:
+    def put_part(upload: str, number: int) -> dict[str, Any]:
         body = bytes(view[(number - 1) * _PART : number * _PART])
 
         def call(client: Any) -> dict[str, Any]:
@@ -203,16 +203,51 @@ def put(path: str, data: bytes | memoryview) -> None:
 
         return request("writing", path, call)
 
+    _write_in_parts(path, -(-len(view) // _PART), put_part, lambda etag: etag == _etag_of_parts(view))
+
+
+def join(paths: Sequence[str], to: str) -> None:
+    """Write an object with the content of several, which are copied within S3; all but the last have 5 MiB or more."""
+    if len(paths) < 2:
+        put(to, read(paths[0]) if paths else b"")
+        return
+    bucket, key = _split(to)
+    name = {"Bucket": bucket, "Key": key}
+
+    def copy_part(upload: str, number: int) -> dict[str, Any]:
+        source_bucket, source_key = _split(paths[number - 1])
+        source = {"Bucket": source_bucket, "Key": source_key}
+
+        def call(client: Any) -> dict[str, Any]:
+            answer = client.upload_part_copy(**name, UploadId=upload, PartNumber=number, CopySource=source)
+            return {"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]}
+
+        return request("writing", to, call)
+
+    _write_in_parts(to, len(paths), copy_part, lambda etag: etag.endswith(f"-{len(paths)}"))
+
+
+def _write_in_parts(
+    path: str, count: int, write_part: Callable[[str, int], dict[str, Any]], is_ours: Callable[[str], bool]
+) -> None:
+    """Write an object by a multipart upload. `write_part`: (upload id, number from 1) -> the entry of its list.
+
+    `is_ours`: whether an object with this ETag is the one that this upload has completed.
+    """
+    bucket, key = _split(path)
+    name = {"Bucket": bucket, "Key": key}
+    upload = request("writing", path, lambda client: client.create_multipart_upload(**name)["UploadId"])
+
     def complete(client: Any) -> None:
         try:
             client.complete_multipart_upload(**name, UploadId=upload, MultipartUpload={"Parts": parts})
         except client.exceptions.NoSuchUpload:  # the answer to an earlier attempt was lost
-            if client.head_object(**name)["ETag"].strip('"') != _etag_of_parts(view):
+            if not is_ours(client.head_object(**name)["ETag"].strip('"')):
                 raise
 
     try:
         with ThreadPoolExecutor(_THREADS) as threads:
-            parts = list(threads.map(put_part, range(1, -(-len(view) // _PART) + 1)))
+            parts = list(threads.map(partial(write_part, upload), range(1, count + 1)))
         request("writing", path, complete)
     except BaseException:
         with suppress(Exception):  # its parts are deleted; otherwise a rule of the bucket does it

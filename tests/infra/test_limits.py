@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from cloze.infra.limits import NodePrice, dollars_per_hour, spending_limited
+from cloze.infra.limits import dollars_per_hour, spending_limited
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.ray_cluster import NodeType
 from tests.paths import QUICKSTART, REPOSITORY
 
 
@@ -22,10 +23,7 @@ def node(cpus: float, gpus: float = 0, group: str = "", alive: bool = True) -> d
 
 
 def test_a_node_has_the_price_of_its_type_or_of_its_shape():
-    prices = [
-        NodePrice(name="data", cpus=32, gpus=0, dollars_per_hour=1.5),
-        NodePrice(name="gpu", cpus=32, gpus=8, dollars_per_hour=50.0),
-    ]
+    prices = [NodeType("data", 32, 0, 4, 1.5), NodeType("gpu", 32, 8, 1, 50.0)]
     assert dollars_per_hour([node(8, group="data"), node(8, group="data", alive=False)], prices) == 1.5
     assert dollars_per_hour([node(32), node(32, 8)], prices) == 51.5
     assert dollars_per_hour([node(0, group="head"), node(4, 1)], prices) == 1.5 + 50.0, "of no known type"

@@ -14,7 +14,7 @@ from cloze.infra.estimate.estimate import StageEstimate
 from cloze.infra.estimate.rates import gpus, rates
 from cloze.infra.estimate.work import parameters
 from cloze.infra.launch.cluster_config import ClusterConfig, NodeType
-from cloze.infra.launch.prices import load_prices, node_prices
+from cloze.infra.launch.prices import load_prices, priced_node_types
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.training.model.bert import BertConfig, BertForPreTraining
@@ -140,6 +140,6 @@ def test_a_job_gets_the_prices_of_its_nodes():
     assert prices
     kind = NodeType(name="gpu", cpus=8, memory_gb=64, gpus=1, gpu="A10G", instance_type="g5.2xlarge")
     config = ClusterConfig(name="aws", address="http://127.0.0.1:8265", node_types=(kind,))
-    assert json.loads(node_prices(config, prices)) == [{"name": "gpu", "cpus": 8, "gpus": 1, "dollars_per_hour": 1.212}]
+    assert priced_node_types(config, prices) == [("gpu", 8, 1, 1, 1.212)]
     unknown = config.model_copy(update={"node_types": (kind.model_copy(update={"instance_type": "x1"}),)})
-    assert node_prices(unknown, prices) == "" == node_prices(config, None)
+    assert priced_node_types(unknown, prices) == priced_node_types(config, None) == [("gpu", 8, 1, 1, None)]

@@ -23,8 +23,10 @@ from tests.infra.launch.kuberay import schema_errors, unknown_fields
 Json = dict[str, Any]
 TOKEN = "the-token"
 _PATH = re.compile(
-    r"/(?:apis/ray\.io/v1|api/v1)/namespaces/([^/]+)/(rayjobs|pods|events)(?:/([^/]+))?(?:/(log|status))?"
+    r"/(?:apis/ray\.io/v1|api/v1)/namespaces/([^/]+)/(rayjobs|pods|events|secrets|serviceaccounts)(?:/([^/]+))?"
+    r"(?:/(log|status))?"
 )
+_REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
 class Refused(Exception):
@@ -184,6 +186,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, verb: str, path: str, query: dict[str, str], body: bytes) -> None:
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise Refused(401, "Unauthorized", "Unauthorized")
+        if path == _REVIEW:
+            asked = json.loads(body)["spec"]["resourceAttributes"]
+            resource = "/".join(filter(None, (asked["resource"], asked["subresource"])))
+            return self._send(201, {"status": {"allowed": (asked["verb"], resource) not in self.server.forbidden}})
         match = _PATH.fullmatch(path)
         if not match or (match[2] == "rayjobs" and not self.server.has_crd):
             return self._send_text(404, "404 page not found\n")

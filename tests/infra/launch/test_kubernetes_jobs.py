@@ -1,3 +1,5 @@
+import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -382,7 +384,7 @@ def test_a_stopped_job_exists_until_its_cluster_has_ended(api: ApiServer, prepar
     following.end()
     assert (jobs.info(JOB).state, jobs.info(JOB).reason) == (JobState.STOPPED, "was stopped")
     assert jobs.jobs() == []
-    with pytest.raises(UserError, match=f"^{JOB}: is not a job in the namespace ml of kubernetes"):
+    with pytest.raises(UserError, match=f"^{JOB}: is not a job of the namespace ml of kubernetes"):
         backend().info(JOB)
 
 
@@ -409,14 +411,33 @@ def test_stopping_a_job_that_has_ended_does_nothing(api: ApiServer, prepared: Jo
     assert "deletionTimestamp" not in api.get("rayjobs", JOB)["metadata"]
 
 
-def test_an_unknown_job_is_an_error_that_names_the_jobs(api: ApiServer, prepared: JobRequest) -> None:
-    jobs = backend()
-    with pytest.raises(UserError, match="it has no jobs of Cloze"):
-        jobs.info("none-1")
+def test_an_unknown_job_is_an_error_that_names_a_close_one(api: ApiServer, prepared: JobRequest) -> None:
+    jobs, wrong = backend(), f"{JOB[:-1]}7"
+    with pytest.raises(UserError, match=f"^{wrong}: is not a job of the namespace ml of kubernetes .*`cloze job list`"):
+        jobs.info(wrong)
     jobs.submit(prepared)
     for request in (jobs.info, jobs.stop, lambda job: list(jobs.logs(job, follow=True))):
-        with pytest.raises(UserError, match=f"^none-1: is not a job in .*; jobs there: {JOB}$"):
-            request("none-1")
+        with pytest.raises(UserError, match=f"; did you mean {JOB}[?]$"):
+            request(wrong)
+
+
+def test_the_commands_work_on_kubernetes(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(re.sub("namespace: .*", "namespace: ml", EXAMPLE.read_text()))
+    on_cluster = ["--cluster", str(file)]
+    assert main(["submit", str(QUICKSTART), "root=s3://bucket/runs", "--detach", *on_cluster]) == 0
+    assert capsys.readouterr().out == f"{JOB}\n"
+    running(api)
+    api.print("submitter-1", "[1/7] extract done")
+    assert main(["job", "list", "--json", *on_cluster]) == 0
+    [listed] = json.loads(capsys.readouterr().out)
+    assert (listed["id"], listed["run"], listed["state"]) == (JOB, "quickstart", "running")
+    assert main(["job", "logs", JOB, *on_cluster]) == 0
+    assert capsys.readouterr().out == "[1/7] extract done\n"
+    assert main(["job", "stop", JOB, *on_cluster]) == 0
+    assert "deletionTimestamp" in api.get("rayjobs", JOB)["metadata"]
 
 
 # Faults: one line each
@@ -494,7 +515,5 @@ def test_render_prints_yaml_without_an_api_server(
     printed = capsys.readouterr()
     assert yaml.safe_load(printed.out)["kind"] == "RayJob" and printed.err == ""
     assert main([*command, "configs/clusters/local.yaml"]) == 2
-    assert capsys.readouterr() == (
-        "",
-        "cloze: --render: configs/clusters/local.yaml is not a Kubernetes cluster; add kubernetes, or leave it out\n",
-    )
+    line = "cloze: --render: requires --cluster with the file of a Kubernetes cluster\n"
+    assert capsys.readouterr() == ("", line)

@@ -1,0 +1,257 @@
+"""The arguments of the command line, and their help."""
+
+import argparse
+from typing import NoReturn
+
+_RUN = """RUN is a YAML file (anything that contains a / or ends in .yaml or .yml, such as ./quickstart.yaml), or
+the name of a run that was started before under --root: its configuration is then the one that it was last
+started with, which is stored in ROOT/runs/NAME.yaml. key=value overrides a key of the configuration; so
+do the keys of another YAML file. `cloze config` lists all keys.
+"""
+_JSON = {
+    "plan": """--json prints one list, an object for each stage, in order:
+  stage, action (run, continue, skip; wait if one of your files is missing), reason,
+  output (a path or s3://), fingerprint: null while they depend on a stage that is not finished;
+  with --cluster, --estimate, --calibrate or --size also estimate: null for a stage that is skipped, otherwise
+  seconds, cpu_seconds, gpu_seconds, dollars, memory_bytes, gpu_bytes, disk_bytes (that stay), scratch_bytes (while it
+  runs), s3_requests (null where unknown), measured (false if a rate is not measured), notes (a list of lines)
+""",
+    "status": """--json prints one list, an object for each stage, in order:
+  stage, state (done, half-done, not started, waiting), reason,
+  location (a path or s3://), fingerprint, bytes (of all files there): null while waiting,
+  seconds, counts, drops (name -> number): null unless the stage is finished,
+  progress ({parts, checkpoint_step}): null unless half-done,
+  owner (of the run that is writing it: host, pid, since, done, total, unit; or null),
+  job (the last job of this run, the same for each stage: id, cluster, started, ended, exit_status; or null),
+  warnings (a list of lines), heldout (the newest held-out row of metrics.jsonl, or null),
+  scores (pretrained, random, majority, ... -> accuracy, interval, ..., or null),
+  metric, scored_split (of a finished task: the score that counts, and the split: test or dev; or null),
+  page (the location of the report, or null)
+NaN and infinite numbers are null.
+""",
+    "predict": """--json prints one list, for each [MASK] a list of {piece, probability}, the most likely first.
+With --task the output is always JSON: an object for each line, with `predicted` and probabilities. With --input these
+are columns of Parquet files.
+""",
+}
+_EPILOG = """examples:
+  cloze run configs/quickstart.yaml                        run all stages that are not finished
+  cloze finetune configs/finetune.yaml                     fine-tune a model that is already there
+  cloze plan configs/quickstart.yaml vocab.size=8000       show which stages that change would run again
+  cloze run configs/quickstart.yaml root=s3://bucket/runs  write all outputs to S3
+  cloze status quickstart --root s3://bucket/runs          name a run that was started before
+  cloze export configs/quickstart.yaml --to my-bert        write a model for AutoModel and AutoTokenizer
+  cloze predict configs/quickstart.yaml "She opened the [MASK]."
+  cloze export configs/quickstart.yaml --task authors --to my-classifier --onnx
+  cloze predict configs/quickstart.yaml --task authors < texts.txt
+  cloze predict configs/quickstart.yaml --task authors --input texts.parquet --to predictions
+  cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
+  cloze submit configs/bert-base.yaml --detach             a job of this machine, which outlives the terminal
+  cloze job list                                           the jobs of this machine, or of a --cluster
+  cloze fetch wikipedia simple                             the newest dump of the Simple English Wikipedia
+  cloze doctor --cluster configs/clusters/local.yaml       what is missing there, and how to fix it
+  cloze plan configs/bert-base.yaml --size enwiki=24GB --cluster CLUSTER.yaml   what would it take, and cost?
+  cloze config pretrain.optimizer                          list these configuration keys
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Prints an error in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"cloze: {message}; see {self.prog} --help\n")
+
+
+def new_parser() -> argparse.ArgumentParser:
+    """Returns the parser. Its options have the name of the command as `command`."""
+    parser = _Parser(
+        prog="cloze",
+        description="A Wikipedia dump, books or a team's own documents in; a pretrained, fine-tuned BERT out.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, text in (
+        ("run", "run all stages that are not finished"),
+        ("finetune", "run the fine-tuning tasks and the stages that they need"),
+        ("plan", "show what `run` would do, and why"),
+        ("status", "show the state and the results of each stage"),
+        ("report", "write the HTML report about the finished stages"),
+        ("export", "write the pretrained or a fine-tuned model for transformers and the Hugging Face Hub"),
+        (
+            "predict",
+            "predict each [MASK] of a text, or with --task what the lines of standard input are",
+        ),
+        ("submit", "submit the run as a job, follow its log, return its exit status"),
+    ):
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text}\n\n{_RUN}",
+            epilog=_JSON.get(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("run", metavar="RUN", help="such as configs/quickstart.yaml, or quickstart")
+        if name == "predict":
+            command.add_argument("text", metavar="TEXT", nargs="?", help='such as "She opened the [MASK]."')
+        command.add_argument(
+            "overrides",
+            metavar="key=value",
+            nargs="*",
+            default=[],
+            help="for example pretrain.seed=7; or a YAML file with such keys",
+        )
+        command.add_argument(
+            "--root",
+            metavar="ROOT",
+            help='a folder or s3://bucket/prefix that overrides root; for the name of a run the default is "runs"',
+        )
+        command.set_defaults(until=None, force=None, json=False, only_tasks=name == "finetune")
+        if name in _JSON:
+            command.add_argument("--json", action="store_true", help="print JSON; see below")
+        if name in ("run", "finetune"):
+            command.add_argument("--dry-run", action="store_true", help="show the plan, as `cloze plan` does")
+            command.add_argument(
+                "--no-wait", action="store_true", help="fail if another run is writing an output that this one needs"
+            )
+        if name in ("run", "plan", "submit"):
+            command.add_argument("--until", metavar="STAGE", help="run the stages up to this one")
+        if name in ("run", "finetune", "plan", "submit"):
+            command.add_argument(
+                "--force",
+                metavar="STAGE",
+                action="append",
+                help="run this stage again, even if it is finished (may be repeated)",
+            )
+        if name in ("export", "predict"):
+            command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
+        if name == "predict":
+            command.add_argument(
+                "--input",
+                metavar="PATH",
+                action="append",
+                help="with --task: predict all rows of a file (.parquet, .jsonl, .csv, .tsv), glob or folder (may be "
+                "repeated)",
+            )
+            command.add_argument(
+                "--to",
+                metavar="DIR",
+                help="with --input: a new folder, or s3://bucket/prefix, for Parquet files with the rows and their "
+                "predictions; repeated, an interrupted prediction continues",
+            )
+        if name == "export":
+            command.add_argument(
+                "--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix"
+            )
+            command.add_argument("--onnx", action="store_true", help="also write model.onnx, for onnxruntime")
+        if name == "plan":
+            _add_estimate(command)
+        if name == "submit":
+            _add_cluster(command)
+            command.add_argument("--detach", action="store_true", help="print the job's id and return")
+            command.add_argument(
+                "--render", action="store_true", help="on Kubernetes: print the RayJob as YAML and send nothing"
+            )
+        command.set_defaults(command=name)
+    _add_job(commands)
+    _add_config(commands)
+    _add_doctor(commands)
+    _add_fetch(commands)
+    return parser
+
+
+def _add_cluster(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--cluster", metavar="YAML", help="such as configs/clusters/local.yaml; by default this machine"
+    )
+
+
+def _add_job(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    text = "list, follow and stop the jobs that `submit` has started"
+    actions = commands.add_parser("job", help=text, description=text).add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    for name, text in (
+        ("list", "list the jobs, the newest first"),
+        ("status", "show the state of a job: pending, running, succeeded, failed or stopped"),
+        ("logs", "print the log of a job"),
+        ("stop", "ask a job to save and end; it has five minutes"),
+        ("wait", "wait for the end of a job, return the run's exit status"),
+    ):
+        command = actions.add_parser(name, help=text, description=text)
+        if name != "list":
+            command.add_argument("job", metavar="ID", help="the job's id, as `cloze job list` shows it")
+        _add_cluster(command)
+        if name in ("list", "status"):
+            command.add_argument(
+                "--json",
+                action="store_true",
+                help="print JSON: id, run, root, state, reason, submitted, started, ended, exit_status",
+            )
+        if name == "logs":
+            command.add_argument("--follow", action="store_true", help="print what is added until the job ends")
+        if name == "stop":
+            command.add_argument("--wait", action="store_true", help="return when the job has ended")
+        command.set_defaults(command="job")
+
+
+def _add_estimate(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--cluster",
+        metavar="YAML",
+        help="estimate what the stages that would run take on this cluster: time, machines, dollars, memory, disk",
+    )
+    command.add_argument("--estimate", action="store_true", help="the same on this machine")
+    command.add_argument(
+        "--calibrate", action="store_true", help="the same; first measure this machine's speed, in 20 seconds"
+    )
+    command.add_argument("--prices", metavar="YAML", help="by default configs/prices.yaml")
+    command.add_argument(
+        "--size",
+        metavar="SOURCE=SIZE",
+        action="append",
+        help="the size of a source whose files are not here, such as enwiki=24GB (may be repeated)",
+    )
+
+
+def _add_config(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    text = "list the configuration keys: type, default and meaning"
+    command = commands.add_parser("config", help=text, description=text)
+    command.add_argument(
+        "key", metavar="KEY", nargs="?", help="only this key, or the keys below it: pretrain.optimizer"
+    )
+    command.add_argument(
+        "--markdown", action="store_true", help="print Markdown, as in docs/reference/configuration.md"
+    )
+    command.set_defaults(command="config")
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    text = "check what is missing on this machine, on S3 and on a cluster, and how to fix it"
+    command = commands.add_parser(
+        "doctor",
+        help=text,
+        description=f"{text}\n\nOne line for each check, with its fix: ok, warning (slower, or some runs fail) or\n"
+        "missing (runs fail). The exit status is 2 if something is missing, else 0.",
+        epilog="--json prints one list, an object for each check: where, check, state, found, fix",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("run", metavar="RUN", nargs="?", help="a run, whose root and sources on S3 are checked")
+    command.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="as for `cloze run`")
+    command.add_argument("--root", metavar="ROOT", help='a folder or s3://bucket/prefix; the default is "runs"')
+    command.add_argument("--cluster", metavar="YAML", help="such as configs/clusters/local.yaml")
+    command.add_argument("--json", action="store_true", help="print JSON; see below")
+    command.set_defaults(command="doctor")
+
+
+def _add_fetch(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    text = "download a finished Wikipedia dump, continue an interrupted download, check its digests"
+    command = commands.add_parser("fetch", help=text, description=text)
+    command.add_argument("source", choices=["wikipedia"], metavar="wikipedia", help="what to download")
+    command.add_argument("language", metavar="LANG", help="code of the Wikipedia's language, such as en")
+    command.add_argument(
+        "date", metavar="DATE", nargs="?", help="such as 20261101; by default the newest finished dump"
+    )
+    command.add_argument("--to", metavar="DIR", default="data", help="a folder, or s3://bucket/prefix (default: data)")
+    command.add_argument("--mirror", metavar="URL", help="of a server with the layout of https://dumps.wikimedia.org")
+    command.set_defaults(command="fetch")
