@@ -64,7 +64,8 @@ def recorded_job(run: Run, exit_status: Callable[[BaseException], int]) -> Itera
         raise
     finally:
         with suppress(OSError, UserError):  # the end of the run is more important than its record
-            file.write_text(record.model_copy(update={"ended": _now(), "exit_status": status}).model_dump_json())
+            if (last := read_job(run)) is None or last.id == job:  # no other job of this run has started since
+                file.write_text(record.model_copy(update={"ended": _now(), "exit_status": status}).model_dump_json())
 
 
 def read_job(run: Run) -> JobRecord | None:

@@ -153,7 +153,8 @@ def gpus(facts: MachineFacts) -> Check:
     if not facts.gpus:
         return ok(check, "none: training uses the CPUs")
     gpu = facts.gpus[0]
-    has = f"{len(facts.gpus)} {gpu.name} with {_gigabytes(gpu.memory)}, driver {gpu.driver}"
+    memory = f" with {_gigabytes(gpu.memory)}" if gpu.memory else ""
+    has = f"{len(facts.gpus)} {gpu.name}{memory}, driver {gpu.driver}"
     if not facts.cuda:
         torch = facts.versions.get("torch", "")
         return missing(check, f"{has}, but torch {torch} is a build for CPUs", "pip install torch from PyPI")

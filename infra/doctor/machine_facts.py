@@ -36,7 +36,7 @@ class Disk(NamedTuple):
 
 class Gpu(NamedTuple):
     name: str
-    memory: int  # bytes
+    memory: int  # bytes; 0 if it has none of its own
     driver: str  # such as 580.65.06
     capability: str  # such as 9.0
 
@@ -151,5 +151,11 @@ def _gpus() -> tuple[tuple[Gpu, ...], str]:
         return (), str(error)
     if done.returncode:
         return (), " ".join((done.stdout + done.stderr).split())[:200]
-    rows = [re.split(", *", line.strip()) for line in done.stdout.splitlines() if line.strip()]
-    return tuple(Gpu(name, int(memory) << 20, driver, capability) for name, memory, driver, capability in rows), ""
+    lines = [line.strip() for line in done.stdout.splitlines() if "," in line]  # without "No devices were found"
+    rows = [re.split(", *", line) for line in lines]
+    return tuple(Gpu(name, _bytes(memory), driver, capability) for name, memory, driver, capability in rows), ""
+
+
+def _bytes(mebibytes: str) -> int:
+    """0 for a GPU without memory of its own, for which nvidia-smi prints [N/A]."""
+    return int(mebibytes) << 20 if mebibytes.isdecimal() else 0

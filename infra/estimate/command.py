@@ -21,11 +21,12 @@ def parse_sizes(words: Sequence[str], sources: Sequence[str]) -> dict[str, int]:
     """["enwiki=24GB"] -> the bytes of each source. Raises UserError for an unknown source or unit."""
     sizes = {}
     for word in words:
-        match = re.fullmatch(r"([^=]+)=([0-9.]+) ?([A-Za-z]*)", word)
-        if not match or match[3].upper() not in _UNITS or match[2].count(".") > 1:
+        match = re.fullmatch(r"([^=]+)=([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", word)
+        if not match or match[3].upper() not in _UNITS:
             raise UserError(f"--size {word}: is not SOURCE=SIZE; write for example enwiki=24GB")
         if match[1] not in sources:
-            raise UserError(f"--size {word}: {match[1]} is not an input of this run; it has {', '.join(sources)}")
+            known = ", ".join(dict.fromkeys(sources))
+            raise UserError(f"--size {word}: {match[1]} is not an input of this run; it has {known}")
         sizes[match[1]] = int(float(match[2]) * _UNITS[match[3].upper()])
     return sizes
 

@@ -252,7 +252,7 @@ def _tokens(stage: Stage, files: Mapping[str, Sequence[File]], corpus: Corpus, r
     _needs_text(corpus)
     corpus.tokens = corpus.words * rates.value("tokens.per_word")
     groups = max(len(shard_groups(ceil(corpus.shards))), corpus.parquet_bytes / _GROUP_BYTES)
-    size = corpus.tokens * 2
+    size = corpus.tokens * rates.value("bytes.token")
     return StageWork(
         {"tokens.start": 1.0, "tokens": corpus.words / 1e6},
         written=size,

@@ -35,7 +35,7 @@ def download(http: Http, dump: Dump, to: Location, display: Display) -> Location
     name = dump.files[0].name
     with hold_lease(folder, lambda owner: display.show_owner(name, owner)), reporting_waits(display.wait):
         sizes = folder.sizes()
-        _check_space(folder, sum(file.bytes for file in dump.files if file.name not in sizes))
+        _check_space(folder, sum(file.bytes for file in dump.files if sizes.get(file.name) != file.bytes))
         for file in dump.files:
             if sizes.get(file.name) == file.bytes:
                 display.finish(file.name, f"is there: {size(file.bytes)}")

@@ -63,11 +63,12 @@ class Http:
 
     def _get(self, url: str, headers: dict[str, str], read: "Callable[[Response], Result]") -> Result:
         def attempt() -> Result:
-            answer = self._session.get(url, headers=headers, timeout=_TIMEOUT)
-            if answer.status_code in _TEMPORARY:
-                interrupted.wait(min(_requested_delay(answer), retry_seconds()))
-            answer.raise_for_status()
-            return read(answer)
+            # A server that ignores ranges sends the whole file: the body is not read before the headers are checked.
+            with self._session.get(url, headers=headers, timeout=_TIMEOUT, stream=True) as answer:
+                if answer.status_code in _TEMPORARY:
+                    interrupted.wait(min(_requested_delay(answer), retry_seconds()))
+                answer.raise_for_status()
+                return read(answer)
 
         return retrying(attempt, lambda error, seconds: _failure(url, error, seconds))
 
@@ -91,7 +92,14 @@ def _failure(url: str, error: Exception, seconds: float) -> Failure:
         return Failure(UserError(f"{url}: the server refuses it ({status}); give another --mirror"), "", False)
     if not isinstance(error, requests.RequestException | _WrongAnswer):
         return Failure(error, "", False)
-    kinds = {requests.ConnectTimeout: "does not answer", requests.ReadTimeout: "is silent", _WrongAnswer: str(error)}
+    if isinstance(error, ValueError | requests.TooManyRedirects):  # ValueError: no address, or without https://
+        return Failure(UserError(f"{url}: cannot be requested ({error}); give another --mirror"), "", False)
+    kinds = {
+        requests.exceptions.SSLError: "encryption fails (behind a proxy, REQUESTS_CA_BUNDLE names its certificates)",
+        requests.ConnectTimeout: "does not answer",
+        requests.ReadTimeout: "is silent",
+        _WrongAnswer: str(error),
+    }
     cause = next((text for kind, text in kinds.items() if isinstance(error, kind)), "the connection fails")
     cause = f"the server fails ({status})" if status else cause
     fix = f"run again to continue; {SETTING} is how long a request is repeated"

@@ -23,6 +23,10 @@ class DumpFile(NamedTuple):
     sha1: str
 
 
+class _NotFinished(UserError):
+    """The server has no finished dump of this date."""
+
+
 class Dump(NamedTuple):
     """A finished dump: the files with the pages of its articles."""
 
@@ -47,7 +51,7 @@ def find_dump(http: Http, language: str, date: str | None = None, mirror: str = 
     for candidate in _dates(http, wiki, mirror):
         try:
             return _finished_dump(http, wiki, candidate, mirror)
-        except UserError as error:
+        except _NotFinished as error:
             unfinished.append(str(error))
     raise UserError(unfinished[0] if unfinished else f"{mirror}/{wiki}/: has no dump; give another --mirror")
 
@@ -64,22 +68,26 @@ def _dates(http: Http, wiki: str, mirror: str) -> list[str]:
 def _finished_dump(http: Http, wiki: str, date: str, mirror: str) -> Dump:
     url = f"{mirror}/{wiki}/{date}/dumpstatus.json"
     try:
-        job: dict[str, Any] = json.loads(http.text(url))["jobs"][_ARTICLES]
+        text = http.text(url)
     except NotFound as error:
-        raise UserError(f"{mirror}: has no dump of {wiki} of {date}; leave the date out for the newest one") from error
+        message = f"{mirror}: has no dump of {wiki} of {date}; leave the date out for the newest one"
+        raise _NotFinished(message) from error
+    try:
+        job: dict[str, Any] = json.loads(text)["jobs"][_ARTICLES]
+        status = job["status"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{url}: does not describe the job {_ARTICLES}; give another date or --mirror") from error
-    if job.get("status") != "done":
-        raise UserError(f"{url}: {_ARTICLES} is {job.get('status')!r}, not done; wait, or give an earlier date")
+        raise _NotFinished(f"{url}: does not describe the job {_ARTICLES}; give another date or --mirror") from error
+    if status != "done":
+        raise _NotFinished(f"{url}: {_ARTICLES} is {status!r}, not done; wait, or give an earlier date")
     try:
         files = [
             DumpFile(_file_name(name), f"{mirror}{file['url']}", int(file["size"]), str(file["sha1"]))
-            for name, file in job["files"].items()
+            for name, file in dict(job["files"]).items()
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{url}: lacks the size or the SHA-1 of a file ({error}); give another date") from error
+        raise _NotFinished(f"{url}: lacks the size or the SHA-1 of a file ({error}); give another date") from error
     if not files:
-        raise UserError(f"{url}: {_ARTICLES} has no files; give another date")
+        raise _NotFinished(f"{url}: {_ARTICLES} has no files; give another date")
     return Dump(wiki, date, tuple(sorted(files)))
 
 

@@ -85,10 +85,10 @@ class ClusterConfig(Config):
     """Packages that Ray installs for the job, where the machines do not have them. Not together with `python`."""
     deadline_seconds: int | None = Field(default=None, gt=0)
     """Seconds after which a job is stopped, all its attempts together. It has five minutes to save, and counts as
-    failed; the same command continues."""
+    failed; the same command continues. On Kubernetes each attempt has this time, and 100 seconds to save."""
     retries: int = Field(default=0, ge=0)
     """How often a job starts the run again after a bug, a hardware fault or a kill; never after an error that only the
-    user can fix, or after a stop."""
+    user can fix, or after a stop. On Kubernetes after each failure, except at its deadline."""
     ttl_seconds: int | None = Field(default=None, ge=0)
     """Jobs that have ended longer ago are removed from the list. Unset: they are kept."""
     runtime_env: dict[str, Any] = Field(default={})
@@ -139,6 +139,8 @@ class ClusterConfig(Config):
             raise ValueError("address names a Ray cluster that runs, and kubernetes creates one; remove one of them")
         if self.shared_disk:
             raise ValueError("shared_disk: pods cannot access this machine's disk; remove it")
+        if given := [key for key in ENTRYPOINT_KEYS if getattr(self, key)]:
+            raise ValueError(f"{given[0]}: on Kubernetes the driver has the whole head (kubernetes.head); remove it")
         if not self.node_types:
             raise ValueError("node_types: kubernetes creates these machines; add one type at least")
         names = [kind.name for kind in self.node_types]

@@ -11,7 +11,7 @@ from cloze.infra import named_runs
 from cloze.infra.display import duration
 from cloze.infra.launch.backends import backend_of
 from cloze.infra.launch.cluster_config import ClusterConfig
-from cloze.infra.launch.jobs import Backend, JobInfo, JobRequest, JobState, now
+from cloze.infra.launch.jobs import LOST_SECONDS, Backend, JobInfo, JobRequest, JobState, Unreachable, now
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.signals import interrupting_signal
@@ -137,9 +137,17 @@ def _exit_status(info: JobInfo) -> int:
 
 
 def _wait(backend: Backend, job: str) -> JobInfo:
-    while not (info := backend.info(job)).state.is_terminal:
+    """The job when it has ended. Raises Unreachable after two minutes without an answer."""
+    answered = time.monotonic()
+    while True:
+        try:
+            info, answered = backend.info(job), time.monotonic()
+            if info.state.is_terminal:
+                return info
+        except Unreachable:
+            if time.monotonic() - answered > LOST_SECONDS:
+                raise
         time.sleep(_POLL)
-    return info
 
 
 def _request(options: argparse.Namespace, cluster: ClusterConfig | None) -> JobRequest:

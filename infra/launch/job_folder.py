@@ -38,7 +38,7 @@ def stage_files(folder: Path, config: RunConfig, cluster: ClusterConfig, until: 
     if not (cluster.kubernetes and cluster.kubernetes.code == "image"):
         copy_package(folder)
     root = _root(config, cluster)
-    uploads = None if cluster.shared_disk else _Uploads(folder)
+    uploads = None if cluster.shared_disk else _Uploads(folder, _or_shared_disk(cluster))
     local_patterns = {pattern for _, pattern in _local_paths(config, until)}
 
     def job_paths(path: MarkedPath, pattern: str) -> list[str]:
@@ -85,9 +85,14 @@ def _root(config: RunConfig, cluster: ClusterConfig) -> str:
     if not cluster.shared_disk:
         raise UserError(
             f"root: {config.root} is a folder of this machine, which the cluster {cluster.name} cannot access; "
-            f"set root=s3://bucket/prefix, or shared_disk: true in the cluster's file if it can"
+            f"set root=s3://bucket/prefix{_or_shared_disk(cluster)}"
         )
     return str(Path(config.root).absolute())
+
+
+def _or_shared_disk(cluster: ClusterConfig) -> str:
+    """The second part of a fix; pods never see this machine's disk."""
+    return "" if cluster.kubernetes else ", or set shared_disk: true in the cluster's file if it can access this disk"
 
 
 def _job_paths(path: MarkedPath, pattern: str, uploads: "_Uploads | None") -> list[str]:
@@ -105,8 +110,8 @@ def _job_paths(path: MarkedPath, pattern: str, uploads: "_Uploads | None") -> li
 class _Uploads:
     """Adds local files to the job's working directory, each once, up to the size that Ray accepts."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, or_shared_disk: str):
+        self._folder, self._or_shared_disk = folder, or_shared_disk
         self._bytes = 0
 
     def __call__(self, pattern: str) -> list[str]:
@@ -119,8 +124,7 @@ class _Uploads:
             if self._bytes > _MAX_UPLOAD_BYTES:
                 raise UserError(
                     f"{file}: is too large to upload with the job (all files together at most "
-                    f"{_MAX_UPLOAD_BYTES // 10**6} MB); copy it to S3, or set shared_disk: true in the cluster's file "
-                    "if the cluster can access it"
+                    f"{_MAX_UPLOAD_BYTES // 10**6} MB); copy it to S3{self._or_shared_disk}"
                 )
             (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
             (self._folder / path).symlink_to(file)

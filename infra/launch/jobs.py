@@ -15,6 +15,12 @@ from typing import Any, Protocol
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.errors import UserError
 
+LOST_SECONDS = 120.0  # without an answer of the backend, until waiting for a job ends with an error
+
+
+class Unreachable(UserError):
+    """The backend does not answer, or cannot do so now."""
+
 
 class JobState(StrEnum):
     PENDING = "pending"  # waits for machines, or for its cluster

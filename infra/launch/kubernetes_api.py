@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cloze.infra.launch.jobs import Unreachable
 from cloze.infra.launch.kubernetes_config import KubernetesConfig
 from cloze.pipeline.core.errors import UserError
 
@@ -18,10 +19,6 @@ Json = dict[str, Any]
 _RAYJOBS = ("ray.io", "v1")
 _TIMEOUT = (10.0, 30.0)  # seconds to connect, and between bytes
 _LOG_TIMEOUT = (10.0, 300.0)  # a stage may print nothing for minutes
-
-
-class Unreachable(UserError):
-    """The API server does not answer, or cannot do so now."""
 
 
 class AlreadyExists(UserError):

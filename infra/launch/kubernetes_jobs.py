@@ -21,8 +21,8 @@ from pathlib import Path
 
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
-from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, digest_of, unknown_job
-from cloze.infra.launch.kubernetes_api import AlreadyExists, Json, KubernetesApi, NotFound, Unreachable
+from cloze.infra.launch.jobs import LOST_SECONDS, JobInfo, JobRequest, JobState, Unreachable, digest_of, unknown_job
+from cloze.infra.launch.kubernetes_api import AlreadyExists, Json, KubernetesApi, NotFound
 from cloze.infra.launch.pod_problems import pod_problem
 from cloze.infra.launch.rayjob import DIGEST, ROOT, RUN, SUBMITTER, Submission, as_yaml, job_name, rayjob
 from cloze.pipeline.core.errors import UserError
@@ -31,7 +31,6 @@ from cloze.pipeline.core.storage import Location
 
 _PENDING_SECONDS = 10  # until a pending job is read again if nothing changes
 _RECONNECT_SECONDS = 1  # until the log of a running job, whose connection was cut, is read again
-_LOST_SECONDS = 120.0  # without the API server, until following a job ends with an error
 _MARGIN_SECONDS = 5  # by which clocks may differ
 
 
@@ -143,7 +142,7 @@ class KubernetesJobs:
                 return
             except Unreachable:
                 lost_since = lost_since or time.monotonic()
-                if time.monotonic() - lost_since > _LOST_SECONDS:
+                if time.monotonic() - lost_since > LOST_SECONDS:
                     raise
                 time.sleep(2)
 

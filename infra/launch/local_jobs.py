@@ -93,7 +93,7 @@ class LocalJobs:
             self._remove_expired()
             for attempt in count(1):
                 job = job_id(request.config.name, digest, attempt)
-                if not (self._folder / job).exists():
+                if not (self._folder / job / _JOB_FILE).exists():  # a submission may have ended before it wrote it
                     self._start(job, request, config)
                     return job, True
                 if not self.info(job).state.is_terminal:
@@ -151,7 +151,7 @@ class LocalJobs:
     def _start(self, job: str, request: JobRequest, config: str) -> None:
         """Start the job's supervisor in a session of its own, and wait until it has registered itself."""
         folder, cluster = self._folder / job, self._cluster
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / CONFIG).write_text(config, encoding="utf-8")
         run = [cluster.interpreter, "-m", "cloze.infra.cli", "run", str(folder / CONFIG), *request.options]
         supervisor = arguments(folder, cluster.deadline_seconds, cluster.retries)

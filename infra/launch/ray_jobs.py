@@ -180,7 +180,9 @@ class RayJobs:
     def _info(self, details: "JobDetails") -> JobInfo:
         metadata = details.metadata or {}
         state = JobState(details.status.value.lower())
-        reason, status = "", None if details.driver_exit_code is None else abs(details.driver_exit_code)
+        reason, status = "", details.driver_exit_code
+        if status is not None and status < 0:  # killed by a signal
+            status = 1
         if state is JobState.PENDING:
             reason = last_line(details.message or "")
         elif state is JobState.SUCCEEDED:

@@ -79,8 +79,10 @@ def supervise(command: Sequence[str], folder: Path | None, deadline_seconds: flo
     """Run the command until it succeeds or may not be repeated. Returns the last exit status."""
     job = _Job(command, deadline_seconds, forward=folder is not None)
     if folder:
-        _leave_parent()
-        _write(folder / PROCESS_FILE, _this_process())
+        from cloze.pipeline.core.processes import this_process  # a job on Ray does not need it
+
+        _leave_parent()  # after the import: where packages are missing, `cloze submit` sees that this process fails
+        _write(folder / PROCESS_FILE, this_process().model_dump_json())
     attempts: list[dict[str, object]] = []
     while True:
         started = _now()
@@ -103,12 +105,6 @@ def arguments(folder: Path | None, deadline_seconds: float | None, retries: int)
     options += ["--deadline-seconds", str(deadline_seconds)] if deadline_seconds else []
     options += ["--retries", str(retries)] if retries else []
     return [*options, "--"]
-
-
-def _this_process() -> str:
-    from cloze.pipeline.core.processes import this_process  # a job on Ray does not need it
-
-    return this_process().model_dump_json()
 
 
 def _leave_parent() -> None:

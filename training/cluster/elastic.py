@@ -54,11 +54,17 @@ def capacity() -> Capacity:
 
 
 def _limited(nodes: Sequence[Mapping[str, float]], max_gpus: int | None) -> list[Mapping[str, float]]:
-    """The nodes, with `max_gpus` GPUs in total at most."""
+    """The nodes, with `max_gpus` GPUs in total at most.
+
+    Work without GPUs does not run on nodes that have them if there are others: those over the limit are left out then.
+    """
     left, limited = math.inf if max_gpus is None else max_gpus, list[Mapping[str, float]]()
+    others = any(not node["GPU"] for node in nodes)
     for node in nodes:
-        limited.append({**node, "GPU": min(node["GPU"], left)})
-        left -= limited[-1]["GPU"]
+        gpus = min(node["GPU"], left)
+        left -= gpus
+        if gpus or not (node["GPU"] and others):
+            limited.append({**node, "GPU": gpus})
     return limited
 
 

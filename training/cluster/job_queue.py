@@ -97,8 +97,8 @@ def run_jobs(
     """
     import ray
 
-    scales, threads, gpus = placement.scales, placement.threads, placement.gpus
-    fitting = (capacity().slots(threads, gpus) if scales else free_worker_slots(placement)) // placement.workers
+    slots = capacity().slots(placement.threads, placement.gpus) if placement.scales else free_worker_slots(placement)
+    fitting = slots // placement.workers
     groups = max(1, min(fitting, len(startable_jobs(jobs)), max_groups or fitting))
     queue, summed, cancelled = actor_on_this_node(JobQueue, jobs), SummedProgress(progress, groups), threading.Event()
 

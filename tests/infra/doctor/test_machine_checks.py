@@ -139,6 +139,18 @@ def test_a_driver_that_fails_is_named(tmp_path: Path) -> None:
     assert check.state == "missing" and check.found.startswith("nvidia-smi fails: NVIDIA-SMI has failed because")
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("No devices were found", "none: training uses the CPUs"),
+        ("NVIDIA GB10, [N/A], 580.95.05, 12.1", "1 NVIDIA GB10, driver 580.95.05"),
+    ],
+)
+def test_what_a_driver_without_figures_prints_is_no_error(tmp_path: Path, line: str, found: str) -> None:
+    smi = program(tmp_path, f"echo '{line}'")
+    assert result("GPUs", facts_with(PATH=str(smi))).found.startswith(found)
+
+
 def program(folder: Path, line: str) -> Path:
     """A folder with a program nvidia-smi."""
     path = folder / "bin"

@@ -101,7 +101,7 @@ def test_a_source_without_files_or_size_is_named(capsys: pytest.CaptureFixture[s
 
 def test_sizes_are_numbers_with_units():
     assert parse_sizes(["a=24GB", "b=1.5kB"], ["a", "b"]) == {"a": 24_000_000_000, "b": 1500}
-    for wrong in ("a", "a=", "a=many", "a=3XB"):
+    for wrong in ("a", "a=", "a=many", "a=-3GB", "a=.GB", "a=3XB"):
         with pytest.raises(UserError, match="write for example enwiki=24GB"):
             parse_sizes([wrong], ["a"])
     with pytest.raises(UserError, match="c is not an input of this run; it has a, b"):

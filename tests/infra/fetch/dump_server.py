@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,6 +19,7 @@ class DumpServer:
 
     url: str = ""
     pages: dict[str, bytes] = field(default_factory=dict)  # path -> content
+    refused: set[str] = field(default_factory=set)  # paths that are answered with 403
     faults: list[Fault] = field(default_factory=list)
     ranges: list[tuple[str, int, int]] = field(default_factory=list)  # path, start, end of each request of a file
     agents: set[str] = field(default_factory=set)
@@ -49,8 +50,8 @@ def dump_server() -> Iterator[DumpServer]:
             nonlocal at_once
             state.agents.add(self.headers["User-Agent"])
             data = state.pages.get(self.path)
-            if data is None:
-                self.send_error(404)
+            if data is None or self.path in state.refused:
+                self.send_error(404 if data is None else 403)
                 return
             if "Range" not in self.headers:
                 self.answer(200, data)
@@ -113,7 +114,15 @@ def another_range(handler: BaseHTTPRequestHandler, data: bytes, start: int, end:
 
 
 def no_ranges(handler: BaseHTTPRequestHandler, data: bytes, *_: object) -> bool:
-    handler.answer(200, data)  # pyright: ignore[reportAttributeAccessIssue]
+    """The whole file, which does not end within the test."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(1 << 40))
+    handler.end_headers()
+    with suppress(OSError):  # the client has closed the connection
+        for _ in range(10_000):
+            handler.wfile.write(data)
+            time.sleep(0.01)
+    handler.close_connection = True
     return True
 
 

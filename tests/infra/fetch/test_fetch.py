@@ -154,6 +154,36 @@ def test_a_dump_that_there_is_not_is_one_line(
     assert capsys.readouterr().err == f"cloze: {message.format(url=server.url)}\n"
 
 
+def test_a_server_that_refuses_the_newest_dump_gets_no_older_one(
+    server: DumpServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = "/xywiki/20260301/dumpstatus.json"
+    server.refused = {status}
+    assert fetch(server, tmp_path) == 2
+    assert capsys.readouterr().err == (
+        f"cloze: {server.url}{status}: the server refuses it (403); give another --mirror\n"
+    )
+
+
+@pytest.mark.parametrize("page", [b"<html>sign in</html>", b"[]", b'{"jobs": {"articlesmultistreamdump": []}}'])
+def test_a_dump_whose_description_is_another_page_is_one_line(
+    server: DumpServer, tmp_path: Path, page: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.pages["/xywiki/20260201/dumpstatus.json"] = page
+    assert fetch(server, tmp_path, "20260201") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "dumpstatus.json: does not describe the job articlesmultistreamdump; " in line
+
+
+@pytest.mark.parametrize("mirror", ["dumps.wikimedia.org", "http://", "file:///data"])
+def test_a_mirror_that_is_no_address_is_refused_at_once(
+    tmp_path: Path, mirror: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fetch", "wikipedia", "xy", "--to", str(tmp_path), "--mirror", mirror]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "/xywiki/: cannot be requested (" in line and line.endswith("); give another --mirror")
+
+
 def test_a_name_that_leaves_the_folder_is_refused(
     server: DumpServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

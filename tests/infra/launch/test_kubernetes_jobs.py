@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from cloze.infra.cli import main
-from cloze.infra.launch import kubernetes_jobs
+from cloze.infra.launch import commands, kubernetes_jobs
 from cloze.infra.launch.cluster_config import ClusterConfig
-from cloze.infra.launch.jobs import JobRequest, JobState
+from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, Unreachable
 from cloze.infra.launch.kubernetes_jobs import KubernetesJobs
 from cloze.infra.launch.pod_problems import pod_problem
 from cloze.infra.launch.rayjob import Submission
@@ -353,7 +353,7 @@ def test_each_retry_has_its_log_in_order(api: ApiServer, prepared: JobRequest) -
 def test_following_a_job_without_an_api_server_ends_with_an_error(
     api: ApiServer, prepared: JobRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes_jobs, "_LOST_SECONDS", 1.0)
+    monkeypatch.setattr(kubernetes_jobs, "LOST_SECONDS", 1.0)
     jobs = backend()
     jobs.submit(prepared)
     following = follow(jobs)
@@ -363,6 +363,27 @@ def test_following_a_job_without_an_api_server_ends_with_an_error(
     api.cut()
     following.end()
     assert "does not answer" in str(following.error)
+
+
+def test_waiting_for_a_job_outlasts_an_api_server_that_is_away_for_a_while(
+    api: ApiServer, prepared: JobRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+
+    def away(_: str) -> JobInfo:
+        raise Unreachable("c.yaml: the API server does not answer")
+
+    ended = jobs.info(JOB)
+    answers = iter([away, away, jobs.info])
+    monkeypatch.setattr(jobs, "info", lambda job: next(answers)(job))
+    monkeypatch.setattr(commands, "_POLL", 0.1)
+    assert commands._wait(jobs, JOB) == ended
+    monkeypatch.setattr(commands, "LOST_SECONDS", 0.0)
+    monkeypatch.setattr(jobs, "info", away)
+    with pytest.raises(Unreachable):
+        commands._wait(jobs, JOB)
 
 
 # The end

@@ -115,6 +115,24 @@ def test_submitted_again_a_running_job_is_attached_and_one_that_has_ended_gets_t
     assert [info.id for info in jobs.jobs()] == [again, job]
 
 
+def test_a_submission_that_was_killed_before_the_job_was_recorded_does_not_block_the_next(jobs_of: Jobs) -> None:
+    jobs = jobs_of("exit 0")
+    job, _ = jobs.submit(request())
+    ended(jobs, job)
+    (jobs_folder() / f"{job[:-1]}2").mkdir()
+    assert jobs.submit(request()) == (f"{job[:-1]}2", True)
+    ended(jobs, f"{job[:-1]}2")
+
+
+def test_a_file_that_describes_machines_but_not_where_they_are_starts_no_job(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("c.yaml").write_text("name: aws\nmax_gpus: 8\n")
+    assert main(["submit", str(QUICKSTART), "--cluster", "c.yaml"]) == 2
+    assert "c.yaml: max_gpus describes another cluster's machines" in capsys.readouterr().err
+    assert not jobs_folder().exists()
+
+
 def test_a_job_survives_its_terminal(jobs_of: Jobs) -> None:
     jobs = jobs_of(SAVES)
     pid, terminal = pty.fork()
@@ -247,8 +265,15 @@ def test_an_interpreter_that_cannot_run_cloze_is_an_error_of_one_line(tmp_path: 
     lacking = tmp_path / "lacking"
     lacking.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     lacking.chmod(0o755)
-    for python, words in ((str(lacking), "cannot run Cloze"), ("/gone/python", "No such file or directory")):
-        jobs = LocalJobs(ClusterConfig(name="here", python=python))
+    without_packages = tmp_path / "without-packages"
+    without_packages.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    without_packages.chmod(0o755)
+    for python, words in (
+        (lacking, "cannot run Cloze"),
+        (without_packages, r"cannot run Cloze \(ModuleNotFoundError: No module named 'pydantic'\)"),
+        ("/gone/python", "No such file or directory"),
+    ):
+        jobs = LocalJobs(ClusterConfig(name="here", python=str(python)))
         with pytest.raises(UserError, match=words):
             jobs.submit(request())
         assert jobs.jobs() == []

@@ -295,6 +295,15 @@ def test_an_unreachable_cluster_is_an_error_of_one_line() -> None:
     )
 
 
+def test_a_job_that_a_signal_has_killed_has_the_exit_status_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.dashboard.modules.job.pydantic_models import JobType
+    from ray.job_submission import JobDetails, JobStatus
+
+    monkeypatch.setattr(ray_jobs, "_connect", lambda *_: None)
+    killed = JobDetails(type=JobType.SUBMISSION, status=JobStatus.FAILED, entrypoint="", driver_exit_code=-9)
+    assert ray_jobs.RayJobs(REMOTE, "c.yaml")._info(killed).exit_status == 1
+
+
 def test_where_no_agent_accepts_jobs_the_error_names_the_port_option(monkeypatch: pytest.MonkeyPatch) -> None:
     class WithoutAgent:
         def submit_job(self, **_: Any) -> None:

@@ -265,6 +265,7 @@ TYPES = "node_types: [{name: cpu, cpus: 4, memory_gb: 16, max_nodes: 2}]\n"
         ("kubernetes: {image: 'c:1'}\n", "node_types: kubernetes creates these machines; add one type at least"),
         (f"{TYPES}kubernetes: {{image: 'c:1'}}\naddress: http://h:8265\n", "remove one of them"),
         (f"{TYPES}kubernetes: {{image: 'c:1'}}\nshared_disk: true\n", "pods cannot access this machine's disk"),
+        (f"{TYPES}kubernetes: {{image: 'c:1'}}\nentrypoint_num_cpus: 2\n", "the driver has the whole head"),
         (f"{TYPES}kubernetes: {{image: 'c:1', queue: team}}\n", "set min_nodes of cpu to its max_nodes"),
         (f"{TYPES.replace('cpu,', 'head,')}kubernetes: {{image: 'c:1'}}\n", "none the name head"),
     ],
@@ -329,5 +330,8 @@ def test_render_prints_what_is_submitted_and_a_local_root_is_refused() -> None:
     assert text.startswith("# Before it creates this object, cloze submit writes s3://bucket/runs/jobs/quickstart-")
     submission, _ = prepare(request(), cluster())
     assert yaml.safe_load(text) == rayjob(job_name("quickstart", submission.digest, 1), submission, cluster())
-    with pytest.raises(UserError, match="root: runs is a folder of this machine, which the cluster kubernetes cannot"):
+    with pytest.raises(
+        UserError, match="root: runs is a folder of this machine, which the cluster kubernetes cannot"
+    ) as error:
         render(JobRequest(load(RunConfig, QUICKSTART)), cluster())
+    assert "shared_disk" not in str(error.value)

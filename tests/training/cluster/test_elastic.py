@@ -122,6 +122,7 @@ def scaling(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Capacity]:
         ([{"CPU": 8.0, "GPU": 8.0}], (None, 16), {}, Placement(16, 1, True, scales=True)),
         ([{"CPU": 4.0}], (16, None), {}, Placement(2, 1, False, scales=True)),
         ([], (16, 0), {"workers": 4}, Placement(4, 1, False, scales=True)),
+        ([], (16, 0, TYPES[1:]), {"workers": 4}, Placement(4, 1, False, scales=True)),  # no other machines
         # nothing is missing: the nodes are as they are
         ([{"CPU": 8.0, "GPU": 8.0}], (None, 8), {"threads": 99, "gpus": 1}, Placement(1, 8, True, scales=True)),
     ],
@@ -143,6 +144,8 @@ def test_on_a_cluster_that_scales_a_worker_is_requested_for_each_gpu_that_there_
             "8 workers with 3 .* that the cluster can scale to have room for 4",
         ),
         ((32, 0), {"gpus": 1}, "1 GPUs requested, but the cluster can scale to 0"),
+        # a machine with GPUs over the limit adds no room for workers without
+        ((32, 4, TYPES), {"gpus": 0, "workers": 40}, "40 workers with 1 .* have room for 32"),
     ],
 )
 def test_more_than_the_cluster_can_scale_to_is_an_error_before_anything_starts(scaling, limits, settings, message):
