@@ -18,6 +18,8 @@ _LONGEST = [
     "main_job",
     "cluster",
     "scaling_cluster",
+    "jobs_on_ray",
+    "rayjob_on_ray",
     "crashes",
     "finetune_run",
     "ray_jobs",

@@ -36,6 +36,7 @@ def cloze(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_run_ends_at_its_hours_and_continues_with_more(tmp_path: Path):
     spent = tmp_path / "runs/runs/quickstart.spent.json"
     line = (
