@@ -79,9 +79,7 @@ class _Watch:
         """Add what was spent since the last call."""
         now = time.monotonic()
         hours, self._last = (now - self._last) / 3600, now
-        dollars = (
-            hours * dollars_per_hour(_nodes(), self._priced_types) if self._priced_types else 0.0
-        )  # Ray is loaded in a job
+        dollars = hours * dollars_per_hour(_nodes(), self._priced_types) if self._priced_types else 0.0
         self._spent = self._spent.model_copy(
             update={"hours": self._spent.hours + hours, "dollars": self._spent.dollars + dollars}
         )
@@ -115,9 +113,10 @@ class _Watch:
         self.file.write_text(self._spent.model_dump_json(indent=1))
 
     def _end_run(self, message: str) -> None:
-        self.write()
         allow_seconds_to_end(_SAVE_SECONDS)
         interrupt_with(Ending(f"cloze: {message}", 2))
+        with suppress(OSError):  # of a full disk, or of S3
+            self.write()
 
 
 def _read(file: Location) -> Spent:

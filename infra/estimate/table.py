@@ -97,6 +97,8 @@ def _lines(
     for estimate in estimates:
         for note in estimate.notes if estimate else ():
             yield f"{estimate.stage}: {note}" if estimate else note
+    if unknown := [estimate.stage for estimate in estimates if estimate and estimate.seconds is None]:
+        yield f"the last row is without {', '.join(unknown)}"
     kinds = ", ".join(f"{kind.max_nodes} {kind.name} ({kind.instance_type or _shape(kind)})" for kind in machines.kinds)
     yield f"machines of {machines.name}: {kinds}"
     yield from machines.notes

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cloze.infra import limits
 from cloze.infra.limits import dollars_per_hour, spending_limited
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
@@ -54,6 +55,16 @@ def test_a_run_ends_at_its_hours_and_continues_with_more(tmp_path: Path):
     assert finished.returncode == 0
     after = json.loads(spent.read_text())
     assert after["attempts"] == 2 and after["hours"] > before["hours"]
+
+
+def test_a_limit_ends_a_run_whose_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    endings: list[Any] = []
+    monkeypatch.setattr(limits, "interrupt_with", endings.append)
+    monkeypatch.setattr(limits, "allow_seconds_to_end", lambda _: None)
+    watch = limits._Watch(load(RunConfig, QUICKSTART, [f"root={tmp_path}", "max_hours=1e-9"]))
+    (tmp_path / "runs/quickstart.spent.json/not-empty").mkdir(parents=True)  # the file cannot be replaced
+    assert not watch.tick()
+    assert [ending.status for ending in endings] == [2]
 
 
 def test_a_price_limit_needs_prices(tmp_path: Path):

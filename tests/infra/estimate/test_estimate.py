@@ -97,6 +97,8 @@ def test_a_source_without_files_or_size_is_named(capsys: pytest.CaptureFixture[s
     found = plan(capsys, BERT_BASE, "--estimate", "--until", "dedup")
     assert found["extract"]["seconds"] is None
     assert found["extract"]["notes"] == ["the files of enwiki are missing; name their size: --size enwiki=24GB"]
+    assert main(["plan", BERT_BASE, "--estimate", "--until", "dedup"]) == 0
+    assert "the last row is without extract, dedup" in capsys.readouterr().out.splitlines()
 
 
 def test_sizes_are_numbers_with_units():

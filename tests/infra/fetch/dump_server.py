@@ -113,7 +113,7 @@ def another_range(handler: BaseHTTPRequestHandler, data: bytes, start: int, end:
     return True
 
 
-def no_ranges(handler: BaseHTTPRequestHandler, data: bytes, *_: object) -> bool:
+def no_ranges(handler: BaseHTTPRequestHandler, data: bytes, *ranges: object) -> bool:
     """The whole file, which does not end within the test."""
     handler.send_response(200)
     handler.send_header("Content-Length", str(1 << 40))
