@@ -10,9 +10,10 @@ from cloze.pipeline.core.storage import Location
 def read_estimates(root: Location, run: str) -> dict[str, dict[str, Any]]:
     """Stage -> its estimate, as `StageEstimate.plain`, and its fingerprint; empty if the run has none."""
     try:
-        return json.loads(_file(root, run).read_bytes())
+        found = json.loads(_file(root, run).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):  # only the report's comparison depends on it
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_estimates(root: Location, run: str, estimates: Mapping[str, Mapping[str, Any]]) -> None:

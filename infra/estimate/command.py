@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 
+from cloze.infra.display import size
 from cloze.infra.estimate import calibration
 from cloze.infra.estimate.estimate import StageEstimate, estimate_run
 from cloze.infra.estimate.machines import Machines, cluster_machines, this_machine
@@ -14,6 +15,7 @@ from cloze.infra.planner import PlannedStage, Run
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
 
+_MAX_BYTES = 10**14  # the list of shards is built in memory
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
@@ -28,6 +30,8 @@ def parse_sizes(words: Sequence[str], sources: Sequence[str]) -> dict[str, int]:
             known = ", ".join(dict.fromkeys(sources))
             raise UserError(f"--size {word}: {match[1]} is not an input of this run; it has {known}")
         sizes[match[1]] = int(float(match[2]) * _UNITS[match[3].upper()])
+        if sizes[match[1]] > _MAX_BYTES:
+            raise UserError(f"--size {word}: is more than {size(_MAX_BYTES)}, which no rate covers; give a smaller one")
     return sizes
 
 

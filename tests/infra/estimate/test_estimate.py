@@ -108,6 +108,8 @@ def test_sizes_are_numbers_with_units():
             parse_sizes([wrong], ["a"])
     with pytest.raises(UserError, match="c is not an input of this run; it has a, b"):
         parse_sizes(["c=1GB"], ["a", "b"])
+    with pytest.raises(UserError, match=r"^--size a=999TB: is more than 100\.0 TB, "):
+        parse_sizes(["a=999TB"], ["a"])
 
 
 def test_what_a_finished_stage_counted_replaces_its_estimate(capsys: pytest.CaptureFixture[str]):
