@@ -100,7 +100,8 @@ def _lines(
     if unknown := [estimate.stage for estimate in estimates if estimate and estimate.seconds is None]:
         yield f"the last row is without {', '.join(unknown)}"
     kinds = ", ".join(f"{kind.max_nodes} {kind.name} ({kind.instance_type or _shape(kind)})" for kind in machines.kinds)
-    yield f"machines of {machines.name}: {kinds}"
+    here = machines.is_this_machine
+    yield f"this machine: {_shape(machines.kinds[0])}" if here else f"machines of {machines.name}: {kinds}"
     yield from machines.notes
     reference = rates().rate("tokens")
     if machines.is_this_machine and calibrated:
