@@ -155,7 +155,7 @@ class Run:
                 assert output
                 output.lease = lease
                 if planned.action != "skip":
-                    self._run(stage, planned, force, on_start)
+                    self._run(stage, planned, force, on_start, on_wait)
                 self._publish(stage, output)
         manifest = read_manifest(output.location)
         assert manifest, f"{name}: its run must write a manifest"
@@ -170,7 +170,12 @@ class Run:
                 wait_until_free(output.location, on_wait or refuse_to_wait(output.location))
 
     def _run(
-        self, stage: Stage, planned: PlannedStage, force: bool, on_start: Callable[[PlannedStage], None] | None
+        self,
+        stage: Stage,
+        planned: PlannedStage,
+        force: bool,
+        on_start: Callable[[PlannedStage], None] | None,
+        on_wait: Callable[[Owner], None] | None,
     ) -> None:
         """Run or continue a stage. This run has the lease of its output.
 
@@ -182,6 +187,7 @@ class Run:
         if force:
             planned.output.clear()
         self._start_ray(stage)
+        self._wait_for_inputs(stage, on_wait)  # another run may have begun to write one again
         try:
             stage.run(stage.config, self._inputs(stage), planned.output)
         except DamagedFile as error:

@@ -8,7 +8,6 @@ from markupsafe import Markup
 from cloze.infra.display import duration
 from cloze.infra.report.charts import BarSegment, SegmentKind, bar, format_number
 from cloze.infra.report.view_models import DedupView, ExamplesView, ExtractView, Stages, StageView, VocabView
-from cloze.pipeline.core.artifacts import CPU_SECONDS
 from cloze.pipeline.core.manifest_facts import ComparedVocab, DroppedDocument, DroppedRecord, VocabQuality
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import RESERVED
@@ -106,7 +105,7 @@ def _estimated_stage(stage: StageView) -> EstimatedStage:
     def seconds(value: float | None) -> str:
         return "" if value is None else f"{value:,.1f} s" if value < 60 else duration(value)
 
-    cpu = stage.manifest.facts.get(CPU_SECONDS) if stage.manifest else None
+    cpu = stage.manifest.cpu_seconds if stage.manifest else None
     return EstimatedStage(
         stage.name,
         seconds(stage.estimate.get("cpu_seconds")) if cpu is not None else "",

@@ -31,9 +31,6 @@ from cloze.pipeline.core.threads import map_in_threads, run_periodically
 
 _MAX_LISTINGS = 5
 
-#: The fact of a data stage with the CPU seconds that it took since it was started last, in all processes.
-CPU_SECONDS = "cpu_seconds"
-
 ProgressReporter = Callable[[float, float, str, str], None]  # done, total, unit, note
 
 
@@ -67,6 +64,7 @@ class Manifest(Config):
     files: dict[str, FileRecord]
     facts: dict[str, Any]
     seconds: float
+    cpu_seconds: float | None = None  # of the last attempt in all processes; None where the stage's items report none
     finished: str
     versions: dict[str, str]
     git_commit: str
@@ -363,9 +361,6 @@ class Output:
         for part in parts:
             all_counts.update(part.counts)
             all_drops.update(part.drops)
-        all_facts = facts.plain if isinstance(facts, Facts) else dict(facts or {})
-        if (cpu_seconds := self.cpu.seconds()) is not None:
-            all_facts[CPU_SECONDS] = round(cpu_seconds, 3)
         manifest = Manifest(
             stage=self.stage,
             version=self.version,
@@ -375,8 +370,9 @@ class Output:
             counts=dict(sorted(all_counts.items())),
             drops=dict(sorted(all_drops.items())),
             files={path: file for part in parts for path, file in sorted(part.files.items())},
-            facts=all_facts,
+            facts=facts.plain if isinstance(facts, Facts) else dict(facts or {}),
             seconds=round(time.monotonic() - self.started, 3),
+            cpu_seconds=self.cpu.seconds(),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=package_versions(),
             git_commit=git_commit(),

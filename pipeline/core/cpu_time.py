@@ -52,4 +52,6 @@ class StageClock:
 
     def seconds(self) -> float | None:
         """None for a stage whose items report no CPU time, such as training."""
-        return time.process_time() + _workers - self._start if _reports > self._reports else None
+        if _reports == self._reports:
+            return None
+        return round(time.process_time() + _workers - self._start, 3)

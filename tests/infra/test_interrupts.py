@@ -21,7 +21,7 @@ def work(_):
     print(child.pid, flush=True)
     {work}
 
-cli._plan, interrupts._SECONDS = work, 1.0
+cli._COMMANDS["plan"], interrupts._SECONDS = work, 1.0
 cli.command()
 """
 _WORK = {
@@ -70,7 +70,7 @@ def work(_):
     with ray_session(num_cpus=1):
         time.sleep(600)
 
-cli._plan = work
+cli._COMMANDS["plan"] = work
 cli.command()
 """
 

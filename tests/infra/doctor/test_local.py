@@ -27,7 +27,7 @@ def test_the_program_that_uses_a_port_is_named() -> None:
         used = port(number, "Ray's dashboard", "ray/dashboard", "use another")
         assert used.state == "warning" and used.fix == "end it, or use another"
         assert used.found.startswith(f"is used by process {os.getpid()} (")
-        expected = port(number, "the tests", "pytest", "use another")
+        expected = port(number, "the tests", "python", "use another")
         assert (expected.state, expected.found) == ("ok", f"the tests (process {os.getpid()})")
 
 
