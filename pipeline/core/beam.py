@@ -17,6 +17,7 @@ from cloze.pipeline.core.beam_ray import run_on_cluster
 from cloze.pipeline.core.beam_workers import LostWorkerError, crash_note, process_runner, run_and_watch_workers
 from cloze.pipeline.core.errors import DamagedFile, StorageError, UserError
 from cloze.pipeline.core.ray_cluster import belongs_to_cluster
+from cloze.pipeline.core.signals import interrupted
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -88,6 +89,8 @@ def pipeline(
         except LostWorkerError:
             raise
         except Exception as error:
+            if interrupted.is_set():  # Beam makes a RuntimeError of a KeyboardInterrupt inside an item
+                raise KeyboardInterrupt from error
             raise (_worker_error(error) or cluster_failure(parsed, error) or error) from error
 
 

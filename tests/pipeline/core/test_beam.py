@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from cloze.pipeline.core.beam import SerializedError, _local_options, pipeline, serialized_errors
+from cloze.pipeline.core.beam import SerializedError, _local_options, for_each, pipeline, serialized_errors
 from cloze.pipeline.core.beam_workers import RUN, LostWorkerError, crash_note, recorded_work
 from cloze.pipeline.core.errors import DamagedFile, StorageError, UserError
+from cloze.pipeline.core.signals import keyboard_interrupt_on
 from tests.conftest import free_port
 
 PROCESSES = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
@@ -126,3 +127,12 @@ def test_a_killed_worker_ends_the_run_with_an_error_that_names_its_work():
 
     with pytest.raises(LostWorkerError, match=r"return code -?\d+ while it worked on range 7 of a\.xml: was it killed"):
         over(PROCESSES, killing, 1)
+
+
+def test_an_interrupt_inside_an_item_stays_one() -> None:
+    def interrupt(_: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    with keyboard_interrupt_on(signal.SIGINT), pytest.raises(KeyboardInterrupt):
+        for_each([1], interrupt, ["--runner=FnApiRunner"])
