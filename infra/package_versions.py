@@ -3,11 +3,11 @@
 Nodes of a cluster run this, which may lack packages: it imports the standard library only.
 """
 
-import importlib.metadata
-import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from cloze.pipeline.core import software_versions
 
 #: The dependencies in pyproject.toml, which a job's working directory does not contain.
 PACKAGES = (
@@ -37,13 +37,7 @@ _CONSTRAINTS = Path(__file__).absolute().parents[2] / "constraints.txt"  # of a 
 
 def installed_versions() -> dict[str, str]:
     """Returns the versions of Python and of those PACKAGES that are installed."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return software_versions.installed_versions(PACKAGES)
 
 
 def pinned_versions() -> dict[str, str]:
@@ -56,16 +50,23 @@ def pinned_versions() -> dict[str, str]:
 
 
 def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """Returns a phrase for each package of `ours` that `theirs` lacks or has in another version.
-
-    Versions of Python may differ in their last number, and builds of a version (2.13.0 and 2.13.0+cpu) are the same.
-    """
+    """Returns a phrase for each package of `ours` that `theirs` lacks or has in another version."""
     return [
-        f"{package} {theirs[package]} instead of {version}" if package in theirs else f"{package} {version} is missing"
-        for package, version in ours.items()
-        if package not in theirs or comparable(package, version) != comparable(package, theirs[package])
+        f"{package} {version} is missing" if other is None else f"{package} {other} instead of {version}"
+        for package, version, other in differing(ours, theirs)
     ]
 
 
-def comparable(package: str, version: str) -> str:
+def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
+    """Yields each package of `ours` that `theirs` lacks or has in another version, with both versions.
+
+    Versions of Python may differ in their last number, and builds of a version (2.13.0 and 2.13.0+cpu) are the same.
+    """
+    for package, version in ours.items():
+        other = theirs.get(package)
+        if other is None or _comparable(package, version) != _comparable(package, other):
+            yield package, version, other
+
+
+def _comparable(package: str, version: str) -> str:
     return version.rpartition(".")[0] if package == "python" else version.partition("+")[0]

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cloze.infra import package_versions
-from cloze.infra.package_versions import comparable
+from cloze.infra.package_versions import differing
+from cloze.pipeline.core import software_versions
 
 _COMPARED = ("ray", "torch", "deepspeed", "pyarrow", "apache-beam", "tokenizers", "numpy", "pydantic")
 
@@ -35,15 +35,14 @@ class Difference:
 
 def installed_versions() -> dict[str, str]:
     """The versions of Python and of the packages that are compared, on this machine."""
-    versions = package_versions.installed_versions()
-    return {name: version for name, version in versions.items() if name in ("python", *_COMPARED)}
+    return software_versions.installed_versions(_COMPARED)
 
 
 def probe() -> str:
     """A program for `python -c` that prints the `installed_versions` of another machine as a line of JSON."""
-    function = inspect.getsource(package_versions.installed_versions)
-    imports = "import importlib.metadata, json, platform"
-    return f"{imports}\nPACKAGES = {_COMPARED}\n{function}\nprint(json.dumps(installed_versions()))"
+    function = inspect.getsource(software_versions.installed_versions)
+    imports = "import importlib.metadata, json, platform\nfrom collections.abc import Iterable"
+    return f"{imports}\n{function}\nprint(json.dumps(installed_versions({_COMPARED})))"
 
 
 def printed_versions(output: str) -> dict[str, str] | None:
@@ -57,10 +56,4 @@ def printed_versions(output: str) -> dict[str, str] | None:
 def differences(there: Mapping[str, str], here: Mapping[str, str] | None = None) -> list[Difference]:
     """The packages of this machine whose version differs there. Of Python's version the patch is ignored, as are local
     versions such as +cu130."""
-    here = here or installed_versions()
-    found = []
-    for package, version in here.items():
-        other = there.get(package)
-        if other is None or comparable(package, version) != comparable(package, other):
-            found.append(Difference(package, version, other))
-    return found
+    return [Difference(*found) for found in differing(here or installed_versions(), there)]

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +16,13 @@ _PACKAGES = ("apache-beam", "deepspeed", "numpy", "pyarrow", "ray", "tokenizers"
 @cache
 def package_versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that decide an artifact's bytes."""
+    return installed_versions(_PACKAGES)
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the versions of Python and of those packages that are installed."""
     versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
