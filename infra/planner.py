@@ -187,13 +187,12 @@ class Run:
         if force:
             planned.output.clear()
         self._start_ray(stage)
-        self._wait_for_inputs(stage, on_wait)  # another run may have begun to write one again
         try:
-            stage.run(stage.config, self._inputs(stage), planned.output)
+            stage.run(stage.config, self._inputs(stage, on_wait), planned.output)
         except DamagedFile as error:
             if not str(error).startswith("s3://"):
                 raise
-            stage.run(stage.config, self._inputs(stage), planned.output)
+            stage.run(stage.config, self._inputs(stage, on_wait), planned.output)
         planned.output.check_lease()
         delete_scratch(planned.output.location)
 
@@ -246,11 +245,14 @@ class Run:
             **{name: read.identity(self) for name, read in stage.reads.items()},
         }
 
-    def _inputs(self, stage: Stage) -> dict[str, Any]:
+    def _inputs(self, stage: Stage, on_wait: Callable[[Owner], None] | None) -> dict[str, Any]:
         """The inputs that the stage's `run` receives."""
         inputs = self._sources(stage)
         for name, read in stage.reads.items():
             artifact = self.artifact(read.stage)
+            if artifact is None:  # another run has begun to write it again
+                self._wait_for_inputs(stage, on_wait)
+                artifact = self.artifact(read.stage)
             if artifact is None:
                 raise UserError(f"{stage.name}: its input {read.stage} is not finished; run that stage first")
             inputs[name] = read.load(artifact)
