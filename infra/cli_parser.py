@@ -55,6 +55,18 @@ _EPILOG = """examples:
 """
 
 
+_RUN_COMMANDS = {
+    "run": "run all stages that are not finished",
+    "finetune": "run the fine-tuning tasks and the stages that they need",
+    "plan": "show what `run` would do, and why",
+    "status": "show the state and the results of each stage",
+    "report": "write the HTML report about the finished stages",
+    "export": "write the pretrained or a fine-tuned model for transformers and the Hugging Face Hub",
+    "predict": "predict each [MASK] of a text, or with --task what the lines of standard input are",
+    "submit": "submit the run as a job, follow its log, return its exit status",
+}
+
+
 class _Parser(argparse.ArgumentParser):
     """Prints an error in one line, without the usage."""
 
@@ -71,93 +83,94 @@ def new_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, text in (
-        ("run", "run all stages that are not finished"),
-        ("finetune", "run the fine-tuning tasks and the stages that they need"),
-        ("plan", "show what `run` would do, and why"),
-        ("status", "show the state and the results of each stage"),
-        ("report", "write the HTML report about the finished stages"),
-        ("export", "write the pretrained or a fine-tuned model for transformers and the Hugging Face Hub"),
-        (
-            "predict",
-            "predict each [MASK] of a text, or with --task what the lines of standard input are",
-        ),
-        ("submit", "submit the run as a job, follow its log, return its exit status"),
-    ):
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text}\n\n{_RUN}",
-            epilog=_JSON.get(name),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_argument("run", metavar="RUN", help="such as configs/quickstart.yaml, or quickstart")
-        if name == "predict":
-            command.add_argument("text", metavar="TEXT", nargs="?", help='such as "She opened the [MASK]."')
-        command.add_argument(
-            "overrides",
-            metavar="key=value",
-            nargs="*",
-            default=[],
-            help="for example pretrain.seed=7; or a YAML file with such keys",
-        )
-        command.add_argument(
-            "--root",
-            metavar="ROOT",
-            help='a folder or s3://bucket/prefix that overrides root; for the name of a run the default is "runs"',
-        )
-        command.set_defaults(until=None, force=None, json=False, only_tasks=name == "finetune")
-        if name in _JSON:
-            command.add_argument("--json", action="store_true", help="print JSON; see below")
-        if name in ("run", "finetune"):
-            command.add_argument("--dry-run", action="store_true", help="show the plan, as `cloze plan` does")
-            command.add_argument(
-                "--no-wait", action="store_true", help="fail if another run is writing an output that this one needs"
-            )
-        if name in ("run", "plan", "submit"):
-            command.add_argument("--until", metavar="STAGE", help="run the stages up to this one")
-        if name in ("run", "finetune", "plan", "submit"):
-            command.add_argument(
-                "--force",
-                metavar="STAGE",
-                action="append",
-                help="run this stage again, even if it is finished (may be repeated)",
-            )
-        if name in ("export", "predict"):
-            command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
-        if name == "predict":
-            command.add_argument(
-                "--input",
-                metavar="PATH",
-                action="append",
-                help="with --task: predict all rows of a file (.parquet, .jsonl, .csv, .tsv), glob or folder (may be "
-                "repeated)",
-            )
-            command.add_argument(
-                "--to",
-                metavar="DIR",
-                help="with --input: a new folder, or s3://bucket/prefix, for Parquet files with the rows and their "
-                "predictions; repeated, an interrupted prediction continues",
-            )
-        if name == "export":
-            command.add_argument(
-                "--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix"
-            )
-            command.add_argument("--onnx", action="store_true", help="also write model.onnx, for onnxruntime")
-        if name == "plan":
-            _add_estimate(command)
-        if name == "submit":
-            _add_cluster(command)
-            command.add_argument("--detach", action="store_true", help="print the job's id and return")
-            command.add_argument(
-                "--render", action="store_true", help="on Kubernetes: print the RayJob as YAML and send nothing"
-            )
-        command.set_defaults(command=name)
+    for name, text in _RUN_COMMANDS.items():
+        _add_run_command(commands, name, text)
     _add_job(commands)
     _add_config(commands)
     _add_doctor(commands)
     _add_fetch(commands)
     return parser
+
+
+def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str, text: str) -> None:
+    """A command of a run: RUN, overrides and --root, and what only some of these commands have."""
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text}\n\n{_RUN}",
+        epilog=_JSON.get(name),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("run", metavar="RUN", help="such as configs/quickstart.yaml, or quickstart")
+    if name == "predict":
+        command.add_argument("text", metavar="TEXT", nargs="?", help='such as "She opened the [MASK]."')
+    command.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="for example pretrain.seed=7; or a YAML file with such keys",
+    )
+    command.add_argument(
+        "--root",
+        metavar="ROOT",
+        help='a folder or s3://bucket/prefix that overrides root; for the name of a run the default is "runs"',
+    )
+    command.set_defaults(command=name, until=None, force=None, json=False, only_tasks=name == "finetune")
+    if name in _JSON:
+        command.add_argument("--json", action="store_true", help="print JSON; see below")
+    _add_execution(command, name)
+    if name in ("export", "predict"):
+        command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
+    options = {"predict": _add_predict, "export": _add_export, "plan": _add_estimate, "submit": _add_submit}
+    if name in options:
+        options[name](command)
+
+
+def _add_execution(command: argparse.ArgumentParser, name: str) -> None:
+    """The options about which stages are executed."""
+    if name in ("run", "finetune"):
+        command.add_argument("--dry-run", action="store_true", help="show the plan, as `cloze plan` does")
+        command.add_argument(
+            "--no-wait", action="store_true", help="fail if another run is writing an output that this one needs"
+        )
+    if name in ("run", "plan", "submit"):
+        command.add_argument("--until", metavar="STAGE", help="run the stages up to this one")
+    if name in ("run", "finetune", "plan", "submit"):
+        command.add_argument(
+            "--force",
+            metavar="STAGE",
+            action="append",
+            help="run this stage again, even if it is finished (may be repeated)",
+        )
+
+
+def _add_predict(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--input",
+        metavar="PATH",
+        action="append",
+        help="with --task: predict all rows of a file (.parquet, .jsonl, .csv, .tsv), glob or folder (may be repeated)",
+    )
+    command.add_argument(
+        "--to",
+        metavar="DIR",
+        help="with --input: a new folder, or s3://bucket/prefix, for Parquet files with the rows and their "
+        "predictions; repeated, an interrupted prediction continues",
+    )
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix")
+    command.add_argument("--onnx", action="store_true", help="also write model.onnx, for onnxruntime")
+
+
+def _add_submit(command: argparse.ArgumentParser) -> None:
+    _add_cluster(command)
+    command.add_argument("--detach", action="store_true", help="print the job's id and return")
+    command.add_argument(
+        "--render", action="store_true", help="on Kubernetes: print the RayJob as YAML and send nothing"
+    )
 
 
 def _add_cluster(command: argparse.ArgumentParser) -> None:
