@@ -9,7 +9,7 @@ from pathlib import Path
 from cloze.infra.doctor.check import Check, missing, ok, warning
 from cloze.infra.doctor.machine_checks import disk_space
 from cloze.infra.doctor.machine_facts import MachineFacts, disk, writing_error
-from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.storage import Location, nearest_existing
 
 _OTHERS_MAY_READ = 0o077
 _CONNECT_SECONDS = 5.0
@@ -102,7 +102,7 @@ def ray_token(file: Path) -> Check:
 
 def root_folder(root: Path) -> Check:
     """Returns whether the root's disk can be written and has room."""
-    folder = next(parent for parent in (root, *root.parents) if parent.exists())
+    folder = nearest_existing(root)
     if not folder.is_dir():
         return missing("root", f"{folder} is a file", "set root= to a folder")
     if error := writing_error(folder):

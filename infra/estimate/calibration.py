@@ -2,7 +2,6 @@
 
 import bz2
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from cloze.infra.estimate.rates import rates
+from cloze.infra.user_folder import user_folder
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
@@ -75,7 +75,7 @@ class Calibration(Config):
 
 def file() -> Path:
     """Where the calibration of this machine is kept: $CLOZE_HOME/calibration.json, by default in ~/.cloze."""
-    return Path(os.environ.get("CLOZE_HOME") or Path.home() / ".cloze") / "calibration.json"
+    return user_folder() / "calibration.json"
 
 
 def stored() -> Calibration | None:

@@ -1,7 +1,7 @@
 """Work x rates x machines -> what a stage takes: time, CPU- and GPU-hours, dollars, memory, disk, requests."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cloze.infra.estimate.calibration import Calibration
@@ -168,13 +168,13 @@ class _Estimator:
         """Add the dollars, the disk and the requests."""
         hours = (found.seconds or 0.0) / 3600
         per_hour = self.machines.dollars_per_hour(nodes)
-        more = {
-            "dollars": None if per_hour is None else per_hour * hours,
-            "disk_bytes": work.written,
-            "scratch_bytes": work.scratch,
-            "s3_requests": work.requests + hours * self.rates.value("requests.per_hour") if on_s3 else None,
-        }
-        return StageEstimate(**{**vars(found), **more})
+        return replace(
+            found,
+            dollars=None if per_hour is None else per_hour * hours,
+            disk_bytes=work.written,
+            scratch_bytes=work.scratch,
+            s3_requests=work.requests + hours * self.rates.value("requests.per_hour") if on_s3 else None,
+        )
 
 
 def _training_notes(card: Gpu, training: Training, basis: str, count: int, needed: float | None) -> Iterator[str]:

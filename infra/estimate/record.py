@@ -11,7 +11,7 @@ from cloze.infra.planner import Run
 from cloze.infra.run_estimate import read_estimates, write_estimates
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ray_cluster import belongs_to_cluster
-from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.storage import Location, nearest_existing
 
 
 def estimate_start(run: Run, until: str | None, force: Sequence[str]) -> None:
@@ -41,11 +41,9 @@ def check_disk(root: Location, estimates: Sequence[StageEstimate]) -> None:
 
     The needed bytes are halved: the ratios are estimates, and a run that fits must not be refused.
     """
-    folder = root.local_path
-    while folder is not None and not folder.exists():
-        folder = folder.parent
-    if folder is None:
+    if root.local_path is None:
         return
+    folder = nearest_existing(root.local_path)
     stays = sum(found.disk_bytes or 0.0 for found in estimates)
     needed = stays + max((found.scratch_bytes or 0.0 for found in estimates), default=0.0)
     free = shutil.disk_usage(folder).free

@@ -18,7 +18,7 @@ from cloze.pipeline.core import s3
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.leases import hold_lease
 from cloze.pipeline.core.retries import reporting_waits
-from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.storage import Location, nearest_existing
 from cloze.pipeline.core.threads import prefetch
 
 MARKER = "dump.json"  # written when all files are whole: what they are
@@ -149,10 +149,9 @@ class _PartialObjects:
 
 def _check_space(folder: Location, needed: int) -> None:
     """Raises UserError when a local folder's disk has no room for this number of bytes, part of which may be there."""
-    if folder.is_s3:
+    if folder.local_path is None:
         return
-    place = next(path for path in (Path(folder.path), *Path(folder.path).parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest_existing(folder.local_path)).free
     partial = sum((folder / _PARTIAL).sizes().values())
     if free + partial < needed:
         raise UserError(

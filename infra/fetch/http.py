@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.retries import SETTING, Failure, retry_seconds, retrying
+from cloze.pipeline.core.retries import SETTING, TEMPORARY_STATUSES, Failure, retry_seconds, retrying
 from cloze.pipeline.core.signals import interrupted
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ Result = TypeVar("Result")
 
 CONNECTIONS = 2  # at once, as https://dumps.wikimedia.org/ asks for
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two packets
-_TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 
 
 class NotFound(UserError):
@@ -65,7 +64,7 @@ class Http:
         def attempt() -> Result:
             # A server that ignores ranges sends the whole file: the body is not read before the headers are checked.
             with self._session.get(url, headers=headers, timeout=_TIMEOUT, stream=True) as answer:
-                if answer.status_code in _TEMPORARY:
+                if answer.status_code in TEMPORARY_STATUSES:
                     interrupted.wait(min(_requested_delay(answer), retry_seconds()))
                 answer.raise_for_status()
                 return read(answer)
@@ -88,7 +87,7 @@ def _failure(url: str, error: Exception, seconds: float) -> Failure:
     status = None if answer is None else answer.status_code
     if status == 404:
         return Failure(NotFound(f"{url}: does not exist (404)"), "", False)
-    if status and status not in _TEMPORARY:
+    if status and status not in TEMPORARY_STATUSES:
         return Failure(UserError(f"{url}: the server refuses it ({status}); give another --mirror"), "", False)
     if not isinstance(error, requests.RequestException | _WrongAnswer):
         return Failure(error, "", False)

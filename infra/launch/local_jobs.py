@@ -27,6 +27,7 @@ from cloze.infra.launch.job_folder import CONFIG, check_input_files
 from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, digest_of, job_id, last_line, now, unknown_job
 from cloze.infra.launch.supervisor import END_FILE, PROCESS_FILE, STOP_SECONDS, arguments
 from cloze.infra.ray_session import PACKAGE_ROOT
+from cloze.infra.user_folder import user_folder
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.processes import Process, ended_with_boot, this_process
@@ -67,7 +68,7 @@ class _End(Config):
 
 def jobs_folder() -> Path:
     """$CLOZE_HOME/jobs, by default ~/.cloze/jobs."""
-    return Path(os.environ.get("CLOZE_HOME") or Path.home() / ".cloze").absolute() / "jobs"
+    return user_folder().absolute() / "jobs"
 
 
 class LocalJobs:

@@ -18,6 +18,8 @@ from cloze.pipeline.core.signals import interrupted
 
 Result = TypeVar("Result")
 
+#: Answers of an HTTP server that a later attempt may not get.
+TEMPORARY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 SETTING = "CLOZE_S3_RETRY_SECONDS"  # an environment variable: workers inherit it
 _DEFAULT_SECONDS = 300.0
 _FIRST_CONTACT_SECONDS = 30.0  # for a server that has never answered: its address is probably wrong

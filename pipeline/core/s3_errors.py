@@ -4,7 +4,7 @@ import errno
 from typing import Any
 
 from cloze.pipeline.core.errors import StorageError
-from cloze.pipeline.core.retries import SETTING, Failure
+from cloze.pipeline.core.retries import SETTING, TEMPORARY_STATUSES, Failure
 
 _THROTTLING = {
     "SlowDown",
@@ -27,7 +27,6 @@ _TRY_AGAIN = {
     "BadDigest",
 }
 _TRY_AGAIN |= {"ConditionalRequestConflict", "XAmzContentSHA256Mismatch"}
-_TEMPORARY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 _KEPT = "run the same command again: what is finished is kept"
 
 
@@ -66,7 +65,7 @@ def failure(error: Exception, seconds: float, operation: str, uri: str, *, renew
             return permanent(f"the credentials have expired ({answer})", fix)
         if status == 400 and has_no_code(error):  # of HEAD, for example with credentials that are renewed meanwhile
             return temporary("S3 refuses it without a reason", answer)
-        if code in _TRY_AGAIN or status in _TEMPORARY_STATUSES:
+        if code in _TRY_AGAIN or status in TEMPORARY_STATUSES:
             return temporary("S3 has an internal error", answer)
         if code == "NoSuchBucket":
             return permanent(f"the bucket does not exist ({answer})", "create it, or correct its name")

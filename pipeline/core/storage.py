@@ -236,6 +236,11 @@ class Location:
                         path.unlink()
 
 
+def nearest_existing(path: Path) -> Path:
+    """Returns the path, or the nearest of its parents that exists: a folder that is yet to be created has its disk."""
+    return next(one for one in (path, *path.parents) if one.exists())
+
+
 def find_files(pattern: str) -> list[Location]:
     """A path or a glob (`books/*.txt`, `s3://bucket/dumps/*.bz2`) -> the matching files, sorted.
 
