@@ -126,7 +126,7 @@ def _run(options: argparse.Namespace) -> int:
 def _materialize(options: argparse.Namespace, run: "Run") -> int:
     from cloze.infra.estimate.record import estimate_start
     from cloze.infra.job_record import recorded_job
-    from cloze.infra.workflow import materialize
+    from cloze.infra.workflow.command import materialize
 
     until, force = options.until, options.force or []
     estimate_start(run, until, force)

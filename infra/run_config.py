@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from cloze.infra.other_tools_keys import KEY_HINTS
+from cloze.infra.schedule_config import ScheduleConfig
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.dedup.stage import DedupConfig
 from cloze.pipeline.examples.config import ExamplesConfig
@@ -38,8 +39,8 @@ class RunConfig(Config):
     """Name of the run: letters, digits, - and _. The report is ROOT/NAME.html, and commands accept the name."""
     root: Annotated[str, Compute] = "runs"
     """Folder or s3://bucket/prefix of all artifacts. Runs with the same root share the outputs of equal stages."""
-    schedule: Annotated[str, Compute] = "0 3 * * 0"
-    """Cron expression, in UTC, of the schedule in Dagster's UI, which is off until it is switched on there."""
+    schedule: Annotated[ScheduleConfig, Compute] = ScheduleConfig()
+    """When the run starts by itself: a cron expression, or a section with it."""
     max_hours: Annotated[float | None, Compute, Field(gt=0)] = None
     """Hours after which the run ends, all attempts together: training saves a checkpoint, finished parts are kept, and
     the exit status is 2. The same command with a higher number continues."""

@@ -12,13 +12,14 @@ import dagster
 import pytest
 
 from cloze.infra import stages as entries
-from cloze.infra import workflow
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import stage_files
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stage_inputs import StageOutput
 from cloze.infra.stages import Stage
+from cloze.infra.workflow.command import materialize
+from cloze.infra.workflow.definitions import definitions
 from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.config import Compute, Config, InputPath, identity, load
 from cloze.pipeline.core.errors import UserError
@@ -79,7 +80,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WithCensus:
 
 def test_it_is_run_with_its_files_and_then_skipped(config: WithCensus) -> None:
     assert Run(config).plan("census")[0].reason == "no output yet"
-    assert workflow.materialize(Run(config), "cloze run", until="census") == 0
+    assert materialize(Run(config), "cloze run", until="census") == 0
     planned = Run(config).plan("census")[0]
     assert planned.action == "skip" and planned.output
     assert json.loads((planned.output.location / "census.json").read_bytes()) == {"whale": 4, "sea": 2}
@@ -105,10 +106,10 @@ def test_the_paths_of_its_files_change_nothing(config: WithCensus) -> None:
 def test_its_files_are_checked_before_any_work(config: WithCensus) -> None:
     Path("words.txt").write_text("")
     with pytest.raises(UserError, match=r"words\.txt: has no word; write one per line"):
-        workflow.materialize(Run(config), "cloze run")
+        materialize(Run(config), "cloze run")
     Path("words.txt").unlink()
     with pytest.raises(UserError, match=r"words\.txt: no such file"):
-        workflow.materialize(Run(config), "cloze run")
+        materialize(Run(config), "cloze run")
     assert not Path("runs/census").exists()
 
 
@@ -119,7 +120,7 @@ def test_a_key_for_one_file_that_names_several_is_refused(config: WithCensus) ->
 
 
 def test_it_is_an_asset_that_depends_on_the_stages_it_reads(config: WithCensus) -> None:
-    graph = workflow.definitions(config).resolve_asset_graph()
+    graph = definitions(config).resolve_asset_graph()
     census, reader = (graph.get(dagster.AssetKey(["quickstart", name])) for name in ("census", "reader"))
     assert (census.description, census.kinds, census.parent_keys) == ("a census", {"text"}, set())
     assert reader.parent_keys == {census.key}

@@ -24,7 +24,7 @@ _RUN = """
 import socket, sys, time, pytest
 from pathlib import Path
 from tests.infra import toy_run
-from cloze.infra import workflow  # takes seconds
+from cloze.infra.workflow.command import materialize  # takes seconds
 from cloze.infra.cli import main
 from cloze.pipeline.core import leases
 root, source, log, timeout, seconds, gate_at, host, *arguments = sys.argv[1:]

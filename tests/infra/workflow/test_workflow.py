@@ -14,9 +14,13 @@ from typing import Any
 import dagster
 import pytest
 
-from cloze.infra import named_runs, workflow
+from cloze.infra import named_runs
 from cloze.infra.cli import main
 from cloze.infra.planner import Run
+from cloze.infra.schedule_config import ScheduleConfig
+from cloze.infra.workflow.command import materialize
+from cloze.infra.workflow.definitions import definitions, defs
+from cloze.infra.workflow.history import PROCESS, home, open_history, process_tag
 from cloze.pipeline.core.errors import UserError
 from tests.conftest import free_port, wait_for_port
 from tests.infra import toy_run as toy
@@ -32,7 +36,7 @@ def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("empty") / "dagster"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAGSTER_HOME", str(folder))
-        with dagster.DagsterInstance.local_temp(str(workflow.home())) as instance:
+        with dagster.DagsterInstance.local_temp(str(home())) as instance:
             assert instance.get_runs() == []
     return folder
 
@@ -63,7 +67,7 @@ def materializations() -> dict[str, dict[str, Any]]:
 
 
 def test_every_stage_is_an_asset_that_depends_on_its_inputs(make: Make) -> None:
-    graph = workflow.definitions(make().config).resolve_asset_graph()
+    graph = definitions(make().config).resolve_asset_graph()
     below = {
         key.path[-1]: {parent.path[-1] for parent in graph.get(key).parent_keys} for key in graph.get_all_asset_keys()
     }
@@ -72,8 +76,8 @@ def test_every_stage_is_an_asset_that_depends_on_its_inputs(make: Make) -> None:
 
 
 def test_the_schedule_is_weekly_and_off_until_switched_on(make: Make) -> None:
-    definitions = workflow.definitions(make().config)
-    schedule = definitions.resolve_schedule_def("toy_schedule")
+    found = definitions(make().config)
+    schedule = found.resolve_schedule_def("toy_schedule")
     assert schedule.cron_schedule == "0 3 * * 0"
     assert schedule.default_status == dagster.DefaultScheduleStatus.STOPPED
     assert schedule.job_name == "toy"
@@ -84,18 +88,18 @@ def test_the_schedule_is_weekly_and_off_until_switched_on(make: Make) -> None:
 
 def test_an_impossible_schedule_is_refused(make: Make) -> None:
     with pytest.raises(UserError, match="schedule: weekly is not a cron expression; write five fields"):
-        workflow.definitions(make().config.model_copy(update={"schedule": "weekly"}))
+        definitions(make().config.model_copy(update={"schedule": ScheduleConfig(cron="weekly")}))
 
 
 def test_a_run_executes_every_stage_in_order_and_a_second_skips_them(
     make: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert workflow.materialize(make(), "cloze run toy.yaml") == 0
+    assert materialize(make(), "cloze run toy.yaml") == 0
     lines = capfd.readouterr().err.splitlines()
     assert [line.split("]")[0] for line in lines] == ["[  1/3", "[  1/3", "[  2/3", "[  2/3", "[  3/3", "[  3/3"]
     assert lines[0].endswith("letters  run: no output yet")
     assert lines[1].endswith("letters  done in 0 s: 2 letters; dropped 1 vowels")
-    assert workflow.materialize(make(), "cloze run toy.yaml") == 0
+    assert materialize(make(), "cloze run toy.yaml") == 0
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 3 and all("  skip: done " in line and line.endswith("nothing changed") for line in lines)
 
@@ -104,12 +108,12 @@ def test_a_warning_is_printed_when_its_stage_ends_and_again_when_the_run_does(
     make: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     toy_run = make(words=ToyConfig(warning="words.size: 9 cannot be reached"))
-    workflow.materialize(toy_run, "cloze run toy.yaml")
+    materialize(toy_run, "cloze run toy.yaml")
     out, err = capfd.readouterr()
     assert err.splitlines()[4].endswith("words    warning: words.size: 9 cannot be reached")
     assert out == "warning: words.size: 9 cannot be reached\n"
     assert materializations()["words"]["warning 1"] == "words.size: 9 cannot be reached"
-    workflow.materialize(toy_run, "cloze run toy.yaml")  # skips all
+    materialize(toy_run, "cloze run toy.yaml")  # skips all
     out, err = capfd.readouterr()
     assert "warning" not in err and out == "warning: words.size: 9 cannot be reached\n"
 
@@ -136,7 +140,7 @@ def test_a_run_that_was_started_can_be_given_by_its_name(
     cloze("run", "toy", *root, "schedule=0 4 * * *")
     assert "pages    done " in cloze("status", "toy", *root)
     stored = named_runs.read("toy", root=root[1])
-    assert (stored.name, stored.vocab.size, stored.schedule) == ("toy", 777, "0 4 * * *")
+    assert stored.vocab and (stored.name, stored.vocab.size, stored.schedule.cron) == ("toy", 777, "0 4 * * *")
     assert main(["status", "tory", *root]) == 2
     assert ", whose runs are toy; give another name" in capfd.readouterr().err
     signal.signal(signal.SIGTERM, handler)
@@ -145,19 +149,19 @@ def test_a_run_that_was_started_can_be_given_by_its_name(
 def test_a_run_that_cannot_start_is_not_stored(make: Make, tmp_path: Path) -> None:
     (tmp_path / "source.txt").unlink()
     with pytest.raises(UserError):
-        workflow.materialize(make(), "cloze run")
+        materialize(make(), "cloze run")
     assert not (tmp_path / "root/runs/toy.yaml").exists()
 
 
 def test_dagster_prints_nothing(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
-    workflow.materialize(make(), "cloze run toy.yaml")
+    materialize(make(), "cloze run toy.yaml")
     out, err = capfd.readouterr()
     assert out == "" and "dagster" not in err and len(err.splitlines()) == 6
 
 
 def test_dagsters_history_contains_runs_and_the_metadata_of_each_asset(make: Make) -> None:
-    workflow.materialize(make(), "cloze run toy.yaml")
-    workflow.materialize(make(words=ToyConfig(size=2)), "cloze run toy.yaml words.size=2")
+    materialize(make(), "cloze run toy.yaml")
+    materialize(make(words=ToyConfig(size=2)), "cloze run toy.yaml words.size=2")
     assert [(run.job_name, run.status, run.tags["cloze/command"]) for run in history()] == [
         ("toy", dagster.DagsterRunStatus.SUCCESS, "cloze run toy.yaml words.size=2"),
         ("toy", dagster.DagsterRunStatus.SUCCESS, "cloze run toy.yaml"),
@@ -171,13 +175,13 @@ def test_dagsters_history_contains_runs_and_the_metadata_of_each_asset(make: Mak
 
 
 def test_until_stops_after_a_stage(make: Make) -> None:
-    workflow.materialize(make(), "cloze run", until="words")
+    materialize(make(), "cloze run", until="words")
     assert materializations().keys() == {"letters", "words"}
 
 
 def test_force_runs_a_stage_again_and_no_other(make: Make) -> None:
-    workflow.materialize(make(), "cloze run")
-    workflow.materialize(make(), "cloze run", force=["words"])
+    materialize(make(), "cloze run")
+    materialize(make(), "cloze run", force=["words"])
     assert {name: found["action"] for name, found in materializations().items()} == {
         "letters": "skip",
         "words": "run",
@@ -194,18 +198,18 @@ def test_the_exception_of_a_stage_is_raised_unchanged(make: Make, monkeypatch: p
 
     monkeypatch.setattr(toy, "before_part", fail)
     with pytest.raises(UserError) as caught:
-        workflow.materialize(make(), "cloze run")
+        materialize(make(), "cloze run")
     assert caught.value is error
     assert [run.status for run in history()] == [dagster.DagsterRunStatus.FAILURE]
     monkeypatch.setattr(toy, "before_part", None)
-    workflow.materialize(make(), "cloze run")
+    materialize(make(), "cloze run")
     assert materializations()["letters"]["action"] == "continue"
 
 
 def test_a_missing_source_is_an_error_before_dagster_starts(make: Make, tmp_path: Path) -> None:
     (tmp_path / "source.txt").unlink()
     with pytest.raises(UserError, match=r"source\.txt: no such file"):
-        workflow.materialize(make(), "cloze run")
+        materialize(make(), "cloze run")
     assert history() == []
 
 
@@ -223,7 +227,7 @@ def test_ctrl_c_reaches_the_stage_as_keyboard_interrupt(make: Make, monkeypatch:
     monkeypatch.setattr(toy, "before_part", interrupt)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        workflow.materialize(make(), "cloze run")
+        materialize(make(), "cloze run")
     assert len(seen) == 1
     assert signal.getsignal(signal.SIGINT) is before
     assert history()[0].status in (dagster.DagsterRunStatus.CANCELED, dagster.DagsterRunStatus.FAILURE)
@@ -232,7 +236,7 @@ def test_ctrl_c_reaches_the_stage_as_keyboard_interrupt(make: Make, monkeypatch:
 _KILLED = """
 import os, signal, sys, pytest
 from tests.infra import toy_run
-from cloze.infra.workflow import materialize
+from cloze.infra.workflow.command import materialize
 toy_run.before_part = lambda stage, letter: os.kill(os.getpid(), signal.SIGKILL) if stage == "words" else None
 with pytest.MonkeyPatch.context() as patch:
     materialize(toy_run.toy_run(patch, sys.argv[1], sys.argv[2]), "cloze run")
@@ -245,7 +249,7 @@ def test_a_killed_run_is_ended_in_the_history_by_the_next_one(make: Make, tmp_pa
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [run.status for run in history()] == [dagster.DagsterRunStatus.STARTED]
-    workflow.materialize(make(), "cloze run")
+    materialize(make(), "cloze run")
     assert [run.status for run in history()] == [dagster.DagsterRunStatus.SUCCESS, dagster.DagsterRunStatus.CANCELED]
     assert {name: found["action"] for name, found in materializations().items()} == {
         "letters": "skip",
@@ -255,12 +259,12 @@ def test_a_killed_run_is_ended_in_the_history_by_the_next_one(make: Make, tmp_pa
 
 
 def test_a_run_that_is_still_running_is_not_changed(make: Make) -> None:
-    with dagster.DagsterInstance.local_temp(str(workflow.home())) as instance:
-        tags = {workflow._PROCESS: workflow._process(os.getpid())}
+    with dagster.DagsterInstance.local_temp(str(home())) as instance:
+        tags = {PROCESS: process_tag(os.getpid())}
         status = dagster.DagsterRunStatus.STARTED
         instance.add_run(dagster.DagsterRun(job_name="toy", run_id="1" * 32, status=status, tags=tags))
         instance.add_run(dagster.DagsterRun(job_name="toy", run_id="2" * 32, status=status))  # launched in the UI
-    workflow.materialize(make(), "cloze run")
+    materialize(make(), "cloze run")
     assert [run.status for run in history()][1:] == [status, status]
 
 
@@ -268,20 +272,20 @@ def test_runs_that_open_a_new_history_at_the_same_time_do_not_damage_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "new"))
-    workflow.home()
+    home()
     start, opened = threading.Barrier(3), list[int]()
 
-    def open_history() -> None:
+    def open_one() -> None:
         start.wait()
-        with workflow._history() as instance:
+        with open_history() as instance:
             opened.append(instance.get_runs_count())
 
-    threads = [threading.Thread(target=open_history) for _ in range(3)]
+    threads = [threading.Thread(target=open_one) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    with workflow._history() as instance:
+    with open_history() as instance:
         assert [*opened, instance.get_runs_count()] == [0] * 4
 
 
@@ -294,17 +298,16 @@ def test_a_home_that_cannot_be_created_is_named(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "file/home"))
     with pytest.raises(UserError, match=r"file/home: Not a directory; set DAGSTER_HOME to a folder"):
-        workflow.home()
+        home()
 
 
 def test_the_ui_shows_every_run_of_cloze_config(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("CLOZE_CONFIG", "configs/quickstart.yaml configs/bert-base.yaml")
-    definitions = workflow.defs()
-    assert {job.name for job in definitions.jobs or []} >= {"quickstart", "bert_base"}
+    assert {job.name for job in defs().jobs or []} >= {"quickstart", "bert_base"}
     monkeypatch.setenv("CLOZE_CONFIG", "configs/quickstart.yaml configs/quickstart.yaml")
     with pytest.raises(UserError, match="CLOZE_CONFIG has two runs named quickstart"):
-        workflow.defs()
+        defs()
 
 
 def test_the_ui_shows_a_run_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -312,7 +315,7 @@ def test_the_ui_shows_a_run_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     named_runs.store(named_runs.read(str(config), ["name=mine"]))
     monkeypatch.setenv("CLOZE_CONFIG", f"mine {config}")
-    assert {job.name for job in workflow.defs().jobs or []} >= {"quickstart", "mine"}
+    assert {job.name for job in defs().jobs or []} >= {"quickstart", "mine"}
 
 
 def test_a_root_where_no_configuration_can_be_stored_is_an_error_of_one_line(

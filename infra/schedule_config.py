@@ -1,0 +1,20 @@
+"""The configuration of a run's schedule in Dagster."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import model_validator
+
+from cloze.pipeline.core.config import Config
+
+
+class ScheduleConfig(Config):
+    """When a run starts by itself. `schedule: 0 3 * * 0` is short for `schedule: {cron: 0 3 * * 0}`."""
+
+    cron: str = "0 3 * * 0"
+    """Cron expression, in UTC. The schedule is off until it is switched on in Dagster's pages."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cron_alone(cls, value: Any) -> Mapping[str, Any] | Any:
+        return {"cron": value} if isinstance(value, str) else value

@@ -1,0 +1,40 @@
+"""`cloze run`: the stages in this process, as one run in Dagster's history."""
+
+import os
+from collections.abc import Sequence
+
+from cloze.infra.limits import spending_limited
+from cloze.infra.planner import Run
+from cloze.infra.status import results
+from cloze.infra.workflow.assets import RunSettings
+from cloze.infra.workflow.definitions import definitions
+from cloze.infra.workflow.history import PROCESS, cancel_orphans, open_history, process_tag
+from cloze.infra.workflow.names import asset_key, identifier, op_name
+
+_COMMAND = "cloze/command"  # a tag of the run in the history
+_QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}  # the display replaces it
+
+
+def materialize(
+    run: Run, command: str, until: str | None = None, force: Sequence[str] = (), *, wait: bool = True
+) -> int:
+    """Run the stages up to `until` in this process, as one run in Dagster's history.
+
+    Returns 0; raises the exception of the stage that failed. Unless it is to `wait` for another run that works on the
+    same output, that is an ArtifactInUse.
+    """
+    stages = run.until(until)
+    run.check_forced(until, force)
+    run.check(until, force)
+    name, settings = run.config.name, RunSettings(force=list(force), wait=wait)
+    with open_history() as instance, spending_limited(run.config, whole_run=until is None):
+        cancel_orphans(instance)
+        definitions(run.config).resolve_job_def(identifier(name)).execute_in_process(
+            {"loggers": _QUIET, "ops": {op_name(name): {"config": settings.model_dump()}}},
+            instance,
+            asset_selection=[asset_key(name, stage.name) for stage in stages],
+            tags={_COMMAND: command, PROCESS: process_tag(os.getpid())},
+        )
+    for line in results(run, stages):
+        print(line)
+    return 0
