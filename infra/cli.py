@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import select
 import signal
 import sqlite3
 import sys
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status.
 
     0: success; 1: a bug or a hardware fault, with a traceback; 2: an error that the user can fix, with a message of one
-    line; 130: interrupted; 143: terminated.
+    line; 130: interrupted; 143: terminated; 141: nobody reads the output any more.
     """
     parser = new_parser()
     options, rest = parser.parse_known_args(arguments)
@@ -50,12 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides += rest
     try:
         with reporting_waits(_print_wait), ends_soon_when_interrupted(_STOPPED.format("")):
-            return int(_COMMANDS[options.command](options))
+            status = int(_COMMANDS[options.command](options))
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt as end:
         note, ending = f" ({end})" if str(end) else "", own_ending()
         print(f"{ending.line}{note}" if ending else _STOPPED.format(note), file=sys.stderr)
         return _exit_status(end)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads_stdout():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the buffer goes there
+            return 128 + signal.SIGPIPE
         message = explain(error)
         if message is None:
             traceback.print_exception(error)
@@ -70,6 +76,13 @@ def _exit_status(error: BaseException) -> int:
         ending = own_ending()
         return ending.status if ending else 128 + interrupting_signal()
     return 1 if explain(error) is None else 2
+
+
+def _nobody_reads_stdout() -> bool:
+    """Whether stdout is a pipe whose reader has ended, as in `cloze config | head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _print_wait(note: str) -> None:

@@ -258,3 +258,14 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cloze run configs/quickstart.yaml" in done.stdout
+
+
+def test_output_that_nobody_reads_ends_a_command_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "cloze.infra.cli", "config", "pretrain", "--markdown"]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()  # before it writes: it imports first
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
