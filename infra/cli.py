@@ -125,14 +125,18 @@ def _run(options: argparse.Namespace) -> int:
 
 def _materialize(options: argparse.Namespace, run: "Run") -> int:
     from cloze.infra.estimate.record import estimate_start
-    from cloze.infra.job_record import recorded_job
-    from cloze.infra.workflow.command import materialize
+    from cloze.infra.job_record import is_job, recorded_job
 
-    until, force = options.until, options.force or []
+    until, force, wait = options.until, options.force or [], not options.no_wait
     estimate_start(run, until, force)
-    command = " ".join(["cloze", *sys.argv[1:]])
     with recorded_job(run, _exit_status):
-        return materialize(run, command, until=until, force=force, wait=not options.no_wait)
+        if is_job():  # where it runs needs no Dagster
+            from cloze.infra.execution import run_stages
+
+            return run_stages(run, until, force, wait=wait)
+        from cloze.infra.workflow.command import materialize
+
+        return materialize(run, " ".join(["cloze", *sys.argv[1:]]), until=until, force=force, wait=wait)
 
 
 def _finetune(options: argparse.Namespace) -> int:

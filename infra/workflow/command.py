@@ -3,9 +3,8 @@
 import os
 from collections.abc import Sequence
 
-from cloze.infra.limits import spending_limited
+from cloze.infra.execution import started_run
 from cloze.infra.planner import Run
-from cloze.infra.status import results
 from cloze.infra.workflow.assets import RunSettings
 from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import PROCESS, cancel_orphans, open_history, process_tag
@@ -23,11 +22,8 @@ def materialize(
     Returns 0; raises the exception of the stage that failed. Unless it is to `wait` for another run that works on the
     same output, that is an ArtifactInUse.
     """
-    stages = run.until(until)
-    run.check_forced(until, force)
-    run.check(until, force)
     name, settings = run.config.name, RunSettings(force=list(force), wait=wait)
-    with open_history() as instance, spending_limited(run.config, whole_run=until is None):
+    with started_run(run, until, force) as stages, open_history() as instance:
         cancel_orphans(instance)
         definitions(run.config).resolve_job_def(identifier(name)).execute_in_process(
             {"loggers": _QUIET, "ops": {op_name(name): {"config": settings.model_dump()}}},
@@ -35,6 +31,4 @@ def materialize(
             asset_selection=[asset_key(name, stage.name) for stage in stages],
             tags={_COMMAND: command, PROCESS: process_tag(os.getpid())},
         )
-    for line in results(run, stages):
-        print(line)
     return 0

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import dagster
 
 from cloze.infra import named_runs
+from cloze.infra.execution import ActiveRun, active_run
 from cloze.infra.run_config import RunConfig
-from cloze.infra.workflow.assets import ActiveRun, active_run, stage_assets
+from cloze.infra.workflow.assets import stage_assets
 from cloze.infra.workflow.names import identifier
 from cloze.pipeline.core.errors import UserError
 
