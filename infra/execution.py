@@ -67,6 +67,13 @@ def execute_stage(active: ActiveRun, stage: Stage, *, force: bool, wait: bool) -
     return ExecutedStage(planned, manifest, seconds)
 
 
+def finished_stage(run: Run, stage: Stage) -> ExecutedStage:
+    """A stage whose output is finished, which is not executed."""
+    planned, artifact = run.plan_stage(stage), run.artifact(stage.name)
+    assert artifact
+    return ExecutedStage(planned, artifact.manifest, 0.0)
+
+
 @contextmanager
 def started_run(run: Run, until: str | None, force: Sequence[str]) -> Iterator[list[Stage]]:
     """The stages to execute inside the block, of a run that can start; prints its results after it.

@@ -3,9 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from cloze.pipeline.core.config import Config
+
+
+class PartitionsConfig(Config):
+    """One run for each language and date of a dump. `{language}`, `{wiki}` and `{date}` in the run's name and paths
+    stand for those of `partition`: `name: wiki-{language}`, `files: ["dumps/{wiki}/{date}/*.xml*.bz2"]`."""
+
+    languages: list[str] = Field(min_length=1)
+    """The languages, as `cloze fetch wikipedia` names them: en, la, zh-min-nan."""
+    dumps: str
+    """Folder or s3://bucket/prefix with the fetched dumps: the --to of `cloze fetch wikipedia`."""
 
 
 class ScheduleConfig(Config):
@@ -13,6 +23,17 @@ class ScheduleConfig(Config):
 
     cron: str = "0 3 * * 0"
     """Cron expression, in UTC. The schedule is off until it is switched on in Dagster's pages."""
+    partitions: PartitionsConfig | None = None
+    """A run for each language and date of a dump; a tick of the schedule starts those of the newest dumps."""
+    watch_seconds: int = Field(default=60, ge=1)
+    """Seconds between two looks for new files. Files are new when two successive looks agree on them."""
+    promote: bool = False
+    """Promote the model of a run that the schedule or a sensor has started, once the whole run has passed its checks."""
+    webhook: str | None = None
+    """Where a failed run is reported, by a POST of JSON: a URL, or the name of an environment variable with one, which
+    keeps it out of the stored configuration."""
+    pages: str = "http://127.0.0.1:3000"
+    """Address of Dagster's pages, for the links in such a report."""
 
     @model_validator(mode="before")
     @classmethod

@@ -9,10 +9,12 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+from cloze.infra import highlights
+from cloze.infra.highlights import Highlights
 from cloze.infra.report import stage as report
 from cloze.infra.run_config import PretrainingConfigs, RunConfig
 from cloze.infra.stage_inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
-from cloze.pipeline.core.artifacts import Facts, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Facts, Manifest, Output
 from cloze.pipeline.core.config import Config, input_paths
 from cloze.pipeline.core.manifest_facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts
 from cloze.pipeline.core.storage import Location
@@ -55,6 +57,7 @@ class Stage:
     facts: type[Facts] = Facts  # the model of its manifest's facts
     version_reason: str = ""  # why its version has risen last, for the plan
     publish: Callable[[Location, Location], object] | None = None  # copies its finished output to the run's report page
+    highlights: Callable[[Artifact], Highlights] | None = None  # of its finished output; for the workflow's pages
     description: str | None = None  # this and `kinds` are shown in Dagster's UI
     kinds: tuple[str, ...] = ()
 
@@ -93,13 +96,21 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
     """The stages of a run with pretraining, without its tasks."""
     examples_stages = _examples(configs)
     return [
-        _stage(extract, "extract", configs.extract, facts=ExtractFacts, kinds=("beam", "parquet")),
+        _stage(
+            extract,
+            "extract",
+            configs.extract,
+            facts=ExtractFacts,
+            highlights=highlights.of_extract,
+            kinds=("beam", "parquet"),
+        ),
         _stage(
             dedup,
             "dedup",
             config.dedup,
             reads={"documents": StageOutput("extract")},
             facts=DedupFacts,
+            highlights=highlights.of_dedup,
             kinds=("beam", "parquet"),
         ),
         _stage(
@@ -109,6 +120,7 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
             reads={"documents": StageOutput("dedup")},
             needs_ray=True,
             facts=VocabFacts,
+            highlights=highlights.of_vocab,
             kinds=("ray",),
         ),
         _stage(
@@ -117,6 +129,7 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
             config.tokens,
             reads={"documents": StageOutput("dedup"), "vocab": StageOutput("vocab")},
             needs_ray=True,
+            highlights=highlights.of_tokens,
             kinds=("ray", "parquet"),
         ),
         *examples_stages,
@@ -127,6 +140,7 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
             reads={"vocab": StageOutput("vocab"), **{stage.name: StageOutput(stage.name) for stage in examples_stages}},
             needs_ray=True,
             facts=PretrainFacts,
+            highlights=highlights.of_pretrain,
             kinds=("ray", "deepspeed", "pytorch"),
         ),
     ]
@@ -147,6 +161,7 @@ def _examples(configs: PretrainingConfigs) -> list[Stage]:
             reads={"tokens": StageOutput("tokens"), "vocab": StageOutput("vocab")},
             needs_ray=True,
             facts=ExamplesFacts,
+            highlights=highlights.of_examples,
             kinds=("ray", "parquet"),
         )
         for length, phase in sorted(lengths.items())
@@ -189,6 +204,7 @@ def _task(task: FinetuneConfig, encode: str) -> Stage:
         needs_ray=True,
         is_task=True,
         facts=FinetuneFacts,
+        highlights=highlights.of_task,
         kinds=("ray", "pytorch"),
     )
 
@@ -206,6 +222,7 @@ def _overlap(task: FinetuneConfig) -> Stage:
         needs_ray=True,
         is_task=True,
         facts=OverlapFacts,
+        highlights=highlights.of_overlap,
         kinds=("ray", "parquet"),
     )
 

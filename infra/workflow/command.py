@@ -9,6 +9,7 @@ from cloze.infra.workflow.assets import RunSettings
 from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import PROCESS, cancel_orphans, open_history, process_tag
 from cloze.infra.workflow.names import asset_key, identifier, op_name
+from cloze.infra.workflow.partitions import ConfiguredRun
 
 _COMMAND = "cloze/command"  # a tag of the run in the history
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}  # the display replaces it
@@ -22,13 +23,17 @@ def materialize(
     Returns 0; raises the exception of the stage that failed. Unless it is to `wait` for another run that works on the
     same output, that is an ArtifactInUse.
     """
-    name, settings = run.config.name, RunSettings(force=list(force), wait=wait)
+    configured = ConfiguredRun(run.config)
+    name, settings = configured.name, RunSettings(force=list(force), wait=wait)
     with started_run(run, until, force) as stages, open_history() as instance:
         cancel_orphans(instance)
+        if run.config.partition:
+            configured.add_dates(instance, [run.config.partition.date])
         definitions(run.config).resolve_job_def(identifier(name)).execute_in_process(
             {"loggers": _QUIET, "ops": {op_name(name): {"config": settings.model_dump()}}},
             instance,
             asset_selection=[asset_key(name, stage.name) for stage in stages],
+            partition_key=configured.partition_key,
             tags={_COMMAND: command, PROCESS: process_tag(os.getpid())},
         )
     return 0

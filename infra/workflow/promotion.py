@@ -1,0 +1,45 @@
+"""A run that nobody watches and whose stages have all passed their checks -> its promotion, if its schedule says so."""
+
+import dagster
+
+from cloze.infra.planner import Run
+from cloze.infra.workflow.names import asset_key, identifier
+from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
+
+PROMOTED = "promoted"  # the name of the asset, beside those of the stages
+_STARTED_BY = ("dagster/schedule_name", "dagster/sensor_name")  # tags of runs that a schedule or a sensor has started
+
+
+def is_unattended(run: dagster.DagsterRun) -> bool:
+    """Whether a schedule or a sensor has started the run."""
+    return any(tag in run.tags for tag in _STARTED_BY)
+
+
+def promoted_asset(configured: ConfiguredRun) -> list[dagster.AssetSpec]:
+    """The asset that shows the promotions of a run whose schedule promotes; its pages do not create it."""
+    if not configured.config.schedule.promote:
+        return []
+    stages = Run(configured.config).stages
+    return [
+        dagster.AssetSpec(
+            asset_key(configured.name, PROMOTED),
+            deps=[asset_key(configured.name, stage) for stage in stages],
+            group_name=identifier(configured.name),
+            description="The model that the schedule has promoted: see `cloze promote`",
+            partitions_def=configured.partitions,
+        )
+    ]
+
+
+def promote_run(context: dagster.AssetExecutionContext, run_name: str, run: Run) -> None:
+    """Promote the model of a finished run, and tell Dagster. Raises UserError."""
+    from cloze.infra.promotion.promote import promote
+
+    event = promote(run, why=f"Dagster run {context.run_id}: all checks passed")
+    context.log_event(
+        dagster.AssetMaterialization(
+            asset_key(run_name, PROMOTED),
+            metadata={"digest": event.digest, "run": event.run, "by": event.by, "why": event.why, "number": event.number},
+            partition=partition_of(context),
+        )
+    )
