@@ -1,9 +1,9 @@
 """The configuration of a run's schedule in Dagster."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from cloze.pipeline.core.config import Config
 
@@ -13,6 +13,12 @@ class ScheduleConfig(Config):
 
     cron: str = "0 3 * * 0"
     """Cron expression, in UTC. The schedule is off until it is switched on in Dagster's pages."""
+    retries: Annotated[int, Field(ge=0)] = 3
+    """How often a run that Dagster has started is executed again after a crash. It continues from what is finished. An
+    error that you can fix is not retried."""
+    max_runtime_hours: Annotated[float, Field(gt=0)] = 168.0
+    """Hours after which Dagster ends a run that it has started: training saves a checkpoint, finished parts are kept.
+    It counts as a crash."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,52 +1,49 @@
 """A run's stages as Dagster assets, which one op materializes in order."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 
 import dagster
-from pydantic import Field
 
-from cloze.infra.execution import ActiveRun, execute_stage
+from cloze.infra.execution import execute_stage
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage
+from cloze.infra.workflow.launched_run import StagesToRun, launched_run
 from cloze.infra.workflow.metadata import stage_metadata
 from cloze.infra.workflow.names import asset_key, identifier, op_name
+from cloze.infra.workflow.run_settings import RunSettings
 from cloze.pipeline.core.signals import keyboard_interrupt_on
 
-
-class RunSettings(dagster.Config):
-    """The configuration of a run in Dagster's launchpad."""
-
-    force: list[str] = Field(default=[], description="Stages to run again although they are finished.")
-    wait: bool = Field(default=True, description="Wait for another run that works on the same output.")
+#: Begins a run: the context of the op, the run's configuration, the settings, and the names of the selected stages.
+Begin = Callable[
+    [dagster.AssetExecutionContext, RunConfig, RunSettings, Collection[str]], AbstractContextManager[StagesToRun]
+]
 
 
-def stage_assets(config: RunConfig) -> dagster.AssetsDefinition:
+def stage_assets(run_config: RunConfig, begin: Begin = launched_run) -> dagster.AssetsDefinition:
     """An asset for each stage of a run, under the run's name. Any of them can be selected; the order is the run's."""
-    name, stages = identifier(config.name), list(Run(config).stages.values())
 
     @dagster.multi_asset(
-        name=op_name(config.name),
-        specs=[_spec(config.name, stage) for stage in stages],
+        name=op_name(run_config.name),
+        specs=[_spec(run_config.name, stage) for stage in Run(run_config).stages.values()],
         can_subset=True,
-        required_resource_keys={name},
+        required_resource_keys={"ray"},
     )
     def materialize_stages(
         context: dagster.AssetExecutionContext, config: RunSettings
     ) -> Iterator[dagster.MaterializeResult]:
-        active: ActiveRun = getattr(context.resources, name)
-        for stage in stages:
-            key = asset_key(active.run.config.name, stage.name)
-            if key not in context.selected_asset_keys:
-                continue
-            with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise its own exception
-                done = execute_stage(active, stage, force=stage.name in config.force, wait=config.wait)
-            yield dagster.MaterializeResult(
-                asset_key=key,
-                metadata=stage_metadata(done.planned, done.manifest, done.seconds),
-                data_version=dagster.DataVersion(done.manifest.fingerprint),
-            )
+        selected = {key.path[-1] for key in context.selected_asset_keys}
+        with begin(context, run_config, config, selected) as to_run:
+            for stage in to_run.stages:
+                with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise its own exception
+                    done = execute_stage(to_run.active, stage, force=to_run.is_forced(stage), wait=config.wait)
+                yield dagster.MaterializeResult(
+                    asset_key=asset_key(run_config.name, stage.name),
+                    metadata=stage_metadata(done.planned, done.manifest, done.seconds),
+                    data_version=dagster.DataVersion(done.manifest.fingerprint),
+                )
 
     return materialize_stages
 
