@@ -155,11 +155,12 @@ def _of_documents(output: Artifact, dropped: Sequence[tuple[str, str, str]]) -> 
     total = counts.get("records", counts.get("documents", 0) + lost)
 
     def sample() -> str:
-        rows = _rows(output, "documents/", ["source", "title", "text"])
+        documents = _rows(output, "documents/", ["source", "title", "text"])
         drops = sorted(output.manifest.drops.items(), key=lambda drop: -drop[1])
+        shares = [(why, f"{rows:,}", f"{100 * rows / total:.2g} %") for why, rows in drops if rows]
         tables = (
-            _table(("source", "title", "text"), [(row["source"], row["title"], row["text"]) for row in rows]),
-            _table(("dropped", "rows", "share"), [(why, f"{n:,}", f"{100 * n / total:.2g} %") for why, n in drops if n]),
+            _table(("source", "title", "text"), [(row["source"], row["title"], row["text"]) for row in documents]),
+            _table(("dropped", "rows", "share"), shares),
             _table(("dropped", "title", "text"), dropped),
         )
         return "\n\n".join(filter(None, tables))
@@ -183,7 +184,9 @@ def _rows(output: Artifact, prefix: str, columns: list[str]) -> list[dict[str, A
 
 def _pieces(output: Artifact) -> list[str]:
     """The vocabulary that an output was made with, which is under the same root."""
-    return vocab_file.read_pieces(Location(output.location.uri.rsplit("/", 2)[0]) / "vocab" / output.manifest.inputs["vocab"])
+    return vocab_file.read_pieces(
+        Location(output.location.uri.rsplit("/", 2)[0]) / "vocab" / output.manifest.inputs["vocab"]
+    )
 
 
 def _tokens(pieces: Sequence[str], ids: Sequence[int]) -> str:

@@ -1,5 +1,7 @@
-"""Runs -> Dagster's definitions: for each its assets, a job of all of them, and a schedule and sensors that are off at
-first."""
+"""Runs -> Dagster's definitions: for each its assets, a job of all of them, a schedule and sensors.
+
+The schedule and the sensors that start runs are off at first.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,17 +9,18 @@ from collections.abc import Iterator
 import dagster
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from cloze.infra.execution import ActiveRun, active_run
-from cloze.infra.planner import Run
-from cloze.infra.run_config import RunConfig
+from cloze.infra.ray_session import LazyRaySession
 from cloze.infra.workflow.alerts import failure_sensor
-from cloze.infra.workflow.assets import stage_assets
+from cloze.infra.workflow.assets import Begin, stage_assets
+from cloze.infra.workflow.launched_run import launched_run
 from cloze.infra.workflow.names import identifier
 from cloze.infra.workflow.partitions import ConfiguredRun, read_run
 from cloze.infra.workflow.promotion import promoted_asset
+from cloze.infra.workflow.queue import run_tags, unfinished_run
 from cloze.infra.workflow.sensors import file_sensor, newest_dumps
 from cloze.infra.workflow.sources import observable_sources
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.storage import Location
 
 
 @dagster.definitions
@@ -27,29 +30,30 @@ def defs() -> dagster.Definitions:
     names = [identifier(run.name) for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"CLOZE_CONFIG has two runs named {twice[0]}; give each configuration a different name")
-    return dagster.Definitions.merge(*(definitions(run.config, run.file) for run in runs))
+    return dagster.Definitions.merge(*map(definitions, runs))
 
 
-def definitions(config: RunConfig, file: str | None = None) -> dagster.Definitions:
-    """The definitions of one run. `file` is the one with the configurations of all partitions, if it has partitions."""
-    run = ConfiguredRun(config, file)
-    name = identifier(run.name)
+@dagster.resource(description="The Ray session that the stages of a run share: it starts when the first needs it")
+def _ray() -> Iterator[LazyRaySession]:
+    session = LazyRaySession()
+    try:
+        yield session
+    finally:
+        session.close()
 
-    @dagster.resource(description=f"The progress display of {run.name}, and the Ray session that its stages share")
-    def resource(context: dagster.InitResourceContext) -> Iterator[ActiveRun]:
-        assert context.run
-        with active_run(run.of(context.run.tags.get("dagster/partition"))) as active:
-            yield active
 
-    assets = stage_assets(run)
+def definitions(run: ConfiguredRun, begin: Begin = launched_run) -> dagster.Definitions:
+    """The definitions of one run. `begin` begins a run of its job."""
+    assets = stage_assets(run, begin)
     # All stages are one op, in the process of the run: they share a Ray session.
     executor = dagster.in_process_executor
     job = dagster.define_asset_job(
-        name,
+        identifier(run.name),
         selection=[assets],
         executor_def=executor,
         description=f"All stages of {run.name}; those that are finished are skipped.",
         partitions_def=run.partitions,
+        run_tags=run_tags(run.config),
     )
     sensors = [file_sensor(run, job), failure_sensor(run, job)]
     return dagster.Definitions(
@@ -57,16 +61,20 @@ def definitions(config: RunConfig, file: str | None = None) -> dagster.Definitio
         jobs=[job],
         schedules=[_schedule(run, job)],
         sensors=[sensor for sensor in sensors if sensor],
-        resources={name: resource},
+        resources={"ray": _ray},
         executor=executor,
     )
 
 
 def _schedule(run: ConfiguredRun, job: UnresolvedAssetJobDefinition) -> dagster.ScheduleDefinition:
-    def tick(context: dagster.ScheduleEvaluationContext) -> list[dagster.RunRequest] | dagster.SkipReason:
-        if run.partitions is None:
-            return [dagster.RunRequest()]
-        return newest_dumps(run, context.instance)
+    def tick(context: dagster.ScheduleEvaluationContext) -> Iterator[dagster.RunRequest | dagster.SkipReason]:
+        if unfinished := unfinished_run(context.instance, run.config):
+            root = Location(run.config.root).absolute()
+            yield dagster.SkipReason(f"Run {unfinished.run_id} of {root} is not finished.")
+        elif run.partitions:
+            yield from newest_dumps(run, context.instance)
+        else:
+            yield dagster.RunRequest()
 
     cron = run.config.schedule.cron
     try:
@@ -78,6 +86,4 @@ def _schedule(run: ConfiguredRun, job: UnresolvedAssetJobDefinition) -> dagster.
             default_status=dagster.DefaultScheduleStatus.STOPPED,
         )
     except dagster.DagsterInvalidDefinitionError as error:
-        raise UserError(
-            f"schedule: {cron} is not a cron expression; write five fields such as 0 3 * * 0"
-        ) from error
+        raise UserError(f"schedule: {cron} is not a cron expression; write five fields such as 0 3 * * 0") from error

@@ -13,7 +13,7 @@ from cloze.infra.stages import Stage
 from cloze.infra.workflow.metadata import observation_metadata, stage_metadata
 from cloze.infra.workflow.names import asset_key, check_name
 from cloze.infra.workflow.partitions import partition_of
-from cloze.infra.workflow.sources import Sources, observe, read_by
+from cloze.infra.workflow.sources import observe, read_by, sources_of
 
 _DATA_VERSION = "dagster/data_version"  # a tag of materializations and observations
 
@@ -51,12 +51,12 @@ def check_specs(run_name: str, stages: Sequence[Stage]) -> list[dagster.AssetChe
 
 
 def source_observations(
-    context: dagster.AssetExecutionContext, sources: Sources, run: Run, stage: Stage
+    context: dagster.AssetExecutionContext, run_name: str, run: Run, stage: Stage
 ) -> Iterator[dagster.AssetObservation]:
     """The user's files as a stage has read them."""
-    files = {input.path.patterns: input for input in stage.sources.values()}
+    sources = sources_of(run_name, list(run.stages.values()))
     for key in read_by(sources, stage):
-        version, metadata = observe(run, files[sources[key].path.patterns])
+        version, metadata = observe(run, sources[key])
         yield dagster.AssetObservation(
             key, metadata=metadata, partition=partition_of(context), tags={_DATA_VERSION: version}
         )

@@ -14,7 +14,7 @@ def asset_key(run_name: str, stage_name: str) -> dagster.AssetKey:
 
 def source_key(run_name: str, stage_name: str, name: str) -> dagster.AssetKey:
     """The asset of the user's files that are an input of a stage."""
-    return dagster.AssetKey([run_name, "files", stage_name, name])
+    return dagster.AssetKey([run_name, "files", stage_name, re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)])
 
 
 def identifier(name: str) -> str:

@@ -3,6 +3,7 @@
 import dagster
 
 from cloze.infra.planner import Run
+from cloze.infra.workflow.launched_run import StagesToRun
 from cloze.infra.workflow.names import asset_key, identifier
 from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
 
@@ -10,9 +11,11 @@ PROMOTED = "promoted"  # the name of the asset, beside those of the stages
 _STARTED_BY = ("dagster/schedule_name", "dagster/sensor_name")  # tags of runs that a schedule or a sensor has started
 
 
-def is_unattended(run: dagster.DagsterRun) -> bool:
-    """Whether a schedule or a sensor has started the run."""
-    return any(tag in run.tags for tag in _STARTED_BY)
+def to_be_promoted(context: dagster.AssetExecutionContext, to_run: StagesToRun) -> bool:
+    """Whether the schedule promotes: a schedule or a sensor has started the run, with all its stages."""
+    run = to_run.active.run
+    is_whole = len(to_run.stages) == len(run.stages)
+    return run.config.schedule.promote and is_whole and any(tag in context.run.tags for tag in _STARTED_BY)
 
 
 def promoted_asset(configured: ConfiguredRun) -> list[dagster.AssetSpec]:
@@ -35,11 +38,17 @@ def promote_run(context: dagster.AssetExecutionContext, run_name: str, run: Run)
     """Promote the model of a finished run, and tell Dagster. Raises UserError."""
     from cloze.infra.promotion.promote import promote
 
-    event = promote(run, why=f"Dagster run {context.run_id}: all checks passed")
+    event = promote(run, why=f"Dagster run {context.run.run_id}: all checks passed")
     context.log_event(
         dagster.AssetMaterialization(
             asset_key(run_name, PROMOTED),
-            metadata={"digest": event.digest, "run": event.run, "by": event.by, "why": event.why, "number": event.number},
+            metadata={
+                "digest": event.digest,
+                "run": event.run,
+                "by": event.by,
+                "why": event.why,
+                "number": event.number,
+            },
             partition=partition_of(context),
         )
     )

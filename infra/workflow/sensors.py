@@ -36,13 +36,14 @@ def file_sensor(configured: ConfiguredRun, job: UnresolvedAssetJobDefinition) ->
 
 def newest_dumps(
     configured: ConfiguredRun, instance: dagster.DagsterInstance
-) -> list[dagster.RunRequest] | dagster.SkipReason:
+) -> Iterator[dagster.RunRequest | dagster.SkipReason]:
     """What a tick of the schedule requests: a run for the newest finished dump of each language."""
     dumps = configured.newest_dumps()
-    if not dumps:
-        return dagster.SkipReason("no dump is finished")
     configured.add_dates(instance, [dump.date for dump in dumps])
-    return [dagster.RunRequest(partition_key=key_of(dump.language, dump.date)) for dump in dumps]
+    for dump in dumps:
+        yield dagster.RunRequest(partition_key=key_of(dump.language, dump.date))
+    if not dumps:
+        yield dagster.SkipReason("no dump is finished")
 
 
 def _new_dumps(
@@ -58,7 +59,9 @@ def _new_dumps(
     context.update_cursor(json.dumps({**seen, **{dump.language: dump.digest for dump in new}}))
     return dagster.SensorResult(
         run_requests=[
-            dagster.RunRequest(run_key=f"{dump.language} {dump.date} {dump.digest}", partition_key=key_of(dump.language, dump.date))
+            dagster.RunRequest(
+                run_key=f"{dump.language} {dump.date} {dump.digest}", partition_key=key_of(dump.language, dump.date)
+            )
             for dump in new
         ]
     )

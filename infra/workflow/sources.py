@@ -1,6 +1,7 @@
 """The user's files that a run reads -> Dagster's observable source assets, upstream of the stages that read them."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -10,7 +11,7 @@ from cloze.infra.planner import Run
 from cloze.infra.stage_inputs import UserFiles
 from cloze.infra.stages import Stage
 from cloze.infra.workflow.names import identifier, source_key
-from cloze.infra.workflow.partitions import ConfiguredRun
+from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.threads import map_in_threads
 
@@ -35,28 +36,33 @@ def read_by(sources: Sources, stage: Stage) -> list[dagster.AssetKey]:
 
 
 def observable_sources(configured: ConfiguredRun) -> list[dagster.AssetsDefinition]:
-    """The source assets of a run, which its pages can observe; none if it reads no files."""
-    run_name = configured.name
-    sources = sources_of(run_name, list(Run(configured.config).stages.values()))
+    """The source assets of a run, which its pages can observe; none for a run that reads no files."""
+    sources = sources_of(configured.name, list(Run(configured.config).stages.values()))
     if not sources:
         return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dagster.BetaWarning)
+        decorate = dagster.multi_observable_source_asset(
+            name=f"{identifier(configured.name)}_files",
+            specs=[_spec(configured.name, key, files) for key, files in sources.items()],
+            can_subset=True,
+            partitions_def=configured.partitions,
+        )
 
-    @dagster.multi_observable_source_asset(
-        name=f"{identifier(run_name)}_files",
-        specs=[_spec(run_name, key, files) for key, files in sources.items()],
-        can_subset=True,
-        partitions_def=configured.partitions,
-    )
-    def observe_files(context: dagster.AssetExecutionContext) -> Iterator[dagster.ObserveResult]:
-        run = Run(configured.of(context.partition_key if context.has_partition_key else None))
-        now = sources_of(run_name, list(run.stages.values()))
-        for key in (key for key in now if key in context.selected_asset_keys):
-            version, metadata = observe(run, now[key])
-            yield dagster.ObserveResult(
-                asset_key=key, data_version=dagster.DataVersion(version), metadata=metadata
-            )
+        @decorate
+        def observe_files(context: dagster.AssetExecutionContext) -> Iterator[dagster.ObserveResult]:
+            run = Run(configured.of(partition_of(context)))
+            now = sources_of(configured.name, list(run.stages.values()))
+            for key in (key for key in now if key in context.selected_asset_keys):
+                version, metadata = observe(run, now[key])
+                yield dagster.ObserveResult(asset_key=key, data_version=dagster.DataVersion(version), metadata=metadata)
 
     return [observe_files]
+
+
+def _spec(run_name: str, key: dagster.AssetKey, files: UserFiles) -> dagster.AssetSpec:
+    patterns = "\n".join(f"- `{pattern}`" for pattern in files.path.patterns)
+    return dagster.AssetSpec(key, group_name=identifier(run_name), description=patterns, kinds={"file"})
 
 
 def observe(run: Run, files: UserFiles) -> tuple[str, dict[str, dagster.MetadataValue]]:
@@ -76,8 +82,3 @@ def observe(run: Run, files: UserFiles) -> tuple[str, dict[str, dagster.Metadata
 def _changed(file: SourceFile) -> datetime | None:
     changed = file.location.info().mtime
     return changed and changed.replace(tzinfo=changed.tzinfo or UTC)
-
-
-def _spec(run_name: str, key: dagster.AssetKey, files: UserFiles) -> dagster.AssetSpec:
-    patterns = "\n".join(f"- `{pattern}`" for pattern in files.path.patterns)
-    return dagster.AssetSpec(key, group_name=identifier(run_name), description=patterns, kinds={"file"})
