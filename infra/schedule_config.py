@@ -1,11 +1,11 @@
 """The configuration of a run's schedule in Dagster."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import model_validator
 
-from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.config import Config, InputPath
 
 
 class ScheduleConfig(Config):
@@ -13,6 +13,8 @@ class ScheduleConfig(Config):
 
     cron: str = "0 3 * * 0"
     """Cron expression, in UTC. The schedule is off until it is switched on in Dagster's pages."""
+    cluster: Annotated[str | None, InputPath()] = None
+    """File of the cluster that runs it as a job, as in `cloze submit --cluster`. Unset: this machine, in the daemon."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,15 +1,16 @@
 """A run's stages as Dagster assets, which one op materializes in order."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import dagster
 from pydantic import Field
 
-from cloze.infra.execution import ActiveRun, execute_stage
+from cloze.infra.execution import ActiveRun, ExecutedStage, execute_stage
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage
+from cloze.infra.workflow.cluster import job_stages
 from cloze.infra.workflow.metadata import stage_metadata
 from cloze.infra.workflow.names import asset_key, identifier, op_name
 from cloze.pipeline.core.signals import keyboard_interrupt_on
@@ -19,6 +20,10 @@ class RunSettings(dagster.Config):
     """The configuration of a run in Dagster's launchpad."""
 
     force: list[str] = Field(default=[], description="Stages to run again although they are finished.")
+    cluster: str | None = Field(
+        default=None,
+        description="File of the cluster that runs it as a job; empty for this machine. By default schedule.cluster.",
+    )
     wait: bool = Field(default=True, description="Wait for another run that works on the same output.")
 
 
@@ -36,14 +41,11 @@ def stage_assets(config: RunConfig) -> dagster.AssetsDefinition:
         context: dagster.AssetExecutionContext, config: RunSettings
     ) -> Iterator[dagster.MaterializeResult]:
         active: ActiveRun = getattr(context.resources, name)
-        for stage in stages:
-            key = asset_key(active.run.config.name, stage.name)
-            if key not in context.selected_asset_keys:
-                continue
-            with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise its own exception
-                done = execute_stage(active, stage, force=stage.name in config.force, wait=config.wait)
+        run_name = active.run.config.name
+        selected = [stage for stage in stages if asset_key(run_name, stage.name) in context.selected_asset_keys]
+        for done in _interruptible(_executed(context, active, selected, config)):
             yield dagster.MaterializeResult(
-                asset_key=key,
+                asset_key=asset_key(run_name, done.planned.stage.name),
                 metadata=stage_metadata(done.planned, done.manifest, done.seconds),
                 data_version=dagster.DataVersion(done.manifest.fingerprint),
             )
@@ -61,3 +63,27 @@ def _spec(run_name: str, stage: Stage) -> dagster.AssetSpec:
         code_version=str(stage.version),
         skippable=True,
     )
+
+
+def _executed(
+    context: dagster.AssetExecutionContext, active: ActiveRun, selected: Sequence[Stage], settings: RunSettings
+) -> Iterator[ExecutedStage]:
+    """Execute the selected stages here, or as a job on a cluster."""
+    config = active.run.config
+    cluster = config.schedule.cluster if settings.cluster is None else settings.cluster
+    if cluster:
+        names = [stage.name for stage in selected]
+        yield from job_stages(context, config, cluster, names, settings.force)
+        return
+    for stage in selected:
+        yield execute_stage(active, stage, force=stage.name in settings.force, wait=settings.wait)
+
+
+def _interruptible(stages: Iterator[ExecutedStage]) -> Iterator[ExecutedStage]:
+    """The stages, whose execution SIGINT and SIGTERM end as Ctrl-C does: Dagster would raise its own exception."""
+    while True:
+        with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):
+            done = next(stages, None)
+        if done is None:
+            return
+        yield done

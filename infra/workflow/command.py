@@ -22,7 +22,7 @@ def materialize(
     Returns 0; raises the exception of the stage that failed. Unless it is to `wait` for another run that works on the
     same output, that is an ArtifactInUse.
     """
-    name, settings = run.config.name, RunSettings(force=list(force), wait=wait)
+    name, settings = run.config.name, RunSettings(force=list(force), cluster="", wait=wait)
     with started_run(run, until, force) as stages, open_history() as instance:
         cancel_orphans(instance)
         definitions(run.config).resolve_job_def(identifier(name)).execute_in_process(

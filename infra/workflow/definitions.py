@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import dagster
 
-from cloze.infra import named_runs
 from cloze.infra.execution import ActiveRun, active_run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.workflow.assets import stage_assets
+from cloze.infra.workflow.cluster import read_run
 from cloze.infra.workflow.names import identifier
 from cloze.pipeline.core.errors import UserError
 
@@ -16,7 +16,7 @@ from cloze.pipeline.core.errors import UserError
 @dagster.definitions
 def defs() -> dagster.Definitions:
     """The definitions of `dagster dev -m cloze.infra.workflow`: the runs in CLOZE_CONFIG, separated by spaces."""
-    configs = [named_runs.read(run) for run in os.environ.get("CLOZE_CONFIG", "configs/quickstart.yaml").split()]
+    configs = [read_run(run) for run in os.environ.get("CLOZE_CONFIG", "configs/quickstart.yaml").split()]
     names = [identifier(config.name) for config in configs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"CLOZE_CONFIG has two runs named {twice[0]}; give each configuration a different name")
