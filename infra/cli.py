@@ -1,18 +1,17 @@
 """The command line: what each command of cli_parser.py does, and how errors and interrupts end it."""
 
 import argparse
-import errno
 import json
 import math
 import os
 import signal
-import sqlite3
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloze.infra.cli_parser import new_parser
+from cloze.infra.explain import explain
 from cloze.infra.interrupts import end_process, ends_soon_when_interrupted, own_ending
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.retries import reporting_waits
@@ -78,43 +77,6 @@ def _print_wait(note: str) -> None:
 
 def _is_override(word: str) -> bool:
     return not word.startswith("-") and ("=" in word or word.endswith((".yaml", ".yml")))
-
-
-def explain(error: BaseException | None) -> str | None:
-    """The message of an error that a user can fix, however deep Beam or Ray has wrapped it; None for other errors."""
-    seen: list[BaseException] = []
-    pending = [error]
-    while pending:
-        current = pending.pop(0)
-        if current is None or current in seen:
-            continue
-        seen.append(current)
-        if isinstance(current, UserError):
-            return str(current)
-        if isinstance(current, OSError) and (line := _explain_os_error(current)):
-            return line
-        if isinstance(current, sqlite3.OperationalError):
-            return f"Dagster's history: {current}; set DAGSTER_HOME to a writable folder on a disk with free space"
-        pending += [current.__cause__, getattr(current, "cause", None), current.__context__]
-    return None
-
-
-def _explain_os_error(error: OSError) -> str | None:
-    fixes = {
-        errno.ENOSPC: "no space is left on the device; free some or set root= to another disk",
-        errno.EDQUOT: "the disk quota is used up; free some or set root= to another disk",
-        errno.EACCES: "no permission; change the folder's owner or set root= to a folder that you own",
-        errno.EPERM: "not permitted; change the folder's owner or set root= to a folder that you own",
-        errno.EROFS: "the file system is read-only; set root= to a folder that can be written",
-        errno.ENOTDIR: "a part of that path is a file, not a folder; correct the path",
-    }
-    if error.errno in fixes:
-        name = error.filename2 or error.filename
-        return f"{name}: {fixes[error.errno]}" if name else fixes[error.errno]
-    if isinstance(error, FileNotFoundError) and str(error.filename).startswith("s3://"):
-        return f"{error.filename}: is missing; run the same command again: what is finished is kept"
-    text = str(error)  # in another process a StorageError may have become a plain OSError
-    return text if error.errno is None and text.startswith("s3://") else None
 
 
 def _run(options: argparse.Namespace) -> int:

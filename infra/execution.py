@@ -14,6 +14,7 @@ from cloze.infra import named_runs
 from cloze.infra.display import Display, duration, summary, warnings
 from cloze.infra.limits import spending_limited
 from cloze.infra.planner import PlannedStage, Run
+from cloze.infra.ray_session import LazyRaySession
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage
 from cloze.infra.status import results
@@ -39,12 +40,12 @@ class ExecutedStage:
 
 
 @contextmanager
-def active_run(config: RunConfig) -> Iterator[ActiveRun]:
+def active_run(config: RunConfig, ray: LazyRaySession | None = None) -> Iterator[ActiveRun]:
     """A run that is stored under its root, with its display. Ends the Ray session that it may start."""
     display = Display(list(Run(config).stages))
     try:
         named_runs.store(config)
-        with reporting_waits(display.wait), Run(config, progress=display) as run:
+        with reporting_waits(display.wait), Run(config, progress=display, ray=ray) as run:
             yield ActiveRun(run, display)
     finally:
         display.close()

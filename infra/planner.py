@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-from cloze.infra.ray_session import ray_session
+from cloze.infra.ray_session import LazyRaySession
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stage_inputs import UserFiles
 from cloze.infra.stages import Stage, stages
@@ -53,6 +53,7 @@ class Run:
         progress: "Callable[[str, float, float, str, str], None] | None" = None,
         *,
         only_tasks: bool = False,
+        ray: LazyRaySession | None = None,
     ):
         self.config = config
         self.root = Location(config.root).absolute()  # Ray's workers run in folders of their own
@@ -61,15 +62,14 @@ class Run:
             raise UserError(f"{config.name}: has no fine-tuning task; add one to finetune")
         self.stages = {stage.name: stage for stage in (_needed_for_tasks(of_run) if only_tasks else of_run)}
         self._progress = progress
-        self._resources = ExitStack()
-        self._ray = False
+        self._ray = ray or LazyRaySession()
         self._source_files: dict[UserFiles, list[SourceFile]] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._resources.close()
+        self._ray.close()
 
     def stage(self, name: str) -> Stage:
         """Raises UserError when the run has no stage of this name."""
@@ -203,9 +203,8 @@ class Run:
 
     def _start_ray(self, stage: Stage) -> None:
         """Start the Ray session that the stages share, if this one needs it. On a Ray cluster all stages use it."""
-        if (stage.needs_ray or belongs_to_cluster()) and not self._ray:
-            self._resources.enter_context(ray_session())
-            self._ray = True
+        if stage.needs_ray or belongs_to_cluster():
+            self._ray.start()
 
     @property
     def page(self) -> Location:

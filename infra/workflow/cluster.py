@@ -1,6 +1,6 @@
 """A run in Dagster, as one job on a cluster: submitted, followed, and stopped when the run is canceled in the pages."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import dagster
@@ -12,6 +12,7 @@ from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.following import FollowedJob
 from cloze.infra.launch.jobs import JobRequest
 from cloze.infra.run_config import RunConfig
+from cloze.infra.workflow.run_settings import RunSettings
 from cloze.pipeline.core.config import load
 
 #: Tags of the run in the history: the id of its job, and the name of the cluster.
@@ -27,18 +28,28 @@ def read_run(run: str) -> RunConfig:
     return named_runs.read(run, defaults=load(ClusterConfig, config.schedule.cluster).overrides)
 
 
+def cluster_file(config: RunConfig, settings: RunSettings) -> str | None:
+    """The file of the cluster that is to execute a run; None for this machine."""
+    return (config.schedule.cluster if settings.cluster is None else settings.cluster) or None
+
+
+def on_cluster(config: RunConfig, file: str | None) -> RunConfig:
+    """The configuration with the cluster's overrides, which `read_run` has added for that of the schedule."""
+    if file in (None, config.schedule.cluster):
+        return config
+    return named_runs.with_overrides(config, load(ClusterConfig, file).overrides)
+
+
 def job_stages(
-    context: dagster.AssetExecutionContext, config: RunConfig, file: str, names: Sequence[str], force: Sequence[str]
-) -> Iterator[ExecutedStage]:
-    """Submit the run to the cluster of this file, up to the last of the named stages, and yield these when they are
-    finished. A run that is submitted already is followed.
+    context: dagster.AssetExecutionContext, file: str, request: JobRequest, names: Sequence[str]
+) -> Generator[ExecutedStage]:
+    """Submit the run to the cluster of this file and yield the named stages, each when it is finished. A run that is
+    submitted already is followed.
 
     Raises UserError when the job ends with an error that only the user can fix, otherwise JobFailed.
     """
     cluster = load(ClusterConfig, file)
-    if file != config.schedule.cluster:
-        config = named_runs.with_overrides(config, cluster.overrides)
-    job = FollowedJob(backend_of(cluster, file), JobRequest(config, names[-1], tuple(force)))
+    job = FollowedJob(backend_of(cluster, file), request)
     context.instance.add_run_tags(context.run_id, {JOB: job.job, CLUSTER: cluster.name})
     context.log.info(f"{'submitted as' if job.is_new else 'attached to'} {job.job} on {cluster.name}")
     with _stopped_when_canceled(context, job):

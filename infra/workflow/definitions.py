@@ -4,13 +4,18 @@ import os
 from collections.abc import Iterator
 
 import dagster
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from cloze.infra.execution import ActiveRun, active_run
+from cloze.infra.ray_session import LazyRaySession
 from cloze.infra.run_config import RunConfig
-from cloze.infra.workflow.assets import stage_assets
+from cloze.infra.workflow.assets import Begin, stage_assets
 from cloze.infra.workflow.cluster import read_run
+from cloze.infra.workflow.launched_run import launched_run
 from cloze.infra.workflow.names import identifier
+from cloze.infra.workflow.outputs import outputs_sensor
+from cloze.infra.workflow.queue import run_tags, unfinished_run
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.storage import Location
 
 
 @dagster.definitions
@@ -23,16 +28,18 @@ def defs() -> dagster.Definitions:
     return dagster.Definitions.merge(*map(definitions, configs))
 
 
-def definitions(config: RunConfig) -> dagster.Definitions:
-    """The definitions of one run."""
-    name = identifier(config.name)
+@dagster.resource(description="The Ray session that the stages of a run share: it starts when the first needs it")
+def _ray() -> Iterator[LazyRaySession]:
+    session = LazyRaySession()
+    try:
+        yield session
+    finally:
+        session.close()
 
-    @dagster.resource(description=f"The progress display of {config.name}, and the Ray session that its stages share")
-    def resource() -> Iterator[ActiveRun]:
-        with active_run(config) as active:
-            yield active
 
-    assets = stage_assets(config)
+def definitions(config: RunConfig, begin: Begin = launched_run) -> dagster.Definitions:
+    """The definitions of one run. `begin` begins a run of its job."""
+    name, assets = identifier(config.name), stage_assets(config, begin)
     # All stages are one op, in the process of the run: they share a Ray session.
     executor = dagster.in_process_executor
     job = dagster.define_asset_job(
@@ -40,18 +47,33 @@ def definitions(config: RunConfig) -> dagster.Definitions:
         selection=[assets],
         executor_def=executor,
         description=f"All stages of {config.name}; those that are finished are skipped.",
+        run_tags=run_tags(config),
     )
+    return dagster.Definitions(
+        assets=[assets],
+        jobs=[job],
+        schedules=[_schedule(config, job)],
+        sensors=[outputs_sensor(config)],
+        resources={"ray": _ray},
+        executor=executor,
+    )
+
+
+def _schedule(config: RunConfig, job: UnresolvedAssetJobDefinition) -> dagster.ScheduleDefinition:
+    def tick(context: dagster.ScheduleEvaluationContext) -> dagster.RunRequest | dagster.SkipReason:
+        if run := unfinished_run(context.instance, config):
+            return dagster.SkipReason(f"Run {run.run_id} of {Location(config.root).absolute()} is not finished.")
+        return dagster.RunRequest()
+
     try:
-        schedule = dagster.ScheduleDefinition(
-            name=f"{name}_schedule",
+        return dagster.ScheduleDefinition(
+            name=f"{identifier(config.name)}_schedule",
             job=job,
             cron_schedule=config.schedule.cron,
+            execution_fn=tick,
             default_status=dagster.DefaultScheduleStatus.STOPPED,
         )
     except dagster.DagsterInvalidDefinitionError as error:
         raise UserError(
             f"schedule: {config.schedule.cron} is not a cron expression; write five fields such as 0 3 * * 0"
         ) from error
-    return dagster.Definitions(
-        assets=[assets], jobs=[job], schedules=[schedule], resources={name: resource}, executor=executor
-    )

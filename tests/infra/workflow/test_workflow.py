@@ -20,7 +20,8 @@ from cloze.infra.planner import Run
 from cloze.infra.schedule_config import ScheduleConfig
 from cloze.infra.workflow.command import materialize
 from cloze.infra.workflow.definitions import definitions, defs
-from cloze.infra.workflow.history import PROCESS, home, open_history, process_tag
+from cloze.infra.workflow.history import home, open_history
+from cloze.infra.workflow.run_process import process_tag
 from cloze.pipeline.core.errors import UserError
 from tests.conftest import free_port, wait_for_port
 from tests.infra import toy_run as toy
@@ -250,7 +251,7 @@ def test_a_killed_run_is_ended_in_the_history_by_the_next_one(make: Make, tmp_pa
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [run.status for run in history()] == [dagster.DagsterRunStatus.STARTED]
     materialize(make(), "cloze run")
-    assert [run.status for run in history()] == [dagster.DagsterRunStatus.SUCCESS, dagster.DagsterRunStatus.CANCELED]
+    assert [run.status for run in history()] == [dagster.DagsterRunStatus.SUCCESS, dagster.DagsterRunStatus.FAILURE]
     assert {name: found["action"] for name, found in materializations().items()} == {
         "letters": "skip",
         "words": "run",
@@ -260,7 +261,7 @@ def test_a_killed_run_is_ended_in_the_history_by_the_next_one(make: Make, tmp_pa
 
 def test_a_run_that_is_still_running_is_not_changed(make: Make) -> None:
     with dagster.DagsterInstance.local_temp(str(home())) as instance:
-        tags = {PROCESS: process_tag(os.getpid())}
+        tags = process_tag("1" * 32)
         status = dagster.DagsterRunStatus.STARTED
         instance.add_run(dagster.DagsterRun(job_name="toy", run_id="1" * 32, status=status, tags=tags))
         instance.add_run(dagster.DagsterRun(job_name="toy", run_id="2" * 32, status=status))  # launched in the UI
