@@ -51,6 +51,11 @@ def read(
     return load(RunConfig, run, all_overrides)
 
 
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The configuration with overrides as on the command line. Raises UserError as `load` does."""
+    return parse(RunConfig, as_yaml(config).encode(), config.name, overrides) if overrides else config
+
+
 def store(config: RunConfig) -> None:
     """Write the configuration of a run that starts under its root, for `read` by its name."""
     text = _submitted_text(config) or as_yaml(config).encode()

@@ -218,6 +218,17 @@ class Run:
             return None
         return Artifact(output.location, output.stage, output.fingerprint)
 
+    def last_finished(self) -> dict[str, Artifact]:
+        """Stage -> its output as a run of this name last finished it, on whatever machine. Reads no file of the
+        user's, whose content may have changed since."""
+        last = self._history()
+        return {
+            name: Artifact(self.root / folder / last[name]["fingerprint"], folder, last[name]["fingerprint"])
+            for name, stage in self.stages.items()
+            if name in last
+            for folder in [stage.folder or stage.name]
+        }
+
     def fingerprint(self, name: str) -> str | None:
         """The fingerprint of a stage's output, finished or not; None while its inputs' identities are not known."""
         output = self._output(self.stage(name))

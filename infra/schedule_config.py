@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.config import Config, InputPath
 
 
 class PartitionsConfig(Config):
@@ -23,6 +23,8 @@ class ScheduleConfig(Config):
 
     cron: str = "0 3 * * 0"
     """Cron expression, in UTC. The schedule is off until it is switched on in Dagster's pages."""
+    cluster: Annotated[str | None, InputPath()] = None
+    """File of the cluster that runs it as a job, as in `cloze submit --cluster`. Unset: this machine."""
     retries: Annotated[int, Field(ge=0)] = 3
     """How often a run that Dagster has started is executed again after a crash. It continues from what is finished. An
     error that you can fix is not retried."""

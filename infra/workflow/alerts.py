@@ -12,11 +12,11 @@ from cloze.pipeline.core.errors import UserError
 _PARTITION = "dagster/partition"
 
 
-def failure_sensor(configured: ConfiguredRun, job: UnresolvedAssetJobDefinition) -> dagster.SensorDefinition | None:
-    """Reports the runs of a job that fail, also by a check, to `schedule.webhook`; None without one. It is on."""
+def failure_sensor(configured: ConfiguredRun, job: UnresolvedAssetJobDefinition) -> list[dagster.SensorDefinition]:
+    """Reports the runs of a job that fail, also by a check, to `schedule.webhook`; none without one. It is on."""
     schedule = configured.config.schedule
     if schedule.webhook is None:
-        return None
+        return []
     webhook, pages = schedule.webhook, schedule.pages.rstrip("/")
 
     def report(context: dagster.RunFailureSensorContext) -> None:
@@ -27,13 +27,14 @@ def failure_sensor(configured: ConfiguredRun, job: UnresolvedAssetJobDefinition)
         except UserError as error:  # the next failure is reported all the same
             context.log.error(f"{error}; not reported: {message['text']}")
 
-    return dagster.run_failure_sensor(
+    sensor = dagster.run_failure_sensor(
         name=f"{identifier(configured.name)}_failures",
         monitored_jobs=[job],
         minimum_interval_seconds=30,
         default_status=dagster.DefaultSensorStatus.RUNNING,
         description="Reports a failed run to schedule.webhook.",
     )(report)
+    return [sensor]
 
 
 def _message(run_name: str, context: dagster.RunFailureSensorContext, pages: str) -> dict[str, str | None]:

@@ -8,11 +8,11 @@ import dagster
 
 from cloze.infra.checks.results import ChecksFailed
 from cloze.infra.checks.stage_checks import check_stage
-from cloze.infra.execution import execute_stage, finished_stage
+from cloze.infra.execution import finished_stage
 from cloze.infra.planner import Run
 from cloze.infra.stages import Stage
 from cloze.infra.workflow.events import Event, check_specs, source_observations, stage_events
-from cloze.infra.workflow.launched_run import StagesToRun, launched_run
+from cloze.infra.workflow.launched_run import StartedStages, launched_run
 from cloze.infra.workflow.metadata import artifact_of
 from cloze.infra.workflow.names import FAILED_STAGE, asset_key, identifier, op_name
 from cloze.infra.workflow.partitions import ConfiguredRun
@@ -23,7 +23,7 @@ from cloze.pipeline.core.signals import keyboard_interrupt_on
 
 #: Begins a run: the context of the op, the run, the settings, and the names of the selected stages.
 Begin = Callable[
-    [dagster.AssetExecutionContext, ConfiguredRun, RunSettings, Collection[str]], AbstractContextManager[StagesToRun]
+    [dagster.AssetExecutionContext, ConfiguredRun, RunSettings, Collection[str]], AbstractContextManager[StartedStages]
 ]
 
 
@@ -42,23 +42,23 @@ def stage_assets(configured: ConfiguredRun, begin: Begin = launched_run) -> dags
     )
     def materialize_stages(context: dagster.AssetExecutionContext, config: RunSettings) -> Iterator[Event]:
         selected = {key.path[-1] for key in context.selected_asset_keys}
-        with begin(context, configured, config, selected) as to_run:
-            for stage in to_run.stages:
-                yield from _execute(context, name, to_run, stage, config.wait)
-            if to_be_promoted(context, to_run):
-                promote_run(context, name, to_run.active.run)
+        with begin(context, configured, config, selected) as started:
+            for stage in started.stages:
+                yield from _executed(context, name, started, stage)
+            if to_be_promoted(context, started):
+                promote_run(context, name, started.run)
 
     return materialize_stages
 
 
-def _execute(
-    context: dagster.AssetExecutionContext, run_name: str, to_run: StagesToRun, stage: Stage, wait: bool
+def _executed(
+    context: dagster.AssetExecutionContext, run_name: str, started: StartedStages, stage: Stage
 ) -> Iterator[Event]:
-    """Execute a stage; yields what Dagster is told of it and of the user's files that it has read."""
-    run, failed = to_run.active.run, None
+    """Execute the next stage; yields what Dagster is told of it and of the user's files that it has read."""
+    run, failed = started.run, None
     try:
         with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise its own exception
-            done = execute_stage(to_run.active, stage, force=to_run.is_forced(stage), wait=wait)
+            done = next(started.executed)
     except BaseException as error:
         context.instance.add_run_tags(context.run.run_id, {FAILED_STAGE: stage.name})
         if not isinstance(error, ChecksFailed):

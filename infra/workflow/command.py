@@ -10,7 +10,7 @@ from cloze.infra.execution import active_run, started_run
 from cloze.infra.planner import Run
 from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import open_history
-from cloze.infra.workflow.launched_run import StagesToRun
+from cloze.infra.workflow.launched_run import StagesToRun, StartedStages
 from cloze.infra.workflow.names import asset_key, identifier, op_name
 from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.infra.workflow.queue import root_tag
@@ -35,9 +35,10 @@ def materialize(
     @contextmanager
     def begin(
         context: dagster.AssetExecutionContext, *_: ConfiguredRun | RunSettings | Collection[str]
-    ) -> Iterator[StagesToRun]:
+    ) -> Iterator[StartedStages]:
         with active_run(run.config, context.resources.ray) as active:
-            yield StagesToRun(active, stages, force)
+            to_run = StagesToRun(active, stages, force)
+            yield StartedStages(active.run, stages, to_run.executed(wait=wait))
 
     with started_run(run, until, force) as stages, open_history() as instance:
         end_orphans(instance)

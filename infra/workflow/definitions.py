@@ -14,6 +14,7 @@ from cloze.infra.workflow.alerts import failure_sensor
 from cloze.infra.workflow.assets import Begin, stage_assets
 from cloze.infra.workflow.launched_run import launched_run
 from cloze.infra.workflow.names import identifier
+from cloze.infra.workflow.outputs import outputs_sensor
 from cloze.infra.workflow.partitions import ConfiguredRun, read_run
 from cloze.infra.workflow.promotion import promoted_asset
 from cloze.infra.workflow.queue import run_tags, unfinished_run
@@ -55,12 +56,11 @@ def definitions(run: ConfiguredRun, begin: Begin = launched_run) -> dagster.Defi
         partitions_def=run.partitions,
         run_tags=run_tags(run.config),
     )
-    sensors = [file_sensor(run, job), failure_sensor(run, job)]
     return dagster.Definitions(
         assets=[assets, *observable_sources(run), *promoted_asset(run)],
         jobs=[job],
         schedules=[_schedule(run, job)],
-        sensors=[sensor for sensor in sensors if sensor],
+        sensors=[*outputs_sensor(run), file_sensor(run, job), *failure_sensor(run, job)],
         resources={"ray": _ray},
         executor=executor,
     )

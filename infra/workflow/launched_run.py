@@ -1,30 +1,40 @@
 """A run that Dagster has started, by hand or by a schedule: what `cloze run` does before and after its stages."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC
+from typing import NamedTuple
 
 import dagster
 
 from cloze.infra import named_runs
 from cloze.infra.estimate.record import estimate_start
-from cloze.infra.execution import ActiveRun, active_run, started_run
+from cloze.infra.execution import ActiveRun, ExecutedStage, active_run, execute_stage, started_run
 from cloze.infra.explain import explain
 from cloze.infra.interrupts import ends_soon_when_interrupted, own_ending
+from cloze.infra.launch.jobs import JobRequest
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage
+from cloze.infra.workflow.cluster import cluster_file, job_stages, on_cluster
 from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
 from cloze.infra.workflow.queue import RETRY_AFTER_EXCEPTION
 from cloze.infra.workflow.run_process import process_tag
 from cloze.infra.workflow.run_settings import RunSettings
 from cloze.pipeline.core.artifacts import read_manifest
-from cloze.pipeline.core.config import parse
 from cloze.pipeline.core.errors import UserError
 
 _NEVER = "9999"
 _STOPPED = "cloze: stopped; what is finished is kept"
+
+
+class StartedStages(NamedTuple):
+    """A run that has started, its selected stages, and these again, each when it is finished."""
+
+    run: Run
+    stages: Sequence[Stage]
+    executed: Iterator[ExecutedStage]
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,11 @@ class StagesToRun:
     stages: Sequence[Stage]
     force: Sequence[str]
     finished_before: str = _NEVER
+
+    def executed(self, *, wait: bool) -> Iterator[ExecutedStage]:
+        """Execute the stages, one after the other."""
+        for stage in self.stages:
+            yield execute_stage(self.active, stage, force=self.is_forced(stage), wait=wait)
 
     def is_forced(self, stage: Stage) -> bool:
         """Whether a stage runs again; asked when its inputs are finished."""
@@ -49,8 +64,9 @@ class StagesToRun:
 @contextmanager
 def launched_run(
     context: dagster.AssetExecutionContext, configured: ConfiguredRun, settings: RunSettings, selected: Collection[str]
-) -> Iterator[StagesToRun]:
-    """The stages to execute of those that are selected. The process ends soon when the run is terminated.
+) -> Iterator[StartedStages]:
+    """The selected stages up to `until`, executed here or as a job on a cluster. The process ends soon when the run is
+    terminated.
 
     Raises UserError as `cloze run` does, and when a limit of the run is spent. Dagster does not retry these.
     """
@@ -62,12 +78,21 @@ def launched_run(
             context.instance.report_run_canceled(run, _STOPPED)
 
     with _errors_reported(context), ends_soon_when_interrupted(_STOPPED, report_canceled):
-        run = Run(_with_overrides(configured.of(partition_of(context)), settings.overrides))
+        config = configured.of(partition_of(context))
+        cluster = cluster_file(config, settings)
+        run = Run(_with_overrides(on_cluster(config, cluster), settings.overrides))
         until, force = _last(run, settings.until, selected), settings.force
+        if cluster:
+            chosen = [stage for stage in run.until(until) if stage.name in selected]
+            request = JobRequest(run.config, until, tuple(force))
+            with closing(job_stages(context, cluster, request, [stage.name for stage in chosen])) as executed:
+                yield StartedStages(run, chosen, executed)
+            return
         estimate_start(run, until, force)
         with started_run(run, until, force) as stages, active_run(run.config, context.resources.ray) as active:
             chosen = [stage for stage in stages if stage.name in selected]
-            yield StagesToRun(active, chosen, force, _first_attempt(context))
+            to_run = StagesToRun(active, chosen, force, _first_attempt(context))
+            yield StartedStages(active.run, chosen, to_run.executed(wait=settings.wait))
 
 
 @contextmanager
@@ -93,7 +118,7 @@ def _refuse_retry(context: dagster.AssetExecutionContext) -> None:
 def _with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     if not overrides:
         return config
-    changed = parse(RunConfig, named_runs.as_yaml(config).encode(), config.name, overrides)
+    changed = named_runs.with_overrides(config, overrides)
     for key in ("name", "root"):
         if key in [override.partition("=")[0] for override in overrides]:
             raise UserError(f"{key}: cannot be overridden in Dagster; start another configuration (CLOZE_CONFIG)")

@@ -9,10 +9,10 @@ from functools import cached_property
 
 import dagster
 
-from cloze.infra import named_runs
 from cloze.infra.fetch.finished import FinishedDump, finished_dumps
 from cloze.infra.partitions import PartitionMissing
 from cloze.infra.run_config import RunConfig
+from cloze.infra.workflow.cluster import read_config
 from cloze.infra.workflow.names import identifier
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
@@ -62,7 +62,7 @@ class ConfiguredRun:
         if self.file is None:
             raise UserError(f"{key}: is not the partition of {self.config.name}; start it from its YAML file")
         date, language = key.split("|")
-        return named_runs.read(self.file, [f"partition.language={language}", f"partition.date={date}"])
+        return read_config(self.file, [f"partition.language={language}", f"partition.date={date}"])
 
     def add_dates(self, instance: dagster.DagsterInstance, dates: Sequence[str]) -> None:
         """Add dates of dumps to the partitions; those that they have stay."""
@@ -93,9 +93,9 @@ def partition_of(context: dagster.AssetExecutionContext) -> str | None:
 def read_run(run: str) -> ConfiguredRun:
     """A run by its YAML file or its name: see `named_runs.read`."""
     try:
-        return ConfiguredRun(named_runs.read(run))
+        return ConfiguredRun(read_config(run))
     except UserError as error:
         if not isinstance(missing := error.__cause__, PartitionMissing):
             raise
         any_partition = [f"partition.language={missing.language}", f"partition.date={_ANY_DATE}"]
-        return ConfiguredRun(named_runs.read(run, any_partition), run)
+        return ConfiguredRun(read_config(run, any_partition), run)

@@ -3,7 +3,7 @@
 import dagster
 
 from cloze.infra.planner import Run
-from cloze.infra.workflow.launched_run import StagesToRun
+from cloze.infra.workflow.launched_run import StartedStages
 from cloze.infra.workflow.names import asset_key, identifier
 from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
 
@@ -11,10 +11,10 @@ PROMOTED = "promoted"  # the name of the asset, beside those of the stages
 _STARTED_BY = ("dagster/schedule_name", "dagster/sensor_name")  # tags of runs that a schedule or a sensor has started
 
 
-def to_be_promoted(context: dagster.AssetExecutionContext, to_run: StagesToRun) -> bool:
+def to_be_promoted(context: dagster.AssetExecutionContext, started: StartedStages) -> bool:
     """Whether the schedule promotes: a schedule or a sensor has started the run, with all its stages."""
-    run = to_run.active.run
-    is_whole = len(to_run.stages) == len(run.stages)
+    run = started.run
+    is_whole = len(started.stages) == len(run.stages)
     return run.config.schedule.promote and is_whole and any(tag in context.run.tags for tag in _STARTED_BY)
 
 

@@ -12,4 +12,8 @@ class RunSettings(dagster.Config):
     overrides: list[str] = Field(
         default=[], description="Keys of the configuration with other values for this run, such as vocab.size=8000."
     )
+    cluster: str | None = Field(
+        default=None,
+        description="File of the cluster that runs it as a job; empty for this machine. By default schedule.cluster.",
+    )
     wait: bool = Field(default=True, description="Wait for another run that works on the same output; else fail.")
