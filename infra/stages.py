@@ -9,6 +9,8 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+from cloze.infra.checks import figures
+from cloze.infra.checks.check import Check
 from cloze.infra.report import stage as report
 from cloze.infra.run_config import PretrainingConfigs, RunConfig
 from cloze.infra.stage_inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
@@ -32,7 +34,11 @@ from cloze.training.pretrain.manifest_facts import PretrainFacts
 
 _SORTED_TOKENS = "token shards are sorted by document key, so that examples read one shard"
 #: Module of a stage and its version -> why it rose. A version that is not listed has no reason to show.
-_VERSION_REASONS = {(tokens, 3): _SORTED_TOKENS, (examples, 3): _SORTED_TOKENS}
+_VERSION_REASONS = {
+    (extract, 4): "documents with left-over markup are counted",
+    (tokens, 3): _SORTED_TOKENS,
+    (examples, 3): _SORTED_TOKENS,
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Stage:
     folder: str = ""  # of its outputs under the root, by default its name: a stage of another name may have the same
     is_task: bool = False  # of a fine-tuning task: `cloze finetune` runs these
     facts: type[Facts] = Facts  # the model of its manifest's facts
+    checks: tuple[Check, ...] = ()  # of its finished output; a run stops at a stage that fails one
     version_reason: str = ""  # why its version has risen last, for the plan
     publish: Callable[[Location, Location], object] | None = None  # copies its finished output to the run's report page
     description: str | None = None  # this and `kinds` are shown in Dagster's UI
@@ -93,13 +100,26 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
     """The stages of a run with pretraining, without its tasks."""
     examples_stages = _examples(configs)
     return [
-        _stage(extract, "extract", configs.extract, facts=ExtractFacts, kinds=("beam", "parquet")),
+        _stage(
+            extract,
+            "extract",
+            configs.extract,
+            facts=ExtractFacts,
+            checks=(
+                figures.counts_check("documents", "words"),
+                figures.drop_rates_check("records"),
+                figures.RESIDUE,
+                figures.FRESHNESS,
+            ),
+            kinds=("beam", "parquet"),
+        ),
         _stage(
             dedup,
             "dedup",
             config.dedup,
             reads={"documents": StageOutput("extract")},
             facts=DedupFacts,
+            checks=(figures.counts_check("documents", "words"), figures.drop_rates_check("records")),
             kinds=("beam", "parquet"),
         ),
         _stage(
@@ -109,6 +129,7 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
             reads={"documents": StageOutput("dedup")},
             needs_ray=True,
             facts=VocabFacts,
+            checks=(figures.UNKNOWN_WORDS,),
             kinds=("ray",),
         ),
         _stage(
@@ -117,6 +138,7 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
             config.tokens,
             reads={"documents": StageOutput("dedup"), "vocab": StageOutput("vocab")},
             needs_ray=True,
+            checks=(figures.counts_check("documents", "tokens"), figures.UNKNOWN_TOKENS),
             kinds=("ray", "parquet"),
         ),
         *examples_stages,
@@ -127,6 +149,7 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
             reads={"vocab": StageOutput("vocab"), **{stage.name: StageOutput(stage.name) for stage in examples_stages}},
             needs_ray=True,
             facts=PretrainFacts,
+            checks=(figures.PRETRAINING_FINITE, figures.HELDOUT_LOSS),
             kinds=("ray", "deepspeed", "pytorch"),
         ),
     ]
@@ -147,6 +170,7 @@ def _examples(configs: PretrainingConfigs) -> list[Stage]:
             reads={"tokens": StageOutput("tokens"), "vocab": StageOutput("vocab")},
             needs_ray=True,
             facts=ExamplesFacts,
+            checks=(figures.counts_check("train", "train_tokens"),),
             kinds=("ray", "parquet"),
         )
         for length, phase in sorted(lengths.items())
@@ -174,6 +198,7 @@ def _encode(task: FinetuneConfig, config: encode_stage.EncodeConfig) -> Stage:
         folder="encode",
         reads={} if task.init else {"vocab": StageOutput("vocab")},
         is_task=True,
+        checks=(figures.counts_check("rows"),),
         kinds=("arrow",),
     )
 
@@ -189,6 +214,7 @@ def _task(task: FinetuneConfig, encode: str) -> Stage:
         needs_ray=True,
         is_task=True,
         facts=FinetuneFacts,
+        checks=(figures.TASK_FINITE, figures.SCORE),
         kinds=("ray", "pytorch"),
     )
 

@@ -11,7 +11,9 @@ import dagster
 from pydantic import Field
 
 from cloze.infra import named_runs
+from cloze.infra.checks.results import ChecksFailed, require_passed
 from cloze.infra.display import Display, duration, summary, warnings
+from cloze.infra.live_report import render_run
 from cloze.infra.planner import PlannedStage, Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage
@@ -44,7 +46,11 @@ def active_run(config: RunConfig) -> Iterator[ActiveRun]:
     try:
         named_runs.store(config)
         with reporting_waits(display.wait), Run(config, progress=display) as run:
-            yield ActiveRun(run, display)
+            try:
+                yield ActiveRun(run, display)
+            except ChecksFailed:
+                render_run(run)  # the report shows the failed check
+                raise
     finally:
         display.close()
 
