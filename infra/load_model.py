@@ -17,8 +17,9 @@ from cloze.training.pretrain.stage import final_checkpoint
 def load(run: str | Path, root: str | None = None) -> PretrainedModel:
     """The model of a finished pretraining.
 
-    `run` and `root` are those of the command line: a YAML file, or a run's name under `root` ("runs" by default), or
-    NAME@promoted, the model that is promoted there as NAME. A folder that has a config.json (or bert_config.json) is read as a Hugging Face BERT, such as `cloze export` writes.
+    `run` and `root` are those of the command line: a YAML file, a run's name under `root` ("runs" by default), or
+    NAME@promoted, the model that is promoted there as NAME. A folder that has a config.json (or bert_config.json) is
+    read as a Hugging Face BERT, such as `cloze export` writes.
 
     Raises UserError: no such run, pretraining is not finished, the folder is not a BERT.
     """

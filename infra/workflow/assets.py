@@ -42,22 +42,18 @@ class ActiveRun:
 @contextmanager
 def active_run(config: RunConfig) -> Iterator[ActiveRun]:
     """A run that is stored under its root, with its display. Ends the Ray session that it may start."""
-    display = Display(list(Run(config).stages))
+    display = Display([stage.name for stage in Run(config).unresolved_stages])
     try:
         named_runs.store(config)
         with reporting_waits(display.wait), Run(config, progress=display) as run:
-            try:
-                yield ActiveRun(run, display)
-            except ChecksFailed:
-                render_run(run)  # the report shows the failed check
-                raise
+            yield ActiveRun(run, display)
     finally:
         display.close()
 
 
 def stage_assets(config: RunConfig) -> dagster.AssetsDefinition:
     """An asset for each stage of a run, under the run's name. Any of them can be selected; the order is the run's."""
-    name, stages = identifier(config.name), list(Run(config).stages.values())
+    name, stages = identifier(config.name), Run(config).unresolved_stages
 
     @dagster.multi_asset(
         name=op_name(config.name),
@@ -80,8 +76,19 @@ def stage_assets(config: RunConfig) -> dagster.AssetsDefinition:
                 metadata=stage_metadata(planned, manifest, seconds),
                 data_version=dagster.DataVersion(manifest.fingerprint),
             )
+            _require_passed(active.run, stage)
+        active.run.remember_passed()
 
     return materialize_stages
+
+
+def _require_passed(run: Run, stage: Stage) -> None:
+    """Raises ChecksFailed when a check of a finished stage failed, after it has written the report, which shows it."""
+    try:
+        require_passed(run.check_results(stage.name))
+    except ChecksFailed:
+        render_run(run)
+        raise
 
 
 def _spec(run_name: str, stage: Stage) -> dagster.AssetSpec:
