@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from cloze.infra.checks_config import ChecksConfig
 from cloze.infra.other_tools_keys import KEY_HINTS
 from cloze.infra.partitions import Partition, base_name, fill_in
 from cloze.infra.schedule_config import ScheduleConfig
@@ -44,6 +45,8 @@ class RunConfig(Config):
     """When the run starts by itself: a cron expression, or a section with it."""
     partition: Annotated[Partition | None, Compute] = None
     """The language and the date of the dump, if the run has `schedule.partitions`."""
+    checks: Annotated[ChecksConfig, Compute] = ChecksConfig()
+    """Limits for the outputs of the stages; a run stops at a stage that exceeds one."""
     max_hours: Annotated[float | None, Compute, Field(gt=0)] = None
     """Hours after which the run ends, all attempts together: training saves a checkpoint, finished parts are kept, and
     the exit status is 2. The same command with a higher number continues."""

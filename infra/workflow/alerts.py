@@ -2,7 +2,7 @@
 
 import dagster
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._utils.error import SerializableErrorInfo
+from dagster_shared.error import SerializableErrorInfo
 
 from cloze.infra.webhook import post, webhook_url
 from cloze.infra.workflow.names import FAILED_STAGE, identifier

@@ -6,14 +6,11 @@ from contextlib import AbstractContextManager
 
 import dagster
 
-from cloze.infra.checks.results import ChecksFailed
-from cloze.infra.checks.stage_checks import check_stage
-from cloze.infra.execution import finished_stage
+from cloze.infra.execution import require_passed_checks
 from cloze.infra.planner import Run
 from cloze.infra.stages import Stage
 from cloze.infra.workflow.events import Event, check_specs, source_observations, stage_events
 from cloze.infra.workflow.launched_run import StartedStages, launched_run
-from cloze.infra.workflow.metadata import artifact_of
 from cloze.infra.workflow.names import FAILED_STAGE, asset_key, identifier, op_name
 from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.infra.workflow.promotion import promote_run, to_be_promoted
@@ -29,7 +26,7 @@ Begin = Callable[
 
 def stage_assets(configured: ConfiguredRun, begin: Begin = launched_run) -> dagster.AssetsDefinition:
     """An asset for each stage of a run, under the run's name. Any of them can be selected; the order is the run's."""
-    name, stages = configured.name, list(Run(configured.config).stages.values())
+    name, stages = configured.name, Run(configured.config).unresolved_stages
     sources = sources_of(name, stages)
 
     @dagster.multi_asset(
@@ -45,6 +42,7 @@ def stage_assets(configured: ConfiguredRun, begin: Begin = launched_run) -> dags
         with begin(context, configured, config, selected) as started:
             for stage in started.stages:
                 yield from _executed(context, name, started, stage)
+            started.run.remember_passed()
             if to_be_promoted(context, started):
                 promote_run(context, name, started.run)
 
@@ -54,21 +52,20 @@ def stage_assets(configured: ConfiguredRun, begin: Begin = launched_run) -> dags
 def _executed(
     context: dagster.AssetExecutionContext, run_name: str, started: StartedStages, stage: Stage
 ) -> Iterator[Event]:
-    """Execute the next stage; yields what Dagster is told of it and of the user's files that it has read."""
-    run, failed = started.run, None
+    """Execute the next stage; yields what Dagster is told of it and of the user's files that it has read.
+
+    Raises ChecksFailed after the events of a stage that has failed a check.
+    """
+    run = started.run
     try:
         with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise its own exception
             done = next(started.executed)
-    except BaseException as error:
+        yield from source_observations(context, run_name, run, stage)
+        yield from stage_events(context, run_name, run, done)
+        require_passed_checks(run, stage)
+    except BaseException:
         context.instance.add_run_tags(context.run.run_id, {FAILED_STAGE: stage.name})
-        if not isinstance(error, ChecksFailed):
-            raise
-        failed, done = error, finished_stage(run, stage)
-    yield from source_observations(context, run_name, run, stage)
-    checks = failed.results if failed else check_stage(run, stage.name, artifact_of(done))
-    yield from stage_events(context, run_name, run, done, checks)
-    if failed:
-        raise failed
+        raise
 
 
 def _spec(run_name: str, stage: Stage, sources: Sources) -> dagster.AssetSpec:

@@ -21,9 +21,9 @@ Event = dagster.MaterializeResult | dagster.AssetObservation | dagster.AssetChec
 
 
 def stage_events(
-    context: dagster.AssetExecutionContext, run_name: str, run: Run, done: ExecutedStage, checks: Sequence[CheckResult]
+    context: dagster.AssetExecutionContext, run_name: str, run: Run, done: ExecutedStage
 ) -> Iterator[Event]:
-    """The events of a stage whose output is finished.
+    """The events of a stage whose output is finished, and of its checks.
 
     A skipped stage is an observation if the history knows its output: otherwise it was made by a run that has another
     history, and is materialized here once.
@@ -36,7 +36,7 @@ def stage_events(
         yield dagster.MaterializeResult(
             asset_key=key, metadata=stage_metadata(run, done), data_version=dagster.DataVersion(version)
         )
-    for check in checks:
+    for check in run.check_results(done.planned.stage.name):
         if dagster.AssetCheckKey(key, check_name(check.name)) in context.selected_asset_check_keys:
             yield _check_event(key, check)
 
@@ -46,7 +46,7 @@ def check_specs(run_name: str, stages: Sequence[Stage]) -> list[dagster.AssetChe
     return [
         dagster.AssetCheckSpec(check_name(check.name), asset=asset_key(run_name, stage.name), blocking=True)
         for stage in stages
-        for check in getattr(stage, "checks", ())
+        for check in stage.checks
     ]
 
 

@@ -3,6 +3,7 @@
 import dagster
 
 from cloze.infra.planner import Run
+from cloze.infra.promote import promote
 from cloze.infra.workflow.launched_run import StartedStages
 from cloze.infra.workflow.names import asset_key, identifier
 from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
@@ -22,11 +23,11 @@ def promoted_asset(configured: ConfiguredRun) -> list[dagster.AssetSpec]:
     """The asset that shows the promotions of a run whose schedule promotes; its pages do not create it."""
     if not configured.config.schedule.promote:
         return []
-    stages = Run(configured.config).stages
+    stages = Run(configured.config).unresolved_stages
     return [
         dagster.AssetSpec(
             asset_key(configured.name, PROMOTED),
-            deps=[asset_key(configured.name, stage) for stage in stages],
+            deps=[asset_key(configured.name, stage.name) for stage in stages],
             group_name=identifier(configured.name),
             description="The model that the schedule has promoted: see `cloze promote`",
             partitions_def=configured.partitions,
@@ -36,9 +37,7 @@ def promoted_asset(configured: ConfiguredRun) -> list[dagster.AssetSpec]:
 
 def promote_run(context: dagster.AssetExecutionContext, run_name: str, run: Run) -> None:
     """Promote the model of a finished run, and tell Dagster. Raises UserError."""
-    from cloze.infra.promotion.promote import promote
-
-    event = promote(run, why=f"Dagster run {context.run.run_id}: all checks passed")
+    event = promote(run, why=f"Dagster run {context.run.run_id}: all checks passed", automatic=True)
     context.log_event(
         dagster.AssetMaterialization(
             asset_key(run_name, PROMOTED),

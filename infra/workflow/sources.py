@@ -37,7 +37,7 @@ def read_by(sources: Sources, stage: Stage) -> list[dagster.AssetKey]:
 
 def observable_sources(configured: ConfiguredRun) -> list[dagster.AssetsDefinition]:
     """The source assets of a run, which its pages can observe; none for a run that reads no files."""
-    sources = sources_of(configured.name, list(Run(configured.config).stages.values()))
+    sources = sources_of(configured.name, Run(configured.config).unresolved_stages)
     if not sources:
         return []
     with warnings.catch_warnings():
