@@ -1,19 +1,18 @@
 """The command line: what each command of cli_parser.py does, and how errors and interrupts end it."""
 
 import argparse
-import errno
 import json
 import math
 import os
 import select
 import signal
-import sqlite3
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloze.infra.cli_parser import new_parser
+from cloze.infra.explain import explain
 from cloze.infra.interrupts import end_process, ends_soon_when_interrupted, own_ending
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.retries import reporting_waits
@@ -93,43 +92,6 @@ def _is_override(word: str) -> bool:
     return not word.startswith("-") and ("=" in word or word.endswith((".yaml", ".yml")))
 
 
-def explain(error: BaseException | None) -> str | None:
-    """The message of an error that a user can fix, however deep Beam or Ray has wrapped it; None for other errors."""
-    seen: list[BaseException] = []
-    pending = [error]
-    while pending:
-        current = pending.pop(0)
-        if current is None or current in seen:
-            continue
-        seen.append(current)
-        if isinstance(current, UserError):
-            return str(current)
-        if isinstance(current, OSError) and (line := _explain_os_error(current)):
-            return line
-        if isinstance(current, sqlite3.OperationalError):
-            return f"Dagster's history: {current}; set DAGSTER_HOME to a writable folder on a disk with free space"
-        pending += [current.__cause__, getattr(current, "cause", None), current.__context__]
-    return None
-
-
-def _explain_os_error(error: OSError) -> str | None:
-    fixes = {
-        errno.ENOSPC: "no space is left on the device; free some or set root= to another disk",
-        errno.EDQUOT: "the disk quota is used up; free some or set root= to another disk",
-        errno.EACCES: "no permission; change the folder's owner or set root= to a folder that you own",
-        errno.EPERM: "not permitted; change the folder's owner or set root= to a folder that you own",
-        errno.EROFS: "the file system is read-only; set root= to a folder that can be written",
-        errno.ENOTDIR: "a part of that path is a file, not a folder; correct the path",
-    }
-    if error.errno in fixes:
-        name = error.filename2 or error.filename
-        return f"{name}: {fixes[error.errno]}" if name else fixes[error.errno]
-    if isinstance(error, FileNotFoundError) and str(error.filename).startswith("s3://"):
-        return f"{error.filename}: is missing; run the same command again: what is finished is kept"
-    text = str(error)  # in another process a StorageError may have become a plain OSError
-    return text if error.errno is None and text.startswith("s3://") else None
-
-
 def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _plan(options)
@@ -138,14 +100,18 @@ def _run(options: argparse.Namespace) -> int:
 
 def _materialize(options: argparse.Namespace, run: "Run") -> int:
     from cloze.infra.estimate.record import estimate_start
-    from cloze.infra.job_record import recorded_job
-    from cloze.infra.workflow.command import materialize
+    from cloze.infra.job_record import is_job, recorded_job
 
-    until, force = options.until, options.force or []
+    until, force, wait = options.until, options.force or [], not options.no_wait
     estimate_start(run, until, force)
-    command = " ".join(["cloze", *sys.argv[1:]])
     with recorded_job(run, _exit_status):
-        return materialize(run, command, until=until, force=force, wait=not options.no_wait)
+        if is_job():  # where it runs needs no Dagster
+            from cloze.infra.execution import run_stages
+
+            return run_stages(run, until, force, wait=wait)
+        from cloze.infra.workflow.command import materialize
+
+        return materialize(run, " ".join(["cloze", *sys.argv[1:]]), until=until, force=force, wait=wait)
 
 
 def _finetune(options: argparse.Namespace) -> int:
@@ -347,13 +313,25 @@ def _load(options: argparse.Namespace) -> "Run":
     # Ray and Dagster read these when they are imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
-    from cloze.infra import named_runs
-    from cloze.infra.planner import Run
+    from cloze.infra.open_run import open_run, refuse_promoted
 
-    run = Run(named_runs.read(options.run, options.overrides, options.root), only_tasks=options.only_tasks)
+    if options.command in ("run", "finetune", "submit"):
+        refuse_promoted(options.run, options.command)
+    run = open_run(options.run, options.overrides, options.root, only_tasks=options.only_tasks)
+    for note in run.notes:
+        print(f"cloze: {note}", file=sys.stderr)
     for name in [*(options.force or []), *([options.until] if options.until else [])]:
         run.stage(name)
     return run
+
+
+def _promote(options: argparse.Namespace) -> int:
+    from cloze.infra.promotion_commands import list_events, promote_run, roll_back_run
+
+    if options.list or options.rollback:
+        command = list_events if options.list else roll_back_run
+        return command(options)
+    return promote_run(options, _load(options))
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -387,6 +365,7 @@ _COMMANDS = {
     "report": _report,
     "export": _export,
     "predict": _predict,
+    "promote": _promote,
     "submit": _submit,
     "job": _job,
     "fetch": _fetch,

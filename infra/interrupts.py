@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -45,10 +45,11 @@ def own_ending() -> Ending | None:
 
 
 @contextmanager
-def ends_soon_when_interrupted(line: str) -> Iterator[None]:
+def ends_soon_when_interrupted(line: str, before_end: Callable[[], None] | None = None) -> Iterator[None]:
     """If the block does not end within seconds of a signal, print the line and end the process.
 
-    Also if the main thread has not yet handled the signal, because it is in a library's call.
+    Also if the main thread has not yet handled the signal, because it is in a library's call. `before_end` is called
+    in a thread, which has a few seconds.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -70,6 +71,10 @@ def ends_soon_when_interrupted(line: str) -> Iterator[None]:
                 of_signal = Ending(line, 128 + (signals[0] if signals else interrupting_signal()))
                 ending = _own_ending or of_signal
                 print(ending.line, file=sys.stderr)
+                if before_end:
+                    last = threading.Thread(target=before_end, daemon=True)
+                    last.start()
+                    last.join(_SECONDS)
                 end_process(ending.status)
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -44,6 +44,11 @@ class JobRecord(Config):
         return self.model_dump(exclude={"process"})
 
 
+def is_job() -> bool:
+    """Whether this process belongs to a submitted job."""
+    return bool(os.environ.get(JOB))
+
+
 @contextmanager
 def recorded_job(run: Run, exit_status: Callable[[BaseException], int]) -> Iterator[None]:
     """Record the job of this process, if it has one, at the begin and the end of the block.

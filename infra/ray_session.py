@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,25 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_worker_maximum_startup_concurrency": str(max(16, os.cpu_count() or 1)),
 }
+
+
+class LazyRaySession:
+    """The Ray session that the stages of a run share. It starts when the first of them needs it."""
+
+    def __init__(self) -> None:
+        self._resources = ExitStack()
+        self._is_started = False
+
+    def start(self) -> None:
+        """Start it, unless it is started."""
+        if not self._is_started:
+            self._resources.enter_context(ray_session())
+            self._is_started = True
+
+    def close(self) -> None:
+        """End it, if it is started."""
+        self._resources.close()
+        self._is_started = False
 
 
 @contextmanager

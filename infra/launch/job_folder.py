@@ -148,10 +148,6 @@ def job_environment(cluster: ClusterConfig) -> dict[str, Any]:
             env_vars[variable] = str(limit)
     if cluster.node_types:
         env_vars[NODE_TYPES] = json.dumps([kind._asdict() for kind in priced_node_types(cluster, load_prices(None))])
-    if cluster.shared_disk:
-        from cloze.infra.workflow.history import home
-
-        env_vars["DAGSTER_HOME"] = str(home())  # one history with the runs of this machine
     env_vars |= cluster.runtime_env.get("env_vars", {}) | cluster.env_vars
     pip = {"pip": list(cluster.pip)} if cluster.pip else {}
     return {**cluster.runtime_env, "env_vars": env_vars, **pip}

@@ -3,12 +3,23 @@
 import os
 import sys
 
-from cloze.infra.workflow.history import home
+from cloze.infra.workflow.dagster_yaml import lacking
+from cloze.infra.workflow.history import home, open_history, settings_file
+from cloze.infra.workflow.run_process import end_orphans
 
 
 def main() -> None:
-    """Replace this process by Dagster's webserver and daemon."""
-    os.environ |= {"DAGSTER_HOME": str(home()), "DAGSTER_DISABLE_TELEMETRY": "yes", "RAY_USAGE_STATS_ENABLED": "0"}
+    """Replace this process by Dagster's webserver and daemon, after the end of runs whose process has ended."""
+    folder = home()
+    if keys := lacking(settings_file(folder)):
+        print(
+            f"cloze: {settings_file(folder)}: is yours and lacks Cloze's {', '.join(keys)}: runs may overlap, or stay "
+            "STARTED after a crash; add them as docs/guide/schedule.md shows, or delete the file",
+            file=sys.stderr,
+        )
+    with open_history() as instance:
+        end_orphans(instance)
+    os.environ |= {"DAGSTER_HOME": str(folder), "DAGSTER_DISABLE_TELEMETRY": "yes", "RAY_USAGE_STATS_ENABLED": "0"}
     # The newer command that Dagster's warning recommends requires its own project layout.
     quiet = ["-W", "ignore:Function `dev_command`"]
     os.execv(

@@ -1,107 +1,80 @@
 """A run's stages as Dagster assets, which one op materializes in order."""
 
 import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 
 import dagster
-from pydantic import Field
 
-from cloze.infra import named_runs
-from cloze.infra.display import Display, duration, summary, warnings
-from cloze.infra.planner import PlannedStage, Run
-from cloze.infra.run_config import RunConfig
+from cloze.infra.execution import require_passed_checks
+from cloze.infra.planner import Run
 from cloze.infra.stages import Stage
-from cloze.infra.workflow.metadata import stage_metadata
-from cloze.infra.workflow.names import asset_key, identifier, op_name
-from cloze.pipeline.core.artifacts import Manifest
-from cloze.pipeline.core.retries import reporting_waits
+from cloze.infra.workflow.events import Event, check_specs, source_observations, stage_events
+from cloze.infra.workflow.launched_run import StartedStages, launched_run
+from cloze.infra.workflow.names import FAILED_STAGE, asset_key, identifier, op_name
+from cloze.infra.workflow.partitions import ConfiguredRun
+from cloze.infra.workflow.promotion import promote_run, to_be_promoted
+from cloze.infra.workflow.run_settings import RunSettings
+from cloze.infra.workflow.sources import Sources, read_by, sources_of
 from cloze.pipeline.core.signals import keyboard_interrupt_on
 
-
-class RunSettings(dagster.Config):
-    """The configuration of a run in Dagster's launchpad."""
-
-    force: list[str] = Field(default=[], description="Stages to run again although they are finished.")
-    wait: bool = Field(default=True, description="Wait for another run that works on the same output.")
+#: Begins a run: the context of the op, the run, the settings, and the names of the selected stages.
+Begin = Callable[
+    [dagster.AssetExecutionContext, ConfiguredRun, RunSettings, Collection[str]], AbstractContextManager[StartedStages]
+]
 
 
-@dataclass(frozen=True)
-class ActiveRun:
-    """The Dagster resource of the assets."""
-
-    run: Run
-    display: Display
-
-
-@contextmanager
-def active_run(config: RunConfig) -> Iterator[ActiveRun]:
-    """A run that is stored under its root, with its display. Ends the Ray session that it may start."""
-    display = Display(list(Run(config).stages))
-    try:
-        named_runs.store(config)
-        with reporting_waits(display.wait), Run(config, progress=display) as run:
-            yield ActiveRun(run, display)
-    finally:
-        display.close()
-
-
-def stage_assets(config: RunConfig) -> dagster.AssetsDefinition:
+def stage_assets(configured: ConfiguredRun, begin: Begin = launched_run) -> dagster.AssetsDefinition:
     """An asset for each stage of a run, under the run's name. Any of them can be selected; the order is the run's."""
-    name, stages = identifier(config.name), list(Run(config).stages.values())
+    name, stages = configured.name, Run(configured.config).unresolved_stages
+    sources = sources_of(name, stages)
 
     @dagster.multi_asset(
-        name=op_name(config.name),
-        specs=[_spec(config.name, stage) for stage in stages],
+        name=op_name(name),
+        specs=[_spec(name, stage, sources) for stage in stages],
+        check_specs=check_specs(name, stages),
+        partitions_def=configured.partitions,
         can_subset=True,
-        required_resource_keys={name},
+        required_resource_keys={"ray"},
     )
-    def materialize_stages(
-        context: dagster.AssetExecutionContext, config: RunSettings
-    ) -> Iterator[dagster.MaterializeResult]:
-        active: ActiveRun = getattr(context.resources, name)
-        for stage in stages:
-            key = asset_key(active.run.config.name, stage.name)
-            if key not in context.selected_asset_keys:
-                continue
-            with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise its own exception
-                planned, manifest, seconds = _execute(active, stage, stage.name in config.force, config.wait)
-            yield dagster.MaterializeResult(
-                asset_key=key,
-                metadata=stage_metadata(planned, manifest, seconds),
-                data_version=dagster.DataVersion(manifest.fingerprint),
-            )
+    def materialize_stages(context: dagster.AssetExecutionContext, config: RunSettings) -> Iterator[Event]:
+        selected = {key.path[-1] for key in context.selected_asset_keys}
+        with begin(context, configured, config, selected) as started:
+            for stage in started.stages:
+                yield from _executed(context, name, started, stage)
+            started.run.remember_passed()
+            if to_be_promoted(context, started):
+                promote_run(context, name, started.run)
 
     return materialize_stages
 
 
-def _spec(run_name: str, stage: Stage) -> dagster.AssetSpec:
+def _executed(
+    context: dagster.AssetExecutionContext, run_name: str, started: StartedStages, stage: Stage
+) -> Iterator[Event]:
+    """Execute the next stage; yields what Dagster is told of it and of the user's files that it has read.
+
+    Raises ChecksFailed after the events of a stage that has failed a check.
+    """
+    run = started.run
+    try:
+        with keyboard_interrupt_on(signal.SIGINT, signal.SIGTERM):  # Dagster would raise its own exception
+            done = next(started.executed)
+        yield from source_observations(context, run_name, run, stage)
+        yield from stage_events(context, run_name, run, done)
+        require_passed_checks(run, stage)
+    except BaseException:
+        context.instance.add_run_tags(context.run.run_id, {FAILED_STAGE: stage.name})
+        raise
+
+
+def _spec(run_name: str, stage: Stage, sources: Sources) -> dagster.AssetSpec:
     return dagster.AssetSpec(
         asset_key(run_name, stage.name),
-        deps=[asset_key(run_name, name) for name in stage.after],
+        deps=[*(asset_key(run_name, name) for name in stage.after), *read_by(sources, stage)],
         group_name=identifier(run_name),
         description=stage.description,
         kinds=set(stage.kinds),
         code_version=str(stage.version),
         skippable=True,
     )
-
-
-def _execute(active: ActiveRun, stage: Stage, force: bool, wait: bool) -> tuple[PlannedStage, Manifest, float]:
-    """Execute a stage and display its progress. Returns also the seconds it took."""
-    started = time.monotonic()
-
-    def show_start(planned: PlannedStage) -> None:
-        active.display.start(stage.name, planned.action, planned.reason)
-
-    show_wait = partial(active.display.show_owner, stage.name) if wait else None
-    planned, manifest = active.run.execute(stage.name, force, on_start=show_start, on_wait=show_wait)
-    seconds = time.monotonic() - started
-    if planned.action == "skip":
-        active.display.finish(stage.name, f"skip: {planned.reason}")
-    else:
-        active.display.finish(stage.name, f"done in {duration(seconds)}: {summary(manifest)}", warnings(manifest))
-    return planned, manifest, seconds

@@ -1,0 +1,144 @@
+"""A run that Dagster has started, by hand or by a schedule: what `cloze run` does before and after its stages."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC
+from typing import NamedTuple
+
+import dagster
+
+from cloze.infra import named_runs
+from cloze.infra.estimate.record import estimate_start
+from cloze.infra.execution import ActiveRun, ExecutedStage, active_run, execute_stage, started_run
+from cloze.infra.explain import explain
+from cloze.infra.interrupts import ends_soon_when_interrupted, own_ending
+from cloze.infra.launch.jobs import JobRequest
+from cloze.infra.planner import Run
+from cloze.infra.run_config import RunConfig
+from cloze.infra.stages import Stage
+from cloze.infra.workflow.cluster import cluster_file, job_stages, on_cluster
+from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
+from cloze.infra.workflow.queue import RETRY_AFTER_EXCEPTION
+from cloze.infra.workflow.run_process import process_tag
+from cloze.infra.workflow.run_settings import RunSettings
+from cloze.pipeline.core.artifacts import read_manifest
+from cloze.pipeline.core.errors import UserError
+
+_NEVER = "9999"
+_STOPPED = "cloze: stopped; what is finished is kept"
+
+
+class StartedStages(NamedTuple):
+    """A run that has started, its selected stages, and these again, each when it is finished."""
+
+    run: Run
+    stages: Sequence[Stage]
+    executed: Iterator[ExecutedStage]
+
+
+@dataclass(frozen=True)
+class StagesToRun:
+    """A run that is being executed, and its stages to execute now. `force` names those to run again if they were
+    finished before the time `finished_before`."""
+
+    active: ActiveRun
+    stages: Sequence[Stage]
+    force: Sequence[str]
+    finished_before: str = _NEVER
+
+    def executed(self, *, wait: bool) -> Iterator[ExecutedStage]:
+        """Execute the stages, one after the other."""
+        for stage in self.stages:
+            yield execute_stage(self.active, stage, force=self.is_forced(stage), wait=wait)
+
+    def is_forced(self, stage: Stage) -> bool:
+        """Whether a stage runs again; asked when its inputs are finished."""
+        if stage.name not in self.force or self.finished_before == _NEVER:
+            return stage.name in self.force
+        artifact = self.active.run.artifact(stage.name)
+        manifest = artifact and read_manifest(artifact.location)
+        return manifest is not None and manifest.finished < self.finished_before
+
+
+@contextmanager
+def launched_run(
+    context: dagster.AssetExecutionContext, configured: ConfiguredRun, settings: RunSettings, selected: Collection[str]
+) -> Iterator[StartedStages]:
+    """The selected stages up to `until`, executed here or as a job on a cluster. The process ends soon when the run is
+    terminated.
+
+    Raises UserError as `cloze run` does, and when a limit of the run is spent. Dagster does not retry these.
+    """
+    context.instance.add_run_tags(context.run_id, process_tag(context.run_id))
+
+    def report_canceled() -> None:
+        run = context.instance.get_run_by_id(context.run_id)
+        if run and run.status == dagster.DagsterRunStatus.CANCELING:
+            context.instance.report_run_canceled(run, _STOPPED)
+
+    with _errors_reported(context), ends_soon_when_interrupted(_STOPPED, report_canceled):
+        config = configured.of(partition_of(context))
+        cluster = cluster_file(config, settings)
+        run = Run(_with_overrides(on_cluster(config, cluster), settings.overrides))
+        until, force = _last(run, settings.until, selected), settings.force
+        if cluster:
+            chosen = [stage for stage in run.until(until) if stage.name in selected]
+            request = JobRequest(run.config, until, tuple(force))
+            with closing(job_stages(context, cluster, request, [stage.name for stage in chosen])) as executed:
+                yield StartedStages(run, chosen, executed)
+            return
+        estimate_start(run, until, force)
+        with started_run(run, until, force) as stages, active_run(run.config, context.resources.ray) as active:
+            chosen = [stage for stage in stages if stage.name in selected]
+            to_run = StagesToRun(active, chosen, force, _first_attempt(context))
+            yield StartedStages(active.run, chosen, to_run.executed(wait=settings.wait))
+
+
+@contextmanager
+def _errors_reported(context: dagster.AssetExecutionContext) -> Iterator[None]:
+    """Tell Dagster which errors a further attempt cannot repair, and why a run has ended itself."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not (ending := own_ending()):
+            raise
+        _refuse_retry(context)
+        raise dagster.Failure(ending.line) from error
+    except Exception as error:
+        if explain(error) is not None:
+            _refuse_retry(context)
+        raise
+
+
+def _refuse_retry(context: dagster.AssetExecutionContext) -> None:
+    context.instance.add_run_tags(context.run_id, {RETRY_AFTER_EXCEPTION: "false"})
+
+
+def _with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    if not overrides:
+        return config
+    changed = named_runs.with_overrides(config, overrides)
+    for key in ("name", "root"):
+        if key in [override.partition("=")[0] for override in overrides]:
+            raise UserError(f"{key}: cannot be overridden in Dagster; start another configuration (CLOZE_CONFIG)")
+    if list(Run(changed).stages) != list(Run(config).stages):
+        raise UserError("overrides: have changed the stages of the run; write this into its configuration instead")
+    return changed
+
+
+def _last(run: Run, until: str | None, selected: Collection[str]) -> str | None:
+    """The last of the selected stages up to `until`; None for the last of the run, whose end is that of the run."""
+    of_run = run.until(until)
+    last = [stage.name for stage in of_run if stage.name in selected][-1:]
+    if not last:
+        raise UserError(f"until: {until} comes before the stages that are selected; give a later one")
+    return None if last[0] == list(run.stages)[-1] else last[0]
+
+
+def _first_attempt(context: dagster.AssetExecutionContext) -> str:
+    """When the first attempt of a run that is retried was created (UTC, as in manifests); later than all for others."""
+    if "dagster/retry_number" not in context.run.tags:
+        return _NEVER
+    record = context.instance.get_run_record_by_id(context.run.root_run_id or context.run_id)
+    return record.create_timestamp.astimezone(UTC).isoformat(timespec="seconds") if record else _NEVER
