@@ -17,8 +17,9 @@ from cloze.infra import named_runs
 from cloze.infra.cli import main
 from cloze.infra.planner import Run
 from cloze.infra.schedule_config import ScheduleConfig
+from cloze.infra.workflow import defs
 from cloze.infra.workflow.command import materialize
-from cloze.infra.workflow.definitions import definitions, defs
+from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import home, open_history
 from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.infra.workflow.run_process import process_tag
