@@ -18,6 +18,7 @@ from cloze.infra.launch.jobs import JobState
 from cloze.infra.launch.local_jobs import LocalJobs
 from cloze.infra.planner import Run
 from cloze.infra.schedule_config import ScheduleConfig
+from cloze.infra.workflow.cluster import JOB
 from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import home
 from tests.infra.toy_job import interpreter
@@ -104,12 +105,13 @@ with pytest.MonkeyPatch.context() as patch, dagster.DagsterInstance.local_temp(s
 
 
 @contextmanager
-def follower(letters: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that executes the run, once it has reported the stage letters, for the `letters`th time."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+def follower(instance: dagster.DagsterInstance, run: Run) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that executes the run, once its job has finished the stage letters and the history names the job."""
+    environment, runs = {**os.environ, "PYTHONPATH": str(REPOSITORY)}, instance.get_runs_count()
     with subprocess.Popen([sys.executable, "-c", _FOLLOWER], env=environment) as process:
         try:
-            wait_until(lambda: len(materializations()["letters"]) == letters)
+            wait_until(lambda: instance.get_runs_count() > runs and JOB in instance.get_runs(limit=1)[0].tags)
+            wait_until(lambda: run.artifact("letters") is not None)
             yield process
         finally:
             process.kill()
@@ -119,24 +121,25 @@ def follower(letters: int) -> Iterator["subprocess.Popen[bytes]"]:
 def test_a_killed_follower_leaves_the_job_at_work_and_a_canceled_one_stops_it(toy: Run, tmp_path: Path) -> None:
     jobs = LocalJobs(ClusterConfig(name="here"))
     (tmp_path / "source.wait-words").touch()
-    with follower(letters=1) as first:
-        first.kill()
-    with follower(letters=2) as second:
-        second.terminate()  # as at the end of the machine
-        second.wait(60)
-    [job] = jobs.jobs()
-    assert job.state is JobState.RUNNING
-    with follower(letters=3) as third, dagster.DagsterInstance.local_temp(str(home())) as instance:
-        instance.report_run_canceling(instance.get_runs(limit=1)[0])
-        third.send_signal(signal.SIGINT)
-        started = time.monotonic()
-        wait_until(lambda: jobs.info(job.id).state is JobState.STOPPED)
-        assert time.monotonic() - started < 30
+    with dagster.DagsterInstance.local_temp(str(home())) as instance:
+        with follower(instance, toy) as first:
+            first.kill()
+        with follower(instance, toy) as second:
+            second.terminate()  # as at the end of the machine
+            second.wait(60)
+        [job] = jobs.jobs()
+        assert job.state is JobState.RUNNING
+        with follower(instance, toy) as third:
+            instance.report_run_canceling(instance.get_runs(limit=1)[0])
+            third.send_signal(signal.SIGINT)
+            started = time.monotonic()
+            wait_until(lambda: jobs.info(job.id).state is JobState.STOPPED)
+            assert time.monotonic() - started < 30
     assert [info.id for info in jobs.jobs()] == [job.id]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.5)
