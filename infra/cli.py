@@ -300,13 +300,25 @@ def _load(options: argparse.Namespace) -> "Run":
     # Ray and Dagster read these when they are imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
-    from cloze.infra import named_runs
-    from cloze.infra.planner import Run
+    from cloze.infra.open_run import open_run, refuse_promoted
 
-    run = Run(named_runs.read(options.run, options.overrides, options.root), only_tasks=options.only_tasks)
+    if options.command in ("run", "finetune", "submit"):
+        refuse_promoted(options.run, options.command)
+    run = open_run(options.run, options.overrides, options.root, only_tasks=options.only_tasks)
+    for note in run.notes:
+        print(f"cloze: {note}", file=sys.stderr)
     for name in [*(options.force or []), *([options.until] if options.until else [])]:
         run.stage(name)
     return run
+
+
+def _promote(options: argparse.Namespace) -> int:
+    from cloze.infra.promotion_commands import list_events, promote_run, roll_back_run
+
+    if options.list or options.rollback:
+        command = list_events if options.list else roll_back_run
+        return command(options)
+    return promote_run(options, _load(options))
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -340,6 +352,7 @@ _COMMANDS = {
     "report": _report,
     "export": _export,
     "predict": _predict,
+    "promote": _promote,
     "submit": _submit,
     "job": _job,
     "fetch": _fetch,

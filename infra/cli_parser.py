@@ -6,7 +6,8 @@ from typing import NoReturn
 _RUN = """RUN is a YAML file (anything that contains a / or ends in .yaml or .yml, such as ./quickstart.yaml), or
 the name of a run that was started before under --root: its configuration is then the one that it was last
 started with, which is stored in ROOT/runs/NAME.yaml. key=value overrides a key of the configuration; so
-do the keys of another YAML file. `cloze config` lists all keys.
+do the keys of another YAML file. NAME@promoted is the run that is promoted as NAME, as it was then.
+`cloze config` lists all keys.
 """
 _JSON = {
     "plan": """--json prints one list, an object for each stage, in order:
@@ -26,8 +27,14 @@ _JSON = {
   warnings (a list of lines), heldout (the newest held-out row of metrics.jsonl, or null),
   scores (pretrained, random, majority, ... -> accuracy, interval, ..., or null),
   metric, scored_split (of a finished task: the score that counts, and the split: test or dev; or null),
-  page (the location of the report, or null)
+  page (the location of the report, or null),
+  checks (of a finished stage, a list of {stage, name, passed, message, value, reference, limit})
 NaN and infinite numbers are null.
+""",
+    "promote": """--json prints the event, with --list a list of all, the oldest first:
+  number, kind (promote or rollback), digest (of the pretrained checkpoint), run,
+  stages (name -> folder and fingerprint of the output), init (what pretraining started from, or null),
+  by (user@host), when, why, restores (of a rollback: the number of the event that it returns to)
 """,
     "predict": """--json prints one list, for each [MASK] a list of {piece, probability}, the most likely first.
 With --task the output is always JSON: an object for each line, with `predicted` and probabilities. With --input these
@@ -49,6 +56,8 @@ _EPILOG = """examples:
   cloze submit configs/bert-base.yaml --detach             a job of this machine, which outlives the terminal
   cloze job list                                           the jobs of this machine, or of a --cluster
   cloze fetch wikipedia simple                             the newest dump of the Simple English Wikipedia
+  cloze promote my-wiki --why "two points better"          my-wiki@promoted is now this run's model
+  cloze export my-wiki@promoted --to my-bert               whatever my-wiki has trained since
   cloze doctor --cluster configs/clusters/local.yaml       what is missing there, and how to fix it
   cloze plan configs/bert-base.yaml --size enwiki=24GB --cluster CLUSTER.yaml   what would it take, and cost?
   cloze config pretrain.optimizer                          list these configuration keys
@@ -63,6 +72,7 @@ _RUN_COMMANDS = {
     "report": "write the HTML report about the finished stages",
     "export": "write the pretrained or a fine-tuned model for transformers and the Hugging Face Hub",
     "predict": "predict each [MASK] of a text, or with --task what the lines of standard input are",
+    "promote": "promote a finished run that passes its checks, for NAME@promoted",
     "submit": "submit the run as a job, follow its log, return its exit status",
 }
 
@@ -122,7 +132,13 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
     _add_execution(command, name)
     if name in ("export", "predict"):
         command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
-    options = {"predict": _add_predict, "export": _add_export, "plan": _add_estimate, "submit": _add_submit}
+    options = {
+        "predict": _add_predict,
+        "export": _add_export,
+        "plan": _add_estimate,
+        "promote": _add_promote,
+        "submit": _add_submit,
+    }
     if name in options:
         options[name](command)
 
@@ -163,6 +179,14 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
 def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix")
     command.add_argument("--onnx", action="store_true", help="also write model.onnx, for onnxruntime")
+
+
+def _add_promote(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--as", dest="name", metavar="NAME", help="the name to promote it as; by default the run's")
+    command.add_argument("--why", metavar="TEXT", default="", help="the reason, which is kept")
+    action = command.add_mutually_exclusive_group()
+    action.add_argument("--rollback", action="store_true", help="return to the model that was promoted before")
+    action.add_argument("--list", action="store_true", help="list all promotions and rollbacks, the oldest first")
 
 
 def _add_submit(command: argparse.ArgumentParser) -> None:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from cloze.infra import named_runs
+from cloze.infra.checks.results import ChecksFailed, require_passed
 from cloze.infra.display import Display, duration, summary, warnings
 from cloze.infra.limits import spending_limited
+from cloze.infra.live_report import render_run
 from cloze.infra.planner import PlannedStage, Run
 from cloze.infra.ray_session import LazyRaySession
 from cloze.infra.run_config import RunConfig
@@ -42,7 +44,7 @@ class ExecutedStage:
 @contextmanager
 def active_run(config: RunConfig, ray: LazyRaySession | None = None) -> Iterator[ActiveRun]:
     """A run that is stored under its root, with its display. Ends the Ray session that it may start."""
-    display = Display(list(Run(config).stages))
+    display = Display([stage.name for stage in Run(config).unresolved_stages])
     try:
         named_runs.store(config)
         with reporting_waits(display.wait), Run(config, progress=display, ray=ray) as run:
@@ -68,6 +70,15 @@ def execute_stage(active: ActiveRun, stage: Stage, *, force: bool, wait: bool) -
     return ExecutedStage(planned, manifest, seconds)
 
 
+def require_passed_checks(run: Run, stage: Stage) -> None:
+    """Raises ChecksFailed when a check of a finished stage failed, after it has written the report, which shows it."""
+    try:
+        require_passed(run.check_results(stage.name))
+    except ChecksFailed:
+        render_run(run)
+        raise
+
+
 @contextmanager
 def started_run(run: Run, until: str | None, force: Sequence[str]) -> Iterator[list[Stage]]:
     """The stages to execute inside the block, of a run that can start; prints its results after it.
@@ -88,4 +99,6 @@ def run_stages(run: Run, until: str | None = None, force: Sequence[str] = (), *,
     with started_run(run, until, force) as stages, active_run(run.config) as active:
         for stage in stages:
             execute_stage(active, stage, force=stage.name in force, wait=wait)
+            require_passed_checks(active.run, stage)
+        active.run.remember_passed()
     return 0

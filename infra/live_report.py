@@ -1,5 +1,6 @@
 """A run, finished or not -> the report page about its finished stages."""
 
+from cloze.infra.checks.records import read_results
 from cloze.infra.planner import Run
 from cloze.infra.report.page import render
 from cloze.infra.report.read_run import KnownStage, read_stages
@@ -22,5 +23,6 @@ def render_run(run: Run) -> str:
         if planned.stage.publish is None  # every stage except the report
     ]
     name = run.config.name
-    run.page.write_text(render(name, read_stages(known, run.root, read_estimates(run.root, name))))
+    stages = read_stages(known, run.root, read_estimates(run.root, name), read_results(run.root, name))
+    run.page.write_text(render(name, stages))
     return run.page.uri

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from cloze.infra import named_runs
 from cloze.infra.export import finished
+from cloze.infra.open_run import open_run
 from cloze.infra.planner import Run
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
@@ -17,15 +17,16 @@ from cloze.training.pretrain.stage import final_checkpoint
 def load(run: str | Path, root: str | None = None) -> PretrainedModel:
     """The model of a finished pretraining.
 
-    `run` and `root` are those of the command line: a YAML file, or a run's name under `root` ("runs" by default). A
-    folder that has a config.json (or bert_config.json) is read as a Hugging Face BERT, such as `cloze export` writes.
+    `run` and `root` are those of the command line: a YAML file, a run's name under `root` ("runs" by default), or
+    NAME@promoted, the model that is promoted there as NAME. A folder that has a config.json (or bert_config.json) is
+    read as a Hugging Face BERT, such as `cloze export` writes.
 
     Raises UserError: no such run, pretraining is not finished, the folder is not a BERT.
     """
     folder = Location(str(run))
     if huggingface.find_config(folder).is_file():
         return _from_folder(folder)
-    return model_of(Run(named_runs.read(str(run), root=root, root_option="root=")))
+    return model_of(open_run(str(run), root=root, root_option="root="))
 
 
 def model_of(run: Run) -> PretrainedModel:

@@ -21,7 +21,7 @@ from cloze.pipeline.core.storage import Location
 #: whose paths are lost when the job ends.
 SUBMITTED_CONFIG = "CLOZE_SUBMITTED_CONFIG"
 
-_DEFAULT_ROOT = "runs"
+DEFAULT_ROOT = "runs"
 
 
 def read(
@@ -39,13 +39,13 @@ def read(
 
     Raises UserError: as `load` does; for a name that is not a run under that root.
     """
-    all_overrides = [*defaults, *(_root_override(root) if root is not None else []), *overrides]
+    all_overrides = [*defaults, *(root_override(root) if root is not None else []), *overrides]
     if not _is_file(run):
-        where = Location(_DEFAULT_ROOT if root is None else root)
+        where = Location(DEFAULT_ROOT if root is None else root)
         text, file = _stored_text(where, run, root_option), _stored_file(where, run)
         if (name := parse(RunConfig, text, file.uri).name) != run:
             raise UserError(f"{file}: contains the run {name}; give that name, or the YAML file of {run} once")
-        return parse(RunConfig, text, file.uri, [*_root_override(where.uri), *all_overrides])
+        return parse(RunConfig, text, file.uri, [*root_override(where.uri), *all_overrides])
     if run.startswith("s3://"):
         return parse(RunConfig, _read(Location(run)), run, all_overrides)
     return load(RunConfig, run, all_overrides)
@@ -94,7 +94,7 @@ def _is_file(run: str) -> bool:
     return "/" in run or run.endswith((".yaml", ".yml"))
 
 
-def _root_override(root: str) -> list[str]:
+def root_override(root: str) -> list[str]:
     return [f"root={json.dumps(root, ensure_ascii=False)}"]
 
 

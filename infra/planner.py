@@ -1,11 +1,17 @@
 """A run's stages -> a plan that says what to do for each stage and why; and the execution of a stage."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Self
 
+from cloze.infra.checks.records import StageFigures, write_passed, write_results
+from cloze.infra.checks.results import CheckResult, require_passed
+from cloze.infra.checks.stage_checks import check_stage, stage_figures, upstream_of
+from cloze.infra.promotion import registry
+from cloze.infra.promotion.inits import uses_promoted, with_digests
 from cloze.infra.ray_session import LazyRaySession
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stage_inputs import UserFiles
@@ -45,6 +51,7 @@ class Run:
     """Plans and executes the stages of a configuration. A context manager: it ends the Ray session it may start.
 
     With `only_tasks` its stages are the fine-tuning tasks and what they need. Raises UserError when there is no task.
+    `pinned` are the outputs of a promoted run's stages: they are read wherever the run's inputs and settings are now.
     """
 
     def __init__(
@@ -54,22 +61,50 @@ class Run:
         *,
         only_tasks: bool = False,
         ray: LazyRaySession | None = None,
+        pinned: Mapping[str, registry.PromotedStage] | None = None,
+        page: str = "",
     ):
         self.config = config
         self.root = Location(config.root).absolute()  # Ray's workers run in folders of their own
-        of_run = stages(config)
-        if only_tasks and not any(stage.is_task for stage in of_run):
+        self._only_tasks, self._pinned, self._page_name = only_tasks, pinned or {}, page or config.name
+        #: The stages as the configuration has them: with NAME@promoted, which `stages` resolves when it is first read.
+        self.unresolved_stages = stages(config)
+        if only_tasks and not any(stage.is_task for stage in self.unresolved_stages):
             raise UserError(f"{config.name}: has no fine-tuning task; add one to finetune")
-        self.stages = {stage.name: stage for stage in (_needed_for_tasks(of_run) if only_tasks else of_run)}
         self._progress = progress
         self._ray = ray or LazyRaySession()
         self._source_files: dict[UserFiles, list[SourceFile]] = {}
+        self._checked: dict[str, list[CheckResult]] = {}  # by the fingerprint of the output
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ray.close()
+
+    @cached_property
+    def _resolved(self) -> tuple[RunConfig, tuple[str, ...]]:
+        """The configuration with digests in place of NAME@promoted, and notes about it."""
+        return with_digests(self.config, self.root, lambda config, stage: Run(config).fingerprint(stage))
+
+    @property
+    def resolved_config(self) -> RunConfig:
+        """The configuration as the stages have it: with digests in place of NAME@promoted, as it was when first read.
+
+        Raises UserError for a task whose `init` names a model that is not promoted.
+        """
+        return self._resolved[0] if uses_promoted(self.config) and not self._pinned else self.config
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the user about the configuration."""
+        return () if self.resolved_config is self.config else self._resolved[1]
+
+    @cached_property
+    def stages(self) -> dict[str, Stage]:
+        """The stages by their names, in an order in which they can run."""
+        of_run = self.unresolved_stages if self.resolved_config is self.config else stages(self.resolved_config)
+        return {stage.name: stage for stage in (_needed_for_tasks(of_run) if self._only_tasks else of_run)}
 
     def stage(self, name: str) -> Stage:
         """Raises UserError when the run has no stage of this name."""
@@ -97,7 +132,7 @@ class Run:
 
     def plan_stage(self, stage: Stage, force: bool = False) -> PlannedStage:
         """Whether a stage would run, continue, be skipped or wait, and why."""
-        if missing := self._missing(stage):
+        if stage.name not in self._pinned and (missing := self._missing(stage)):
             return PlannedStage(stage, "wait", missing, None)
         output = self._output(stage)
         if output is None:
@@ -136,11 +171,13 @@ class Run:
         """Run, continue or skip one stage whose inputs are finished; `on_start` is called before it runs or continues.
 
         While another run works on its output, or again on its inputs, `on_wait` is called about once a second. Without
-        it the stage does not wait: it raises ArtifactInUse. Raises UserError when an input is not finished, and the
-        errors of the stage.
+        it the stage does not wait: it raises ArtifactInUse. Raises UserError when an input is not finished,
+        ChecksFailed when a stage that it depends on has failed a check, and the errors of the stage.
         """
         stage = self.stage(name)
         self._wait_for_inputs(stage, on_wait)
+        for before in upstream_of(self, name):
+            require_passed(self.check_results(before))
         planned = self.plan_stage(stage, force)
         output = planned.output
         if output is None:
@@ -160,7 +197,39 @@ class Run:
         manifest = read_manifest(output.location)
         assert manifest, f"{name}: its run must write a manifest"
         self._remember(stage, output.fingerprint)
+        if results := self.check_results(name):
+            write_results(self.root, self.config.name, name, output.fingerprint, results)
         return planned, manifest
+
+    def check_results(self, name: str) -> list[CheckResult]:
+        """The results of the checks of a stage's finished output; none while it is not finished.
+
+        An output is checked once by this object. Whoever executes a stage calls `require_passed` with them afterwards.
+        """
+        artifact = self.artifact(name) if self.stage(name).checks else None
+        if artifact is None:
+            return []
+        if artifact.fingerprint not in self._checked:
+            self._checked[artifact.fingerprint] = check_stage(self, name, artifact)
+        return self._checked[artifact.fingerprint]
+
+    def promoted_figures(self) -> Mapping[str, StageFigures]:
+        """Stage -> its figures in the promoted model that this run is compared with; empty if there is none."""
+        event = registry.current(self.root, self.config.checks.promoted or self.config.name)
+        return event.stages if event else {}
+
+    def remember_passed(self) -> None:
+        """If all stages are finished and pass their checks, later runs are compared with this one."""
+        if self._only_tasks or self._pinned:
+            return
+        passed: dict[str, StageFigures] = {}
+        for name, stage in self.stages.items():
+            artifact = self.artifact(name)
+            if artifact is None or not all(result.passed for result in self.check_results(name)):
+                return
+            if stage.checks:
+                passed[name] = stage_figures(self, name, artifact)
+        write_passed(self.root, self.config.name, passed)
 
     def _wait_for_inputs(self, stage: Stage, on_wait: Callable[[Owner], None] | None) -> None:
         """Wait for inputs that another run is writing again (--force)."""
@@ -209,7 +278,7 @@ class Run:
     @property
     def page(self) -> Location:
         """Where the run's report is published."""
-        return self.root / f"{self.config.name}.html"
+        return self.root / f"{self._page_name}.html"
 
     def artifact(self, name: str) -> Artifact | None:
         """A stage's finished output; None when it is not finished for this configuration."""
@@ -236,6 +305,9 @@ class Run:
 
     def _output(self, stage: Stage) -> Output | None:
         """A stage's output; None while its inputs' identities are not known."""
+        if pinned := self._pinned.get(stage.name):
+            place = self.root / pinned.folder / pinned.fingerprint
+            return Output(place, pinned.folder, stage.version, pinned.fingerprint)
         identities = self._identities(stage)
         inputs = {name: value for name, value in identities.items() if value is not None}
         if len(inputs) < len(identities):
@@ -277,6 +349,10 @@ class Run:
         if files not in self._source_files:
             self._source_files[files] = files.find(self.root)
         return self._source_files[files]
+
+    def files_of(self, name: str) -> list[SourceFile]:
+        """The user's files that a stage reads. Raises MissingFile."""
+        return [file for files in self.stage(name).sources.values() for file in self.source_files(files)]
 
     def _missing(self, stage: Stage) -> str:
         """The message about the first of the stage's source files that is missing; empty when there is none."""

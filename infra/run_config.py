@@ -1,11 +1,13 @@
 """The configuration of a run: those of its stages, and the checks between them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from cloze.infra.checks_config import ChecksConfig
 from cloze.infra.other_tools_keys import KEY_HINTS
+from cloze.infra.partitions import Partition, base_name, fill_in
 from cloze.infra.schedule_config import ScheduleConfig
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.dedup.stage import DedupConfig
@@ -41,6 +43,10 @@ class RunConfig(Config):
     """Folder or s3://bucket/prefix of all artifacts. Runs with the same root share the outputs of equal stages."""
     schedule: Annotated[ScheduleConfig, Compute] = ScheduleConfig()
     """When the run starts by itself: a cron expression, or a section with it."""
+    partition: Annotated[Partition | None, Compute] = None
+    """The language and the date of the dump, if the run has `schedule.partitions`."""
+    checks: Annotated[ChecksConfig, Compute] = ChecksConfig()
+    """Limits for the outputs of the stages; a run stops at a stage that exceeds one."""
     max_hours: Annotated[float | None, Compute, Field(gt=0)] = None
     """Hours after which the run ends, all attempts together: training saves a checkpoint, finished parts are kept, and
     the exit status is 2. The same command with a higher number continues."""
@@ -63,6 +69,16 @@ class RunConfig(Config):
     """Fine-tuning tasks; each is a separate stage."""
 
     KEY_HINTS: ClassVar[Mapping[str, object]] = KEY_HINTS
+
+    @classmethod
+    def filled_in(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return fill_in(data)
+
+    @property
+    def base_name(self) -> str:
+        """The name that the runs of all partitions share, such as wiki of wiki-la; `name` in a run without them."""
+        partition = self.partition
+        return (partition and base_name(self.name, partition.language, partition.date)) or self.name
 
     @property
     def pretraining(self) -> PretrainingConfigs | None:

@@ -8,6 +8,16 @@ from pydantic import Field, model_validator
 from cloze.pipeline.core.config import Config, InputPath
 
 
+class PartitionsConfig(Config):
+    """One run for each language and date of a dump. `{language}`, `{wiki}` and `{date}` in the run's name and paths
+    stand for those of `partition`: `name: wiki-{language}`, `files: ["dumps/{wiki}/{date}/*.xml*.bz2"]`."""
+
+    languages: Annotated[list[str], Field(min_length=1)]
+    """The languages, as `cloze fetch wikipedia` names them: en, la, zh-min-nan."""
+    dumps: str
+    """Folder or s3://bucket/prefix with the fetched dumps: the --to of `cloze fetch wikipedia`."""
+
+
 class ScheduleConfig(Config):
     """When a run starts by itself. `schedule: 0 3 * * 0` is short for `schedule: {cron: 0 3 * * 0}`."""
 
@@ -21,6 +31,18 @@ class ScheduleConfig(Config):
     max_runtime_hours: Annotated[float, Field(gt=0)] = 168.0
     """Hours after which Dagster ends a run that it has started: training saves a checkpoint, finished parts are kept.
     It counts as a crash."""
+
+    partitions: PartitionsConfig | None = None
+    """A run for each language and date of a dump. A tick of the schedule starts those of the newest dumps."""
+    watch_seconds: Annotated[int, Field(ge=1)] = 60
+    """Seconds between two looks for new files. Changed files count when two successive looks agree on all of them."""
+    promote: bool = False
+    """Promote the model of a whole run that the schedule or a sensor has started, after it has passed its checks."""
+    webhook: str | None = None
+    """Where a failed run is reported, by a POST of JSON: a URL, or the name of an environment variable with one, so
+    that it is not stored."""
+    pages: str = "http://127.0.0.1:3000"
+    """The address of Dagster's pages, for the links in such a report."""
 
     @model_validator(mode="before")
     @classmethod

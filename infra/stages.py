@@ -9,10 +9,14 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+from cloze.infra import highlights
+from cloze.infra.checks import figures
+from cloze.infra.checks.check import Check
+from cloze.infra.highlights import Highlights
 from cloze.infra.report import stage as report
 from cloze.infra.run_config import PretrainingConfigs, RunConfig
 from cloze.infra.stage_inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
-from cloze.pipeline.core.artifacts import Facts, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Facts, Manifest, Output
 from cloze.pipeline.core.config import Config, input_paths
 from cloze.pipeline.core.manifest_facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts
 from cloze.pipeline.core.storage import Location
@@ -32,7 +36,11 @@ from cloze.training.pretrain.manifest_facts import PretrainFacts
 
 _SORTED_TOKENS = "token shards are sorted by document key, so that examples read one shard"
 #: Module of a stage and its version -> why it rose. A version that is not listed has no reason to show.
-_VERSION_REASONS = {(tokens, 3): _SORTED_TOKENS, (examples, 3): _SORTED_TOKENS}
+_VERSION_REASONS = {
+    (extract, 4): "documents with left-over markup are counted",
+    (tokens, 3): _SORTED_TOKENS,
+    (examples, 3): _SORTED_TOKENS,
+}
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,10 @@ class Stage:
     folder: str = ""  # of its outputs under the root, by default its name: a stage of another name may have the same
     is_task: bool = False  # of a fine-tuning task: `cloze finetune` runs these
     facts: type[Facts] = Facts  # the model of its manifest's facts
+    checks: tuple[Check, ...] = ()  # of its finished output; a run stops at a stage that fails one
     version_reason: str = ""  # why its version has risen last, for the plan
     publish: Callable[[Location, Location], object] | None = None  # copies its finished output to the run's report page
+    highlights: Callable[[Artifact], Highlights] | None = None  # of its finished output; for the workflow's pages
     description: str | None = None  # this and `kinds` are shown in Dagster's UI
     kinds: tuple[str, ...] = ()
 
@@ -93,13 +103,28 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
     """The stages of a run with pretraining, without its tasks."""
     examples_stages = _examples(configs)
     return [
-        _stage(extract, "extract", configs.extract, facts=ExtractFacts, kinds=("beam", "parquet")),
+        _stage(
+            extract,
+            "extract",
+            configs.extract,
+            facts=ExtractFacts,
+            checks=(
+                figures.counts_check("documents", "words"),
+                figures.drop_rates_check("records"),
+                figures.RESIDUE,
+                figures.FRESHNESS,
+            ),
+            highlights=highlights.of_extract,
+            kinds=("beam", "parquet"),
+        ),
         _stage(
             dedup,
             "dedup",
             config.dedup,
             reads={"documents": StageOutput("extract")},
             facts=DedupFacts,
+            checks=(figures.counts_check("documents", "words"), figures.drop_rates_check("records")),
+            highlights=highlights.of_dedup,
             kinds=("beam", "parquet"),
         ),
         _stage(
@@ -109,6 +134,8 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
             reads={"documents": StageOutput("dedup")},
             needs_ray=True,
             facts=VocabFacts,
+            checks=(figures.UNKNOWN_WORDS,),
+            highlights=highlights.of_vocab,
             kinds=("ray",),
         ),
         _stage(
@@ -117,6 +144,8 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
             config.tokens,
             reads={"documents": StageOutput("dedup"), "vocab": StageOutput("vocab")},
             needs_ray=True,
+            checks=(figures.counts_check("documents", "tokens"), figures.UNKNOWN_TOKENS),
+            highlights=highlights.of_tokens,
             kinds=("ray", "parquet"),
         ),
         *examples_stages,
@@ -127,6 +156,8 @@ def _up_to_pretraining(config: RunConfig, configs: PretrainingConfigs) -> list[S
             reads={"vocab": StageOutput("vocab"), **{stage.name: StageOutput(stage.name) for stage in examples_stages}},
             needs_ray=True,
             facts=PretrainFacts,
+            checks=(figures.PRETRAINING_FINITE, figures.HELDOUT_LOSS),
+            highlights=highlights.of_pretrain,
             kinds=("ray", "deepspeed", "pytorch"),
         ),
     ]
@@ -147,6 +178,8 @@ def _examples(configs: PretrainingConfigs) -> list[Stage]:
             reads={"tokens": StageOutput("tokens"), "vocab": StageOutput("vocab")},
             needs_ray=True,
             facts=ExamplesFacts,
+            checks=(figures.counts_check("train", "train_tokens"),),
+            highlights=highlights.of_examples,
             kinds=("ray", "parquet"),
         )
         for length, phase in sorted(lengths.items())
@@ -174,6 +207,7 @@ def _encode(task: FinetuneConfig, config: encode_stage.EncodeConfig) -> Stage:
         folder="encode",
         reads={} if task.init else {"vocab": StageOutput("vocab")},
         is_task=True,
+        checks=(figures.counts_check("rows"),),
         kinds=("arrow",),
     )
 
@@ -189,6 +223,8 @@ def _task(task: FinetuneConfig, encode: str) -> Stage:
         needs_ray=True,
         is_task=True,
         facts=FinetuneFacts,
+        checks=(figures.TASK_FINITE, figures.SCORE),
+        highlights=highlights.of_task,
         kinds=("ray", "pytorch"),
     )
 
@@ -206,6 +242,7 @@ def _overlap(task: FinetuneConfig) -> Stage:
         needs_ray=True,
         is_task=True,
         facts=OverlapFacts,
+        highlights=highlights.of_overlap,
         kinds=("ray", "parquet"),
     )
 

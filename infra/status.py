@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cloze.infra import heldout
+from cloze.infra.checks.results import CheckResult
 from cloze.infra.display import duration, relative_path, size, summary, warnings
 from cloze.infra.job_record import read_job
 from cloze.infra.overlap import describe_overlap, score_without_overlap
@@ -64,6 +65,7 @@ class StageStatus:
     location: Location | None
     fingerprint: str | None
     manifest: Manifest | None
+    checks: tuple[CheckResult, ...]  # of a finished stage
     progress: StageProgress | None
     owner: Owner | None
     results: StageResults
@@ -95,6 +97,7 @@ class StageStatus:
             "scored_split": results.task and results.task.scored_split,
             "overlap": results.overlap and results.overlap.plain,
             "page": results.page and results.page.uri,
+            "checks": [check.plain for check in self.checks],
         }
 
 
@@ -104,8 +107,8 @@ def statuses(run: Run) -> list[StageStatus]:
 
 
 def print_status(run: Run) -> None:
-    """Print one line per stage: done, half-done, not started or waiting for another; then the run's job and the results
-    so far."""
+    """Print one line per stage: done, half-done, not started or waiting for another; then the run's job, the failed
+    checks and the results so far."""
     table = Table("stage", "state", "took", "result", "size", "output", box=None, pad_edge=False, header_style="bold")
     stages = statuses(run)
     for stage in stages:
@@ -114,6 +117,8 @@ def print_status(run: Run) -> None:
     console.print(table)
     if job := read_job(run):
         console.print(f"job: {job}", soft_wrap=True, markup=False)
+    for failed in (check for stage in stages for check in stage.checks if not check.passed):
+        console.print(f"check failed: {failed.stage}: {failed.message}", soft_wrap=True, markup=False)
     for stage in stages:
         for line in _result_lines(run, stage.stage, stage.results):
             console.print(line, soft_wrap=True, markup=False)
@@ -147,6 +152,7 @@ def _status(run: Run, planned: PlannedStage) -> StageStatus:
         location=location,
         fingerprint=output and output.fingerprint,
         manifest=manifest,
+        checks=tuple(run.check_results(planned.stage.name)) if state == "done" else (),
         progress=progress,
         owner=planned.owner,
         results=_results(run, planned.stage, location, manifest),

@@ -23,7 +23,7 @@ from cloze.pipeline.core.threads import prefetch
 
 MARKER = "dump.json"  # written when all files are whole: what they are
 RANGE_BYTES = 32 << 20  # of a request
-_PARTIAL = ".partial"  # folder of what is not whole yet
+PARTIAL = ".partial"  # folder of what is not whole yet, beside the files
 
 
 def download(http: Http, dump: Dump, to: Location, display: Display) -> Location:
@@ -41,7 +41,7 @@ def download(http: Http, dump: Dump, to: Location, display: Display) -> Location
                 display.finish(file.name, f"is there: {size(file.bytes)}")
             else:
                 _download_file(http, file, folder, display)
-        (folder / _PARTIAL).delete()
+        (folder / PARTIAL).delete()
         files = [{"name": file.name, "bytes": file.bytes, "sha1": file.sha1} for file in dump.files]
         (folder / MARKER).write_text(json.dumps({"wiki": dump.wiki, "date": dump.date, "files": files}, indent=1))
     return folder
@@ -101,7 +101,7 @@ def _partial(folder: Location, name: str) -> "_Partial":
 
 class _PartialFile:
     def __init__(self, folder: Location, name: str):
-        self._file, self._final = (Path(place.path) for place in (folder / _PARTIAL / name, folder / name))
+        self._file, self._final = (Path(place.path) for place in (folder / PARTIAL / name, folder / name))
         self._file.parent.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> Iterator[bytes]:
@@ -124,7 +124,7 @@ class _PartialFile:
 
 class _PartialObjects:
     def __init__(self, folder: Location, name: str):
-        self._folder, self._final = folder / _PARTIAL / name, folder / name
+        self._folder, self._final = folder / PARTIAL / name, folder / name
         self._parts = list[Location]()
 
     def read(self) -> Iterator[bytes]:
@@ -152,7 +152,7 @@ def _check_space(folder: Location, needed: int) -> None:
     if folder.local_path is None:
         return
     free = shutil.disk_usage(nearest_existing(folder.local_path)).free
-    partial = sum((folder / _PARTIAL).sizes().values())
+    partial = sum((folder / PARTIAL).sizes().values())
     if free + partial < needed:
         raise UserError(
             f"{folder}: {size(needed - partial)} are to be downloaded, but {size(free)} are free; free some space, or "

@@ -35,6 +35,11 @@ class Dump(NamedTuple):
     files: tuple[DumpFile, ...]
 
 
+def wiki_of(language: str) -> str:
+    """The name of a language's Wikipedia: zh-min-nan -> zh_min_nanwiki."""
+    return f"{language.replace('-', '_')}wiki"
+
+
 def find_dump(http: Http, language: str, date: str | None = None, mirror: str = MIRROR) -> Dump:
     """Returns the dump of this date (YYYYMMDD), by default the newest one that is finished.
 
@@ -42,7 +47,7 @@ def find_dump(http: Http, language: str, date: str | None = None, mirror: str = 
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]*", language):
         raise UserError(f"{language}: is not the code of a Wikipedia's language; write for example en or zh-min-nan")
-    wiki = f"{language.replace('-', '_')}wiki"
+    wiki = wiki_of(language)
     if date:
         if not re.fullmatch(r"\d{8}", date):
             raise UserError(f"{date}: is not the date of a dump; write for example 20261101")

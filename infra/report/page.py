@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -74,6 +75,16 @@ class Page:
         return [warning for stage in self.stages.finished if stage.manifest for warning in warnings(stage.manifest)]
 
     @property
+    def checks(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """(stage, result) of each check; those that failed first."""
+        found = [(stage.name, check) for stage in self.stages for check in stage.checks]
+        return sorted(found, key=lambda one: bool(one[1]["passed"]))
+
+    @property
+    def failed_checks(self) -> list[Mapping[str, Any]]:
+        return [check for _, check in self.checks if not check["passed"]]
+
+    @property
     def contents(self) -> list[tuple[str, str]]:
         """(anchor, title) of the page's sections."""
         sections = [
@@ -83,6 +94,7 @@ class Page:
             ("pretraining", "Pretraining", self.pretraining),
             ("mask-predictions", "Masked-token predictions", self.mask_predictions),
             ("fine-tuning", "Fine-tuning", self.tasks),
+            ("checks", "Checks", self.checks),
             ("lineage", "Lineage", True),
         ]
         return [(anchor, title) for anchor, title, has_data in sections if has_data]

@@ -64,9 +64,15 @@ class KnownStage:
 
 
 def read_stages(
-    known: Sequence[KnownStage], root: Location, estimates: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    known: Sequence[KnownStage],
+    root: Location,
+    estimates: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    checks: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Stages:
-    """Reads the stages of the run at `root`. `estimates`: as `read_estimates`. Raises UserError for damaged files."""
+    """Reads the stages of the run at `root`. `estimates`: as `read_estimates`; `checks`: as `read_results`.
+
+    Raises UserError for damaged files.
+    """
     manifests = {stage.name: read_manifest(stage.location) if stage.location else None for stage in known}
     producers = _producers(known, manifests)
     records = _UserFileRecords(
@@ -85,8 +91,17 @@ def read_stages(
         estimate = estimates.get(stage.name, {})
         if estimate.get("fingerprint") != stage.fingerprint:  # of other settings, or of other files
             estimate = {}
+        checked = checks.get(stage.name, {})
+        results = checked.get("results", ()) if checked.get("fingerprint") == stage.fingerprint else ()
         view = StageView(
-            stage.name, stage.state, stage.location, manifest, tuple(dict.fromkeys(upstream)), user_files, estimate
+            stage.name,
+            stage.state,
+            stage.location,
+            manifest,
+            tuple(dict.fromkeys(upstream)),
+            user_files,
+            estimate,
+            results,
         )
         read_view = _READERS.get(view.type_name)
         views.append(read_view(view) if read_view else view)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from cloze.infra.checks.records import read_results
 from cloze.infra.report.page import render
 from cloze.infra.report.read_run import KnownStage, read_stages
 from cloze.infra.run_estimate import read_estimates
@@ -9,7 +10,7 @@ from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.storage import Location
 
-VERSION = 4  # 4: the estimate next to what the run took
+VERSION = 5  # 4: the estimate next to what the run took; 5: the results of the checks
 
 
 class ReportConfig(Config):
@@ -22,7 +23,8 @@ class ReportConfig(Config):
 def run(config: ReportConfig, inputs: Mapping[str, Artifact], out: Output) -> Manifest:
     """Writes report.html. `inputs` has the artifacts of all stages of the run, in order."""
     known = [KnownStage(name, "done", artifact.location, artifact.fingerprint) for name, artifact in inputs.items()]
-    page = render(config.name, read_stages(known, out.root, read_estimates(out.root, config.name))).encode()
+    stages = read_stages(known, out.root, read_estimates(out.root, config.name), read_results(out.root, config.name))
+    page = render(config.name, stages).encode()
     part = out.commit("report", {"report.html": page}, {"bytes": len(page)})
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     return out.finish([part], config.model_dump(mode="json"), fingerprints)

@@ -19,13 +19,13 @@ from cloze.pipeline.core.config import load
 JOB, CLUSTER = "cloze/job", "cloze/cluster"
 
 
-def read_run(run: str) -> RunConfig:
+def read_config(run: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a run of the pages: with the overrides of the cluster of its schedule, which say where its
     outputs are."""
-    config = named_runs.read(run)
+    config = named_runs.read(run, overrides)
     if not config.schedule.cluster:
         return config
-    return named_runs.read(run, defaults=load(ClusterConfig, config.schedule.cluster).overrides)
+    return named_runs.read(run, overrides, defaults=load(ClusterConfig, config.schedule.cluster).overrides)
 
 
 def cluster_file(config: RunConfig, settings: RunSettings) -> str | None:
@@ -34,7 +34,7 @@ def cluster_file(config: RunConfig, settings: RunSettings) -> str | None:
 
 
 def on_cluster(config: RunConfig, file: str | None) -> RunConfig:
-    """The configuration with the cluster's overrides, which `read_run` has added for that of the schedule."""
+    """The configuration with the cluster's overrides, which `read_config` has added for that of the schedule."""
     if file in (None, config.schedule.cluster):
         return config
     return named_runs.with_overrides(config, load(ClusterConfig, file).overrides)

@@ -8,11 +8,11 @@ import dagster
 
 from cloze.infra.execution import active_run, started_run
 from cloze.infra.planner import Run
-from cloze.infra.run_config import RunConfig
 from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import open_history
 from cloze.infra.workflow.launched_run import StagesToRun, StartedStages
 from cloze.infra.workflow.names import asset_key, identifier, op_name
+from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.infra.workflow.queue import root_tag
 from cloze.infra.workflow.run_process import end_orphans, process_tag
 from cloze.infra.workflow.run_settings import RunSettings
@@ -29,23 +29,27 @@ def materialize(
     Returns 0; raises the exception of the stage that failed. Unless it is to `wait` for another run that works on the
     same output, that is an ArtifactInUse.
     """
-    name, settings = run.config.name, RunSettings(force=list(force), wait=wait)
+    configured = ConfiguredRun(run.config)
+    name, settings = configured.name, RunSettings(force=list(force), wait=wait)
 
     @contextmanager
     def begin(
-        context: dagster.AssetExecutionContext, config: RunConfig, *_: RunSettings | Collection[str]
+        context: dagster.AssetExecutionContext, *_: ConfiguredRun | RunSettings | Collection[str]
     ) -> Iterator[StartedStages]:
-        with active_run(config, context.resources.ray) as active:
+        with active_run(run.config, context.resources.ray) as active:
             to_run = StagesToRun(active, stages, force)
-            yield StartedStages(active.run, to_run.executed(wait=wait))
+            yield StartedStages(active.run, stages, to_run.executed(wait=wait))
 
     with started_run(run, until, force) as stages, open_history() as instance:
         end_orphans(instance)
+        if run.config.partition:
+            configured.add_dates(instance, [run.config.partition.date])
         run_id = str(uuid.uuid4())
-        definitions(run.config, begin).resolve_job_def(identifier(name)).execute_in_process(
+        definitions(configured, begin).resolve_job_def(identifier(name)).execute_in_process(
             {"loggers": _QUIET, "ops": {op_name(name): {"config": settings.model_dump()}}},
             instance,
             asset_selection=[asset_key(name, stage.name) for stage in stages],
+            partition_key=configured.partition_key,
             run_id=run_id,
             tags={_COMMAND: command, **root_tag(run.config), **process_tag(run_id)},
         )

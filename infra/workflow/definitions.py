@@ -1,4 +1,7 @@
-"""Runs -> Dagster's definitions: for each its assets, a job of all of them, and a schedule that is off at first."""
+"""Runs -> Dagster's definitions: for each its assets, a job of all of them, a schedule and sensors.
+
+The schedule and the sensors that start runs are off at first.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,13 +10,16 @@ import dagster
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from cloze.infra.ray_session import LazyRaySession
-from cloze.infra.run_config import RunConfig
+from cloze.infra.workflow.alerts import failure_sensor
 from cloze.infra.workflow.assets import Begin, stage_assets
-from cloze.infra.workflow.cluster import read_run
 from cloze.infra.workflow.launched_run import launched_run
 from cloze.infra.workflow.names import identifier
 from cloze.infra.workflow.outputs import outputs_sensor
+from cloze.infra.workflow.partitions import ConfiguredRun, read_run
+from cloze.infra.workflow.promotion import promoted_asset
 from cloze.infra.workflow.queue import run_tags, unfinished_run
+from cloze.infra.workflow.sensors import file_sensor, newest_dumps
+from cloze.infra.workflow.sources import observable_sources
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 
@@ -21,11 +27,11 @@ from cloze.pipeline.core.storage import Location
 @dagster.definitions
 def defs() -> dagster.Definitions:
     """The definitions of `dagster dev -m cloze.infra.workflow`: the runs in CLOZE_CONFIG, separated by spaces."""
-    configs = [read_run(run) for run in os.environ.get("CLOZE_CONFIG", "configs/quickstart.yaml").split()]
-    names = [identifier(config.name) for config in configs]
+    runs = [read_run(run) for run in os.environ.get("CLOZE_CONFIG", "configs/quickstart.yaml").split()]
+    names = [identifier(run.name) for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"CLOZE_CONFIG has two runs named {twice[0]}; give each configuration a different name")
-    return dagster.Definitions.merge(*map(definitions, configs))
+    return dagster.Definitions.merge(*map(definitions, runs))
 
 
 @dagster.resource(description="The Ray session that the stages of a run share: it starts when the first needs it")
@@ -37,43 +43,47 @@ def _ray() -> Iterator[LazyRaySession]:
         session.close()
 
 
-def definitions(config: RunConfig, begin: Begin = launched_run) -> dagster.Definitions:
+def definitions(run: ConfiguredRun, begin: Begin = launched_run) -> dagster.Definitions:
     """The definitions of one run. `begin` begins a run of its job."""
-    name, assets = identifier(config.name), stage_assets(config, begin)
+    assets = stage_assets(run, begin)
     # All stages are one op, in the process of the run: they share a Ray session.
     executor = dagster.in_process_executor
     job = dagster.define_asset_job(
-        name,
+        identifier(run.name),
         selection=[assets],
         executor_def=executor,
-        description=f"All stages of {config.name}; those that are finished are skipped.",
-        run_tags=run_tags(config),
+        description=f"All stages of {run.name}; those that are finished are skipped.",
+        partitions_def=run.partitions,
+        run_tags=run_tags(run.config),
     )
     return dagster.Definitions(
-        assets=[assets],
+        assets=[assets, *observable_sources(run), *promoted_asset(run)],
         jobs=[job],
-        schedules=[_schedule(config, job)],
-        sensors=[outputs_sensor(config)],
+        schedules=[_schedule(run, job)],
+        sensors=[*outputs_sensor(run), file_sensor(run, job), *failure_sensor(run, job)],
         resources={"ray": _ray},
         executor=executor,
     )
 
 
-def _schedule(config: RunConfig, job: UnresolvedAssetJobDefinition) -> dagster.ScheduleDefinition:
-    def tick(context: dagster.ScheduleEvaluationContext) -> dagster.RunRequest | dagster.SkipReason:
-        if run := unfinished_run(context.instance, config):
-            return dagster.SkipReason(f"Run {run.run_id} of {Location(config.root).absolute()} is not finished.")
-        return dagster.RunRequest()
+def _schedule(run: ConfiguredRun, job: UnresolvedAssetJobDefinition) -> dagster.ScheduleDefinition:
+    def tick(context: dagster.ScheduleEvaluationContext) -> Iterator[dagster.RunRequest | dagster.SkipReason]:
+        if unfinished := unfinished_run(context.instance, run.config):
+            root = Location(run.config.root).absolute()
+            yield dagster.SkipReason(f"Run {unfinished.run_id} of {root} is not finished.")
+        elif run.partitions:
+            yield from newest_dumps(run, context.instance)
+        else:
+            yield dagster.RunRequest()
 
+    cron = run.config.schedule.cron
     try:
         return dagster.ScheduleDefinition(
-            name=f"{identifier(config.name)}_schedule",
+            name=f"{identifier(run.name)}_schedule",
             job=job,
-            cron_schedule=config.schedule.cron,
+            cron_schedule=cron,
             execution_fn=tick,
             default_status=dagster.DefaultScheduleStatus.STOPPED,
         )
     except dagster.DagsterInvalidDefinitionError as error:
-        raise UserError(
-            f"schedule: {config.schedule.cron} is not a cron expression; write five fields such as 0 3 * * 0"
-        ) from error
+        raise UserError(f"schedule: {cron} is not a cron expression; write five fields such as 0 3 * * 0") from error

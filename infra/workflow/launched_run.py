@@ -18,6 +18,7 @@ from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage
 from cloze.infra.workflow.cluster import cluster_file, job_stages, on_cluster
+from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
 from cloze.infra.workflow.queue import RETRY_AFTER_EXCEPTION
 from cloze.infra.workflow.run_process import process_tag
 from cloze.infra.workflow.run_settings import RunSettings
@@ -29,9 +30,10 @@ _STOPPED = "cloze: stopped; what is finished is kept"
 
 
 class StartedStages(NamedTuple):
-    """A run that has started, and its stages, each when it is finished."""
+    """A run that has started, its selected stages, and these again, each when it is finished."""
 
     run: Run
+    stages: Sequence[Stage]
     executed: Iterator[ExecutedStage]
 
 
@@ -61,7 +63,7 @@ class StagesToRun:
 
 @contextmanager
 def launched_run(
-    context: dagster.AssetExecutionContext, config: RunConfig, settings: RunSettings, selected: Collection[str]
+    context: dagster.AssetExecutionContext, configured: ConfiguredRun, settings: RunSettings, selected: Collection[str]
 ) -> Iterator[StartedStages]:
     """The selected stages up to `until`, executed here or as a job on a cluster. The process ends soon when the run is
     terminated.
@@ -76,20 +78,21 @@ def launched_run(
             context.instance.report_run_canceled(run, _STOPPED)
 
     with _errors_reported(context), ends_soon_when_interrupted(_STOPPED, report_canceled):
+        config = configured.of(partition_of(context))
         cluster = cluster_file(config, settings)
         run = Run(_with_overrides(on_cluster(config, cluster), settings.overrides))
         until, force = _last(run, settings.until, selected), settings.force
         if cluster:
-            names = [stage.name for stage in run.until(until) if stage.name in selected]
+            chosen = [stage for stage in run.until(until) if stage.name in selected]
             request = JobRequest(run.config, until, tuple(force))
-            with closing(job_stages(context, cluster, request, names)) as executed:
-                yield StartedStages(run, executed)
+            with closing(job_stages(context, cluster, request, [stage.name for stage in chosen])) as executed:
+                yield StartedStages(run, chosen, executed)
             return
         estimate_start(run, until, force)
         with started_run(run, until, force) as stages, active_run(run.config, context.resources.ray) as active:
             chosen = [stage for stage in stages if stage.name in selected]
             to_run = StagesToRun(active, chosen, force, _first_attempt(context))
-            yield StartedStages(active.run, to_run.executed(wait=settings.wait))
+            yield StartedStages(active.run, chosen, to_run.executed(wait=settings.wait))
 
 
 @contextmanager

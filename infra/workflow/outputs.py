@@ -7,9 +7,9 @@ import dagster
 
 from cloze.infra.execution import ExecutedStage
 from cloze.infra.planner import PlannedStage, Run
-from cloze.infra.run_config import RunConfig
 from cloze.infra.workflow.metadata import stage_metadata
 from cloze.infra.workflow.names import asset_key, identifier
+from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.infra.workflow.queue import unfinished_run
 from cloze.pipeline.core.artifacts import Artifact, Output, read_manifest
 
@@ -18,9 +18,13 @@ _DATA_VERSION = "dagster/data_version"
 _ELSEWHERE = "finished by a run that this history does not have"
 
 
-def outputs_sensor(config: RunConfig) -> dagster.SensorDefinition:
+def outputs_sensor(configured: ConfiguredRun) -> list[dagster.SensorDefinition]:
     """The sensor NAME_outputs, which is on from the start. It reads what the last runs of this name have finished, and
-    no file of the user's."""
+    no file of the user's. A run with partitions has none: its runs of other histories do not say of which date they
+    are."""
+    config = configured.config
+    if configured.partitions:
+        return []
 
     def look(context: dagster.SensorEvaluationContext) -> dagster.SkipReason:
         run = Run(config)
@@ -34,13 +38,14 @@ def outputs_sensor(config: RunConfig) -> dagster.SensorDefinition:
         context.update_cursor(cursor)
         return dagster.SkipReason(f"Reported: {', '.join(reported)}." if reported else "All outputs are known.")
 
-    return dagster.SensorDefinition(
+    sensor = dagster.SensorDefinition(
         name=f"{identifier(config.name)}_outputs",
         evaluation_fn=look,
         minimum_interval_seconds=_SECONDS,
         default_status=dagster.DefaultSensorStatus.RUNNING,
         description="Reports what `cloze submit` and other machines have finished under the root; starts no run.",
     )
+    return [sensor]
 
 
 def _report(instance: dagster.DagsterInstance, run: Run, name: str, artifact: Artifact) -> bool:
@@ -53,7 +58,7 @@ def _report(instance: dagster.DagsterInstance, run: Run, name: str, artifact: Ar
     instance.report_runless_asset_event(
         dagster.AssetMaterialization(
             key,
-            metadata=stage_metadata(done.planned, done.manifest, done.seconds),
+            metadata=stage_metadata(run, done),
             tags={_DATA_VERSION: artifact.fingerprint},
         )
     )

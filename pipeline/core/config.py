@@ -75,6 +75,11 @@ class Config(BaseModel):
     #: Keys that other programs use for settings of this model -> the advice that an error gives instead of a guess.
     KEY_HINTS: ClassVar[Mapping[str, object]] = {}
 
+    @classmethod
+    def filled_in(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """The content of a file, with its overrides, as it is validated. Raises ValueError for what is missing."""
+        return data
+
 
 def identity(config: Config) -> dict[str, Any]:
     """Returns the part of a configuration that affects the output, as plain JSON: all fields not marked `Compute`.
@@ -173,6 +178,10 @@ def parse(model: type[Model], text: bytes, file: str, overrides: Sequence[str] =
             origins |= {keys: f"{override}:{update_lines[keys]}" for keys in _merge(data, update)}
         else:
             origins[_override(data, override)] = override
+    try:
+        data = model.filled_in(data)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from error
     try:
         return model.model_validate_json(json.dumps(data))
     except ValidationError as error:

@@ -39,6 +39,7 @@ class ExtractFacts(Facts):
     samples: dict[str, list[DroppedRecord]] = Field(default={})  # reason -> some of the dropped records
     truncated: list[TruncatedFile] = Field(default=[])
     templates: dict[str, int] = Field(default={})  # the most frequent templates that were removed -> their number
+    residue: dict[str, int] = Field(default={})  # source of wikitext -> its documents with left-over markup
 
 
 class DroppedDocument(Fact):

@@ -125,11 +125,21 @@ def is_folder(path: str) -> bool:
 
 def sizes(folder: str, page: int = 1000) -> dict[str, int]:
     """Returns relative path -> size in bytes of all objects below a folder. A request lists `page` of them."""
+    return {name: int(entry["Size"]) for name, entry in _objects(folder, page)}
+
+
+def stamps(folder: str) -> dict[str, str]:
+    """Returns relative path -> size and ETag, which change with the content, of all objects below a folder."""
+    return {name: f"{entry['Size']} {entry['ETag']}" for name, entry in _objects(folder)}
+
+
+def _objects(folder: str, page: int = 1000) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the relative path and the entry in the listing of each object below a folder."""
     bucket, key = _split(folder)
     prefix = f"{key}/" if key else ""
-    pages = _pages(folder, Bucket=bucket, Prefix=prefix, MaxKeys=page)
-    found = (entry for listed in pages for entry in listed.get("Contents", ()))
-    return {entry["Key"][len(prefix) :]: int(entry["Size"]) for entry in found if not entry["Key"].endswith("/")}
+    for listed in _pages(folder, Bucket=bucket, Prefix=prefix, MaxKeys=page):
+        entries = listed.get("Contents", ())
+        yield from ((entry["Key"][len(prefix) :], entry) for entry in entries if not entry["Key"].endswith("/"))
 
 
 def subfolders(folder: str) -> list[str]:

@@ -262,6 +262,26 @@ def find_files(pattern: str) -> list[Location]:
     return files
 
 
+def file_stamps(pattern: str) -> dict[str, str]:
+    """The files of a path or glob, by URI -> what changes with the content: the size and the time of the last change,
+    on S3 the ETag. Raises as `find_files`.
+    """
+    files = find_files(pattern)
+    if len(files) > 1 and pattern.startswith("s3://"):
+        folder = _folder_of_glob(pattern)
+        stamps = s3.stamps(folder.path)
+        return {file.uri: stamps.get(file.uri[len(folder.uri) + 1 :], "") for file in files}
+    return {file.uri: _stamp(file) for file in files}
+
+
+def _stamp(file: Location) -> str:
+    if file.is_s3:
+        found = file.object_info()
+        return f"{found.size} {found.etag}"
+    info = file.info()
+    return f"{info.size} {info.mtime_ns}"
+
+
 def _stable_listing(list_files: Callable[[str, int], list[Location]], pattern: str) -> list[Location]:
     """Returns a listing that two successive calls agree on: a single one may omit a file on some stores and on NFS.
 
@@ -284,8 +304,12 @@ def _glob(pattern: str, _: int) -> list[Location]:
 
 
 def _glob_s3(pattern: str, page: int) -> list[Location]:
-    folder = Location(pattern[: _first_wildcard(pattern)].rsplit("/", 1)[0])
-    return [file for file in folder.files(page) if _matches(file.uri.split("/"), pattern.split("/"))]
+    return [file for file in _folder_of_glob(pattern).files(page) if _matches(file.uri.split("/"), pattern.split("/"))]
+
+
+def _folder_of_glob(pattern: str) -> Location:
+    """The folder that contains all matches: what precedes the first wildcard."""
+    return Location(pattern[: _first_wildcard(pattern)].rsplit("/", 1)[0])
 
 
 def _matches(names: list[str], patterns: list[str]) -> bool:

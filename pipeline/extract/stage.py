@@ -21,10 +21,12 @@ from cloze.pipeline.extract import filters, work_units
 from cloze.pipeline.extract.config import ExtractConfig
 from cloze.pipeline.extract.document import Document, document_table
 from cloze.pipeline.extract.records_to_documents import Drop, UnitNotes, read_records
+from cloze.pipeline.extract.sources import WikipediaSource
 from cloze.pipeline.extract.wikipedia import repartition
+from cloze.pipeline.extract.wikipedia.wikitext import has_residue
 from cloze.pipeline.extract.work_units import WorkUnit, plan_units
 
-VERSION = 3
+VERSION = 4  # 4: documents with left-over markup are counted
 
 _SHARD_CHARACTERS = 32 << 20
 _TEXT_SPEED, _COMPRESSED_SPEED = 20e6, 4e6  # bytes per CPU second: XML; bz2, which is a fifth of the XML
@@ -66,6 +68,7 @@ def extract_unit(unit: WorkUnit, config: ExtractConfig, out: Output) -> None:
     notes = UnitNotes()
     counts: Counter[str] = Counter()
     drops: Counter[str] = Counter()
+    is_wikitext, residue = isinstance(unit.source, WikipediaSource), 0
     samples: dict[str, list[dict[str, str]]] = {}
     shards: dict[str, bytes] = {}
     pending: list[Document] = []
@@ -84,6 +87,7 @@ def extract_unit(unit: WorkUnit, config: ExtractConfig, out: Output) -> None:
                 shown.append({"record": record.record, "text": record.text[:300]})
             continue
         counts.update(documents=1, words=record.num_words, heldout=record.split == "heldout")
+        residue += is_wikitext and has_residue(record.text)
         pending.append(record)
         size += record.num_chars
         if size >= _SHARD_CHARACTERS:
@@ -95,6 +99,7 @@ def extract_unit(unit: WorkUnit, config: ExtractConfig, out: Output) -> None:
         "samples": samples,
         "truncated": notes.truncated,
         "templates": dict(notes.templates.most_common(1000)),
+        **({"residue": residue} if is_wikitext else {}),
     }
     out.commit(unit.name, shards, counts, drops, facts)
 
@@ -152,10 +157,13 @@ def _cpu_seconds(units: Sequence[WorkUnit]) -> float:
 
 
 def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
-    """Counts and drops of each source, samples of dropped records, truncated files, most frequent dropped templates."""
+    """Counts and drops of each source, samples of dropped records, truncated files, most frequent dropped templates,
+    and documents with left-over markup.
+    """
     sources: dict[str, Counter[str]] = {}
     samples: dict[str, list[DroppedRecord]] = {}
     templates: Counter[str] = Counter()
+    residue: Counter[str] = Counter()
     truncated: dict[str, TruncatedFile] = {}  # by file: several ranges may reach the end of one
     for part in parts:
         sources.setdefault(part.facts["source"], Counter()).update(part.counts)
@@ -163,6 +171,8 @@ def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
         for reason, shown in part.facts["samples"].items():
             samples[reason] = [*samples.get(reason, []), *(DroppedRecord(**one) for one in shown)][:_SAMPLES]
         templates.update(part.facts["templates"])
+        if "residue" in part.facts:
+            residue[part.facts["source"]] += part.facts["residue"]
         for cut in part.facts["truncated"]:
             truncated.setdefault(cut["file"], TruncatedFile(**cut))
     return ExtractFacts(
@@ -170,4 +180,5 @@ def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
         samples=samples,
         truncated=list(truncated.values()),
         templates=dict(templates.most_common(50)),
+        residue=dict(residue),
     )

@@ -20,6 +20,7 @@ from cloze.infra.stage_inputs import StageOutput
 from cloze.infra.stages import Stage
 from cloze.infra.workflow.command import materialize
 from cloze.infra.workflow.definitions import definitions
+from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.pipeline.core.artifacts import Manifest, Output
 from cloze.pipeline.core.config import Compute, Config, InputPath, identity, load
 from cloze.pipeline.core.errors import UserError
@@ -120,9 +121,10 @@ def test_a_key_for_one_file_that_names_several_is_refused(config: WithCensus) ->
 
 
 def test_it_is_an_asset_that_depends_on_the_stages_it_reads(config: WithCensus) -> None:
-    graph = definitions(config).resolve_asset_graph()
+    graph = definitions(ConfiguredRun(config)).resolve_asset_graph()
     census, reader = (graph.get(dagster.AssetKey(["quickstart", name])) for name in ("census", "reader"))
-    assert (census.description, census.kinds, census.parent_keys) == ("a census", {"text"}, set())
+    files = {dagster.AssetKey(["quickstart", "files", "census", name]) for name in ("words", "texts")}
+    assert (census.description, census.kinds, census.parent_keys) == ("a census", {"text"}, files)
     assert reader.parent_keys == {census.key}
 
 

@@ -23,6 +23,7 @@ from cloze.training.model.architectures import architecture_name
 from cloze.training.model.bert import BertConfig
 
 _DIGESTS = "digests"  # in the run's root: a file for each finished checkpoint, named by its digest and its artifact
+_PROMOTED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)@promoted")
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
 _HEADS = {"bert.pooler.": "pooler", "mlm.": "masked-LM head", "nsp.": "next-sentence head"}
 _PAIR_HEAD = ("bert.pooler.", "nsp.")
@@ -124,6 +125,17 @@ def _check_compatible(
 def is_digest(init: str) -> bool:
     """Whether an `init` is the digest of a checkpoint under the run's root; otherwise it is a folder."""
     return _DIGEST_PREFIX.fullmatch(init) is not None
+
+
+def promoted_name(init: str) -> str | None:
+    """NAME@promoted, the model that is promoted as NAME when a run is planned -> NAME; None for another `init`."""
+    match = _PROMOTED.fullmatch(init)
+    return match and match[1]
+
+
+def is_name(init: str) -> bool:
+    """Whether an `init` is not a path, but a digest or NAME@promoted."""
+    return is_digest(init) or promoted_name(init) is not None
 
 
 def weights_files(init: str, root: Location) -> list[str]:

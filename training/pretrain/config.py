@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cloze.pipeline.core.config import Compute, Config, InputPath
-from cloze.training.checkpoints.warm_start import is_digest, weights_files
+from cloze.training.checkpoints.warm_start import is_name, weights_files
 from cloze.training.model.architectures import ModelConfig
 from cloze.training.model.optim import OptimizerConfig
 from cloze.training.pretrain.deepspeed_config import DeepSpeedConfig
@@ -27,8 +27,9 @@ class PretrainConfig(Config):
 
     model: ModelConfig
     """Size and settings of the model."""
-    init: Annotated[str | None, InputPath(files_in=weights_files, is_name=is_digest)] = None
-    """A model to start from: a Hugging Face folder, or the digest of a finished checkpoint. Random weights if unset."""
+    init: Annotated[str | None, InputPath(files_in=weights_files, is_name=is_name)] = None
+    """A model to start from: a Hugging Face folder, the digest of a finished checkpoint, or NAME@promoted: the model
+    that is promoted as NAME when the run is planned. Random weights if unset, or if nothing is promoted as NAME yet."""
     phases: list[Phase] = Field(min_length=1)
     """The phases of the training, one after the other, for example at length 128 and then 512."""
     budget: str | None = None

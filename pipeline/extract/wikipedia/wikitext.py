@@ -32,6 +32,7 @@ _MAGIC = re.compile(r"__(?=[^\W\da-z_])[^\Wa-z]+__")
 _VARIANT = re.compile(r"-\{(?:([^{}|\n]*+)\|)?([^{}\n]*+)\}-")
 _LETTER = re.compile(r"[^\W_]")
 _ODD_SPACES = "\t\x0b\x0c\r\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+_RESIDUE = ("{{", "}}", "[[", "]]", "{|", "|}", "'''", "<ref", "&nbsp;", "&amp;")
 _PAUSES, _PAUSES_OR_STOPS = tuple(",;:、，；：،؛"), tuple(",;.、，；。،؛")
 _LOOSE_PUNCTUATION = " ,;:/–、，；：،؛"  # removed between a bracket and a gap
 # Only next to these characters is there anything to remove around a gap.
@@ -57,6 +58,11 @@ def paragraphs(text: str, rules: Rules = Rules(), dropped: Counter[str] | None =
         resolve_structure(text, rules.templates, Counter() if dropped is None else dropped), rules.hidden_namespaces
     )
     return _clean_blocks(_split_blocks(text, rules))
+
+
+def has_residue(text: str) -> bool:
+    """Whether a document's text has left-over markup: what `paragraphs` should have removed."""
+    return any(mark in text for mark in _RESIDUE)
 
 
 def _split_blocks(text: str, rules: Rules) -> list[str]:

@@ -21,6 +21,7 @@ from cloze.infra.schedule_config import ScheduleConfig
 from cloze.infra.workflow.command import materialize
 from cloze.infra.workflow.definitions import definitions, defs
 from cloze.infra.workflow.history import home, open_history
+from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.infra.workflow.run_process import process_tag
 from cloze.pipeline.core.errors import UserError
 from tests.conftest import free_port, wait_for_port
@@ -67,17 +68,34 @@ def materializations() -> dict[str, dict[str, Any]]:
     return found
 
 
+def actions() -> dict[str, Any]:
+    """Asset -> what the last run did with it: a stage that it skipped is an observation."""
+    found = {}
+    with dagster.DagsterInstance.get() as instance:
+        for name in ("letters", "words", "pages"):
+            key = dagster.AssetKey(["toy", name])
+            materialized, observed = (
+                fetch(dagster.AssetRecordsFilter(key), limit=1).records
+                for fetch in (instance.fetch_materializations, instance.fetch_observations)
+            )
+            last = max([*materialized, *observed], key=lambda record: record.storage_id)
+            event = last.asset_materialization or last.asset_observation
+            assert event
+            found[name] = event.metadata["action"].value
+    return found
+
+
 def test_every_stage_is_an_asset_that_depends_on_its_inputs(make: Make) -> None:
-    graph = definitions(make().config).resolve_asset_graph()
+    graph = definitions(ConfiguredRun(make().config)).resolve_asset_graph()
     below = {
         key.path[-1]: {parent.path[-1] for parent in graph.get(key).parent_keys} for key in graph.get_all_asset_keys()
     }
-    assert below == {"letters": set(), "words": {"letters"}, "pages": {"words", "letters"}}
+    assert below == {"data": set(), "letters": {"data"}, "words": {"letters"}, "pages": {"words", "letters"}}
     assert {key.path[0] for key in graph.get_all_asset_keys()} == {"toy"}
 
 
 def test_the_schedule_is_weekly_and_off_until_switched_on(make: Make) -> None:
-    found = definitions(make().config)
+    found = definitions(ConfiguredRun(make().config))
     schedule = found.resolve_schedule_def("toy_schedule")
     assert schedule.cron_schedule == "0 3 * * 0"
     assert schedule.default_status == dagster.DefaultScheduleStatus.STOPPED
@@ -89,7 +107,7 @@ def test_the_schedule_is_weekly_and_off_until_switched_on(make: Make) -> None:
 
 def test_an_impossible_schedule_is_refused(make: Make) -> None:
     with pytest.raises(UserError, match="schedule: weekly is not a cron expression; write five fields"):
-        definitions(make().config.model_copy(update={"schedule": ScheduleConfig(cron="weekly")}))
+        definitions(ConfiguredRun(make().config.model_copy(update={"schedule": ScheduleConfig(cron="weekly")})))
 
 
 def test_a_run_executes_every_stage_in_order_and_a_second_skips_them(
@@ -167,8 +185,9 @@ def test_dagsters_history_contains_runs_and_the_metadata_of_each_asset(make: Mak
         ("toy", dagster.DagsterRunStatus.SUCCESS, "cloze run toy.yaml words.size=2"),
         ("toy", dagster.DagsterRunStatus.SUCCESS, "cloze run toy.yaml"),
     ]
+    assert actions() == {"letters": "skip", "words": "run", "pages": "skip"}
     found = materializations()
-    assert {name: found[name]["action"] for name in found} == {"letters": "skip", "words": "run", "pages": "skip"}
+    assert {name: found[name]["action"] for name in found} == {"letters": "run", "words": "run", "pages": "run"}
     assert found["words"]["reason"] == "words.size: 1 -> 2"
     assert (found["words"]["letters"], found["words"]["dropped: vowels"]) == (2, 1)
     assert found["words"]["location"] == str(make(words=ToyConfig(size=2)).plan()[1].output.location)  # pyright: ignore
@@ -183,11 +202,7 @@ def test_until_stops_after_a_stage(make: Make) -> None:
 def test_force_runs_a_stage_again_and_no_other(make: Make) -> None:
     materialize(make(), "cloze run")
     materialize(make(), "cloze run", force=["words"])
-    assert {name: found["action"] for name, found in materializations().items()} == {
-        "letters": "skip",
-        "words": "run",
-        "pages": "skip",
-    }
+    assert actions() == {"letters": "skip", "words": "run", "pages": "skip"}
 
 
 def test_the_exception_of_a_stage_is_raised_unchanged(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,11 +267,7 @@ def test_a_killed_run_is_ended_in_the_history_by_the_next_one(make: Make, tmp_pa
     assert [run.status for run in history()] == [dagster.DagsterRunStatus.STARTED]
     materialize(make(), "cloze run")
     assert [run.status for run in history()] == [dagster.DagsterRunStatus.SUCCESS, dagster.DagsterRunStatus.FAILURE]
-    assert {name: found["action"] for name, found in materializations().items()} == {
-        "letters": "skip",
-        "words": "run",
-        "pages": "run",
-    }
+    assert actions() == {"letters": "skip", "words": "run", "pages": "run"}
 
 
 def test_a_run_that_is_still_running_is_not_changed(make: Make) -> None:

@@ -11,7 +11,7 @@ from pydantic import SkipValidation
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
 from cloze.pipeline.core.config import Config, InputPath, identity
 from cloze.pipeline.core.storage import Location
-from cloze.training.checkpoints.warm_start import folder_of, is_digest
+from cloze.training.checkpoints.warm_start import folder_of, is_name
 from cloze.training.finetune.encode.encoded_files import split_files
 from cloze.training.finetune.encoders.pretrained_encoder import tokenizer_of, tokenizer_paths
 from cloze.training.finetune.tasks.registry import task_of
@@ -26,7 +26,7 @@ class EncodeConfig(Config):
 
     task: SkipValidation[TaskConfig]
     """The task's configuration; the fields that concern the training alone are None."""
-    tokenizer: Annotated[str | None, InputPath(files_in=tokenizer_paths, is_name=is_digest)] = None
+    tokenizer: Annotated[str | None, InputPath(files_in=tokenizer_paths, is_name=is_name)] = None
     """The model whose tokenizer is used, as `init` of the task names it; by default this run's."""
 
 

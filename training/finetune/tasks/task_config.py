@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.training.checkpoints.warm_start import is_digest, weights_files
+from cloze.training.checkpoints.warm_start import is_name, weights_files
 
 SPLITS = ("train", "dev", "test")
 
@@ -100,9 +100,10 @@ class TaskConfig(Config):
     Without a column that names the split, a tenth is dev and another tenth test, of each label, drawn by the seed."""
     files: SplitFiles | None = None
     """A file for each split, in place of `file`."""
-    init: Annotated[str | None, InputPath(files_in=weights_files, is_name=is_digest)] = None
-    """The model to start from: the digest of a finished checkpoint, or the Hugging Face folder of a BERT, or of another
-    encoder that transformers runs. By default the checkpoint that this run's pretraining ends with."""
+    init: Annotated[str | None, InputPath(files_in=weights_files, is_name=is_name)] = None
+    """The model to start from: the digest of a finished checkpoint, NAME@promoted, or the Hugging Face folder of a
+    BERT, or of another encoder that transformers runs. By default the checkpoint that this run's pretraining ends
+    with."""
     compare_random: Annotated[bool, Training] = False
     """Train the same model from random weights as well, which shows what the pretraining is worth."""
     max_seq_length: int = Field(default=128, ge=3)

@@ -1,0 +1,92 @@
+"""New files of the user's -> runs that Dagster's sensors request. The sensors are off until they are switched on."""
+
+import json
+from collections.abc import Iterator
+
+import dagster
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from cloze.infra import new_files
+from cloze.infra.fetch.finished import FinishedDump
+from cloze.infra.planner import Run
+from cloze.infra.workflow.names import identifier
+from cloze.infra.workflow.partitions import ConfiguredRun, key_of
+from cloze.pipeline.core.errors import UserError
+
+_OFF = dagster.DefaultSensorStatus.STOPPED
+
+
+def file_sensor(configured: ConfiguredRun, job: UnresolvedAssetJobDefinition) -> dagster.SensorDefinition:
+    """Requests a run for each new dump of a run with partitions; of another run when its files have changed."""
+    function = _new_dumps if configured.partitions else _new_files
+    kind = "dump" if configured.partitions else "files"
+
+    def evaluate(context: dagster.SensorEvaluationContext) -> dagster.SensorResult | dagster.SkipReason:
+        return function(configured, context)
+
+    return dagster.SensorDefinition(
+        name=f"{identifier(configured.name)}_new_{kind}",
+        job=job,
+        evaluation_fn=evaluate,
+        minimum_interval_seconds=configured.config.schedule.watch_seconds,
+        default_status=_OFF,
+        description=" ".join((function.__doc__ or "").split()),
+    )
+
+
+def newest_dumps(
+    configured: ConfiguredRun, instance: dagster.DagsterInstance
+) -> Iterator[dagster.RunRequest | dagster.SkipReason]:
+    """What a tick of the schedule requests: a run for the newest finished dump of each language."""
+    dumps = configured.newest_dumps()
+    configured.add_dates(instance, [dump.date for dump in dumps])
+    for dump in dumps:
+        yield dagster.RunRequest(partition_key=key_of(dump.language, dump.date))
+    if not dumps:
+        yield dagster.SkipReason("no dump is finished")
+
+
+def _new_dumps(
+    configured: ConfiguredRun, context: dagster.SensorEvaluationContext
+) -> dagster.SensorResult | dagster.SkipReason:
+    """Requests a run of a language when `cloze fetch` has finished a newer dump of it: once for each dump."""
+    dumps = configured.newest_dumps()
+    seen: dict[str, str] = json.loads(context.cursor or "{}")
+    new = [dump for dump in dumps if seen.get(dump.language) != dump.digest]
+    if not new:
+        return dagster.SkipReason(f"no new dump: {', '.join(_newest(dumps)) or 'none is finished'}")
+    configured.add_dates(context.instance, [dump.date for dump in new])
+    context.update_cursor(json.dumps({**seen, **{dump.language: dump.digest for dump in new}}))
+    return dagster.SensorResult(
+        run_requests=[
+            dagster.RunRequest(
+                run_key=f"{dump.language} {dump.date} {dump.digest}", partition_key=key_of(dump.language, dump.date)
+            )
+            for dump in new
+        ]
+    )
+
+
+def _newest(dumps: list[FinishedDump]) -> Iterator[str]:
+    return (f"the newest of {dump.language} is {dump.date}" for dump in dumps)
+
+
+def _new_files(
+    configured: ConfiguredRun, context: dagster.SensorEvaluationContext
+) -> dagster.SensorResult | dagster.SkipReason:
+    """Requests a run when files that it reads were added or changed, and two successive looks agree on all of them."""
+    cursor: dict[str, str] = json.loads(context.cursor or "{}")
+    try:
+        found = new_files.stamps(Run(configured.config))
+    except UserError as error:
+        return dagster.SkipReason(str(error))
+    digest = new_files.digest(found)
+    if digest == cursor.get("requested"):
+        return dagster.SkipReason(f"{len(found):,} files, as in the last run that was requested")
+    context.update_cursor(json.dumps({**cursor, "seen": digest}))
+    if folder := new_files.unfinished_folder(found):
+        return dagster.SkipReason(f"{folder}: is not whole yet")
+    if digest != cursor.get("seen"):
+        return dagster.SkipReason(f"{len(found):,} files, which have changed; waits until they stand still")
+    context.update_cursor(json.dumps({"seen": digest, "requested": digest}))
+    return dagster.SensorResult(run_requests=[dagster.RunRequest(run_key=digest)])
