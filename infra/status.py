@@ -107,8 +107,8 @@ def statuses(run: Run) -> list[StageStatus]:
 
 
 def print_status(run: Run) -> None:
-    """Print one line per stage: done, half-done, not started or waiting for another; then the run's job, the checks that
-    fail, and the results so far."""
+    """Print one line per stage: done, half-done, not started or waiting for another; then the run's job, the failed
+    checks and the results so far."""
     table = Table("stage", "state", "took", "result", "size", "output", box=None, pad_edge=False, header_style="bold")
     stages = statuses(run)
     for stage in stages:

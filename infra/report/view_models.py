@@ -42,7 +42,8 @@ class StageView:
 
     `state` is for people: done, half-done, not started, waiting. `location` is None while an input's fingerprint is
     unknown, `manifest` until the stage is finished. `upstream` has the names of the stages that it reads, `user_files`
-    the user's files by input name, `estimate` what the run was estimated to take for it when it started, `checks` the results of its checks.
+    the user's files by input name, `estimate` what the run was estimated to take for it when it started, `checks` the
+    results of its checks.
     """
 
     name: str

@@ -50,7 +50,7 @@ def job_stages(
     """
     cluster = load(ClusterConfig, file)
     job = FollowedJob(backend_of(cluster, file), request)
-    context.instance.add_run_tags(context.run_id, {JOB: job.job, CLUSTER: cluster.name})
+    context.instance.add_run_tags(context.run.run_id, {JOB: job.job, CLUSTER: cluster.name})
     context.log.info(f"{'submitted as' if job.is_new else 'attached to'} {job.job} on {cluster.name}")
     with _stopped_when_canceled(context, job):
         yield from job.stages(names)
@@ -63,7 +63,7 @@ def _stopped_when_canceled(context: dagster.AssetExecutionContext, job: Followed
     try:
         yield
     except BaseException:
-        run = context.instance.get_run_by_id(context.run_id)
+        run = context.instance.get_run_by_id(context.run.run_id)
         if run and run.status == dagster.DagsterRunStatus.CANCELING:
             job.stop()
             context.log.info(f"{job.job} saves and ends")

@@ -17,7 +17,7 @@ from cloze.infra.workflow.names import identifier
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 
-_ANY_DATE = "00000000"
+_ANY_DATE = "19700101"
 
 
 @dataclass(frozen=True)
