@@ -12,7 +12,7 @@ from cloze.infra.run_config import RunConfig
 from cloze.infra.workflow.assets import Begin, stage_assets
 from cloze.infra.workflow.launched_run import launched_run
 from cloze.infra.workflow.names import identifier
-from cloze.infra.workflow.queue import run_tags, unfinished_run
+from cloze.infra.workflow.queue import root_tag, run_tags, unfinished_run
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 
@@ -36,7 +36,7 @@ def _ray() -> Iterator[LazyRaySession]:
 
 
 def definitions(config: RunConfig, begin: Begin = launched_run) -> dagster.Definitions:
-    """The definitions of one run. `begin` begins a run of its job."""
+    """The definitions of one run. `begin` begins a run of its job: one that Dagster has started, or another."""
     name, assets = identifier(config.name), stage_assets(config, begin)
     # All stages are one op, in the process of the run: they share a Ray session.
     executor = dagster.in_process_executor
@@ -45,7 +45,7 @@ def definitions(config: RunConfig, begin: Begin = launched_run) -> dagster.Defin
         selection=[assets],
         executor_def=executor,
         description=f"All stages of {config.name}; those that are finished are skipped.",
-        run_tags=run_tags(config),
+        run_tags=run_tags(config) if begin is launched_run else root_tag(config),
     )
     return dagster.Definitions(
         assets=[assets], jobs=[job], schedules=[_schedule(config, job)], resources={"ray": _ray}, executor=executor
