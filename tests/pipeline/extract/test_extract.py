@@ -183,6 +183,15 @@ def test_the_manifest_names_cut_files_and_shows_what_was_dropped(whole: tuple[Pa
     ]
     assert "Alexandre De Rhodes" in [shown["record"] for shown in facts["samples"]["redirect"]]
     assert facts["templates"]["reflist"] > 0
+    assert facts["residue"] == {"wiki": 0}
+
+
+def test_left_over_markup_is_counted_of_wikitext_alone(tmp_path: Path):
+    text = "A page with {{{{ left over]] from its source, long enough to be kept as a document of the corpus. " * 3
+    (tmp_path / "book.txt").write_text(text)
+    found = run(config(b=BOOKS), {"b": files(tmp_path / "book.txt")}, output(tmp_path / "out")).facts["residue"]
+    assert found == {}
+    assert has_residue(text) and not has_residue("A [sic] page {with} 'ordinary' marks | and pipes.")
 
 
 def test_the_bytes_are_those_of_this_version(whole: tuple[Path, Manifest]):
