@@ -19,6 +19,7 @@ from cloze.pipeline.extract import work_units
 from cloze.pipeline.extract.document import split_of
 from cloze.pipeline.extract.stage import VERSION, ExtractConfig, run
 from cloze.pipeline.extract.wikipedia.dump import ReadStatus, byte_ranges, pages, read_site
+from cloze.pipeline.extract.wikipedia.wikitext import has_residue
 from cloze.pipeline.extract.work_units import plan_units
 from cloze.pipeline.text import words
 from tests.paths import DATA
