@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster
 import pytest
+from dagster._core.definitions.partitions.context import partition_loading_context
 
 from cloze.infra import named_runs
 from cloze.infra.fetch.download import MARKER
@@ -50,7 +51,10 @@ def tick(run: ConfiguredRun, cursor: str | None = None) -> tuple[list[str | None
     """What the sensor of new dumps requests, why it requests nothing, and its next cursor."""
     with open_history() as instance:
         repository = definitions(run).get_repository_def()
-        with dagster.build_sensor_context(instance, cursor, repository_def=repository) as context:
+        with (
+            dagster.build_sensor_context(instance, cursor, repository_def=repository) as context,
+            partition_loading_context(dynamic_partitions_store=instance),  # as the daemon's context has it
+        ):
             found = repository.get_sensor_def("wiki_new_dump").evaluate_tick(context)
     return [request.partition_key for request in found.run_requests or ()], found.skip_message, found.cursor
 
