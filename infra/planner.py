@@ -74,7 +74,7 @@ class Run:
         self._progress = progress
         self._ray = ray or LazyRaySession()
         self._source_files: dict[UserFiles, list[SourceFile]] = {}
-        self._checked: dict[str, list[CheckResult]] = {}  # by the fingerprint of the output
+        self._checked: dict[str, list[CheckResult]] = {}  # by stage
 
     def __enter__(self) -> Self:
         return self
@@ -204,14 +204,15 @@ class Run:
     def check_results(self, name: str) -> list[CheckResult]:
         """The results of the checks of a stage's finished output; none while it is not finished.
 
-        An output is checked once by this object. Whoever executes a stage calls `require_passed` with them afterwards.
+        They are computed once, and again after the stage ran. Whoever executes a stage gives them to `require_passed`.
         """
-        artifact = self.artifact(name) if self.stage(name).checks else None
+        if name in self._checked or not self.stage(name).checks:
+            return self._checked.get(name, [])
+        artifact = self.artifact(name)
         if artifact is None:
             return []
-        if artifact.fingerprint not in self._checked:
-            self._checked[artifact.fingerprint] = check_stage(self, name, artifact)
-        return self._checked[artifact.fingerprint]
+        self._checked[name] = check_stage(self, name, artifact)
+        return self._checked[name]
 
     def promoted_figures(self) -> Mapping[str, StageFigures]:
         """Stage -> its figures in the promoted model that this run is compared with; empty if there is none."""
@@ -263,6 +264,7 @@ class Run:
                 raise
             stage.run(stage.config, self._inputs(stage, on_wait), planned.output)
         planned.output.check_lease()
+        self._checked.pop(stage.name, None)
         delete_scratch(planned.output.location)
 
     def _publish(self, stage: Stage, output: Output) -> None:

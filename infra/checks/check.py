@@ -63,7 +63,8 @@ class Check:
     absent: float | None = None
 
     def is_off(self, config: ChecksConfig) -> bool:
-        return all(getattr(config, key) in (None, False) for key in self.keys)
+        limits = [getattr(config, key) for key in self.keys]
+        return all(limit is None or limit is False for limit in limits)  # 0.0 is a limit
 
 
 Figures = dict[str, list[Figure]]  # by the name of their check

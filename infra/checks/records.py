@@ -1,8 +1,7 @@
 """What the checks store next to a run's configuration, under <root>/runs/.
 
-NAME.passed.json: the figures of the last run that passed all its checks, stage by stage. It replaces what an earlier run
-has passed with, and a run that fails a check leaves it: bad input fails as often as it is run.
-NAME.checks.json: the results of the last run's checks, for the report.
+NAME.passed.json: the figures of the last run that passed all its checks, by stage. A run that fails a check leaves it:
+bad input fails as often as it is run. NAME.checks.json: the results of the last checks, for the report.
 """
 
 import json

@@ -24,9 +24,8 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 
 
-@dagster.definitions
-def defs() -> dagster.Definitions:
-    """The definitions of `dagster dev -m cloze.infra.workflow`: the runs in CLOZE_CONFIG, separated by spaces."""
+def definitions_of_runs() -> dagster.Definitions:
+    """The definitions of the runs in CLOZE_CONFIG, separated by spaces."""
     runs = [read_run(run) for run in os.environ.get("CLOZE_CONFIG", "configs/quickstart.yaml").split()]
     names = [identifier(run.name) for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -97,22 +97,16 @@ def launched_run(
 
 @contextmanager
 def _errors_reported(context: dagster.AssetExecutionContext) -> Iterator[None]:
-    """Tell Dagster which errors a further attempt cannot repair, and why a run has ended itself."""
+    """Fail with the one line of an error that a further attempt cannot repair, or that ended the run by itself."""
     try:
         yield
-    except KeyboardInterrupt as error:
-        if not (ending := own_ending()):
+    except (Exception, KeyboardInterrupt) as error:
+        ending = own_ending() if isinstance(error, KeyboardInterrupt) else None
+        line = ending.line if ending else explain(error)
+        if line is None:
             raise
-        _refuse_retry(context)
-        raise dagster.Failure(ending.line) from error
-    except Exception as error:
-        if explain(error) is not None:
-            _refuse_retry(context)
-        raise
-
-
-def _refuse_retry(context: dagster.AssetExecutionContext) -> None:
-    context.instance.add_run_tags(context.run_id, {RETRY_AFTER_EXCEPTION: "false"})
+        context.instance.add_run_tags(context.run_id, {RETRY_AFTER_EXCEPTION: "false"})
+        raise dagster.Failure(line) from error
 
 
 def _with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

@@ -1,12 +1,16 @@
 """One run at a time for a root: the tags of a run, by which Dagster's queue lets it wait, retries and ends it."""
 
+from typing import TYPE_CHECKING
+
 import dagster
 from dagster._core.run_coordinator.base import SubmitRunContext  # the interface has no public name
 from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
 
-from cloze.infra.run_config import RunConfig
 from cloze.infra.workflow.names import identifier
 from cloze.pipeline.core.storage import Location
+
+if TYPE_CHECKING:
+    from cloze.infra.run_config import RunConfig
 
 #: A tag of a run in the history: its root. Dagster's queue starts one run at a time for each.
 ROOT = "cloze/root"
@@ -22,11 +26,11 @@ _UNFINISHED = [
 ]
 
 
-def root_tag(config: RunConfig) -> dict[str, str]:
+def root_tag(config: "RunConfig") -> dict[str, str]:
     return {ROOT: Location(config.root).absolute().uri}
 
 
-def run_tags(config: RunConfig) -> dict[str, str]:
+def run_tags(config: "RunConfig") -> dict[str, str]:
     """The tags of a run that Dagster starts."""
     schedule = config.schedule
     return {
@@ -38,7 +42,7 @@ def run_tags(config: RunConfig) -> dict[str, str]:
     }
 
 
-def unfinished_run(instance: dagster.DagsterInstance, config: RunConfig) -> dagster.DagsterRun | None:
+def unfinished_run(instance: dagster.DagsterInstance, config: "RunConfig") -> dagster.DagsterRun | None:
     """The oldest run of this root that is queued or at work."""
     filters = dagster.RunsFilter(tags=root_tag(config), statuses=_UNFINISHED)
     return next(iter(instance.get_runs(filters, limit=1, ascending=True)), None)
@@ -54,11 +58,11 @@ class RootQueue(QueuedRunCoordinator):
 
 
 def _job_tags(context: SubmitRunContext) -> dict[str, str]:
-    """The tags of the job of all stages to which a run's assets belong; none for a job that is not Cloze's."""
+    """The tags of a run's job, or of the job of all stages to which its assets belong."""
     run, origin = context.dagster_run, context.dagster_run.remote_job_origin
-    if origin is None or not run.asset_selection:
+    if origin is None:
         return {}
     location = origin.repository_origin.code_location_origin.location_name
     repository = context.workspace.get_code_location(location).get_repository(origin.repository_origin.repository_name)
-    job = identifier(min(run.asset_selection).path[0])
+    job = identifier(min(run.asset_selection).path[0]) if run.asset_selection else run.job_name
     return dict(repository.get_full_job(job).run_tags) if repository.has_job(job) else {}

@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +17,9 @@ from cloze.infra import named_runs
 from cloze.infra.cli import main
 from cloze.infra.planner import Run
 from cloze.infra.schedule_config import ScheduleConfig
+from cloze.infra.workflow import defs
 from cloze.infra.workflow.command import materialize
-from cloze.infra.workflow.definitions import definitions, defs
+from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import home, open_history
 from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.infra.workflow.run_process import process_tag
@@ -30,25 +30,6 @@ from tests.infra.toy_run import ToyConfig
 from tests.paths import QUICKSTART, REPOSITORY
 
 Make = Callable[..., Run]
-
-
-@pytest.fixture(scope="module")
-def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Dagster home without a run: creating its databases takes a second, copying them no time."""
-    folder = tmp_path_factory.mktemp("empty") / "dagster"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DAGSTER_HOME", str(folder))
-        with dagster.DagsterInstance.local_temp(str(home())) as instance:
-            assert instance.get_runs() == []
-    return folder
-
-
-@pytest.fixture
-def make(empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Creates the toy run; Dagster's home is empty."""
-    monkeypatch.setenv("DAGSTER_HOME", str(shutil.copytree(empty_home, tmp_path / "dagster")))
-    (tmp_path / "source.txt").write_text("what letters reads")
-    return lambda **configs: toy.toy_run(monkeypatch, tmp_path / "root", tmp_path / "source.txt", **configs)
 
 
 def history() -> list[dagster.DagsterRun]:
