@@ -1,12 +1,12 @@
-"""<root>/runs/NAME.json: what the run of a name last finished -> the reason why a stage runs again."""
+"""<root>/runs/NAME.json: what the run of a name last finished -> its outputs, and why a stage runs again."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from cloze.infra.stages import Stage
-from cloze.pipeline.core.artifacts import Manifest, read_manifest
+from cloze.pipeline.core.artifacts import Artifact, Manifest, read_manifest
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import DamagedFile
 from cloze.pipeline.core.storage import Location
@@ -32,6 +32,16 @@ class StageHistory:
         finished = self._read()
         if finished.get(stage.name) != entry:
             self._file.write_text(json.dumps({**finished, stage.name: entry}, indent=1))
+
+    def outputs(self, stages: Iterable[Stage]) -> dict[str, Artifact]:
+        """Stage -> its output as it was last finished, on whatever machine."""
+        finished = self._read()
+        return {
+            stage.name: Artifact(self._root / folder / entry["fingerprint"], folder, entry["fingerprint"])
+            for stage in stages
+            if (entry := finished.get(stage.name))
+            for folder in [stage.folder or stage.name]
+        }
 
     def difference(self, stage: Stage, inputs: Inputs) -> str:
         """The reason why a stage runs: what has changed since the run of this name last finished it."""
