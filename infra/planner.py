@@ -1,8 +1,6 @@
 """A run's stages -> a plan that says what to do for each stage and why; and the execution of a stage."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -14,6 +12,7 @@ from cloze.infra.promotion import registry
 from cloze.infra.promotion.inits import uses_promoted, with_digests
 from cloze.infra.ray_session import LazyRaySession
 from cloze.infra.run_config import RunConfig
+from cloze.infra.stage_history import StageHistory
 from cloze.infra.stage_inputs import UserFiles
 from cloze.infra.stages import Stage, stages
 from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, fingerprint, missing_files, read_manifest
@@ -25,7 +24,6 @@ from cloze.pipeline.core.leases import hold_lease, owner_of, refuse_to_wait, wai
 from cloze.pipeline.core.ray_cluster import belongs_to_cluster
 from cloze.pipeline.core.scratch import delete_abandoned, delete_scratch
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.core.threads import map_in_threads
 
 Action = Literal["run", "continue", "skip", "wait"]
 INPUT_UNKNOWN = "its inputs are not finished yet"  # the reason of a stage that waits for other stages
@@ -73,6 +71,7 @@ class Run:
             raise UserError(f"{config.name}: has no fine-tuning task; add one to finetune")
         self._progress = progress
         self._ray = ray or LazyRaySession()
+        self._history = StageHistory(self.root, config.name)
         self._source_files: dict[UserFiles, list[SourceFile]] = {}
         self._checked: dict[str, list[CheckResult]] = {}  # by stage
 
@@ -148,7 +147,7 @@ class Run:
             return PlannedStage(stage, "skip", f"done {finished} UTC, nothing changed", output)
         if (output.location / "parts").files() or (output.location / "checkpoints").files():
             return PlannedStage(stage, "continue", "was interrupted; continues from its finished parts", output)
-        return PlannedStage(stage, "run", self._difference(stage), output)
+        return PlannedStage(stage, "run", self._history.difference(stage, self._identities(stage)), output)
 
     def check(self, until: str | None = None, force: Sequence[str] = ()) -> None:
         """Check the user's files before the run starts.
@@ -196,7 +195,7 @@ class Run:
                 self._publish(stage, output)
         manifest = read_manifest(output.location)
         assert manifest, f"{name}: its run must write a manifest"
-        self._remember(stage, output.fingerprint)
+        self._history.remember(stage, output.fingerprint, self._identities(stage))
         if results := self.check_results(name):
             write_results(self.root, self.config.name, name, output.fingerprint, results)
         return planned, manifest
@@ -289,17 +288,6 @@ class Run:
             return None
         return Artifact(output.location, output.stage, output.fingerprint)
 
-    def last_finished(self) -> dict[str, Artifact]:
-        """Stage -> its output as a run of this name last finished it, on whatever machine. Reads no file of the
-        user's, whose content may have changed since."""
-        last = self._history()
-        return {
-            name: Artifact(self.root / folder / last[name]["fingerprint"], folder, last[name]["fingerprint"])
-            for name, stage in self.stages.items()
-            if name in last
-            for folder in [stage.folder or stage.name]
-        }
-
     def fingerprint(self, name: str) -> str | None:
         """The fingerprint of a stage's output, finished or not; None while its inputs' identities are not known."""
         output = self._output(self.stage(name))
@@ -365,60 +353,6 @@ class Run:
             return str(missing)
         return ""
 
-    @property
-    def _history_file(self) -> Location:
-        return self.root / "runs" / f"{self.config.name}.json"
-
-    def _history(self) -> dict[str, Any]:
-        """Stage -> its configuration and inputs when the run of this name last finished it."""
-        try:
-            return json.loads(self._history_file.read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # only the reasons in the plan depend on it
-            return {}
-
-    def _remember(self, stage: Stage, digest: str) -> None:
-        """Write a finished stage to the history, with which `_difference` compares."""
-        entry = {
-            "fingerprint": digest,
-            "version": stage.version,
-            "config": identity(stage.config),
-            "inputs": self._identities(stage),
-        }
-        history = self._history()
-        if history.get(stage.name) != entry:
-            self._history_file.write_text(json.dumps({**history, stage.name: entry}, indent=1))
-
-    def _difference(self, stage: Stage) -> str:
-        """The reason why a stage runs: what has changed since the run of this name last finished it."""
-        before = self._history().get(stage.name)
-        if before is None:
-            earlier = self._earlier_version(stage)
-            return "no output yet" if earlier is None else _version_change(earlier, stage)
-        inputs = self._identities(stage)
-        changes = _changed_keys(before["config"], json.loads(json.dumps(identity(stage.config))), stage.name)
-        changes += [f"input {name} changed" for name, value in inputs.items() if before["inputs"].get(name) != value]
-        changes += [f"input {name} was removed" for name in before["inputs"] if name not in inputs]
-        if before["version"] != stage.version:
-            changes.append(_version_change(before["version"], stage))
-        return "; ".join(changes) or "its output was deleted"
-
-    def _earlier_version(self, stage: Stage) -> int | None:
-        """The highest of the earlier versions of a stage that have finished an output under the root; None for none."""
-        manifests = map_in_threads(_readable_manifest, (self.root / (stage.folder or stage.name)).folders())
-        versions = [manifest.version for manifest in manifests if manifest]
-        return max((version for version in versions if version < stage.version), default=None)
-
-
-def _readable_manifest(location: Location) -> Manifest | None:
-    with suppress(DamagedFile):
-        return read_manifest(location)
-    return None
-
-
-def _version_change(before: int, stage: Stage) -> str:
-    reason = f" ({stage.version_reason})" if stage.version_reason else ""
-    return f"the stage's version changed: {before} -> {stage.version}{reason}"
-
 
 def _with_owner(planned: PlannedStage) -> PlannedStage:
     """The planned stage with the run that works on it, which the reason then names."""
@@ -435,19 +369,3 @@ def _needed_for_tasks(of_run: Sequence[Stage]) -> list[Stage]:
         if stage.name in needed:
             needed |= {*stage.after}
     return [stage for stage in of_run if stage.name in needed or (stage.publish and needed.issuperset(stage.after))]
-
-
-def _changed_keys(before: Any, now: Any, path: str) -> list[str]:
-    """Messages such as `vocab.size: 6000 -> 8000`, one for each key that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = list(dict.fromkeys([*before, *now]))
-        return [change for key in keys for change in _changed_keys(before.get(key), now.get(key), f"{path}.{key}")]
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        pairs = enumerate(zip(before, now, strict=True))
-        return [change for i, (old, new) in pairs for change in _changed_keys(old, new, f"{path}.{i}")]
-    return [] if before == now else [f"{path}: {_short(before)} -> {_short(now)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."

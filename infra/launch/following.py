@@ -57,9 +57,9 @@ class FollowedJob:
             done = done or self._done(name)  # written between the two looks
             if done is None:
                 raise self._failure(name)
+            while name == names[-1] and not self._info.state.is_terminal:  # it has results to print, and to end
+                self._wait()
             yield done
-        while not self._info.state.is_terminal:  # it may have more to do than is asked for
-            self._wait()
         if self._info.state is not JobState.SUCCEEDED:
             raise self._failure(names[-1])
 

@@ -1,6 +1,7 @@
 """`dagster dev` with the definitions and the history of Cloze; passes on the arguments."""
 
 import os
+import signal
 import sys
 
 from cloze.infra.workflow.dagster_yaml import lacking
@@ -20,6 +21,8 @@ def main() -> None:
     with open_history() as instance:
         end_orphans(instance)
     os.environ |= {"DAGSTER_HOME": str(folder), "DAGSTER_DISABLE_TELEMETRY": "yes", "RAY_USAGE_STATS_ENABLED": "0"}
+    # A script's shell ignores SIGINT for what it starts in the background. Dagster would then ignore SIGTERM as well.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # The newer command that Dagster's warning recommends requires its own project layout.
     quiet = ["-W", "ignore:Function `dev_command`"]
     os.execv(

@@ -13,7 +13,6 @@ from cloze.infra.workflow.history import open_history
 from cloze.infra.workflow.launched_run import StagesToRun, StartedStages
 from cloze.infra.workflow.names import asset_key, identifier, op_name
 from cloze.infra.workflow.partitions import ConfiguredRun
-from cloze.infra.workflow.queue import root_tag
 from cloze.infra.workflow.run_process import end_orphans, process_tag
 from cloze.infra.workflow.run_settings import RunSettings
 
@@ -51,6 +50,6 @@ def materialize(
             asset_selection=[asset_key(name, stage.name) for stage in stages],
             partition_key=configured.partition_key,
             run_id=run_id,
-            tags={_COMMAND: command, **root_tag(run.config), **process_tag(run_id)},
+            tags={_COMMAND: command, **process_tag(run_id)},
         )
     return 0

@@ -17,7 +17,7 @@ from cloze.infra.workflow.names import identifier
 from cloze.infra.workflow.outputs import outputs_sensor
 from cloze.infra.workflow.partitions import ConfiguredRun, read_run
 from cloze.infra.workflow.promotion import promoted_asset
-from cloze.infra.workflow.queue import run_tags, unfinished_run
+from cloze.infra.workflow.queue import root_tag, run_tags, unfinished_run
 from cloze.infra.workflow.sensors import file_sensor, newest_dumps
 from cloze.infra.workflow.sources import observable_sources
 from cloze.pipeline.core.errors import UserError
@@ -43,7 +43,7 @@ def _ray() -> Iterator[LazyRaySession]:
 
 
 def definitions(run: ConfiguredRun, begin: Begin = launched_run) -> dagster.Definitions:
-    """The definitions of one run. `begin` begins a run of its job."""
+    """The definitions of one run. `begin` begins a run of its job: one that Dagster has started, or another."""
     assets = stage_assets(run, begin)
     # All stages are one op, in the process of the run: they share a Ray session.
     executor = dagster.in_process_executor
@@ -52,7 +52,7 @@ def definitions(run: ConfiguredRun, begin: Begin = launched_run) -> dagster.Defi
         selection=[assets],
         executor_def=executor,
         description=f"All stages of {run.name}; those that are finished are skipped.",
-        run_tags=run_tags(run.config),
+        run_tags=run_tags(run.config) if begin is launched_run else root_tag(run.config),
     )
     return dagster.Definitions(
         assets=[assets, *observable_sources(run), *promoted_asset(run)],

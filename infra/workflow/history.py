@@ -8,6 +8,7 @@ from pathlib import Path
 
 import dagster
 
+from cloze.infra.explain import explain
 from cloze.infra.workflow.dagster_yaml import write_settings
 from cloze.pipeline.core.errors import UserError
 
@@ -34,11 +35,29 @@ def settings_file(folder: Path) -> Path:
 
 @contextmanager
 def open_history() -> Iterator[dagster.DagsterInstance]:
-    """Dagster's history in `home()`. One process at a time opens it: two that create its databases damage them."""
+    """Dagster's history in `home()`. One process at a time opens it: two that create its databases damage them.
+
+    Raises UserError when the database that dagster.yaml names cannot be used.
+    """
     with ExitStack() as resources, (home() / "opening.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        instance = resources.enter_context(dagster.DagsterInstance.local_temp(str(home()), overrides=_NO_CAPTURE))
-        instance.get_runs(limit=1)
-        instance.get_asset_keys(limit=1)
+        try:
+            instance = resources.enter_context(dagster.DagsterInstance.local_temp(str(home()), overrides=_NO_CAPTURE))
+            instance.get_runs(limit=1)
+            instance.get_asset_keys(limit=1)
+        except Exception as error:
+            if explain(error) is not None:  # of the disk
+                raise
+            raise UserError(
+                f"{settings_file(home())}: the history cannot be opened ({_reason(error)}); correct storage in this "
+                "file, or start the database that it names; Postgres needs pip install 'cloze[postgres]'"
+            ) from error
         fcntl.flock(lock, fcntl.LOCK_UN)
         yield instance
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause of an error, on one line."""
+    while error.__cause__:
+        error = error.__cause__
+    return " ".join(str(error).split())[:200]

@@ -70,10 +70,10 @@ def launched_run(
 
     Raises UserError as `cloze run` does, and when a limit of the run is spent. Dagster does not retry these.
     """
-    context.instance.add_run_tags(context.run_id, process_tag(context.run_id))
+    context.instance.add_run_tags(context.run.run_id, process_tag(context.run.run_id))
 
     def report_canceled() -> None:
-        run = context.instance.get_run_by_id(context.run_id)
+        run = context.instance.get_run_by_id(context.run.run_id)
         if run and run.status == dagster.DagsterRunStatus.CANCELING:
             context.instance.report_run_canceled(run, _STOPPED)
 
@@ -105,7 +105,7 @@ def _errors_reported(context: dagster.AssetExecutionContext) -> Iterator[None]:
         line = ending.line if ending else explain(error)
         if line is None:
             raise
-        context.instance.add_run_tags(context.run_id, {RETRY_AFTER_EXCEPTION: "false"})
+        context.instance.add_run_tags(context.run.run_id, {RETRY_AFTER_EXCEPTION: "false"})
         raise dagster.Failure(line) from error
 
 
@@ -134,5 +134,5 @@ def _first_attempt(context: dagster.AssetExecutionContext) -> str:
     """When the first attempt of a run that is retried was created (UTC, as in manifests); later than all for others."""
     if "dagster/retry_number" not in context.run.tags:
         return _NEVER
-    record = context.instance.get_run_record_by_id(context.run.root_run_id or context.run_id)
+    record = context.instance.get_run_record_by_id(context.run.root_run_id or context.run.run_id)
     return record.create_timestamp.astimezone(UTC).isoformat(timespec="seconds") if record else _NEVER

@@ -7,6 +7,8 @@ import dagster
 
 from cloze.infra.execution import ExecutedStage
 from cloze.infra.planner import PlannedStage, Run
+from cloze.infra.stage_history import StageHistory
+from cloze.infra.stages import Stage
 from cloze.infra.workflow.metadata import stage_metadata
 from cloze.infra.workflow.names import asset_key, identifier
 from cloze.infra.workflow.partitions import ConfiguredRun
@@ -28,13 +30,14 @@ def outputs_sensor(configured: ConfiguredRun) -> list[dagster.SensorDefinition]:
 
     def look(context: dagster.SensorEvaluationContext) -> dagster.SkipReason:
         run = Run(config)
-        found = run.last_finished()
+        stages = {stage.name: stage for stage in run.unresolved_stages}
+        found = StageHistory(run.root, config.name).outputs(stages.values())
         cursor = hashlib.sha256(json.dumps([str(artifact) for artifact in found.values()]).encode()).hexdigest()
         if context.cursor == cursor:
             return dagster.SkipReason("Nothing has been finished since the last look.")
         if working := unfinished_run(context.instance, config):
             return dagster.SkipReason(f"Run {working.run_id} is at work, and reports its outputs itself.")
-        reported = [name for name, artifact in found.items() if _report(context.instance, run, name, artifact)]
+        reported = [name for name, artifact in found.items() if _report(context.instance, run, stages[name], artifact)]
         context.update_cursor(cursor)
         return dagster.SkipReason(f"Reported: {', '.join(reported)}." if reported else "All outputs are known.")
 
@@ -48,13 +51,13 @@ def outputs_sensor(configured: ConfiguredRun) -> list[dagster.SensorDefinition]:
     return [sensor]
 
 
-def _report(instance: dagster.DagsterInstance, run: Run, name: str, artifact: Artifact) -> bool:
+def _report(instance: dagster.DagsterInstance, run: Run, stage: Stage, artifact: Artifact) -> bool:
     """Report an output, unless the history knows it or it is being written again. Returns whether it was reported."""
-    key, manifest = asset_key(run.config.name, name), read_manifest(artifact.location)
+    key, manifest = asset_key(run.config.name, stage.name), read_manifest(artifact.location)
     if manifest is None or is_known(instance, key, artifact.fingerprint):
         return False
     output = Output(artifact.location, artifact.stage, manifest.version, artifact.fingerprint)
-    done = ExecutedStage(PlannedStage(run.stage(name), "run", _ELSEWHERE, output), manifest, manifest.seconds)
+    done = ExecutedStage(PlannedStage(stage, "run", _ELSEWHERE, output), manifest, manifest.seconds)
     instance.report_runless_asset_event(
         dagster.AssetMaterialization(
             key,

@@ -11,6 +11,7 @@ import dagster
 
 from cloze.infra import named_runs
 from cloze.infra.planner import Run
+from cloze.infra.stage_history import StageHistory
 from cloze.infra.workflow.names import asset_key
 from cloze.infra.workflow.outputs import is_known
 from tests.weekly.corpus import NAME
@@ -81,7 +82,7 @@ def _history(folder: Path) -> Iterator[Verdict]:
     with dagster.DagsterInstance.get() as instance:
         missing = [
             name
-            for name, artifact in run.last_finished().items()
+            for name, artifact in StageHistory(run.root, NAME).outputs(run.unresolved_stages).items()
             if not is_known(instance, asset_key(NAME, name), artifact.fingerprint)
         ]
     yield Verdict("the history has every stage's last output", not missing, ", ".join(missing) or "all there")

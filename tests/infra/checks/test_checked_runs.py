@@ -10,8 +10,10 @@ import pytest
 from cloze.infra.checks import figures
 from cloze.infra.checks.records import read_passed, read_results
 from cloze.infra.checks.results import ChecksFailed, require_passed
+from cloze.infra.cli import explain
 from cloze.infra.planner import Run
 from cloze.infra.status import print_status, statuses
+from cloze.infra.workflow.command import materialize
 from tests.infra import toy_run as toy
 from tests.infra.toy_run import ToyConfig
 
@@ -127,3 +129,15 @@ def test_the_results_are_stored_for_the_report(make: Make) -> None:
         "fingerprint": run.fingerprint("letters"),
         "results": [result.plain for result in run.check_results("letters")],
     }
+
+
+@pytest.mark.parametrize("folder", ["local"], indirect=True)
+def test_the_command_ends_with_the_line_of_the_check_and_the_report_shows_it(make: Make) -> None:
+    assert materialize(make(), "cloze run toy") == 0
+    run = make("bcdf")
+    with pytest.raises(ChecksFailed) as failed:
+        materialize(run, "cloze run toy")
+    assert explain(failed.value) == str(failed.value)
+    page = run.page.read_text()
+    assert "Check failed: letters: 4 letters, 60 % fewer than 10 in the last run that passed" in page
+    assert read_passed(run.root, "toy")["letters"].figures["counts"][0].value == 10

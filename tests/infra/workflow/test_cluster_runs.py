@@ -21,6 +21,7 @@ from cloze.infra.schedule_config import ScheduleConfig
 from cloze.infra.workflow.cluster import JOB
 from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import home
+from cloze.infra.workflow.partitions import ConfiguredRun
 from tests.infra.toy_job import interpreter
 from tests.infra.toy_run import toy_run
 from tests.paths import REPOSITORY
@@ -56,7 +57,7 @@ def materializations() -> dict[str, list[dict[str, Any]]]:
 
 def look(run: Run, cursor: str | None = None) -> tuple[str | None, str | None]:
     """What the sensor for outputs says, and its cursor."""
-    sensor = definitions(run.config).resolve_sensor_def("toy_outputs")
+    sensor = definitions(ConfiguredRun(run.config)).resolve_sensor_def("toy_outputs")
     with dagster.DagsterInstance.local_temp(str(home())) as instance:
         tick = sensor.evaluate_tick(dagster.build_sensor_context(instance, cursor=cursor))
     return tick.skip_message, tick.cursor
@@ -66,7 +67,7 @@ def test_a_jobs_stages_are_in_the_history_that_submitted_it_and_in_any_that_look
     toy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with dagster.DagsterInstance.local_temp(str(home())) as instance:
-        done = definitions(toy.config).resolve_job_def("toy").execute_in_process(instance=instance)
+        done = definitions(ConfiguredRun(toy.config)).resolve_job_def("toy").execute_in_process(instance=instance)
         tags = instance.get_runs()[0].tags
     assert done.success
     [job] = LocalJobs(ClusterConfig(name="here")).jobs()
@@ -96,11 +97,12 @@ import sys, dagster, pytest
 from cloze.infra.schedule_config import ScheduleConfig
 from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import home
+from cloze.infra.workflow.partitions import ConfiguredRun
 from tests.infra.toy_run import toy_run
 with pytest.MonkeyPatch.context() as patch, dagster.DagsterInstance.local_temp(str(home())) as instance:
     config = toy_run(patch, "root", "source.txt").config
     config = config.model_copy(update={"schedule": ScheduleConfig(cluster="here.yaml")})
-    definitions(config).resolve_job_def("toy").execute_in_process(instance=instance)
+    definitions(ConfiguredRun(config)).resolve_job_def("toy").execute_in_process(instance=instance)
 """
 
 

@@ -19,6 +19,7 @@ from cloze.pipeline.extract import work_units
 from cloze.pipeline.extract.document import split_of
 from cloze.pipeline.extract.stage import VERSION, ExtractConfig, run
 from cloze.pipeline.extract.wikipedia.dump import ReadStatus, byte_ranges, pages, read_site
+from cloze.pipeline.extract.wikipedia.wikitext import has_residue
 from cloze.pipeline.extract.work_units import plan_units
 from cloze.pipeline.text import words
 from tests.paths import DATA
@@ -183,6 +184,15 @@ def test_the_manifest_names_cut_files_and_shows_what_was_dropped(whole: tuple[Pa
     ]
     assert "Alexandre De Rhodes" in [shown["record"] for shown in facts["samples"]["redirect"]]
     assert facts["templates"]["reflist"] > 0
+    assert facts["residue"] == {"wiki": 0}
+
+
+def test_left_over_markup_is_counted_of_wikitext_alone(tmp_path: Path):
+    text = "A page with {{{{ left over]] from its source, long enough to be kept as a document of the corpus. " * 3
+    (tmp_path / "book.txt").write_text(text)
+    found = run(config(b=BOOKS), {"b": files(tmp_path / "book.txt")}, output(tmp_path / "out")).facts["residue"]
+    assert found == {}
+    assert has_residue(text) and not has_residue("A [sic] page {with} 'ordinary' marks | and pipes.")
 
 
 def test_the_bytes_are_those_of_this_version(whole: tuple[Path, Manifest]):
