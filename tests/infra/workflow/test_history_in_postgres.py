@@ -11,6 +11,7 @@ import pytest
 from cloze.infra.workflow.command import materialize
 from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import home, open_history
+from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.infra.workflow.run_process import process_tag
 from cloze.pipeline.core.errors import UserError
 from tests.conftest import free_port
@@ -74,7 +75,7 @@ def test_the_command_line_and_dagster_share_a_history_in_postgres(
         statuses = [found.status for found in instance.get_runs()]
         assert statuses == [dagster.DagsterRunStatus.SUCCESS, dagster.DagsterRunStatus.FAILURE]
         assert instance.get_latest_materialization_event(dagster.AssetKey(["toy", "words"]))
-        schedule = definitions(run.config).resolve_schedule_def("toy_schedule")
+        schedule = definitions(ConfiguredRun(run.config)).resolve_schedule_def("toy_schedule")
         assert len(schedule.evaluate_tick(dagster.build_schedule_context(instance)).run_requests or []) == 1
     assert not list((tmp_path / "home").rglob("*.db"))
 

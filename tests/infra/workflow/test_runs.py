@@ -17,6 +17,7 @@ from cloze.infra.workflow.dagster_yaml import lacking
 from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import home, open_history
 from cloze.infra.workflow.names import op_name
+from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.infra.workflow.queue import root_tag
 from cloze.infra.workflow.run_process import end_orphans, has_ended, process_of, process_tag
 from cloze.pipeline.core.processes import this_process
@@ -57,7 +58,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 def launch(run: Run, instance: dagster.DagsterInstance, *, tags: dict[str, str] | None = None, **settings: Any) -> str:
     """Execute the run's job as Dagster does when its page starts it. Returns its last error; empty for success."""
     config = {"ops": {op_name("toy"): {"config": settings}}}
-    job = definitions(run.config).resolve_job_def("toy")
+    job = definitions(ConfiguredRun(run.config)).resolve_job_def("toy")
     result = job.execute_in_process(config, instance, raise_on_error=False, tags=tags)
     failures = [event for event in result.all_events if event.is_step_failure]
     if result.success:
@@ -102,7 +103,7 @@ def test_a_tick_is_skipped_while_a_run_of_its_root_is_not_finished(
     make: Make, instance: dagster.DagsterInstance
 ) -> None:
     config = make().config
-    schedule = definitions(config).resolve_schedule_def("toy_schedule")
+    schedule = definitions(ConfiguredRun(config)).resolve_schedule_def("toy_schedule")
 
     def tick() -> Any:
         return schedule.evaluate_tick(dagster.build_schedule_context(instance))
@@ -257,5 +258,7 @@ def test_a_run_of_the_command_line_can_be_terminated_in_the_page(
 
 def test_the_schedule_gives_the_retries_and_the_maximum_run_time(make: Make) -> None:
     schedule = ScheduleConfig(retries=5, max_runtime_hours=2.5)
-    job = definitions(make(words=ToyConfig()).config.model_copy(update={"schedule": schedule})).resolve_job_def("toy")
+    job = definitions(
+        ConfiguredRun(make(words=ToyConfig()).config.model_copy(update={"schedule": schedule}))
+    ).resolve_job_def("toy")
     assert job.run_tags["dagster/max_retries"] == "5" and job.run_tags["dagster/max_runtime"] == "9000"
