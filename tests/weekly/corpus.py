@@ -17,7 +17,6 @@ schedule: {{cron: "* * * * *", retries: 3, max_runtime_hours: 0.2, watch_seconds
 checks: {{max_loss_increase: 0.5}}  # the model is too small for a finer limit
 extract:
   heldout_fraction: 0.1
-  workers: 1
   sources: [{{kind: documents, name: dump, files: [{folder}/dump/*.jsonl], language: en}}]
 vocab: {{size: 400, lowercase: true}}
 examples: {{dupe_factor: 1, masking: dynamic, seed: 1}}
