@@ -2,6 +2,7 @@
 # make lint                          ruff, basedpyright, import-linter
 # make test [ARGS="..."]             the tests, two files in parallel
 # make campaign                      crash tests at random steps, the GPU kit's dry run; 15 to 20 minutes
+# make weekly [MINUTES=60]          the weekly schedule as a minute cron, with kills and reboots
 # make bench [ONLY=name ARGS="..."]  benchmarks
 # make gpu-pack                      build/gpu: what a bare machine with a GPU needs, to be copied there with the repository
 # make gpu [ARGS="..."]              there: does Cloze work on the GPU, and how fast (tests/gpu)
@@ -13,6 +14,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 CONFIG ?= configs/quickstart.yaml
 GPU_PYTHON ?= python3
 OUT ?= build/gpu-out
+MINUTES ?= 60
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -24,6 +26,9 @@ test: .venv/.installed-test
 
 campaign: .venv/.installed-test
 	.ci/with-flink $(BIN)/python -m tests.campaign $(ARGS)
+
+weekly: .venv/.installed-test
+	$(BIN)/python -m tests.weekly --minutes $(MINUTES) $(ARGS)
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright && $(BIN)/lint-imports
@@ -64,4 +69,4 @@ gpu:
 .venv/minilm: | .venv/.installed-test
 	@$(BIN)/python -m tests.pretrained_bert
 
-.PHONY: demo test campaign lint reference ui bench gpu-pack gpu
+.PHONY: demo test campaign weekly lint reference ui bench gpu-pack gpu

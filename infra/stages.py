@@ -36,11 +36,7 @@ from cloze.training.pretrain.manifest_facts import PretrainFacts
 
 _SORTED_TOKENS = "token shards are sorted by document key, so that examples read one shard"
 #: Module of a stage and its version -> why it rose. A version that is not listed has no reason to show.
-_VERSION_REASONS = {
-    (extract, 4): "documents with left-over markup are counted",
-    (tokens, 3): _SORTED_TOKENS,
-    (examples, 3): _SORTED_TOKENS,
-}
+_VERSION_REASONS = {(tokens, 3): _SORTED_TOKENS, (examples, 3): _SORTED_TOKENS}
 
 
 @dataclass(frozen=True)

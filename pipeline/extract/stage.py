@@ -26,7 +26,7 @@ from cloze.pipeline.extract.wikipedia import repartition
 from cloze.pipeline.extract.wikipedia.wikitext import has_residue
 from cloze.pipeline.extract.work_units import WorkUnit, plan_units
 
-VERSION = 4  # 4: documents with left-over markup are counted
+VERSION = 3
 
 _SHARD_CHARACTERS = 32 << 20
 _TEXT_SPEED, _COMPRESSED_SPEED = 20e6, 4e6  # bytes per CPU second: XML; bz2, which is a fifth of the XML
@@ -164,6 +164,7 @@ def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
     samples: dict[str, list[DroppedRecord]] = {}
     templates: Counter[str] = Counter()
     residue: Counter[str] = Counter()
+    not_counted = {part.facts["source"] for part in parts if "residue" not in part.facts}  # an earlier version's too
     truncated: dict[str, TruncatedFile] = {}  # by file: several ranges may reach the end of one
     for part in parts:
         sources.setdefault(part.facts["source"], Counter()).update(part.counts)
@@ -171,8 +172,8 @@ def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
         for reason, shown in part.facts["samples"].items():
             samples[reason] = [*samples.get(reason, []), *(DroppedRecord(**one) for one in shown)][:_SAMPLES]
         templates.update(part.facts["templates"])
-        if "residue" in part.facts:
-            residue[part.facts["source"]] += part.facts["residue"]
+        if (source := part.facts["source"]) not in not_counted:
+            residue[source] += part.facts["residue"]
         for cut in part.facts["truncated"]:
             truncated.setdefault(cut["file"], TruncatedFile(**cut))
     return ExtractFacts(
