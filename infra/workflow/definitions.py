@@ -52,7 +52,6 @@ def definitions(run: ConfiguredRun, begin: Begin = launched_run) -> dagster.Defi
         selection=[assets],
         executor_def=executor,
         description=f"All stages of {run.name}; those that are finished are skipped.",
-        partitions_def=run.partitions,
         run_tags=run_tags(run.config) if begin is launched_run else root_tag(run.config),
     )
     return dagster.Definitions(

@@ -44,7 +44,12 @@ def stage_events(
 def check_specs(run_name: str, stages: Sequence[Stage]) -> list[dagster.AssetCheckSpec]:
     """The checks of all stages. A stage whose check fails is the last one of its run."""
     return [
-        dagster.AssetCheckSpec(check_name(check.name), asset=asset_key(run_name, stage.name), blocking=True)
+        dagster.AssetCheckSpec(
+            check_name(check.name),
+            asset=asset_key(run_name, stage.name),
+            description=f"Limited by {', '.join(f'checks.{key}' for key in check.keys)} of the run's configuration.",
+            blocking=True,
+        )
         for stage in stages
         for check in stage.checks
     ]
@@ -60,6 +65,8 @@ def source_observations(
         yield dagster.AssetObservation(
             key, metadata=metadata, partition=partition_of(context), tags={_DATA_VERSION: version}
         )
+        # Dagster looked when the op began: the pages would show the stage as made from other files than these.
+        context.get_step_execution_context().wipe_input_asset_version_info(key)
 
 
 def _check_event(key: dagster.AssetKey, check: CheckResult) -> dagster.AssetCheckResult:

@@ -40,7 +40,7 @@ def _highlights(done: ExecutedStage) -> tuple[Mapping[str, float], Mapping[str, 
     if highlights is None:
         return {}, {}
     shown = highlights(artifact_of(done))
-    return {name: round(float(number), 6) for name, number in shown.numbers.items()}, shown.texts
+    return {name: float(f"{number:.6g}") for name, number in shown.numbers.items()}, shown.texts
 
 
 def _sample(done: ExecutedStage) -> Metadata:

@@ -80,7 +80,7 @@ def test_an_interrupted_training_has_its_newest_checkpoint(make: Make, capsys: p
 
 
 KEYS = ["stage", "state", "reason", "location", "fingerprint", "bytes", "seconds", "counts", "drops", "progress"]
-KEYS += ["owner", "warnings", "heldout", "scores", "metric", "scored_split", "overlap", "page"]
+KEYS += ["owner", "warnings", "heldout", "scores", "metric", "scored_split", "overlap", "page", "checks"]
 
 
 def plain(run: Run) -> dict[str, dict[str, Any]]:

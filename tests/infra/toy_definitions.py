@@ -14,6 +14,7 @@ import pytest
 
 from cloze.infra.schedule_config import ScheduleConfig
 from cloze.infra.workflow.definitions import definitions
+from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.pipeline.core.errors import UserError
 from tests.infra import toy_run
 
@@ -36,4 +37,4 @@ def defs() -> dagster.Definitions:
     toy_run.before_part = _before_part
     run = toy_run.toy_run(pytest.MonkeyPatch(), _FOLDER / "root", _FOLDER / "source.txt")
     minutely = ScheduleConfig(cron="* * * * *", max_runtime_hours=float(os.environ.get("TOY_HOURS", "1")))
-    return definitions(run.config.model_copy(update={"schedule": minutely}))
+    return definitions(ConfiguredRun(run.config.model_copy(update={"schedule": minutely})))

@@ -88,6 +88,8 @@ def test_the_files_of_the_user_are_source_assets_whose_version_is_their_content(
     first = observed()
     assert (first["files"], first["bytes"], first["names"]) == (1, 18, str(tmp_path / "source.txt"))
     assert first["newest"] == pytest.approx((tmp_path / "source.txt").stat().st_mtime)
+    [made] = materializations("toy", "letters")
+    assert (made.tags or {})["dagster/input_data_version/toy/files/letters/data"] == first["version"]
     (tmp_path / "source.txt").write_text("other text")
     graph = definitions(ConfiguredRun(make().config)).resolve_asset_graph()
     assert graph.get(dagster.AssetKey(["toy", "letters"])).parent_keys == {_SOURCE}

@@ -111,7 +111,7 @@ def test_a_tick_is_skipped_while_a_run_of_its_root_is_not_finished(
     added(instance, STATUS.STARTED, **{"cloze/root": "/another"})
     added(instance, STATUS.SUCCESS, **root_tag(config))
     assert len(tick().run_requests) == 1
-    for status in (STATUS.QUEUED, STATUS.STARTED, STATUS.CANCELING):
+    for status in (STATUS.STARTING, STATUS.STARTED, STATUS.CANCELING):
         run = added(instance, status, **root_tag(config))
         assert tick().run_requests == [] and f"Run {run.run_id} of {config.root} is not finished" in tick().skip_message
         instance.delete_run(run.run_id)
