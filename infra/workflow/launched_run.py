@@ -1,5 +1,7 @@
 """A run that Dagster has started, by hand or by a schedule: what `cloze run` does before and after its stages."""
 
+import multiprocessing
+import signal
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from cloze.pipeline.core.artifacts import read_manifest
 from cloze.pipeline.core.errors import UserError
 
 _NEVER = "9999"
+_SECONDS_TO_EXIT = 15  # in which Dagster writes the run's last events
 _STOPPED = "cloze: stopped; what is finished is kept"
 
 
@@ -101,12 +104,22 @@ def _errors_reported(context: dagster.AssetExecutionContext) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        ending = own_ending() if isinstance(error, KeyboardInterrupt) else None
+        ending = None
+        if isinstance(error, KeyboardInterrupt):
+            ending = own_ending()
+            _exit_soon()
         line = ending.line if ending else explain(error)
         if line is None:
             raise
         context.instance.add_run_tags(context.run.run_id, {RETRY_AFTER_EXCEPTION: "false"})
         raise dagster.Failure(line) from error
+
+
+def _exit_soon() -> None:
+    """Let the kernel end an interrupted run's process that does not exit by itself: Ray's threads may delay that."""
+    if multiprocessing.parent_process():  # a process of Dagster's for one run
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_SECONDS_TO_EXIT)
 
 
 def _with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
