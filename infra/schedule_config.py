@@ -13,9 +13,9 @@ class PartitionsConfig(Config):
     stand for those of `partition`: `name: wiki-{language}`, `files: ["dumps/{wiki}/{date}/*.xml*.bz2"]`."""
 
     languages: Annotated[list[str], Field(min_length=1)]
-    """The languages, as `cloze fetch wikipedia` names them: en, la, zh-min-nan."""
+    """The languages, as `cloze fetch wikipedia LANG` names them: en, la, zh-min-nan."""
     dumps: str
-    """Folder or s3://bucket/prefix with the fetched dumps: the --to of `cloze fetch wikipedia`."""
+    """Folder or s3://bucket/prefix with the fetched dumps: the --to of `cloze fetch wikipedia LANG`."""
 
 
 class ScheduleConfig(Config):
@@ -24,7 +24,7 @@ class ScheduleConfig(Config):
     cron: str = "0 3 * * 0"
     """Cron expression, in UTC. The schedule is off until it is switched on in Dagster's pages."""
     cluster: Annotated[str | None, InputPath()] = None
-    """File of the cluster that runs it as a job, as in `cloze submit --cluster`. Unset: this machine."""
+    """File of the cluster that runs it as a job, as for `cloze submit RUN --cluster YAML`. Unset: this machine."""
     retries: Annotated[int, Field(ge=0)] = 3
     """How often a run that Dagster has started is executed again after a crash. It continues from what is finished. An
     error that you can fix is not retried."""
