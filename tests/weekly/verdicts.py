@@ -68,7 +68,7 @@ def _outputs(folder: Path) -> Iterator[Verdict]:
 
 
 def _files(folder: Path, *overrides: str) -> Mapping[str, Mapping[str, str]]:
-    """Stage -> file -> its digest, of the outputs for the present dump; of a checkpoint, whose folder has a random name,
+    """Stage -> file -> its digest, of the outputs for the present dump; of a checkpoint (its folder has a random name)
     the digest of its weights. Files with times are not compared."""
     run = Run(named_runs.read(f"{folder}/weekly.yaml", overrides))
     found = {}
