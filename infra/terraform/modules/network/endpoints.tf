@@ -45,6 +45,7 @@ resource "aws_placement_group" "this" {
 
 # EFA's traffic does not leave the subnet, and requires rules of the group to itself in both directions.
 resource "aws_security_group" "efa" {
+  # checkov:skip=CKV2_AWS_5:the launch templates of module nodes attach it
   count = var.efa ? 1 : 0
 
   name        = "${var.name}-efa"

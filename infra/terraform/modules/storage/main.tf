@@ -1,6 +1,10 @@
 # A bucket for runs, or for Terraform's state: versioned, encrypted, private, reached over TLS only.
 
 resource "aws_s3_bucket" "this" {
+  # checkov:skip=CKV_AWS_18:who read what is asked of CloudTrail's data events, where a team pays for them
+  # checkov:skip=CKV_AWS_144:artifacts can be computed again; a copy in a second region would double the cost
+  # checkov:skip=CKV_AWS_145:SSE-S3, so that ETags are digests (see the encryption below)
+  # checkov:skip=CKV2_AWS_62:nothing listens to the bucket; the schedule asks it
   bucket        = var.bucket
   force_destroy = false # `terraform destroy` must not delete data; scripts/down --delete-data empties it first
 }
