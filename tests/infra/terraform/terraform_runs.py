@@ -52,24 +52,30 @@ class Terraform:
             pytest.skip(f"the AWS provider is not here: {done.stderr.strip().splitlines()[0]}")
         assert done.returncode == 0, done.stderr
 
-    def test(self, *filters: str) -> tuple[bool, dict[str, Any], list[str]]:
-        """Whether all tests pass, the outputs of each run by its name, and the messages of what failed."""
-        chosen = [f"-filter=tests/{name}.tftest.hcl" for name in filters]
-        done = self.run("test", "-json", "-verbose", *chosen)
-        events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        outputs = {
-            event["@testrun"]: {
-                name: one.get("value") for name, one in event["test_state"]["values"]["outputs"].items()
-            }
-            for event in events
-            if event["type"] == "test_state" and event["test_state"].get("values", {}).get("outputs")
-        }
-        problems = [
+    def problems(self, *names: str) -> list[str]:
+        """What the runs of these files of tests/ say is wrong."""
+        events = self._events(*names)
+        return [
             " ".join((event["diagnostic"]["summary"], event["diagnostic"].get("detail", "")))
             for event in events
             if event["type"] == "diagnostic" and event["diagnostic"]["severity"] == "error"
         ]
-        return done.returncode == 0, outputs, problems
+
+    def outputs(self, name: str) -> dict[str, dict[str, Any]]:
+        """The outputs of each run of a file of tests/, which all pass. Takes longer: it prints the provider's schema."""
+        events = self._events(name, verbose=True)
+        assert events[-1]["test_summary"]["status"] == "pass", events[-1]
+        states = {event["@testrun"]: event["test_state"] for event in events if event["type"] == "test_state"}
+        return {
+            run: {output: one["value"] for output, one in state.get("outputs", {}).items()}
+            for run, state in states.items()
+        }
+
+    def _events(self, *names: str, verbose: bool = False) -> list[dict[str, Any]]:
+        """What `terraform test` tells of its runs, one event a line."""
+        chosen = [f"-filter=tests/{name}.tftest.hcl" for name in names]
+        done = self.run("test", "-json", *(["-verbose"] if verbose else []), *chosen)
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def is_missing() -> bool:
