@@ -36,5 +36,6 @@ def client(service: str, endpoint: str) -> Any:
 
 def authorize(endpoint: str) -> None:
     """From now on, each request must be signed by somebody whose policies allow it."""
-    with urlopen(Request(f"{endpoint}/moto-api/reset-auth", data=b"0", method="POST")) as answer:
+    headers = {"Content-Type": "text/plain"}
+    with urlopen(Request(f"{endpoint}/moto-api/reset-auth", data=b"0", headers=headers)) as answer:
         assert answer.status == 200

@@ -62,7 +62,7 @@ class Terraform:
         ]
 
     def outputs(self, name: str) -> dict[str, dict[str, Any]]:
-        """The outputs of each run of a file of tests/, which all pass. Takes longer: it prints the provider's schema."""
+        """The outputs of each run of a file of tests/, which all pass. Slower: prints the provider too."""
         events = self._events(name, verbose=True)
         assert events[-1]["test_summary"]["status"] == "pass", events[-1]
         states = {event["@testrun"]: event["test_state"] for event in events if event["type"] == "test_state"}
