@@ -48,6 +48,10 @@ run "cluster" {
     error_message = "Secrets are not encrypted with a key of our own."
   }
   assert {
+    condition     = jsondecode(aws_iam_role_policy.secrets.policy).Statement[0].Resource == [aws_kms_key.secrets.arn]
+    error_message = "The cluster's role uses other keys than that of its secrets."
+  }
+  assert {
     condition     = aws_kms_key.secrets.enable_key_rotation && aws_kms_key.secrets.deletion_window_in_days == 7
     error_message = "The key does not rotate, or lingers for longer than it must."
   }

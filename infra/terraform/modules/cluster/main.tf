@@ -50,6 +50,19 @@ resource "aws_iam_role_policy_attachment" "cluster" {
   policy_arn = "arn:${data.aws_partition.current.partition}:iam::aws:policy/AmazonEKSClusterPolicy"
 }
 
+resource "aws_iam_role_policy" "secrets" {
+  name = "encrypt-secrets"
+  role = aws_iam_role.cluster.name
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Effect   = "Allow"
+      Action   = ["kms:DescribeKey", "kms:Encrypt", "kms:Decrypt", "kms:ListGrants"]
+      Resource = [aws_kms_key.secrets.arn]
+    }]
+  })
+}
+
 resource "aws_eks_cluster" "this" {
   name     = var.name
   version  = var.kubernetes_version
@@ -82,7 +95,11 @@ resource "aws_eks_cluster" "this" {
     support_type = "STANDARD" # upgraded when support ends; EXTENDED would cost six times as much an hour
   }
 
-  depends_on = [aws_cloudwatch_log_group.cluster, aws_iam_role_policy_attachment.cluster]
+  depends_on = [
+    aws_cloudwatch_log_group.cluster,
+    aws_iam_role_policy.secrets,
+    aws_iam_role_policy_attachment.cluster,
+  ]
 }
 
 resource "aws_eks_access_entry" "administrators" {
