@@ -52,7 +52,7 @@ def recorded(policy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
         s3 = client("s3", server)
         s3.create_bucket(Bucket=BUCKET)
         s3.put_object(Bucket=BUCKET, Key="inputs/enwiki.xml.bz2", Body=(REPOSITORY / DUMP).read_bytes())
-        keys = user_of(without_conditions(policy), server)
+        keys = user_of(for_moto(policy), server)
         authorize(server)
         env = (
             os.environ
@@ -115,7 +115,9 @@ def user_of(policy: dict[str, Any], server: str) -> dict[str, str]:
     return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
 
 
-def without_conditions(policy: dict[str, Any]) -> dict[str, Any]:
-    """moto knows no s3:prefix and would refuse each listing. Prefixes are judged by `allows`."""
+def for_moto(policy: dict[str, Any]) -> dict[str, Any]:
+    """The policy without s3:prefix, which moto does not know and refuses; and as moto asks for s3:DeleteObject of the
+    bucket where several keys are deleted at once, with that. Prefixes are judged by `allows`."""
     statements = [{key: value for key, value in one.items() if key != "Condition"} for one in policy["Statement"]]
-    return policy | {"Statement": statements}
+    at_once = {"Effect": "Allow", "Action": ["s3:DeleteObject"], "Resource": [f"arn:aws:s3:::{BUCKET}"]}
+    return policy | {"Statement": [*statements, at_once]}
