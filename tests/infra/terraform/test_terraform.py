@@ -149,7 +149,7 @@ def test_every_input_has_a_type_and_a_description() -> None:
 
 @pytest.mark.slow
 def test_every_root_is_valid(terraform: Terraform) -> None:
-    for root in ROOTS:
+    for root in (root for root in ROOTS if root.startswith(("bootstrap", "environments"))):
         terraform.init(root, "-backend=false")
         terraform.succeed("validate", "-no-color", folder=root)
 
