@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.rayjob import Submission, rayjob
+from cloze.pipeline.core.config import load
 from tests.infra.terraform.terraform_runs import SOURCE, Terraform, is_missing
 
 pytestmark = pytest.mark.skipif(is_missing(), reason="terraform is not installed")
@@ -164,8 +164,12 @@ def test_the_modules_do_what_their_tests_say(terraform: Terraform) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("environment", ["dev", "prod"])
-def test_jobs_of_an_environment_find_its_machines(environment: str, environments: dict[str, dict[str, Any]]) -> None:
-    cluster = ClusterConfig.model_validate(yaml.safe_load(environments[environment]["cluster_file"]))
+def test_jobs_of_an_environment_find_its_machines(
+    environment: str, environments: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "eks.yaml"
+    file.write_text(environments[environment]["cluster_file"])
+    cluster = load(ClusterConfig, file)
     submission = Submission(
         "weekly", "s3://bucket/runs", "0123abcd", "cloze run weekly", {}, {"working_dir": "s3://b/z"}
     )
