@@ -33,7 +33,7 @@ _LONGEST = [
     "engine",
 ]
 _LONGEST += ["two_runs", "ray_cluster", "full_disk", "extract_on_s3", "dedup", "readme", "workflow", "repartition"]
-_LONGEST += ["beam", "beam_ray"]
+_LONGEST += ["beam", "beam_ray", "on_moto", "terraform", "least_privilege"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

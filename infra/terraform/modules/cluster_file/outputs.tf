@@ -1,0 +1,4 @@
+output "yaml" {
+  description = "Content of configs/clusters/eks.yaml."
+  value       = yamlencode(local.content)
+}

@@ -1,0 +1,27 @@
+mock_provider "aws" {}
+
+run "registry" {
+  module {
+    source = "./modules/registry"
+  }
+  variables {
+    name = "cloze-test"
+  }
+
+  assert {
+    condition     = alltrue([for repository in aws_ecr_repository.this : repository.image_tag_mutability == "IMMUTABLE"])
+    error_message = "A tag can change its meaning while jobs use it."
+  }
+  assert {
+    condition     = alltrue([for repository in aws_ecr_repository.this : repository.image_scanning_configuration[0].scan_on_push])
+    error_message = "Images are not scanned."
+  }
+  assert {
+    condition     = aws_ecr_repository.this["cloze"].name == "cloze-test/cloze"
+    error_message = "The repository of an environment has not its name as a prefix."
+  }
+  assert {
+    condition     = jsondecode(aws_ecr_lifecycle_policy.this["cloze"].policy).rules[0].selection.countType == "imageCountMoreThan"
+    error_message = "Images are deleted by age: a project that rests would lose all."
+  }
+}

@@ -1,0 +1,223 @@
+"""infra/terraform: its form, its modules on a mocked provider, mutations of them, and what Cloze reads of it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloze.infra.launch.cluster_config import ClusterConfig
+from cloze.infra.launch.rayjob import Submission, rayjob
+from cloze.pipeline.core.config import load
+from tests.infra.terraform.terraform_runs import SOURCE, Terraform, is_missing
+
+pytestmark = pytest.mark.skipif(is_missing(), reason="terraform is not installed")
+
+ROOTS = sorted(str(file.parent.relative_to(SOURCE)) for file in SOURCE.rglob(".terraform.lock.hcl"))
+MODULES = sorted(file.name.split(".")[0] for file in (SOURCE / "tests").glob("*.tftest.hcl") if "env" not in file.name)
+PLATFORMS = 15  # of the provider's release: for each a hash of its archive
+
+#: file -> (what stands there, what is put in its place, what a test then says)
+MUTATIONS = {
+    "a wildcard action": ("modules/identity/policies.tf", '"s3:DeleteObject"', '"s3:*"', "a wildcard action"),
+    "a role for any pod": (
+        "modules/identity/main.tf",
+        '"aws:RequestTag/kubernetes-namespace"       = each.value.namespace\n',
+        "",
+        "a pod of another service account",
+    ),
+    "encryption off": ("modules/storage/main.tf", '"AES256"', '"aws:kms"', "not encrypted with SSE-S3"),
+    "a public bucket": (
+        "modules/storage/main.tf",
+        "restrict_public_buckets = true",
+        "restrict_public_buckets = false",
+        "can be made public",
+    ),
+    "without TLS": (
+        "modules/storage/main.tf",
+        '"aws:SecureTransport" = "false"',
+        '"aws:SecureTransport" = "true"',
+        "without TLS",
+    ),
+    "artifacts expire": (
+        "modules/storage/main.tf",
+        "expired_object_delete_marker = true",
+        "days = 90",
+        "deletes live artifacts",
+    ),
+    "an open endpoint": (
+        "modules/cluster/main.tf",
+        "? var.allowed_cidrs : null",
+        '? toset(["0.0.0.0/0"]) : null',
+        "open to more than the allow-list",
+    ),
+    "disks in clear": (
+        "modules/nodes/launch_templates.tf",
+        "encrypted             = true",
+        "encrypted             = false",
+        "A disk is not encrypted",
+    ),
+    "a missing taint": (
+        "modules/nodes/main.tf",
+        '? { key = "nvidia.com/gpu", value = "present" }',
+        '? { key = "cloze/pool", value = name }',
+        "Pods without GPUs can occupy",
+    ),
+    "a GPU that is always there": (
+        "modules/nodes/main.tf",
+        "min_size     = 0",
+        "min_size     = 1",
+        "keeps machines though no job runs",
+    ),
+    "credentials of the node": (
+        "modules/nodes/launch_templates.tf",
+        "hops = 1",
+        "hops = 2",
+        "take the node's credentials",
+    ),
+    "an autoscaler that knows no GPUs": (
+        "modules/nodes/scale_from_zero.tf",
+        "resources/nvidia.com/gpu",
+        "resources/gpu",
+        "machines which do not exist yet have GPUs",
+    ),
+    "network policies that nobody enforces": (
+        "modules/platform/main.tf",
+        'enableNetworkPolicy = "true"',
+        'enableNetworkPolicy = "false"',
+        "enforces no network policy",
+    ),
+    "a head on spot": (
+        "modules/platform/main.tf",
+        'head_pool       = "head"',
+        'head_pool       = "cpu"',
+        "head may run on spot",
+    ),
+    "GPUs that nobody hears of": (
+        "modules/observability/main.tf",
+        "alarm_actions       = [aws_sns_topic.alarms.arn]",
+        "alarm_actions       = []",
+        "told of GPUs that are forgotten",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def terraform(tmp_path_factory: pytest.TempPathFactory) -> Terraform:
+    return Terraform(tmp_path_factory.mktemp("terraform") / "copy")
+
+
+@pytest.fixture(scope="module")
+def environments(terraform: Terraform) -> dict[str, dict[str, Any]]:
+    """The outputs of dev and prod, on a mocked provider."""
+    terraform.init()
+    return terraform.outputs("environments")
+
+
+def test_files_are_formatted(terraform: Terraform) -> None:
+    assert terraform.succeed("fmt", "-check", "-recursive", "-list=true") == ""
+
+
+def test_every_root_locks_the_provider_for_all_platforms() -> None:
+    for root in ROOTS:
+        lock = (SOURCE / root / ".terraform.lock.hcl").read_text()
+        assert 'version     = "5.100.0"' in lock, root
+        assert len(set(re.findall('"zh:[0-9a-f]{64}"', lock))) == PLATFORMS, root
+
+
+def test_the_state_of_each_root_is_locked_encrypted_and_its_own() -> None:
+    backends = {root: _block((SOURCE / root / "main.tf").read_text(), 'backend "s3"') for root in ROOTS if root != "."}
+    states = {root: backend for root, backend in backends.items() if root.startswith("environments/")}
+    assert len(states) == 4
+    for root, backend in states.items():
+        environment, part = root.split("/")[1:]
+        assert re.search(rf'key\s+= "{environment}/{part}.tfstate"', backend), root
+        assert re.search(r"use_lockfile\s+= true", backend), root
+        assert re.search(r"encrypt\s+= true", backend), root
+
+
+def test_every_input_has_a_type_and_a_description() -> None:
+    for file in SOURCE.rglob("*.tf"):
+        text = file.read_text()
+        for name in re.findall(r'^(?:variable|output) "(\w+)"', text, re.MULTILINE):
+            for kind in ("variable", "output"):
+                if block := _block(text, f'{kind} "{name}"'):
+                    assert "description = " in block, f"{file}: {name}"
+                    assert kind == "output" or re.search(r"type\s+= ", block), f"{file}: {name}"
+
+
+@pytest.mark.slow
+def test_every_root_is_valid(terraform: Terraform) -> None:
+    for root in (root for root in ROOTS if root.startswith(("bootstrap", "environments"))):
+        terraform.init(root, "-backend=false")
+        terraform.succeed("validate", "-no-color", folder=root)
+
+
+@pytest.mark.slow
+def test_the_modules_do_what_their_tests_say(terraform: Terraform) -> None:
+    terraform.init()
+    assert terraform.problems(*MODULES) == []
+    assertions = sum(file.read_text().count("assert {") for file in (SOURCE / "tests").glob("*.tftest.hcl"))
+    assert assertions >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["dev", "prod"])
+def test_jobs_of_an_environment_find_its_machines(
+    environment: str, environments: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "eks.yaml"
+    file.write_text(environments[environment]["cluster_file"])
+    cluster = load(ClusterConfig, file)
+    submission = Submission(
+        "weekly", "s3://bucket/runs", "0123abcd", "cloze run weekly", {}, {"working_dir": "s3://b/z"}
+    )
+    spec = rayjob("weekly-0123abcd-1", submission, cluster)["spec"]["rayClusterSpec"]
+    pods = {"head": spec["headGroupSpec"]["template"]["spec"]}
+    pods |= {group["groupName"]: group["template"]["spec"] for group in spec["workerGroupSpecs"]}
+    assert set(pods) == {"head", "cpu", "gpu"}
+    for pool, pod in pods.items():
+        machine = {"cloze/pool": pool, "node.kubernetes.io/instance-type": _instance_type(environment, pool)}
+        taint = {"key": "nvidia.com/gpu", "value": "present"} if pool == "gpu" else {"key": "cloze/pool", "value": pool}
+        assert pod["nodeSelector"].items() <= machine.items(), pool  # no label that a spot machine alone would have
+        assert any(_tolerates(one, taint) for one in pod["tolerations"]), pool
+        assert pod["serviceAccountName"] == "cloze"
+
+
+@pytest.mark.slow
+def test_each_mutation_is_caught(tmp_path: Path) -> None:
+    """All mutations at once, since a run of terraform takes seconds: each is named by a failure of its own."""
+    mutated = Terraform(tmp_path / "copy")
+    for file, old, new, _ in MUTATIONS.values():
+        path = mutated.copy / file
+        text = path.read_text()
+        assert old in text, f"{file} has no longer {old}"
+        path.write_text(text.replace(old, new))
+    mutated.init()
+    problems = mutated.problems("identity", "storage", "cluster", "nodes", "platform", "observability")
+    missed = [name for name, (*_, message) in MUTATIONS.items() if not any(message in problem for problem in problems)]
+    assert not missed, problems
+
+
+def _block(text: str, header: str) -> str:
+    """The text of a block from its header to the brace that ends it, or "" if there is none."""
+    found = re.search(rf"^( *){re.escape(header)} {{$.*?^\1}}$", text, re.MULTILINE | re.DOTALL)
+    return found[0] if found else ""
+
+
+def _instance_type(environment: str, pool: str) -> str:
+    text = (SOURCE / f"environments/{environment}/platform/main.tf").read_text()
+    found = re.search(rf'^ *{pool} += {{ instance_types = \["([a-z0-9.]+)"\]', text, re.MULTILINE)
+    assert found, pool
+    return found[1]
+
+
+def _tolerates(toleration: dict[str, str], taint: dict[str, str]) -> bool:
+    matches: dict[str, Callable[[], bool]] = {
+        "Exists": lambda: True,
+        "Equal": lambda: toleration["value"] == taint["value"],
+    }
+    return (
+        toleration["key"] == taint["key"] and toleration["effect"] == "NoSchedule" and matches[toleration["operator"]]()
+    )
