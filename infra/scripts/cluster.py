@@ -1,17 +1,16 @@
 """What runs in an environment's Kubernetes cluster: KubeRay's operator, the autoscaler of nodes, the manifests."""
 
-import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cloze.infra.scripts import tools
-from cloze.infra.scripts.environment import CLONE, Environment
+from cloze.infra.scripts.environment import Environment
 from cloze.pipeline.core.errors import UserError
 
 NAMESPACE = "cloze"
-_KUBERNETES = CLONE / "infra/kubernetes"
 _KUBERAY = ("kuberay-operator", "https://ray-project.github.io/kuberay-helm", "1.7.0", "kuberay")
 _AUTOSCALER = ("cluster-autoscaler", "https://kubernetes.github.io/autoscaler", "9.59.1", "kube-system")
 _LOGIN_SECRET = "dagster-login"
@@ -39,9 +38,16 @@ def install_charts(environment: Environment, outputs: Mapping[str, Any]) -> None
             "expanderPriorities": outputs["autoscaler_priorities"],
         },
     )
-    tools.run(*kubectl(environment, "apply", "--server-side", f"--filename={_KUBERNETES}/base/namespace.yaml"))
-    _install(environment, _KUBERAY, f"--values={_KUBERNETES}/charts/kuberay-operator.yaml")
-    _install(environment, _AUTOSCALER, f"--values={_KUBERNETES}/charts/cluster-autoscaler.yaml", f"--values={values}")
+    tools.run(
+        *kubectl(environment, "apply", "--server-side", f"--filename={_manifests(environment)}/base/namespace.yaml")
+    )
+    _install(environment, _KUBERAY, f"--values={_manifests(environment)}/charts/kuberay-operator.yaml")
+    _install(
+        environment,
+        _AUTOSCALER,
+        f"--values={_manifests(environment)}/charts/cluster-autoscaler.yaml",
+        f"--values={values}",
+    )
 
 
 def apply_manifests(environment: Environment, repository: str, digest: str, cluster_file: str) -> None:
@@ -52,12 +58,12 @@ def apply_manifests(environment: Environment, repository: str, digest: str, clus
     folder = environment.build / "kubernetes"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cluster.yaml").write_text(cluster_file)
-    overlay = _KUBERNETES / "overlays" / environment.name
-    relative = "/".join([".."] * len(folder.relative_to(CLONE).parts)) + f"/{overlay.relative_to(CLONE)}"
+    overlay = _manifests(environment) / "overlays" / environment.name
+    up_to_clone = "/".join([".."] * len(folder.relative_to(environment.clone).parts))
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": [relative],
+        "resources": [f"{up_to_clone}/{overlay.relative_to(environment.clone)}"],
         "images": [{"name": "cloze", "newName": repository, "digest": digest}],
         "configMapGenerator": [
             {"name": "dagster-runs", "namespace": NAMESPACE, "behavior": "merge", "files": ["cluster.yaml"]}
@@ -78,9 +84,12 @@ def apply_manifests(environment: Environment, repository: str, digest: str, clus
 
 def smoke_job(environment: Environment) -> None:
     """Submit the data stages of the quickstart as a RayJob, and wait until it has succeeded."""
-    cloze = (sys.executable, "-m", "cloze.infra.cli")
     file = str(environment.cluster_file)
-    tools.run(*cloze, "submit", "configs/quickstart.yaml", "--cluster", file, "--until", "tokens", "name=smoke")
+    tools.run("cloze", "submit", "configs/quickstart.yaml", "--cluster", file, "--until", "tokens", "name=smoke")
+
+
+def _manifests(environment: Environment) -> Path:
+    return environment.clone / "infra/kubernetes"
 
 
 def _install(environment: Environment, chart: tuple[str, str, str, str], *values: str) -> None:
@@ -92,6 +101,6 @@ def _install(environment: Environment, chart: tuple[str, str, str, str], *values
     )  # fmt: skip
 
 
-def _write(file: Any, content: Mapping[str, Any]) -> None:
+def _write(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(content, sort_keys=False))

@@ -10,13 +10,15 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import boto3
+from botocore.exceptions import BotoCoreError, ClientError
 
 from cloze.infra.launch.prices import load_prices
 from cloze.infra.scripts import preflight, tools
 from cloze.infra.scripts.cluster import NAMESPACE, connect, kubectl
-from cloze.infra.scripts.environment import CLONE, Environment, read_environment
+from cloze.infra.scripts.environment import Environment, read_environment
 from cloze.infra.scripts.left_over import bucket_bytes, left_over
 from cloze.infra.scripts.terraform import Root, roots
 from cloze.pipeline.core.errors import UserError
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _down(options.environment, options.delete_data, asked=not options.yes)
-    except UserError as error:
+    except (UserError, BotoCoreError, ClientError) as error:
         print(f"down: {error}", file=sys.stderr)
         return 2
     return 0
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _down(name: str, delete_data: Sequence[str], *, asked: bool) -> None:
     preflight.check_tools(_TOOLS)
-    environment = read_environment(name)
+    environment = read_environment(name, Path.cwd())
     session = boto3.Session(region_name=environment.region)
     preflight.check_account(session, environment)
     buckets = (environment.bucket, environment.state_bucket)
@@ -184,7 +186,7 @@ def _cluster_exists(session: boto3.Session, environment: Environment) -> bool:
 
 
 def _show_left_over(session: boto3.Session, environment: Environment) -> None:
-    prices = load_prices(str(CLONE / "configs/prices.yaml"))
+    prices = load_prices(str(environment.clone / "configs/prices.yaml"))
     assert prices and prices.aws
     found = left_over(session, environment, prices.aws)
     for one in found:

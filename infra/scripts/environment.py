@@ -6,8 +6,6 @@ from pathlib import Path
 
 from cloze.pipeline.core.errors import UserError
 
-CLONE = Path(__file__).absolute().parents[3]  # of cloze/infra/scripts
-
 
 @dataclass(frozen=True)
 class Environment:
@@ -16,7 +14,11 @@ class Environment:
     name: str
     account: str
     region: str
-    terraform: Path  # the folder infra/terraform
+    clone: Path
+
+    @property
+    def terraform(self) -> Path:
+        return self.clone / "infra/terraform"
 
     @property
     def data(self) -> Path:
@@ -42,19 +44,19 @@ class Environment:
     @property
     def cluster_file(self) -> Path:
         """The file for `cloze submit --cluster`."""
-        return CLONE / f"configs/clusters/eks-{self.name}.yaml"
+        return self.clone / f"configs/clusters/eks-{self.name}.yaml"
 
     @property
     def build(self) -> Path:
         """Files of this clone that are written again each time."""
-        return CLONE / "build" / "infra" / self.name
+        return self.clone / "build" / "infra" / self.name
 
 
-def read_environment(name: str, terraform: Path = CLONE / "infra/terraform") -> Environment:
+def read_environment(name: str, clone: Path) -> Environment:
     """The environment of a name. Raises UserError if it does not exist or has no account yet."""
-    folder = terraform / "environments" / name
+    folder = clone / "infra/terraform/environments" / name
     if not folder.is_dir():
-        known = ", ".join(sorted(path.name for path in (terraform / "environments").iterdir())) or "none"
+        known = ", ".join(sorted(path.name for path in folder.parent.iterdir())) or "none"
         raise UserError(f"{name}: is no environment; infra/terraform/environments has {known}")
     settings = folder / "platform/terraform.tfvars"
     if not settings.is_file():
@@ -65,4 +67,4 @@ def read_environment(name: str, terraform: Path = CLONE / "infra/terraform") -> 
         raise UserError(f"{settings}: account_id is missing; add the twelve digits of `aws sts get-caller-identity`")
     if not region:
         raise UserError(f"{folder / 'data/main.tf'}: the provider has no region; add one such as us-east-1")
-    return Environment(name, account[1], region[1], terraform)
+    return Environment(name, account[1], region[1], clone)

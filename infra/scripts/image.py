@@ -4,20 +4,20 @@ change."""
 import base64
 import subprocess
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.exceptions import ClientError
 
 from cloze.infra.scripts import tools
-from cloze.infra.scripts.environment import CLONE
 
 _DEVICE = "cuda"  # one image for all pods of a job, those with GPUs among them
 
 
-def pushed(session: boto3.Session, repository: str, tag: str, commit: str, builder: str) -> str:
+def pushed(session: boto3.Session, clone: Path, repository: str, commit: str, builder: str) -> str:
     """Build and push the image unless it is there. Returns its digest, sha256:..."""
-    client, name = session.client("ecr"), repository.partition("/")[2]
+    client, name, tag = session.client("ecr"), repository.partition("/")[2], tag_of(commit)
     if (digest := _digest(client, name, tag)) is None:
         password = base64.b64decode(client.get_authorization_token()["authorizationData"][0]["authorizationToken"])
         registry = repository.partition("/")[0]
@@ -31,7 +31,7 @@ def pushed(session: boto3.Session, repository: str, tag: str, commit: str, build
             text=password.decode().partition(":")[2],
         )
         with tempfile.TemporaryDirectory() as context:
-            archive = subprocess.run(["git", "-C", str(CLONE), "archive", commit], check=True, stdout=subprocess.PIPE)
+            archive = subprocess.run(["git", "-C", str(clone), "archive", commit], check=True, stdout=subprocess.PIPE)
             subprocess.run(["tar", "-x", "-C", context], check=True, input=archive.stdout)
             arguments = [f"--build-arg=DEVICE={_DEVICE}", f"--build-arg=COMMIT={commit}"]
             file = f"{context}/infra/docker/Dockerfile"

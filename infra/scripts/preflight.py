@@ -1,6 +1,7 @@
 """What must be there before anything is created: programs, the right account, quotas, a commit to build."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -41,15 +42,18 @@ def check_account(session: boto3.Session, environment: Environment) -> None:
         )
 
 
-def commit() -> str:
+def commit(clone: Path) -> str:
     """The commit whose image is built. Raises UserError if files of the image have changed since."""
     built = ("constraints.txt", "pyproject.toml", "cloze", "pipeline", "training", "infra", "configs")
-    changed = tools.output("git", "status", "--porcelain", "--untracked-files=no", "--", *built)
+    others = (":!infra/terraform", ":!infra/kubernetes")
+    changed = tools.output(
+        "git", "-C", str(clone), "status", "--porcelain", "--untracked-files=no", "--", *built, *others
+    )
     if changed:
         raise UserError(
             f"{changed.split()[1]}: has changed since the last commit, and the image has a commit; commit it"
         )
-    return tools.output("git", "rev-parse", "HEAD").strip()
+    return tools.output("git", "-C", str(clone), "rev-parse", "HEAD").strip()
 
 
 def check_quotas(session: boto3.Session, needed: Sequence[NeededQuota]) -> None:

@@ -40,6 +40,10 @@ class Root:
         return {name: output["value"] for name, output in found.items()}
 
     @property
+    def has_local_state(self) -> bool:
+        return (self.folder / "terraform.tfstate").exists()
+
+    @property
     def _terraform(self) -> tuple[str, str]:
         return "terraform", f"-chdir={self.folder}"
 

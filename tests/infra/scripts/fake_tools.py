@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = ("terraform", "kubectl", "helm", "docker", "aws")
+NAMES = ("terraform", "kubectl", "helm", "docker", "aws", "cloze")
 _FAKE = """#!{python} -S
 import json, os, sys
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
@@ -19,6 +19,8 @@ if "login" in arguments or arguments[-1] == "--filename=-":
 failing = open(folder + "/failing").read()
 if failing and number == int(failing):
     sys.exit(name + ": fails")
+if open(folder + "/refused").read() in arguments:
+    sys.exit(1)
 line = " ".join([name, *arguments])
 if name == "kubectl" and arguments[0] == "kustomize":
     os.execv({kubectl!r}, ["kubectl", *arguments])
@@ -33,10 +35,12 @@ elif name == "docker" and arguments[0] == "push":
 """
 _PUSH = """
 import boto3, json, sys
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+CONFIG = {"digest": "sha256:" + "0" * 64}
 repository, tag = sys.argv[1:]
 boto3.client("ecr").put_image(
     repositoryName=repository.partition("/")[2], imageTag=tag,
-    imageManifest=json.dumps({"schemaVersion": 2, "config": {"digest": "sha256:" + "0" * 64}, "layers": []}),
+    imageManifest=json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "config": CONFIG, "layers": []}),
 )
 """
 
@@ -56,9 +60,10 @@ class FakeTools:
             (self.bin / name).chmod(0o755)
         self.start()
 
-    def start(self, failing: int | None = None) -> None:
-        """Forget the calls; the one with this number fails."""
+    def start(self, failing: int | None = None, refused: str = "-") -> None:
+        """Forget the calls; the one with this number fails, and each with this argument."""
         (self._folder / "calls").write_text("")
+        (self._folder / "refused").write_text(refused)
         (self._folder / "failing").write_text("" if failing is None else str(failing))
 
     def answers(self, plan: object, outputs: object) -> None:
