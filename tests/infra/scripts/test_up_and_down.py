@@ -152,7 +152,7 @@ def test_up_goes_from_the_state_to_a_job(
         "helm upgrade  kuberay-operator",
         "helm upgrade  cluster-autoscaler",
         "kubectl apply",
-        "kubectl rollout status statefulset/dagster",
+        "kubectl rollout status",
         "cloze submit",
     ]
     assert (clone / "configs/clusters/eks-dev.yaml").read_text() == OUTPUTS["cluster_file"]
