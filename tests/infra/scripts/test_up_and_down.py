@@ -16,6 +16,7 @@ import pytest
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.prices import load_prices
 from cloze.infra.scripts import down, up
+from cloze.infra.scripts.environment import read_environment
 from cloze.infra.scripts.prices import estimated_cluster, idle_costs, needed_quotas
 from cloze.pipeline.core.config import parse
 from tests.infra.scripts.fake_tools import FakeTools
@@ -23,6 +24,7 @@ from tests.paths import REPOSITORY
 
 REGION, ACCOUNT = "us-east-1", "123456789012"  # the account of moto
 BUCKET, STATE_BUCKET = f"cloze-dev-{ACCOUNT}", f"cloze-state-{ACCOUNT}"
+ENVIRONMENTS = REPOSITORY / "infra/terraform/environments"
 POOLS = {
     "head": {"instance_types": ["m7i.2xlarge"], "cpus": 4, "memory_gb": 16, "max_nodes": 2},
     "cpu": {"instance_types": ["c7i.8xlarge"], "cpus": 30, "memory_gb": 56, "max_nodes": 2, "spot": True},
@@ -360,3 +362,15 @@ def test_the_planned_machines_are_a_clusters_file() -> None:
         ("cpu", 0, "c7i.8xlarge"),
         ("gpu", 4, "g6.12xlarge"),
     ]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in ENVIRONMENTS.glob("*")))
+def test_each_environment_of_the_repository_is_read(name: str, tmp_path: Path) -> None:
+    shutil.copytree(ENVIRONMENTS / name, tmp_path / "infra/terraform/environments" / name)
+    platform = tmp_path / "infra/terraform/environments" / name / "platform"
+    (platform / "terraform.tfvars.example").rename(platform / "terraform.tfvars")
+    environment = read_environment(name, tmp_path)
+    assert (environment.account, environment.cluster) == (ACCOUNT, f"cloze-{name}")
+    assert f'"{environment.cluster}"' in (platform / "main.tf").read_text()
+    assert environment.bucket.replace(ACCOUNT, "${var.account_id}") in (environment.data / "main.tf").read_text()
+    assert (REPOSITORY / "infra/kubernetes/overlays" / name).is_dir()
