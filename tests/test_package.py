@@ -9,6 +9,8 @@ from pathlib import Path
 from tests.paths import REPOSITORY
 
 FLOORS = ("pipeline", "training", "infra")
+#: Folders and files of infra that are used in a clone only.
+OF_THE_CLONE = ("docker", "kubernetes", "terraform", "up", "down")
 
 
 def test_a_wheel_holds_every_file_of_the_three_floors_and_no_other_package(tmp_path: Path) -> None:
@@ -17,7 +19,8 @@ def test_a_wheel_holds_every_file_of_the_three_floors_and_no_other_package(tmp_p
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(REPOSITORY / name, source)
     for name in ("cloze", *FLOORS):
-        shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        ignore = shutil.ignore_patterns("__pycache__", *OF_THE_CLONE)
+        shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=ignore)
     files = [
         str(path.relative_to(source)) for floor in FLOORS for path in (source / floor).rglob("*") if path.is_file()
     ]
