@@ -30,6 +30,21 @@ class OtherPrices(Config):
     """Dollars for 10^9 bytes through a NAT gateway."""
 
 
+class AwsPrices(Config):
+    """Prices of what an account has beside machines while no job runs."""
+
+    interface_endpoint_dollars_per_hour: _Dollars
+    """Dollars an hour for an interface endpoint in one zone."""
+    load_balancer_dollars_per_hour: _Dollars
+    """Dollars an hour for a load balancer."""
+    key_dollars_per_month: _Dollars
+    """Dollars a month for a key of KMS."""
+    s3_dollars_per_gb_month: _Dollars
+    """Dollars a month for 10^9 bytes on S3."""
+    volume_dollars_per_gb_month: _Dollars
+    """Dollars a month for 10^9 bytes of a volume (gp3)."""
+
+
 class Prices(Config):
     """Prices with their source and date."""
 
@@ -43,6 +58,8 @@ class Prices(Config):
     """Where the other prices come from."""
     other: OtherPrices
     """The other prices."""
+    aws: AwsPrices | None = None
+    """Prices for infra/scripts/up and down."""
 
     def of_node(self, kind: NodeType) -> float | None:
         """Dollars an hour of a machine; None if its type has no price. Spot machines cost less, by how much varies."""

@@ -1,0 +1,45 @@
+"""The CPU image, built without a daemon and run as a pod runs it; ten minutes and 10 GB of disk (mark `image`)."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.paths import REPOSITORY
+
+pytestmark = pytest.mark.image
+FOLDER = Path(os.environ.get("IMAGE_FOLDER", REPOSITORY / "build/image"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def image() -> None:
+    for tool in ("buildah", "mmdebstrap", "unshare"):
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} is not installed")
+    subprocess.run([REPOSITORY / "infra/docker/build-local", "cpu", FOLDER], check=True)
+
+
+def run(*command: str, out: Path | None = None) -> subprocess.CompletedProcess[str]:
+    options = ["--out", str(out)] if out else []
+    run_local = [str(REPOSITORY / "infra/docker/run-local"), *options, *command]
+    return subprocess.run(run_local, capture_output=True, text=True, env=os.environ | {"IMAGE_FOLDER": str(FOLDER)})
+
+
+def test_the_user_cannot_write_to_the_image() -> None:
+    ended = run("bash", "-c", "id -u; touch /cloze/a /opt/cloze/a /etc/a; echo x > /tmp/a && echo written")
+    assert ended.stdout.split() == ["1000", "written"]
+    assert ended.stderr.count("Read-only file system") == 3
+
+
+def test_the_quickstart_runs_until_tokens_in_the_image(tmp_path: Path) -> None:
+    ended = run("cloze", "run", "configs/quickstart.yaml", "--until", "tokens", "root=/out", out=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert [path.parent.parent.name for path in tmp_path.glob("tokens/*/manifest.json")] == ["tokens"]
+
+
+def test_pip_and_its_settings_are_not_in_the_image() -> None:
+    ended = run("bash", "-c", "ls -A /etc/pip.conf /etc/xdg/pip /opt/wheels /opt/pypi /opt/cloze/bin/pip; python -V")
+    assert "Python 3.11" in ended.stdout
+    assert not [line for line in ended.stdout.splitlines() if line.endswith((".conf", ".txt", ".whl", "/pip"))]
