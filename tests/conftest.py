@@ -22,7 +22,11 @@ _LONGEST = [
     "rayjob_on_ray",
     "crashes",
     "finetune_run",
+    "terraform",
+    "on_moto",
     "ray_jobs",
+    "cluster_runs",
+    "dagster_dev",
     "trainer",
     "against_transformers",
     "ray_train",
@@ -33,7 +37,7 @@ _LONGEST = [
     "engine",
 ]
 _LONGEST += ["two_runs", "ray_cluster", "full_disk", "extract_on_s3", "dedup", "readme", "workflow", "repartition"]
-_LONGEST += ["beam", "beam_ray", "on_moto", "terraform", "least_privilege"]
+_LONGEST += ["beam", "beam_ray", "least_privilege", "up_and_down", "following", "pages"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
