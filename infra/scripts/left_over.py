@@ -27,16 +27,17 @@ def left_over(session: boto3.Session, environment: Environment, prices: AwsPrice
     filters = [{"Key": "project", "Values": ["cloze"]}, {"Key": "environment", "Values": [environment.name]}]
     pages = session.client("resourcegroupstaggingapi").get_paginator("get_resources").paginate(TagFilters=filters)
     arns = [one["ResourceARN"] for page in pages for one in page["ResourceTagMappingList"]]
-    arns += [f"arn:aws:ec2:{environment.region}:{environment.account}:volume/{id}" for id in _volumes(session)]
+    place = f"arn:aws:ec2:{environment.region}:{environment.account}:volume"
+    arns += [f"{place}/{id}" for id in _volumes(session, environment)]
     buckets = (environment.bucket, environment.state_bucket)
     arns += [f"arn:aws:s3:::{name}" for name in buckets if bucket_exists(session, name)]
     found = (_described(session, arn, prices) for arn in dict.fromkeys(arns))
     return [one for one in found if one]
 
 
-def _volumes(session: boto3.Session) -> Iterator[str]:
+def _volumes(session: boto3.Session, environment: Environment) -> Iterator[str]:
     """Volumes that the driver of infra/kubernetes' storage class has created."""
-    filters = [{"Name": "tag:project", "Values": ["cloze"]}]
+    filters = [{"Name": "tag:project", "Values": ["cloze"]}, {"Name": "tag:environment", "Values": [environment.name]}]
     for page in session.client("ec2").get_paginator("describe_volumes").paginate(Filters=filters):
         yield from (volume["VolumeId"] for volume in page["Volumes"])
 
