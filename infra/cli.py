@@ -326,12 +326,15 @@ def _load(options: argparse.Namespace) -> "Run":
 
 
 def _promote(options: argparse.Namespace) -> int:
-    from cloze.infra.promotion_commands import list_events, promote_run, roll_back_run
+    from cloze.infra import promotion_commands as commands
 
-    if options.list or options.rollback:
-        command = list_events if options.list else roll_back_run
-        return command(options)
-    return promote_run(options, _load(options))
+    if options.list:
+        return commands.list_events(options)
+    if options.rollback:
+        return commands.roll_back_run(options)
+    if options.event is not None:
+        return commands.promote_event(options)
+    return commands.promote_run(options, _load(options))
 
 
 def _doctor(options: argparse.Namespace) -> int:

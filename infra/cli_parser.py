@@ -186,6 +186,7 @@ def _add_promote(command: argparse.ArgumentParser) -> None:
     command.add_argument("--why", metavar="TEXT", default="", help="the reason, which is kept")
     action = command.add_mutually_exclusive_group()
     action.add_argument("--rollback", action="store_true", help="return to the model that was promoted before")
+    action.add_argument("--event", metavar="N", type=int, help="promote again what event N of --list has promoted")
     action.add_argument("--list", action="store_true", help="list all promotions and rollbacks, the oldest first")
 
 

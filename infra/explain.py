@@ -2,12 +2,25 @@
 
 import errno
 import sqlite3
+from collections.abc import Iterator
 
 from cloze.pipeline.core.errors import UserError
 
 
 def explain(error: BaseException | None) -> str | None:
     """The message of an error that a user can fix, however deep Beam or Ray has wrapped it; None for other errors."""
+    for current in with_causes(error):
+        if isinstance(current, UserError):
+            return str(current)
+        if isinstance(current, OSError) and (line := _explain_os_error(current)):
+            return line
+        if isinstance(current, sqlite3.OperationalError):
+            return f"Dagster's history: {current}; set DAGSTER_HOME to a writable folder on a disk with free space"
+    return None
+
+
+def with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it wraps, each once."""
     seen: list[BaseException] = []
     pending = [error]
     while pending:
@@ -15,14 +28,8 @@ def explain(error: BaseException | None) -> str | None:
         if current is None or current in seen:
             continue
         seen.append(current)
-        if isinstance(current, UserError):
-            return str(current)
-        if isinstance(current, OSError) and (line := _explain_os_error(current)):
-            return line
-        if isinstance(current, sqlite3.OperationalError):
-            return f"Dagster's history: {current}; set DAGSTER_HOME to a writable folder on a disk with free space"
+        yield current
         pending += [current.__cause__, getattr(current, "cause", None), current.__context__]
-    return None
 
 
 def _explain_os_error(error: OSError) -> str | None:

@@ -105,7 +105,7 @@ def of_pretrain(output: Artifact) -> Highlights:
     """Held-out loss and accuracy beside the baselines; the checkpoint; the held-out loss over the steps."""
     facts = PretrainFacts.of(output.manifest)
     row, numbers = facts.metrics.heldout, dict[str, float]()
-    if "mlm_loss" in row:
+    if row.get("mlm_loss") is not None:  # null is a loss that is not finite
         numbers = {
             "held-out loss": row["mlm_loss"],
             "held-out perplexity": math.exp(min(row["mlm_loss"], 700.0)),

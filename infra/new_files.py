@@ -34,7 +34,7 @@ def unfinished_folder(found: Mapping[str, str]) -> Location | None:
 def _patterns(run: Run) -> Iterator[str]:
     patterns = dict.fromkeys(
         pattern
-        for stage in run.stages.values()
+        for stage in run.unresolved_stages
         for files in stage.sources.values()
         if not files.path.mark.files_in
         for pattern in files.path.patterns

@@ -35,7 +35,10 @@ def refuse_promoted(run: str, command: str) -> None:
 
 def _promoted_run(name: str, overrides: Sequence[str], root: Location) -> Run:
     if overrides:
-        raise UserError(f"{overrides[0]}: {name}@promoted is read as it was promoted; leave the override out")
+        raise UserError(
+            f"{overrides[0]}: {name}@promoted is read as it was promoted; leave the override out, and "
+            "name its root with --root"
+        )
     event = promoted(root, name)
     file = f"{root}/promoted/{name}/{event.number:05}.json"
     config = parse(RunConfig, event.config.encode(), file, named_runs.root_override(root.uri))

@@ -73,6 +73,7 @@ class Run:
         self._ray = ray or LazyRaySession()
         self._history = StageHistory(self.root, config.name)
         self._source_files: dict[UserFiles, list[SourceFile]] = {}
+        self._compared_with = config.name
         self._checked: dict[str, list[CheckResult]] = {}  # by stage
 
     def __enter__(self) -> Self:
@@ -205,6 +206,8 @@ class Run:
 
         They are computed once, and again after the stage ran. Whoever executes a stage gives them to `require_passed`.
         """
+        if self._pinned:  # they have passed when they were promoted
+            return []
         if name in self._checked or not self.stage(name).checks:
             return self._checked.get(name, [])
         artifact = self.artifact(name)
@@ -213,9 +216,14 @@ class Run:
         self._checked[name] = check_stage(self, name, artifact)
         return self._checked[name]
 
+    def compare_with(self, promoted: str) -> None:
+        """Check all stages again, against what is promoted now under this name, or as `checks.promoted`."""
+        self._compared_with = promoted
+        self._checked.clear()
+
     def promoted_figures(self) -> Mapping[str, StageFigures]:
         """Stage -> its figures in the promoted model that this run is compared with; empty if there is none."""
-        event = registry.current(self.root, self.config.checks.promoted or self.config.name)
+        event = registry.current(self.root, self.config.checks.promoted or self._compared_with)
         return event.stages if event else {}
 
     def remember_passed(self) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from cloze.infra import named_runs
 from cloze.infra.planner import Run
-from cloze.infra.promote import history_of, promote, roll_back
+from cloze.infra.promote import history_of, promote, promote_again, roll_back
 from cloze.infra.promotion import registry
+from cloze.infra.promotion.registry import Event
 from cloze.infra.run_config import NAME
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
@@ -17,7 +18,16 @@ from cloze.pipeline.core.storage import Location
 def promote_run(options: argparse.Namespace, run: Run) -> int:
     name = _checked(options.name or run.config.name)
     before = registry.current(run.root, name)
-    event = promote(run, name, options.why)
+    return _print_promotion(options, name, before, promote(run, name, options.why))
+
+
+def promote_event(options: argparse.Namespace) -> int:
+    root, name = _root_and_name(options)
+    before = registry.current(root, name)
+    return _print_promotion(options, name, before, promote_again(root, name, options.event, options.why))
+
+
+def _print_promotion(options: argparse.Namespace, name: str, before: Event | None, event: Event) -> int:
     if options.json:
         return _print(event.summary)
     if before and event.number == before.number:
@@ -53,7 +63,7 @@ def list_events(options: argparse.Namespace) -> int:
 def _root_and_name(options: argparse.Namespace) -> tuple[Location, str]:
     """The root, and the name of promoted models: RUN itself if models were promoted under it, as with --as."""
     where = Location(options.root or named_runs.DEFAULT_ROOT).absolute()
-    if not options.name and options.run in registry.names(where):
+    if not options.name and not options.overrides and options.run in registry.names(where):
         return where, options.run
     config = named_runs.read(options.run, options.overrides, options.root)
     return Location(config.root).absolute(), _checked(options.name or config.name)

@@ -78,7 +78,7 @@ class RunConfig(Config):
     def base_name(self) -> str:
         """The name that the runs of all partitions share, such as wiki of wiki-la; `name` in a run without them."""
         partition = self.partition
-        return (partition and base_name(self.name, partition.language, partition.date)) or self.name
+        return base_name(self.name, partition) if partition else self.name
 
     @property
     def pretraining(self) -> PretrainingConfigs | None:
@@ -100,6 +100,14 @@ class RunConfig(Config):
             )
         if missing and not self.finetune:
             raise ValueError(f"has nothing to run; add {_joined(missing)}, or tasks to finetune")
+        return self
+
+    @model_validator(mode="after")
+    def _a_promoted_run_has_pretraining(self) -> Self:
+        if self.schedule.promote and not self.pretraining:
+            raise ValueError(
+                "schedule.promote is true, but the run only fine-tunes and has no checkpoint; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -60,7 +60,7 @@ class StageHistory:
         """Stage -> its entry."""
         try:
             return json.loads(self._file.read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # only the reasons in the plan depend on it
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # what is finished is in the manifests
             return {}
 
     def _earlier_version(self, stage: Stage) -> int | None:

@@ -4,9 +4,11 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from http.client import HTTPException
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from cloze.pipeline.core.errors import UserError
 
@@ -42,10 +44,22 @@ class _Problem:
 
 def _attempt(url: str, body: bytes) -> _Problem | None:
     try:
-        with urlopen(Request(url, body, {"Content-Type": "application/json"}), timeout=_TIMEOUT):
+        with _OPENER.open(Request(url, body, {"Content-Type": "application/json"}), timeout=_TIMEOUT):
             return None
     except HTTPError as error:
         return _Problem(f"answered {error.code}", temporary=error.code >= 500 or error.code in (408, 425, 429))
+    except HTTPException as error:  # its text may have the URL
+        return _Problem(f"gave an answer that is not HTTP ({type(error).__name__})", temporary=True)
     except (URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         return _Problem(f"cannot be reached ({reason})", temporary=True)
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """A redirected POST would become a GET without the message."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        return None
+
+
+_OPENER = build_opener(_NoRedirects)

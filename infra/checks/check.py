@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import Field
 
@@ -68,8 +67,3 @@ class Check:
 
 
 Figures = dict[str, list[Figure]]  # by the name of their check
-
-
-def plain_figures(figures: Figures) -> dict[str, Any]:
-    """The figures as plain JSON."""
-    return {name: [figure.plain for figure in found] for name, found in figures.items()}

@@ -23,6 +23,7 @@ from cloze.infra.checks.verdicts import (
 from cloze.infra.score_names import metric_name
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.manifest_facts import ExtractFacts, VocabFacts
+from cloze.pipeline.core.threads import map_in_threads
 from cloze.training.finetune.manifest_facts import CurvesFact, FinetuneFacts
 from cloze.training.pretrain.manifest_facts import PretrainFacts
 
@@ -76,7 +77,7 @@ def _residue(measured: Measured) -> Iterator[Figure]:
 
 def _ages(measured: Measured) -> Iterator[Figure]:
     if files := measured.sources():
-        yield Figure(name="the newest source file", value=(time.time() - max(map(_changed, files))) / _DAY)
+        yield Figure(name="the newest source file", value=(time.time() - max(map_in_threads(_changed, files))) / _DAY)
 
 
 def _changed(file: SourceFile) -> float:
@@ -110,7 +111,7 @@ def _heldout_loss(measured: Measured) -> Iterator[Figure]:
     row = PretrainFacts.of(measured.manifest).metrics.heldout
     vocab = measured.upstream.get("vocab")
     if "loss" in row and vocab and "vocab.txt" in vocab.files:
-        basis = {**measured.settings, "vocab": vocab.files["vocab.txt"].sha256}
+        basis = {**measured.settings, "vocab.txt": vocab.files["vocab.txt"].sha256}
         yield Figure(name="held-out loss", value=_number(row["loss"]), basis=basis)
 
 

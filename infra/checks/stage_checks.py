@@ -76,7 +76,11 @@ def stage_figures(run: CheckedRun, stage: str, artifact: Artifact) -> StageFigur
         frozenset(run.stage(stage).reads),
         lambda: _files(run, stage),
     )
-    figures: Figures = {check.name: list(check.measure(measured)) for check in run.stage(stage).checks}
+    # A figure that later runs are not compared with is measured only where its check is on.
+    checks = [
+        check for check in run.stage(stage).checks if check.needs_reference or not check.is_off(run.config.checks)
+    ]
+    figures: Figures = {check.name: list(check.measure(measured)) for check in checks}
     own = _settings(run.stage(stage))
     return StageFigures(fingerprint=artifact.fingerprint, settings=digest_of({**settings, stage: own}), figures=figures)
 
@@ -93,7 +97,7 @@ def _result(
     stage: str, check: Check, limits: ChecksConfig, found: StageFigures, reference: StageFigures | None
 ) -> CheckResult:
     """The result of one check: its first failed figure, or its first one, is the value."""
-    figures = found.figures[check.name]
+    figures = found.figures.get(check.name, [])
     if check.is_off(limits):
         [first, *_], value = check.keys, figures[0].value if figures else None
         off = json.dumps(getattr(limits, first))

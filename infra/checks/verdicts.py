@@ -8,6 +8,7 @@ from cloze.infra.checks_config import ChecksConfig
 
 _LAST = "in the last run that passed"
 _PROMOTED = "of the promoted model"
+_ROUNDING = 1e-9  # so that the advised value is accepted
 
 Judge = Callable[[Figure, Figure | None, ChecksConfig], Verdict]
 
@@ -38,7 +39,7 @@ def rate_increased(key: str) -> Judge:
         increase = figure.value - reference.value
         text = f"{figure.name}: {_percent(figure.value)}, {_percent(reference.value)} {_LAST}"
         limit = reference.value + most
-        if increase <= most:
+        if increase <= most + _ROUNDING:
             return Verdict(True, text, limit)
         accepted = f"an increase by at most {_percent(most)} is accepted"
         return Verdict(False, f"{text}, {accepted}; {_fix(key, increase)}", limit)
@@ -56,11 +57,12 @@ def is_finite(figure: Figure, _: Figure | None, __: ChecksConfig) -> Verdict:
 def loss_increased(figure: Figure, reference: Figure | None, config: ChecksConfig) -> Verdict:
     """A loss may be higher than the promoted model's by a limited fraction."""
     assert reference and config.max_loss_increase is not None
-    most, increase = config.max_loss_increase, figure.value / reference.value - 1
+    most = config.max_loss_increase
     text = f"{figure.name} {figure.value:.4f}, {reference.value:.4f} {_PROMOTED}"
     limit = reference.value * (1 + most)
-    if increase <= most:
+    if figure.value <= limit + _ROUNDING:
         return Verdict(True, text, limit)
+    increase = figure.value / reference.value - 1 if reference.value else math.inf
     accepted = f"{_percent(increase)} higher, at most {_percent(most)} are accepted"
     return Verdict(False, f"{text}: {accepted}; {_fix('max_loss_increase', increase)}", limit)
 

@@ -22,6 +22,7 @@ from cloze.pipeline.core.storage import Location, nearest_existing
 from cloze.pipeline.core.threads import prefetch
 
 MARKER = "dump.json"  # written when all files are whole: what they are
+_UNFINISHED = "unfinished"  # in it, while files are missing
 RANGE_BYTES = 32 << 20  # of a request
 PARTIAL = ".partial"  # folder of what is not whole yet, beside the files
 
@@ -36,6 +37,7 @@ def download(http: Http, dump: Dump, to: Location, display: Display) -> Location
     with hold_lease(folder, lambda owner: display.show_owner(name, owner)), reporting_waits(display.wait):
         sizes = folder.sizes()
         _check_space(folder, sum(file.bytes for file in dump.files if sizes.get(file.name) != file.bytes))
+        (folder / PARTIAL / _UNFINISHED).write_text(dump.date)  # until all files are whole
         for file in dump.files:
             if sizes.get(file.name) == file.bytes:
                 display.finish(file.name, f"is there: {size(file.bytes)}")

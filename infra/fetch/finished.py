@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cloze.infra.fetch.download import MARKER
 from cloze.infra.fetch.wikipedia import wiki_of
 from cloze.pipeline.core.storage import Location
+
+_DATE = re.compile(r"\d{8}")
 
 
 class FinishedDump(NamedTuple):
@@ -31,6 +34,8 @@ def is_whole(folder: Location) -> bool | None:
 
 def _of_language(folder: Location, language: str) -> Iterator[FinishedDump]:
     for dated in folder.folders():
+        if not _DATE.fullmatch(dated.name):  # a copy, or a link such as latest
+            continue
         marker = _marker(dated)
         if marker is not None and _has_files(dated, marker):
             yield FinishedDump(language, dated.name, hashlib.sha256(marker).hexdigest()[:16])

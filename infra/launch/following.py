@@ -63,10 +63,6 @@ class FollowedJob:
         if self._info.state is not JobState.SUCCEEDED:
             raise self._failure(names[-1])
 
-    def stop(self) -> None:
-        """Ask the job to save and end."""
-        self._backend.stop(self.job)
-
     def _done(self, name: str) -> ExecutedStage | None:
         """A stage that is finished; None if it is not."""
         artifact, before = self._run.artifact(name), self._before[name]
@@ -106,6 +102,8 @@ class FollowedJob:
         """Why the job has ended without this stage."""
         info = self._info
         if info.state is JobState.STOPPED:
+            if not self.is_new:  # it was ending when this run attached to it
+                return JobFailed(f"{self.job}: was being stopped when this run attached to it")
             return UserError(f"{self.job}: was stopped; the same command continues from the finished parts")
         if info.state is JobState.SUCCEEDED:
             return JobFailed(

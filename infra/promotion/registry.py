@@ -88,11 +88,14 @@ def earlier(history: list[Event]) -> Event | None:
     return next((event for event in reversed(standing[:-1]) if not event.is_output_of(standing[-1])), None)
 
 
-def was_rolled_back(history: list[Event], event: Event) -> bool:
-    """Whether the last that was done with the outputs of this event was to roll them back."""
-    promoted = [past for past in history if past.kind == "promote" and past.is_output_of(event)]
-    standing = {past.number for past in _standing(history)}
-    return bool(promoted) and promoted[-1].number not in standing
+def rolled_back(history: list[Event]) -> list[Event]:
+    """The promotions that were rolled back, the oldest first, without outputs that were promoted again."""
+    standing = _standing(history)
+    return [
+        event
+        for event in history
+        if event.kind == "promote" and not any(event.is_output_of(promoted) for promoted in standing)
+    ]
 
 
 def _standing(history: list[Event]) -> list[Event]:
@@ -106,14 +109,14 @@ def _standing(history: list[Event]) -> list[Event]:
     return standing
 
 
-def append(root: Location, name: str, event: Event) -> Event:
-    """Store an event under the next free number; returns it with that."""
-    number = _last_number(root, name) + 1
-    while True:
-        event = event.model_copy(update={"number": number})
-        if _create(_file(root, name, number), json.dumps(event.model_dump(), indent=1).encode()):
-            return event
-        number += 1
+def append(root: Location, name: str, event: Event, after: int) -> Event | None:
+    """Store an event as the one after the number `after` (0: as the first); returns it with its number.
+
+    None if another process has stored one since: what this one was decided by may have changed.
+    """
+    event = event.model_copy(update={"number": after + 1})
+    data = json.dumps(event.model_dump(), indent=1).encode()
+    return event if _create(_file(root, name, event.number), data) else None
 
 
 def _create(file: Location, data: bytes) -> bool:

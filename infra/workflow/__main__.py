@@ -7,6 +7,7 @@ import sys
 from cloze.infra.workflow.dagster_yaml import lacking
 from cloze.infra.workflow.history import home, open_history, settings_file
 from cloze.infra.workflow.run_process import end_orphans
+from cloze.pipeline.core.errors import UserError
 
 
 def main() -> None:
@@ -31,4 +32,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"cloze: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -13,13 +13,16 @@ _PARTITION = "dagster/partition"
 
 
 def failure_sensor(configured: ConfiguredRun, job: UnresolvedAssetJobDefinition) -> list[dagster.SensorDefinition]:
-    """Reports the runs of a job that fail, also by a check, to `schedule.webhook`; none without one. It is on."""
+    """Reports the runs of a job that fail, also by a check, and are not retried, to `schedule.webhook`; none without
+    one. It is on."""
     schedule = configured.config.schedule
     if schedule.webhook is None:
         return []
     webhook, pages = schedule.webhook, schedule.pages.rstrip("/")
 
     def report(context: dagster.RunFailureSensorContext) -> None:
+        if context.dagster_run.tags.get("dagster/will_retry") == "true":
+            return
         message = _message(configured.name, context, pages)
         try:
             post(webhook_url(webhook), message)
@@ -40,7 +43,7 @@ def failure_sensor(configured: ConfiguredRun, job: UnresolvedAssetJobDefinition)
 def _message(run_name: str, context: dagster.RunFailureSensorContext, pages: str) -> dict[str, str | None]:
     """`text` is what Slack, Mattermost and their like show."""
     run, link = context.dagster_run, f"{pages}/runs/{context.dagster_run.run_id}"
-    stage, partition, cause = run.tags.get(FAILED_STAGE), run.tags.get(_PARTITION), _cause(context)
+    stage, partition, cause = run.tags.get(FAILED_STAGE) or None, run.tags.get(_PARTITION), _cause(context)
     what = f"{run_name} {partition}" if partition else run_name
     return {
         "text": f"{what} failed{f' in {stage}' if stage else ''}: {cause} {link}",
@@ -63,7 +66,7 @@ def _cause(context: dagster.RunFailureSensorContext) -> str:
 
 
 def _first_line(error: SerializableErrorInfo) -> str:
-    while error.cause:
+    while error.cause and error.cls_name != "Failure":  # which has the line, and the exceptions that it was made of
         error = error.cause
     lines = error.message.strip().splitlines()
     return lines[0].removeprefix(f"{error.cls_name}: ").rpartition(f"{error.cls_name}: ")[2] if lines else str(error)

@@ -2,6 +2,7 @@
 leaves the last materialization in its place; and the results of its checks.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import dagster
@@ -77,7 +78,9 @@ def _check_event(key: dagster.AssetKey, check: CheckResult) -> dagster.AssetChec
         passed=check.passed,
         severity=dagster.AssetCheckSeverity.ERROR,
         description=check.message,
-        metadata={name: float(number) for name, number in numbers.items() if number is not None},
+        metadata={
+            name: float(number) for name, number in numbers.items() if number is not None and math.isfinite(number)
+        },
     )
 
 

@@ -2,9 +2,10 @@
 
 import multiprocessing
 import signal
+import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from typing import NamedTuple
 
@@ -13,19 +14,20 @@ import dagster
 from cloze.infra import named_runs
 from cloze.infra.estimate.record import estimate_start
 from cloze.infra.execution import ActiveRun, ExecutedStage, active_run, execute_stage, started_run
-from cloze.infra.explain import explain
+from cloze.infra.explain import explain, with_causes
 from cloze.infra.interrupts import ends_soon_when_interrupted, own_ending
-from cloze.infra.launch.jobs import JobRequest
+from cloze.infra.launch.following import JobFailed
+from cloze.infra.launch.jobs import JobRequest, Unreachable
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage
 from cloze.infra.workflow.cluster import cluster_file, job_stages, on_cluster
+from cloze.infra.workflow.names import FAILED_STAGE
 from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
 from cloze.infra.workflow.queue import RETRY_AFTER_EXCEPTION
 from cloze.infra.workflow.run_process import process_tag
 from cloze.infra.workflow.run_settings import RunSettings
-from cloze.pipeline.core.artifacts import read_manifest
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import StorageError, UserError
 
 _NEVER = "9999"
 _SECONDS_TO_EXIT = 15  # in which Dagster writes the run's last events
@@ -57,11 +59,15 @@ class StagesToRun:
 
     def is_forced(self, stage: Stage) -> bool:
         """Whether a stage runs again; asked when its inputs are finished."""
-        if stage.name not in self.force or self.finished_before == _NEVER:
-            return stage.name in self.force
-        artifact = self.active.run.artifact(stage.name)
-        manifest = artifact and read_manifest(artifact.location)
-        return manifest is not None and manifest.finished < self.finished_before
+        return stage.name in _still_forced(self.active.run, self.force, self.finished_before)
+
+
+def _still_forced(run: Run, force: Sequence[str], finished_before: str) -> list[str]:
+    """Those of the stages to force that an earlier attempt has not run again."""
+    if finished_before == _NEVER:
+        return list(force)
+    finished = {name: artifact.manifest.finished for name in force if (artifact := run.artifact(name))}
+    return [name for name in force if name in finished and finished[name] < finished_before]
 
 
 @contextmanager
@@ -71,9 +77,11 @@ def launched_run(
     """The selected stages up to `until`, executed here or as a job on a cluster. The process ends soon when the run is
     terminated.
 
-    Raises UserError as `cloze run` does, and when a limit of the run is spent. Dagster does not retry these.
+    Raises dagster.Failure with the one line that `cloze run` would end with. Dagster retries it where the store or
+    the cluster did not answer.
     """
-    context.instance.add_run_tags(context.run.run_id, process_tag(context.run.run_id))
+    # A retry has copied the tags of the run before.
+    context.instance.add_run_tags(context.run.run_id, {**process_tag(context.run.run_id), FAILED_STAGE: ""})
 
     def report_canceled() -> None:
         run = context.instance.get_run_by_id(context.run.run_id)
@@ -88,7 +96,9 @@ def launched_run(
         if cluster:
             chosen = [stage for stage in run.until(until) if stage.name in selected]
             request = JobRequest(run.config, until, tuple(force))
-            with closing(job_stages(context, cluster, request, [stage.name for stage in chosen])) as executed:
+            after_its_end = replace(request, force=tuple(_still_forced(run, force, _first_attempt(context))))
+            names = [stage.name for stage in chosen]
+            with closing(job_stages(context, cluster, request, after_its_end, names)) as executed:
                 yield StartedStages(run, chosen, executed)
             return
         estimate_start(run, until, force)
@@ -111,8 +121,18 @@ def _errors_reported(context: dagster.AssetExecutionContext) -> Iterator[None]:
         line = ending.line if ending else explain(error)
         if line is None:
             raise
-        context.instance.add_run_tags(context.run.run_id, {RETRY_AFTER_EXCEPTION: "false"})
+        if ending or not _may_pass(error):
+            context.instance.add_run_tags(context.run.run_id, {RETRY_AFTER_EXCEPTION: "false"})
         raise dagster.Failure(line) from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a later attempt may succeed without the user: the store, the cluster or the history did not answer."""
+    return any(
+        isinstance(one, JobFailed | Unreachable | StorageError | sqlite3.OperationalError)
+        or (isinstance(one, OSError) and str(one).startswith("s3://"))  # a StorageError of another process
+        for one in with_causes(error)
+    )
 
 
 def _exit_soon() -> None:

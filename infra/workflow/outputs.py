@@ -38,7 +38,8 @@ def outputs_sensor(configured: ConfiguredRun) -> list[dagster.SensorDefinition]:
         if working := unfinished_run(context.instance, config):
             return dagster.SkipReason(f"Run {working.run_id} is at work, and reports its outputs itself.")
         reported = [name for name, artifact in found.items() if _report(context.instance, run, stages[name], artifact)]
-        context.update_cursor(cursor)
+        if all((artifact.location / "manifest.json").is_file() for artifact in found.values()):
+            context.update_cursor(cursor)  # else one is being written again
         return dagster.SkipReason(f"Reported: {', '.join(reported)}." if reported else "All outputs are known.")
 
     sensor = dagster.SensorDefinition(

@@ -3,7 +3,7 @@
 The dates are dynamic: a sensor, a tick of the schedule or `cloze run` adds one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -69,15 +69,16 @@ class ConfiguredRun:
         assert self.dates and self.dates.name
         instance.add_dynamic_partitions(self.dates.name, sorted(set(dates)))
 
-    def newest_dumps(self) -> list[FinishedDump]:
-        """The newest finished dump of each language that has one."""
+    def dumps(self) -> list[FinishedDump]:
+        """The finished dumps of its languages, by language and date."""
         partitions = self.config.schedule.partitions
         assert partitions
-        newest: Mapping[str, FinishedDump] = {
-            dump.language: dump
-            for dump in sorted(finished_dumps(Location(partitions.dumps).absolute(), partitions.languages))
-        }
-        return list(newest.values())
+        return sorted(finished_dumps(Location(partitions.dumps).absolute(), partitions.languages))
+
+
+def newest(dumps: Sequence[FinishedDump]) -> list[FinishedDump]:
+    """The last of each language."""
+    return list({dump.language: dump for dump in dumps}.values())
 
 
 def key_of(language: str, date: str) -> dagster.MultiPartitionKey:

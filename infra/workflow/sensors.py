@@ -10,7 +10,7 @@ from cloze.infra import new_files
 from cloze.infra.fetch.finished import FinishedDump
 from cloze.infra.planner import Run
 from cloze.infra.workflow.names import identifier
-from cloze.infra.workflow.partitions import ConfiguredRun, key_of
+from cloze.infra.workflow.partitions import ConfiguredRun, key_of, newest
 from cloze.pipeline.core.errors import UserError
 
 _OFF = dagster.DefaultSensorStatus.STOPPED
@@ -38,9 +38,9 @@ def newest_dumps(
     configured: ConfiguredRun, instance: dagster.DagsterInstance
 ) -> Iterator[dagster.RunRequest | dagster.SkipReason]:
     """What a tick of the schedule requests: a run for the newest finished dump of each language."""
-    dumps = configured.newest_dumps()
+    dumps = configured.dumps()
     configured.add_dates(instance, [dump.date for dump in dumps])
-    for dump in dumps:
+    for dump in newest(dumps):
         yield dagster.RunRequest(partition_key=key_of(dump.language, dump.date))
     if not dumps:
         yield dagster.SkipReason("no dump is finished")
@@ -50,13 +50,13 @@ def _new_dumps(
     configured: ConfiguredRun, context: dagster.SensorEvaluationContext
 ) -> dagster.SensorResult | dagster.SkipReason:
     """Requests a run of a language when `cloze fetch` has finished a newer dump of it: once for each dump."""
-    dumps = configured.newest_dumps()
-    seen: dict[str, str] = json.loads(context.cursor or "{}")
-    new = [dump for dump in dumps if seen.get(dump.language) != dump.digest]
+    dumps = configured.dumps()
+    seen: dict[str, str] = json.loads(context.cursor or "{}")  # language -> date and digest
+    new = [dump for dump in newest(dumps) if _is_new(dump, seen.get(dump.language, ""))]
     if not new:
-        return dagster.SkipReason(f"no new dump: {', '.join(_newest(dumps)) or 'none is finished'}")
-    configured.add_dates(context.instance, [dump.date for dump in new])
-    context.update_cursor(json.dumps({**seen, **{dump.language: dump.digest for dump in new}}))
+        return dagster.SkipReason(f"no new dump: {', '.join(_in_words(newest(dumps))) or 'none is finished'}")
+    configured.add_dates(context.instance, [dump.date for dump in dumps])
+    context.update_cursor(json.dumps({**seen, **{dump.language: f"{dump.date} {dump.digest}" for dump in new}}))
     return dagster.SensorResult(
         run_requests=[
             dagster.RunRequest(
@@ -67,7 +67,13 @@ def _new_dumps(
     )
 
 
-def _newest(dumps: list[FinishedDump]) -> Iterator[str]:
+def _is_new(dump: FinishedDump, seen: str) -> bool:
+    """Whether a dump is another than the one that was seen last, and not older: that one may have been deleted."""
+    date, _, digest = seen.partition(" ")
+    return dump.digest != digest and dump.date >= date
+
+
+def _in_words(dumps: list[FinishedDump]) -> Iterator[str]:
     return (f"the newest of {dump.language} is {dump.date}" for dump in dumps)
 
 

@@ -12,6 +12,7 @@ from cloze.infra.stage_inputs import UserFiles
 from cloze.infra.stages import Stage
 from cloze.infra.workflow.names import identifier, source_key
 from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
+from cloze.infra.workflow.run_process import process_tag
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.threads import map_in_threads
 
@@ -51,6 +52,7 @@ def observable_sources(configured: ConfiguredRun) -> list[dagster.AssetsDefiniti
 
         @decorate
         def observe_files(context: dagster.AssetExecutionContext) -> Iterator[dagster.ObserveResult]:
+            context.instance.add_run_tags(context.run.run_id, process_tag(context.run.run_id))
             run = Run(configured.of(partition_of(context)))
             now = sources_of(configured.name, list(run.stages.values()))
             for key in (key for key in now if key in context.selected_asset_keys):

@@ -91,7 +91,7 @@ def test_a_job_that_is_stopped_ends_and_continues_when_it_is_submitted_again(toy
     job = toy.follow()
     stages = job.stages(STAGES)
     next(stages)
-    job.stop()
+    toy.jobs.stop(job.job)
     with pytest.raises(UserError, match="was stopped; the same command continues from the finished parts"):
         next(stages)
     assert toy.jobs.info(job.job).state is JobState.STOPPED

@@ -39,7 +39,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         by="ann@host",
         when="2026-11-01 03:00:00 UTC",
     )
-    registry.append(Location(root), "bert", event)
+    registry.append(Location(root), "bert", event, after=0)
     return root
 
 

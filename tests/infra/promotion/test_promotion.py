@@ -11,7 +11,7 @@ from cloze.infra.checks.results import ChecksFailed, require_passed
 from cloze.infra.cli import main
 from cloze.infra.open_run import open_run
 from cloze.infra.planner import Run
-from cloze.infra.promote import promote, roll_back
+from cloze.infra.promote import HeldBack, promote, promote_again, roll_back
 from cloze.infra.promotion import registry
 from cloze.infra.promotion.registry import Event
 from cloze.pipeline.core.errors import UserError
@@ -99,6 +99,27 @@ def test_a_model_that_got_worse_stops_the_run_and_is_not_promoted(local: Weekly)
     assert promote(accepted).digest == digest(accepted)
 
 
+def test_a_run_is_compared_with_what_it_replaces_also_under_another_name(local: Weekly) -> None:
+    execute(first := local.run(loss=3.0))
+    promote(first, "prod")
+    execute(worse := local.run(loss=9.0))  # nothing is promoted as weekly
+    with pytest.raises(ChecksFailed, match=r"held-out loss 9.0000, 3.0000 of the promoted model"):
+        promote(worse, "prod")
+
+
+def test_a_model_that_cannot_be_compared_is_left_to_a_person(local: Weekly) -> None:
+    run = promoted(local, 3.0)
+    event = registry.current(run.root, "weekly")
+    assert event
+    event.stages["pretrain"].figures["held-out loss"][0].basis["vocab.txt"] = "another"
+    event.stages["finetune-authors"].figures["score"][0].basis["labelled files"] = "others"
+    assert registry.append(run.root, "weekly", event, after=event.number)
+    execute(other := local.run(loss=2.9))
+    with pytest.raises(HeldBack, match=r"weekly: no loss or score can be compared with the promoted model's"):
+        promote(other, automatic=True)
+    assert promote(other).digest == digest(other)
+
+
 def test_a_score_is_compared_by_its_interval(local: Weekly) -> None:
     promoted(local, 3.0)
     execute(local.run(loss=2.9, score=0.88))  # within the intervals
@@ -114,11 +135,11 @@ def test_losses_of_other_vocabularies_or_settings_are_not_compared(local: Weekly
     event = registry.current(other.root, "weekly")
     assert event
     figures = event.stages["pretrain"].figures["held-out loss"]
-    figures[0].basis["vocab"] = "another"
-    registry.append(other.root, "weekly", event)
+    figures[0].basis["vocab.txt"] = "another"
+    assert registry.append(other.root, "weekly", event, after=event.number)
     execute(other)
     [_, compared] = other.check_results("pretrain")
-    assert compared.message == "not compared with the promoted model: vocab changed"
+    assert compared.message == "not compared with the promoted model: vocab.txt changed"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(local: Weekly) -> None:
@@ -132,13 +153,20 @@ def test_a_rollback_returns_to_the_model_before_and_automatic_promotion_leaves_i
     root = first.root
     event = roll_back(root, "weekly", why="wrong register", by="ann@host")
     assert (event.digest, event.restores, event.by) == (digest(first), 1, "ann@host")
-    assert promote(weekly.run(), automatic=True).number == event.number
+    with pytest.raises(
+        HeldBack, match=r"weekly: what event 2 promoted from the same files was rolled back; promote it by"
+    ):
+        promote(weekly.run(), automatic=True)
     assert execute(weekly.run()) == ["skip"] * 3  # still made from the first one
     assert promote(weekly.run()).digest == digest(second)
     assert roll_back(root, "weekly").restores == 1
+    assert promote_again(root, "weekly", 2).digest == digest(second)
+    assert roll_back(root, "weekly").restores == 1
+    with pytest.raises(UserError, match=r"--event 9: weekly has the events 1 to 7"):
+        promote_again(root, "weekly", 9)
     with pytest.raises(UserError, match=r"weekly: no other model was promoted before the present one, "):
         roll_back(root, "weekly")
-    assert [event.kind[0] for event in registry.events(root, "weekly")] == [*"pprpr"]
+    assert [event.kind[0] for event in registry.events(root, "weekly")] == [*"pprprpr"]
 
 
 def test_promoting_the_same_outputs_again_adds_no_event(local: Weekly) -> None:
@@ -154,7 +182,9 @@ def test_of_two_that_promote_at_once_both_events_are_kept(weekly: Weekly) -> Non
 
     def append(number: int) -> None:
         start.wait()
-        registry.append(root, "weekly", event.model_copy(update={"why": str(number)}))
+        why = event.model_copy(update={"why": str(number)})
+        while registry.append(root, "weekly", why, after=len(registry.events(root, "weekly"))) is None:
+            pass
 
     threads = [threading.Thread(target=append, args=(number,)) for number in range(4)]
     for thread in threads:
