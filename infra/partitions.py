@@ -30,9 +30,6 @@ class Partition(Config):
         return wiki_of(self.language)
 
 
-_LANGUAGE_LAST = re.compile(r"[-_]\{(language|wiki)\}$")
-
-
 class PartitionMissing(ValueError):
     """A configuration with partitions lacks `partition`. `language` is the first of its languages."""
 
@@ -60,16 +57,18 @@ def fill_in(data: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"partition.language is {partition['language']}; give one of {', '.join(languages)}")
     if "{date}" in str(data.get("name")):
         raise ValueError("name contains {date}; leave it out: checks and promotion compare the dumps of one name")
-    template = str(data.get("name"))
-    if len(languages) > 1 and not _LANGUAGE_LAST.search(template):
+    filled = {key: _replaced(value, _texts(partition)) for key, value in data.items()}
+    name = str(filled.get("name"))
+    if len(languages) > 1 and base_name(name, partition["language"]) == name:
+        template = str(data.get("name"))
         fix = "write it with -{language} at its end" if "{" in template else f"write {template}-{{language}}"
         raise ValueError(f"name is {template} for all languages; {fix}")
-    return {key: _replaced(value, _texts(partition)) for key, value in data.items()}
+    return filled
 
 
-def base_name(name: str, partition: Partition) -> str:
-    """The name of a run without its language: wiki-la or wiki-lawiki -> wiki."""
-    return re.sub(rf"[-_]({re.escape(partition.language)}|{re.escape(partition.wiki)})$", "", name)
+def base_name(name: str, language: str) -> str:
+    """The name of a run without its language at the end: wiki-la or wiki-lawiki -> wiki."""
+    return re.sub(rf"[-_]({re.escape(language)}|{re.escape(wiki_of(language))})$", "", name)
 
 
 def _texts(partition: Mapping[str, Any]) -> dict[str, str]:

@@ -78,7 +78,7 @@ class RunConfig(Config):
     def base_name(self) -> str:
         """The name that the runs of all partitions share, such as wiki of wiki-la; `name` in a run without them."""
         partition = self.partition
-        return base_name(self.name, partition) if partition else self.name
+        return base_name(self.name, partition.language) if partition else self.name
 
     @property
     def pretraining(self) -> PretrainingConfigs | None:

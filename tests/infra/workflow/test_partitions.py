@@ -77,6 +77,8 @@ def test_a_partition_is_filled_in_and_is_part_of_the_stored_configuration(file: 
         (["partition.language=en", "partition.date=20261101"], "partition.language is en; give one of la, sco"),
         (["partition.language=la", "partition.date=2026"], "partition.date is 2026: String should match pattern"),
         ([*_LATIN, "name=wiki"], "name is wiki for all languages; write wiki-{language}"),
+        ([*_LATIN, "name={language}-wiki"], "name is {language}-wiki for all languages; write it with -{language} at"),
+        ([*_LATIN, "name=wiki-{date}-{language}"], "name contains {date}; leave it out"),
     ],
 )
 def test_a_wrong_partition_is_an_error_of_one_line(file: str, overrides: list[str], message: str) -> None:
@@ -110,7 +112,7 @@ def test_a_new_dump_is_a_partition_and_a_run_once_it_is_whole(run: ConfiguredRun
     write_dump(folder, "scowiki", "20261101", {"scowiki.xml.bz2": b"pages"})
     assert tick(run, cursor)[0] == ["20261101|sco"]
     with open_history() as instance:
-        assert instance.get_dynamic_partitions("wiki_dates") == ["20261101"]
+        assert instance.get_dynamic_partitions("wiki_dates") == ["20261001", "20261101"]  # old ones for a backfill
 
 
 def test_a_tick_of_the_schedule_requests_the_newest_dump_of_each_language(run: ConfiguredRun, folder: str) -> None:
