@@ -77,7 +77,10 @@ def test_a_partition_is_filled_in_and_is_part_of_the_stored_configuration(file: 
         (["partition.language=en", "partition.date=20261101"], "partition.language is en; give one of la, sco"),
         (["partition.language=la", "partition.date=2026"], "partition.date is 2026: String should match pattern"),
         ([*_LATIN, "name=wiki"], "name is wiki for all languages; write wiki-{language}"),
-        ([*_LATIN, "name={language}-wiki"], "name is {language}-wiki for all languages; write it with -{language} at"),
+        (
+            [*_LATIN, 'name="{language}-wiki"'],
+            "name is {language}-wiki for all languages; write it with -{language} at",
+        ),
         ([*_LATIN, "name=wiki-{date}-{language}"], "name contains {date}; leave it out"),
     ],
 )
