@@ -79,7 +79,8 @@ def is_disambiguation(title: str, text: str, templates: Iterable[str], more: fro
 
 
 def letter_fraction(text: str) -> float:
-    """The fraction of letters, with their combining marks, among the characters that are not white space."""
+    """The fraction of letters, with their combining marks, among the characters that are not white space. Variation
+    selectors above U+E0000 count as other characters."""
     kinds = words.lookup(_character_kinds(), words.code_points(text))
     others = len(kinds) - np.count_nonzero(kinds)
     letters = np.count_nonzero(kinds == 1)
