@@ -19,7 +19,7 @@ import dagster
 
 from cloze.infra import named_runs
 from cloze.infra.planner import Run
-from tests.weekly.corpus import CONFIG, Corpus
+from tests.weekly.corpus import CONFIG, VOCAB, Corpus
 from tests.weekly.service import Service
 from tests.weekly.verdicts import Facts, Verdict, print_table, verdicts
 
@@ -35,7 +35,7 @@ class Campaign:
     def __init__(self, folder: Path, seed: int):
         self._folder, self._random = folder, random.Random(seed)
         self._corpus = Corpus(folder / "dump")
-        (folder / "weekly.yaml").write_text(CONFIG.format(folder=folder))
+        (folder / "weekly.yaml").write_text(CONFIG.format(folder=folder, vocab=VOCAB))
         self.service = Service(folder)
         self._kills: list[str] = []
         self._most_at_once = 0
