@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.config import NAME, Config
 
 
 class ChecksConfig(Config):
@@ -31,5 +31,5 @@ class ChecksConfig(Config):
     """How much lower than the promoted model's a task's score may be, beyond what its 95 % interval explains."""
     max_age_days: float | None = Field(default=None, gt=0)
     """Largest age of the newest dump or document: of the date in its path, such as 20261101, or of its last change."""
-    promoted: str | None = Field(default=None, pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    promoted: str | None = Field(default=None, pattern=f"^{NAME}$")
     """Name of the promoted model to compare with; by default the name of the run."""

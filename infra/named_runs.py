@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloze.infra.run_config import NAME, RunConfig
+from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core import yaml_text
-from cloze.pipeline.core.config import identity, load, parse, with_paths
+from cloze.pipeline.core.config import NAME, identity, load, parse, with_paths
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 

@@ -10,7 +10,7 @@ from cloze.infra.planner import Run
 from cloze.infra.promote import history_of, promote, promote_again, roll_back
 from cloze.infra.promotion import registry
 from cloze.infra.promotion.registry import Event
-from cloze.infra.run_config import NAME
+from cloze.pipeline.core.config import NAME
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 

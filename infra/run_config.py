@@ -9,7 +9,7 @@ from cloze.infra.checks_config import ChecksConfig
 from cloze.infra.other_tools_keys import KEY_HINTS
 from cloze.infra.partitions import Partition, base_name, fill_in
 from cloze.infra.schedule_config import ScheduleConfig
-from cloze.pipeline.core.config import Compute, Config
+from cloze.pipeline.core.config import NAME, Compute, Config
 from cloze.pipeline.dedup.stage import DedupConfig
 from cloze.pipeline.examples.config import ExamplesConfig
 from cloze.pipeline.extract.stage import ExtractConfig
@@ -17,8 +17,6 @@ from cloze.pipeline.tokens.stage import TokensConfig
 from cloze.pipeline.vocab.stage import VocabConfig
 from cloze.training.finetune.tasks.registry import FinetuneConfig
 from cloze.training.pretrain.config import PretrainConfig
-
-NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"  # of a run: a regular expression
 
 
 class PretrainingConfigs(NamedTuple):

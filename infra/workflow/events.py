@@ -12,11 +12,9 @@ from cloze.infra.execution import ExecutedStage
 from cloze.infra.planner import Run
 from cloze.infra.stages import Stage
 from cloze.infra.workflow.metadata import observation_metadata, stage_metadata
-from cloze.infra.workflow.names import asset_key, check_name
+from cloze.infra.workflow.names import DATA_VERSION, asset_key, check_name
 from cloze.infra.workflow.partitions import partition_of
 from cloze.infra.workflow.sources import observe, read_by, sources_of
-
-_DATA_VERSION = "dagster/data_version"  # a tag of materializations and observations
 
 Event = dagster.MaterializeResult | dagster.AssetObservation | dagster.AssetCheckResult
 
@@ -64,7 +62,7 @@ def source_observations(
     for key in read_by(sources, stage):
         version, metadata = observe(run, sources[key])
         yield dagster.AssetObservation(
-            key, metadata=metadata, partition=partition_of(context), tags={_DATA_VERSION: version}
+            key, metadata=metadata, partition=partition_of(context), tags={DATA_VERSION: version}
         )
         # Dagster looked when the op began: the pages would show the stage as made from other files than these.
         context.get_step_execution_context().wipe_input_asset_version_info(key)
@@ -89,4 +87,4 @@ def _known_version(instance: dagster.DagsterInstance, key: dagster.AssetKey, par
     records = dagster.AssetRecordsFilter(key, asset_partitions=[partition] if partition else None)
     found = instance.fetch_materializations(records, limit=1).records
     materialization = found[0].asset_materialization if found else None
-    return (materialization.tags or {}).get(_DATA_VERSION) if materialization else None
+    return (materialization.tags or {}).get(DATA_VERSION) if materialization else None

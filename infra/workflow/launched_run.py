@@ -55,11 +55,9 @@ class StagesToRun:
     def executed(self, *, wait: bool) -> Iterator[ExecutedStage]:
         """Execute the stages, one after the other."""
         for stage in self.stages:
-            yield execute_stage(self.active, stage, force=self.is_forced(stage), wait=wait)
-
-    def is_forced(self, stage: Stage) -> bool:
-        """Whether a stage runs again; asked when its inputs are finished."""
-        return stage.name in _still_forced(self.active.run, self.force, self.finished_before)
+            forced = [name for name in self.force if name == stage.name]  # looked up when its inputs are finished
+            force = bool(_still_forced(self.active.run, forced, self.finished_before))
+            yield execute_stage(self.active, stage, force=force, wait=wait)
 
 
 def _still_forced(run: Run, force: Sequence[str], finished_before: str) -> list[str]:

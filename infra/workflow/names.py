@@ -4,6 +4,8 @@ import re
 
 import dagster
 
+#: A tag of materializations and observations: the version of the data, for a stage its fingerprint.
+DATA_VERSION = "dagster/data_version"
 #: A tag of a run that has failed: the stage.
 FAILED_STAGE = "cloze/failed_stage"
 

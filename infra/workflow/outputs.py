@@ -10,13 +10,12 @@ from cloze.infra.planner import PlannedStage, Run
 from cloze.infra.stage_history import StageHistory
 from cloze.infra.stages import Stage
 from cloze.infra.workflow.metadata import stage_metadata
-from cloze.infra.workflow.names import asset_key, identifier
+from cloze.infra.workflow.names import DATA_VERSION, asset_key, identifier
 from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.infra.workflow.queue import unfinished_run
 from cloze.pipeline.core.artifacts import Artifact, Output, read_manifest
 
 _SECONDS = 60  # between two looks
-_DATA_VERSION = "dagster/data_version"
 _ELSEWHERE = "finished by a run that this history does not have"
 
 
@@ -63,7 +62,7 @@ def _report(instance: dagster.DagsterInstance, run: Run, stage: Stage, artifact:
         dagster.AssetMaterialization(
             key,
             metadata=stage_metadata(run, done),
-            tags={_DATA_VERSION: artifact.fingerprint},
+            tags={DATA_VERSION: artifact.fingerprint},
         )
     )
     return True
@@ -76,7 +75,7 @@ def is_known(instance: dagster.DagsterInstance, key: dagster.AssetKey, fingerpri
         result = instance.fetch_materializations(key, limit=100, cursor=cursor)
         for record in result.records:
             event = record.asset_materialization
-            if event and (event.tags or {}).get(_DATA_VERSION) == fingerprint:
+            if event and (event.tags or {}).get(DATA_VERSION) == fingerprint:
                 return True
         cursor, has_more = result.cursor, result.has_more
     return False

@@ -7,6 +7,7 @@ from dagster._core.run_coordinator.base import SubmitRunContext  # the interface
 from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
 
 from cloze.infra.workflow.names import identifier
+from cloze.infra.workflow.run_process import EXECUTED
 from cloze.pipeline.core.storage import Location
 
 if TYPE_CHECKING:
@@ -17,13 +18,7 @@ ROOT = "cloze/root"
 #: A tag of a run that failed: whether it is worth another attempt although a stage has raised an exception.
 RETRY_AFTER_EXCEPTION = "dagster/retry_on_asset_or_op_failure"
 
-_UNFINISHED = [
-    dagster.DagsterRunStatus.QUEUED,
-    dagster.DagsterRunStatus.NOT_STARTED,
-    dagster.DagsterRunStatus.STARTING,
-    dagster.DagsterRunStatus.STARTED,
-    dagster.DagsterRunStatus.CANCELING,
-]
+_UNFINISHED = [dagster.DagsterRunStatus.QUEUED, *EXECUTED]
 
 
 def root_tag(config: "RunConfig") -> dict[str, str]:

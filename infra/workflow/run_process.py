@@ -13,7 +13,8 @@ from cloze.pipeline.core.processes import Process, ended_with_boot, this_process
 
 _TAG = "cloze/process"
 ENDED = "The run's process has ended without reporting it: it was killed, or its machine was."
-_EXECUTED = [
+#: The states of a run that was handed to a process and has not ended.
+EXECUTED = [
     dagster.DagsterRunStatus.NOT_STARTED,
     dagster.DagsterRunStatus.STARTING,
     dagster.DagsterRunStatus.STARTED,
@@ -57,7 +58,7 @@ def has_ended(run: dagster.DagsterRun) -> bool:
 
 def end_orphans(instance: dagster.DagsterInstance) -> None:
     """Mark the runs as failed whose process has ended. Dagster's daemon then retries those that it had started."""
-    for run in instance.get_runs(dagster.RunsFilter(statuses=_EXECUTED)):
+    for run in instance.get_runs(dagster.RunsFilter(statuses=EXECUTED)):
         if has_ended(run):
             report_ended(instance, run)
 

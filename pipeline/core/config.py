@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="Config")
 
 
+NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"  # of a run, a task or a promoted model: a regular expression
+
+
 class _Compute:
     """The type of `Compute`."""
 

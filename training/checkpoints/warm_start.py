@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from cloze.pipeline.core.artifacts import read_manifest
+from cloze.pipeline.core.config import NAME
 from cloze.pipeline.core.errors import MissingFile, UserError
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.storage import Location, find_files
@@ -23,7 +24,7 @@ from cloze.training.model.architectures import architecture_name
 from cloze.training.model.bert import BertConfig
 
 _DIGESTS = "digests"  # in the run's root: a file for each finished checkpoint, named by its digest and its artifact
-_PROMOTED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)@promoted")
+_PROMOTED = re.compile(f"({NAME})@promoted")
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
 _HEADS = {"bert.pooler.": "pooler", "mlm.": "masked-LM head", "nsp.": "next-sentence head"}
 _PAIR_HEAD = ("bert.pooler.", "nsp.")

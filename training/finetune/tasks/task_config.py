@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cloze.pipeline.core.config import Compute, Config, InputPath
+from cloze.pipeline.core.config import NAME, Compute, Config, InputPath
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import is_name, weights_files
@@ -21,7 +21,7 @@ _RESERVED = {
     *(*SPLITS, "data", "init", "checkpoint", "vocab", "tokenizer", "encoded", "finetuned"),
     *("rows", "truncated", "divided_sentences", "words_without_pieces", "documents"),
 }
-_ExtraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+_ExtraName = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
@@ -92,7 +92,7 @@ class SplitFiles(Config):
 class TaskConfig(Config):
     """The files of a task, the model that it starts from, and the hardware."""
 
-    name: Annotated[str, Training, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    name: Annotated[str, Training, Field(pattern=f"^{NAME}$")]
     """Name of the task: its stages are encode-NAME, finetune-NAME and overlap-NAME."""
     file: Annotated[str | None, InputPath("data")] = None
     """Path of the labelled file: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://.
