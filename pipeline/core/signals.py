@@ -70,7 +70,7 @@ def keyboard_interrupt_on(*numbers: signal.Signals) -> Iterator[None]:
 def event_on_first(number: signal.Signals) -> Iterator[threading.Event]:
     """While inside the block, the first such signal only sets the event; a second one has its previous effect.
 
-    The process counts as interrupted from the end of the block.
+    From the end of the block until that of the outermost `keyboard_interrupt_on` the process counts as interrupted.
     """
     event = threading.Event()
     if not _may_install():
@@ -79,7 +79,8 @@ def event_on_first(number: signal.Signals) -> Iterator[threading.Event]:
     before = signal.getsignal(number)
 
     def handle(received: int, _: object) -> None:
-        _received.append(received)
+        if _depth:
+            _received.append(received)
         event.set()
         signal.signal(number, before)
 
@@ -88,7 +89,7 @@ def event_on_first(number: signal.Signals) -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(number, before)
-        if event.is_set():
+        if event.is_set() and _depth:
             interrupted.set()
 
 

@@ -44,10 +44,10 @@ def test_a_run_ends_at_its_hours_and_continues_with_more(tmp_path: Path):
         "cloze: max_hours: 1e-05 hours are spent ({}); what is finished is kept: the same command with a higher "
         "max_hours continues"
     )
-    ended = cloze(tmp_path, "--until", "examples", "max_hours=1e-5")
+    ended = cloze(tmp_path, "--until", "examples-64", "max_hours=1e-5")
     assert ended.returncode == 2 and ended.stderr.splitlines()[-1] == line.format("1 attempt")
     assert "Traceback" not in ended.stderr and ended.stdout == ""
-    again = cloze(tmp_path, "--until", "examples", "max_hours=1e-5")
+    again = cloze(tmp_path, "--until", "examples-64", "max_hours=1e-5")
     assert again.returncode == 2 and again.stderr == line.format("2 attempts") + "\n", "it does not start"
     before = json.loads(spent.read_text())
     assert before["attempts"] == 1 and before["hours"] >= 1e-5

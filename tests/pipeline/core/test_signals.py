@@ -7,7 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cloze.pipeline.core.signals import event_on_first, keyboard_interrupt_on, python_handler_kept
+from cloze.pipeline.core.signals import (
+    event_on_first,
+    interrupted,
+    interrupting_signal,
+    keyboard_interrupt_on,
+    python_handler_kept,
+    signals_handled,
+)
 
 
 @pytest.fixture
@@ -39,6 +46,19 @@ def test_the_first_signal_sets_the_event_and_the_second_acts_as_before(received:
         send()
     send()
     assert len(received) == 2
+
+
+def test_the_process_counts_as_interrupted_until_the_outermost_block_ends(received: list[int]) -> None:
+    with keyboard_interrupt_on(signal.SIGUSR2):
+        with event_on_first(signal.SIGUSR1):
+            send()
+            assert not interrupted.is_set()
+        assert interrupted.is_set() and interrupting_signal() == signal.SIGUSR1
+    assert not interrupted.is_set() and not signals_handled()
+    with event_on_first(signal.SIGUSR1):
+        send()
+    assert not interrupted.is_set() and not signals_handled(), "no block would end it"
+    assert not received
 
 
 def test_without_a_signal_the_handler_is_put_back(received: list[int]) -> None:
