@@ -14,13 +14,14 @@ from tests.infra.terraform.s3_requests import Needed, allows, granted, needed, u
 from tests.infra.terraform.terraform_runs import Terraform, is_missing
 from tests.paths import REPOSITORY
 from tests.s3_proxy import s3_proxy
+from tests.test_main_job import SHORTER
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(is_missing(), reason="terraform is not installed")]
 
 BUCKET = "cloze-test"  # as in infra/terraform/tests/identity.tftest.hcl
 DUMP = "configs/quickstart/enwiki-excerpt.xml.bz2"
 
-#: What a run does beyond the stages that run here: a large file in parts, one that fails, leases, promotion, deletion.
+#: What is too large to happen in a small run: a file in parts, one that fails, files that are joined, and deletion.
 STORAGE = f"""
 from cloze.pipeline.core import conditional_writes, s3
 root = "{BUCKET}/runs"
@@ -46,7 +47,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def recorded(policy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[str, str]]]:
-    """Method and path of each request of a run until dedup, and of STORAGE, by a user who has only the policy."""
+    """Method and path of each request of the quickstart with fewer steps, of its promotion, of an export of what is
+    promoted, and of STORAGE, by a user who has only the policy."""
     folder = tmp_path_factory.mktemp("run")
     with moto_server(folder / "moto.log") as server, s3_proxy(server) as proxy:
         s3 = client("s3", server)
@@ -60,8 +62,14 @@ def recorded(policy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
             | {"AWS_ENDPOINT_URL": proxy.url, "AWS_REGION": "us-east-1", "PYTHONPATH": str(REPOSITORY)}
         )
         files = f"extract.sources.enwiki.files=[s3://{BUCKET}/inputs/*.xml.bz2]"
-        run = ["run", "configs/quickstart.yaml", "--until", "dedup", f"root=s3://{BUCKET}/runs", files]
-        for command in (["-m", "cloze.infra.cli", *run], ["-c", STORAGE]):
+        root = f"s3://{BUCKET}/runs"
+        cloze = ["-m", "cloze.infra.cli"]
+        for command in (
+            [*cloze, "run", "configs/quickstart.yaml", f"root={root}", files, *SHORTER],
+            [*cloze, "promote", "quickstart", "--root", root, "--why", "a test"],
+            [*cloze, "export", "quickstart@promoted", "--root", root, "--to", str(folder / "exported")],
+            ["-c", STORAGE],
+        ):
             done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=env, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
         yield [(span.method, span.path) for span in proxy.spans]
