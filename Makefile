@@ -1,5 +1,6 @@
 # make demo                          the quickstart: from a fresh clone to a fine-tuned model
 # make lint                          ruff, basedpyright, import-linter
+# make checkov                       static analysis of infra/terraform
 # make test [ARGS="..."]             the tests, two files in parallel
 # make campaign                      crash tests at random steps, the GPU kit's dry run; 15 to 20 minutes
 # make weekly [MINUTES=60]          the weekly schedule as a minute cron, with kills and reboots
@@ -8,13 +9,14 @@
 # make gpu [ARGS="..."]              there: does Cloze work on the GPU, and how fast (tests/gpu)
 # make reference                     docs/reference, generated from the configuration classes
 # make ui                            run history and schedule in a browser (Dagster)
-# .ci/run                            lint, all tests except the campaign, the quickstart twice
+# .ci/run                            lint, checkov, all tests except the campaign, the quickstart twice
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 CONFIG ?= configs/quickstart.yaml
 GPU_PYTHON ?= python3
 OUT ?= build/gpu-out
 MINUTES ?= 60
+CHECKOV := 3.3.30
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -32,6 +34,9 @@ weekly: .venv/.installed-test
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright && $(BIN)/lint-imports
+
+checkov: .venv/checkov-$(CHECKOV)
+	$</bin/checkov --directory infra/terraform --framework terraform --quiet --compact --skip-download
 
 reference: .venv/.installed
 	$(BIN)/python -m cloze.infra.config_reference docs/reference
@@ -69,4 +74,9 @@ gpu:
 .venv/minilm: | .venv/.installed-test
 	@$(BIN)/python -m tests.pretrained_bert
 
-.PHONY: demo test campaign weekly lint reference ui bench gpu-pack gpu
+# In an environment of its own, as it requires other versions of the packages of constraints.txt.
+.venv/checkov-%: | .venv/.installed
+	@rm -rf $@ && $(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet --disable-pip-version-check checkov==$* \
+	  || { rm -rf $@; exit 1; }
+
+.PHONY: demo test campaign weekly lint checkov reference ui bench gpu-pack gpu
