@@ -35,8 +35,8 @@ weekly: .venv/.installed-test
 lint: .venv/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright && $(BIN)/lint-imports
 
-checkov: .venv/checkov-$(CHECKOV)
-	$</bin/checkov --directory infra/terraform --framework terraform --quiet --compact --skip-download
+checkov: .venv/checkov-$(CHECKOV)/.installed
+	$(<D)/bin/checkov --directory infra/terraform --framework terraform --quiet --compact --skip-download
 
 reference: .venv/.installed
 	$(BIN)/python -m cloze.infra.config_reference docs/reference
@@ -75,8 +75,9 @@ gpu:
 	@$(BIN)/python -m tests.pretrained_bert
 
 # In an environment of its own, as it requires other versions of the packages of constraints.txt.
-.venv/checkov-%: | .venv/.installed
-	@rm -rf $@ && $(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet --disable-pip-version-check checkov==$* \
-	  || { rm -rf $@; exit 1; }
+.venv/checkov-%/.installed: | .venv/.installed
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check checkov==$*
+	@touch $@
 
 .PHONY: demo test campaign weekly lint checkov reference ui bench gpu-pack gpu

@@ -31,12 +31,14 @@ def _may_install() -> bool:
 
 
 def interrupting_signal() -> int:
-    """Returns the signal that has interrupted the outermost block; SIGINT if there was none."""
+    """Returns the signal that has interrupted the outermost `keyboard_interrupt_on`; SIGINT if there was none."""
     return _received[0] if _received else signal.SIGINT
 
 
 def signals_handled() -> int:
-    """Returns how many signals have called a handler of this module since the outermost block began."""
+    """Returns how many signals have called a handler of this module since the outermost
+    `keyboard_interrupt_on` began; 0 outside of it.
+    """
     return len(_received)
 
 
