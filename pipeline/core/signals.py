@@ -31,21 +31,32 @@ def _may_install() -> bool:
 
 
 def interrupting_signal() -> int:
-    """Returns the signal that has interrupted the outermost `keyboard_interrupt_on`; SIGINT if there was none."""
+    """Returns the signal that has interrupted the outermost block; SIGINT if there was none."""
     return _received[0] if _received else signal.SIGINT
 
 
 def signals_handled() -> int:
-    """Returns how many signals have called a handler of this module since the outermost
-    `keyboard_interrupt_on` began; 0 outside of it.
-    """
+    """Returns how many signals have called a handler of this module since the outermost block began."""
     return len(_received)
+
+
+@contextmanager
+def _block() -> Iterator[None]:
+    """A block with handlers of this module. When the outermost ends, the process no longer counts as interrupted."""
+    global _depth
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if not _depth:
+            interrupted.clear()
+            _received.clear()
 
 
 @contextmanager
 def keyboard_interrupt_on(*numbers: signal.Signals) -> Iterator[None]:
     """While inside the block, each of these signals raises KeyboardInterrupt, as Ctrl-C does."""
-    global _depth
     if not _may_install():
         yield
         return
@@ -55,24 +66,20 @@ def keyboard_interrupt_on(*numbers: signal.Signals) -> Iterator[None]:
         interrupted.set()
         raise KeyboardInterrupt
 
-    _depth += 1
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _depth -= 1
-        if not _depth:
-            interrupted.clear()
-            _received.clear()
+    with _block():
+        before = {number: signal.signal(number, handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
 def event_on_first(number: signal.Signals) -> Iterator[threading.Event]:
     """While inside the block, the first such signal only sets the event; a second one has its previous effect.
 
-    From the end of the block until that of the outermost `keyboard_interrupt_on` the process counts as interrupted.
+    The process counts as interrupted from the end of the block until that of the outermost one.
     """
     event = threading.Event()
     if not _may_install():
@@ -81,18 +88,18 @@ def event_on_first(number: signal.Signals) -> Iterator[threading.Event]:
     before = signal.getsignal(number)
 
     def handle(received: int, _: object) -> None:
-        if _depth:
-            _received.append(received)
+        _received.append(received)
         event.set()
         signal.signal(number, before)
 
-    signal.signal(number, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(number, before)
-        if event.is_set() and _depth:
-            interrupted.set()
+    with _block():
+        signal.signal(number, handle)
+        try:
+            yield event
+        finally:
+            signal.signal(number, before)
+            if event.is_set():
+                interrupted.set()
 
 
 @contextmanager

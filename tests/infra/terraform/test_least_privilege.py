@@ -14,7 +14,7 @@ from tests.infra.terraform.s3_requests import Needed, allows, granted, needed, u
 from tests.infra.terraform.terraform_runs import Terraform, is_missing
 from tests.paths import REPOSITORY
 from tests.s3_proxy import s3_proxy
-from tests.test_main_job import SHORTER
+from tests.test_main_job import CLOZE, arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(is_missing(), reason="terraform is not installed")]
 
@@ -23,7 +23,7 @@ DUMP = "configs/quickstart/enwiki-excerpt.xml.bz2"
 
 #: What is too large to happen in a small run: a file in parts, one that fails, files that are joined, and deletion.
 STORAGE = f"""
-from cloze.pipeline.core import conditional_writes, s3
+from cloze.pipeline.core import s3
 root = "{BUCKET}/runs"
 s3.put(f"{{root}}/large", b"x" * (33 << 20))
 assert s3.find(f"{{root}}/large").size == 33 << 20
@@ -63,14 +63,13 @@ def recorded(policy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
         )
         files = f"extract.sources.enwiki.files=[s3://{BUCKET}/inputs/*.xml.bz2]"
         root = f"s3://{BUCKET}/runs"
-        cloze = ["-m", "cloze.infra.cli"]
         for command in (
-            [*cloze, "run", "configs/quickstart.yaml", f"root={root}", files, *SHORTER],
-            [*cloze, "promote", "quickstart", "--root", root, "--why", "a test"],
-            [*cloze, "export", "quickstart@promoted", "--root", root, "--to", str(folder / "exported")],
-            ["-c", STORAGE],
+            [*CLOZE, *arguments(root), files],
+            [*CLOZE, "promote", "quickstart", "--root", root, "--why", "a test"],
+            [*CLOZE, "export", "quickstart@promoted", "--root", root, "--to", str(folder / "exported")],
+            [sys.executable, "-c", STORAGE],
         ):
-            done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=env, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
         yield [(span.method, span.path) for span in proxy.spans]
 
