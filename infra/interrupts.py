@@ -16,7 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from cloze.pipeline.core.signals import interrupted, interrupting_signal, seconds_to_end, signals_handled
+from cloze.pipeline.core.signals import (
+    interrupted,
+    interrupting_signal,
+    note_arrived,
+    seconds_to_end,
+    signals_handled,
+)
 
 _SECONDS = 6.0  # to unwind
 _POLL = 0.2
@@ -57,19 +63,23 @@ def ends_soon_when_interrupted(line: str, before_end: Callable[[], None] | None 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     ended = threading.Event()
+    signals = list[int]()  # Python writes them into the pipe even when it cannot yet call the handler
+
+    def read_signals(seconds: float) -> None:
+        if select.select([reader], [], [], seconds)[0]:
+            new = [number for number in os.read(reader, 16) if number in (signal.SIGINT, signal.SIGTERM)]
+            signals.extend(new)
+            note_arrived(new)
 
     def watch() -> None:
-        signals = list[int]()  # Python writes them into the pipe even when it cannot yet call the handler
         arrived = unwinding = math.inf  # when; a training saves before it unwinds
         while not ended.is_set():
-            if select.select([reader], [], [], _POLL)[0]:
-                signals += os.read(reader, 16)
+            read_signals(_POLL)
             now, is_interrupted = time.monotonic(), interrupted.is_set() or len(signals) > signals_handled()
             arrived = min(arrived, now) if signals else math.inf
             unwinding = min(unwinding, now) if is_interrupted else math.inf
             if now > min(arrived + seconds_to_end() - 1, unwinding + _SECONDS):
-                of_signal = Ending(line, 128 + (signals[0] if signals else interrupting_signal()))
-                ending = _own_ending or of_signal
+                ending = _own_ending or Ending(line, 128 + interrupting_signal())
                 print(ending.line, file=sys.stderr)
                 if before_end:
                     last = threading.Thread(target=before_end, daemon=True)
@@ -86,6 +96,7 @@ def ends_soon_when_interrupted(line: str, before_end: Callable[[], None] | None 
         signal.set_wakeup_fd(before)
         ended.set()
         thread.join()
+        read_signals(0)
         os.close(reader)
         os.close(writer)
 

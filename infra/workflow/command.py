@@ -44,12 +44,15 @@ def materialize(
         if run.config.partition:
             configured.add_dates(instance, [run.config.partition.date])
         run_id = str(uuid.uuid4())
-        definitions(configured, begin).resolve_job_def(identifier(name)).execute_in_process(
-            {"loggers": _QUIET, "ops": {op_name(name): {"config": settings.model_dump()}}},
-            instance,
-            asset_selection=[asset_key(name, stage.name) for stage in stages],
-            partition_key=configured.partition_key,
-            run_id=run_id,
-            tags={_COMMAND: command, **process_tag(run_id)},
-        )
+        try:
+            definitions(configured, begin).resolve_job_def(identifier(name)).execute_in_process(
+                {"loggers": _QUIET, "ops": {op_name(name): {"config": settings.model_dump()}}},
+                instance,
+                asset_selection=[asset_key(name, stage.name) for stage in stages],
+                partition_key=configured.partition_key,
+                run_id=run_id,
+                tags={_COMMAND: command, **process_tag(run_id)},
+            )
+        except dagster.DagsterExecutionInterruptedError:  # by a signal that came in Dagster's code, between stages
+            raise KeyboardInterrupt from None
     return 0

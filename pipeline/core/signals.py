@@ -3,12 +3,13 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 #: Set from a signal that interrupts until the outermost block ends: threads that wait for S3 stop waiting.
 interrupted = threading.Event()
 _received: list[int] = []  # the signals that have interrupted the outermost block
+_arrived: list[int] = []  # those that have come in its time, also to a handler of a library
 _depth = 0  # of nested blocks
 _allowed: float | None = None  # seconds that this process may take to end when it stops itself
 
@@ -32,12 +33,17 @@ def _may_install() -> bool:
 
 def interrupting_signal() -> int:
     """Returns the signal that has interrupted the outermost block; SIGINT if there was none."""
-    return _received[0] if _received else signal.SIGINT
+    return (*_received, *_arrived, signal.SIGINT)[0]
 
 
 def signals_handled() -> int:
     """Returns how many signals have called a handler of this module since the outermost block began."""
     return len(_received)
+
+
+def note_arrived(numbers: Iterable[int]) -> None:
+    """Note signals that have come, whoever handles them, for `interrupting_signal`."""
+    _arrived.extend(numbers)
 
 
 @contextmanager
@@ -52,6 +58,7 @@ def _block() -> Iterator[None]:
         if not _depth:
             interrupted.clear()
             _received.clear()
+            _arrived.clear()
 
 
 @contextmanager

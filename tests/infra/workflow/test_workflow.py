@@ -230,6 +230,25 @@ def test_ctrl_c_reaches_the_stage_as_keyboard_interrupt(make: Make, monkeypatch:
     assert history()[0].status in (dagster.DagsterRunStatus.CANCELED, dagster.DagsterRunStatus.FAILURE)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_stages_ends_the_command_with_its_line_and_status(
+    make: Make, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted_check(*_: object) -> None:
+        os.kill(os.getpid(), number)  # to Dagster's handler, which has the signals outside stages
+        time.sleep(5)
+
+    root = make().config.root
+    monkeypatch.setattr("cloze.infra.workflow.assets.require_passed_checks", interrupted_check)
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert main(["run", str(QUICKSTART), "name=toy", f"root={root}"]) == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "cloze: stopped; the same command continues from the finished parts"
+    )
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert make().plan()[0].action == "skip"
+
+
 _KILLED = """
 import os, signal, sys, pytest
 from tests.infra import toy_run
