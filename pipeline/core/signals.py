@@ -116,6 +116,8 @@ def python_handler_kept(number: signal.Signals) -> Iterator[None]:
     Without a Python handler the library's own stays.
     """
     before = signal.getsignal(number)
-    yield
-    if _may_install():
-        signal.signal(number, before if callable(before) else signal.getsignal(number))
+    try:
+        yield
+    finally:
+        if _may_install():
+            signal.signal(number, before if callable(before) else signal.getsignal(number))
