@@ -19,6 +19,7 @@ from cloze.training.checkpoints.warm_start import checkpoint_vocab, folder_of, i
 from cloze.training.finetune.encoders import cloze_encoder, transformers_encoder
 from cloze.training.finetune.encoders.cloze_encoder import ClozeEncoder
 from cloze.training.finetune.tasks.task import Task, TransformersHead
+from cloze.training.vectors.hidden_states import LayeredEncoder
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 _NO_POOLER = (
@@ -64,6 +65,10 @@ class PretrainedEncoder(Protocol):
         """
         ...
 
+    def layered_encoder(self, seed: int, *, pretrained: bool) -> LayeredEncoder:
+        """The encoder with the hidden states of every layer, for vectors: pretrained, or random from the seed."""
+        ...
+
     def frozen_parameters(self, model: nn.Module) -> Iterable[nn.Parameter]:
         """The parameters that freeze_encoder does not train: those of the encoder, except its pooler."""
         ...
@@ -93,7 +98,11 @@ def from_weights_file(file: SourceFile) -> PretrainedEncoder:
 
     Raises UserError when it cannot be used, or its vocabulary is missing.
     """
-    folder = folder_of(file)
+    return from_folder(folder_of(file))
+
+
+def from_folder(folder: Location) -> PretrainedEncoder:
+    """The encoder in the folder of a checkpoint or of a Hugging Face model. Raises as `from_weights_file`."""
     if (folder / "state.json").exists():
         return from_checkpoint(checkpoint_ref(folder), checkpoint_vocab(folder))
     if huggingface.other_model_type(folder):
