@@ -31,6 +31,12 @@ _JSON = {
   checks (of a finished stage, a list of {stage, name, passed, message, value, reference, limit})
 NaN and infinite numbers are null.
 """,
+    "compare": """--json prints one object:
+  run, task, metric, scored_split, train_rows (labelled rows of the task), labels, seeds,
+  curves (name -> a list of labels, scores by seed, mean, standard_deviation: null with one seed),
+  majority (the score of the most frequent class), page (its location),
+  saved (a list of labels, the score of this checkpoint, needed: name -> relation (about, at most, more than), labels)
+""",
     "promote": """--json prints the event, with --list a list of all, the oldest first:
   number, kind (promote or rollback), digest (of the pretrained checkpoint), run,
   stages (name -> folder and fingerprint of the output), init (what pretraining started from, or null),
@@ -56,6 +62,7 @@ _EPILOG = """examples:
   cloze submit configs/bert-base.yaml --detach             a job of this machine, which outlives the terminal
   cloze job list                                           the jobs of this machine, or of a --cluster
   cloze fetch wikipedia simple                             the newest dump of the Simple English Wikipedia
+  cloze compare quickstart authors --labels 50,200,1000    how many labels did pretraining save?
   cloze promote my-wiki --why "two points better"          my-wiki@promoted is now this run's model
   cloze export my-wiki@promoted --to my-bert               whatever my-wiki has trained since
   cloze doctor --cluster configs/clusters/local.yaml       what is missing there, and how to fix it
@@ -72,6 +79,7 @@ _RUN_COMMANDS = {
     "report": "write the HTML report about the finished stages",
     "export": "write the pretrained or a fine-tuned model for transformers and the Hugging Face Hub",
     "predict": "predict each [MASK] of a text, or with --task what the lines of standard input are",
+    "compare": "compare a task's model with others by number of labels: what did pretraining save?",
     "promote": "promote a finished run that passes its checks, for NAME@promoted",
     "submit": "submit the run as a job, follow its log, return its exit status",
 }
@@ -112,6 +120,8 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("run", metavar="RUN", help="such as configs/quickstart.yaml, or quickstart")
+    if name == "compare":
+        command.add_argument("task", metavar="TASK", help="a task of the kind classification")
     if name == "predict":
         command.add_argument("text", metavar="TEXT", nargs="?", help='such as "She opened the [MASK]."')
     command.add_argument(
@@ -133,6 +143,7 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
     if name in ("export", "predict"):
         command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
     options = {
+        "compare": _add_compare,
         "predict": _add_predict,
         "export": _add_export,
         "plan": _add_estimate,
@@ -174,6 +185,14 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
         help="with --input: a new folder, or s3://bucket/prefix, for Parquet files with the rows and their "
         "predictions; repeated, an interrupted prediction continues",
     )
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--labels", metavar="N,N,...", required=True, help="numbers of labelled rows to learn from, such as 50,200,1000"
+    )
+    command.add_argument("--seeds", metavar="N", type=int, default=3, help="how often each is drawn and trained (3)")
+    command.add_argument("--encoder", metavar="DIR", help="also start from this published model, a Hugging Face folder")
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
