@@ -1,7 +1,6 @@
 """`cloze compare`: the run that it derives from a task, its errors, and its curves from trainings on a tiny model."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cloze.infra.learning_curves.comparison import Comparison, comparison
 from cloze.infra.open_run import open_run
 from cloze.infra.planner import Run
 from cloze.training.finetune.tasks.classification import ClassificationConfig
+from tests.paths import REPOSITORY
 
 TASK = "{name: mood, file: mood.jsonl, init: models/tiny, learning_rate: 1e-3, epochs: 2, batch_size: 8"
 PAIRS = "{name: pairs, kind: minimal_pairs, file: pairs.jsonl, init: models/tiny}"
@@ -100,11 +100,9 @@ def test_what_cannot_be_compared_is_an_error_of_one_line(capsys: pytest.CaptureF
 def test_without_a_finished_pretraining_there_is_no_checkpoint_to_compare(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from tests.paths import REPOSITORY
-
     Path("configs").symlink_to(REPOSITORY / "configs")
-    own = ("finetune.authors.file=mood.jsonl", "finetune.authors.files=null", "extract.sources.enwiki.files=mood.jsonl")
-    line = error(capsys, "configs/quickstart.yaml", "authors", "--labels", "8", *own[:2])
+    own_file = ("finetune.authors.file=mood.jsonl", "finetune.authors.files=null")
+    line = error(capsys, "configs/quickstart.yaml", "authors", "--labels", "8", *own_file)
     assert line == f"pretrain: is not finished under {tmp_path}/runs; finish it with cloze run and --until pretrain"
 
 
@@ -118,10 +116,8 @@ def test_curves_are_trained_shown_and_not_trained_again(capsys: pytest.CaptureFi
     assert re.split(r"  +", header.strip()) == ["labels", *names]
     assert few.split()[0] == "4" and many.split()[0] == "40" and many.count("100.0 %") >= 1  # the bag of words
     assert lines[0] == "mood: accuracy on test, one seed; the majority class reaches 50.0 %"
-    assert (
-        lines[1].startswith("With 4 labels this checkpoint reaches ")
-        and lines[-1] == "curves: runs/own-mood-labels.html"
-    )
+    assert lines[1].startswith("With 4 labels this checkpoint reaches ")
+    assert lines[-1] == "curves: runs/own-mood-labels.html"
     assert "[  8/8] finetune-mood-40-seed0-encoder  done" in err and "overlap" not in err
     assert "Cloze learning curves" in Path("runs/own-mood-labels.html").read_text()
 
@@ -131,4 +127,4 @@ def test_curves_are_trained_shown_and_not_trained_again(capsys: pytest.CaptureFi
     found = json.loads(out)
     assert list(found["curves"]) == names and found["page"] == f"{Path.cwd()}/runs/own-mood-labels.html"
     assert {path: path.stat().st_mtime_ns for path in before} == before and err.count("skip: ") == 8
-    assert not os.path.exists("runs/own.html")
+    assert not Path("runs/own.html").exists()

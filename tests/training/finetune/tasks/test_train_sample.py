@@ -1,6 +1,7 @@
 """A part of train, drawn by label: nested, in proportion, and the same wherever it is drawn."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_every_label_is_drawn_in_its_proportion_and_at_least_once() -> None:
 
 def test_fewer_rows_are_among_more_and_another_seed_draws_others() -> None:
     sets = [{one.row for one in drawn(rows)} for rows in range(4, 201)]
-    assert all(fewer < more for fewer, more in zip(sets, sets[1:], strict=False))
+    assert all(fewer < more for fewer, more in pairwise(sets))
     other = {one.row for one in drawn(40, seed=1)}
     assert other != sets[36] and len(other & sets[36]) < 30
 
