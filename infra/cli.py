@@ -294,6 +294,21 @@ def _embed(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from cloze.infra.learning_curves import command as learning_curves
+    from cloze.infra.learning_curves.comparison import comparison
+
+    labels = learning_curves.parse_labels(options.labels)
+    if options.seeds < 1:
+        raise UserError(f"--seeds {options.seeds}: give 1 or more")
+    found = comparison(_load(options), options.task, labels, options.seeds, options.encoder)
+    curves, page = learning_curves.compare(found)
+    if options.json:
+        return _print_json({**curves.plain(), "page": page.uri})
+    learning_curves.print_curves(curves, page)
+    return 0
+
+
 def _config(options: argparse.Namespace) -> int:
     from cloze.infra.config_reference import configuration_markdown, print_keys
 
@@ -404,6 +419,7 @@ _COMMANDS = {
     "export": _export,
     "predict": _predict,
     "embed": _embed,
+    "compare": _compare,
     "promote": _promote,
     "submit": _submit,
     "job": _job,

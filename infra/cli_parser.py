@@ -31,6 +31,12 @@ _JSON = {
   checks (of a finished stage, a list of {stage, name, passed, message, value, reference, limit})
 NaN and infinite numbers are null.
 """,
+    "compare": """--json prints one object:
+  run, task, metric, scored_split, train_rows (labelled rows of the task), labels, seeds,
+  curves (name -> a list of labels, scores by seed, mean, standard_deviation: null with one seed),
+  majority (the score of the most frequent class), page (its location),
+  saved (a list of labels, the score of this checkpoint, needed: name -> relation (about, at most, more than), labels)
+""",
     "promote": """--json prints the event, with --list a list of all, the oldest first:
   number, kind (promote or rollback), digest (of the pretrained checkpoint), run,
   stages (name -> folder and fingerprint of the output), init (what pretraining started from, or null),
@@ -61,6 +67,7 @@ _EPILOG = """examples:
   cloze submit configs/bert-base.yaml --detach             a job of this machine, which outlives the terminal
   cloze job list                                           the jobs of this machine, or of a --cluster
   cloze fetch wikipedia simple                             the newest dump of the Simple English Wikipedia
+  cloze compare quickstart authors --labels 50,200,1000    how many labels did pretraining save?
   cloze promote my-wiki --why "two points better"          my-wiki@promoted is now this run's model
   cloze export my-wiki@promoted --to my-bert               whatever my-wiki has trained since
   cloze doctor --cluster configs/clusters/local.yaml       what is missing there, and how to fix it
@@ -78,6 +85,7 @@ _RUN_COMMANDS = {
     "export": "write the pretrained or a fine-tuned model for transformers and the Hugging Face Hub",
     "predict": "predict each [MASK] of a text, or with --task what the lines of standard input are",
     "embed": "compute a vector for each line of standard input, or each row of files",
+    "compare": "compare a task's model with others by number of labels: what did pretraining save?",
     "promote": "promote a finished run that passes its checks, for NAME@promoted",
     "submit": "submit the run as a job, follow its log, return its exit status",
 }
@@ -118,6 +126,8 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("run", metavar="RUN", help="such as configs/quickstart.yaml, or quickstart")
+    if name == "compare":
+        command.add_argument("task", metavar="TASK", help="a task of the kind classification")
     if name == "predict":
         command.add_argument("text", metavar="TEXT", nargs="?", help='such as "She opened the [MASK]."')
     command.add_argument(
@@ -139,6 +149,7 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
     if name in ("export", "predict", "embed"):
         command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
     options = {
+        "compare": _add_compare,
         "predict": _add_predict,
         "embed": _add_embed,
         "export": _add_export,
@@ -215,6 +226,14 @@ def _add_embed(command: argparse.ArgumentParser) -> None:
 def _column(text: str) -> str | int:
     """A column by its name, or by its number, from 1, in a .csv or .tsv without a header."""
     return int(text) if text.isdecimal() else text
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--labels", metavar="N,N,...", required=True, help="numbers of labelled rows to learn from, such as 50,200,1000"
+    )
+    command.add_argument("--seeds", metavar="N", type=int, default=3, help="how often each is drawn and trained (3)")
+    command.add_argument("--encoder", metavar="DIR", help="also start from this published model, a Hugging Face folder")
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:

@@ -42,9 +42,14 @@ class ExecutedStage:
 
 
 @contextmanager
-def active_run(config: RunConfig, ray: LazyRaySession | None = None) -> Iterator[ActiveRun]:
-    """A run that is stored under its root, with its display. Ends the Ray session that it may start."""
-    display = Display([stage.name for stage in Run(config).unresolved_stages])
+def active_run(
+    config: RunConfig, ray: LazyRaySession | None = None, stages: Sequence[str] | None = None
+) -> Iterator[ActiveRun]:
+    """A run that is stored under its root, with its display, which counts `stages` (by default all of them).
+
+    Ends the Ray session that it may start.
+    """
+    display = Display([*stages] if stages else [stage.name for stage in Run(config).unresolved_stages])
     try:
         named_runs.store(config)
         with reporting_waits(display.wait), Run(config, progress=display, ray=ray) as run:

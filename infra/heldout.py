@@ -1,7 +1,7 @@
 """A row of held-out metrics -> sentences that compare the model with baselines, for the report, status and model card.
 
-The row has the baselines (training/pretrain/baselines.py): a unigram model for masked tokens, the majority answer for
-pairs.
+The row has the baselines (training/pretrain/baselines.py): a unigram model for masked tokens, chance for the choice
+between a masked token and another one, the majority answer for pairs.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,10 @@ _SMALL_GAIN = 0.1  # relative to the unigram loss; a well-trained BERT's loss is
 
 
 def describe(row: Mapping[str, Any], objective: str | None) -> list[str]:
-    """Returns sentences about the masked tokens and, if the objective has pairs, about the pairs."""
-    return [_describe_masked(row), *([_describe_pairs(row, objective)] if "pairs" in row else [])]
+    """Returns sentences about the masked tokens, and about the choices and the pairs if the row has them."""
+    choice = [_describe_choice(row)] if "choices" in row else []
+    pairs = [_describe_pairs(row, objective)] if "pairs" in row else []
+    return [_describe_masked(row), *choice, *pairs]
 
 
 def _describe_masked(row: Mapping[str, Any]) -> str:
@@ -32,6 +34,21 @@ def _describe_masked(row: Mapping[str, Any]) -> str:
     if gain > 0:
         return f"{text} The model's loss is only {_percent(gain)} lower: it makes little use of context yet."
     return f"{text} The model's loss is no better."
+
+
+def choice_interval(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Returns the 95 % interval of the cloze choice's accuracy."""
+    return wilson(round(row["choice_accuracy"] * row["choices"]), row["choices"])
+
+
+def _describe_choice(row: Mapping[str, Any]) -> str:
+    """The model is better than chance if its whole 95 % interval is above it."""
+    low, high = choice_interval(row)
+    text = (
+        f"The model picks the true token over one of the same frequency in {_percent(row['choice_accuracy'])} of "
+        f"{row['choices']:,} masks (95 % interval {100 * low:.1f} to {100 * high:.1f}; chance 50)."
+    )
+    return text if low > 0.5 else f"{text} That is {'below' if high < 0.5 else 'no better than'} chance."
 
 
 def _describe_pairs(row: Mapping[str, Any], objective: str | None) -> str:

@@ -112,6 +112,8 @@ def of_pretrain(output: Artifact) -> Highlights:
             "held-out accuracy, %": 100 * row["mlm_accuracy"],
             "held-out loss of a unigram model": row["mlm_loss_baseline"],
         }
+    if "choice_accuracy" in row:
+        numbers["held-out cloze choice, % (chance 50)"] = 100 * row["choice_accuracy"]
     if "nsp_accuracy" in row:
         numbers["held-out accuracy of pairs, %"] = 100 * row["nsp_accuracy"]
     numbers["sequences per second"] = facts.metrics.sequences_per_second

@@ -36,6 +36,7 @@ _MASKING = (
 _METRICS = {
     "mlm_loss": "masked-LM loss, nats per masked token",
     "mlm_accuracy": "masked-token accuracy",
+    "choice_accuracy": "cloze choice: the true token over one of the same frequency",
     "nsp_loss": "{pairs} loss, nats per pair",
     "nsp_accuracy": "{pairs} accuracy",
     "examples": "held-out examples",

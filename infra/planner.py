@@ -159,7 +159,7 @@ class Run:
             if missing := self._missing(stage):
                 raise UserError(missing)
             if stage.check and self.plan_stage(stage, stage.name in force).action != "skip":
-                stage.check(stage.config, self._sources(stage))
+                stage.check(stage.config, self.sources(stage))
 
     def execute(
         self,
@@ -327,7 +327,7 @@ class Run:
 
     def _inputs(self, stage: Stage, on_wait: Callable[[Owner], None] | None) -> dict[str, Any]:
         """The inputs that the stage's `run` receives."""
-        inputs = self._sources(stage)
+        inputs = self.sources(stage)
         for name, read in stage.reads.items():
             artifact = self.artifact(read.stage)
             if artifact is None:  # another run has begun to write it again
@@ -338,8 +338,8 @@ class Run:
             inputs[name] = read.load(artifact)
         return inputs
 
-    def _sources(self, stage: Stage) -> dict[str, Any]:
-        """The inputs that are the user's files."""
+    def sources(self, stage: Stage) -> dict[str, Any]:
+        """The inputs of a stage that are the user's files. Raises MissingFile."""
         return {name: files.load(self.source_files(files)) for name, files in stage.sources.items()}
 
     def source_files(self, files: UserFiles) -> list[SourceFile]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cloze.infra.display import duration
-from cloze.infra.heldout import constant_answer
+from cloze.infra.heldout import choice_interval, constant_answer
 from cloze.infra.report.charts import format_number, format_percent, format_short
 from cloze.infra.report.finetuning import TaskSection
 from cloze.infra.report.pretraining import latest_heldout_row, model_size, objective_of
@@ -44,6 +44,12 @@ def _data_and_model(stages: Stages) -> Iterator[str]:
             f"tokens in held-out documents (loss {heldout['mlm_loss']:.2f}); a unigram model predicts "
             f"{format_percent(heldout['mlm_accuracy_baseline'])} (loss {heldout['mlm_loss_baseline']:.2f})."
         )
+        if "choices" in heldout:
+            yield (
+                "Between the true token and one of the same frequency it picks the true one at "
+                f"{format_percent(heldout['choice_accuracy'])} of {format_number(heldout['choices'])} masks (chance: "
+                f"{format_percent(0.5)})."
+            )
 
 
 def _task_summary(task: TaskSection) -> str:
@@ -75,6 +81,10 @@ def key_figures(stages: Stages, tasks: Sequence[TaskSection]) -> list[KeyFigure]
         baseline = f"unigram model: {format_percent(heldout['mlm_accuracy_baseline'])}"
         accuracy = format_percent(heldout["mlm_accuracy"])
         figures.append(KeyFigure("held-out masked-token accuracy", accuracy, baseline))
+    if "choices" in heldout:
+        low, high = map(format_percent, choice_interval(heldout))
+        note = f"the true token over one of the same frequency: {low} to {high}; chance: {format_percent(0.5)}"
+        figures.append(KeyFigure("held-out cloze choice", format_percent(heldout["choice_accuracy"]), note))
     if "pairs" in heldout:
         objective = objective_of(stages)
         baseline = f"{constant_answer(heldout, objective)}: {format_percent(heldout['nsp_accuracy_baseline'])}"

@@ -88,6 +88,12 @@ def _charts(rows: Sequence[MetricsRow], objective: str | None) -> list[Markup]:
             baseline("mlm_accuracy", unigram),
         ),
         (
+            "Cloze choice accuracy",
+            [Series("held-out", _points(rows, "heldout", "choice_accuracy"), "orange", markers=True)],
+            percent_axis("of masks: the true token over one of the same frequency"),
+            baseline("choice_accuracy", "chance"),
+        ),
+        (
             f"{pairs} loss",
             train_and_heldout("nsp_loss"),
             Axis("nats per pair"),

@@ -91,6 +91,7 @@ def pretrain(root: Path, config: RunConfig) -> Artifact:
     saved = save_checkpoint(out.location, 640, {"model": weights}, standing)
     heldout = {"mlm_loss": 6.39915, "mlm_accuracy": 0.1008, "masked": 2540, "examples": 256}
     heldout |= {"mlm_loss_baseline": 6.6783, "mlm_accuracy_baseline": 0.0563}
+    heldout |= {"choice_accuracy": 0.606, "choice_accuracy_baseline": 0.5, "choices": 2000}
     if nsp:
         heldout |= {"nsp_loss": 0.7289, "nsp_accuracy": 118 / 256, "pairs": 256, "pairs_1": 118, "answers_1": 256}
         heldout |= {"nsp_loss_baseline": 0.6901, "nsp_accuracy_baseline": 138 / 256}
@@ -148,6 +149,7 @@ def test_the_card_lists_sources_settings_and_metrics(run):
     assert "pretrain.micro_batch_size" not in table  # it does not change the result
     assert table["masked-LM loss, nats per masked token"] == ["6.399", "6.678"]
     assert table["masked-token accuracy"] == ["10.1 %", "5.6 %"]
+    assert table["cloze choice: the true token over one of the same frequency"] == ["60.6 %", "50.0 %"]
     assert table["next-sentence accuracy"] == ["46.1 %", "53.9 %"]
     assert table["held-out examples"] == ["256", ""]
     assert "The model's loss is only 4.2 % lower: it makes little use of context yet." in card

@@ -75,7 +75,30 @@ def test_the_constant_answer_has_no_loss_if_all_pairs_have_one_label() -> None:
         assert "reaches 100.0 % (loss 0.000). The model is no better" in text
 
 
+@pytest.mark.parametrize(
+    ("right", "interval", "end"),
+    [
+        (3852.5, "59.4 to 61.8", ""),
+        (3178, "48.8 to 51.2", " That is no better than chance."),
+        (3000, "46.0 to 48.4", " That is below chance."),
+    ],
+)
+def test_the_choice_between_tokens_of_the_same_frequency_is_compared_with_chance(
+    right: float, interval: str, end: str
+) -> None:
+    recorder = MetricsRecorder()
+    totals = Totals(mlm_loss=6.0, masked=7000, examples=1, choices=6357, choices_correct=right)
+    recorder.add_heldout_row(1, totals, Baseline(6.5, 0.05))
+    [row] = recorder.rows
+    assert (row["choices"], row["choice_accuracy_baseline"]) == (6357, 0.5)
+    assert describe(row, "mlm")[1] == (
+        f"The model picks the true token over one of the same frequency in {100 * right / 6357:.1f} % of 6,357 masks "
+        f"(95 % interval {interval}; chance 50).{end}"
+    )
+
+
 def test_without_pairs_only_masked_tokens_are_described() -> None:
     recorder = MetricsRecorder()
     recorder.add_heldout_row(1, Totals(mlm_loss=6.0, masked=1, examples=1), Baseline(6.5, 0.05))
-    assert len(describe(recorder.rows[0], "mlm")) == 1
+    [row] = recorder.rows
+    assert len(describe(row, "mlm")) == 1 and not any("choice" in key for key in row)

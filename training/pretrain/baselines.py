@@ -35,15 +35,19 @@ def constant_baseline(ones: float, total: float) -> Baseline:
     return Baseline(sum(frequency * math.log(1 / frequency) for frequency in frequencies), max(frequencies))
 
 
-def unigram_baseline(train: ExampleDataset, heldout: Sequence[ExampleArrays], pieces: Sequence[str]) -> Baseline:
+def training_counts(train: ExampleDataset, pieces: Sequence[str]) -> NDArray[np.int64]:
+    """`count_pieces` of some 16,000 training examples: evenly spaced row groups, the same for any seed, worker and
+    attempt."""
+    return count_pieces(train.evenly_spaced(_COUNTED_EXAMPLES), pieces)
+
+
+def unigram_baseline(counts: NDArray[np.int64], heldout: Sequence[ExampleArrays]) -> Baseline:
     """The score of a unigram model on the masked pieces of the held-out examples.
 
-    It predicts the same distribution at every mask: the frequencies of the pieces in some 16,000 training examples,
-    with add-one smoothing over the vocabulary `pieces`. The examples are evenly spaced row groups, the same for any
-    seed, worker and attempt.
+    It predicts the same distribution at every mask: that of the `counts` of the pieces in training, with add-one
+    smoothing over the vocabulary.
     """
-    labels = np.concatenate([arrays.masks.labels.values for arrays in heldout if arrays.masks])
-    return score_unigram(count_pieces(train.evenly_spaced(_COUNTED_EXAMPLES), pieces), labels)
+    return score_unigram(counts, np.concatenate([arrays.masks.labels.values for arrays in heldout if arrays.masks]))
 
 
 def count_pieces(examples: ExampleArrays, pieces: Sequence[str]) -> NDArray[np.int64]:
@@ -66,7 +70,8 @@ def score_unigram(counts: NDArray[np.int64], labels: Ints) -> Baseline:
 def baseline_metrics(totals: Totals, unigram: Baseline) -> dict[str, float]:
     """Metrics of a held-out row: each mean's baseline as `<name>_baseline`, and the counts for them.
 
-    The counts are the masked pieces, the pairs, the pairs labelled 1 and the pairs predicted as 1.
+    The counts are the masked pieces, the pairs, the pairs labelled 1 and the pairs predicted as 1, and the choices
+    between a true piece and a distractor, whose baseline is chance.
     """
     means = {"mlm_loss": unigram.loss, "mlm_accuracy": unigram.accuracy}
     counts = {"masked": int(totals.masked)}
@@ -74,5 +79,8 @@ def baseline_metrics(totals: Totals, unigram: Baseline) -> dict[str, float]:
         constant = constant_baseline(totals.labels_1, totals.labels)
         means |= {"nsp_loss": constant.loss, "nsp_accuracy": constant.accuracy}
         counts |= {"pairs": int(totals.labels), "pairs_1": int(totals.labels_1), "answers_1": int(totals.answers_1)}
+    if totals.choices:
+        means["choice_accuracy"] = 0.5
+        counts["choices"] = int(totals.choices)
     means = {"loss": means["mlm_loss"] + means.get("nsp_loss", 0.0)} | means
     return {f"{name}_baseline": value for name, value in means.items()} | counts

@@ -7,13 +7,14 @@ examples for any number of workers and any micro-batch size: it is sorted by len
 are assigned to the workers in turn (round-robin).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -27,6 +28,7 @@ from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
 from cloze.pipeline.core.schema import IGNORE_INDEX, parquet_file
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.masking import KeyedMaskDraws, MaskedBatch, MaskRules, mask_batch
+from cloze.training.pretrain.cloze_choice import Distractors
 from cloze.training.pretrain.example_arrays import ExampleArrays, StoredMasks
 from cloze.training.pretrain.window_cache import WindowCache
 
@@ -58,18 +60,21 @@ class Batch(NamedTuple):
     next_sentence_label: Tensor  # [b] int64, IGNORE_INDEX without a pair label and for placeholders
     counted: Tensor  # [b] int64, 0 for a placeholder
     padded: bool = True  # whether attention_mask contains zeros; asking the GPU would wait for it
+    distractors: Tensor | None = None  # [n] int64, of held-out examples: see Distractors
 
     def pinned(self) -> "Batch":
         """The same batch in pinned memory: a copy from other memory to a GPU waits for the GPU's pending work."""
-        *tensors, padded = self
-        return Batch(*(tensor.pin_memory() for tensor in tensors), padded=padded)
+        return self._with_tensors(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a GPU; the copy of a pinned batch does not wait."""
         if device.type == "cpu":
             return self
-        *tensors, padded = self
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), padded=padded)
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _with_tensors(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        moved = {name: move(value) for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        return self._replace(**moved)
 
 
 class ShapeMultiples(NamedTuple):
@@ -83,9 +88,15 @@ class ShapeMultiples(NamedTuple):
 
 
 def collate(
-    examples: ExampleArrays, masking: DynamicMasking | None = None, multiples: ShapeMultiples | None = None
+    examples: ExampleArrays,
+    masking: DynamicMasking | None = None,
+    multiples: ShapeMultiples | None = None,
+    distractors: Distractors | None = None,
 ) -> Batch:
-    """Examples -> tensors padded to the longest one. `masking` draws the masks if none are stored."""
+    """Examples -> tensors padded to the longest one. `masking` draws the masks if none are stored.
+
+    `distractors` draws those of stored masks; without it the batch has none.
+    """
     multiples = multiples or ShapeMultiples()
     lengths = examples.input_ids.lengths
     width = _rounded_up(int(lengths.max()), multiples.length)
@@ -103,13 +114,18 @@ def collate(
         flat, labels = (positions + starts[:, None])[used], targets[used]
     least = 1 if multiples.masked > 1 else 0
     missing = _rounded_up(max(len(labels), least), multiples.masked) - len(labels)
-    flat, labels = (
-        np.pad(flat, (0, missing)),
-        np.pad(labels.astype(np.int64), (0, missing), constant_values=IGNORE_INDEX),
-    )
+
+    def padded_ids(ids: Ints) -> npt.NDArray[np.int64]:
+        return np.pad(ids.astype(np.int64), (0, missing), constant_values=IGNORE_INDEX)
+
+    flat, labels = np.pad(flat, (0, missing)), padded_ids(labels)
     counted = np.full(len(examples), examples.counted)
     arrays = (ids, second, real, flat, labels, examples.next_sentence_label, counted)
-    return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays), padded=not real.all())
+    return Batch(
+        *(torch.from_numpy(array.astype(np.int64)) for array in arrays),
+        padded=not real.all(),
+        distractors=torch.from_numpy(padded_ids(distractors.of_masks(examples))) if distractors else None,
+    )
 
 
 def _rounded_up(number: int, multiple: int) -> int:

@@ -38,7 +38,8 @@ class Objective(nn.Module):
     """A micro-batch -> its part of the global batch's loss, and its sums in the order of Totals."""
 
     def __init__(self, model: nn.Module, precision: Precision, *, fused_loss: bool = False) -> None:
-        """With `fused_loss` the model computes the sums of the masked-LM loss itself (see masked_lm_loss.py)."""
+        """With `fused_loss` the model computes the sums of the masked-LM loss itself (see masked_lm_loss.py), without
+        keeping logits; those of a batch with distractors are needed."""
         super().__init__()
         self.model = model
         self.precision: Precision = precision
@@ -46,7 +47,8 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, masked: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """`masked` and `labels` are the numbers of masked positions and next-sentence labels in the global batch."""
-        labels_given = {"masked_lm_labels": batch.masked_lm_labels} if self.fused_loss else {}
+        is_fused = self.fused_loss and batch.distractors is None
+        labels_given = {"masked_lm_labels": batch.masked_lm_labels} if is_fused else {}
         with autocast(batch.input_ids.device, self.precision):
             masked_lm, nsp_logits = self.model(
                 batch.input_ids,
@@ -55,7 +57,7 @@ class Objective(nn.Module):
                 batch.masked_lm_positions,
                 **labels_given,
             )  # [n, vocab] or, with labels, sums; [b, 2], or None without a head for pairs
-        if self.fused_loss:
+        if is_fused:
             mlm_loss, mlm_correct = masked_lm
         else:
             mlm_loss = functional.cross_entropy(masked_lm, batch.masked_lm_labels, reduction="sum")
@@ -69,6 +71,9 @@ class Objective(nn.Module):
         with torch.no_grad():
             labelled = batch.next_sentence_label != IGNORE_INDEX
             real = batch.attention_mask * batch.counted[:, None]
+            choices = choices_correct = torch.zeros_like(mlm_loss)
+            if batch.distractors is not None:
+                choices, choices_correct = choice_sums(masked_lm, batch.masked_lm_labels, batch.distractors)
             sums = (  # a number known to Python is filled in on the device: a copy would wait for it
                 mlm_loss,
                 mlm_correct,
@@ -82,9 +87,20 @@ class Objective(nn.Module):
                 real.sum(),
                 mlm_loss.new_full((), real.numel(), dtype=torch.float64),
                 real.sum(1).square().sum(),
+                choices,
+                choices_correct,
             )
             totals = torch.stack([value.to(torch.float64) for value in sums])
         return mlm_loss / masked + nsp_loss / labels, totals
+
+
+def choice_sums(logits: Tensor, labels: Tensor, distractors: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, vocab], true pieces [n] and distractors [n] -> the number of positions with a distractor, and of those
+    with a higher logit of the true piece; a tie is half of one."""
+    pairs = torch.stack((labels, distractors), 1)  # [n, 2]
+    true, other = logits.gather(1, pairs.clamp(min=0)).unbind(1)  # each [n]
+    is_choice = distractors != IGNORE_INDEX
+    return is_choice.sum(), (is_choice * ((true > other) + 0.5 * (true == other))).sum()
 
 
 class Backend(Protocol):

@@ -8,12 +8,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.text.masking import mask_rules
 from cloze.training.cluster.collectives import broadcast_object, workers_on_this_node
-from cloze.training.pretrain.baselines import Baseline, unigram_baseline
+from cloze.training.pretrain.baselines import Baseline, training_counts, unigram_baseline
+from cloze.training.pretrain.cloze_choice import Distractors
 from cloze.training.pretrain.data_loader import (
     Batch,
     DynamicMasking,
@@ -34,6 +36,7 @@ Item = TypeVar("Item")
 GPU_MULTIPLES = ShapeMultiples(length=32, masked=256)
 
 _HELDOUT_SEED = 0  # the same held-out examples in every run
+_NO_COUNTS = np.zeros(0, np.int64)  # of the workers that do not count
 
 
 class GlobalBatch(NamedTuple):
@@ -72,10 +75,11 @@ class PhaseData:
         masking = None if train.has_stored_masks else _dynamic_masking(config.seed, artifact, self._setup.pieces)
         size = config.global_batch_sizes[self.phase]
         sample = heldout.sample(_HELDOUT_SEED, config.eval_batches * size, size)
-        self.heldout = [self._micro_batches(arrays) for arrays in sample]
-        if self._rank == 0:  # only one worker needs to read the examples that are counted
-            self.unigram = unigram_baseline(train, sample, self._setup.pieces)
-        self.unigram = broadcast_object(self.unigram)
+        # only one worker needs to read the examples that are counted
+        counts = broadcast_object(training_counts(train, self._setup.pieces) if self._rank == 0 else _NO_COUNTS)
+        self.unigram = unigram_baseline(counts, sample)
+        distractors = Distractors(counts, self._setup.pieces)
+        self.heldout = [self._micro_batches(arrays, distractors=distractors) for arrays in sample]
         skipped = {skip.batch for skip in state.skipped if skip.phase == state.phase}
         first = nth_kept_batch(state.step - state.phase_start, skipped)
         self._batches = Prefetcher(self._batches_from(first, train, masking, skipped))
@@ -106,12 +110,14 @@ class PhaseData:
             if number not in skipped:
                 yield GlobalBatch(number, arrays, self._micro_batches(arrays, masking))
 
-    def _micro_batches(self, arrays: ExampleArrays, masking: DynamicMasking | None = None) -> list[Batch]:
+    def _micro_batches(
+        self, arrays: ExampleArrays, masking: DynamicMasking | None = None, distractors: Distractors | None = None
+    ) -> list[Batch]:
         micro_batch_size = self._setup.config.micro_batch_sizes[self.phase]
         parts = worker_micro_batches(arrays, self._rank, self._workers, micro_batch_size)
         if self._device.type == "cpu":
-            return [collate(part, masking) for part in parts]
-        return [collate(part, masking, GPU_MULTIPLES).pinned() for part in parts]
+            return [collate(part, masking, distractors=distractors) for part in parts]
+        return [collate(part, masking, GPU_MULTIPLES, distractors).pinned() for part in parts]
 
 
 def _dynamic_masking(seed: int, examples: Artifact, pieces: Sequence[str]) -> DynamicMasking:

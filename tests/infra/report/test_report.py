@@ -151,8 +151,9 @@ def metric_rows() -> list[dict[str, Any]]:
         rows.append({"split": "train", "step": step, **means, **rates, "seconds": 3.0})
         if step % 50 == 0:
             base = {"loss": 4.2, "mlm_loss": 3.6 - step / 1000, "mlm_accuracy": 0.04, "nsp_loss": 0.68}
-            base = {f"{key}_baseline": value for key, value in (base | {"nsp_accuracy": 0.58}).items()}
-            counts = {"masked": 600, "pairs": 100, "pairs_1": 58, "answers_1": 90}
+            base |= {"nsp_accuracy": 0.58, "choice_accuracy": 0.5}
+            base = {f"{key}_baseline": value for key, value in base.items()} | {"choice_accuracy": 0.5 + step / 1000}
+            counts = {"masked": 600, "choices": 500, "pairs": 100, "pairs_1": 58, "answers_1": 90}
             rows.append({"split": "heldout", "step": step, **means, **base, **counts, "examples": 100})
     return rows
 
@@ -602,6 +603,16 @@ def test_held_out_metrics_are_shown_with_their_baselines(page: str) -> None:
     assert "a unigram model predicts 4.0 % (loss 3.50)" in text  # under the title
     assert 'always answering "NotNext": 58.0 %' in text
     assert "coin" not in text
+    assert "picks the true token over one of the same frequency in 60.0 % of 500 masks" in text
+    assert "(95 % interval 55.6 to 64.2; chance 50)" in text
+    assert "it picks the true one at 60.0 % of 500 masks (chance: 50.0 %)" in text  # under the title
+
+
+def test_metrics_of_an_earlier_version_are_shown_without_the_cloze_choice(tmp_path: Path) -> None:
+    rows = [{key: value for key, value in row.items() if not key.startswith("choice")} for row in metric_rows()]
+    artifact = pretrain(tmp_path, rows=rows)
+    page = page_of(tmp_path, {artifact.stage: artifact})
+    assert "same frequency" not in page and "loss is 34.3" in page
 
 
 def test_a_constant_answer_is_reported_also_for_a_run_in_progress(tmp_path: Path) -> None:
@@ -619,6 +630,7 @@ def test_each_held_out_chart_has_a_baseline_that_steps_where_a_phase_ends(page: 
         "Total loss": "sum of baselines",
         "Masked-LM loss": "unigram model",
         "Masked-token accuracy": "unigram model",
+        "Cloze choice accuracy": "chance",
         "Next-sentence loss": "best constant answer",
         "Next-sentence accuracy": 'always answering "NotNext"',
     }

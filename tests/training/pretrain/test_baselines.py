@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloze.training.pretrain.baselines import constant_baseline, count_pieces, score_unigram, unigram_baseline
+from cloze.training.pretrain.baselines import (
+    constant_baseline,
+    count_pieces,
+    score_unigram,
+    training_counts,
+    unigram_baseline,
+)
 from cloze.training.pretrain.data_loader import ExampleDataset
 from cloze.training.pretrain.example_arrays import unmasked_ids
 from tests.training.small_examples import CLS, MASK, PIECES, SEP, VOCAB_SIZE, examples_artifact
@@ -28,7 +34,7 @@ def test_the_baseline_is_the_one_computed_piece_by_piece_whether_masks_are_store
         int(label) for rows in heldout if rows.masks for label in rows.masks.labels.values
     ]  # of the sampled examples only
     most = min((piece for piece in counts if piece not in SPECIAL), key=lambda piece: (-counts[piece], piece))
-    found = unigram_baseline(ExampleDataset(artifact, "train"), heldout, PIECES)
+    found = unigram_baseline(training_counts(ExampleDataset(artifact, "train"), PIECES), heldout)
     assert found.loss == pytest.approx(-sum(math.log((counts[label] + 1) / total) for label in labels) / len(labels))
     assert found.accuracy == labels.count(most) / len(labels)
 

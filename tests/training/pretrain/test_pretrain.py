@@ -16,7 +16,7 @@ import pytest
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
 from cloze.training.checkpoints.checkpoint import newest_checkpoint
-from cloze.training.pretrain.baselines import unigram_baseline
+from cloze.training.pretrain.baselines import training_counts, unigram_baseline
 from cloze.training.pretrain.config import PretrainConfig
 from cloze.training.pretrain.data_loader import ExampleDataset
 from cloze.training.pretrain.stage import final_checkpoint
@@ -62,9 +62,8 @@ def test_training_writes_metrics_of_each_step_and_of_the_held_out_split(
     assert facts["peak"]["origin"] == "measured" and facts["peak"]["flops"] > 1e9  # of both workers
     assert facts["metrics"]["heldout"].items() >= found[-1].items()
     unigram = unigram_baseline(
-        ExampleDataset(inputs["examples-16"], "train"),
+        training_counts(ExampleDataset(inputs["examples-16"], "train"), PIECES),
         ExampleDataset(inputs["examples-16"], "heldout").sample(0, 12, 12),
-        PIECES,
     )
     assert (found[-1]["mlm_loss_baseline"], found[-1]["mlm_accuracy_baseline"]) == unigram  # worker 0's
     assert (found[-1]["pairs"], found[-1]["pairs_1"], found[-1]["nsp_accuracy_baseline"]) == (12, 6, 0.5)

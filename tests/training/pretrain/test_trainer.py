@@ -14,11 +14,13 @@ import pytest
 
 from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.schema import IGNORE_INDEX
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import CheckpointRef, best_checkpoint
 from cloze.training.model import hardware
 from cloze.training.pretrain import async_save, run_control, trainer
-from cloze.training.pretrain.baselines import unigram_baseline
+from cloze.training.pretrain.baselines import training_counts, unigram_baseline
+from cloze.training.pretrain.cloze_choice import Distractors
 from cloze.training.pretrain.data_loader import ExampleDataset
 from cloze.training.pretrain.train_state import TrainState
 from tests.training.small_examples import PIECES, examples_artifact
@@ -216,7 +218,11 @@ def test_evaluations_have_the_baselines_of_the_examples_that_they_use(inputs: In
         assert row["pairs"] == row["examples"] == len(labels) == (24 if length == 12 else 12)
         assert row["pairs_1"] == labels.sum() and 0 <= row["answers_1"] <= row["pairs"]
         assert row["masked"] == sum(len(one.masks.labels.values) for one in looked_at)
-        unigram = unigram_baseline(ExampleDataset(artifact, "train"), looked_at, PIECES)
+        counts = training_counts(ExampleDataset(artifact, "train"), PIECES)
+        unigram, distractors = unigram_baseline(counts, looked_at), Distractors(counts, PIECES)
+        choices = sum(int((distractors.of_masks(one) != IGNORE_INDEX).sum()) for one in looked_at)
+        assert 0 < row["choices"] == choices < row["masked"]
+        assert 0 <= row["choice_accuracy"] <= 1 and row["choice_accuracy_baseline"] == 0.5
         assert (row["mlm_loss_baseline"], row["mlm_accuracy_baseline"]) == unigram
     assert rows[1]["mlm_loss_baseline"] != rows[2]["mlm_loss_baseline"]
 

@@ -42,6 +42,7 @@ from cloze.training.finetune.tasks.task import (
     splits_of,
 )
 from cloze.training.finetune.tasks.task_config import TrainedTaskConfig, Training
+from cloze.training.finetune.tasks.train_sample import TrainSample, sampled
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,6 +70,8 @@ class ClassificationConfig(TrainedTaskConfig):
     skip_invalid: bool = False
     """Leave out rows with an empty text or label, with another number of columns or with a label that train does not
     have, and count them, in place of an error."""
+    train_sample: TrainSample | None = None
+    """A part of train to learn from, as `cloze compare` draws it; by default all of it."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Classification:
         found = with_splits(read_examples(config, files, skipped), config.seed, lambda example: example.label)
         where = next(iter(files.values()))
         examples, labels = with_known_labels(found, where, skipped)
+        if config.train_sample:
+            examples = sampled(examples, config.train_sample, where)
         task = cls(config, examples, labels, dict(skipped or {}))
         if task.metric == "f1" and task.positive not in labels:
             raise UserError(
