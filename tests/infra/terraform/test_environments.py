@@ -35,7 +35,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Json]:
 
 
 def resources(state: Json) -> list[Json]:
-    return list(planned_resources({"planned_values": state}))
+    return [dict(one) for one in planned_resources({"planned_values": state})]
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
