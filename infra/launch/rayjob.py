@@ -135,7 +135,6 @@ def _deletion(cluster: ClusterConfig) -> Json:
 
 
 def _ray_cluster(name: str, submission: Submission, cluster: ClusterConfig, labels: dict[str, str]) -> Json:
-    scales = any(kind.min_nodes < kind.max_nodes for kind in cluster.node_types)
     autoscaler = {
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {
@@ -155,10 +154,14 @@ def _ray_cluster(name: str, submission: Submission, cluster: ClusterConfig, labe
     return {
         "rayVersion": version("ray"),
         "authOptions": {"mode": cluster.auth},
-        **(autoscaler if scales else {}),
+        **(autoscaler if _scales(cluster) else {}),
         "headGroupSpec": _head(name, cluster, env_vars, labels),
         "workerGroupSpecs": [_workers(kind, cluster, env_vars, labels) for kind in cluster.node_types],
     }
+
+
+def _scales(cluster: ClusterConfig) -> bool:
+    return any(kind.min_nodes < kind.max_nodes for kind in cluster.node_types)
 
 
 def _head(name: str, cluster: ClusterConfig, env_vars: dict[str, str], labels: dict[str, str]) -> Json:
@@ -181,7 +184,9 @@ def _head(name: str, cluster: ClusterConfig, env_vars: dict[str, str], labels: d
     }
     return {
         "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0"},
-        "template": _pod(cluster, container, head, labels, shm_gb=_shm_gb(cluster, head.memory_gb)),
+        "template": _pod(
+            cluster, container, head, labels, shm_gb=_shm_gb(cluster, head.memory_gb), api_token=_scales(cluster)
+        ),
     }
 
 
@@ -250,7 +255,9 @@ def _pod(
     labels: dict[str, str],
     *,
     shm_gb: float | None = None,
+    api_token: bool = False,
 ) -> Json:
+    """`api_token`: whether the pod gets its service account's token of the API server, which Ray's autoscaler needs."""
     kubernetes = _kubernetes(cluster)
     volumes: list[Json] = [{"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}]
     if shm_gb:
@@ -263,6 +270,7 @@ def _pod(
         "restartPolicy": "Never",  # as the autoscaler v2 requires
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
         **({"serviceAccountName": account} if account else {}),
+        "automountServiceAccountToken": api_token,
         **({"imagePullSecrets": pull_secrets} if pull_secrets else {}),
         **({"nodeSelector": selector} if selector else {}),
         **({"tolerations": tolerations} if tolerations else {}),

@@ -51,13 +51,16 @@ def install_charts(environment: Environment, outputs: Mapping[str, Any]) -> None
 
 
 def apply_manifests(environment: Environment, repository: str, digest: str, cluster_file: str) -> None:
-    """Apply the environment's overlay with the image and the cluster's file, and wait for Dagster.
+    """Apply the environment's overlay with the image and the cluster's file, and wait for Dagster, which submits by its
+    service account: its pod has no kubeconfig that the file's context could be of.
 
     Raises UserError if the overlay has the login and its secret is missing.
     """
     folder = environment.build / "kubernetes"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cluster.yaml").write_text(cluster_file)
+    content = yaml.safe_load(cluster_file)
+    del content["kubernetes"]["context"]
+    _write(folder / "cluster.yaml", content)
     overlay = _manifests(environment) / "overlays" / environment.name
     up_to_clone = "/".join([".."] * len(folder.relative_to(environment.clone).parts))
     kustomization = {

@@ -17,6 +17,8 @@ QUOTAS = {
     ("g", "ON_DEMAND"): ("L-DB2E81BA", "Running On-Demand G and VT instances"),
     ("p", "SPOT"): ("L-7212CCBC", "All P4, P3 and P2 Spot Instance Requests"),
     ("p", "ON_DEMAND"): ("L-417A185B", "Running On-Demand P instances"),
+    ("p5", "SPOT"): ("L-C4BD4855", "All P5 Spot Instance Requests"),
+    ("p5", "ON_DEMAND"): ("L-417A185B", "Running On-Demand P instances"),
     ("", "SPOT"): ("L-34B43A08", "All Standard Spot Instance Requests"),
     ("", "ON_DEMAND"): ("L-1216C47A", "Running On-Demand Standard instances"),
 }
@@ -76,19 +78,23 @@ def _costs(resource: Mapping[str, Any], prices: Prices, aws: AwsPrices) -> Itera
 
 def needed_quotas(plan: Mapping[str, Any]) -> list[NeededQuota]:
     """The vCPUs that the planned node groups may take, by quota."""
-    sizes: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    sizes: dict[tuple[str, str], list[tuple[int, int]]] = {}  # code and name of a quota -> of one machine, of all
     for resource in planned_resources(plan):
         if resource["type"] == "aws_eks_node_group":
             values = resource["values"]
             kind = values["instance_types"][0]
-            family = kind[0] if kind[0] in "gp" else ""
-            sizes.setdefault((family, values["capacity_type"]), []).append(
+            sizes.setdefault(QUOTAS[_quota_family(kind), values["capacity_type"]], []).append(
                 (vcpus(kind), vcpus(kind) * values["scaling_config"][0]["max_size"])
             )
     return [
-        NeededQuota(*QUOTAS[key], max(one for one, _ in found), sum(all_of_them for _, all_of_them in found))
-        for key, found in sizes.items()
+        NeededQuota(*quota, max(one for one, _ in found), sum(all_of_them for _, all_of_them in found))
+        for quota, found in sizes.items()
     ]
+
+
+def _quota_family(instance_type: str) -> str:
+    """The first letters by which QUOTAS knows an instance type."""
+    return next(family for family in ("p5", "p", "g", "") if instance_type.startswith(family))
 
 
 def estimated_cluster(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,11 @@ run "cluster" {
     error_message = "The key does not rotate, or lingers for longer than it must."
   }
   assert {
-    condition     = contains(aws_eks_cluster.this.enabled_cluster_log_types, "audit") && aws_cloudwatch_log_group.cluster.name == "/aws/eks/cloze-test/cluster"
+    condition     = [for statement in jsondecode(aws_kms_key.secrets.policy).Statement : statement.Principal] == [{ AWS = "arn:aws:iam::123456789012:root" }]
+    error_message = "Others than the account's IAM decide on the key."
+  }
+  assert {
+    condition     = length(aws_eks_cluster.this.enabled_cluster_log_types) == 5 && contains(aws_eks_cluster.this.enabled_cluster_log_types, "audit") && aws_cloudwatch_log_group.cluster.name == "/aws/eks/cloze-test/cluster"
     error_message = "Who did what is not logged, or logged where no retention is set."
   }
   assert {
@@ -90,6 +94,28 @@ run "cluster_for_the_vpc_alone" {
     condition     = aws_eks_cluster.this.vpc_config[0].endpoint_public_access == false
     error_message = "Without an allow-list the API server is public."
   }
+}
+
+run "cluster_refuses_the_internet_in_halves" {
+  command = plan
+  module {
+    source = "./modules/cluster"
+  }
+  variables {
+    allowed_cidrs = ["0.0.0.0/1", "128.0.0.0/1"]
+  }
+  expect_failures = [var.allowed_cidrs]
+}
+
+run "cluster_refuses_the_internet_by_ipv6" {
+  command = plan
+  module {
+    source = "./modules/cluster"
+  }
+  variables {
+    allowed_cidrs = ["::/0"]
+  }
+  expect_failures = [var.allowed_cidrs]
 }
 
 run "cluster_refuses_the_whole_internet" {

@@ -70,6 +70,30 @@ run "identity" {
     error_message = "Jobs may list more than runs and inputs."
   }
   assert {
+    condition     = output.policies["workflow"] == output.policies["jobs"]
+    error_message = "The workflow may do other than its jobs."
+  }
+  assert {
+    condition = toset([for action in flatten([for statement in jsondecode(output.policies["autoscaler"]).Statement : statement.Action]) : action
+    if length(regexall(":(Describe|Get)", action)) == 0]) == toset(["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"])
+    error_message = "The autoscaler changes other than the size of groups."
+  }
+  assert {
+    condition     = one([for statement in jsondecode(output.policies["autoscaler"]).Statement : statement.Resource if statement.Sid == "NodeGroups"]) == ["arn:aws:eks:us-east-1:123456789012:nodegroup/cloze-test/*/*"]
+    error_message = "The autoscaler sees node groups of other clusters."
+  }
+  assert {
+    condition = { for addon in ["vpc-cni", "ebs-csi"] : addon => jsondecode(aws_iam_role.workload[addon].assume_role_policy).Statement[0].Condition.StringEquals["aws:RequestTag/kubernetes-service-account"] } == {
+      vpc-cni = "aws-node"
+      ebs-csi = "ebs-csi-controller-sa"
+    }
+    error_message = "An add-on's role is for another service account than its own."
+  }
+  assert {
+    condition     = alltrue([for role in aws_iam_role.workload : length(jsondecode(role.assume_role_policy).Statement) == 1])
+    error_message = "A role is not Pod Identity's alone: its trust has a second statement."
+  }
+  assert {
     condition     = alltrue([for statement in jsondecode(output.policies["autoscaler"]).Statement : startswith(statement.Sid, "Describe") || statement.Sid == "NodeGroups" || try(statement.Condition.StringEquals["aws:ResourceTag/k8s.io/cluster-autoscaler/cloze-test"], "") == "owned"])
     error_message = "The autoscaler changes groups of other clusters."
   }

@@ -39,12 +39,21 @@ run "network" {
     error_message = "Images are not pulled through ECR's endpoints."
   }
   assert {
-    condition     = aws_vpc_security_group_ingress_rule.endpoints.cidr_ipv4 == "10.64.0.0/16" && aws_vpc_security_group_ingress_rule.endpoints.from_port == 443
+    condition     = [for rule in [aws_vpc_security_group_ingress_rule.endpoints] : [rule.cidr_ipv4, rule.ip_protocol, rule.from_port, rule.to_port]] == [["10.64.0.0/16", "tcp", 443, 443]]
     error_message = "The endpoints are open to more than HTTPS from the VPC."
   }
   assert {
-    condition     = length(aws_nat_gateway.this) == 1 && aws_route.nat[0].route_table_id == aws_route_table.private.id
+    condition     = length(aws_nat_gateway.this) == 1 && aws_route.nat[0].route_table_id == aws_route_table.private.id && aws_route.nat[0].nat_gateway_id == aws_nat_gateway.this[0].id
     error_message = "With nat_gateway there is not exactly one, which the private subnets use."
+  }
+  assert {
+    condition = aws_nat_gateway.this[0].subnet_id == aws_subnet.public["us-east-1a"].id && alltrue([for endpoint in aws_vpc_endpoint.interface :
+    endpoint.subnet_ids == toset([aws_subnet.private["us-east-1a"].id])])
+    error_message = "NAT or an endpoint is not in the first zone alone, where the machines of jobs are: traffic between zones and a second address cost."
+  }
+  assert {
+    condition     = aws_vpc.this.enable_dns_hostnames && aws_vpc.this.enable_dns_support
+    error_message = "The private names of the interface endpoints do not resolve."
   }
   assert {
     condition     = length(coalesce(aws_default_security_group.closed.ingress, [])) == 0 && length(coalesce(aws_default_security_group.closed.egress, [])) == 0

@@ -40,6 +40,15 @@ run "nodes" {
     error_message = "A pool keeps machines though no job runs."
   }
   assert {
+    condition     = { for name, group in aws_eks_node_group.pool : name => group.scaling_config[0].max_size } == { cpu-on-demand = 8, cpu-spot = 8, gpu-on-demand = 2, gpu-spot = 2, head-on-demand = 2 }
+    error_message = "A pool can have other than its max_nodes machines."
+  }
+  assert {
+    condition = alltrue([for group in concat(values(aws_eks_node_group.pool), [aws_eks_node_group.system]) : length(group.remote_access) == 0]) && alltrue([
+    for template in concat(values(aws_launch_template.pool), [aws_launch_template.system]) : template.key_name == null])
+    error_message = "Machines can be entered by SSH."
+  }
+  assert {
     condition     = aws_eks_node_group.system.scaling_config[0].min_size == 2 && aws_eks_node_group.system.capacity_type == "ON_DEMAND" && length(aws_eks_node_group.system.taint) == 0
     error_message = "The system pool is not there always, on demand, for everything."
   }
@@ -83,6 +92,10 @@ run "nodes" {
     error_message = "A disk is not encrypted, or stays when its machine ends."
   }
   assert {
+    condition     = alltrue([for template in concat(values(aws_launch_template.pool), [aws_launch_template.system]) : one(template.block_device_mappings).ebs[0].volume_type == "gp3"])
+    error_message = "A disk costs more than gp3."
+  }
+  assert {
     condition     = one(aws_launch_template.pool["gpu"].block_device_mappings).ebs[0].volume_size == 300
     error_message = "A pool has not the disk that it asks for."
   }
@@ -106,6 +119,11 @@ run "nodes" {
   assert {
     condition     = aws_autoscaling_group_tag.template["cpu-spot/label/cloze/pool"].tag[0].key == "k8s.io/cluster-autoscaler/node-template/label/cloze/pool" && aws_autoscaling_group_tag.template["cpu-spot/label/cloze/pool"].tag[0].value == "cpu"
     error_message = "The autoscaler does not know the labels of machines that do not exist yet."
+  }
+  assert {
+    condition = alltrue([for name, group in aws_eks_node_group.pool : alltrue([for label, value in group.labels :
+    try(aws_autoscaling_group_tag.template["${name}/label/${label}"].tag[0].value, "") == value])])
+    error_message = "The autoscaler does not know each label of machines that do not exist yet."
   }
   assert {
     condition     = keys(output.gpu_groups) == ["gpu-on-demand", "gpu-spot"] && output.gpu_groups["gpu-spot"].gpus == 4

@@ -49,6 +49,20 @@ run "observability" {
     error_message = "Nobody is told of GPUs that are forgotten."
   }
   assert {
+    condition = aws_cloudwatch_metric_alarm.gpu_hours[0].comparison_operator == "GreaterThanThreshold" && alltrue(flatten([
+    for query in aws_cloudwatch_metric_alarm.gpu_hours[0].metric_query : [for metric in query.metric : metric.period == 86400 && metric.stat == "Average"]]))
+    error_message = "The alarm does not compare the average of a day."
+  }
+  assert {
+    condition = aws_kms_key.alarms.enable_key_rotation && aws_kms_key.alarms.deletion_window_in_days == 7 && alltrue([for statement in jsondecode(aws_kms_key.alarms.policy).Statement :
+    try(statement.Principal.AWS, "") == "arn:aws:iam::123456789012:root" || try(statement.Condition.StringEquals["aws:SourceAccount"], "") == "123456789012"])
+    error_message = "The key does not rotate, lingers, or is open to other accounts."
+  }
+  assert {
+    condition     = alltrue([for statement in jsondecode(aws_sns_topic_policy.alarms.policy).Statement : statement.Action == "sns:Publish" && keys(statement.Principal) == ["Service"]])
+    error_message = "Others than AWS's services send alarms, or do more than send."
+  }
+  assert {
     condition     = aws_sns_topic_subscription.email["team@example.org"].topic_arn == aws_sns_topic.alarms.arn && aws_sns_topic.alarms.kms_master_key_id == aws_kms_key.alarms.arn
     error_message = "Alarms do not arrive, or are not encrypted."
   }
@@ -56,4 +70,19 @@ run "observability" {
     condition     = alltrue([for statement in jsondecode(aws_sns_topic_policy.alarms.policy).Statement : statement.Condition.StringEquals["aws:SourceAccount"] == "123456789012"])
     error_message = "Other accounts can send alarms."
   }
+}
+
+run "observability_refuses_alarms_that_nobody_gets" {
+  command = plan
+  module {
+    source = "./modules/observability"
+  }
+  variables {
+    name            = "cloze-test"
+    emails          = []
+    monthly_dollars = 500
+    gpu_hours_a_day = 48
+    gpu_groups      = {}
+  }
+  expect_failures = [var.emails]
 }

@@ -21,7 +21,7 @@ run "registry" {
     error_message = "The repository of an environment has not its name as a prefix."
   }
   assert {
-    condition     = jsondecode(aws_ecr_lifecycle_policy.this["cloze"].policy).rules[0].selection.countType == "imageCountMoreThan"
-    error_message = "Images are deleted by age: a project that rests would lose all."
+    condition     = jsondecode(aws_ecr_lifecycle_policy.this["cloze"].policy).rules[*].selection == [{ tagStatus = "any", countType = "imageCountMoreThan", countNumber = 20 }]
+    error_message = "Images are deleted by age, or too early: a project that rests would lose all, a job that waits its own."
   }
 }

@@ -42,6 +42,11 @@ run "storage" {
     error_message = "The bucket can be reached without TLS."
   }
   assert {
+    condition = anytrue([for statement in jsondecode(aws_s3_bucket_policy.this.policy).Statement :
+    try(statement.Condition.NumericLessThan["s3:TlsVersion"], "") == "1.2" && statement.Action == "s3:*" && statement.Principal == "*" && length(statement.Resource) == 2])
+    error_message = "The bucket can be reached by TLS 1.1."
+  }
+  assert {
     condition     = alltrue([for rule in aws_s3_bucket_lifecycle_configuration.this.rule : rule.status == "Enabled"])
     error_message = "A lifecycle rule is off: unfinished uploads or old versions cost for ever."
   }
@@ -66,6 +71,17 @@ run "storage" {
     condition     = aws_s3_bucket.this.force_destroy == false
     error_message = "terraform destroy would delete the data."
   }
+}
+
+run "storage_refuses_to_keep_no_old_versions" {
+  command = plan
+  module {
+    source = "./modules/storage"
+  }
+  variables {
+    noncurrent_days = 0
+  }
+  expect_failures = [var.noncurrent_days]
 }
 
 run "storage_refuses_to_abort_uploads_of_running_jobs" {

@@ -21,6 +21,10 @@ def stages() -> list[str]:
     return re.split(r"(?m)^(?=FROM )", DOCKERFILE.read_text())[1:]
 
 
+def without_comments() -> str:
+    return re.sub(r"(?m)^#.*$", "", DOCKERFILE.read_text())
+
+
 def test_hadolint_finds_nothing() -> None:
     assert hadolint(DOCKERFILE.read_text()) == ""
 
@@ -35,6 +39,34 @@ def test_hadolint_finds_nothing() -> None:
 )
 def test_hadolint_notices_a_mutation(line: str, mutated: str, rule: str) -> None:
     assert rule in hadolint(DOCKERFILE.read_text().replace(line, mutated))
+
+
+def test_the_base_is_one_version_of_python_of_a_named_registry() -> None:
+    [base] = re.findall(r"(?m)^ARG BASE=(.*)$", DOCKERFILE.read_text())
+    assert re.fullmatch(r"docker\.io/library/python:3\.11-slim-[a-z]+(@sha256:[0-9a-f]{64})?", base)
+    assert {stage.split()[1] for stage in stages()} == {"${BASE}"}
+
+
+def test_packages_have_the_versions_of_constraints_txt() -> None:
+    commands = re.findall(r"pip install .*", DOCKERFILE.read_text())
+    assert len(commands) == 2
+    for command in commands:
+        assert " -c constraints.txt " in command or " --no-deps " in command, command
+
+
+def test_no_secret_is_an_argument_or_a_variable() -> None:
+    """Both stay in the image's history."""
+    names = set(re.findall(r"(?m)^ARG ([A-Z_]+)", DOCKERFILE.read_text()))
+    assert names == {"BASE", "DEVICE", "TORCH_CPU_INDEX", "COMMIT"}
+    assert not re.findall(r"(?i)https?://[^/\s]*@|(?:token|password|secret|key)\w*=", without_comments())
+
+
+def test_the_user_owns_nothing_of_the_image_but_the_home() -> None:
+    assert not re.findall(r"--chown|--chmod|\b(?:chown|chmod|setcap)\b", without_comments())
+
+
+def test_kuberay_can_give_the_image_its_commands() -> None:
+    assert "ENTRYPOINT" not in without_comments()
 
 
 def test_the_image_ends_as_user_1000_with_its_commit() -> None:

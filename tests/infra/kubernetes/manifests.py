@@ -10,6 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.infra.kubernetes.access_rules import access_problems
+from tests.infra.kubernetes.network_rules import network_problems
 from tests.paths import REPOSITORY
 
 Json = dict[str, Any]
@@ -19,7 +21,6 @@ VERSION = "1.35"  # of Kubernetes
 HEAD = {"ray.io/cluster": "smoke", "ray.io/node-type": "head"}  # labels that KubeRay gives to a head
 _ON_DEMAND = [("cloze/pool", "head"), ("cloze/capacity-type", "on-demand"), ("karpenter.sh/capacity-type", "on-demand")]
 _USERS_SECRETS = {"dagster-login"}  # created by hand, as its values are in no repository
-_METADATA_SERVICE = "169.254.0.0/16"
 
 
 @cache
@@ -45,9 +46,11 @@ def problems(objects: list[Json]) -> list[str]:
         *(f"{name}: {problem}" for name, pod in pods(objects) for problem in pod_problems(pod)),
         *(f"{name}: {problem}" for name, pod in pods(objects) for problem in _server_problems(pod)),
         *_references(objects),
-        *_network(objects),
+        *network_problems(objects),
+        *access_problems(objects),
         *_limits(objects),
         *_disruption(objects),
+        *_volumes(objects),
     ]
 
 
@@ -89,6 +92,9 @@ def rayjob_problems(job: Json, objects: list[Json]) -> list[str]:
         account = template["spec"].get("serviceAccountName")
         if account not in _names(objects, "ServiceAccount"):
             found.append(f"{name}: its service account is {account}")
+        # The head's is for the autoscaler of its Ray cluster.
+        if name != "head" and template["spec"].get("automountServiceAccountToken") is not False:
+            found.append(f"{name}: has a token of the API server, which it does not need")
     selector = rayjob_pods(job)[0][1]["spec"].get("nodeSelector", {})
     if not any(selector.get(key) == value for key, value in _ON_DEMAND):
         found.append(f"head: may run on a spot machine ({selector})")
@@ -118,6 +124,10 @@ def _container(container: Json) -> Iterator[str]:
         yield "may gain privileges"
     if security.get("capabilities") != {"drop": ["ALL"]}:
         yield "keeps capabilities"
+    if security.get("seccompProfile", {"type": "RuntimeDefault"})["type"] != "RuntimeDefault":
+        yield "no seccomp profile"
+    if any("hostPort" in port for port in container.get("ports", [])):
+        yield "opens a port of the machine"
     if security.get("readOnlyRootFilesystem") is not True:
         yield "can write to its root file system"
     resources = container.get("resources", {})
@@ -152,36 +162,6 @@ def _references(objects: list[Json]) -> Iterator[str]:
             yield f"{name}: its service account does not exist"
 
 
-def _network(objects: list[Json]) -> Iterator[str]:
-    policies = [one["spec"] for one in objects if one["kind"] == "NetworkPolicy"]
-    denied = {
-        way
-        for policy in policies
-        if not policy["podSelector"] and not policy.get("ingress") and not policy.get("egress")
-        for way in policy["policyTypes"]
-    }
-    if missing := {"Ingress", "Egress"} - denied:
-        yield f"no network policy denies {min(missing)}"
-    for one in objects:
-        if one["kind"] == "NetworkPolicy":
-            yield from (f"NetworkPolicy {one['metadata']['name']}: {problem}" for problem in _policy(one["spec"]))
-        if one["kind"] == "Service" and one["spec"].get("type", "ClusterIP") != "ClusterIP":
-            yield f"Service {one['metadata']['name']}: is reached from outside of the cluster"
-
-
-def _policy(spec: Json) -> Iterator[str]:
-    for rule in spec.get("ingress", []):
-        if any(
-            "ipBlock" in peer or peer.get("namespaceSelector") == {} for peer in rule.get("from", [{"ipBlock": {}}])
-        ):
-            yield "lets in what is outside of the named namespaces"
-    for rule in spec.get("egress", []):
-        for peer in rule.get("to", [{"ipBlock": {"cidr": "0.0.0.0/0"}}]):
-            block = peer.get("ipBlock", {})
-            if block.get("cidr") == "0.0.0.0/0" and _METADATA_SERVICE not in block.get("except", []):
-                yield "lets pods reach the machine's metadata service"
-
-
 def _limits(objects: list[Json]) -> Iterator[str]:
     hard = next((one["spec"]["hard"] for one in objects if one["kind"] == "ResourceQuota"), {})
     for key in ("requests.cpu", "requests.memory", "requests.nvidia.com/gpu", "pods"):
@@ -201,3 +181,21 @@ def _disruption(objects: list[Json]) -> Iterator[str]:
     # A RayCluster has no scale subresource, so that Kubernetes computes no budget from maxUnavailable or a percentage.
     if not any(isinstance(one.get("minAvailable"), int) and one["minAvailable"] >= 1000 for one in heads):
         yield "no disruption budget keeps the Ray heads"
+    if any(not one.get("maxUnavailable") for one in budgets if one not in heads):
+        yield "a disruption budget admits no disruption: no machine below it can be upgraded"
+
+
+def _volumes(objects: list[Json]) -> Iterator[str]:
+    """One pod writes the history, and its disk is encrypted, is found by `down`, and ends with its claim."""
+    for one in objects:
+        name = f"{one['kind']} {one['metadata']['name']}"
+        if one["kind"] == "StatefulSet" and one["spec"]["replicas"] != 1:
+            yield f"{name}: more than one pod writes the history"
+        if one["kind"] == "StorageClass":
+            if one["parameters"].get("encrypted") != "true":
+                yield f"{name}: disks are not encrypted"
+            if one.get("reclaimPolicy") != "Delete":
+                yield f"{name}: disks stay when their claims are deleted"
+            tags = {value for key, value in one["parameters"].items() if key.startswith("tagSpecification_")}
+            if "project=cloze" not in tags or not any(tag.startswith("environment=") for tag in tags):
+                yield f"{name}: disks have no tags, by which `down` finds what is left"

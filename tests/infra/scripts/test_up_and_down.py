@@ -58,7 +58,7 @@ OUTPUTS = {
     "region": REGION,
     "image_repository": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/cloze-dev/cloze",
     "autoscaler_priorities": {"20": [".*-spot-.*"], "10": [".*"]},
-    "cluster_file": "name: cloze-dev\n",
+    "cluster_file": "name: cloze-dev\nkubernetes:\n  context: cloze-dev\n  image: cloze:1\n",
 }
 
 
@@ -174,7 +174,8 @@ def test_the_manifests_have_the_digest_and_the_clusters_file(clone: Path, fakes:
     text = subprocess.run(["kubectl", "kustomize", str(folder)], check=True, capture_output=True, text=True).stdout
     image = re.escape(OUTPUTS["image_repository"])
     assert len(re.findall(rf"image: {image}@sha256:[0-9a-f]{{64}}\n", text)) == 4
-    assert "cluster.yaml: |\n    name: cloze-dev\n" in text
+    # Without the context: the pod has no kubeconfig, and submits by its service account.
+    assert "cluster.yaml: |\n    name: cloze-dev\n    kubernetes:\n      image: cloze:1\n" in text
 
 
 @pytest.mark.slow
@@ -353,6 +354,22 @@ def test_the_price_and_the_quotas_are_those_of_the_plan() -> None:
     assert {quota.code: (quota.one_machine, quota.all_machines) for quota in needed_quotas(PLAN)} == {
         "L-1216C47A": (2, 4),
         "L-3819A6DF": (48, 144),
+    }
+
+
+def test_each_machine_with_gpus_is_compared_with_its_own_quota() -> None:
+    pools = [
+        node_group(f"{kind}-{capacity}", kind, capacity, 0, 2)
+        for kind in ("p5.48xlarge", "p4d.24xlarge", "g6.12xlarge")
+        for capacity in ("SPOT", "ON_DEMAND")
+    ]
+    needed = needed_quotas({"planned_values": {"root_module": {"resources": pools}}})
+    assert {quota.code: (quota.one_machine, quota.all_machines) for quota in needed} == {
+        "L-C4BD4855": (192, 384),  # P5 on spot has a quota of its own
+        "L-7212CCBC": (96, 192),
+        "L-417A185B": (192, 576),  # on demand it has not
+        "L-3819A6DF": (48, 96),
+        "L-DB2E81BA": (48, 96),
     }
 
 

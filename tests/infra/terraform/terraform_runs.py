@@ -62,14 +62,17 @@ class Terraform:
         ]
 
     def outputs(self, name: str) -> dict[str, dict[str, Any]]:
-        """The outputs of each run of a file of tests/, which all pass. Slower: prints the provider too."""
-        events = self._events(name, verbose=True)
-        assert events[-1]["test_summary"]["status"] == "pass", events[-1]
-        states = {event["@testrun"]: event["test_state"] for event in events if event["type"] == "test_state"}
+        """The outputs of each run of a file of tests/, which all pass."""
         return {
             run: {output: one["value"] for output, one in state.get("outputs", {}).items()}
-            for run, state in states.items()
+            for run, state in self.states(name).items()
         }
+
+    def states(self, name: str) -> dict[str, dict[str, Any]]:
+        """The state after each run of a file of tests/, which all pass. Slower: prints the provider too."""
+        events = self._events(name, verbose=True)
+        assert events[-1]["test_summary"]["status"] == "pass", events[-1]
+        return {event["@testrun"]: event["test_state"] for event in events if event["type"] == "test_state"}
 
     def _events(self, *names: str, verbose: bool = False) -> list[dict[str, Any]]:
         """What `terraform test` tells of its runs, one event a line."""

@@ -69,6 +69,7 @@ def assert_as_described(endpoint: str) -> None:
     assert all(s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"].values())
     for rule in s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]:
         assert "Days" not in rule.get("Expiration", {})
+        assert not any(rule.get("Filter", {}).values()), "for the whole bucket"
     assert eks.describe_cluster(name="cloze-moto")["cluster"]["version"] == "1.35"
     group = eks.describe_nodegroup(clusterName="cloze-moto", nodegroupName="system")["nodegroup"]
     assert group["labels"] == {"cloze/pool": "system", "cloze/capacity-type": "on-demand"}
