@@ -39,9 +39,7 @@ class Probing:
     splits: Mapping[str, Any]
     train_examples: list[Any]
 
-    def best(
-        self, layers: Layers, vectors: Mapping[str, Vectors], report: Callable[[str], None]
-    ) -> LayerChoice:
+    def best(self, layers: Layers, vectors: Mapping[str, Vectors], report: Callable[[str], None]) -> LayerChoice:
         """The best regression on the vectors of train and dev; of equal ones the one with the C that is named first."""
         choices = list[LayerChoice]()
         for inverse_penalty in self.probe.config.C:
@@ -66,7 +64,9 @@ class Probing:
             others = folds != fold
             regression = self._fit(vectors[others], self._targets[others], choice.inverse_penalty)
             held_out[~others] = regression.probabilities(vectors[~others])
-        predicted = [row["predicted"] for row in self.probe.predictions(self.train_examples, held_out, self._train).rows]
+        predicted = [
+            row["predicted"] for row in self.probe.predictions(self.train_examples, held_out, self._train).rows
+        ]
         scores = list[float]()
         for fold in range(self.probe.config.cross_validation):
             members = np.flatnonzero(self._fold_of_example == fold)

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from cloze.pipeline.core import json_lines
 from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder
 from cloze.training.finetune.probing.layer_choices import LayerChoice, Probing, best

@@ -99,7 +99,9 @@ class ProbeConfig(TaskConfig):
             if unused := [*given, *(f"columns.{name}" for name in sorted(other))]:
                 raise ValueError(f"{self.name}: {unused[0]} has no meaning with of: {self.of}; leave it out")
         if self.pooling == "cls" and "special_tokens" in self.model_fields_set:
-            raise ValueError(f"{self.name}: special_tokens is about the mean over tokens; leave it out with pooling: cls")
+            raise ValueError(
+                f"{self.name}: special_tokens is about the mean over tokens; leave it out with pooling: cls"
+            )
         return self
 
     @property

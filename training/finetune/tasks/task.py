@@ -5,7 +5,7 @@ A new kind of task is a file next to this one, with its TaskConfig and its `Task
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,10 +86,7 @@ class Task(Protocol):
     the true value as `label` and the model's as `predicted`; it is correct where they are equal.
     """
 
-    @property
-    def split_kind(self) -> type:
-        """The class of its encoded splits, an EncodedSplit."""
-        ...
+    split_kind: ClassVar[type]  # the class of its encoded splits, an EncodedSplit
 
     @property
     def skipped(self) -> Mapping[str, int]:
@@ -141,6 +138,7 @@ class Task(Protocol):
         """The task's own facts for the manifest, under names that FinetuneFacts does not use; the report shows
         `labels`."""
         ...
+
 
 class ModelTask(Task, Protocol):
     """A task with a model of its own on the encoder, whose answers become predictions.
