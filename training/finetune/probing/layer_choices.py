@@ -64,16 +64,16 @@ class Probing:
             others = folds != fold
             regression = self._fit(vectors[others], self._targets[others], choice.inverse_penalty)
             held_out[~others] = regression.probabilities(vectors[~others])
-        predicted = [
-            row["predicted"] for row in self.probe.predictions(self.train_examples, held_out, self._train).rows
-        ]
-        scores = list[float]()
-        for fold in range(self.probe.config.cross_validation):
-            members = np.flatnonzero(self._fold_of_example == fold)
-            found = self.probe.scores([self.train_examples[i] for i in members], [predicted[i] for i in members])
-            scores.append(found[self.probe.metric])
+        rows = self.probe.predictions(self.train_examples, held_out, self._train).rows
+        scores = [self._score(rows, fold) for fold in range(self.probe.config.cross_validation)]
         loss = self.probe.evaluate(held_out, self._train)["loss"]
         return replace(choice, folds=tuple(scores), selection_key=(fmean(scores), -loss))
+
+    def _score(self, rows: list[dict[str, Any]], fold: int) -> float:
+        """The task's metric of a fold, from the predictions for all of train."""
+        members = np.flatnonzero(self._fold_of_example == fold)
+        predicted = [rows[number]["predicted"] for number in members]
+        return self.probe.scores([self.train_examples[number] for number in members], predicted)[self.probe.metric]
 
     def _fit(self, vectors: Vectors, targets: Ints, inverse_penalty: float) -> Regression:
         return Regression.fit(vectors, targets, len(self.probe.labels), inverse_penalty)
@@ -84,7 +84,7 @@ class Probing:
 
     @cached_property
     def _targets(self) -> Ints:
-        return self.probe.units.targets(self._train)
+        return self.probe.targets(self._train)
 
     @cached_property
     def _fold_of_example(self) -> Ints:
@@ -94,7 +94,7 @@ class Probing:
 
     @cached_property
     def _fold_of_unit(self) -> Ints:
-        return self._fold_of_example[self.probe.units.examples(self._train)]
+        return self._fold_of_example[self.probe.example_numbers(self._train)]
 
 
 def best(choices: list[LayerChoice]) -> LayerChoice:

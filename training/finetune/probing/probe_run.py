@@ -1,4 +1,4 @@
-"""The job of a probe in a worker: the vectors of a variant's encoder, a regression for each choice of layers, scores."""
+"""The job of a probe in a worker: the vectors of a variant's encoder -> a regression for each choice of layers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +17,8 @@ from cloze.training.vectors.representation import dimension
 
 
 def evaluate_probe(trainer: FinetuneTrainer, variant: str) -> None:
-    """Fit a regression on each choice of layers, predict dev, test and the extra files with the best one, and commit the
-    variant: its choices of layers and its predictions. One worker does it; the others have nothing to do.
+    """Fit a regression on each choice of layers, predict dev, test and the extra files with the best one, and commit
+    the variant: its choices of layers and its predictions. One worker does it; the others have nothing to do.
     """
     if trainer.rank:
         return
@@ -72,7 +72,7 @@ def _vectors(trainer: FinetuneTrainer, probe: Probe, variant: str) -> Mapping[st
             trainer.report_progress(0, f"{variant}, vectors of {split}: {rows:,} of {total:,}")
 
         with autocast(trainer.device, trainer.precision):
-            found[split] = probe.units.vectors(probe.config, encoder, setup.splits[split], special_ids, report)
+            found[split] = probe.vectors(encoder, setup.splits[split], special_ids, report)
     return found
 
 

@@ -3,10 +3,12 @@
 The files, the token ids, the metrics and the baselines are those of classification or tagging.
 """
 
+import itertools
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,125 +31,34 @@ if TYPE_CHECKING:
 
 Probabilities = NDArray[np.float64]  # [units, labels]
 
-_FACTS = ("labels", "scheme", "skipped")  # of the task; published scores are of fine-tuned models
-
-
-class Units(Protocol):
-    """What gets a label each: the texts or the words of a split, in the order of its rows."""
-
-    def vectors(
-        self,
-        config: ProbeConfig,
-        encoder: LayeredEncoder,
-        data: Any,
-        special_ids: frozenset[int],
-        report: Callable[[int], None],
-    ) -> list[Vectors]:
-        """For each choice of layers [units, dimension]; the encoder runs once. `report`: see text_vectors."""
-        ...
-
-    def targets(self, data: Any) -> Ints:
-        """The index of each unit's label [units], -1 without one."""
-        ...
-
-    def examples(self, data: Any) -> Ints:
-        """The number of each unit's example in the split [units]."""
-        ...
-
-    def answers(self, probabilities: Probabilities, data: Any) -> Sequence[Any]:
-        """The answers of the task for the rows of the split."""
-        ...
-
-
-class TextUnits:
-    """Units of a split of EncodedTexts: a row is a text."""
-
-    def vectors(
-        self,
-        config: ProbeConfig,
-        encoder: LayeredEncoder,
-        data: EncodedTexts,
-        special_ids: frozenset[int],
-        report: Callable[[int], None],
-    ) -> list[Vectors]:
-        representations = [
-            Representation(layers=layers, pooling=config.pooling, special_tokens=config.special_tokens)
-            for layers in config.layers
-        ]
-        return text_vectors(encoder, data.texts, representations, special_ids, report)
-
-    def targets(self, data: EncodedTexts) -> Ints:
-        return data.targets
-
-    def examples(self, data: EncodedTexts) -> Ints:
-        return np.arange(len(data.targets))
-
-    def answers(self, probabilities: Probabilities, data: EncodedTexts) -> Sequence[Any]:
-        return list(probabilities)
-
-
-class WordUnits:
-    """Units of a split of EncodedSentences: the words that have pieces."""
-
-    def vectors(
-        self,
-        config: ProbeConfig,
-        encoder: LayeredEncoder,
-        data: EncodedSentences,
-        special_ids: frozenset[int],
-        report: Callable[[int], None],
-    ) -> list[Vectors]:
-        return token_vectors(encoder, data.texts, config.layers, data.first_pieces, report)
-
-    def targets(self, data: EncodedSentences) -> Ints:
-        return data.targets[data.words.values]
-
-    def examples(self, data: EncodedSentences) -> Ints:
-        return np.searchsorted(data.sentences, data.words.values, side="right") - 1
-
-    def answers(self, probabilities: Probabilities, data: EncodedSentences) -> Sequence[Any]:
-        targets = self.targets(data)
-        of_target = probabilities[np.arange(len(targets)), targets.clip(min=0)]
-        losses = np.where(targets < 0, np.nan, -np.log(of_target.clip(min=1e-12)))
-        tags, bounds = probabilities.argmax(-1), data.words.offsets.tolist()
-        return [
-            TagAnswer(tags[start:stop], float(losses[start:stop].sum()))
-            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
-
-
-class _Kind(NamedTuple):
-    config: type[ClassificationConfig] | type[TaggingConfig]
-    task: Any  # reads the configuration and the files
-    units: Units
-
-
-_KINDS = {
-    "classification": _Kind(ClassificationConfig, Classification, TextUnits()),
-    "tagging": _Kind(TaggingConfig, Tagging, WordUnits()),
-}
+_FACTS = ("labels", "scheme", "skipped")  # of the task; published scores are those of fine-tuned models
 
 
 @dataclass(frozen=True)
-class Probe:
-    """The task of predicting the labels of another task from vectors."""
+class Probe(ABC):
+    """The task of predicting the labels of another task from vectors.
+
+    What gets a label is a unit: a text or a word. The units of a split are in the order of its rows.
+    """
 
     config: ProbeConfig
-    task: Classification | Tagging
-    units: Units
+    task: Any  # Classification or Tagging
+    split_kind: ClassVar[type]
 
     @classmethod
-    def read(cls, config: ProbeConfig, files: Mapping[str, Location]) -> Self:
-        kind = _KINDS[config.of]
-        shared = kind.config.model_fields.keys() & ProbeConfig.model_fields.keys() - {"kind", "columns"}
-        settings = {name: getattr(config, name) for name in shared}
-        # Not validated: a probe has no learning rate, and a value that has been validated is not a list any more.
-        task = kind.task.read(kind.config.model_construct(**settings, columns=config.task_columns), files)
-        probe = cls(config, task, kind.units)
-        probe.check_folds(next(iter(files.values())))
+    def read(cls, config: ProbeConfig, files: Mapping[str, Location]) -> "Probe":
+        columns, settings = config.task_columns, config.task_settings
+        # Not validated: a probe has no learning rate, and the values have been validated.
+        if config.of == "classification":
+            texts = ClassificationConfig.model_construct(**settings, columns=columns)
+            probe: Probe = TextProbe(config, Classification.read(texts, files))
+        else:
+            words = TaggingConfig.model_construct(**settings, columns=columns)
+            probe = WordProbe(config, Tagging.read(words, files))
+        probe._check_folds(next(iter(files.values())))
         return probe
 
-    def check_folds(self, where: object) -> None:
+    def _check_folds(self, where: object) -> None:
         """Raises UserError when train cannot be divided into the folds of cross_validation."""
         labels = [example.label for example in self.examples if example.split == "train"]
         count, unit = len(labels), "sentences"
@@ -157,9 +68,26 @@ class Probe:
         if count < (folds := self.config.cross_validation or 0):
             raise UserError(f"{where}: train has {count} {unit}, fewer than cross_validation {folds}; lower it")
 
-    @property
-    def split_kind(self) -> type:
-        return self.task.split_kind
+    @abstractmethod
+    def vectors(
+        self, encoder: LayeredEncoder, data: Any, special_ids: frozenset[int], report: Callable[[int], None]
+    ) -> list[Vectors]:
+        """For each choice of layers [units, dimension]; the encoder runs once.
+
+        `report` is called with the number of rows so far. Raises UserError when the encoder has too few layers.
+        """
+
+    @abstractmethod
+    def targets(self, data: Any) -> Ints:
+        """The index of each unit's label [units], -1 without one."""
+
+    @abstractmethod
+    def example_numbers(self, data: Any) -> Ints:
+        """The number of each unit's example in the split [units]."""
+
+    @abstractmethod
+    def answers(self, probabilities: Probabilities, data: Any) -> Sequence[Any]:
+        """The answers of the task for the rows of a split, from the probability of each label for each unit."""
 
     @property
     def skipped(self) -> Mapping[str, int]:
@@ -186,13 +114,11 @@ class Probe:
 
     def predictions(self, examples: Sequence[Any], probabilities: Probabilities, data: Any) -> Predictions:
         """The task's predictions, from the probability of each label for each unit."""
-        answers: Any = self.units.answers(probabilities, data)
-        return self.task.predictions(examples, answers, data)
+        return self.task.predictions(examples, self.answers(probabilities, data), data)
 
     def evaluate(self, probabilities: Probabilities, data: Any) -> dict[str, float]:
         """The task's metrics of a split with labels, among them its metric and the loss."""
-        answers: Any = self.units.answers(probabilities, data)
-        return self.task.evaluate(answers, data)
+        return self.task.evaluate(self.answers(probabilities, data), data)
 
     def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
         return self.task.scores(examples, predicted)
@@ -208,3 +134,56 @@ class Probe:
 
     def facts(self) -> dict[str, Any]:
         return {name: fact for name, fact in self.task.facts().items() if name in _FACTS}
+
+
+class TextProbe(Probe):
+    """A label for each text: a row of EncodedTexts."""
+
+    split_kind: ClassVar[type] = EncodedTexts
+
+    def vectors(
+        self, encoder: LayeredEncoder, data: EncodedTexts, special_ids: frozenset[int], report: Callable[[int], None]
+    ) -> list[Vectors]:
+        pooling, special_tokens = self.config.pooling, self.config.special_tokens
+        representations = [
+            Representation(layers=layers, pooling=pooling, special_tokens=special_tokens)
+            for layers in self.config.layers
+        ]
+        return text_vectors(encoder, data.texts, representations, special_ids, report)
+
+    def targets(self, data: EncodedTexts) -> Ints:
+        return data.targets
+
+    def example_numbers(self, data: EncodedTexts) -> Ints:
+        return np.arange(len(data.targets))
+
+    def answers(self, probabilities: Probabilities, data: EncodedTexts) -> Sequence[Any]:
+        return list(probabilities)
+
+
+class WordProbe(Probe):
+    """A tag for each word of EncodedSentences that has pieces, from the vector of the first one."""
+
+    split_kind: ClassVar[type] = EncodedSentences
+
+    def vectors(
+        self,
+        encoder: LayeredEncoder,
+        data: EncodedSentences,
+        special_ids: frozenset[int],
+        report: Callable[[int], None],
+    ) -> list[Vectors]:
+        return token_vectors(encoder, data.texts, self.config.layers, data.first_pieces, report)
+
+    def targets(self, data: EncodedSentences) -> Ints:
+        return data.targets[data.words.values]
+
+    def example_numbers(self, data: EncodedSentences) -> Ints:
+        return np.searchsorted(data.sentences, data.words.values, side="right") - 1
+
+    def answers(self, probabilities: Probabilities, data: EncodedSentences) -> Sequence[Any]:
+        targets = self.targets(data)
+        of_target = probabilities[np.arange(len(targets)), targets.clip(min=0)]
+        losses = np.where(targets < 0, np.nan, -np.log(of_target.clip(min=1e-12)))
+        tags, bounds = probabilities.argmax(-1), itertools.pairwise(data.words.offsets.tolist())
+        return [TagAnswer(tags[start:stop], float(losses[start:stop].sum())) for start, stop in bounds]

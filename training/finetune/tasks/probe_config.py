@@ -99,9 +99,7 @@ class ProbeConfig(TaskConfig):
             if unused := [*given, *(f"columns.{name}" for name in sorted(other))]:
                 raise ValueError(f"{self.name}: {unused[0]} has no meaning with of: {self.of}; leave it out")
         if self.pooling == "cls" and "special_tokens" in self.model_fields_set:
-            raise ValueError(
-                f"{self.name}: special_tokens is about the mean over tokens; leave it out with pooling: cls"
-            )
+            raise ValueError(f"{self.name}: special_tokens has no meaning with pooling: cls; leave it out")
         return self
 
     @property
@@ -109,3 +107,9 @@ class ProbeConfig(TaskConfig):
         """The columns as the configuration of the task has them."""
         given = {name: getattr(self.columns, name) for name in self.columns.model_fields_set}
         return _COLUMNS_OF[self.of].model_validate(given)
+
+    @property
+    def task_settings(self) -> dict[str, Any]:
+        """The settings that the task reads, besides its columns."""
+        names = ("name", "file", "files", "max_seq_length", "seed", "skip_invalid", *_KEYS_OF[self.of])
+        return {name: getattr(self, name) for name in names if name not in ("pooling", "special_tokens")}
