@@ -20,6 +20,21 @@ class TrialFact(Fact):
     seed: int | None = None
 
 
+class LayersFact(Fact):
+    """A probe on the vectors of one choice of layers: its scores by the task's metric."""
+
+    layers: int | str
+    dimension: int
+    C: float  # the best one
+    dev: float
+    folds: list[float] = Field(default=[])  # of train, each with a regression on the others
+    score: float  # on the scored split
+    interval: tuple[float, float]  # 95 %
+    converged: bool = True
+    published: float | None = None  # of the BERT paper: dev F1 on CoNLL-2003
+    is_chosen: bool = False  # the best one, whose predictions are kept
+
+
 class CurvesFact(Fact, extra="allow"):
     """The curves of a trial, or of a variant's best one: (step, loss) points, and one value per epoch of each of the
     task's metrics, under `dev_` and its name. JSON has no NaN: None replaces it.
@@ -34,6 +49,7 @@ class CurvesFact(Fact, extra="allow"):
     merit: list[float | None] = Field(default=[])  # the selection key of the best epoch: see Task.selection_key
     stopped_epoch: int | None = None  # the last one, if early stopping has ended the trial before all of its epochs
     diverged_step: int | None = None  # from 1: the loss of this step, or an output for dev after it, is not finite
+    layers: list[LayersFact] = Field(default=[])  # of a probe
 
     def dev(self, metric: str) -> list[float | None]:
         """One value of a metric per epoch; empty for a metric that the task does not compute on dev."""

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder
-from cloze.training.finetune.tasks.task import Task
+from cloze.training.finetune.tasks.task import ModelTask
 
 FOLDER = "model"
 
 
-def model_files(encoder: PretrainedEncoder, task: Task, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+def model_files(encoder: PretrainedEncoder, task: ModelTask, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
     """Relative path -> content, nothing for a task without a head. The file of weights has transformers' names."""
     head = task.head()
     files = {} if head is None else encoder.model_files(head, weights)

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -18,8 +18,10 @@ from cloze.training.cluster.job_queue import run_jobs
 from cloze.training.finetune.encode.encoded_files import StoredSplits
 from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder, from_checkpoint, from_weights_file
 from cloze.training.finetune.manifest_facts import FinetuneFacts
+from cloze.training.finetune.probing.probe_run import check_layers
+from cloze.training.finetune.tasks.probe import Probe
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.task import splits_of
+from cloze.training.finetune.tasks.task import ModelTask, splits_of
 from cloze.training.finetune.tasks.task_config import TaskConfig, TrainedTaskConfig, task_files
 from cloze.training.finetune.trial_runs import run_job
 from cloze.training.finetune.trials import FinetuneSetup, over_seeds, part_name, unfinished_jobs
@@ -37,7 +39,10 @@ def check(config: TaskConfig, sources: Mapping[str, SourceFile]) -> None:
     if init := sources.get("init"):
         encoder = from_weights_file(init)
         _check_positions(encoder, config)
-        encoder.check_head(task.head())
+        if isinstance(task, Probe):
+            check_layers(task, encoder)
+        else:
+            encoder.check_head(cast(ModelTask, task).head())
 
 
 def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:

@@ -18,7 +18,7 @@ from torch import nn
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.training.cluster.heartbeat import ReportProgress
-from cloze.training.finetune.tasks.task import EncodedSplit, RowIndices, TrainedTask
+from cloze.training.finetune.tasks.task import EncodedSplit, ModelTask, RowIndices, TrainedTask
 from cloze.training.finetune.tasks.task_config import TrainedTaskConfig, Trial
 from cloze.training.finetune.trials import FinetuneSetup, SelectionKey
 from cloze.training.model.hardware import has_bf16, worker_device
@@ -147,7 +147,7 @@ class FinetuneTrainer:
         """The task's model before the first step of a trial; without one, with the task's own seed."""
         encoder, config = self.setup.encoder, self.setup.config
         seed = self.setup.seed(trial) if trial else config.seed
-        model = encoder.new_model(self.setup.task, seed, pretrained=variant == "pretrained")
+        model = encoder.new_model(cast(ModelTask, self.setup.task), seed, pretrained=variant == "pretrained")
         if isinstance(config, TrainedTaskConfig) and config.freeze_encoder:
             for parameter in encoder.frozen_parameters(model):
                 parameter.requires_grad_(False)
@@ -201,14 +201,14 @@ class FinetuneTrainer:
         """
         order = np.argsort(data.lengths, kind="stable")  # rows of similar length together: little padding
         worker_rows = order[self.rank :: self.workers]
-        worker_answers, is_finite = list[Any](), True
+        worker_answers, is_finite, task = list[Any](), True, cast(ModelTask, self.setup.task)
         model.eval()
         with torch.inference_mode(), autocast(self.device, self.precision):
             for start in range(0, len(worker_rows), _EVAL_BATCH):
                 rows = worker_rows[start : start + _EVAL_BATCH]
-                outputs = model(*self.setup.task.inputs(data, rows, self.device))
+                outputs = model(*task.inputs(data, rows, self.device))
                 is_finite = is_finite and bool(outputs.isfinite().all())
-                worker_answers += self.setup.task.answers(outputs, data, rows)
+                worker_answers += task.answers(outputs, data, rows)
         gathered: list[Any] = [None] * self.workers
         dist.all_gather_object(gathered, (worker_answers, is_finite))
         answers: list[Any] = [None] * len(order)

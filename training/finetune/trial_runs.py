@@ -3,14 +3,16 @@
 Each job ends with a part of the artifact, so that a killed run continues after it.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from cloze.pipeline.core import json_lines
 from cloze.pipeline.core.errors import UserError
 from cloze.training.cluster.collectives import broadcast_object
 from cloze.training.cluster.heartbeat import ReportProgress
 from cloze.training.finetune.model_files import model_files
-from cloze.training.finetune.tasks.task import splits_of
+from cloze.training.finetune.probing.probe_run import evaluate_probe
+from cloze.training.finetune.tasks.probe import Probe
+from cloze.training.finetune.tasks.task import ModelTask, splits_of
 from cloze.training.finetune.tasks.task_config import Trial
 from cloze.training.finetune.trainer import FinetuneTrainer, TrialResult
 from cloze.training.finetune.trials import (
@@ -33,7 +35,7 @@ def run_job(setup: FinetuneSetup, argument: tuple[str, Trial | None], report_pro
     if broadcast_object(trainer.rank == 0 and _is_finished(setup, variant, trial)):
         return
     if trial is None:
-        _evaluate_best(trainer, variant)
+        (evaluate_probe if isinstance(setup.task, Probe) else _evaluate_best)(trainer, variant)
         return
     result = trainer.run_trial(variant, trial)
     if trainer.rank == 0:
@@ -70,7 +72,7 @@ def _evaluate_best(trainer: FinetuneTrainer, variant: str) -> None:
     """
     from safetensors.torch import load
 
-    setup, task, facts = trainer.setup, trainer.setup.task, dict[str, Any]()
+    setup, task, facts = trainer.setup, cast(ModelTask, trainer.setup.task), dict[str, Any]()
     model = trainer.new_model(variant)
     if trials := trial_facts(setup, variant):
         best = best_trial(selection_keys(trials))

@@ -50,13 +50,19 @@ def mean(vectors: Tensor, counted: Tensor) -> Tensor:
 
 
 def token_vectors(
-    encoder: LayeredEncoder, inputs: Inputs, layers: Sequence[Layers], positions: Ragged
+    encoder: LayeredEncoder,
+    inputs: Inputs,
+    layers: Sequence[Layers],
+    positions: Ragged,
+    report: Callable[[int], None] = lambda rows: None,
 ) -> list[Vectors]:
     """For each choice of layers [tokens, dimension]: the vectors at these positions of the rows, in their order.
 
-    `positions`: of each row of the inputs, from 0, that of [CLS]. Raises UserError when the encoder has too few layers.
+    `positions`: of each row of the inputs, from 0, that of [CLS]. `report` is called with the number of rows
+    that have been computed so far. Raises UserError when the encoder has too few layers.
     """
     vectors = [np.empty((len(positions.values), dimension(one, encoder)), np.float32) for one in layers]
+    finished = 0
     for rows, _, states in hidden_states(encoder, inputs):
         lengths = positions.lengths[rows]
         in_batch = np.repeat(np.arange(len(rows)), lengths), positions.take(rows).values
@@ -64,4 +70,5 @@ def token_vectors(
         row, position = (torch.from_numpy(one).to(encoder.device) for one in in_batch)
         for one, found in zip(layers, vectors, strict=True):
             found[targets] = combine([state[row, position] for state in states], one).cpu().numpy()
+        report(finished := finished + len(rows))
     return vectors

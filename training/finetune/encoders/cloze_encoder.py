@@ -11,7 +11,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import PAD, parse_tokenizer
 from cloze.training.checkpoints.huggingface import read_model_config, tokenizer_files
-from cloze.training.finetune.tasks.task import Task, TransformersHead
+from cloze.training.finetune.tasks.task import ModelTask, TransformersHead
 from cloze.training.model.architectures import architecture_of
 from cloze.training.model.bert import BertConfig, initialize, load_encoder
 from cloze.training.vectors.hidden_states import LayeredEncoder
@@ -41,7 +41,7 @@ class ClozeEncoder:
         if head is None:
             self._masked_lm_head(self.read_weights())
 
-    def new_model(self, task: Task, seed: int, *, pretrained: bool) -> nn.Module:
+    def new_model(self, task: ModelTask, seed: int, *, pretrained: bool) -> nn.Module:
         """The task's model, whose encoder is `bert`. The masked-LM head, `mlm`, is pretrained, too, if it has one."""
         model = task.model(architecture_of(self.config).encoder(self.config, self.vocab_size), self.config)
         if seed != task.config.seed:
@@ -96,7 +96,7 @@ class ClozeEncoder:
         }
 
 
-def load_fine_tuned(folder: Location, task: Task) -> nn.Module:
+def load_fine_tuned(folder: Location, task: ModelTask) -> nn.Module:
     """The task's model in a folder with `ClozeEncoder.model_files`. Raises UserError for a damaged config.json."""
     from safetensors.torch import load
 

@@ -18,7 +18,7 @@ from cloze.training.checkpoints.checkpoint import CheckpointRef, checkpoint_ref
 from cloze.training.checkpoints.warm_start import checkpoint_vocab, folder_of, is_digest, weights_files
 from cloze.training.finetune.encoders import cloze_encoder, transformers_encoder
 from cloze.training.finetune.encoders.cloze_encoder import ClozeEncoder
-from cloze.training.finetune.tasks.task import Task, TransformersHead
+from cloze.training.finetune.tasks.task import ModelTask, TransformersHead
 from cloze.training.vectors.hidden_states import LayeredEncoder
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
@@ -57,7 +57,7 @@ class PretrainedEncoder(Protocol):
         with which the task scores."""
         ...
 
-    def new_model(self, task: Task, seed: int, *, pretrained: bool) -> nn.Module:
+    def new_model(self, task: ModelTask, seed: int, *, pretrained: bool) -> nn.Module:
         """The task's model before the first step: random weights from the seed; those of the encoder are the pretrained
         ones if `pretrained`.
 
@@ -162,7 +162,7 @@ def _weights_of_folder(folder: Location) -> Mapping[str, Tensor]:
     return huggingface.read(folder).weights
 
 
-def load_fine_tuned(folder: Location, task: Task) -> nn.Module:
+def load_fine_tuned(folder: Location, task: ModelTask) -> nn.Module:
     """The task's model in the folder that it was saved in."""
     other = huggingface.other_model_type(folder)
     return transformers_encoder.load_fine_tuned(folder, task) if other else cloze_encoder.load_fine_tuned(folder, task)

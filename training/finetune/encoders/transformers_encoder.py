@@ -21,7 +21,7 @@ from cloze.pipeline.text.tokenizer import load_tokenizer, parse_tokenizer
 from cloze.training.checkpoints.weight_files import SAFETENSORS, find_weight_files, printable, read_json, read_tensors
 from cloze.training.finetune.encoders.transformers_heads import MODELS, TransformersModel
 from cloze.training.finetune.tasks.special_tokens import SpecialTokens, mask_id
-from cloze.training.finetune.tasks.task import Task, TransformersHead
+from cloze.training.finetune.tasks.task import ModelTask, TransformersHead
 from cloze.training.vectors.hidden_states import LayeredEncoder
 
 _TAGGING, _MASKED_LM = "ForTokenClassification", "ForMaskedLM"
@@ -66,7 +66,7 @@ class TransformersEncoder:
             raise UserError(f"{self.folder}: {error}") from None
         _load_pretrained(_build(self.folder, self.config, _MASKED_LM), _tensors(self.folder), self.folder)
 
-    def new_model(self, task: Task, seed: int, *, pretrained: bool) -> nn.Module:
+    def new_model(self, task: ModelTask, seed: int, *, pretrained: bool) -> nn.Module:
         """The task's model in transformers, which initializes the head, and the encoder if it is not pretrained."""
         head = task.head() or TransformersHead(_MASKED_LM, {})
         model = self._new({**self.config, **head.settings}, head.class_name, seed, pretrained=pretrained)
@@ -148,7 +148,7 @@ def from_folder(folder: Location) -> TransformersEncoder:
     return replace(encoder, notes=tuple(notes))
 
 
-def load_fine_tuned(folder: Location, task: Task) -> nn.Module:
+def load_fine_tuned(folder: Location, task: ModelTask) -> nn.Module:
     """The task's model in a folder with `TransformersEncoder.model_files`."""
     head = task.head()
     assert head is not None

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from cloze.training.model.bert import BertConfig
 
-_GlueName = Literal["CoLA", "SST-2", "MRPC", "QQP", "MNLI", "MNLI-mm", "QNLI", "RTE", "WNLI"]
+GlueName = Literal["CoLA", "SST-2", "MRPC", "QQP", "MNLI", "MNLI-mm", "QNLI", "RTE", "WNLI"]
 
 
 class ClassificationConfig(TrainedTaskConfig):
@@ -59,7 +59,7 @@ class ClassificationConfig(TrainedTaskConfig):
     """Kind of the task."""
     columns: LabelledColumns = LabelledColumns()
     """The columns of the file."""
-    glue: _GlueName | None = None
+    glue: GlueName | None = None
     """The GLUE task whose published files these are; it sets the columns and the metric."""
     metric: Annotated[Literal["accuracy", "f1", "macro_f1", "matthews"] | None, Training] = None
     """The score by which epochs and trials are compared; accuracy by default. f1 is that of the label `positive`."""

@@ -12,6 +12,8 @@ from cloze.training.finetune.tasks.choice import Choice, ChoiceConfig
 from cloze.training.finetune.tasks.classification import Classification, ClassificationConfig
 from cloze.training.finetune.tasks.minimal_pairs import MinimalPairs, MinimalPairsConfig
 from cloze.training.finetune.tasks.multilabel import Multilabel, MultilabelConfig
+from cloze.training.finetune.tasks.probe import Probe
+from cloze.training.finetune.tasks.probe_config import ProbeConfig
 from cloze.training.finetune.tasks.question_answering.task import QuestionAnswering, QuestionAnsweringConfig
 from cloze.training.finetune.tasks.regression import Regression, RegressionConfig
 from cloze.training.finetune.tasks.tagging import Tagging, TaggingConfig
@@ -27,6 +29,7 @@ TASKS: dict[type[TaskConfig], type[Task]] = {
     TaggingConfig: Tagging,
     QuestionAnsweringConfig: QuestionAnswering,
     MinimalPairsConfig: MinimalPairs,
+    ProbeConfig: Probe,
 }
 
 

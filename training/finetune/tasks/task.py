@@ -80,11 +80,10 @@ class Predictions(NamedTuple):
 
 
 class Task(Protocol):
-    """A fine-tuning task: how its files become model inputs, and how the model's answers are scored.
+    """A fine-tuning task: how its files become token ids, and how predictions are scored.
 
-    The driver creates it and sends it to every worker. An answer is the model's output for one row of an EncodedSplit,
-    in the form that the task chooses, such as the probability of each label. A prediction is a row of predictions.jsonl
-    for an example, with the true value as `label` and the model's as `predicted`; it is correct where they are equal.
+    The driver creates it and sends it to every worker. A prediction is a row of predictions.jsonl for an example, with
+    the true value as `label` and the model's as `predicted`; it is correct where they are equal.
     """
 
     split_kind: ClassVar[type]  # the class of its encoded splits, an EncodedSplit
@@ -119,22 +118,6 @@ class Task(Protocol):
 
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask: ...
 
-    def model(self, encoder: "nn.Module", config: "BertConfig") -> "nn.Module":
-        """The task's model on an encoder, as `bert`. All of its weights are random, from the task's seed."""
-        ...
-
-    def inputs(self, data: Any, rows: RowIndices, device: "torch.device") -> Sequence["Tensor"]:
-        """The model's arguments for some rows of an `EncodedSplit`."""
-        ...
-
-    def answers(self, outputs: Any, data: Any, rows: RowIndices) -> Sequence[Any]:
-        """An answer for each of these rows, from the model's outputs for them."""
-        ...
-
-    def predictions(self, examples: Sequence[Any], answers: Sequence[Any], data: Any) -> "Predictions":
-        """The predictions for the examples of a split, from the answers for the rows of its EncodedSplit."""
-        ...
-
     def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
         """The scores of predictions as `score_facts` returns them: the task's metric is the first."""
         ...
@@ -156,12 +139,36 @@ class Task(Protocol):
         `labels`."""
         ...
 
+
+class ModelTask(Task, Protocol):
+    """A task with a model of its own on the encoder, whose answers become predictions.
+
+    An answer is the model's output for one row of an EncodedSplit, in the form that the task chooses, such as the
+    probability of each label.
+    """
+
+    def model(self, encoder: "nn.Module", config: "BertConfig") -> "nn.Module":
+        """The task's model on an encoder, as `bert`. All of its weights are random, from the task's seed."""
+        ...
+
+    def inputs(self, data: Any, rows: RowIndices, device: "torch.device") -> Sequence["Tensor"]:
+        """The model's arguments for some rows of an `EncodedSplit`."""
+        ...
+
+    def answers(self, outputs: Any, data: Any, rows: RowIndices) -> Sequence[Any]:
+        """An answer for each of these rows, from the model's outputs for them."""
+        ...
+
+    def predictions(self, examples: Sequence[Any], answers: Sequence[Any], data: Any) -> "Predictions":
+        """The predictions for the examples of a split, from the answers for the rows of its EncodedSplit."""
+        ...
+
     def head(self) -> "TransformersHead | None":
         """How transformers loads the fine-tuned model; None if the task trains nothing, and no model is saved."""
         ...
 
 
-class TrainedTask(Task, Protocol):
+class TrainedTask(ModelTask, Protocol):
     """A task with training, whose model is saved and predicts new inputs. Its configuration is a TrainedTaskConfig."""
 
     @classmethod

@@ -24,16 +24,16 @@ _RESERVED = {
 _ExtraName = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
-def _as_tuple(value: Any) -> tuple[Any, ...]:
+def as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 _Positive = Annotated[int, Field(gt=0)]
-_PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 # One value, or a list to choose from on dev.
-_Integers = BeforeValidator(_as_tuple, json_schema_input_type=_Positive | tuple[_Positive, ...])
-_Numbers = BeforeValidator(_as_tuple, json_schema_input_type=_PositiveFloat | tuple[_PositiveFloat, ...])
+_Integers = BeforeValidator(as_tuple, json_schema_input_type=_Positive | tuple[_Positive, ...])
+Numbers = BeforeValidator(as_tuple, json_schema_input_type=PositiveFloat | tuple[PositiveFloat, ...])
 
 
 class _Training:
@@ -149,7 +149,7 @@ class TrainedTaskConfig(TaskConfig):
     [2, 3, 4].
     """
 
-    learning_rate: Annotated[tuple[_PositiveFloat, ...], _Numbers, Training, Field(min_length=1)]
+    learning_rate: Annotated[tuple[PositiveFloat, ...], Numbers, Training, Field(min_length=1)]
     """Peak learning rate, or a list to choose from on dev. It rises for 10 % of the steps, then falls linearly to 0."""
     batch_size: Annotated[tuple[_Positive, ...], _Integers, Training, Field(min_length=1)] = (32,)
     """Examples per optimizer step, over all workers; or a list to choose from on dev."""

@@ -1,0 +1,1 @@
+"""The vectors of a frozen encoder -> logistic regressions on them, and their scores."""

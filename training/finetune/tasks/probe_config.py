@@ -1,0 +1,115 @@
+"""The configuration of a probe: which layers' vectors a logistic regression reads, and what it predicts."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from cloze.pipeline.core.config import InputPath
+from cloze.training.finetune.tasks.classification import GlueName
+from cloze.training.finetune.tasks.labelled_texts import LabelledColumns
+from cloze.training.finetune.tasks.tag_schemes import Scheme
+from cloze.training.finetune.tasks.tagged_files import TaggedColumns
+from cloze.training.finetune.tasks.task_config import Column, Numbers, PositiveFloat, TaskConfig, Training, as_tuple
+from cloze.training.vectors.representation import Layers
+
+#: The keys that only one of the two has.
+_KEYS_OF = {"classification": ("glue", "pooling", "special_tokens"), "tagging": ("scheme", "context", "dataset")}
+_COLUMNS_OF = {"classification": LabelledColumns, "tagging": TaggedColumns}
+
+
+class ProbeColumns(TaggedColumns):
+    """The columns of the file. With `of: classification`: text, text_b, label and split, by name, or by number, from 1,
+    in a .csv or .tsv without a header. With `of: tagging`: the others and split, as tagging has them."""
+
+    text: Column = "text"
+    """Column with the text."""
+    text_b: Column | None = None
+    """Column with the second text of a pair."""
+    label: Column = "label"
+    """Column with the label: a word or a number."""
+    split: str = "split"
+    """Column with the split: train, dev or test."""
+
+
+class ProbeConfig(TaskConfig):
+    """Probe: logistic regression on the vectors of a pretrained model, which is not trained.
+
+    With several layers, each choice is a row of a table; dev decides which one is scored on test.
+    """
+
+    kind: Literal["probe"] = "probe"
+    """Kind of the task."""
+    of: Literal["classification", "tagging"]
+    """What is predicted: a label for each text, or a tag for each word, from the vector of its first piece. The files
+    are those of the tasks of this name."""
+    file: Annotated[str | None, InputPath("data")] = None
+    """Path of the labelled file, as classification or tagging has it. Without a column that names the split, a tenth is
+    dev and another tenth test, drawn by the seed."""
+    columns: ProbeColumns = ProbeColumns()
+    """The columns of the file."""
+    glue: GlueName | None = None
+    """The GLUE task whose published files these are; it sets the columns and the metric. Of classification."""
+    scheme: Scheme | None = None
+    """How tags mark entities: see tagging."""
+    context: Literal["sentence", "document"] = "sentence"
+    """What a row of the model's input has besides the sentence to tag: see tagging."""
+    dataset: Annotated[Literal["CoNLL-2003"] | None, Training] = None
+    """The dataset whose published files these are: the table has the dev F1 of the BERT paper beside each choice of
+    layers. Of tagging."""
+    skip_invalid: bool = False
+    """Leave out invalid rows or sentences, and count them, in place of an error."""
+    layers: Annotated[
+        tuple[Layers, ...],
+        BeforeValidator(as_tuple, json_schema_input_type=Layers | tuple[Layers, ...]),
+        Training,
+        Field(min_length=1),
+    ] = ("last",)
+    """The layers whose vectors are read, or a list to compare: the number of a layer (0: the output of the embeddings),
+    last, second-to-last, sum-all (all layers, without the embeddings), sum-last-4 or concat-last-4."""
+    pooling: Annotated[Literal["mean", "cls"], Training] = "mean"
+    """The vector of a text: the mean over its tokens, or the vector of [CLS]. Of classification."""
+    special_tokens: Annotated[bool, Training] = True
+    """Whether [CLS] and [SEP] count in the mean. Of classification."""
+    C: Annotated[tuple[PositiveFloat, ...], Numbers, Training, Field(min_length=1)] = (1.0,)
+    """Inverse strength of the L2 penalty, as in scikit-learn's LogisticRegression, or a list to choose from on dev."""
+    cross_validation: Annotated[int, Training] = 0
+    """Number of folds of train, at least 2, over which C and the layers are compared, in place of dev; 0: none."""
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Training] = "fp32"
+    """Precision of the model's matrix products; `cloze embed` computes in fp32."""
+
+    @field_validator("layers", "C")
+    @classmethod
+    def _values_differ(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if repeated := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"{repeated[0]} is there more than once; give different values")
+        return values
+
+    @field_validator("cross_validation")
+    @classmethod
+    def _has_two_folds(cls, folds: int) -> int:
+        if folds < 0 or folds == 1:
+            raise ValueError("give 0, or the number of folds, at least 2")
+        return folds
+
+    @model_validator(mode="after")
+    def _keys_belong_together(self) -> Self:
+        for kind, keys in _KEYS_OF.items():
+            given = [key for key in keys if kind != self.of and key in self.model_fields_set]
+            other = self.columns.model_fields_set - set(_COLUMNS_OF[self.of].model_fields)
+            if unused := [*given, *(f"columns.{name}" for name in sorted(other))]:
+                raise ValueError(f"{self.name}: {unused[0]} has no meaning with of: {self.of}; leave it out")
+        if self.pooling == "cls" and "special_tokens" in self.model_fields_set:
+            raise ValueError(f"{self.name}: special_tokens has no meaning with pooling: cls; leave it out")
+        return self
+
+    @property
+    def task_columns(self) -> Any:
+        """The columns as the configuration of the task has them."""
+        given = {name: getattr(self.columns, name) for name in self.columns.model_fields_set}
+        return _COLUMNS_OF[self.of].model_validate(given)
+
+    @property
+    def task_settings(self) -> dict[str, Any]:
+        """The settings that the task reads, besides its columns."""
+        names = ("name", "file", "files", "max_seq_length", "seed", "skip_invalid", *_KEYS_OF[self.of])
+        return {name: getattr(self, name) for name in names if name not in ("pooling", "special_tokens")}
