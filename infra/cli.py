@@ -239,6 +239,23 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    texts = [options.text, *([options.second] if options.second is not None else [])]
+    if len(texts) == 2 and _is_override(texts[1]) and " " not in texts[1]:
+        options.overrides.insert(0, texts.pop())  # argparse takes the first override for a text
+    from cloze.infra.inspection.command import inspect_folder, inspect_run, model_folder
+    from cloze.pipeline.core.storage import Location
+
+    settings = texts, Location(options.to), options.sentences, options.word
+    if (folder := model_folder(options.run)) is None:
+        print(inspect_run(_load(options), *settings))
+    elif options.overrides or options.root:
+        raise UserError(f"{options.run}: is the folder of a model; --root and key=value belong to a run")
+    else:
+        print(inspect_folder(folder, *settings))
+    return 0
+
+
 def _predict_task(options: argparse.Namespace) -> int:
     """Print a JSON object for each line of standard input; with --input write files instead."""
     if options.text:
@@ -368,6 +385,7 @@ _COMMANDS = {
     "report": _report,
     "export": _export,
     "predict": _predict,
+    "inspect": _inspect,
     "promote": _promote,
     "submit": _submit,
     "job": _job,

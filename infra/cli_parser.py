@@ -52,6 +52,7 @@ _EPILOG = """examples:
   cloze export configs/quickstart.yaml --task authors --to my-classifier --onnx
   cloze predict configs/quickstart.yaml --task authors < texts.txt
   cloze predict configs/quickstart.yaml --task authors --input texts.parquet --to predictions
+  cloze inspect quickstart "He sat on the bank of the river." "The bank lent him money."   attention, as a page
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
   cloze submit configs/bert-base.yaml --detach             a job of this machine, which outlives the terminal
   cloze job list                                           the jobs of this machine, or of a --cluster
@@ -72,6 +73,7 @@ _RUN_COMMANDS = {
     "report": "write the HTML report about the finished stages",
     "export": "write the pretrained or a fine-tuned model for transformers and the Hugging Face Hub",
     "predict": "predict each [MASK] of a text, or with --task what the lines of standard input are",
+    "inspect": "write an HTML page that shows what the pretrained model makes of a text, or of two",
     "promote": "promote a finished run that passes its checks, for NAME@promoted",
     "submit": "submit the run as a job, follow its log, return its exit status",
 }
@@ -114,6 +116,9 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
     command.add_argument("run", metavar="RUN", help="such as configs/quickstart.yaml, or quickstart")
     if name == "predict":
         command.add_argument("text", metavar="TEXT", nargs="?", help='such as "She opened the [MASK]."')
+    if name == "inspect":
+        command.add_argument("text", metavar="TEXT", help='such as "She opened the [MASK]."')
+        command.add_argument("second", metavar="TEXT", nargs="?", help="a second text, which the model reads as a pair")
     command.add_argument(
         "overrides",
         metavar="key=value",
@@ -134,6 +139,7 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
         command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
     options = {
         "predict": _add_predict,
+        "inspect": _add_inspect,
         "export": _add_export,
         "plan": _add_estimate,
         "promote": _add_promote,
@@ -173,6 +179,26 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="with --input: a new folder, or s3://bucket/prefix, for Parquet files with the rows and their "
         "predictions; repeated, an interrupted prediction continues",
+    )
+
+
+def _add_inspect(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--to",
+        metavar="FILE.html",
+        default="inspect.html",
+        help="the page, local or s3://bucket/key (default: inspect.html); RUN may also be the folder of an encoder in "
+        "Hugging Face's format",
+    )
+    command.add_argument(
+        "--sentences",
+        metavar="FILE",
+        help="a text file whose lines are compared with the text; by default held-out sentences of the run",
+    )
+    command.add_argument(
+        "--word",
+        metavar="WORD",
+        help="the word whose vectors are compared; by default the most frequent one that both texts have",
     )
 
 
