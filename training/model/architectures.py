@@ -4,7 +4,8 @@ To add an architecture, add a file next to bert.py and an entry here. The file d
 BertConfig with the field `architecture: Literal["its name"]` and any fields of its own), its models, and how
 transformers stores them. The models have the same inputs and outputs as BertForPreTraining and BertModel, keep their
 `config`, and use the same names for the encoder (`bert`, with its `pooler`) and the heads (`mlm`, `nsp`): checkpoints
-and fine-tuning recognise them by name. The layers that a GPU compiles are `bert.layers`.
+and fine-tuning recognise them by name. The layers that a GPU compiles are `bert.layers`; the
+hidden states of vectors are what `bert.embeddings` and each of `bert.layers` return.
 """
 
 import json

@@ -14,6 +14,7 @@ from cloze.training.checkpoints.huggingface import read_model_config, tokenizer_
 from cloze.training.finetune.tasks.task import Task, TransformersHead
 from cloze.training.model.architectures import architecture_of
 from cloze.training.model.bert import BertConfig, initialize, load_encoder
+from cloze.training.vectors.hidden_states import LayeredEncoder
 
 _POOLER = "bert.pooler."  # the names of its weights begin with this; transformers' heads without it do not expect them
 
@@ -51,6 +52,14 @@ class ClozeEncoder:
             if head is not None:
                 head.load_state_dict(self._masked_lm_head(weights))
         return model
+
+    def layered_encoder(self, seed: int, *, pretrained: bool) -> LayeredEncoder:
+        encoder = architecture_of(self.config).encoder(self.config, self.vocab_size)
+        model = nn.ModuleDict({"bert": encoder})  # the names of its weights decide on random values
+        initialize(model, self.config.initializer_range, seed)
+        if pretrained:
+            load_encoder(model, self.read_weights())
+        return LayeredEncoder.of_modules(encoder, self.config.num_hidden_layers, self.config.hidden_size)
 
     def _masked_lm_head(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         head = {name.removeprefix("mlm."): weight for name, weight in weights.items() if name.startswith("mlm.")}

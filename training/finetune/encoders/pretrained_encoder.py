@@ -19,6 +19,7 @@ from cloze.training.checkpoints.warm_start import checkpoint_vocab, folder_of, i
 from cloze.training.finetune.encoders import cloze_encoder, transformers_encoder
 from cloze.training.finetune.encoders.cloze_encoder import ClozeEncoder
 from cloze.training.finetune.tasks.task import Task, TransformersHead
+from cloze.training.vectors.hidden_states import LayeredEncoder
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 _NO_POOLER = (
@@ -62,6 +63,10 @@ class PretrainedEncoder(Protocol):
 
         Raises UserError when the task scores with the masked-LM head of the pretrained model and there is none.
         """
+        ...
+
+    def layered_encoder(self, seed: int, *, pretrained: bool) -> LayeredEncoder:
+        """The encoder with the hidden states of every layer, for vectors: pretrained, or random from the seed."""
         ...
 
     def frozen_parameters(self, model: nn.Module) -> Iterable[nn.Parameter]:

@@ -22,6 +22,7 @@ from cloze.training.checkpoints.weight_files import SAFETENSORS, find_weight_fil
 from cloze.training.finetune.encoders.transformers_heads import MODELS, TransformersModel
 from cloze.training.finetune.tasks.special_tokens import SpecialTokens, mask_id
 from cloze.training.finetune.tasks.task import Task, TransformersHead
+from cloze.training.vectors.hidden_states import LayeredEncoder
 
 _TAGGING, _MASKED_LM = "ForTokenClassification", "ForMaskedLM"
 _MAPPINGS = {  # from a class of configurations to one of models, by the end of the latter's name
@@ -68,12 +69,22 @@ class TransformersEncoder:
     def new_model(self, task: Task, seed: int, *, pretrained: bool) -> nn.Module:
         """The task's model in transformers, which initializes the head, and the encoder if it is not pretrained."""
         head = task.head() or TransformersHead(_MASKED_LM, {})
+        model = self._new({**self.config, **head.settings}, head.class_name, seed, pretrained=pretrained)
+        return MODELS[head.class_name](model, _has_segments(model, self.tokenizer()))
+
+    def layered_encoder(self, seed: int, *, pretrained: bool) -> LayeredEncoder:
+        model = self._new(self.config, "Model", seed, pretrained=pretrained)
+        encoder = TransformersModel(model, _has_segments(model, self.tokenizer()))
+        return LayeredEncoder(encoder, encoder.hidden_states, model.config.num_hidden_layers, model.config.hidden_size)
+
+    def _new(self, config: Mapping[str, Any], class_name: str, seed: int, *, pretrained: bool) -> Any:
+        """One of transformers' models with this config.json."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _build(self.folder, {**self.config, **head.settings}, head.class_name)
+            model = _build(self.folder, config, class_name)
         if pretrained:
             _load_pretrained(model, _tensors(self.folder), self.folder)
-        return MODELS[head.class_name](model, _has_segments(model, self.tokenizer()))
+        return model
 
     def frozen_parameters(self, model: nn.Module) -> Iterable[nn.Parameter]:
         assert isinstance(model, TransformersModel)

@@ -1,5 +1,6 @@
 """A model of transformers with one of its heads -> a model with the inputs and outputs of those in heads.py."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,12 +22,16 @@ class TransformersModel(nn.Module):
     def encoder(self) -> nn.Module:
         return self.model.base_model
 
-    def outputs(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Any:
+    def outputs(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, **options: bool) -> Any:
         """The outputs of transformers' model. Padding becomes the model's own padding token."""
         if (padding := self.model.config.pad_token_id) is not None:
             input_ids = input_ids.masked_fill(~attention_mask.bool(), padding)
         segments = {"token_type_ids": token_type_ids} if self.with_segments else {}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask.long(), **segments)
+        return self.model(input_ids=input_ids, attention_mask=attention_mask.long(), **segments, **options)
+
+    def hidden_states(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
+        """Three [b, s] -> [layers + 1] tensors [b, s, hidden]: the embeddings' output, then that of each layer."""
+        return self.outputs(input_ids, token_type_ids, attention_mask, output_hidden_states=True).hidden_states
 
 
 class _LinearInFp32(nn.Linear):

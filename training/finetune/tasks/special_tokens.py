@@ -36,6 +36,10 @@ class SpecialTokens(NamedTuple):
             raise UserError("the tokenizer puts other special tokens around one text than around two, unlike BERT's")
         return found
 
+    @property
+    def ids(self) -> frozenset[int]:
+        return frozenset((*self.before, *self.between, *self.after))
+
     def count(self, texts: int) -> int:
         """The number of special tokens of an input with one or two texts."""
         return len(self.before) + len(self.after) + (len(self.between) if texts == 2 else 0)

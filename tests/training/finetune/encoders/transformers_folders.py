@@ -41,7 +41,7 @@ def _configuration(model_type: str, tokenizer: Tokenizer, settings: dict[str, An
     size, positions = tokenizer.get_vocab_size(), 128
     common = {"vocab_size": size, "max_position_embeddings": positions}
     if model_type == "albert":
-        return transformers.AlbertConfig(**common, **shape, embedding_size=16, **settings)
+        return transformers.AlbertConfig(**{**common, **shape, "embedding_size": 16, **settings})
     if model_type == "distilbert":
         return transformers.DistilBertConfig(**common, dim=32, n_layers=2, n_heads=2, hidden_dim=48, **settings)
     if model_type == "roberta":

@@ -1,0 +1,1 @@
+"""Token ids -> the hidden states of every layer, and vectors of texts and tokens made of them."""
