@@ -57,7 +57,7 @@ def attention_section(model: InspectedModel, text: InspectedText) -> AttentionSe
     """The attention of the model in this text."""
     attention = model.attention(text)  # [layers, heads, tokens, tokens]
     weights = [base64.b64encode(zlib.compress(quantize(layer).tobytes(), 9)).decode() for layer in attention]
-    return AttentionSection(text, *attention.shape[:2], weights)
+    return AttentionSection(text, attention.shape[0], attention.shape[1], weights)
 
 
 def quantize(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:

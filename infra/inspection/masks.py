@@ -40,7 +40,7 @@ class MasksSection:
 
 def masks_section(model: InspectedModel, texts: Sequence[str]) -> MasksSection:
     """The predictions at each mask, each text alone, as `cloze predict` has them."""
-    read = [model.read(text) for text in texts]
+    read = [model.read([text]) for text in texts]
     if not any(model.masks(text) for text in read):
         return MasksSection([], "The text has no [MASK]. Write one in place of a word to see what the model predicts.")
     pieces = model.tokenizer.get_vocab_size()

@@ -61,16 +61,19 @@ class InspectedModel:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.layers.parameters())
 
-    def read(self, *texts: str) -> InspectedText:
-        """The tokens of one or two texts. Raises UserError when a text is empty or the model has too few positions."""
+    def read(self, texts: Sequence[str]) -> InspectedText:
+        """The tokens of one text, or of a pair. Raises UserError when a text is empty or they are too long."""
         if any(not text.strip() for text in texts):
             raise UserError("the text is empty; give the words to inspect")
-        texts = tuple(text.replace(MASK, _mask_token(self.tokenizer)) for text in texts)
-        encoding = self._with_masks.encode(*texts)
+        first, second = [text.replace(MASK, _mask_token(self.tokenizer)) for text in (*texts, "")][:2]
+        texts = (first, second) if second else (first,)
+        encoding = self._with_masks.encode(first, second or None)
         positions, length = self.encoder.max_tokens, len(encoding.ids)
         if positions is not None and length > positions:
             what = "the texts have" if len(texts) > 1 else "the text has"
-            raise UserError(f"{what} {length} pieces, special ones included, the model {positions} positions; shorten it")
+            raise UserError(
+                f"{what} {length} pieces, special ones included, the model {positions} positions; shorten it"
+            )
         sources, spans = list(encoding.sequence_ids), list(encoding.offsets)
         tokens = list(encoding.tokens)
         if not isinstance(self.tokenizer.model, WordPiece):  # others have signs for spaces and bytes

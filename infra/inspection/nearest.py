@@ -57,7 +57,7 @@ def nearest_section(model: InspectedModel, texts: Sequence[str], sentences: Sent
     return NearestSection(summary, groups)
 
 
-def _group(title: str, text: str, sentences: Sequence[str], cosines: NDArray[np.float32]) -> NearestGroup:
+def _group(title: str, text: str, sentences: list[str], cosines: NDArray[np.float32]) -> NearestGroup:
     order = [index for index in np.argsort(-cosines, kind="stable") if sentences[index].strip() != text.strip()]
     shown = [(sentences[index], f"{cosines[index]:.2f}") for index in order[:_SHOWN]]
     low, middle, high = np.percentile(cosines[order], [5, 50, 95]) if order else (0, 0, 0)

@@ -33,12 +33,11 @@ def inspect(
     model: InspectedModel, name: str, identity: str, texts: Sequence[str], sentences: Sentences, word: str | None
 ) -> str:
     """The page about one or two texts. Raises UserError when they do not fit the model, or `word` is not in them."""
-    read = model.read(*texts)
+    read = model.read(texts)
     attention = attention_section(model, read)
     figures = [
         ("tokens" if len(texts) == 1 else "tokens of both texts", f"{len(read.tokens):,}"),
-        ("layers", f"{attention.layers}"),
-        ("heads in each layer", f"{attention.heads}"),
+        ("layers × heads", f"{attention.layers} × {attention.heads}"),
         ("hidden size", f"{model.layers.hidden_size:,}"),
         ("parameters of the encoder", f"{model.parameters / 1e6:,.1f} M"),
     ]

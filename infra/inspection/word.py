@@ -1,4 +1,4 @@
-"""Texts with the same word -> its vector in each: their cosines, by layer too, and a plane of their main differences."""
+"""Texts with the same word -> its vector in each: their cosines, also by layer, and their main differences in a plane."""
 
 import re
 from collections import Counter
@@ -18,13 +18,16 @@ from cloze.pipeline.core.errors import UserError
 _CONTEXTS = 12
 _CONTEXT_CHARS = 60  # shown before and after the word
 _WORD = re.compile(r"[^\W\d_]{3,}(?:['’-][^\W\d_]+)*")
-_FUNCTION_WORDS = frozenset(
+_ENGLISH_FUNCTION_WORDS = (
     "the and for are was were but not you your his her its our their they them she him has have had this that these "
     "those with from into onto over under than then there here when where which who whom whose what how why all any "
     "each some such only very can could will would shall should may might must been being does did done about after "
-    "before between because while during both nor yet also too more most other one two out off per via".split()
+    "before between because while during both nor yet also too more most other one two out off per via"
 )
-_NO_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # Thai, Lao, Burmese, CJK
+_FUNCTION_WORDS = frozenset(_ENGLISH_FUNCTION_WORDS.split())
+_NO_SPACES = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+)  # Thai, Lao, Burmese, CJK
 
 
 class WordContext(NamedTuple):
@@ -49,21 +52,27 @@ class WordSection:
     charts: list[Markup] = field(default_factory=list)
 
 
-def word_section(model: InspectedModel, texts: Sequence[str], sentences: Sequence[str], word: str | None) -> WordSection:
+def word_section(
+    model: InspectedModel, texts: Sequence[str], sentences: Sequence[str], word: str | None
+) -> WordSection:
     """The word in its contexts: by default the most frequent content word that both texts have.
 
     Raises UserError when `word` is not in at least two contexts with the same pieces.
     """
     chosen = word or common_word(texts)
     if chosen is None:
-        how = "Name a word with --word WORD that occurs at least twice in the texts and in the lines of --sentences FILE."
+        how = (
+            "Name a word with --word WORD that occurs at least twice in the texts and in the lines of --sentences FILE."
+        )
         return WordSection("", [f"{'The two texts have no content word in common. ' * (len(texts) > 1)}{how}"])
     labelled = [*zip("AB" if len(texts) > 1 else ["text"], texts, strict=False)]
     labelled += [("sentence", sentence) for sentence in sentences if sentence not in texts]
     found, total = word_contexts(model, labelled, chosen)
     if len(found) < 2:
         if word is None:
-            return WordSection("", [f"The word {chosen!r} has other pieces in each text: name another with --word WORD."])
+            return WordSection(
+                "", [f"The word {chosen!r} has other pieces in each text: name another with --word WORD."]
+            )
         raise UserError(
             f"--word {word}: occurs in {len(found)} of the texts and sentences with the same pieces; name a word that "
             "is in at least two, or give more with --sentences"
@@ -71,19 +80,24 @@ def word_section(model: InspectedModel, texts: Sequence[str], sentences: Sequenc
     vectors = np.stack([context.vectors for context in found])  # [contexts, layers + 1, hidden]
     directions = unit(vectors.swapaxes(0, 1))  # [layers + 1, contexts, hidden]
     cosines = directions @ directions.swapaxes(1, 2)  # [layers + 1, contexts, contexts]
-    off_diagonal = cosines[:, ~np.eye(len(found), dtype=bool)]  # [layers + 1, pairs]
+    pairs = cosines[:, ~np.eye(len(found), dtype=bool)]  # [layers + 1, pairs]
     pieces = " ".join(str(model.tokenizer.id_to_token(piece)) for piece in found[0].pieces)
     paragraphs = [
         f"A static embedding, such as word2vec or the input embedding of this model ({pieces}), has one vector for the "
         "word, whatever stands around it: the cosine of each pair is 1.00 by construction. This model's vector in the "
-        f"last layer, the mean of the word's pieces, depends on the context: the cosines are {off_diagonal[-1].min():.2f} "
-        f"to {off_diagonal[-1].max():.2f}, on average {off_diagonal[-1].mean():.2f}. Each text is read by itself.",
+        f"last layer, the mean of the word's pieces, depends on the context: the cosines are {pairs[-1].min():.2f} to "
+        f"{pairs[-1].max():.2f}, on average {pairs[-1].mean():.2f}. Each text is read by itself.",
     ]
     if total > len(found):
         paragraphs.append(f"The first {len(found)} of {total:,} contexts are shown.")
-    table = [[(f"{value:.2f}", round(100 * max(0.0, float(value)))) for value in row] for row in cosines[-1]]
+    low = cosines[-1].min()
+    shades = np.rint(100 * (cosines[-1] - low) / max(1 - low, 1e-6)).astype(int)  # the lowest is white
+    table = [
+        [(f"{value:.2f}", int(shade)) for value, shade in zip(*row, strict=True)]
+        for row in zip(cosines[-1], shades, strict=True)
+    ]
     sources = [context.source for context in found]
-    charts = [plane_chart(vectors[:, -1], sources), cosine_chart(off_diagonal.mean(1).tolist())]
+    charts = [plane_chart(vectors[:, -1], sources), cosine_chart(pairs.mean(1).tolist())]
     return WordSection(chosen, paragraphs, found, table, charts)
 
 
@@ -101,8 +115,8 @@ def word_contexts(
 ) -> tuple[list[WordContext], int]:
     """The first contexts with the same pieces of the word, and how many contexts there are in all.
 
-    `labelled`: (source, text). The word counts in upper and lower case. Of a word that is written in several ways, which
-    have other pieces in a cased model, the most frequent one is taken.
+    `labelled`: (source, text). The word counts in upper and lower case; of several ways to write it, which have other
+    pieces in a cased model, the most frequent one is taken.
     """
     found = [(source, text, span) for source, text in labelled for span in occurrences(text, word)]
     read = dict[str, tuple[InspectedText, NDArray[np.float32]]]()
@@ -110,7 +124,7 @@ def word_contexts(
     for source, text, (start, end) in found[: 2 * _CONTEXTS]:
         if text not in read:
             try:
-                tokens = model.read(text)
+                tokens = model.read([text])
             except UserError:
                 continue  # a sentence that is longer than the model
             read[text] = tokens, model.hidden_states(tokens)

@@ -101,6 +101,11 @@ def from_weights_file(file: SourceFile) -> PretrainedEncoder:
     folder = folder_of(file)
     if (folder / "state.json").exists():
         return from_checkpoint(checkpoint_ref(folder), checkpoint_vocab(folder))
+    return from_folder(folder)
+
+
+def from_folder(folder: Location) -> PretrainedEncoder:
+    """The encoder in a Hugging Face folder. Raises UserError when it cannot be used, or its vocabulary is missing."""
     if huggingface.other_model_type(folder):
         return transformers_encoder.from_folder(folder)
     found = huggingface.read(folder)
