@@ -29,31 +29,44 @@
     return { from: ofSide(between[0]), to: ofSide(between[1]) };
   }
 
-  function drawThumbnail(layer, head, { from, to }) {
-    const canvas = buttons.heads[layer * heads + head].firstChild, size = canvas.width, context = canvas.getContext("2d");
-    context.clearRect(0, 0, size, size);
+  function drawThumbnail(layer, head, tokensShown) {
+    const canvas = buttons.heads[layer * heads + head].firstChild, context = canvas.getContext("2d");
+    context.globalAlpha = 1;
+    context.clearRect(0, 0, canvas.width, canvas.height);
     context.strokeStyle = context.fillStyle = color("--blue");
-    const cells = Math.min(size, Math.max(from.length, to.length)), strongest = new Float32Array(cells * cells);
+    (drawsLines ? drawLineThumbnail : drawMapThumbnail)(context, canvas.width, layer, head, tokensShown);
+  }
+
+  function drawLineThumbnail(context, size, layer, head, { from, to }) {
+    const rows = Math.max(from.length, to.length);
     from.forEach((i, row) => to.forEach((j, column) => {
       const value = weight(layer, head, i, j);
-      if (drawsLines) {
-        if (value < 0.03) return;
-        context.globalAlpha = Math.min(1, value);
-        context.lineWidth = 1 + 3 * value;
-        context.beginPath();
-        context.moveTo(size * 0.1, (size * (row + 0.5)) / from.length);
-        context.lineTo(size * 0.9, (size * (column + 0.5)) / to.length);
-        context.stroke();
-      } else {
-        const cell = Math.floor((row * cells) / from.length) * cells + Math.floor((column * cells) / to.length);
-        strongest[cell] = Math.max(strongest[cell], value);
-      }
+      if (value < 0.03) return;
+      context.globalAlpha = Math.min(1, 0.1 + value);
+      context.lineWidth = 1 + 3 * value;
+      context.beginPath();
+      context.moveTo(size * 0.1, (size * (row + 0.5)) / rows);
+      context.lineTo(size * 0.9, (size * (column + 0.5)) / rows);
+      context.stroke();
     }));
-    if (!drawsLines) strongest.forEach((value, cell) => {
-      context.globalAlpha = Math.sqrt(value);
-      const side = size / cells;
-      context.fillRect((cell % cells) * side, Math.floor(cell / cells) * side, side, side);
+  }
+
+  // A cell of the map is as dark as the root of the largest weight in it.
+  function drawMapThumbnail(context, size, layer, head, { from, to }) {
+    const cells = Math.min(size, Math.max(from.length, to.length, 1)), image = new ImageData(cells, cells);
+    const paint = [1, 3, 5].map((at) => parseInt(context.fillStyle.slice(at, at + 2), 16)); // #rrggbb
+    for (let cell = 0; cell < cells * cells; cell++) image.data.set(paint, 4 * cell);
+    from.forEach((i, row) => {
+      const of = (head * length + i) * length, top = Math.floor((row * cells) / from.length) * cells;
+      to.forEach((j, column) => {
+        const alpha = 4 * (top + Math.floor((column * cells) / to.length)) + 3;
+        if (image.data[alpha] < weights[layer][of + j]) image.data[alpha] = weights[layer][of + j];
+      });
     });
+    const map = new OffscreenCanvas(cells, cells);
+    map.getContext("2d").putImageData(image, 0, 0);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(map, 0, 0, size, size);
   }
 
   async function drawThumbnails() {

@@ -56,7 +56,7 @@ class AttentionSection:
 def attention_section(model: InspectedModel, text: InspectedText) -> AttentionSection:
     """The attention of the model in this text."""
     attention = model.attention(text)  # [layers, heads, tokens, tokens]
-    weights = [base64.b64encode(zlib.compress(quantize(layer).tobytes(), 9)).decode() for layer in attention]
+    weights = [base64.b64encode(zlib.compress(quantize(layer).tobytes())).decode() for layer in attention]
     return AttentionSection(text, attention.shape[0], attention.shape[1], weights)
 
 

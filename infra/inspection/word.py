@@ -1,4 +1,4 @@
-"""Texts with the same word -> its vector in each: their cosines, also by layer, and their main differences in a plane."""
+"""Texts with the same word -> its vector in each: their cosines, also by layer, and their differences in a plane."""
 
 import re
 from collections import Counter
