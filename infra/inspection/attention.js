@@ -111,8 +111,8 @@
   function describe(tokensShown) {
     const [side, index] = shown, other = side === "from" ? "to" : "from";
     const values = tokensShown[other].map((one) => [tokens[one], side === "from" ? weight(...chosen, index, one) : weight(...chosen, one, index)]);
-    const best = values.sort((a, b) => b[1] - a[1]).slice(0, 5).map(([token, value]) => `${token} ${percent(value)}`);
-    return `${tokens[index]} ${side === "from" ? "attends to" : "is attended to by"} ${best.join(", ")}`;
+    const best = values.sort((a, b) => b[1] - a[1]).slice(0, 5).map(([token, value]) => `“${token}” ${percent(value)}`);
+    return `“${tokens[index]}” ${side === "from" ? "attends to" : "is attended to by"} ${best.join(", ")}`;
   }
 
   function choose(layer, head, focus) {

@@ -72,13 +72,13 @@ class InspectedModel:
         if positions is not None and length > positions:
             what = "the texts have" if len(texts) > 1 else "the text has"
             raise UserError(
-                f"{what} {length} pieces, special ones included, the model {positions} positions; shorten it"
+                f"{what} {length} pieces with the special ones, the model {positions} positions; shorten it"
             )
         sources, spans = list(encoding.sequence_ids), list(encoding.offsets)
         tokens = list(encoding.tokens)
-        if not isinstance(self.tokenizer.model, WordPiece):  # others have signs for spaces and bytes
+        if not isinstance(self.tokenizer.model, WordPiece):  # others write spaces and bytes as letters
             tokens = [
-                token if source is None else texts[source][start:end].replace(" ", "·") or token
+                token if source is None else texts[source][start:end].replace(" ", "·") or "·"
                 for token, source, (start, end) in zip(tokens, sources, spans, strict=True)
             ]
         return InspectedText(texts, list(encoding.ids), list(encoding.type_ids), tokens, spans, sources)

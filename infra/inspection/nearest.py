@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from cloze.infra.inspection.model import InspectedModel
 
 _SHOWN = 8  # sentences for each text
+_USUAL = 40  # sentences of which one says what cosine is usual
 _HOW = (
     "give some with --sentences FILE, a line each. For a run that Cloze has pretrained, sentences of its held-out "
     "documents are taken."
@@ -60,7 +61,9 @@ def nearest_section(model: InspectedModel, texts: Sequence[str], sentences: Sent
 def _group(title: str, text: str, sentences: list[str], cosines: NDArray[np.float32]) -> NearestGroup:
     order = [index for index in np.argsort(-cosines, kind="stable") if sentences[index].strip() != text.strip()]
     shown = [(sentences[index], f"{cosines[index]:.2f}") for index in order[:_SHOWN]]
-    low, middle, high = np.percentile(cosines[order], [5, 50, 95]) if order else (0, 0, 0)
+    if len(order) < _USUAL:
+        return NearestGroup(title, shown, "")
+    low, middle, high = np.percentile(cosines[order], [5, 50, 95])
     comparison = (
         f"Of all of them, half have a cosine above {middle:.2f}, one in twenty above {high:.2f}, one in twenty below "
         f"{low:.2f}: compare with these, not with 0."
