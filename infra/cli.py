@@ -243,16 +243,15 @@ def _inspect(options: argparse.Namespace) -> int:
     texts = [options.text, *([options.second] if options.second is not None else [])]
     if len(texts) == 2 and _is_override(texts[1]) and " " not in texts[1]:
         options.overrides.insert(0, texts.pop())  # argparse takes the first override for a text
-    from cloze.infra.inspection.command import inspect_folder, inspect_run, model_folder
+    _quiet_engines()
+    from cloze.infra.inspection.command import write_page
+    from cloze.infra.open_encoder import open_encoder
     from cloze.pipeline.core.storage import Location
 
-    settings = texts, Location(options.to), options.sentences, options.word
-    if (folder := model_folder(options.run)) is None:
-        print(inspect_run(_load(options), *settings))
-    elif options.overrides or options.root:
-        raise UserError(f"{options.run}: is the folder of a model; --root and key=value belong to a run")
-    else:
-        print(inspect_folder(folder, *settings))
+    opened = open_encoder(options.run, options.overrides, options.root, options.task)
+    for note in opened.notes:
+        print(f"cloze: {note}", file=sys.stderr)
+    print(write_page(opened, texts, Location(options.to), options.sentences, options.word))
     return 0
 
 
@@ -277,6 +276,37 @@ def _predict_task(options: argparse.Namespace) -> int:
 
     for prediction in predict_lines(run, options.task, sys.stdin):
         print(json.dumps(prediction, ensure_ascii=False), flush=True)
+    return 0
+
+
+def _embed(options: argparse.Namespace) -> int:
+    """Print a JSON object for each line of standard input; with --to write files."""
+    if options.input and not options.to:
+        raise UserError("--input requires --to: the folder for the files with their vectors")
+    if not options.input and (options.text != "text" or options.text_b is not None):
+        raise UserError("--text and --text-b name columns of files: name these with --input")
+    _quiet_engines()
+    from cloze.infra.embed import EmbedSettings, embed_files, embed_standard_input, layers_of, print_vectors
+    from cloze.infra.open_encoder import open_encoder
+    from cloze.pipeline.core.storage import Location
+    from cloze.training.vectors.representation import Representation
+
+    representation = Representation(
+        layers=layers_of(options.layers), pooling=options.pooling, special_tokens=not options.without_special_tokens
+    )
+    settings = EmbedSettings(representation, options.max_length, options.text, options.text_b)
+    opened = open_encoder(options.run, options.overrides, options.root, options.task)
+    for note in opened.notes:
+        print(f"cloze: {note}", file=sys.stderr)
+    if not options.to:
+        print_vectors(opened, settings, sys.stdin)
+        return 0
+    to = Location(options.to).absolute()
+    if options.input:
+        embed_files(opened, settings, options.input, to)
+    else:
+        embed_standard_input(opened, settings, sys.stdin, to)
+    print(to)
     return 0
 
 
@@ -326,10 +356,14 @@ def _job(options: argparse.Namespace) -> int:
     return functions[options.action](options)
 
 
-def _load(options: argparse.Namespace) -> "Run":
+def _quiet_engines() -> None:
     # Ray and Dagster read these when they are imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
+
+
+def _load(options: argparse.Namespace) -> "Run":
+    _quiet_engines()
     from cloze.infra.open_run import open_run, refuse_promoted
 
     if options.command in ("run", "finetune", "submit"):
@@ -385,6 +419,7 @@ _COMMANDS = {
     "report": _report,
     "export": _export,
     "predict": _predict,
+    "embed": _embed,
     "inspect": _inspect,
     "promote": _promote,
     "submit": _submit,

@@ -41,6 +41,12 @@ With --task the output is always JSON: an object for each line, with `predicted`
 are columns of Parquet files.
 """,
 }
+_EMBED = """RUN may also be a folder in Hugging Face's format: a BERT, or any encoder that AutoModel loads.
+Without --to the output is a JSON object for each line, {"vector": [...]}, null for a blank line. With --to these are
+Parquet files with all columns of the input and the column `vector`, a list of fp32 numbers.
+"""
+_INSPECT = """RUN may also be a folder in Hugging Face's format: a BERT, or any encoder that AutoModel loads.
+"""
 _EPILOG = """examples:
   cloze run configs/quickstart.yaml                        run all stages that are not finished
   cloze finetune configs/finetune.yaml                     fine-tune a model that is already there
@@ -52,6 +58,7 @@ _EPILOG = """examples:
   cloze export configs/quickstart.yaml --task authors --to my-classifier --onnx
   cloze predict configs/quickstart.yaml --task authors < texts.txt
   cloze predict configs/quickstart.yaml --task authors --input texts.parquet --to predictions
+  cloze embed quickstart --input texts.parquet --to vectors --layers second-to-last
   cloze inspect quickstart "He sat on the bank of the river." "The bank lent him money."   attention, as a page
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
   cloze submit configs/bert-base.yaml --detach             a job of this machine, which outlives the terminal
@@ -73,6 +80,7 @@ _RUN_COMMANDS = {
     "report": "write the HTML report about the finished stages",
     "export": "write the pretrained or a fine-tuned model for transformers and the Hugging Face Hub",
     "predict": "predict each [MASK] of a text, or with --task what the lines of standard input are",
+    "embed": "compute a vector for each line of standard input, or each row of files",
     "inspect": "write an HTML page that shows what the pretrained model makes of a text, or of two",
     "promote": "promote a finished run that passes its checks, for NAME@promoted",
     "submit": "submit the run as a job, follow its log, return its exit status",
@@ -110,7 +118,7 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
         name,
         help=text,
         description=f"{text}\n\n{_RUN}",
-        epilog=_JSON.get(name),
+        epilog={"embed": _EMBED, "inspect": _INSPECT}.get(name) or _JSON.get(name),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("run", metavar="RUN", help="such as configs/quickstart.yaml, or quickstart")
@@ -135,10 +143,11 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
     if name in _JSON:
         command.add_argument("--json", action="store_true", help="print JSON; see below")
     _add_execution(command, name)
-    if name in ("export", "predict"):
+    if name in ("export", "predict", "embed", "inspect"):
         command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
     options = {
         "predict": _add_predict,
+        "embed": _add_embed,
         "inspect": _add_inspect,
         "export": _add_export,
         "plan": _add_estimate,
@@ -182,13 +191,46 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_embed(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--input",
+        metavar="PATH",
+        action="append",
+        help="embed all rows of a file (.parquet, .jsonl, .csv, .tsv), glob or folder (may be repeated)",
+    )
+    command.add_argument(
+        "--to",
+        metavar="DIR",
+        help="a new folder, or s3://bucket/prefix, for Parquet files; repeated, an interrupted command continues",
+    )
+    command.add_argument(
+        "--layers",
+        metavar="LAYERS",
+        default="last",
+        help="a number (0: the embeddings), last (the default), second-to-last, sum-all, sum-last-4 or concat-last-4",
+    )
+    command.add_argument(
+        "--pooling", choices=["mean", "cls"], default="mean", help="mean over the tokens (the default), or [CLS]"
+    )
+    command.add_argument("--without-special-tokens", action="store_true", help="leave [CLS] and [SEP] out of the mean")
+    command.add_argument(
+        "--max-length", metavar="N", type=int, help="cut texts to N tokens; by default the model's longest input"
+    )
+    command.add_argument("--text", metavar="COLUMN", type=_column, default="text", help="column of the text: text")
+    command.add_argument("--text-b", metavar="COLUMN", type=_column, help="column of a second text, for pairs")
+
+
+def _column(text: str) -> str | int:
+    """A column by its name, or by its number, from 1, in a .csv or .tsv without a header."""
+    return int(text) if text.isdecimal() else text
+
+
 def _add_inspect(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--to",
         metavar="FILE.html",
         default="inspect.html",
-        help="the page, local or s3://bucket/key (default: inspect.html); RUN may also be the folder of an encoder in "
-        "Hugging Face's format",
+        help="the page, local or s3://bucket/key (default: inspect.html)",
     )
     command.add_argument(
         "--sentences",

@@ -14,13 +14,15 @@ import pytest
 import cloze
 from cloze.infra.cli import main
 from cloze.infra.inspection.attention import quantize
+from cloze.infra.inspection.command import heldout_sentences
 from cloze.infra.inspection.model import InspectedModel
 from cloze.infra.inspection.nearest import Sentences, nearest_section
 from cloze.infra.inspection.word import common_word, occurrences, word_section
 from cloze.infra.inspection.word_charts import principal_plane
-from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.extract.document import document
 from cloze.training.finetune.encoders.pretrained_encoder import from_folder
+from tests.golden import documents_artifact
 from tests.infra.inspection import small_encoder
 from tests.infra.inspection.small_encoder import HEADS, LAYERS, SENTENCES, A, B
 from tests.infra.report.test_report import Reader
@@ -174,14 +176,27 @@ def test_the_page_is_well_formed_loads_nothing_and_escapes_the_texts(
     assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels))
 
 
-def test_a_run_has_sentences_of_its_held_out_documents(
+def test_a_run_is_inspected_with_its_checkpoint(
     run: Any,  # noqa: F811
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = page_of(Path(CONFIG), tmp_path, "a [MASK] d", "vocab.size=9")
     assert re.fullmatch(r"page.html: \d+\.\d kB\n", capsys.readouterr().out)
-    assert "step 640 · checkpoint" in page and len(re.findall('class="prediction"', page)) == 9
+    assert re.search(r"quickstart, inspected.*Cloze inspection · model \w{16}<", page, re.DOTALL)
+    assert len(re.findall('class="prediction"', page)) == 9
+
+
+def test_the_sentences_of_a_run_are_of_its_held_out_documents(tmp_path: Path) -> None:
+    def of(number: int, heldout: float) -> Any:
+        text = [f"This is the first sentence of {number}. This is the second one of {number}. Short."]
+        return document(text, doc_id=f"wiki:{number}", source="wiki", heldout_fraction=heldout)
+
+    documents = documents_artifact(tmp_path, [of(number, number % 2) for number in range(6)], shards=2)
+    found = heldout_sentences(documents).texts
+    assert set(found) == {
+        f"This is the {which} of {number}." for number in (1, 3, 5) for which in ("first sentence", "second one")
+    }
 
 
 @pytest.mark.parametrize(
@@ -193,8 +208,7 @@ def test_a_run_has_sentences_of_its_held_out_documents(
         ([A, "--word", "money"], "--word money: occurs in 0 of the texts"),
         ([A, "--word", "bank"], "--word bank: occurs in 1 of the texts"),
         ([A, "--sentences", "none.txt"], "--sentences none.txt: no such file"),
-        ([A, "--root", "runs"], "is the folder of a model; --root and key=value belong to a run"),
-        ([A, "seed=3"], "is the folder of a model; --root and key=value belong to a run"),
+        ([A, "seed=3"], "little is the folder of a model, which is read as it is"),
     ],
 )
 def test_errors_are_one_line_and_write_nothing(
@@ -206,8 +220,8 @@ def test_errors_are_one_line_and_write_nothing(
     assert not (tmp_path / "page.html").exists()
 
 
-def test_the_page_needs_the_name_of_an_html_file(folder: Path, tmp_path: Path) -> None:
-    from cloze.infra.inspection.command import inspect_folder
-
-    with pytest.raises(UserError, match="is no name of an HTML file"):
-        inspect_folder(Location(str(folder)), [A], Location(str(tmp_path)), None, None)
+def test_the_page_needs_the_name_of_an_html_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(folder), A, "--to", str(tmp_path)]) == 2
+    assert f"--to {tmp_path}: is no name of an HTML file" in capsys.readouterr().err

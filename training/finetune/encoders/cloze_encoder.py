@@ -57,7 +57,7 @@ class ClozeEncoder:
         encoder = architecture_of(self.config).encoder(self.config, self.vocab_size)
         model = nn.ModuleDict({"bert": encoder})  # the names of its weights decide on random values
         if pretrained:
-            load_encoder(model, self.read_weights())  # if they have no pooler, it is random: no vector is of it
+            load_encoder(model, self.read_weights())
         else:
             initialize(model, self.config.initializer_range, seed)
         return LayeredEncoder.of_modules(encoder, self.config.num_hidden_layers, self.config.hidden_size)
