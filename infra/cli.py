@@ -239,6 +239,22 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    texts = [options.text, *([options.second] if options.second is not None else [])]
+    if len(texts) == 2 and _is_override(texts[1]) and " " not in texts[1]:
+        options.overrides.insert(0, texts.pop())  # argparse takes the first override for a text
+    _quiet_engines()
+    from cloze.infra.inspection.command import write_page
+    from cloze.infra.open_encoder import open_encoder
+    from cloze.pipeline.core.storage import Location
+
+    opened = open_encoder(options.run, options.overrides, options.root, options.task)
+    for note in opened.notes:
+        print(f"cloze: {note}", file=sys.stderr)
+    print(write_page(opened, texts, Location(options.to), options.sentences, options.word))
+    return 0
+
+
 def _predict_task(options: argparse.Namespace) -> int:
     """Print a JSON object for each line of standard input; with --input write files instead."""
     if options.text:
@@ -420,6 +436,7 @@ _COMMANDS = {
     "predict": _predict,
     "embed": _embed,
     "compare": _compare,
+    "inspect": _inspect,
     "promote": _promote,
     "submit": _submit,
     "job": _job,

@@ -51,6 +51,8 @@ _EMBED = """RUN may also be a folder in Hugging Face's format: a BERT, or any en
 Without --to the output is a JSON object for each line, {"vector": [...]}, null for a blank line. With --to these are
 Parquet files with all columns of the input and the column `vector`, a list of fp32 numbers.
 """
+_INSPECT = """RUN may also be a folder in Hugging Face's format: a BERT, or any encoder that AutoModel loads.
+"""
 _EPILOG = """examples:
   cloze run configs/quickstart.yaml                        run all stages that are not finished
   cloze finetune configs/finetune.yaml                     fine-tune a model that is already there
@@ -63,6 +65,7 @@ _EPILOG = """examples:
   cloze predict configs/quickstart.yaml --task authors < texts.txt
   cloze predict configs/quickstart.yaml --task authors --input texts.parquet --to predictions
   cloze embed quickstart --input texts.parquet --to vectors --layers second-to-last
+  cloze inspect quickstart "He sat on the bank of the river." "The bank lent him money."   attention, as a page
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
   cloze submit configs/bert-base.yaml --detach             a job of this machine, which outlives the terminal
   cloze job list                                           the jobs of this machine, or of a --cluster
@@ -86,6 +89,7 @@ _RUN_COMMANDS = {
     "predict": "predict each [MASK] of a text, or with --task what the lines of standard input are",
     "embed": "compute a vector for each line of standard input, or each row of files",
     "compare": "compare a task's model with others by number of labels: what did pretraining save?",
+    "inspect": "write an HTML page that shows what the pretrained model makes of a text, or of two",
     "promote": "promote a finished run that passes its checks, for NAME@promoted",
     "submit": "submit the run as a job, follow its log, return its exit status",
 }
@@ -122,7 +126,7 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
         name,
         help=text,
         description=f"{text}\n\n{_RUN}",
-        epilog=_EMBED if name == "embed" else _JSON.get(name),
+        epilog={"embed": _EMBED, "inspect": _INSPECT}.get(name) or _JSON.get(name),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("run", metavar="RUN", help="such as configs/quickstart.yaml, or quickstart")
@@ -130,6 +134,9 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
         command.add_argument("task", metavar="TASK", help="a task of the kind classification")
     if name == "predict":
         command.add_argument("text", metavar="TEXT", nargs="?", help='such as "She opened the [MASK]."')
+    if name == "inspect":
+        command.add_argument("text", metavar="TEXT", help='such as "She opened the [MASK]."')
+        command.add_argument("second", metavar="TEXT", nargs="?", help="a second text, which the model reads as a pair")
     command.add_argument(
         "overrides",
         metavar="key=value",
@@ -146,12 +153,13 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
     if name in _JSON:
         command.add_argument("--json", action="store_true", help="print JSON; see below")
     _add_execution(command, name)
-    if name in ("export", "predict", "embed"):
+    if name in ("export", "predict", "embed", "inspect"):
         command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
     options = {
         "compare": _add_compare,
         "predict": _add_predict,
         "embed": _add_embed,
+        "inspect": _add_inspect,
         "export": _add_export,
         "plan": _add_estimate,
         "promote": _add_promote,
@@ -234,6 +242,25 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seeds", metavar="N", type=int, default=3, help="how often each is drawn and trained (3)")
     command.add_argument("--encoder", metavar="DIR", help="also start from this published model, a Hugging Face folder")
+
+
+def _add_inspect(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--to",
+        metavar="FILE.html",
+        default="inspect.html",
+        help="the page, local or s3://bucket/key (default: inspect.html)",
+    )
+    command.add_argument(
+        "--sentences",
+        metavar="FILE",
+        help="a text file whose lines are compared with the text; by default held-out sentences of the run",
+    )
+    command.add_argument(
+        "--word",
+        metavar="WORD",
+        help="the word whose vectors are compared; by default the most frequent one that both texts have",
+    )
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:

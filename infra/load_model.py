@@ -42,8 +42,9 @@ def _from_folder(folder: Location) -> PretrainedModel:
     vocab = found.vocab
     if "mlm.bias" not in found.weights:
         raise UserError(f"{folder}: has no masked-language-model head; give a model as it was pretrained")
-    model = pretraining_model(found.model, found.vocab_size, nsp="bert.pooler.weight" in found.weights)
-    if "nsp.weight" not in found.weights:  # the pooler is kept
+    has_pooler = "bert.pooler.weight" in found.weights
+    model = pretraining_model(found.model, found.vocab_size, nsp=has_pooler)
+    if has_pooler and "nsp.weight" not in found.weights:  # the pooler is kept
         model.register_module("nsp", None)
     model.load_state_dict({name: found.weights[name] for name in model.state_dict()})
     return PretrainedModel(model, build_tokenizer(vocab.pieces, vocab.lowercase is not False, vocab.strip_accents))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cloze.infra.export import fine_tuned, finished
 from cloze.infra.open_run import open_run
+from cloze.infra.planner import Run
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import source_files
 from cloze.pipeline.core.storage import Location
@@ -29,6 +30,7 @@ class OpenedEncoder:
     inputs: dict[str, str]  # the digests of what the vectors depend on, by name; those of a folder are left out
     root: Location | None = None  # of the run
     notes: tuple[str, ...] = ()  # for the user
+    run: Run | None = None
 
     def digests(self, cache: Location) -> dict[str, str]:
         """The digests of what the vectors depend on, by name. `cache` has those of users' files."""
@@ -61,11 +63,11 @@ def open_encoder(
         _, artifact = fine_tuned(opened, task)
         inputs = {"model": artifact.fingerprint}
         return OpenedEncoder(
-            from_folder(artifact.location / FOLDER), artifact.location, inputs, opened.root, opened.notes
+            from_folder(artifact.location / FOLDER), artifact.location, inputs, opened.root, opened.notes, opened
         )
     pretrain, vocab = finished(opened, "pretrain"), finished(opened, "vocab")
     checkpoint = final_checkpoint(pretrain)
     inputs = {"model": checkpoint.digest, "vocab": vocab.fingerprint}
     return OpenedEncoder(
-        from_checkpoint(checkpoint, vocab.location), pretrain.location, inputs, opened.root, opened.notes
+        from_checkpoint(checkpoint, vocab.location), pretrain.location, inputs, opened.root, opened.notes, opened
     )

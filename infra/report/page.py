@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cloze.infra.display import duration, warnings
+from cloze.infra.html_page import render_page
 from cloze.infra.report import data_stages, headline
 from cloze.infra.report.examples import ExamplesSection, examples_section
 from cloze.infra.report.finetuning import TaskSection, task_sections
@@ -19,26 +19,18 @@ from cloze.infra.report.pretraining import PretrainingSection, pretraining_secti
 from cloze.infra.report.view_models import Stages
 
 _FOLDER = Path(__file__).parent
+STYLE, SCRIPT = _FOLDER / "style.css", _FOLDER / "page.js"  # also of other pages: colours, fonts, charts
 
 
 def render(name: str, stages: Stages) -> str:
     """Returns the HTML page of a run, finished or not."""
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=lambda value: f"{value:,}",
-        words=lambda key: key.replace("_", " ").replace("heldout", "held-out"),
-        duration=duration,
-        time=headline.format_time,
-    )
-    assets = {"style": "style.css", "script": "page.js"}
-    sources = {key: Markup((_FOLDER / file).read_text()) for key, file in assets.items()}
-    return environment.get_template("page.html").render(page=Page(name, stages), **sources)
+    filters = {
+        "count": lambda value: f"{value:,}",
+        "words": lambda key: key.replace("_", " ").replace("heldout", "held-out"),
+        "duration": duration,
+        "time": headline.format_time,
+    }
+    return render_page(_FOLDER / "page.html", [STYLE], [SCRIPT], filters, page=Page(name, stages))
 
 
 @dataclass(frozen=True)

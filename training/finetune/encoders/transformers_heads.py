@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cloze.pipeline.core.errors import UserError
+
 
 class TransformersModel(nn.Module):
     """The model of transformers, as `model`. Its head computes in fp32, as those in heads.py."""
@@ -32,6 +34,18 @@ class TransformersModel(nn.Module):
     def hidden_states(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
         """Three [b, s] -> [layers + 1] tensors [b, s, hidden]: the embeddings' output, then that of each layer."""
         return self.outputs(input_ids, token_type_ids, attention_mask, output_hidden_states=True).hidden_states
+
+    def attentions(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
+        """Three [b, s] -> [layers] tensors [b, heads, s, s]: the weight of each key (last) for each query.
+
+        Raises UserError when the model does not have them, such as one with windows.
+        """
+        self.model.set_attn_implementation("eager")  # others never have the weights
+        found = self.outputs(input_ids, token_type_ids, attention_mask, output_attentions=True).attentions
+        length = input_ids.shape[1]
+        if not found or any(layer is None or layer.shape[2:] != (length, length) for layer in found):
+            raise UserError(f"{self.model.config.model_type}: transformers has no weights for all pairs of its tokens")
+        return found
 
 
 class _LinearInFp32(nn.Linear):

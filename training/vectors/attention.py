@@ -1,0 +1,45 @@
+"""An encoder + token ids -> the attention probabilities of every layer."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from cloze.training.model.bert import BertModel, SelfAttention
+from cloze.training.vectors.hidden_states import LayeredEncoder
+
+
+def attention_probabilities(
+    encoder: LayeredEncoder, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor
+) -> Sequence[Tensor]:
+    """Three [b, s] -> [layers] tensors [b, heads, s, s] in fp32: the weight of each key (last) for each query.
+
+    Keys at padding have weight 0; the others of a query add up to 1. As transformers' `attentions`.
+    """
+    of_transformers = getattr(encoder.encoder, "attentions", None)
+    if of_transformers:
+        return of_transformers(input_ids, token_type_ids, attention_mask)
+    visible = attention_mask.bool()[:, None, None, :]  # [b, 1, 1, s]
+    found = list[Tensor]()
+
+    def keep(attention: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        found.append(_probabilities(cast(SelfAttention, attention), arguments[0], visible))
+
+    layers = cast(BertModel, encoder.encoder).layers
+    hooks = [layer.get_submodule("attention").register_forward_pre_hook(keep) for layer in layers]
+    try:
+        encoder(input_ids, token_type_ids, attention_mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _probabilities(attention: SelfAttention, hidden: Tensor, visible: Tensor) -> Tensor:
+    """What SelfAttention multiplies its values with, which it never has whole: [b, s, hidden] -> [b, heads, s, s]."""
+    batch, length, size = hidden.shape
+    qkv = attention.qkv(hidden).view(batch, length, 3, attention.heads, size // attention.heads)
+    query, key, _ = qkv.permute(2, 0, 3, 1, 4)  # each [b, heads, s, head_size]
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)  # [b, heads, s, s]
+    return scores.float().masked_fill(~visible, -torch.inf).softmax(-1)
