@@ -106,6 +106,6 @@ def _line(curve: Curve, labels: Sequence[int], color: str, scale: _Scale) -> lis
 
 
 def _error_bar(curve: Curve, labels: int) -> tuple[float, float]:
-    """The mean without and with the spread."""
+    """The mean without and with the spread; no score is above 1."""
     mean, spread = curve.mean(labels), curve.spread(labels) or 0.0
-    return mean - spread, mean + spread
+    return mean - spread, min(mean + spread, 1.0)

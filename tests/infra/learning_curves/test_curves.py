@@ -27,7 +27,7 @@ CURVES = LearningCurves(
     curves=[
         curve("this checkpoint", 0.6, 0.8, 0.9),
         curve("random weights", 0.4, 0.6, 0.7),
-        curve("a bag of words", 0.7, 0.9, 0.98),
+        curve("a bag of words", 0.7, 0.9, 0.995),
     ],
     majority=0.45,
 )
@@ -91,11 +91,12 @@ def test_the_page_is_self_contained_and_shows_every_curve_and_number() -> None:
     assert not re.findall(r'(?:src|href)="|url\(|@import', page)
     text = re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", page, flags=re.DOTALL)
     assert all(sentence in text for sentence in CURVES.sentences())
-    assert "60.0 % ± 1.0" in text and "98.0 % ± 1.0" in text and "from the 1,393 rows of train" in text
+    assert "60.0 % ± 1.0" in text and "99.5 % ± 1.0" in text and "from the 1,393 rows of train" in text
     assert len(re.findall(r'<circle [^>]*class="dot', page)) == 9
     assert len(re.findall(r'class="line (?:blue|orange|green)"', page)) == 3 + 9  # the curves and their error bars
     assert page.count('class="reference"') == 1 and "the majority class" in text
     numbers = json.loads(re.findall(r'data-series="([^"]*)"', page)[0].replace("&#34;", '"'))
+    assert "120.0 %" not in text and "initial weights. The labels" in " ".join(text.split())
     xs = [x for _, _, x, _ in numbers["series"][0]["points"]]
     assert xs[1] - xs[0] == xs[2] - xs[1]  # each four times as many labels
 
