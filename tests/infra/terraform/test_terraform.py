@@ -136,6 +136,14 @@ def test_every_root_refuses_other_accounts_and_tags_what_it_creates() -> None:
         assert f'{{ project = "cloze", environment = "{environment}", managed-by = "terraform" }}' in text, root
 
 
+def test_no_module_waits_for_another_by_depends_on() -> None:
+    """Its data sources would be read after the plan, which then replaces what has their values in its name."""
+    for file in SOURCE.rglob("*.tf"):
+        text = file.read_text()
+        for name in re.findall(r'^module "(\w+)"', text, re.MULTILINE):
+            assert "depends_on" not in _block(text, f'module "{name}"'), f"{file}: {name}"
+
+
 def test_every_input_has_a_type_and_a_description() -> None:
     for file in SOURCE.rglob("*.tf"):
         text = file.read_text()

@@ -1,3 +1,9 @@
+output "cluster_name" {
+  description = "Name of the cluster, known once it has the node groups."
+  value       = var.cluster_name
+  depends_on  = [aws_eks_node_group.system, aws_eks_node_group.pool]
+}
+
 output "node_role_arn" {
   description = "Role of the machines."
   value       = aws_iam_role.node.arn

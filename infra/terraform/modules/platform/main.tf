@@ -54,7 +54,8 @@ module "identity" {
   service_accounts = local.service_accounts
 }
 
-# Without these no node becomes ready.
+# Without these no node becomes ready. What comes after other modules takes the cluster's name from them: depends_on of a
+# module would make each plan of an upgrade replace the node role's policies, as data sources are then read only later.
 module "node_addons" {
   source = "../addons"
 
@@ -74,7 +75,7 @@ module "node_addons" {
 module "nodes" {
   source = "../nodes"
 
-  cluster_name           = module.cluster.name
+  cluster_name           = module.node_addons.cluster_name # after its add-ons
   kubernetes_version     = module.cluster.version
   system                 = merge(var.system, { subnet_ids = module.network.private_subnet_ids })
   pools                  = var.pools
@@ -82,15 +83,13 @@ module "nodes" {
   placement_group        = module.network.placement_group
   efa_security_group_ids = local.efa ? [module.network.efa_security_group_id, module.cluster.security_group_id] : []
   tags                   = var.tags
-
-  depends_on = [module.node_addons]
 }
 
 # These run on nodes.
 module "cluster_addons" {
   source = "../addons"
 
-  cluster_name       = module.cluster.name
+  cluster_name       = module.nodes.cluster_name # after its nodes
   kubernetes_version = module.cluster.version
   addons = {
     coredns                   = {}
@@ -100,8 +99,6 @@ module "cluster_addons" {
       role_arn        = module.identity.role_arns["ebs-csi"]
     }
   }
-
-  depends_on = [module.nodes]
 }
 
 module "observability" {
