@@ -22,6 +22,7 @@ from cloze.infra.report.charts import (
     interval_chart,
     line_chart,
 )
+from cloze.infra.report.layers_table import LayersTable, layers_table
 from cloze.infra.report.pretraining import percent_axis
 from cloze.infra.report.trials_table import TrialsTable, trials_table
 from cloze.infra.report.view_models import FinetuneView, OverlapView, PretrainView, Stages
@@ -102,6 +103,7 @@ class TaskSection:
     score_charts: list[tuple[str, Markup]]  # (metric, chart): of the scored split, then of each extra file with labels
     charts: list[Markup]
     trials: TrialsTable | None  # with a single trial there is none
+    layers: LayersTable | None  # of a probe
     confusion: ConfusionMatrix | None
     samples: list[tuple[str, list[dict[str, Any]]]]  # title, samples of {"text", "note"}
     estimates: dict[str, ScoreEstimate]
@@ -138,6 +140,7 @@ def task_sections(stages: Stages) -> list[TaskSection]:
 
 def _task_section(stage: FinetuneView, pretrain: PretrainView, overlap: OverlapView) -> TaskSection:
     facts, axis = stage.facts, _metric_axis(stage.facts.metric)
+    labels = {name: _label(name) for name in facts.variants}
     scores = {facts.scored_split: facts.metric_scores, **facts.extra_metric_scores}
     all_estimates = {split: _estimates(found) for split, found in scores.items()}
     metric, estimates = f"{facts.scored_split} {metric_name(facts.metric)}", all_estimates[facts.scored_split]
@@ -156,7 +159,8 @@ def _task_section(stage: FinetuneView, pretrain: PretrainView, overlap: OverlapV
             _score_chart(f"{split} {metric_name(facts.metric)}", found, axis) for split, found in all_estimates.items()
         ],
         charts=_charts(facts),
-        trials=trials_table(facts, metric_name(facts.metric), axis, {name: _label(name) for name in facts.variants}),
+        trials=trials_table(facts, metric_name(facts.metric), axis, labels),
+        layers=layers_table(facts, metric_name(facts.metric), axis, labels),
         confusion=_confusion_matrix(stage.predictions) if facts.labels else None,
         samples=_sample_predictions(facts.examples),
         estimates=estimates,

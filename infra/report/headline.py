@@ -54,7 +54,7 @@ def _data_and_model(stages: Stages) -> Iterator[str]:
 
 def _task_summary(task: TaskSection) -> str:
     model = "it" if task.of_this_run else "the pretrained model"
-    on = "Fine-tuned on" if task.is_trained else "On"
+    on = "Fine-tuned on" if task.is_trained else "Probed on" if task.layers else "On"
     text = f"{on} the task {task.name}, {model} reaches {task.score} {task.metric}"
     if task.score_without_overlap:
         text += f" ({task.score_without_overlap})"
