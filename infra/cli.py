@@ -208,12 +208,23 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    of_sentences = options.format == "sentence-transformers"
+    if not of_sentences and (options.layers != "last" or options.pooling != "mean"):
+        raise UserError("--layers and --pooling are of vectors: add --format sentence-transformers")
+    if options.layers != "last":
+        raise UserError(
+            f"--layers {options.layers}: SentenceTransformer reads the last layer; use cloze embed for others"
+        )
+    if of_sentences and options.onnx:
+        raise UserError("--onnx: is not written with --format sentence-transformers; leave one of them out")
     run = _load(options)
-    from cloze.infra.export import export_run, export_task
+    from cloze.infra.export import export_run, export_sentence_encoder, export_task
     from cloze.pipeline.core.storage import Location
 
     to = Location(options.to).absolute()
-    if options.task:
+    if of_sentences:
+        export_sentence_encoder(run, options.task, to, options.pooling)
+    elif options.task:
         export_task(run, options.task, to, options.onnx)
     else:
         export_run(run, to, options.onnx)

@@ -209,15 +209,22 @@ def _add_embed(command: argparse.ArgumentParser) -> None:
         default="last",
         help="a number (0: the embeddings), last (the default), second-to-last, sum-all, sum-last-4 or concat-last-4",
     )
-    command.add_argument(
-        "--pooling", choices=["mean", "cls"], default="mean", help="mean over the tokens (the default), or [CLS]"
-    )
+    _add_pooling(command)
     command.add_argument("--without-special-tokens", action="store_true", help="leave [CLS] and [SEP] out of the mean")
     command.add_argument(
         "--max-length", metavar="N", type=int, help="cut texts to N tokens; by default the model's longest input"
     )
     command.add_argument("--text", metavar="COLUMN", type=_column, default="text", help="column of the text: text")
     command.add_argument("--text-b", metavar="COLUMN", type=_column, help="column of a second text, for pairs")
+
+
+def _add_pooling(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--pooling",
+        choices=["mean", "cls"],
+        default="mean",
+        help="of vectors: mean of the tokens (default), or [CLS]",
+    )
 
 
 def _column(text: str) -> str | int:
@@ -247,6 +254,14 @@ def _add_inspect(command: argparse.ArgumentParser) -> None:
 def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix")
     command.add_argument("--onnx", action="store_true", help="also write model.onnx, for onnxruntime")
+    command.add_argument(
+        "--format",
+        choices=["transformers", "sentence-transformers"],
+        default="transformers",
+        help="sentence-transformers: also what SentenceTransformer loads, for the vectors of `cloze embed`",
+    )
+    _add_pooling(command)
+    command.add_argument("--layers", metavar="LAYERS", default="last", help="with --format sentence-transformers: last")
 
 
 def _add_promote(command: argparse.ArgumentParser) -> None:

@@ -52,7 +52,10 @@ class TextEmbedder:
 
 @dataclass(frozen=True, eq=False)
 class VectorPredictor:
-    """The Predictor (see file_prediction.py) that adds the column `vector`, a list of fp32 numbers of fixed length."""
+    """The Predictor (see file_prediction.py) that adds the column `vector`, a list of fp32 numbers of fixed length.
+
+    A row without a text has a list of nulls: pyarrow cannot read Parquet files in which a list of fixed length is null.
+    """
 
     encoder: PretrainedEncoder
     representation: Representation
@@ -76,9 +79,8 @@ class VectorPredictor:
             blank = np.array([one is None for one in inputs], bool)
             values = np.zeros((len(inputs), embedder.dimension), np.float32)
             values[~blank] = np.concatenate([values[:0], *(vectors for vectors, _ in found)])
-            column = pa.FixedSizeListArray.from_arrays(
-                pa.array(values.reshape(-1)), embedder.dimension, mask=pa.array(blank)
-            )
+            numbers = pa.array(values.reshape(-1), mask=np.repeat(blank, embedder.dimension))
+            column = pa.FixedSizeListArray.from_arrays(numbers, embedder.dimension)
             counts = {"without_vector": int(blank.sum()), "truncated": sum(truncated for _, truncated in found)}
             return {COLUMN: column}, counts
 
@@ -90,8 +92,13 @@ def load_embedder(encoder: PretrainedEncoder, representation: Representation, ma
 
     Raises UserError when it has too few positions or layers, or its tokenizer adds no special tokens.
     """
-    most = encoder.max_tokens
+    most, tokenizer = encoder.max_tokens, encoder.tokenizer()
     if max_length is not None and most is not None and max_length > most:
         raise UserError(f"--max-length {max_length}: the model has {most} positions; give at most {most}")
+    least = SpecialTokens.of(tokenizer).count(2) + 1
+    if max_length is not None and max_length < least:
+        raise UserError(
+            f"--max-length {max_length}: has no room for a token besides [CLS] and [SEP]; give at least {least}"
+        )
     length = max_length or most or _DEFAULT_LENGTH
-    return TextEmbedder(encoder.layered_encoder(0, pretrained=True), encoder.tokenizer(), representation, length)
+    return TextEmbedder(encoder.layered_encoder(0, pretrained=True), tokenizer, representation, length)
