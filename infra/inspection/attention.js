@@ -200,6 +200,10 @@
   }
 
   async function start() {
+    if (!window.DecompressionStream) {
+      readout.textContent = "This browser is too old to draw the attention: it has no DecompressionStream.";
+      return;
+    }
     for (const element of document.querySelectorAll(".layer-weights")) weights.push(await inflate(element.textContent));
     addHeads();
     addTokens("from");

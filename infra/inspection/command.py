@@ -1,5 +1,6 @@
 """An opened encoder, texts and the sentences to compare them with -> the page, in a file."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,8 @@ def write_page(opened: OpenedEncoder, texts: Sequence[str], to: Location, file: 
         sentences = _lines_of(file)
     elif run and "dedup" in run.stages and (documents := run.artifact("dedup")):
         sentences = heldout_sentences(documents)
+    if sentences.texts:
+        print(f"cloze: computes the vectors of {len(sentences.texts):,} sentences", file=sys.stderr)
     name = run.config.name if run else opened.location.name
     identity = f"model {opened.inputs['model'][:16]}" if run else ""
     page = inspect(InspectedModel(opened.encoder), name, identity, texts, sentences, word).encode()

@@ -31,13 +31,13 @@ from tests.training.finetune.encoders import transformers_folders
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def little(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_encoder.write_folder(tmp_path_factory.mktemp("models") / "little")
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> InspectedModel:
-    return InspectedModel(from_folder(Location(str(folder))))
+def model(little: Path) -> InspectedModel:
+    return InspectedModel(from_folder(Location(str(little))))
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def sentences(tmp_path: Path) -> str:
     return str(tmp_path / "sentences.txt")
 
 
-def page_of(folder: Path, to: Path, *arguments: str) -> str:
-    assert main(["inspect", str(folder), *arguments, "--to", str(to / "page.html")]) == 0
+def page_of(encoder: Path, to: Path, *arguments: str) -> str:
+    assert main(["inspect", str(encoder), *arguments, "--to", str(to / "page.html")]) == 0
     return (to / "page.html").read_text()
 
 
@@ -64,9 +64,9 @@ def data_of(page: str) -> dict[str, Any]:
 
 
 def test_the_page_has_every_weight_to_within_four_thousandths(
-    folder: Path, model: InspectedModel, tmp_path: Path
+    little: Path, model: InspectedModel, tmp_path: Path
 ) -> None:
-    page = page_of(folder, tmp_path, A, B)
+    page = page_of(little, tmp_path, A, B)
     data, weights = data_of(page), weights_of(page)
     assert data["tokens"][:5] == ["[CLS]", "she", "sat", "on", "the"]
     assert data["tokens"][data["secondStart"]] == "the" and data["tokens"][data["secondStart"] - 1] == "[SEP]"
@@ -84,29 +84,29 @@ def test_small_weights_are_kept() -> None:
     assert quantize(values)[1] > 0 and quantize(values)[-1] == 255
 
 
-def test_predictions_are_those_of_predict(folder: Path, model: InspectedModel, tmp_path: Path) -> None:
+def test_predictions_are_those_of_predict(little: Path, model: InspectedModel, tmp_path: Path) -> None:
     text = "[MASK] sat on the [MASK]."
-    expected = cloze.load(str(folder)).fill_mask(text, top=10)
+    expected = cloze.load(str(little)).fill_mask(text, top=10)
     found = model.fill_masks(model.read([text]), 10)
     assert [[one.piece for one in best] for best in found] == [[one.piece for one in best] for best in expected]
     np.testing.assert_allclose(
         [[p for _, p in best] for best in found], [[p for _, p in best] for best in expected], 1e-4
     )
-    shown = Reader(page_of(folder, tmp_path, A, text)).text
+    shown = Reader(page_of(little, tmp_path, A, text)).text
     best = found[1][0]
     assert f"[MASK] sat on the [MASK] . {best.piece} {100 * best.probability:.1f}" in shown.replace("\xa0", " ")
 
 
 def test_without_a_head_or_a_mask_the_section_says_why(tmp_path: Path) -> None:
-    folder = small_encoder.write_folder(tmp_path / "headless", "BertModel")
-    assert "The model has no masked-LM head" in page_of(folder, tmp_path, "the [MASK]")
-    assert "The text has no [MASK]" in page_of(folder, tmp_path, "the bank")
+    headless = small_encoder.write_folder(tmp_path / "headless", "BertModel")
+    assert "The model has no masked-LM head" in page_of(headless, tmp_path, "the [MASK]")
+    assert "The text has no [MASK]" in page_of(headless, tmp_path, "the bank")
 
 
 @pytest.mark.parametrize("model_type", transformers_folders.MODEL_TYPES)
 def test_encoders_that_transformers_runs_are_inspected(model_type: str, tmp_path: Path) -> None:
-    folder = transformers_folders.write_folder(tmp_path / model_type, model_type)
-    page = page_of(folder, tmp_path, "The team won the [MASK] again.", "Which team has won?")
+    encoder = transformers_folders.write_folder(tmp_path / model_type, model_type)
+    page = page_of(encoder, tmp_path, "The team won the [MASK] again.", "Which team has won?")
     data = data_of(page)
     assert weights_of(page).shape[:2] == (data["layers"], data["heads"]) == (2, 2)
     assert 0 < data["secondStart"] < len(data["tokens"])
@@ -115,9 +115,9 @@ def test_encoders_that_transformers_runs_are_inspected(model_type: str, tmp_path
     assert "“team” in context" in page
 
 
-def test_the_nearest_sentences_have_the_largest_cosines(folder: Path, model: InspectedModel) -> None:
+def test_the_nearest_sentences_have_the_largest_cosines(little: Path, model: InspectedModel) -> None:
     section = nearest_section(model, [A, "money"], Sentences(SENTENCES, "given"))
-    loaded = cloze.load(str(folder))
+    loaded = cloze.load(str(little))
     for text, group in zip([A, "money"], section.groups, strict=True):
         others = [sentence for sentence in SENTENCES if sentence != text]
         query, vectors = loaded.embed([text])[0], loaded.embed(others)
@@ -126,8 +126,8 @@ def test_the_nearest_sentences_have_the_largest_cosines(folder: Path, model: Ins
         assert group.sentences == [(others[index], f"{cosines[index]:.2f}") for index in order]
 
 
-def test_a_word_has_a_vector_in_each_context(folder: Path, tmp_path: Path, sentences: str) -> None:
-    page = page_of(folder, tmp_path, A, B, "--sentences", sentences)
+def test_a_word_has_a_vector_in_each_context(little: Path, tmp_path: Path, sentences: str) -> None:
+    page = page_of(little, tmp_path, A, B, "--sentences", sentences)
     text = Reader(page).text
     assert "“bank” in context" in text and "1.00 by construction" in text
     contexts = re.findall(r"<li><span class=.source.>(\w+)</span> (.*)<mark>(\w+)</mark>", page)
@@ -164,9 +164,9 @@ def test_a_plane_through_three_points_keeps_their_distances() -> None:
 
 
 def test_the_page_is_well_formed_loads_nothing_and_escapes_the_texts(
-    folder: Path, tmp_path: Path, sentences: str
+    little: Path, tmp_path: Path, sentences: str
 ) -> None:
-    page = page_of(folder, tmp_path, A, B, "--sentences", sentences)
+    page = page_of(little, tmp_path, A, B, "--sentences", sentences)
     reader = Reader(page)
     assert not reader.open and not reader.values("src")
     links = [value.removeprefix("#") for tag, key, value in reader.attributes if tag == "a" and key == "href"]
@@ -212,16 +212,26 @@ def test_the_sentences_of_a_run_are_of_its_held_out_documents(tmp_path: Path) ->
     ],
 )
 def test_errors_are_one_line_and_write_nothing(
-    folder: Path, tmp_path: Path, arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
+    little: Path, tmp_path: Path, arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", str(folder), *arguments, "--to", str(tmp_path / "page.html")]) == 2
+    assert main(["inspect", str(little), *arguments, "--to", str(tmp_path / "page.html")]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert re.search(error, line), line
     assert not (tmp_path / "page.html").exists()
 
 
 def test_the_page_needs_the_name_of_an_html_file(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    little: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", str(folder), A, "--to", str(tmp_path)]) == 2
+    assert main(["inspect", str(little), A, "--to", str(tmp_path)]) == 2
     assert f"--to {tmp_path}: is no name of an HTML file" in capsys.readouterr().err
+
+
+def test_the_page_is_written_to_a_folder_or_to_s3(
+    little: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = f"{folder}/pages/inspect.html"
+    assert main(["inspect", str(little), A, "--to", to]) == 0
+    page = Location(to).read_bytes()
+    assert capsys.readouterr().out == f"{to}: {len(page) / 1000:.1f} kB\n"
+    assert page.startswith(b"<!doctype html>") and page.endswith(b"</html>")
