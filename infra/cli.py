@@ -1,17 +1,17 @@
 """The command line: what each command of cli_parser.py does, and how errors and interrupts end it."""
 
 import argparse
-import json
-import math
 import os
 import select
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from cloze.infra import cli_models
 from cloze.infra.cli_parser import new_parser
+from cloze.infra.cli_shared import is_override, load_run, print_json
 from cloze.infra.explain import explain
 from cloze.infra.interrupts import end_process, ends_soon_when_interrupted, own_ending
 from cloze.pipeline.core.errors import UserError
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     # argparse accepts overrides in one place only; people also write them after options.
     takes_overrides = "overrides" in options
-    wrong = [word for word in rest if not takes_overrides or not _is_override(word)]
+    wrong = [word for word in rest if not takes_overrides or not is_override(word)]
     if wrong:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     if takes_overrides:
@@ -88,14 +88,10 @@ def _print_wait(note: str) -> None:
     print(f"cloze: {note}", file=sys.stderr)
 
 
-def _is_override(word: str) -> bool:
-    return not word.startswith("-") and ("=" in word or word.endswith((".yaml", ".yml")))
-
-
 def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _plan(options)
-    return _materialize(options, _load(options))
+    return _materialize(options, load_run(options))
 
 
 def _materialize(options: argparse.Namespace, run: "Run") -> int:
@@ -117,7 +113,7 @@ def _materialize(options: argparse.Namespace, run: "Run") -> int:
 def _finetune(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _plan(options)
-    run = _load(options)
+    run = load_run(options)
     from cloze.infra.live_report import render_run
 
     first = [
@@ -135,12 +131,12 @@ def _finetune(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    run = _load(options)
+    run = load_run(options)
     plan = run.plan(options.until, options.force or [])
     if options.command == "plan" and (options.cluster or options.estimate or options.calibrate or options.size):
         return _estimate(options, run, plan)
     if options.json:
-        return _print_json([_plan_entry(planned) for planned in plan])
+        return print_json([_plan_entry(planned) for planned in plan])
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -174,7 +170,7 @@ def _estimate(options: argparse.Namespace, run: "Run", plan: "list[PlannedStage]
     if not options.json:
         return 0
     entries = zip(map(_plan_entry, plan), estimates, strict=True)
-    return _print_json([{**entry, "estimate": estimate and estimate.plain} for entry, estimate in entries])
+    return print_json([{**entry, "estimate": estimate and estimate.plain} for entry, estimate in entries])
 
 
 def _plan_entry(planned: "PlannedStage") -> dict[str, Any]:
@@ -188,151 +184,22 @@ def _plan_entry(planned: "PlannedStage") -> dict[str, Any]:
 
 
 def _status(options: argparse.Namespace) -> int:
-    run = _load(options)
+    run = load_run(options)
     from cloze.infra.job_record import read_job
     from cloze.infra.status import print_status, statuses
 
     if options.json:
         job = read_job(run)
-        return _print_json([{**status.plain(), "job": job and job.plain()} for status in statuses(run)])
+        return print_json([{**status.plain(), "job": job and job.plain()} for status in statuses(run)])
     print_status(run)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    run = _load(options)
+    run = load_run(options)
     from cloze.infra.live_report import render_run
 
     print(render_run(run))
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    of_sentences = options.format == "sentence-transformers"
-    if not of_sentences and (options.layers != "last" or options.pooling != "mean"):
-        raise UserError("--layers and --pooling are of vectors: add --format sentence-transformers")
-    if options.layers != "last":
-        raise UserError(
-            f"--layers {options.layers}: SentenceTransformer reads the last layer; use cloze embed for others"
-        )
-    if of_sentences and options.onnx:
-        raise UserError("--onnx: is not written with --format sentence-transformers; leave one of them out")
-    run = _load(options)
-    from cloze.infra.export import export_run, export_sentence_encoder, export_task
-    from cloze.pipeline.core.storage import Location
-
-    to = Location(options.to).absolute()
-    if of_sentences:
-        export_sentence_encoder(run, options.task, to, options.pooling)
-    elif options.task:
-        export_task(run, options.task, to, options.onnx)
-    else:
-        export_run(run, to, options.onnx)
-    print(to)
-    return 0
-
-
-def _predict(options: argparse.Namespace) -> int:
-    if options.task:
-        return _predict_task(options)
-    if options.input or options.to:
-        raise UserError("--input and --to require a fine-tuned model: name its task with --task")
-    if not options.text:
-        raise UserError("give a TEXT with [MASK], or --task NAME and its inputs as lines of standard input")
-    run = _load(options)
-    from cloze.infra.export import print_predictions
-    from cloze.infra.load_model import model_of
-
-    predictions = model_of(run).fill_mask(options.text)
-    if options.json:
-        return _print_json([[prediction._asdict() for prediction in of_mask] for of_mask in predictions])
-    print_predictions(predictions)
-    return 0
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    texts = [options.text, *([options.second] if options.second is not None else [])]
-    if len(texts) == 2 and _is_override(texts[1]) and " " not in texts[1]:
-        options.overrides.insert(0, texts.pop())  # argparse takes the first override for a text
-    _quiet_engines()
-    from cloze.infra.inspection.command import write_page
-    from cloze.infra.open_encoder import open_encoder
-    from cloze.pipeline.core.storage import Location
-
-    opened = open_encoder(options.run, options.overrides, options.root, options.task)
-    for note in opened.notes:
-        print(f"cloze: {note}", file=sys.stderr)
-    print(write_page(opened, texts, Location(options.to), options.sentences, options.word))
-    return 0
-
-
-def _predict_task(options: argparse.Namespace) -> int:
-    """Print a JSON object for each line of standard input; with --input write files instead."""
-    if options.text:
-        options.overrides.insert(0, options.text)  # argparse takes the first override for the text
-    if bool(options.input) != bool(options.to):
-        raise UserError("--input and --to belong together: the files to read, and the folder for their predictions")
-    if wrong := [word for word in options.overrides if not _is_override(word)]:
-        raise UserError(f"{wrong[0]!r}: with --task the inputs are lines of standard input, or files with --input")
-    run = _load(options)
-    if options.input:
-        from cloze.infra.predict_files import predict_files
-        from cloze.pipeline.core.storage import Location
-
-        to = Location(options.to).absolute()
-        predict_files(run, options.task, options.input, to)
-        print(to)
-        return 0
-    from cloze.infra.export import predict_lines
-
-    for prediction in predict_lines(run, options.task, sys.stdin):
-        print(json.dumps(prediction, ensure_ascii=False), flush=True)
-    return 0
-
-
-def _embed(options: argparse.Namespace) -> int:
-    """Print a JSON object for each line of standard input; with --to write files."""
-    if options.input and not options.to:
-        raise UserError("--input requires --to: the folder for the files with their vectors")
-    if not options.input and (options.text != "text" or options.text_b is not None):
-        raise UserError("--text and --text-b name columns of files: name these with --input")
-    _quiet_engines()
-    from cloze.infra.embed import EmbedSettings, embed_files, embed_standard_input, layers_of, print_vectors
-    from cloze.infra.open_encoder import open_encoder
-    from cloze.pipeline.core.storage import Location
-    from cloze.training.vectors.representation import Representation
-
-    representation = Representation(
-        layers=layers_of(options.layers), pooling=options.pooling, special_tokens=not options.without_special_tokens
-    )
-    settings = EmbedSettings(representation, options.max_length, options.text, options.text_b)
-    opened = open_encoder(options.run, options.overrides, options.root, options.task)
-    for note in opened.notes:
-        print(f"cloze: {note}", file=sys.stderr)
-    if not options.to:
-        print_vectors(opened, settings, sys.stdin)
-        return 0
-    to = Location(options.to).absolute()
-    if options.input:
-        embed_files(opened, settings, options.input, to)
-    else:
-        embed_standard_input(opened, settings, sys.stdin, to)
-    print(to)
-    return 0
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from cloze.infra.learning_curves import command as learning_curves
-    from cloze.infra.learning_curves.comparison import comparison
-
-    labels = learning_curves.parse_labels(options.labels)
-    if options.seeds < 1:
-        raise UserError(f"--seeds {options.seeds}: give 1 or more")
-    found = comparison(_load(options), options.task, labels, options.seeds, options.encoder)
-    curves, page = learning_curves.compare(found)
-    if options.json:
-        return _print_json({**curves.plain(), "page": page.uri})
-    learning_curves.print_curves(curves, page)
     return 0
 
 
@@ -346,22 +213,8 @@ def _config(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_json(value: Any) -> int:
-    print(json.dumps(_finite(value), indent=1, allow_nan=False))
-    return 0
-
-
-def _finite(value: Any) -> Any:
-    """The same value with None for NaN and infinite numbers, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _submit(options: argparse.Namespace) -> int:
-    run = _load(options)  # reports an error of the configuration here, not on the cluster
+    run = load_run(options)  # reports an error of the configuration here, not on the cluster
     run.check_forced(options.until, options.force or [])
     from cloze.infra.launch import commands
 
@@ -382,26 +235,6 @@ def _job(options: argparse.Namespace) -> int:
     return functions[options.action](options)
 
 
-def _quiet_engines() -> None:
-    # Ray and Dagster read these when they are imported.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
-
-
-def _load(options: argparse.Namespace) -> "Run":
-    _quiet_engines()
-    from cloze.infra.open_run import open_run, refuse_promoted
-
-    if options.command in ("run", "finetune", "submit"):
-        refuse_promoted(options.run, options.command)
-    run = open_run(options.run, options.overrides, options.root, only_tasks=options.only_tasks)
-    for note in run.notes:
-        print(f"cloze: {note}", file=sys.stderr)
-    for name in [*(options.force or []), *([options.until] if options.until else [])]:
-        run.stage(name)
-    return run
-
-
 def _promote(options: argparse.Namespace) -> int:
     from cloze.infra import promotion_commands as commands
 
@@ -411,12 +244,12 @@ def _promote(options: argparse.Namespace) -> int:
         return commands.roll_back_run(options)
     if options.event is not None:
         return commands.promote_event(options)
-    return commands.promote_run(options, _load(options))
+    return commands.promote_run(options, load_run(options))
 
 
 def _doctor(options: argparse.Namespace) -> int:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if options.run and _is_override(options.run) and "=" in options.run:  # argparse takes the first override for RUN
+    if options.run and is_override(options.run) and "=" in options.run:  # argparse takes the first override for RUN
         raise UserError(f"{options.run}: overrides belong to a run; name it before them")
     from cloze.infra.doctor.report import doctor
 
@@ -443,11 +276,11 @@ _COMMANDS = {
     "plan": _plan,
     "status": _status,
     "report": _report,
-    "export": _export,
-    "predict": _predict,
-    "embed": _embed,
-    "compare": _compare,
-    "inspect": _inspect,
+    "export": cli_models.export,
+    "predict": cli_models.predict,
+    "embed": cli_models.embed,
+    "compare": cli_models.compare,
+    "inspect": cli_models.inspect,
     "promote": _promote,
     "submit": _submit,
     "job": _job,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cloze.infra.cli import _print_json, explain, main
+from cloze.infra.cli import explain, main
+from cloze.infra.cli_shared import print_json
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import stages
 from cloze.pipeline.core.config import load
@@ -161,7 +162,7 @@ def test_a_dry_run_is_the_plan_and_writes_nothing(capsys: pytest.CaptureFixture[
 
 
 def test_nan_and_infinity_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    _print_json([{"loss": math.nan, "rows": (1, -math.inf, {"a": 0.1})}, True, None, "ü"])
+    print_json([{"loss": math.nan, "rows": (1, -math.inf, {"a": 0.1})}, True, None, "ü"])
     out = capsys.readouterr().out
     assert json.loads(out, parse_constant=pytest.fail) == [
         {"loss": None, "rows": [1, None, {"a": 0.1}]},
