@@ -6,8 +6,9 @@ _HUGGING_FACE = """RUN may also be a folder in Hugging Face's format: a BERT, or
 """
 #: What a command prints or writes, for its help.
 OUTPUTS = {
-    "embed": f"""{_HUGGING_FACE}Without --to the output is a JSON object for each line, {{"vector": [...]}}, null for a blank
-line. With --to these are Parquet files with all columns of the input and the column `vector`, a list of fp32 numbers.
+    "embed": f"""{_HUGGING_FACE}Without --to the output is a JSON object for each line, {{"vector": [...]}}, null for a
+blank line. With --to these are Parquet files with all columns of the input and the column `vector`, a list of fp32
+numbers.
 """,
     "inspect": _HUGGING_FACE,
     "compare": """--json prints one object:
