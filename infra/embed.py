@@ -59,7 +59,7 @@ def print_vectors(opened: OpenedEncoder, settings: EmbedSettings, lines: Iterabl
         for text in texts:
             print(json.dumps({COLUMN: _shortest(next(vectors)) if text else None}), flush=True)
     if truncated:
-        print(f"cloze: {truncated:,} texts were cut to {embedder.max_length} tokens", file=sys.stderr)
+        print(f"cloze: cut to {embedder.max_length} tokens: {truncated:,} of the texts", file=sys.stderr)
 
 
 def _shortest(vector: Vectors) -> list[float]:

@@ -53,7 +53,7 @@ def test_options_choose_the_vectors_and_a_blank_line_has_none(run: Any, capsys: 
     assert all(one[1] is None and len(one[0]) == len(one[2]) == 128 for one in found)
     assert len({tuple(one[0]) for one in found}) == len(options)
     _, notes = vectors_of(capsys, monkeypatch, ["a d a d", "a"], CONFIG, "--max-length", "4")
-    assert notes == "cloze: 1 texts were cut to 4 tokens\n"
+    assert notes == "cloze: cut to 4 tokens: 1 of the texts\n"
 
 
 def test_an_error_of_embed_is_one_line(run: Any, tmp_path: Path, capsys: Any) -> None:  # noqa: F811
