@@ -208,12 +208,23 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    of_sentences = options.format == "sentence-transformers"
+    if not of_sentences and (options.layers != "last" or options.pooling != "mean"):
+        raise UserError("--layers and --pooling are of vectors: add --format sentence-transformers")
+    if options.layers != "last":
+        raise UserError(
+            f"--layers {options.layers}: SentenceTransformer reads the last layer; use cloze embed for others"
+        )
+    if of_sentences and options.onnx:
+        raise UserError("--onnx: is not written with --format sentence-transformers; leave one of them out")
     run = _load(options)
-    from cloze.infra.export import export_run, export_task
+    from cloze.infra.export import export_run, export_sentence_encoder, export_task
     from cloze.pipeline.core.storage import Location
 
     to = Location(options.to).absolute()
-    if options.task:
+    if of_sentences:
+        export_sentence_encoder(run, options.task, to, options.pooling)
+    elif options.task:
         export_task(run, options.task, to, options.onnx)
     else:
         export_run(run, to, options.onnx)
@@ -263,6 +274,37 @@ def _predict_task(options: argparse.Namespace) -> int:
     return 0
 
 
+def _embed(options: argparse.Namespace) -> int:
+    """Print a JSON object for each line of standard input; with --to write files."""
+    if options.input and not options.to:
+        raise UserError("--input requires --to: the folder for the files with their vectors")
+    if not options.input and (options.text != "text" or options.text_b is not None):
+        raise UserError("--text and --text-b name columns of files: name these with --input")
+    _quiet_engines()
+    from cloze.infra.embed import EmbedSettings, embed_files, embed_standard_input, layers_of, print_vectors
+    from cloze.infra.open_encoder import open_encoder
+    from cloze.pipeline.core.storage import Location
+    from cloze.training.vectors.representation import Representation
+
+    representation = Representation(
+        layers=layers_of(options.layers), pooling=options.pooling, special_tokens=not options.without_special_tokens
+    )
+    settings = EmbedSettings(representation, options.max_length, options.text, options.text_b)
+    opened = open_encoder(options.run, options.overrides, options.root, options.task)
+    for note in opened.notes:
+        print(f"cloze: {note}", file=sys.stderr)
+    if not options.to:
+        print_vectors(opened, settings, sys.stdin)
+        return 0
+    to = Location(options.to).absolute()
+    if options.input:
+        embed_files(opened, settings, options.input, to)
+    else:
+        embed_standard_input(opened, settings, sys.stdin, to)
+    print(to)
+    return 0
+
+
 def _config(options: argparse.Namespace) -> int:
     from cloze.infra.config_reference import configuration_markdown, print_keys
 
@@ -309,10 +351,14 @@ def _job(options: argparse.Namespace) -> int:
     return functions[options.action](options)
 
 
-def _load(options: argparse.Namespace) -> "Run":
+def _quiet_engines() -> None:
     # Ray and Dagster read these when they are imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
+
+
+def _load(options: argparse.Namespace) -> "Run":
+    _quiet_engines()
     from cloze.infra.open_run import open_run, refuse_promoted
 
     if options.command in ("run", "finetune", "submit"):
@@ -368,6 +414,7 @@ _COMMANDS = {
     "report": _report,
     "export": _export,
     "predict": _predict,
+    "embed": _embed,
     "promote": _promote,
     "submit": _submit,
     "job": _job,

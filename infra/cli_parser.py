@@ -41,6 +41,10 @@ With --task the output is always JSON: an object for each line, with `predicted`
 are columns of Parquet files.
 """,
 }
+_EMBED = """RUN may also be a folder in Hugging Face's format: a BERT, or any encoder that AutoModel loads.
+Without --to the output is a JSON object for each line, {"vector": [...]}, null for a blank line. With --to these are
+Parquet files with all columns of the input and the column `vector`, a list of fp32 numbers.
+"""
 _EPILOG = """examples:
   cloze run configs/quickstart.yaml                        run all stages that are not finished
   cloze finetune configs/finetune.yaml                     fine-tune a model that is already there
@@ -52,6 +56,7 @@ _EPILOG = """examples:
   cloze export configs/quickstart.yaml --task authors --to my-classifier --onnx
   cloze predict configs/quickstart.yaml --task authors < texts.txt
   cloze predict configs/quickstart.yaml --task authors --input texts.parquet --to predictions
+  cloze embed quickstart --input texts.parquet --to vectors --layers second-to-last
   cloze submit configs/bert-base.yaml --cluster configs/clusters/local.yaml
   cloze submit configs/bert-base.yaml --detach             a job of this machine, which outlives the terminal
   cloze job list                                           the jobs of this machine, or of a --cluster
@@ -72,6 +77,7 @@ _RUN_COMMANDS = {
     "report": "write the HTML report about the finished stages",
     "export": "write the pretrained or a fine-tuned model for transformers and the Hugging Face Hub",
     "predict": "predict each [MASK] of a text, or with --task what the lines of standard input are",
+    "embed": "compute a vector for each line of standard input, or each row of files",
     "promote": "promote a finished run that passes its checks, for NAME@promoted",
     "submit": "submit the run as a job, follow its log, return its exit status",
 }
@@ -108,7 +114,7 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
         name,
         help=text,
         description=f"{text}\n\n{_RUN}",
-        epilog=_JSON.get(name),
+        epilog=_EMBED if name == "embed" else _JSON.get(name),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("run", metavar="RUN", help="such as configs/quickstart.yaml, or quickstart")
@@ -130,10 +136,11 @@ def _add_run_command(commands: "argparse._SubParsersAction[_Parser]", name: str,
     if name in _JSON:
         command.add_argument("--json", action="store_true", help="print JSON; see below")
     _add_execution(command, name)
-    if name in ("export", "predict"):
+    if name in ("export", "predict", "embed"):
         command.add_argument("--task", metavar="NAME", help="the fine-tuned model of this task")
     options = {
         "predict": _add_predict,
+        "embed": _add_embed,
         "export": _add_export,
         "plan": _add_estimate,
         "promote": _add_promote,
@@ -176,9 +183,58 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_embed(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--input",
+        metavar="PATH",
+        action="append",
+        help="embed all rows of a file (.parquet, .jsonl, .csv, .tsv), glob or folder (may be repeated)",
+    )
+    command.add_argument(
+        "--to",
+        metavar="DIR",
+        help="a new folder, or s3://bucket/prefix, for Parquet files; repeated, an interrupted command continues",
+    )
+    command.add_argument(
+        "--layers",
+        metavar="LAYERS",
+        default="last",
+        help="a number (0: the embeddings), last (the default), second-to-last, sum-all, sum-last-4 or concat-last-4",
+    )
+    _add_pooling(command)
+    command.add_argument("--without-special-tokens", action="store_true", help="leave [CLS] and [SEP] out of the mean")
+    command.add_argument(
+        "--max-length", metavar="N", type=int, help="cut texts to N tokens; by default the model's longest input"
+    )
+    command.add_argument("--text", metavar="COLUMN", type=_column, default="text", help="column of the text: text")
+    command.add_argument("--text-b", metavar="COLUMN", type=_column, help="column of a second text, for pairs")
+
+
+def _add_pooling(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--pooling",
+        choices=["mean", "cls"],
+        default="mean",
+        help="of vectors: mean of the tokens (default), or [CLS]",
+    )
+
+
+def _column(text: str) -> str | int:
+    """A column by its name, or by its number, from 1, in a .csv or .tsv without a header."""
+    return int(text) if text.isdecimal() else text
+
+
 def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--to", metavar="DIR", required=True, help="a new or empty folder, or s3://bucket/prefix")
     command.add_argument("--onnx", action="store_true", help="also write model.onnx, for onnxruntime")
+    command.add_argument(
+        "--format",
+        choices=["transformers", "sentence-transformers"],
+        default="transformers",
+        help="sentence-transformers: also what SentenceTransformer loads, for the vectors of `cloze embed`",
+    )
+    _add_pooling(command)
+    command.add_argument("--layers", metavar="LAYERS", default="last", help="with --format sentence-transformers: last")
 
 
 def _add_promote(command: argparse.ArgumentParser) -> None:

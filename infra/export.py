@@ -10,7 +10,9 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 
 if TYPE_CHECKING:
+    from cloze.training.checkpoints.checkpoint import CheckpointRef
     from cloze.training.checkpoints.fill_mask import MaskPrediction
+    from cloze.training.checkpoints.sentence_transformers import Pooling
     from cloze.training.finetune.tasks.task_config import TaskConfig
 
 
@@ -20,13 +22,19 @@ def export_run(run: Run, to: Location, onnx: bool = False) -> None:
     `onnx`: also write model.onnx. Raises UserError when a stage up to pretrain is not finished, or the folder is not
     empty.
     """
-    from cloze.infra.model_card import card
     from cloze.training.checkpoints.huggingface import export
+
+    checkpoint, vocab, card = _pretrained(run)
+    export(checkpoint, vocab, to, card, onnx=onnx)
+
+
+def _pretrained(run: Run) -> "tuple[CheckpointRef, Location, str]":
+    """The final checkpoint, the folder of its vocabulary, and its model card. Raises UserError."""
+    from cloze.infra.model_card import card
     from cloze.training.pretrain.stage import final_checkpoint
 
     artifacts = {name: finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
-    checkpoint, vocab = final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location
-    export(checkpoint, vocab, to, card(run.config, artifacts), onnx=onnx)
+    return final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location, card(run.config, artifacts)
 
 
 def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Artifact]":
@@ -64,6 +72,29 @@ def export_task(run: Run, task: str, to: Location, onnx: bool = False) -> None:
 
         files[ONNX_FILE] = fine_tuned_onnx(FineTunedModel.from_folder(folder, config).model)
     write_folder(to, files)
+
+
+def export_sentence_encoder(run: Run, task: str | None, to: Location, pooling: "Pooling") -> None:
+    """Write the encoder of the pretrained model, or of a task's, as SentenceTransformer loads it.
+
+    Its vectors are those of `cloze embed`: of the last layer, the mean over all tokens or that of [CLS]. Raises
+    UserError when a stage is not finished, or the folder is not empty.
+    """
+    from cloze.training.checkpoints.huggingface import export_files, write_folder
+    from cloze.training.checkpoints.sentence_transformers import with_sentence_vectors
+    from cloze.training.finetune.encoders.pretrained_encoder import from_checkpoint, from_folder
+    from cloze.training.finetune.model_files import FOLDER
+    from cloze.training.finetune.prediction.text_embedder import load_embedder
+    from cloze.training.vectors.representation import Representation
+
+    if task:
+        folder = fine_tuned(run, task)[1].location / FOLDER
+        encoder, files = from_folder(folder), {file.name: file.read_bytes() for file in folder.files()}
+    else:
+        checkpoint, vocab, card = _pretrained(run)
+        encoder, files = from_checkpoint(checkpoint, vocab), export_files(checkpoint, vocab, card)
+    embedder = load_embedder(encoder, Representation(pooling=pooling), None)
+    write_folder(to, with_sentence_vectors(files, embedder.dimension, embedder.max_length, pooling))
 
 
 def predict_lines(run: Run, task: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:

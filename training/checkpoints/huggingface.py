@@ -29,17 +29,27 @@ _PADDING_MULTIPLE, _MAX_PADDING = 8, 1024
 
 
 def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str, *, onnx: bool = False) -> None:
-    """Write a folder that transformers' AutoModel and AutoTokenizer and the Hub can load; `card` is its README.md.
+    """Write the folder of `export_files`. config.json is written last: without it the folder does not load, so an
+    incomplete export is never used.
+
+    `onnx`: also write model.onnx, which predicts every position. Raises UserError when `to` is not empty or cannot be
+    written.
+    """
+    _check_empty(to)
+    files = export_files(checkpoint, vocab, card)
+    if onnx:
+        files[ONNX_FILE] = pretrained_onnx(load_model(checkpoint))
+    write_folder(to, files)
+
+
+def export_files(checkpoint: CheckpointRef, vocab: Location, card: str) -> dict[str, bytes]:
+    """The files that transformers' AutoModel and AutoTokenizer and the Hub can load; `card` is their README.md.
 
     The exported tokenizer reads [MASK] in a text as the special token, as published BERTs do, so that "fill-mask"
-    works. config.json is written last: without it the folder does not load, so an incomplete export is never used.
-    `vocab` is the folder of a vocab artifact. `onnx`: also write model.onnx, which predicts every position.
-
-    Raises UserError when `to` is not empty or cannot be written.
+    works. `vocab` is the folder of a vocab artifact. Raises UserError when it is not that of the checkpoint.
     """
     from safetensors.torch import save
 
-    _check_empty(to)
     saved = checkpoint.config()
     layout, pieces = architecture_of(saved.model).layout, vocab_file.read_pieces(vocab)
     if len(pieces) != saved.vocab_size:
@@ -47,15 +57,12 @@ def export(checkpoint: CheckpointRef, vocab: Location, to: Location, card: str, 
             f"{vocab}: has {len(pieces)} pieces but {checkpoint.location} was trained with {saved.vocab_size}; "
             "give the vocabulary that belongs to the checkpoint"
         )
-    files = {
+    return {
         "model.safetensors": save(layout.to_transformers(checkpoint.weights()), {"format": "pt"}),
         **tokenizer_files(vocab_file.read_files(vocab), saved.model.max_position_embeddings),
         "README.md": card.encode(),
         "config.json": _json(_config_json(saved, pieces)),
     }
-    if onnx:
-        files[ONNX_FILE] = pretrained_onnx(load_model(checkpoint))
-    write_folder(to, files)
 
 
 def write_folder(to: Location, files: Mapping[str, bytes]) -> None:

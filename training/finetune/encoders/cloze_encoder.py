@@ -56,9 +56,10 @@ class ClozeEncoder:
     def layered_encoder(self, seed: int, *, pretrained: bool) -> LayeredEncoder:
         encoder = architecture_of(self.config).encoder(self.config, self.vocab_size)
         model = nn.ModuleDict({"bert": encoder})  # the names of its weights decide on random values
-        initialize(model, self.config.initializer_range, seed)
         if pretrained:
             load_encoder(model, self.read_weights())
+        else:
+            initialize(model, self.config.initializer_range, seed)
         return LayeredEncoder.of_modules(encoder, self.config.num_hidden_layers, self.config.hidden_size)
 
     def _masked_lm_head(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

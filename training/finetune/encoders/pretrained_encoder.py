@@ -98,7 +98,11 @@ def from_weights_file(file: SourceFile) -> PretrainedEncoder:
 
     Raises UserError when it cannot be used, or its vocabulary is missing.
     """
-    folder = folder_of(file)
+    return from_folder(folder_of(file))
+
+
+def from_folder(folder: Location) -> PretrainedEncoder:
+    """The encoder in the folder of a checkpoint or of a Hugging Face model. Raises as `from_weights_file`."""
     if (folder / "state.json").exists():
         return from_checkpoint(checkpoint_ref(folder), checkpoint_vocab(folder))
     if huggingface.other_model_type(folder):

@@ -45,7 +45,7 @@ def open_table(location: Location, wanted: InputColumns, added: Sequence[str]) -
     """Find the columns with an input's values, and count the rows: text is read as a whole, of Parquet the footer.
 
     Raises UserError when the file cannot be read, a column is missing, there twice or of bytes, or one of the columns
-    that predictions `added` exists already.
+    `added` exists already.
     """
     if _is_parquet(location):
         with location.open() as file, parquet_errors(location, "is not a Parquet file ({}); correct its suffix"):
@@ -60,7 +60,9 @@ def open_table(location: Location, wanted: InputColumns, added: Sequence[str]) -
         columns = _found_columns(location, list(first.values), wanted)
         schema, num_rows = _schema_of_text(location, columns)
     if existing := [name for name in added if name in schema.names]:
-        raise UserError(f"{location}: has a column {existing[0]} already; rename it, as predictions have that name")
+        raise UserError(
+            f"{location}: has a column {existing[0]} already; rename it, as a column with that name is added"
+        )
     return InputTable(location, columns, schema, num_rows)
 
 

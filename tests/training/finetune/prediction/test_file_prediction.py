@@ -14,6 +14,7 @@ from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.prediction import file_prediction
 from cloze.training.finetune.prediction.file_prediction import FilePrediction, write_part
 from cloze.training.finetune.prediction.input_tables import open_table
+from cloze.training.finetune.prediction.task_predictor import TaskPredictor
 from tests.training.finetune.prediction.saved_models import HEADS, saved, task
 
 ROWS = 50
@@ -52,9 +53,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, list[Any]], list[dict[str, Any]
 
 
 def plan(folder: Path, kind: str, settings: dict[str, Any], file: Path) -> FilePrediction:
-    return FilePrediction.plan(
-        Location(str(folder)), task(kind, **settings), [Location(str(file))], Location(str(folder / "to")), "f00d"
-    )
+    predictor = TaskPredictor.of(Location(str(folder)), task(kind, **settings))
+    return FilePrediction.plan(predictor, [Location(str(file))], Location(str(folder / "to")), "f00d")
 
 
 def predicted(prediction: FilePrediction) -> pa.Table:
@@ -109,21 +109,22 @@ def test_a_row_without_a_text_has_no_prediction_and_is_counted(tmp_path: Path) -
     first, last = (row["predicted"] for row in model.predict([{"text": "a b"}, {"text": "c"}]))
     assert found == [first, None, None, last]
     [record] = prediction.finished().values()
-    assert (record.rows, record.without_prediction) == (4, 2)
+    assert (record.rows, record.counts) == (4, {"without_prediction": 2})
 
 
 def test_input_and_parts_may_be_on_s3(tmp_path: Path, folder: str) -> None:
     _, model = saved(tmp_path, "regression")
     file, to = Location(f"{folder}/in/a.jsonl"), Location(f"{folder}/to")
     file.write_text('{"text": "a b"}\n{"text": "c"}\n')
-    prediction = FilePrediction.plan(Location(str(tmp_path)), task("regression"), [file], to, "f00d")
+    predictor = TaskPredictor.of(Location(str(tmp_path)), task("regression"))
+    prediction = FilePrediction.plan(predictor, [file], to, "f00d")
     assert prediction.finished() == {}
     write_part("part-00000.parquet", prediction, threads=1, gpu=False)
     assert prediction.num_finished_rows() == 2 and list(prediction.finished()) == ["part-00000.parquet"]
     expected = [row["predicted"] for row in model.predict([{"text": "a b"}, {"text": "c"}])]
     assert open_table(to / "part-00000.parquet", {"text": []}, []).rows(0, 2)["predicted"].to_pylist() == expected
-    other = FilePrediction.plan(Location(str(tmp_path)), task("regression"), [file], to, "another")
-    with pytest.raises(UserError, match=r"part-00000\.parquet: is not a prediction of this model, these settings and "):
+    other = FilePrediction.plan(predictor, [file], to, "another")
+    with pytest.raises(UserError, match=r"part-00000\.parquet: is not of this model, these settings and these inputs"):
         other.finished()
 
 
