@@ -449,6 +449,16 @@ def test_the_trials_of_a_search_are_a_table_with_mean_and_deviation_over_seeds(t
     assert "Trials" not in Reader(page_of_task(tmp_path / "single")).text
 
 
+def test_the_choices_of_layers_of_a_probe_are_a_table(tmp_path: Path) -> None:
+    common = {"dimension": 8, "C": 0.1, "score": 0.55, "interval": [0.45, 0.65]}
+    layers = [{"layers": 0, "dev": 0.5, **common}, {"layers": "last", "dev": 0.6, "is_chosen": True, **common}]
+    page = page_of_task(tmp_path, variants={"pretrained": {"layers": layers}})
+    text = " ".join(Reader(page).text.split())
+    assert "Layers Dimension C dev accuracy test accuracy embeddings 8 0.1 50.0 % 55.0 % (45.0 to 65.0) last 8" in text
+    assert re.findall(r'<td class="strong">(.*?)</td>', page) == ["last"]
+    assert "Probed on the task authors, the pretrained model reaches" in text
+
+
 def test_a_task_without_baselines_on_dev_has_its_metric_everywhere(tmp_path: Path) -> None:
     scores = {"pretrained": {"matthews": 0.3214, "interval": [-0.1, 0.6], "accuracy": 0.61}}
     page = page_of_task(tmp_path, scores=scores, metric="matthews", scored_split="dev")

@@ -39,13 +39,14 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "tagging": ("the O\nred B-X\n\n" * 20, "txt", {}),
     "question_answering": (json.dumps(SQUAD), "json", {"max_seq_length": 10, "max_query_length": 5, "doc_stride": 1}),
+    "probe": ("the O\nred B-X\n\n" * 20, "txt", {"of": "tagging"}),
     "minimal_pairs": ("good\tbad\nthe red\tred the\n", "tsv", {"columns": {"good": "good", "bad": "bad"}}),
 }
 KINDS = {config.model_fields["kind"].default: config for config in TASKS}
 
 
 def config(kind: str, **changed: Any) -> TaskConfig:
-    training = {} if kind == "minimal_pairs" else {"learning_rate": 1e-3}
+    training = {} if kind in ("minimal_pairs", "probe") else {"learning_rate": 1e-3}
     settings = {"name": "a", "max_seq_length": 16, **training, **FILES[kind][2]}
     return KINDS[kind].model_validate(({} if "files" in changed else {"file": "x"}) | settings | changed)
 
