@@ -28,13 +28,13 @@ def export_run(run: Run, to: Location, onnx: bool = False) -> None:
     export(checkpoint, vocab, to, card, onnx=onnx)
 
 
-def _pretrained(run: Run) -> "tuple[CheckpointRef, Location, str]":
-    """The final checkpoint, the folder of its vocabulary, and its model card. Raises UserError."""
+def _pretrained(run: Run, pooling: "Pooling | None" = None) -> "tuple[CheckpointRef, Location, str]":
+    """The final checkpoint, the folder of its vocabulary, and its model card (see `card`). Raises UserError."""
     from cloze.infra.model_card import card
     from cloze.training.pretrain.stage import final_checkpoint
 
     artifacts = {name: finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
-    return final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location, card(run.config, artifacts)
+    return final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location, card(run.config, artifacts, pooling)
 
 
 def fine_tuned(run: Run, task: str) -> "tuple[TaskConfig, Artifact]":
@@ -91,7 +91,7 @@ def export_sentence_encoder(run: Run, task: str | None, to: Location, pooling: "
         folder = fine_tuned(run, task)[1].location / FOLDER
         encoder, files = from_folder(folder), {file.name: file.read_bytes() for file in folder.files()}
     else:
-        checkpoint, vocab, card = _pretrained(run)
+        checkpoint, vocab, card = _pretrained(run, pooling)
         encoder, files = from_checkpoint(checkpoint, vocab), export_files(checkpoint, vocab, card)
     embedder = load_embedder(encoder, Representation(pooling=pooling), None)
     write_folder(to, with_sentence_vectors(files, embedder.dimension, embedder.max_length, pooling))

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -19,6 +19,9 @@ from cloze.pipeline.core.manifest_facts import VocabFacts
 from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.extract.sources import Source, WikipediaSource
 from cloze.training.pretrain.manifest_facts import MetricsRow, PretrainFacts
+
+if TYPE_CHECKING:
+    from cloze.training.checkpoints.sentence_transformers import Pooling
 
 _MAX_LISTED = 8  # files, languages or licences of a source
 _LICENCE_IDS = {"apache-2.0", "cc0-1.0", "mit"}  # identifiers of the Hub, in addition to Creative Commons licences
@@ -40,6 +43,12 @@ _METRICS = {
     "nsp_accuracy": "{pairs} accuracy",
     "examples": "held-out examples",
 }
+_FILL_MASK = {"library_name": "transformers", "pipeline_tag": "fill-mask", "tags": ["bert", "cloze", "masked-lm"]}
+_SENTENCE_VECTORS = {
+    "library_name": "sentence-transformers",
+    "pipeline_tag": "sentence-similarity",
+    "tags": ["bert", "cloze", "feature-extraction"],
+}
 _USAGE = """```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
@@ -51,6 +60,16 @@ model = AutoModelForMaskedLM.from_pretrained("path/to/this/folder")
 
 {other_classes} The tokenizer reads "[MASK]", "[SEP]" and other special tokens in a text as special tokens. In the
 training data such strings were plain text. `tokenizer("A [MASK] word.", split_special_tokens=True)` does the same."""
+
+_USAGE_OF_SENTENCES = """```python
+from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer("path/to/this/folder").encode(["a text", "another"])
+```
+
+A vector is {pooling} of the last layer. The model is only pretrained: its vectors were not trained for similarity.
+Special tokens in a text, such as "[MASK]", are plain text, as in the training data."""
+_POOLINGS = {"mean": "the mean over all tokens, [CLS] and [SEP] included,", "cls": "that of [CLS]"}
 
 _OTHER_CLASSES = "AutoModel loads the encoder, AutoModelForPreTraining the encoder with both heads."
 _OTHER_CLASSES_MLM = (
@@ -70,8 +89,11 @@ class SourceStatistics:
     licences: set[str] = field(default_factory=set)
 
 
-def card(config: RunConfig, artifacts: Mapping[str, Artifact]) -> str:
-    """Returns the model card. `artifacts`: extract, dedup, vocab and pretrain, by these names. Raises UserError."""
+def card(config: RunConfig, artifacts: Mapping[str, Artifact], pooling: "Pooling | None" = None) -> str:
+    """Returns the model card. `artifacts`: extract, dedup, vocab and pretrain, by these names. Raises UserError.
+
+    `pooling` is given for an export to sentence-transformers.
+    """
     configs = config.pretraining
     assert configs, "only a run with pretraining has these artifacts"
     sources, pretrain, objective = configs.extract.sources, artifacts["pretrain"].manifest, configs.examples.objective
@@ -81,7 +103,7 @@ def card(config: RunConfig, artifacts: Mapping[str, Artifact]) -> str:
         f"# {config.name}",
         _summary(artifacts["vocab"].manifest, pretrain, nsp=objective != "mlm"),
         "## Usage",
-        _USAGE.format(other_classes=_OTHER_CLASSES_MLM if objective == "mlm" else _OTHER_CLASSES),
+        _usage(objective, pooling),
         "## Training data",
         _table(
             ("source", "kind", "language", "licence", "documents", "words", "held-out documents"),
@@ -103,7 +125,14 @@ def card(config: RunConfig, artifacts: Mapping[str, Artifact]) -> str:
         _table(("item", "value"), [*_provenance(pretrain)]),
     ]
     licensed = [] if facts.init else statistics.values()  # the licences of another model's training data are unknown
-    return f"---\n{_front_matter(statistics.values(), licensed)}---\n\n" + "\n\n".join(sections) + "\n"
+    use = _SENTENCE_VECTORS if pooling else _FILL_MASK
+    return f"---\n{_front_matter(statistics.values(), licensed, use)}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _usage(objective: str, pooling: "Pooling | None") -> str:
+    if pooling:
+        return _USAGE_OF_SENTENCES.format(pooling=_POOLINGS[pooling])
+    return _USAGE.format(other_classes=_OTHER_CLASSES_MLM if objective == "mlm" else _OTHER_CLASSES)
 
 
 def _evaluation(pretrain: Manifest) -> MetricsRow:
@@ -140,14 +169,16 @@ def _statistics(sources: Iterable[str], documents: Artifact) -> dict[str, Source
     return statistics
 
 
-def _front_matter(statistics: Iterable[SourceStatistics], licensed: Iterable[SourceStatistics]) -> str:
-    """Returns the YAML with the languages and, if all of `licensed` have the same one, the licence."""
+def _front_matter(
+    statistics: Iterable[SourceStatistics], licensed: Iterable[SourceStatistics], use: Mapping[str, Any]
+) -> str:
+    """Returns the YAML with the languages, the use and, if all of `licensed` have the same one, the licence."""
     languages = {language for source in statistics for language in source.languages if language}
     licences = {licence for source in licensed for licence in source.licences}
     metadata: dict[str, Any] = {"language": sorted(languages)} if languages else {}
     if len(licences) == 1 and (licence := licences.pop()):
         metadata |= _hub_licence(licence)
-    metadata |= {"library_name": "transformers", "pipeline_tag": "fill-mask", "tags": ["bert", "cloze", "masked-lm"]}
+    metadata |= use
     return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
 
 

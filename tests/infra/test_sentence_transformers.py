@@ -1,10 +1,12 @@
 """`cloze export --format sentence-transformers`: SentenceTransformer has the vectors of `cloze embed`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from sentence_transformers import SentenceTransformer
 
 from cloze.infra.cli import main
@@ -16,6 +18,7 @@ from cloze.training.finetune.tasks.task import TransformersHead
 from cloze.training.vectors.representation import Representation
 from tests.infra.test_embed import vectors_of
 from tests.infra.test_export import CONFIG, mistake, objective, own_folder, run  # noqa: F401
+from tests.paths import REPOSITORY
 from tests.training.finetune.encoders.transformers_folders import texts, write_folder
 
 TEXTS = ["a d a", "d [MASK] d", "x", "ab d [SEP] a", "a d " * 600]
@@ -34,6 +37,22 @@ def test_sentence_transformers_has_the_vectors_of_embed(run: Any, pooling: str, 
     assert sorted(path.name for path in Path("encoder").iterdir()) == names
     embedded, _ = vectors_of(capsys, monkeypatch, TEXTS, "encoder", "--pooling", pooling)
     np.testing.assert_allclose(embedded, expected, atol=1e-6)
+
+
+def test_the_card_and_the_guide_show_how_to_use_it(run: Any) -> None:  # noqa: F811
+    assert main(["export", CONFIG, "--to", "my-encoder", "--format", "sentence-transformers"]) == 0
+    card = Path("my-encoder/README.md").read_text()
+    _, front, _ = card.split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "sentence-transformers"
+    assert "fill-mask" not in card and "the mean over all tokens, [CLS] and [SEP] included, of the last layer" in card
+    Path("path/to/this").mkdir(parents=True)
+    Path("path/to/this/folder").symlink_to(Path("my-encoder").absolute())
+    guide = (REPOSITORY / "docs/guide/vectors.md").read_text()
+    for page in (card, guide):
+        [code] = [one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "SentenceTransformer" in one]
+        found: dict[str, Any] = {}
+        exec(code, found)
+        assert found["vectors"].shape == (2, 128)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
