@@ -61,9 +61,7 @@ def word_section(
     """
     chosen = word or common_word(texts)
     if chosen is None:
-        how = (
-            "Name a word with --word WORD that occurs at least twice in the texts and in the lines of --sentences FILE."
-        )
+        how = "Name a word with --word WORD: one that is at least twice in the texts and --sentences FILE together."
         return WordSection("", [f"{'The two texts have no content word in common. ' * (len(texts) > 1)}{how}"])
     labelled = [*zip("AB" if len(texts) > 1 else ["text"], texts, strict=False)]
     labelled += [("sentence", sentence) for sentence in sentences if sentence not in texts]
