@@ -29,6 +29,7 @@ def left_over(session: boto3.Session, environment: Environment, prices: AwsPrice
     arns = [one["ResourceARN"] for page in pages for one in page["ResourceTagMappingList"]]
     place = f"arn:aws:ec2:{environment.region}:{environment.account}:volume"
     arns += [f"{place}/{id}" for id in _volumes(session, environment)]
+    arns += _log_groups(session, environment)
     buckets = (environment.bucket, environment.state_bucket)
     arns += [f"arn:aws:s3:::{name}" for name in buckets if bucket_exists(session, name)]
     found = (_described(session, arn, prices) for arn in dict.fromkeys(arns))
@@ -40,6 +41,13 @@ def _volumes(session: boto3.Session, environment: Environment) -> Iterator[str]:
     filters = [{"Name": "tag:project", "Values": ["cloze"]}, {"Name": "tag:environment", "Values": [environment.name]}]
     for page in session.client("ec2").get_paginator("describe_volumes").paginate(Filters=filters):
         yield from (volume["VolumeId"] for volume in page["Volumes"])
+
+
+def _log_groups(session: boto3.Session, environment: Environment) -> Iterator[str]:
+    """EKS creates its group again, without tags and without an end, where logs arrive after `terraform destroy`."""
+    pages = session.client("logs").get_paginator("describe_log_groups")
+    for page in pages.paginate(logGroupNamePrefix=f"/aws/eks/{environment.cluster}/"):
+        yield from (group["arn"].removesuffix(":*") for group in page["logGroups"])
 
 
 def _described(session: boto3.Session, arn: str, prices: AwsPrices) -> LeftOver | None:
@@ -54,6 +62,8 @@ def _described(session: boto3.Session, arn: str, prices: AwsPrices) -> LeftOver 
         case "ec2", "volume":
             size = _volume_gb(session, resource.partition("/")[2])
             return LeftOver(arn, f"{size} GB", size * prices.volume_dollars_per_gb_month)
+        case "logs", _:
+            return LeftOver(arn, "logs, which aws logs delete-log-group deletes", None)
         case "elasticloadbalancing", _:
             return LeftOver(arn, "load balancer", prices.load_balancer_dollars_per_hour * HOURS_A_MONTH)
     return LeftOver(arn, "", None)

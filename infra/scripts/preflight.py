@@ -18,7 +18,7 @@ BUILDERS = ("docker", "podman", "buildah")  # any of them; all know login, build
 def check_tools(names: Sequence[str]) -> None:
     """Raises UserError if a program is missing."""
     if missing := tools.missing(names):
-        raise UserError(f"{', '.join(missing)}: not installed; docs/guide/aws.md says where each comes from")
+        raise UserError(f"{', '.join(missing)}: not installed; docs/guide/up-and-down.md says where each comes from")
 
 
 def builder() -> str:
@@ -43,17 +43,19 @@ def check_account(session: boto3.Session, environment: Environment) -> None:
 
 
 def commit(clone: Path) -> str:
-    """The commit whose image is built. Raises UserError if files of the image have changed since."""
-    built = ("constraints.txt", "pyproject.toml", "cloze", "pipeline", "training", "infra", "configs")
+    """The last commit that changed a file of the image, which is built of it: what others change needs no new image.
+
+    Raises UserError if files of the image have changed since.
+    """
+    built = ("constraints.txt", "pyproject.toml", "README.md", "cloze", "pipeline", "training", "infra", "configs")
     others = (":!infra/terraform", ":!infra/kubernetes")
-    changed = tools.output(
-        "git", "-C", str(clone), "status", "--porcelain", "--untracked-files=no", "--", *built, *others
-    )
+    git = ("git", "-C", str(clone))
+    changed = tools.output(*git, "status", "--porcelain", "--untracked-files=no", "--", *built, *others)
     if changed:
         raise UserError(
             f"{changed.split()[1]}: has changed since the last commit, and the image has a commit; commit it"
         )
-    return tools.output("git", "-C", str(clone), "rev-parse", "HEAD").strip()
+    return tools.output(*git, "log", "-1", "--format=%H", "--", *built, *others).strip()
 
 
 def check_quotas(session: boto3.Session, needed: Sequence[NeededQuota]) -> None:

@@ -68,15 +68,21 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     clone = tmp_path / "clone"
     for folder in ("infra/kubernetes", "infra/docker", "configs"):
         shutil.copytree(REPOSITORY / folder, clone / folder)
+    shutil.copy(REPOSITORY / ".gitignore", clone)
     platform = clone / "infra/terraform/environments/dev/platform"
     for folder in (platform, platform.with_name("data")):
         folder.mkdir(parents=True)
     (platform / "terraform.tfvars").write_text(f'account_id = "{ACCOUNT}"\n')
     (platform.with_name("data") / "main.tf").write_text(f'provider "aws" {{\n  region = "{REGION}"\n}}\n')
-    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm Commit"):
-        subprocess.run(["git", "-C", str(clone), *command.split()], check=True)
+    subprocess.run(["git", "-C", str(clone), "init", "-q"], check=True)
+    commit(clone)
     monkeypatch.chdir(clone)
     return clone
+
+
+def commit(clone: Path) -> None:
+    for command in ("add .", "-c user.name=a -c user.email=a@b commit -qm Commit"):
+        subprocess.run(["git", "-C", str(clone), *command.split()], check=True)
 
 
 @pytest.fixture
@@ -92,7 +98,8 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTools:
 
 @pytest.fixture
 def aws(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[boto3.Session]:
-    """The local AWS with what Terraform would have created: a bucket with an object in two versions, and a registry."""
+    """The local AWS with what Terraform would have created: a registry, and a bucket. This has an object in two
+    versions, one that is deleted, and an upload that nobody completed."""
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     session = boto3.Session(region_name=REGION)
     s3, ecr = session.client("s3"), session.client("ecr")
@@ -101,12 +108,16 @@ def aws(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[boto3.Sessi
         s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     s3.put_object(Bucket=BUCKET, Key="runs/a", Body=b"1" * 10**6)
     s3.put_object(Bucket=BUCKET, Key="runs/a", Body=b"2" * 10**6)
+    s3.put_object(Bucket=BUCKET, Key="runs/b", Body=b"3")
+    s3.delete_object(Bucket=BUCKET, Key="runs/b")
+    s3.create_multipart_upload(Bucket=BUCKET, Key="runs/c")
     s3.put_object(Bucket=STATE_BUCKET, Key="dev/platform.tfstate", Body=json.dumps({"resources": []}).encode())
     ecr.create_repository(repositoryName="cloze-dev/cloze")
     yield session
     ecr.delete_repository(repositoryName="cloze-dev/cloze", force=True)
     for name in {one["Name"] for one in s3.list_buckets()["Buckets"]} & {BUCKET, STATE_BUCKET}:
-        for version in s3.list_object_versions(Bucket=name).get("Versions", []):
+        listed = s3.list_object_versions(Bucket=name)
+        for version in [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]:
             s3.delete_object(Bucket=name, Key=version["Key"], VersionId=version["VersionId"])
         s3.delete_bucket(Bucket=name)
 
@@ -163,9 +174,12 @@ def test_up_goes_from_the_state_to_a_job(
     assert (
         "quota L-3819A6DF (All G and VT Spot Instance Requests): unknown vCPUs; the pools need 144 at most" in printed
     )
+    (clone / "infra/kubernetes/overlays/dev/more.yaml").write_text("")
+    commit(clone)
     fakes.start()
     assert up.main(["dev", "--yes"]) == 0
-    assert not [call for call in fakes.calls if call.startswith("docker")]  # the image of this commit is there
+    # Its image is there, as the second commit changed none of its files.
+    assert not [call for call in fakes.calls if call.startswith("docker")]
 
 
 def test_the_manifests_have_the_digest_and_the_clusters_file(clone: Path, fakes: FakeTools, aws: boto3.Session) -> None:
@@ -267,6 +281,7 @@ def test_down_deletes_the_buckets_that_are_named_and_then_nothing_is_left(
     clone: Path, fakes: FakeTools, aws: boto3.Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert down.main(["dev", "--yes", "--delete-data", BUCKET, STATE_BUCKET]) == 0
+    assert "Uploads" not in aws.client("s3").list_multipart_uploads(Bucket=BUCKET)
     aws.client("s3").delete_bucket(Bucket=BUCKET)  # Terraform's part, and only possible as the bucket is empty
     capsys.readouterr()
     assert down.main(["dev", "--yes", "--delete-data", BUCKET, STATE_BUCKET]) == 0
@@ -332,8 +347,12 @@ def test_left_volumes_keys_and_buckets_have_a_price(
     kms_tags = [{"TagKey": one["Key"], "TagValue": one["Value"]} for one in tags]
     keys = [aws.client("kms").create_key(Tags=kms_tags)["KeyMetadata"]["KeyId"] for _ in range(2)]
     aws.client("kms").schedule_key_deletion(KeyId=keys[0])
+    group = "/aws/eks/cloze-dev/cluster"  # as EKS creates it again when logs arrive late
+    aws.client("logs").create_log_group(logGroupName=group)
     assert down.main(["dev", "--yes"]) == 0
     printed = capsys.readouterr().out
+    aws.client("logs").delete_log_group(logGroupName=group)
+    assert f"log-group:{group} logs, which aws logs delete-log-group deletes, price unknown" in printed
     aws.client("ec2").delete_volume(VolumeId=volume)
     aws.client("kms").schedule_key_deletion(KeyId=keys[1])
     assert f"volume/{volume} 10 GB, 0.80 dollars a month" in printed
