@@ -52,12 +52,12 @@ def print_vectors(opened: OpenedEncoder, settings: EmbedSettings, lines: Iterabl
     """
     embedder = load_embedder(opened.encoder, settings.representation, settings.max_length)
     iterator, truncated = iter(lines), 0
-    while texts := [line.strip() for line in islice(iterator, _LINES)]:
-        found = list(embedder.embed({"text": text} for text in texts if text))
+    while texts := [line.rstrip("\r\n") for line in islice(iterator, _LINES)]:
+        found = list(embedder.embed({"text": text} for text in texts if text.strip()))
         truncated += sum(count for _, count in found)
         vectors = chain.from_iterable(vectors for vectors, _ in found)
         for text in texts:
-            print(json.dumps({COLUMN: _shortest(next(vectors)) if text else None}), flush=True)
+            print(json.dumps({COLUMN: _shortest(next(vectors)) if text.strip() else None}), flush=True)
     if truncated:
         print(f"cloze: cut to {embedder.max_length} tokens: {truncated:,} of the texts", file=sys.stderr)
 
