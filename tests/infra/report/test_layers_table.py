@@ -37,7 +37,8 @@ def test_folds_the_paper_and_a_regression_that_has_not_converged_are_said() -> N
     table = layers_table(facts(*rows), "F1", AXIS, LABELS)
     assert table is not None
     assert table.titles == ["C", "folds of train", "dev F1", "test F1", "BERT-base with a BiLSTM, dev"]
-    assert table.rows[0].cells[1] == "80.0 ± 10.0\N{NO-BREAK SPACE}%" and [one.cells[-1] for one in table.rows] == ["94.9\N{NO-BREAK SPACE}%", "–"]
+    assert table.rows[0].cells[1] == "80.0 ± 10.0\N{NO-BREAK SPACE}%"
+    assert [one.cells[-1] for one in table.rows] == ["94.9\N{NO-BREAK SPACE}%", "–"]
     assert [one.notes for one in table.rows] == ["", "pretrained: not converged"]
     assert "mean of the folds" in table.explanation and "a BiLSTM of two layers" in table.explanation
 
