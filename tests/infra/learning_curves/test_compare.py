@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from cloze.infra.cli import main
 from cloze.infra.learning_curves.comparison import Comparison, comparison
@@ -12,6 +13,7 @@ from cloze.infra.open_run import open_run
 from cloze.infra.planner import Run
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from tests.paths import REPOSITORY
+from tests.training.finetune.tasks.trained import train_in_process
 
 TASK = "{name: mood, file: mood.jsonl, init: models/tiny, learning_rate: 1e-3, epochs: 2, batch_size: 8"
 PAIRS = "{name: pairs, kind: minimal_pairs, file: pairs.jsonl, init: models/tiny}"
@@ -106,8 +108,17 @@ def test_without_a_finished_pretraining_there_is_no_checkpoint_to_compare(
     assert line == f"pretrain: is not finished under {tmp_path}/runs; finish it with cloze run and --until pretrain"
 
 
-@pytest.mark.slow
-def test_curves_are_trained_shown_and_not_trained_again(capsys: pytest.CaptureFixture[str], ray_session: None) -> None:
+@pytest.fixture
+def trains_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Trainings in this process, which is a process group, in place of Ray's workers."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr("cloze.training.finetune.stage._train", train_in_process)
+    monkeypatch.setattr("cloze.infra.ray_session.LazyRaySession.start", lambda session: None)
+
+
+def test_curves_are_trained_shown_and_not_trained_again(capsys: pytest.CaptureFixture[str], trains_here: None) -> None:
     command = ["compare", "own.yaml", "mood", "--labels", "4,40", "--encoder", "models/published", "--seeds", "1"]
     assert main(command) == 0, capsys.readouterr().err
     out, err = capsys.readouterr()
