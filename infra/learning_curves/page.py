@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cloze.infra import report
+from cloze.infra.html_page import render_page
 from cloze.infra.learning_curves.curves import Curve, LearningCurves
 from cloze.infra.report.charts import element, svg, ticks
+from cloze.infra.report.page import SCRIPT, STYLE
 
-_FOLDER, _REPORT = Path(__file__).parent, Path(report.__path__[0])
+_FOLDER = Path(__file__).parent
 _WIDTH, _HEIGHT = 640, 340  # of the chart, in SVG units; the page scales it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 30, 30  # margins for tick labels and axis titles
 _COLORS = ("blue", "orange", "green", "purple")  # CSS classes, in the order of the curves
@@ -38,18 +38,9 @@ class _Scale:
 
 def render(curves: LearningCurves) -> str:
     """Returns the HTML page."""
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    assets = {"style": "style.css", "script": "page.js"}
-    sources = {key: Markup((_REPORT / file).read_text()) for key, file in assets.items()}
     colors = dict(zip((curve.name for curve in curves.curves), _COLORS, strict=False))
-    return environment.get_template("page.html").render(
-        curves=curves, chart=learning_chart(curves), colors=colors, **sources
+    return render_page(
+        _FOLDER / "page.html", [STYLE], [SCRIPT], {}, curves=curves, chart=learning_chart(curves), colors=colors
     )
 
 
