@@ -41,6 +41,7 @@ mock_provider "aws" {
 variables {
   account_id     = "123456789012"
   administrators = { me = "arn:aws:iam::123456789012:role/Admin" }
+  submitters     = { data = "arn:aws:iam::123456789012:role/Data" }
   allowed_cidrs  = ["203.0.113.7/32"]
   emails         = ["team@example.org"]
   image_tag      = "0.1.0"

@@ -41,6 +41,12 @@ _PLAIN = {
     "aws_kms_alias",
     "aws_nat_gateway",
     "aws_placement_group",
+    "aws_s3_bucket",
+    "aws_s3_bucket_lifecycle_configuration",
+    "aws_s3_bucket_ownership_controls",
+    "aws_s3_bucket_public_access_block",
+    "aws_s3_bucket_server_side_encryption_configuration",
+    "aws_s3_bucket_versioning",
     "aws_route",
     "aws_route_table",
     "aws_route_table_association",
@@ -54,14 +60,28 @@ _PLAIN = {
 
 
 def problems(resources: list[Json]) -> list[str]:
-    """Address and problem of each resource; empty for the environments of the repository."""
-    found = [
+    """Address and problem of each resource; empty for the roots of the repository."""
+    return [
         f"{one['address'].removeprefix('module.platform.')}: {problem}"
         for one in resources
         if one["mode"] == "managed"
         for problem in _problems(one["type"], one["values"])
     ]
-    return [*found, *_together(resources)]
+
+
+def problems_together(resources: list[Json]) -> Iterator[str]:
+    """What is missing, or too much, in the platform of an environment as a whole."""
+    by_type: dict[str, list[Json]] = {}
+    for one in resources:
+        by_type.setdefault(one["type"], []).append(one["values"])
+    if len(by_type.get("aws_nat_gateway", [])) > 1:
+        yield "more than one NAT gateway"
+    if not by_type.get("aws_budgets_budget"):
+        yield "no budget"
+    groups = [one for one in by_type["aws_eks_node_group"] if one["ami_type"].endswith("NVIDIA")]
+    counted = [query for one in by_type.get("aws_cloudwatch_metric_alarm", []) for query in one["metric_query"]]
+    if len([one for one in counted if one["metric"]]) != len(groups):
+        yield "GPU-hours are not counted for all machines with GPUs"
 
 
 def _problems(kind: str, values: Json) -> Iterator[str]:
@@ -92,7 +112,7 @@ def _role_policy(values: Json) -> Iterator[str]:
         for action in actions:
             if "*" in action or action.startswith(("iam:", "sts:")):
                 yield f"allows {action}"
-            reads = re.match("[a-z0-9-]+:(Describe|Get)", action)
+            reads = re.match("(autoscaling|ec2|eks):(Describe|Get)", action)
             if not reads and "Condition" not in statement and any(one.strip("*") == "" for one in resources):
                 yield f"allows {action} of everything"
 
@@ -179,25 +199,11 @@ _RULES: dict[str, Callable[[Json], Iterator[str]]] = {
     "aws_iam_role_policy_attachment": _attachment,
     "aws_kms_key": _key,
     "aws_launch_template": _launch_template,
+    "aws_s3_bucket_policy": _resource_policy,
     "aws_security_group": _security_group,
     "aws_sns_topic_policy": _resource_policy,
     "aws_vpc_security_group_ingress_rule": _ingress,
 }
-
-
-def _together(resources: list[Json]) -> Iterator[str]:
-    """What is missing, or too much, in the environment as a whole."""
-    by_type: dict[str, list[Json]] = {}
-    for one in resources:
-        by_type.setdefault(one["type"], []).append(one["values"])
-    if len(by_type.get("aws_nat_gateway", [])) > 1:
-        yield "more than one NAT gateway"
-    if not by_type.get("aws_budgets_budget"):
-        yield "no budget"
-    groups = [one for one in by_type["aws_eks_node_group"] if one["ami_type"].endswith("NVIDIA")]
-    counted = [query for one in by_type.get("aws_cloudwatch_metric_alarm", []) for query in one["metric_query"]]
-    if len([one for one in counted if one["metric"]]) != len(groups):
-        yield "GPU-hours are not counted for all machines with GPUs"
 
 
 def _statements(document: str) -> list[Json]:

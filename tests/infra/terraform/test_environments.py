@@ -17,7 +17,7 @@ from cloze.infra.launch.rayjob import Submission, rayjob
 from cloze.infra.scripts.prices import HOURS_A_MONTH, idle_costs
 from cloze.infra.scripts.terraform import planned_resources
 from cloze.pipeline.core.config import load
-from tests.infra.terraform.resource_rules import Json, problems
+from tests.infra.terraform.resource_rules import Json, problems, problems_together
 from tests.infra.terraform.terraform_runs import SOURCE, Terraform, is_missing
 from tests.paths import REPOSITORY
 
@@ -40,7 +40,16 @@ def resources(state: Json) -> list[Json]:
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_each_rule_holds(environment: str, states: dict[str, Json]) -> None:
-    assert problems(resources(states[environment])) == []
+    assert all_problems(resources(states[environment])) == []
+
+
+def test_each_rule_holds_for_buckets(states: dict[str, Json]) -> None:
+    for run in ("data_of_dev", "data_of_prod", "state"):
+        assert problems(resources(states[run])) == []
+
+
+def all_problems(platform: list[Json]) -> list[str]:
+    return [*problems(platform), *problems_together(platform)]
 
 
 def changed(kind: str, **values: Any) -> Callable[[list[Json]], None]:
@@ -94,6 +103,15 @@ MUTATIONS: dict[str, tuple[Callable[[list[Json]], None], str]] = {
     "any machine": (
         added("aws_iam_role_policy", policy=policy(Action=["ec2:TerminateInstances"], Resource=["*"])),
         "more: allows ec2:TerminateInstances of everything",
+    ),
+    "any object": (
+        added("aws_iam_role_policy", policy=policy(Action=["s3:GetObject"], Resource=["*"])),
+        "more: allows s3:GetObject of everything",
+    ),
+    "a bucket's access list": (added("aws_s3_bucket_acl"), "more: no rule knows the type aws_s3_bucket_acl"),
+    "a bucket for anybody": (
+        added("aws_s3_bucket_policy", policy=policy(Principal="*", Action="s3:GetObject", Resource="*")),
+        "more: is open to *",
     ),
     "a key that stays the same": (
         added("aws_kms_key", enable_key_rotation=False),
@@ -156,7 +174,7 @@ def test_each_mutation_is_caught(states: dict[str, Json]) -> None:
     for name, (mutate, expected) in MUTATIONS.items():
         mutated = copy.deepcopy(resources(states["dev"]))
         mutate(mutated)
-        assert expected in problems(mutated), name
+        assert expected in all_problems(mutated), name
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
