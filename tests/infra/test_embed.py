@@ -69,6 +69,7 @@ def test_an_error_of_embed_is_one_line(run: Any, tmp_path: Path, capsys: Any) ->
     Path("empty").mkdir()
     assert mistake(capsys, "embed", "./empty").startswith("./empty: has no config.json; give the folder of a model")
     folder = str(write_folder(tmp_path / "roberta", "roberta"))
+    capsys.readouterr()  # transformers' progress
     assert "vocab.size=3: " in mistake(capsys, "embed", folder, "vocab.size=3")
 
 
