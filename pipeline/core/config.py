@@ -32,6 +32,15 @@ class _Compute:
 Compute = _Compute()
 
 
+class _Given:
+    """The type of `Given`."""
+
+
+#: Marks a field for which it matters whether it is given, even with its default as value. A configuration that is
+#: written for another process has it only then.
+Given = _Given()
+
+
 @dataclass(frozen=True)
 class InputPath(_Compute):
     """Marks a field that names user files: a path, a glob, a list of these, or a mapping to paths.
@@ -151,15 +160,33 @@ def _nested_input_paths(value: Any, keys: KeyPath, names: tuple[str, ...]) -> It
 def with_paths(config: Config, replace: Callable[[MarkedPath, str], Sequence[str]]) -> dict[str, Any]:
     """Returns the configuration as plain JSON, with `replace(field, pattern)` in place of each marked path or pattern.
 
-    Raises UserError when `replace` returns several files for a field that takes one.
+    Fields marked `Given` are left out where they are not given. Raises UserError when `replace` returns several files
+    for a field that takes one.
     """
     data = config.model_dump(mode="json")
+    _leave_out_unset(config, data)
     for path in input_paths(config):
         *parents, last = path.keys
         files = [file for pattern in path.patterns for file in replace(path, pattern)]
         path.check_count(files)
         reduce(operator.getitem, parents, cast(Any, data))[last] = files if path.is_list else files[0]
     return data
+
+
+def _leave_out_unset(value: Any, data: Any) -> None:
+    """Delete the fields marked `Given` that are not set, at any depth. `data` is the value as plain JSON."""
+    if isinstance(value, Config):
+        for name, field in type(value).model_fields.items():
+            if Given in field.metadata and name not in value.model_fields_set:
+                del data[name]
+            else:
+                _leave_out_unset(getattr(value, name), data[name])
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _leave_out_unset(item, data[key])
+    elif isinstance(value, list | tuple):
+        for item, plain in zip(value, data, strict=True):
+            _leave_out_unset(item, plain)
 
 
 def load(model: type[Model], path: str | Path, overrides: Sequence[str] = ()) -> Model:

@@ -1,7 +1,9 @@
+import json
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +53,28 @@ def test_the_whole_configuration_is_stored_with_absolute_paths(name: str, tmp_pa
         return text.replace(f"{tmp_path}/", "")
 
     assert relative(again.model_dump_json()) == relative(config.model_dump_json())
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"kind": "probe", "of": "classification", "pooling": "cls", "columns": {"text": 2}},
+        {"kind": "probe", "of": "tagging", "columns": {"split": "split"}},
+        {"kind": "classification", "columns": {"split": "split"}},
+        *({"kind": kind} for kind in ("classification", "regression", "multilabel", "choice", "tagging")),
+    ],
+)
+def test_a_stored_task_is_the_same_and_names_the_column_of_the_split_only_where_the_user_has(
+    task: dict[str, Any],
+) -> None:
+    trained = {} if task["kind"] == "probe" else {"learning_rate": 1e-4, "batch_size": 8, "epochs": 1}
+    given = {"name": "task", "file": "x.tsv", "init": "model", "max_seq_length": 32, "seed": 1, **trained, **task}
+    text = json.dumps({"name": "run", "finetune": [given]})
+    config = parse(RunConfig, text.encode(), "run.yaml")
+    again = stored(stored(config)).finetune[0]
+    assert again.model_copy(update={"file": "x.tsv", "init": "model"}) == config.finetune[0]
+    named = "split" in again.columns.model_fields_set  # then a file without it is an error
+    assert named == ("split" in task.get("columns", {}))
 
 
 def test_every_path_of_the_users_becomes_absolute_and_s3_and_digests_stay(tmp_path: Path, own_home: Path) -> None:

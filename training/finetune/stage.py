@@ -20,6 +20,7 @@ from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncode
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.probing.probe_run import check_layers
 from cloze.training.finetune.tasks.probe import Probe
+from cloze.training.finetune.tasks.probe_config import ProbeConfig
 from cloze.training.finetune.tasks.registry import task_of
 from cloze.training.finetune.tasks.task import ModelTask, splits_of
 from cloze.training.finetune.tasks.task_config import TaskConfig, TrainedTaskConfig, task_files
@@ -81,11 +82,12 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
 def _train(setup: FinetuneSetup) -> None:
     """Run what is not finished, on as many groups of workers as fit."""
     config, nodes = setup.config, capacity()
+    is_probe = isinstance(setup.task, Probe)  # which one worker does
     placement = Placement.fitting(
         nodes,
         stage=f"finetune-{config.name}",
         gpus=gpus_of_trial(config, nodes.gpus),
-        workers=config.workers,
+        workers=1 if is_probe else config.workers,
         threads=config.threads,
         without_gpus=1,
     )
@@ -99,7 +101,9 @@ def _train(setup: FinetuneSetup) -> None:
 
 def gpus_of_trial(config: TaskConfig, gpus_found: int) -> int | Literal["auto"]:
     """The number of GPUs for a trial. "auto" divides those of the cluster among the trials that run at once, at least
-    one each."""
+    one each. A probe has one at most."""
+    if isinstance(config, ProbeConfig):
+        return min(1, gpus_found if config.gpus == "auto" else config.gpus)
     if config.gpus != "auto" or config.workers or len(config.trials) < 2:
         return config.gpus
     at_once = len(config.trials) * (1 + config.compare_random)

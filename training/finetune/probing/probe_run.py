@@ -18,10 +18,8 @@ from cloze.training.vectors.representation import dimension
 
 def evaluate_probe(trainer: FinetuneTrainer, variant: str) -> None:
     """Fit a regression on each choice of layers, predict dev, test and the extra files with the best one, and commit
-    the variant: its choices of layers and its predictions. One worker does it; the others have nothing to do.
+    the variant: its choices of layers and its predictions. The group has one worker.
     """
-    if trainer.rank:
-        return
     setup, probe = trainer.setup, trainer.setup.task
     assert isinstance(probe, Probe)
     vectors = _vectors(trainer, probe, variant)

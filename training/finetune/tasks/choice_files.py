@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.config import Config, Given
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.tasks.glue import NO_LABEL
 from cloze.training.finetune.tasks.invalid_rows import InvalidRow, valid_rows
@@ -25,7 +25,7 @@ class ChoiceColumns(Config):
     """Column with the list of choices (JSON lines and Parquet), or a column for each."""
     label: Column = "label"
     """Column with the number of the right choice, from 0."""
-    split: Column = "split"
+    split: Annotated[Column, Given] = "split"
     """Column with the split: train, dev or test."""
 
 

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.config import Config, Given
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.tasks.invalid_rows import InvalidRow, valid_rows
@@ -38,7 +38,7 @@ class LabelSetColumns(Config):
     columns with 0 or 1, one for each label, which has the column's name."""
     separator: str = Field(default=",", min_length=1)
     """What separates labels within a text; white space around them is removed."""
-    split: Column = "split"
+    split: Annotated[Column, Given] = "split"
     """Column with the split: train, dev or test."""
 
 

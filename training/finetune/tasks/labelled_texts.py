@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from numpy.typing import NDArray
 
-from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.config import Config, Given
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.tasks.glue import NO_LABEL, Layout
@@ -33,7 +33,7 @@ class LabelledColumns(Config):
     """Column with the second text of a pair."""
     label: Column = "label"
     """Column with the label: a word or a number."""
-    split: Column = "split"
+    split: Annotated[Column, Given] = "split"
     """Column with the split: train, dev or test."""
 
 

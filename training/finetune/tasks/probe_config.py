@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cloze.pipeline.core.config import InputPath
+from cloze.pipeline.core.config import Config, Given, InputPath
 from cloze.training.finetune.tasks.classification import GlueName
 from cloze.training.finetune.tasks.labelled_texts import LabelledColumns
 from cloze.training.finetune.tasks.tag_schemes import Scheme
@@ -27,7 +27,7 @@ class ProbeColumns(TaggedColumns):
     """Column with the second text of a pair."""
     label: Column = "label"
     """Column with the label: a word or a number."""
-    split: str = "split"
+    split: Annotated[str, Given] = "split"
     """Column with the split: train, dev or test."""
 
 
@@ -93,23 +93,32 @@ class ProbeConfig(TaskConfig):
 
     @model_validator(mode="after")
     def _keys_belong_together(self) -> Self:
-        for kind, keys in _KEYS_OF.items():
-            given = [key for key in keys if kind != self.of and key in self.model_fields_set]
-            other = self.columns.model_fields_set - set(_COLUMNS_OF[self.of].model_fields)
-            if unused := [*given, *(f"columns.{name}" for name in sorted(other))]:
-                raise ValueError(f"{self.name}: {unused[0]} has no meaning with of: {self.of}; leave it out")
-        if self.pooling == "cls" and "special_tokens" in self.model_fields_set:
+        keys = [key for kind, keys in _KEYS_OF.items() if kind != self.of for key in keys]
+        columns = [name for name in ProbeColumns.model_fields if name not in _COLUMNS_OF[self.of].model_fields]
+        given = [key for key in keys if not _is_default(self, key)]
+        given += [f"columns.{name}" for name in columns if not _is_default(self.columns, name)]
+        if given:
+            raise ValueError(f"{self.name}: {given[0]} has no meaning with of: {self.of}; leave it out")
+        if self.pooling == "cls" and not self.special_tokens:
             raise ValueError(f"{self.name}: special_tokens has no meaning with pooling: cls; leave it out")
         return self
 
     @property
     def task_columns(self) -> Any:
         """The columns as the configuration of the task has them."""
-        given = {name: getattr(self.columns, name) for name in self.columns.model_fields_set}
-        return _COLUMNS_OF[self.of].model_validate(given)
+        columns = _COLUMNS_OF[self.of]
+        given = {
+            name: getattr(self.columns, name) for name in columns.model_fields if name in self.columns.model_fields_set
+        }
+        return columns.model_validate(given)
 
     @property
     def task_settings(self) -> dict[str, Any]:
         """The settings that the task reads, besides its columns."""
         names = ("name", "file", "files", "max_seq_length", "seed", "skip_invalid", *_KEYS_OF[self.of])
         return {name: getattr(self, name) for name in names if name not in ("pooling", "special_tokens")}
+
+
+def _is_default(config: Config, name: str) -> bool:
+    """Whether a field has its default: a stored configuration, which is read again, has all of them."""
+    return getattr(config, name) == type(config).model_fields[name].default

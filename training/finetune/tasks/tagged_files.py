@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.config import Config, Given
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.character_encodings import Encoding, decode, decompressed
@@ -48,7 +48,7 @@ class TaggedColumns(Config):
     `tags`."""
     document: str | None = None
     """Column of JSON lines or Parquet with the name of the sentence's document. Other files have -DOCSTART- lines."""
-    split: str = "split"
+    split: Annotated[str, Given] = "split"
     """Column of JSON lines or Parquet with the split: train, dev or test."""
     comment: str | None = Field(default=None, min_length=1)
     """Lines that begin with this are comments: # in CoNLL-U, where `# newdoc` begins a document. By default none."""
