@@ -60,7 +60,6 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         help="sentence-transformers: also what SentenceTransformer loads, for the vectors of `cloze embed`",
     )
     _add_pooling(command)
-    command.add_argument("--layers", metavar="LAYERS", default="last", help="with --format sentence-transformers: last")
 
 
 def _add_predict(command: argparse.ArgumentParser) -> None:

@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from io import TextIOWrapper
 
 from cloze.infra.cli_shared import is_override, load_run, print_json, quiet_engines
 from cloze.pipeline.core.errors import UserError
@@ -10,12 +12,8 @@ from cloze.pipeline.core.errors import UserError
 
 def export(options: argparse.Namespace) -> int:
     of_sentences = options.format == "sentence-transformers"
-    if not of_sentences and (options.layers != "last" or options.pooling != "mean"):
-        raise UserError("--layers and --pooling are of vectors: add --format sentence-transformers")
-    if options.layers != "last":
-        raise UserError(
-            f"--layers {options.layers}: SentenceTransformer reads the last layer; use cloze embed for others"
-        )
+    if not of_sentences and options.pooling != "mean":
+        raise UserError("--pooling is of vectors: add --format sentence-transformers")
     if of_sentences and options.onnx:
         raise UserError("--onnx: is not written with --format sentence-transformers; leave one of them out")
     run = load_run(options)
@@ -70,7 +68,7 @@ def _predict_task(options: argparse.Namespace) -> int:
         return 0
     from cloze.infra.export import predict_lines
 
-    for prediction in predict_lines(run, options.task, sys.stdin):
+    for prediction in predict_lines(run, options.task, _standard_input()):
         print(json.dumps(prediction, ensure_ascii=False), flush=True)
     return 0
 
@@ -92,18 +90,28 @@ def embed(options: argparse.Namespace) -> int:
     )
     settings = EmbedSettings(representation, options.max_length, options.text, options.text_b)
     opened = open_encoder(options.run, options.overrides, options.root, options.task)
-    for note in opened.notes:
+    for note in opened.remarks:
         print(f"cloze: {note}", file=sys.stderr)
     if not options.to:
-        print_vectors(opened, settings, sys.stdin)
+        print_vectors(opened, settings, _standard_input())
         return 0
     to = Location(options.to).absolute()
     if options.input:
         embed_files(opened, settings, options.input, to)
     else:
-        embed_standard_input(opened, settings, sys.stdin, to)
+        embed_standard_input(opened, settings, _standard_input(), to)
     print(to)
     return 0
+
+
+def _standard_input() -> Iterator[str]:
+    """The lines of standard input. Raises UserError when they are not UTF-8."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale says
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: is not UTF-8 ({error.reason}); convert it, for example with iconv") from error
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -116,7 +124,7 @@ def inspect(options: argparse.Namespace) -> int:
     from cloze.pipeline.core.storage import Location
 
     opened = open_encoder(options.run, options.overrides, options.root, options.task)
-    for note in opened.notes:
+    for note in opened.remarks:
         print(f"cloze: {note}", file=sys.stderr)
     print(write_page(opened, texts, Location(options.to), options.sentences, options.word))
     return 0

@@ -86,7 +86,7 @@ def embed_files(
     """
     embedder = load_embedder(opened.encoder, settings.representation, settings.max_length)
     with tempfile.TemporaryDirectory() as folder:
-        digests = opened.root / "sources" if opened.root else Location(folder)
+        digests = Location(folder) if shown or not opened.root else opened.root / "sources"
         sources, model = input_files(patterns, to, digests), opened.digests(digests)
     facts = {
         "model": opened.location.uri,

@@ -32,6 +32,11 @@ class OpenedEncoder:
     notes: tuple[str, ...] = ()  # for the user
     run: Run | None = None
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know of the run and of the weights. Vectors need no pooler."""
+        return (*self.notes, *(note for note in self.encoder.notes if "has no pooler" not in note))
+
     def digests(self, cache: Location) -> dict[str, str]:
         """The digests of what the vectors depend on, by name. `cache` has those of users' files."""
         if self.inputs:
@@ -56,7 +61,7 @@ def open_encoder(
         if given := [*overrides, *(["--task"] if task else [])]:
             raise UserError(f"{given[0]}: {run} is the folder of a model, which is read as it is; leave it out")
         return OpenedEncoder(from_folder(folder.absolute()), folder.absolute(), {})
-    if folder.local_path and folder.local_path.is_dir():
+    if "/" in run and folder.local_path and folder.local_path.is_dir():
         raise UserError(f"{run}: has no config.json; give the folder of a model in Hugging Face's format, or a run")
     opened = open_run(run, overrides, root)
     if task:

@@ -56,7 +56,7 @@ def test_options_choose_the_vectors_and_a_blank_line_has_none(run: Any, capsys: 
     assert notes == "cloze: cut to 4 tokens: 1 of the texts\n"
 
 
-def test_an_error_of_embed_is_one_line(run: Any, tmp_path: Path, capsys: Any) -> None:  # noqa: F811
+def test_an_error_of_embed_is_one_line(run: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:  # noqa: F811
     line = "layers concat-last-4: the encoder has only 2 layers; give another choice, such as last\n"
     assert mistake(capsys, "embed", CONFIG, "--layers", "concat-last-4") == line
     assert "layers 3: the encoder has 2 layers; give a number from" in mistake(capsys, "embed", CONFIG, "--layers", "3")
@@ -68,6 +68,9 @@ def test_an_error_of_embed_is_one_line(run: Any, tmp_path: Path, capsys: Any) ->
     assert mistake(capsys, "embed", CONFIG, "--text", "body").startswith("--text and --text-b name columns of files")
     Path("empty").mkdir()
     assert mistake(capsys, "embed", "./empty").startswith("./empty: has no config.json; give the folder of a model")
+    assert "config.json" not in mistake(capsys, "embed", "empty"), "a name is that of a run"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("na\xefve\n".encode("latin-1")), "ascii"))
+    assert mistake(capsys, "embed", CONFIG).startswith("standard input: is not UTF-8 (")
     folder = str(write_folder(tmp_path / "roberta", "roberta"))
     capsys.readouterr()  # transformers' progress
     assert "vocab.size=3: " in mistake(capsys, "embed", folder, "vocab.size=3")

@@ -79,8 +79,6 @@ def _weights(encoder: Any) -> dict[str, Any]:
 
 def test_what_the_format_cannot_express_is_an_error_of_one_line(run: Any, capsys: Any) -> None:  # noqa: F811
     export = ["export", CONFIG, "--to", "encoder"]
-    line = mistake(capsys, *export, "--format", "sentence-transformers", "--layers", "sum-all")
-    assert line == "--layers sum-all: SentenceTransformer reads the last layer; use cloze embed for others\n"
     assert "add --format sentence-transformers" in mistake(capsys, *export, "--pooling", "cls")
     assert "--onnx: is not written" in mistake(capsys, *export, "--format", "sentence-transformers", "--onnx")
     assert not Path("encoder").exists()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import pyarrow as pa
@@ -21,12 +21,17 @@ class TaskPredictor:
 
     folder: Location
     config: TaskConfig
+    input_columns: InputColumns = field(compare=False)
+    types: Mapping[str, pa.DataType] = field(compare=False)
     summary_file: str = "_predictions.json"
 
     @classmethod
     def of(cls, folder: Location, config: TaskConfig) -> "TaskPredictor":
         """Without the task's files, which prediction does not use: `extra` is a dict, which has no hash."""
-        return cls(folder, config.model_copy(update={"files": None}))
+        task = cast(type[TrainedTask], task_of(config))
+        head = json.loads((folder / "config.json").read_bytes())
+        without_files = config.model_copy(update={"files": None})
+        return cls(folder, without_files, task.input_columns(without_files, head), task.prediction_types(head))
 
     @property
     def name(self) -> str:
@@ -35,14 +40,6 @@ class TaskPredictor:
     @property
     def facts(self) -> Mapping[str, Any]:
         return {}
-
-    @property
-    def input_columns(self) -> InputColumns:
-        return self._task.input_columns(self.config, self._head())
-
-    @property
-    def types(self) -> Mapping[str, pa.DataType]:
-        return self._task.prediction_types(self._head())
 
     @property
     def gpus(self) -> int | Literal["auto"]:
@@ -68,10 +65,3 @@ class TaskPredictor:
             return columns, {"without_prediction": inputs.count(None)}
 
         return compute
-
-    @property
-    def _task(self) -> type[TrainedTask]:
-        return cast(type[TrainedTask], task_of(self.config))
-
-    def _head(self) -> Mapping[str, Any]:
-        return json.loads((self.folder / "config.json").read_bytes())
