@@ -23,5 +23,7 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters.update(filters)
-    style, script = (Markup("\n".join(file.read_text() for file in files)) for files in (styles, scripts))
+    style, script = (
+        Markup("\n".join(file.read_text(encoding="utf-8") for file in files)) for files in (styles, scripts)
+    )
     return environment.get_template(template.name).render(style=style, script=script, **variables)

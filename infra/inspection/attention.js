@@ -176,16 +176,15 @@
       sides[side].append(button);
     });
     sides[side].addEventListener("keydown", (event) => {
-      if (event.key === "Escape") pinned = null;
-      else if (event.key === "ArrowUp" || event.key === "ArrowDown") {
+      if (event.key === "ArrowUp" || event.key === "ArrowDown") {
         event.preventDefault();
         const present = buttons[side].filter((button) => !button.hidden), at = present.indexOf(document.activeElement);
         const next = present[Math.max(0, Math.min(present.length - 1, at + (event.key === "ArrowUp" ? -1 : 1)))];
         buttons[side].forEach((button) => (button.tabIndex = button === next ? 0 : -1));
         next.focus();
         pinned = [side, buttons[side].indexOf(next)];
-      } else return;
-      show(null);
+        show(null);
+      }
     });
   }
 
@@ -209,6 +208,11 @@
     addTokens("from");
     addTokens("to");
     choose(0, 0, false);
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      pinned = null;
+      show(null);
+    });
     document.querySelector(".controls").addEventListener("change", filter);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawThumbnails);
     await drawThumbnails();

@@ -53,10 +53,10 @@ def _lines_of(file: str) -> Sentences:
     if not location.is_file():
         raise UserError(f"--sentences {file}: no such file; give a text file with a sentence in each line")
     try:
-        text = location.read_text()
+        text = location.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"--sentences {file}: is not UTF-8 ({error.reason}); give a text file in UTF-8") from error
-    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    lines = list(dict.fromkeys(line.strip() for line in text.split("\n") if line.strip()))
     if not lines:
         raise UserError(f"--sentences {file}: has no text; give a file with a sentence in each line")
     name = Path(location.name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cloze.infra.inspection.model import InspectedModel, PiecePrediction
 from cloze.infra.report.charts import format_percent
-from cloze.pipeline.core.errors import UserError
+from cloze.training.finetune.tasks.task import MissingHead
 
 _PIECES = 10  # shown for each mask
 _CONTEXT = 90  # characters shown before and after a mask
@@ -50,7 +50,7 @@ def masks_section(model: InspectedModel, texts: Sequence[str]) -> MasksSection:
         positions = model.masks(text)
         try:
             predictions = model.fill_masks(text, shown) if positions else []
-        except UserError:
+        except MissingHead:
             return MasksSection([], "The model has no masked-LM head, with which it would predict the pieces.")
         for position, best in zip(positions, predictions, strict=True):
             start, end = text.spans[position]

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.text.tokenizer import MASK
 from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder
+from cloze.training.finetune.prediction.text_embedder import load_embedder
 from cloze.training.finetune.tasks.minimal_pairs import MinimalPairs, MinimalPairsConfig
-from cloze.training.finetune.tasks.special_tokens import SpecialTokens, mask_id
-from cloze.training.finetune.tasks.text_inputs import encode_texts
+from cloze.training.finetune.tasks.special_tokens import mask_id
 from cloze.training.vectors.attention import attention_probabilities
-from cloze.training.vectors.pooling import text_vectors
 from cloze.training.vectors.representation import Representation
 
 
@@ -52,8 +51,9 @@ class InspectedModel:
     def __init__(self, encoder: PretrainedEncoder) -> None:
         self.encoder = encoder
         self.tokenizer = encoder.tokenizer()
-        self.layers = encoder.layered_encoder(0, pretrained=True)
-        self._with_masks = encoder.tokenizer()
+        self._embedder = load_embedder(encoder, Representation(), None)
+        self.layers = self._embedder.encoder
+        self._with_masks = self._embedder.tokenizer
         self._with_masks.encode_special_tokens = False  # "[MASK]" in a text is the mask
         self._predictor: nn.Module | None = None
 
@@ -65,7 +65,7 @@ class InspectedModel:
         """The tokens of one text, or of a pair. Raises UserError when a text is empty or they are too long."""
         if any(not text.strip() for text in texts):
             raise UserError("the text is empty; give the words to inspect")
-        first, second = [text.replace(MASK, _mask_token(self.tokenizer)) for text in (*texts, "")][:2]
+        first, second = [self._marked(text) for text in (*texts, "")][:2]
         texts = (first, second) if second else (first,)
         encoding = self._with_masks.encode(first, second or None)
         positions, length = self.encoder.max_tokens, len(encoding.ids)
@@ -98,10 +98,8 @@ class InspectedModel:
 
         A text longer than the model is truncated.
         """
-        inputs, _ = encode_texts(self.tokenizer, texts, None, self.encoder.max_tokens or _MAX_TOKENS)
-        special_ids = SpecialTokens.of(self.tokenizer).ids
-        [vectors] = text_vectors(self.layers, inputs, [Representation()], special_ids)
-        return vectors
+        found = self._embedder.embed({"text": self._marked(text)} for text in texts)
+        return np.concatenate([vectors for vectors, _ in found])
 
     def masks(self, text: InspectedText) -> list[int]:
         """The positions of [MASK] among the tokens."""
@@ -112,13 +110,13 @@ class InspectedModel:
     def fill_masks(self, text: InspectedText, k: int) -> list[list[PiecePrediction]]:
         """The `k` most likely pieces at each mask of one text, the most likely first.
 
-        Raises UserError when the model has no masked-LM head.
+        Raises MissingHead when the model has no masked-LM head.
         """
-        positions = torch.tensor(self.masks(text))
         if self._predictor is None:
-            self._predictor = self.encoder.new_model(_SCORING, 0, pretrained=True).eval()
-        ids = torch.tensor([text.ids]).expand(len(positions), -1)
-        best = self._predictor(ids, torch.ones_like(ids), positions).exp().topk(k)
+            task = MinimalPairs(MinimalPairsConfig(name="masks", file="none"), [])  # its model is that with the head
+            self._predictor = self.encoder.new_model(task, 0, pretrained=True).eval()
+        ids = torch.tensor([text.ids])
+        best = self._predictor(ids, torch.ones_like(ids), torch.tensor(self.masks(text))).exp().topk(k)
         return [
             [
                 PiecePrediction(str(self.tokenizer.id_to_token(piece)), probability)
@@ -127,9 +125,8 @@ class InspectedModel:
             for pieces, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
-
-_MAX_TOKENS = 512  # of a sentence, for a model without a limit
-_SCORING = MinimalPairs(MinimalPairsConfig(name="masks", file="none"), [])  # its model is the encoder with that head
+    def _marked(self, text: str) -> str:
+        return text.replace(MASK, _mask_token(self.tokenizer))
 
 
 def _inputs(text: InspectedText) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,8 @@ from cloze.infra.inspection.nearest import unit
 from cloze.infra.inspection.word_charts import cosine_chart, plane_chart
 from cloze.pipeline.core.errors import UserError
 
-_CONTEXTS = 12
+_CONTEXTS = 12  # shown
+_READ = 2 * _CONTEXTS  # occurrences, as some have other pieces
 _CONTEXT_CHARS = 60  # shown before and after the word
 _WORD = re.compile(r"[^\W\d_]{3,}(?:['’-][^\W\d_]+)*")
 _ENGLISH_FUNCTION_WORDS = (
@@ -87,7 +88,11 @@ def word_section(
         f"{pairs[-1].max():.2f}, on average {pairs[-1].mean():.2f}. Each text is read by itself.",
     ]
     if total > len(found):
-        paragraphs.append(f"The first {len(found)} of {total:,} contexts are shown.")
+        read = f", of which the first {_READ} were read" if total > _READ else ""
+        paragraphs.append(
+            f"The word occurs {total:,} times{read}. Shown are the first {len(found)} contexts with the same pieces, "
+            "in texts that fit the model."
+        )
     low = cosines[-1].min()
     shades = np.rint(100 * (cosines[-1] - low) / max(1 - low, 1e-6)).astype(int)  # the lowest is white
     table = [
@@ -111,7 +116,7 @@ def common_word(texts: Sequence[str]) -> str | None:
 def word_contexts(
     model: InspectedModel, labelled: Sequence[tuple[str, str]], word: str
 ) -> tuple[list[WordContext], int]:
-    """The first contexts with the same pieces of the word, and how many contexts there are in all.
+    """The first contexts with the same pieces of the word, and how often it occurs in all.
 
     `labelled`: (source, text). The word counts in upper and lower case; of several ways to write it, which have other
     pieces in a cased model, the most frequent one is taken.
@@ -119,7 +124,7 @@ def word_contexts(
     found = [(source, text, span) for source, text in labelled for span in occurrences(text, word)]
     read = dict[str, tuple[InspectedText, NDArray[np.float32]]]()
     contexts = list[WordContext]()
-    for source, text, (start, end) in found[: 2 * _CONTEXTS]:
+    for source, text, (start, end) in found[:_READ]:
         if text not in read:
             try:
                 tokens = model.read([text])

@@ -17,6 +17,7 @@ _FOLDER = Path(__file__).parent
 _WIDTH, _HEIGHT = 640, 340  # of the chart, in SVG units; the page scales it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 30, 30  # margins for tick labels and axis titles
 _COLORS = ("blue", "orange", "green", "purple")  # CSS classes, in the order of the curves
+_DASHES = (None, "10 4", "2 4", "10 4 2 4")  # of their lines, so that colour is not needed
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,11 @@ class _Scale:
 
 def render(curves: LearningCurves) -> str:
     """Returns the HTML page."""
-    colors = dict(zip((curve.name for curve in curves.curves), _COLORS, strict=False))
+    keys = {
+        curve.name: _key(color, dashes) for curve, color, dashes in zip(curves.curves, _COLORS, _DASHES, strict=False)
+    }
     return render_page(
-        _FOLDER / "page.html", [STYLE], [SCRIPT], {}, curves=curves, chart=learning_chart(curves), colors=colors
+        _FOLDER / "page.html", [STYLE], [SCRIPT], {}, curves=curves, chart=learning_chart(curves), keys=keys
     )
 
 
@@ -55,8 +58,8 @@ def learning_chart(curves: LearningCurves) -> Markup:
     shapes: list[object] = [element("text", curves.metric_name, x=0, y=14, class_="quiet"), *_axes(curves, scale)]
     reference = (f"M{_LEFT} {scale.y(score):.1f}H{_WIDTH - _RIGHT}" for score in majority)
     shapes += [element("path", d=path, class_="reference") for path in reference]
-    for curve, color in zip(curves.curves, _COLORS, strict=False):
-        shapes += _line(curve, curves.labels, color, scale)
+    for curve, color, dashes in zip(curves.curves, _COLORS, _DASHES, strict=False):
+        shapes += _line(curve, curves.labels, color, dashes, scale)
     shapes.append(element("line", x1=0, x2=0, y1=_TOP, y2=_HEIGHT - _BOTTOM, class_="cursor"))
     series = [
         {
@@ -86,14 +89,22 @@ def _axes(curves: LearningCurves, scale: _Scale) -> list[Markup]:
     return shapes
 
 
-def _line(curve: Curve, labels: Sequence[int], color: str, scale: _Scale) -> list[Markup]:
+def _key(color: str, dashes: str | None) -> Markup:
+    """The sign of a curve in the legend."""
+    line = element("path", d="M0 4H42", stroke_dasharray=dashes, class_=f"line {color}")
+    dot = element("circle", cx=21, cy=4, r=3.2, class_=f"dot {color}")
+    return element("svg", line, dot, viewBox="0 0 42 8", aria_hidden="true")
+
+
+def _line(curve: Curve, labels: Sequence[int], color: str, dashes: str | None, scale: _Scale) -> list[Markup]:
     """A curve with a dot and an error bar at each number of labels."""
     points = [(scale.x(number), scale.y(curve.mean(number))) for number in labels]
     bars = [(scale.x(number), *map(scale.y, _error_bar(curve, number))) for number in labels]
-    paths = ["M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)]
-    paths += [f"M{x:.1f} {low:.1f}V{high:.1f}" for x, low, high in bars if low != high]
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    line = element("path", d=path, stroke_dasharray=dashes, class_=f"line {color}")
+    paths = [f"M{x:.1f} {low:.1f}V{high:.1f}" for x, low, high in bars if low != high]
     dots = [element("circle", cx=x, cy=y, r=3.2, class_=f"dot {color}") for x, y in points]
-    return [*(element("path", d=path, class_=f"line {color}") for path in paths), *dots]
+    return [line, *(element("path", d=path, class_=f"line {color}") for path in paths), *dots]
 
 
 def _error_bar(curve: Curve, labels: int) -> tuple[float, float]:

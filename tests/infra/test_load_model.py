@@ -43,7 +43,7 @@ def test_an_embedding_is_the_mean_over_tokens_that_transformers_gives(exported: 
 
 def test_a_text_has_the_same_vector_in_any_company(run: RunConfig) -> None:  # noqa: F811
     model = cloze.load(CONFIG)
-    together = model.embed(TEXTS, batch_size=3)
+    together = model.embed(TEXTS)
     assert together == pytest.approx(np.concatenate([model.embed([text]) for text in TEXTS]), abs=1e-5)
     assert model.embed([]).shape == (0, model.config.hidden_size)
 

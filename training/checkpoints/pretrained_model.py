@@ -1,20 +1,24 @@
 """A pretrained model and its tokenizer -> predictions for [MASK] and a vector for each text, from Python."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Self, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 
-from cloze.pipeline.core.ragged import offsets_of, pad_rows
+from cloze.pipeline.core.ragged import Ragged, offsets_of
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import CLS, SEP, load_tokenizer
 from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.checkpoints.fill_mask import MaskPrediction, load_model, predict_masked
 from cloze.training.model.bert import BertConfig, BertForPreTraining
+from cloze.training.vectors.hidden_states import LayeredEncoder
+from cloze.training.vectors.pooling import text_vectors
+from cloze.training.vectors.representation import Representation
+from cloze.training.vectors.text_inputs import TextInputs
 
 
 class PretrainedModel:
@@ -43,31 +47,19 @@ class PretrainedModel:
         """
         return predict_masked(self.model, self.tokenizer, text, top)
 
-    @torch.inference_mode()
-    def embed(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Texts -> [texts, hidden]: the mean of the last layer over a text's tokens, [CLS] and [SEP] included.
 
         This is what sentence-transformers calls mean pooling. A text longer than the model is truncated.
         """
         cls, sep = (self.tokenizer.token_to_id(token) for token in (CLS, SEP))
         longest = self.config.max_position_embeddings - 2
-        encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ids = [[cls, *encoding.ids[:longest], sep] for encoding in encoded]
-        by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        vectors = np.empty((len(ids), self.config.hidden_size), np.float32)
-        for start in range(0, len(ids), batch_size):
-            batch = by_length[start : start + batch_size]
-            vectors[batch] = self._mean_pooled([ids[index] for index in batch])
-        return vectors
-
-    def _mean_pooled(self, ids: list[list[int]]) -> NDArray[np.float32]:
-        device = next(self.model.parameters()).device
-        lengths = np.array([len(row) for row in ids])
-        width = int(lengths.max())
-        padded = pad_rows(np.concatenate(ids), offsets_of(lengths), width)  # [batch, seq]
-        input_ids = torch.from_numpy(padded).to(device)
-        mask = torch.from_numpy(np.arange(width) < lengths[:, None]).to(device)  # [batch, seq]
+        offsets = offsets_of([len(row) for row in ids])
+        flat = np.fromiter(itertools.chain(*ids), np.int64, offsets[-1])
+        inputs = TextInputs(Ragged(flat, offsets), np.diff(offsets))
         encoder = cast(BertForPreTraining, self.model).bert
-        hidden, _ = encoder(input_ids, torch.zeros_like(input_ids), mask)  # [batch, seq, hidden]
-        total = (hidden * mask[..., None]).sum(1)  # [batch, hidden]
-        return (total / mask.sum(1, keepdim=True)).float().cpu().numpy()
+        layered = LayeredEncoder.of_modules(encoder, self.config.num_hidden_layers, self.config.hidden_size)
+        [vectors] = text_vectors(layered, inputs, [Representation()], {cls, sep})
+        return vectors

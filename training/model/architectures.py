@@ -5,7 +5,8 @@ BertConfig with the field `architecture: Literal["its name"]` and any fields of 
 transformers stores them. The models have the same inputs and outputs as BertForPreTraining and BertModel, keep their
 `config`, and use the same names for the encoder (`bert`, with its `pooler`) and the heads (`mlm`, `nsp`): checkpoints
 and fine-tuning recognise them by name. The layers that a GPU compiles are `bert.layers`; the
-hidden states of vectors are what `bert.embeddings` and each of `bert.layers` return.
+hidden states of vectors are what `bert.embeddings` and each of `bert.layers` return. `cloze inspect` draws attention
+that is SelfAttention, as `attention` of each of `bert.layers`, and refuses others.
 """
 
 import json

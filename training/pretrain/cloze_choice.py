@@ -3,11 +3,13 @@
 A loss mostly shows how well a model knows the frequencies of pieces. This choice shows what it makes of the context: at
 a mask, its logit of the true piece is compared with that of one distractor, which is about as frequent.
 
-Chance is 0.5 by construction, as true piece and distractor are exchangeable. A distractor is drawn evenly from the
-neighbours in the ranking by frequency, and b is a neighbour of a whenever a is one of b. What is drawn is used with
+Chance is 0.5, as true piece and distractor are exchangeable. A distractor is drawn evenly from the neighbours in the
+ranking by frequency, and b is a neighbour of a whenever a is one of b. What is drawn is used with
 probability min(1, f(b) / f(a)), where f are the training frequencies: the acceptance of Metropolis et al. (1953). So
 "a is true, b the distractor" is as frequent as the reverse, f(a) min(1, f(b) / f(a)) = min(f(a), f(b)). A model that
-does not look at the context prefers the same one of the two wherever they meet, and is right half of the time.
+does not look at the context prefers the same one of the two wherever they meet, and is right half of the time. This
+holds as far as the held-out text has the training frequencies, from which it differs by chance, more if it is small or
+of another kind.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,12 @@
 """An encoder + token ids -> the attention probabilities of every layer."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from cloze.training.model.bert import BertModel, SelfAttention
+from cloze.pipeline.core.errors import UserError
+from cloze.training.model.bert import SelfAttention
 from cloze.training.vectors.hidden_states import LayeredEncoder
 
 
@@ -15,7 +15,8 @@ def attention_probabilities(
 ) -> Sequence[Tensor]:
     """Three [b, s] -> [layers] tensors [b, heads, s, s] in fp32: the weight of each key (last) for each query.
 
-    Keys at padding have weight 0; the others of a query add up to 1. As transformers' `attentions`.
+    Keys at padding have weight 0; the others of a query add up to 1. As transformers' `attentions`. Raises UserError
+    for an encoder whose attention has no such probabilities.
     """
     of_transformers = getattr(encoder.encoder, "attentions", None)
     if of_transformers:
@@ -24,15 +25,26 @@ def attention_probabilities(
     found = list[Tensor]()
 
     def keep(attention: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        found.append(_probabilities(cast(SelfAttention, attention), arguments[0], visible))
+        assert isinstance(attention, SelfAttention)
+        found.append(_probabilities(attention, arguments[0], visible))
 
-    layers = cast(BertModel, encoder.encoder).layers
-    hooks = [layer.get_submodule("attention").register_forward_pre_hook(keep) for layer in layers]
+    hooks = [attention.register_forward_pre_hook(keep) for attention in _attentions(encoder.encoder)]
     try:
         encoder(input_ids, token_type_ids, attention_mask)
     finally:
         for hook in hooks:
             hook.remove()
+    return found
+
+
+def _attentions(encoder: nn.Module) -> list[SelfAttention]:
+    """That of each layer of one of Cloze's own encoders. Raises UserError when it is of another kind."""
+    found = list[SelfAttention]()
+    for layer in encoder.get_submodule("layers").children():
+        attention = getattr(layer, "attention", None)
+        if not isinstance(attention, SelfAttention):
+            raise UserError(f"the attention of {type(layer).__name__} is not BERT's and cannot be drawn; give a BERT")
+        found.append(attention)
     return found
 
 

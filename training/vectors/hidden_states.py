@@ -16,7 +16,7 @@ RowIndices = NDArray[np.int64]
 
 
 class Inputs(Protocol):
-    """Rows of token ids with special tokens, such as the TextInputs of fine-tuning."""
+    """Rows of token ids with special tokens, such as TextInputs."""
 
     @property
     def lengths(self) -> Ints:

@@ -67,6 +67,11 @@ def test_heads_and_tokens_are_chosen_by_pointer_and_by_keys(opened: Browser, pag
     assert sum(shown) == pytest.approx(100, abs=5) and opened.value(lines) < every_line
     opened.press("Escape")
     assert opened.value(readout) == "" and opened.value(lines) > len(shown)
+    opened.value("document.querySelectorAll('#from button')[1].click()")
+    opened.value("document.querySelectorAll('#heads button')[1].focus()")  # a pinned token is left from anywhere
+    assert opened.value(readout) != ""
+    opened.press("Escape")
+    assert opened.value(readout) == ""
     assert opened.problems == []
 
 

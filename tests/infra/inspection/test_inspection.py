@@ -4,27 +4,35 @@ import base64
 import json
 import re
 import zlib
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import cloze
 from cloze.infra.cli import main
-from cloze.infra.inspection.attention import quantize
+from cloze.infra.inspection.attention import AttentionSection, quantize
 from cloze.infra.inspection.command import heldout_sentences
-from cloze.infra.inspection.model import InspectedModel
+from cloze.infra.inspection.masks import masks_section
+from cloze.infra.inspection.model import InspectedModel, InspectedText
 from cloze.infra.inspection.nearest import Sentences, nearest_section
 from cloze.infra.inspection.word import common_word, occurrences, word_section
 from cloze.infra.inspection.word_charts import principal_plane
+from cloze.pipeline.core.errors import DamagedFile
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import document
+from cloze.training.finetune.encoders.cloze_encoder import ClozeEncoder
 from cloze.training.finetune.encoders.pretrained_encoder import from_folder
+from cloze.training.finetune.encoders.transformers_heads import PieceModel
+from cloze.training.finetune.tasks.minimal_pairs import PieceScorer
 from tests.golden import documents_artifact
 from tests.infra.inspection import small_encoder
-from tests.infra.inspection.small_encoder import HEADS, LAYERS, SENTENCES, A, B
+from tests.infra.inspection.small_encoder import HEADS, LAYERS, POSITIONS, SENTENCES, A, B
 from tests.infra.report.test_report import Reader
 from tests.infra.test_export import CONFIG, objective, own_folder, run  # noqa: F401
 from tests.training.finetune.encoders import transformers_folders
@@ -84,6 +92,13 @@ def test_small_weights_are_kept() -> None:
     assert quantize(values)[1] > 0 and quantize(values)[-1] == 255
 
 
+def test_a_token_cannot_end_the_script_element_of_the_data() -> None:
+    token = "</script><script>alert(1)"
+    text = InspectedText((token,), [5], [0], [token], [(0, len(token))], [0])
+    data = AttentionSection(text, 1, 1, []).json
+    assert "<" not in data and json.loads(data)["tokens"] == [token]
+
+
 def test_predictions_are_those_of_predict(little: Path, model: InspectedModel, tmp_path: Path) -> None:
     text = "[MASK] sat on the [MASK]."
     expected = cloze.load(str(little)).fill_mask(text, top=10)
@@ -101,6 +116,32 @@ def test_without_a_head_or_a_mask_the_section_says_why(tmp_path: Path) -> None:
     headless = small_encoder.write_folder(tmp_path / "headless", "BertModel")
     assert "The model has no masked-LM head" in page_of(headless, tmp_path, "the [MASK]")
     assert "The text has no [MASK]" in page_of(headless, tmp_path, "the bank")
+
+
+def test_damaged_weights_are_not_taken_for_a_missing_head(little: Path) -> None:
+    def damaged() -> Any:
+        raise DamagedFile("model.safetensors: is damaged")
+
+    model = InspectedModel(from_folder(Location(str(little))))
+    assert isinstance(model.encoder, ClozeEncoder)
+    model.encoder = replace(model.encoder, read_weights=damaged)
+    with pytest.raises(DamagedFile, match="is damaged"):
+        masks_section(model, ["the [MASK]"])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "albert"])
+def test_the_masks_of_a_text_are_filled_in_one_row(model_type: str, little: Path, tmp_path: Path) -> None:
+    folder = little if model_type == "bert" else transformers_folders.write_folder(tmp_path / model_type, model_type)
+    model, rows = InspectedModel(from_folder(Location(str(folder)))), list[int]()
+    text = model.read(["the [MASK] of the [MASK]."])
+
+    def count(module: nn.Module, arguments: Any) -> None:
+        if isinstance(module, PieceScorer | PieceModel):
+            rows.append(len(arguments[0]))
+
+    with register_module_forward_pre_hook(count):
+        first, second = model.fill_masks(text, 3)
+    assert rows == [1] and first != second
 
 
 @pytest.mark.parametrize("model_type", transformers_folders.MODEL_TYPES)
@@ -126,6 +167,23 @@ def test_the_nearest_sentences_have_the_largest_cosines(little: Path, model: Ins
         assert group.sentences == [(others[index], f"{cosines[index]:.2f}") for index in order]
 
 
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_a_mask_in_a_text_is_the_mask_in_its_vector_too(model_type: str, little: Path, tmp_path: Path) -> None:
+    folder = little if model_type == "bert" else transformers_folders.write_folder(tmp_path / model_type, model_type)
+    model = InspectedModel(from_folder(Location(str(folder))))
+    text = "the [MASK] of the river"
+    read = model.read([text])
+    assert model.masks(read)
+    assert model.vectors(["money", text])[1] == pytest.approx(model.hidden_states(read)[-1].mean(0), abs=1e-5)
+
+
+def test_sentences_are_lines_also_of_files_from_windows_and_with_other_separators(little: Path, tmp_path: Path) -> None:
+    file = tmp_path / "windows.txt"
+    file.write_bytes("\ufeffa boat\r\nthe river\u2028of money\r\n\r\na boat\r\n".encode())
+    page = page_of(little, tmp_path, A, "--sentences", str(file))
+    assert sorted(re.findall(r"</span><span>(.*?)</span></li>", page)) == ["a boat", "the river\u2028of money"]
+
+
 def test_a_word_has_a_vector_in_each_context(little: Path, tmp_path: Path, sentences: str) -> None:
     page = page_of(little, tmp_path, A, B, "--sentences", sentences)
     text = Reader(page).text
@@ -144,6 +202,21 @@ def test_the_vector_of_a_word_is_the_mean_of_its_pieces(model: InspectedModel) -
     read = model.read(["the banks"])
     assert section.word == "banks" and read.tokens == ["[CLS]", "the", "bank", "##s", "[SEP]"]
     assert section.contexts[0].vectors == pytest.approx(model.hidden_states(read)[:, 2:4].mean(1))
+
+
+def test_the_page_says_which_contexts_of_a_word_are_shown(model: InspectedModel) -> None:
+    few = word_section(model, ["the bank", "a bank", "on bank"], [], "bank")
+    assert len(few.paragraphs) == 1  # all are shown
+    many = word_section(model, ["bank " * 10, "the bank"], [f"bank {'of ' * n}" for n in range(20)], "bank")
+    assert many.paragraphs[1] == (
+        "The word occurs 31 times, of which the first 24 were read. Shown are the first 12 contexts with the same "
+        "pieces, in texts that fit the model."
+    )
+    long = word_section(model, ["the bank", "a bank"], ["bank " * POSITIONS], "bank")
+    assert long.paragraphs[1].startswith(
+        "The word occurs 42 times, of which the first 24 were read. Shown are the first 2 "
+    )
+    assert len(long.contexts) == 2
 
 
 def test_the_word_is_chosen_and_found_by_rules() -> None:

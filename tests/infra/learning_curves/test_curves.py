@@ -7,6 +7,7 @@ import pytest
 
 from cloze.infra.learning_curves.curves import Curve, LabelsNeeded, LearningCurves
 from cloze.infra.learning_curves.page import render
+from tests.infra.report.test_report import Reader
 
 LABELS = (50, 200, 800)
 
@@ -92,8 +93,13 @@ def test_the_page_is_self_contained_and_shows_every_curve_and_number() -> None:
     text = re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", page, flags=re.DOTALL)
     assert all(sentence in text for sentence in CURVES.sentences())
     assert "60.0 % ± 1.0" in text and "99.5 % ± 1.0" in text and "from the 1,393 rows of train" in text
-    assert len(re.findall(r'<circle [^>]*class="dot', page)) == 9
-    assert len(re.findall(r'class="line (?:blue|orange|green)"', page)) == 3 + 9  # the curves and their error bars
+    legend, chart = page[page.index("<figcaption") :].split("</figcaption>", 1)
+    assert len(re.findall(r'<circle [^>]*class="dot', chart)) == 9
+    assert len(re.findall(r'class="line (?:blue|orange|green)"', chart)) == 3 + 9  # the curves and their error bars
+    dashes = re.findall(r'stroke-dasharray="([^"]*)" class="line', chart)
+    assert len(set(dashes)) == 2 and re.findall(r'stroke-dasharray="([^"]*)"', legend) == dashes  # the first is solid
+    headers = Reader(page).attributes
+    assert [value for tag, key, value in headers if (tag, key) == ("th", "scope")] == ["col"] * 4 + ["row"] * 3
     assert page.count('class="reference"') == 1 and "the majority class" in text
     numbers = json.loads(re.findall(r'data-series="([^"]*)"', page)[0].replace("&#34;", '"'))
     assert "120.0 %" not in text and "initial weights. The labels" in " ".join(text.split())

@@ -20,10 +20,10 @@ from cloze.training.checkpoints.warm_start import weights_files
 from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder, from_weights_file
 from cloze.training.finetune.tasks.classification import ClassificationConfig
 from cloze.training.finetune.tasks.registry import task_of
-from cloze.training.finetune.tasks.text_inputs import TextInputs
 from cloze.training.finetune.trainer import FinetuneTrainer, epoch_batches
 from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.transformers_names import BERT
+from cloze.training.vectors.text_inputs import TextInputs
 from tests.paths import SHARED
 from tests.pretrained_bert import PackageIndexError, pretrained_bert
 

@@ -27,7 +27,7 @@ from cloze.training.finetune.tasks.classification import (
 )
 from cloze.training.finetune.tasks.labelled_texts import LabelledColumns, LabelledText
 from cloze.training.finetune.tasks.task_config import Trial
-from cloze.training.finetune.tasks.text_inputs import TextInputs
+from cloze.training.vectors.text_inputs import TextInputs
 
 ROWS = [
     ('He said "no", twice', "novel", "train"),

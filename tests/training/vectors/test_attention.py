@@ -60,3 +60,12 @@ def test_a_model_without_weights_for_all_pairs_is_refused(folder_of: Any, tmp_pa
     model.model.forward = windowed
     with pytest.raises(UserError, match="albert: transformers has no weights for all pairs of its tokens"):
         attention_probabilities(layered, *inputs.batch(np.arange(3), layered.device))
+
+
+def test_an_architecture_with_another_attention_is_refused(folder_of: Any, tmp_path: Any) -> None:  # noqa: F811
+    encoder = read_encoder(folder_of("bert"), tmp_path)
+    inputs, layered = encoded(encoder), encoder.layered_encoder(0, pretrained=True)
+    layer: Any = layered.encoder.get_submodule("layers.1")
+    layer.attention = torch.nn.Identity()
+    with pytest.raises(UserError, match=r"^the attention of Layer is not BERT's and cannot be drawn; give a BERT$"):
+        attention_probabilities(layered, *inputs.batch(np.arange(3), layered.device))

@@ -12,9 +12,10 @@ from transformers import AutoModel
 
 from cloze.pipeline.text.tokenizer import build_tokenizer
 from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder
-from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
+from cloze.training.finetune.tasks.text_inputs import encode_texts
 from cloze.training.vectors import hidden_states as module
 from cloze.training.vectors.hidden_states import batches, hidden_states
+from cloze.training.vectors.text_inputs import TextInputs
 from tests.training.checkpoints.published_folders import PIECES, STORED, write_config, write_weights
 from tests.training.finetune.encoders.test_transformers_encoder import read_encoder, sentences
 from tests.training.finetune.encoders.transformers_folders import MODEL_TYPES, write_folder

@@ -11,11 +11,12 @@ from transformers import AutoModel
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ragged, offsets_of
 from cloze.training.finetune.tasks.special_tokens import SpecialTokens
-from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
+from cloze.training.finetune.tasks.text_inputs import encode_texts
 from cloze.training.vectors import hidden_states as batching
 from cloze.training.vectors.hidden_states import LayeredEncoder
 from cloze.training.vectors.pooling import Vectors, text_vectors, token_vectors
 from cloze.training.vectors.representation import LAYER_NAMES, Representation, layer_numbers
+from cloze.training.vectors.text_inputs import TextInputs
 from tests.training.finetune.encoders.test_transformers_encoder import read_encoder
 from tests.training.finetune.encoders.transformers_folders import texts, write_folder
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import PAD, parse_tokenizer
 from cloze.training.checkpoints.huggingface import read_model_config, tokenizer_files
-from cloze.training.finetune.tasks.task import ModelTask, TransformersHead
+from cloze.training.finetune.tasks.task import MissingHead, ModelTask, TransformersHead
 from cloze.training.model.architectures import architecture_of
 from cloze.training.model.bert import BertConfig, initialize, load_encoder
 from cloze.training.vectors.hidden_states import LayeredEncoder
@@ -33,6 +32,10 @@ class ClozeEncoder:
     @property
     def max_tokens(self) -> int:
         return self.config.max_position_embeddings
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_hidden_layers
 
     def tokenizer(self) -> Tokenizer:
         return parse_tokenizer(self.tokenizer_files["tokenizer.json"])
@@ -65,7 +68,7 @@ class ClozeEncoder:
     def _masked_lm_head(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         head = {name.removeprefix("mlm."): weight for name, weight in weights.items() if name.startswith("mlm.")}
         if not head:
-            raise UserError(
+            raise MissingHead(
                 f"{self.where}: has no masked-LM head, with which this task scores; give a model as it was pretrained"
             )
         return head

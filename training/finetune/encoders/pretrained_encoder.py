@@ -44,6 +44,9 @@ class PretrainedEncoder(Protocol):
         ...
 
     @property
+    def num_layers(self) -> int: ...
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Remarks on the weights, for the user."""
         ...
@@ -53,15 +56,15 @@ class PretrainedEncoder(Protocol):
         ...
 
     def check_head(self, head: TransformersHead | None) -> None:
-        """Raises UserError when the encoder has no such head; of None, when the pretrained model has no masked-LM head,
-        with which the task scores."""
+        """Raises UserError when the encoder has no such head; of None, MissingHead when the pretrained model has no
+        masked-LM head, with which the task scores."""
         ...
 
     def new_model(self, task: ModelTask, seed: int, *, pretrained: bool) -> nn.Module:
         """The task's model before the first step: random weights from the seed; those of the encoder are the pretrained
         ones if `pretrained`.
 
-        Raises UserError when the task scores with the masked-LM head of the pretrained model and there is none.
+        Raises MissingHead when the task scores with the masked-LM head of the pretrained model and there is none.
         """
         ...
 

@@ -21,7 +21,7 @@ from cloze.pipeline.text.tokenizer import load_tokenizer, parse_tokenizer
 from cloze.training.checkpoints.weight_files import SAFETENSORS, find_weight_files, printable, read_json, read_tensors
 from cloze.training.finetune.encoders.transformers_heads import MODELS, TransformersModel
 from cloze.training.finetune.tasks.special_tokens import SpecialTokens, mask_id
-from cloze.training.finetune.tasks.task import ModelTask, TransformersHead
+from cloze.training.finetune.tasks.task import MissingHead, ModelTask, TransformersHead
 from cloze.training.vectors.hidden_states import LayeredEncoder
 
 _TAGGING, _MASKED_LM = "ForTokenClassification", "ForMaskedLM"
@@ -51,6 +51,7 @@ class TransformersEncoder:
     config: Mapping[str, Any]  # config.json without the keys that fine-tuning replaces
     tokenizer_files: Mapping[str, bytes]  # tokenizer.json
     max_tokens: int | None
+    num_layers: int
     notes: tuple[str, ...] = ()
 
     def tokenizer(self) -> Tokenizer:
@@ -63,7 +64,7 @@ class TransformersEncoder:
         try:
             mask_id(self.tokenizer())
         except UserError as error:
-            raise UserError(f"{self.folder}: {error}") from None
+            raise MissingHead(f"{self.folder}: {error}") from None
         _load_pretrained(_build(self.folder, self.config, _MASKED_LM), _tensors(self.folder), self.folder)
 
     def new_model(self, task: ModelTask, seed: int, *, pretrained: bool) -> nn.Module:
@@ -129,7 +130,8 @@ def from_folder(folder: Location) -> TransformersEncoder:
     """
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _REPLACED_KEYS}
     model = _build(folder, config, "Model")
-    encoder = TransformersEncoder(folder, config, read_tokenizer(folder), _max_tokens(model))
+    tokens, num_layers = _max_tokens(model), model.config.num_hidden_layers
+    encoder = TransformersEncoder(folder, config, read_tokenizer(folder), tokens, num_layers)
     tensors, tokenizer, notes = _tensors(folder), encoder.tokenizer(), list[str]()
     missing = _load_pretrained(model, tensors, folder)
     try:
@@ -177,7 +179,7 @@ def _load_pretrained(model: Any, tensors: Mapping[str, Tensor], folder: Location
         if name.startswith(encoder) and "pooler." not in name:
             raise UserError(f"{folder}: has no weights {printable(name)}; download the whole folder again")
     if missing and type(model).__name__.endswith(_MASKED_LM):
-        raise UserError(
+        raise MissingHead(
             f"{folder}: has no masked-LM head, with which this task scores; give a model as it was pretrained"
         )
     present = {name: weight for name, weight in loaded.state_dict().items() if name not in missing}

@@ -90,17 +90,17 @@ class ChoiceModel(TransformersModel):
 
 
 class PieceModel(TransformersModel):
-    """The masked-LM head at one position of each row."""
+    """The masked-LM head at one position of each row, or at some of one row."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """[b, s], [b, s] and [b] -> log-probabilities [b, vocab]."""
-        rows = torch.arange(len(positions), device=positions.device)
+        """[b, s], [b, s] and [n] -> log-probabilities [n, vocab]. n is b, or any number if b is 1."""
+        rows = torch.arange(len(input_ids), device=positions.device)
 
         def at_positions(module: nn.Module, arguments: Any, outputs: Any) -> Any:
-            outputs.last_hidden_state = outputs.last_hidden_state[rows, positions][:, None]  # [b, 1, hidden]
+            outputs.last_hidden_state = outputs.last_hidden_state[rows, positions][:, None]  # [n, 1, hidden]
             return outputs
 
-        # The head then computes [b, 1, vocab], not [b, s, vocab].
+        # The head then computes [n, 1, vocab], not [b, s, vocab].
         hook = self.encoder.register_forward_hook(at_positions)
         try:
             logits = self.outputs(input_ids, torch.zeros_like(input_ids), attention_mask).logits

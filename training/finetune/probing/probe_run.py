@@ -13,7 +13,7 @@ from cloze.training.finetune.tasks.task import splits_of
 from cloze.training.finetune.trainer import FinetuneTrainer
 from cloze.training.model.optim import autocast
 from cloze.training.vectors.pooling import Vectors
-from cloze.training.vectors.representation import dimension
+from cloze.training.vectors.representation import layer_numbers
 
 
 def evaluate_probe(trainer: FinetuneTrainer, variant: str) -> None:
@@ -51,9 +51,8 @@ def evaluate_probe(trainer: FinetuneTrainer, variant: str) -> None:
 
 def check_layers(probe: Probe, encoder: PretrainedEncoder) -> None:
     """Raises UserError when the encoder has too few layers."""
-    layered = encoder.layered_encoder(0, pretrained=False)
     for layers in probe.config.layers:
-        dimension(layers, layered)
+        layer_numbers(layers, encoder.num_layers)
 
 
 def _vectors(trainer: FinetuneTrainer, probe: Probe, variant: str) -> Mapping[str, Sequence[Vectors]]:

@@ -31,7 +31,8 @@ from cloze.training.finetune.tasks.task import (
     splits_of,
 )
 from cloze.training.finetune.tasks.task_config import Column, TrainedTaskConfig
-from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
+from cloze.training.finetune.tasks.text_inputs import encode_texts
+from cloze.training.vectors.text_inputs import TextInputs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -81,7 +81,7 @@ class EncodedPieces:
 
 
 class PieceScorer(nn.Module):
-    """The encoder with its masked-LM head -> log-probabilities at one position of each row."""
+    """The encoder with its masked-LM head -> log-probabilities at one position of each row, or at some of one row."""
 
     def __init__(self, encoder: nn.Module, config: BertConfig, seed: int) -> None:
         super().__init__()
@@ -91,9 +91,9 @@ class PieceScorer(nn.Module):
         initialize(self, config.initializer_range, seed)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """[b, s], [b, s] and [b] -> log-probabilities [b, vocab] in fp32."""
+        """[b, s], [b, s] and [n] -> log-probabilities [n, vocab] in fp32. n is b, or any number if b is 1."""
         hidden, _ = self.bert(input_ids, torch.zeros_like(input_ids), attention_mask)
-        scored = hidden[torch.arange(len(positions), device=positions.device), positions]  # [b, hidden]
+        scored = hidden[torch.arange(len(hidden), device=positions.device), positions]  # [n, hidden]
         words: nn.Embedding = self.bert.get_submodule("embeddings.word_embeddings")  # type: ignore[assignment]
         return self.mlm(scored, words.weight).log_softmax(-1)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of
 from cloze.training.finetune.tasks.special_tokens import SpecialTokens
 from cloze.training.finetune.tasks.tagged_files import TaggedSentence
-from cloze.training.finetune.tasks.text_inputs import TextInputs
+from cloze.training.vectors.text_inputs import TextInputs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.tasks.task_config import SPLITS, Column
@@ -221,6 +222,10 @@ def score_facts(scores: Mapping[str, "Estimate"], metric: str) -> dict[str, Any]
     intervals = {name: [score.low, score.high] for name, score in ordered.items()}
     values = {name: score.value for name, score in ordered.items()}
     return {**values, "interval": intervals[metric], "intervals": intervals}
+
+
+class MissingHead(UserError):
+    """The pretrained model has no masked-LM head, or no mask token."""
 
 
 class TransformersHead(NamedTuple):

@@ -1,42 +1,18 @@
-"""Texts and pairs of texts -> token ids, for BERT [CLS] a [SEP] b [SEP], and batches as the model's arguments."""
+"""Texts and pairs of texts -> token ids, for BERT [CLS] a [SEP] b [SEP]."""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ragged import Ints, Ragged, offsets_of, pad_rows
+from cloze.pipeline.core.ragged import Ragged, offsets_of
 from cloze.training.finetune.tasks.special_tokens import SpecialTokens
-from cloze.training.finetune.tasks.task import RowIndices
+from cloze.training.vectors.text_inputs import TextInputs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-
-@dataclass(frozen=True)
-class TextInputs:
-    """Token ids with special tokens, and where the second segment begins: a row's length if it has none."""
-
-    ids: Ragged
-    segment_b: Ints
-
-    @property
-    def lengths(self) -> Ints:
-        return self.ids.lengths
-
-    def batch(self, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """input_ids, token_type_ids and attention_mask, each [batch, length of the longest row]."""
-        ids = self.ids.take(rows)
-        width = int(ids.lengths.max())
-        real = np.arange(width) < ids.lengths[:, None]
-        second = (np.arange(width) >= self.segment_b[rows][:, None]) & real
-        arrays = (pad_rows(*ids, width), second.astype(np.int64), real)  # any token id pads: padding is masked
-        return tuple(torch.from_numpy(array).to(device) for array in arrays)  # type: ignore[return-value]
 
 
 def encode_texts(

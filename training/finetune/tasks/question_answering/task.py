@@ -36,7 +36,7 @@ from cloze.training.finetune.tasks.task import (
     splits_of,
 )
 from cloze.training.finetune.tasks.task_config import TrainedTaskConfig, Training
-from cloze.training.finetune.tasks.text_inputs import TextInputs
+from cloze.training.vectors.text_inputs import TextInputs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
