@@ -61,5 +61,5 @@ class PretrainedModel:
         inputs = TextInputs(Ragged(flat, offsets), np.diff(offsets))
         encoder = cast(BertForPreTraining, self.model).bert
         layered = LayeredEncoder.of_modules(encoder, self.config.num_hidden_layers, self.config.hidden_size)
-        [vectors] = text_vectors(layered, inputs, [Representation()], {cls, sep})
+        [vectors] = text_vectors(layered, inputs, [Representation()], special_ids=())  # all tokens count
         return vectors

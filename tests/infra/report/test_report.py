@@ -454,7 +454,10 @@ def test_the_choices_of_layers_of_a_probe_are_a_table(tmp_path: Path) -> None:
     layers = [{"layers": 0, "dev": 0.5, **common}, {"layers": "last", "dev": 0.6, "is_chosen": True, **common}]
     page = page_of_task(tmp_path, variants={"pretrained": {"layers": layers}})
     text = " ".join(Reader(page).text.split())
-    assert "Layers Dimension C dev accuracy test accuracy embeddings 8 0.1 50.0 % 55.0 % (45.0 to 65.0) last 8" in text
+    assert (
+        "Layers Dimension C dev accuracy test accuracy Note embeddings 8 0.1 50.0 % 55.0 % (45.0 to 65.0) last 8"
+        in text
+    )
     assert re.findall(r'<td class="strong">(.*?)</td>', page) == ["last"]
     assert "Probed on the task authors, the pretrained model reaches" in text
 
