@@ -16,7 +16,8 @@ from cloze.training.finetune.tasks.invalid_rows import valid_rows
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, may_be_unlabelled, read_rows
 from cloze.training.finetune.tasks.task import EncodedTask, InputColumns, splits_of
 from cloze.training.finetune.tasks.task_config import Column
-from cloze.training.finetune.tasks.text_inputs import TextInputs, encode_texts
+from cloze.training.finetune.tasks.text_inputs import encode_texts
+from cloze.training.vectors.text_inputs import TextInputs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
