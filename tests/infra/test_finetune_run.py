@@ -198,7 +198,7 @@ def files_are_predicted_like_lines(
     printed(capsys, *command, "finetune.mood.threads=1", "finetune.mood.workers=2")
     assert first.stat().st_mtime_ns == changed and {path: path.read_bytes() for path in parts} == parts
     Path("new/c.jsonl").write_text('{"text": "a day"}\n')
-    line = "is not a prediction of this model, these settings and these inputs; give another folder"
+    line = "is not of this model, these settings and these inputs; give another folder"
     assert error(capsys, *command) == f"{first.absolute()}: {line}"
     assert error(capsys, *command[:-2]).startswith("--input and --to belong together: ")
     assert error(capsys, *command[:-3], "none/*", "--to", "x") == (
