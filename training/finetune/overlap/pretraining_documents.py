@@ -19,8 +19,10 @@ class PretrainingDocuments(NamedTuple):
     def of(cls, model: Location) -> Self:
         """The documents of a checkpoint, which are known while they are under its root, or of a Hugging Face folder,
         which are not known."""
-        artifact, root = _parent(model), _parent(_parent(model))
-        manifest = read_manifest(artifact) if (model / "state.json").exists() else None
+        if not (model / "state.json").exists():
+            return cls(unknown=(model.name,))
+        artifact = _parent(model)
+        root, manifest = _parent(artifact), read_manifest(artifact)
         if manifest is None or not (documents := _documents(root, manifest)):
             return cls(unknown=(model.name,))
         first = cls()

@@ -192,6 +192,10 @@ def test_the_texts_of_a_foreign_model_are_not_known(tmp_path: Path, ray_session:
     assert facts.plain == {"unknown": ["bert"]} and (rows, manifest.files) == ([], {})
 
 
+def test_a_model_whose_folder_is_near_the_root_of_the_disk_is_one_whose_texts_are_not_known() -> None:
+    assert PretrainingDocuments.of(Location("/bert")) == ((), ("bert",))
+
+
 def test_a_checkpoint_given_as_init_is_compared_with_its_own_documents(tmp_path: Path, ray_session: None) -> None:
     checkpoint = write_pretraining(tmp_path, PLANTED)
     init = source_file(checkpoint.location / "model.safetensors", Location(f"{tmp_path}/sources"))
