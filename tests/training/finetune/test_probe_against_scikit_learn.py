@@ -23,7 +23,7 @@ from tests.pretrained_bert import PackageIndexError, pretrained_bert
 from tests.training.finetune.tasks.trained import task_of_files, train_in_process
 
 SST = SHARED / "data/finetune/sst2-clairett/train.tsv"
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SST.is_file(), reason="requires ../shared/data")]
+pytestmark = [pytest.mark.campaign, pytest.mark.skipif(not SST.is_file(), reason="requires ../shared/data")]
 
 
 @pytest.fixture(scope="module")
