@@ -5,9 +5,13 @@ import json
 import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
+from typing import TYPE_CHECKING
 
 from cloze.infra.cli_shared import is_override, load_run, print_json, quiet_engines
 from cloze.pipeline.core.errors import UserError
+
+if TYPE_CHECKING:
+    from cloze.infra.open_encoder import OpenedEncoder
 
 
 def export(options: argparse.Namespace) -> int:
@@ -81,7 +85,6 @@ def embed(options: argparse.Namespace) -> int:
         raise UserError("--text and --text-b name columns of files: name these with --input")
     quiet_engines()
     from cloze.infra.embed import EmbedSettings, embed_files, embed_standard_input, layers_of, print_vectors
-    from cloze.infra.open_encoder import open_encoder
     from cloze.pipeline.core.storage import Location
     from cloze.training.vectors.representation import Representation
 
@@ -89,9 +92,7 @@ def embed(options: argparse.Namespace) -> int:
         layers=layers_of(options.layers), pooling=options.pooling, special_tokens=not options.without_special_tokens
     )
     settings = EmbedSettings(representation, options.max_length, options.text, options.text_b)
-    opened = open_encoder(options.run, options.overrides, options.root, options.task)
-    for note in opened.remarks:
-        print(f"cloze: {note}", file=sys.stderr)
+    opened = _open_encoder(options)
     if not options.to:
         print_vectors(opened, settings, _standard_input())
         return 0
@@ -102,6 +103,16 @@ def embed(options: argparse.Namespace) -> int:
         embed_standard_input(opened, settings, _standard_input(), to)
     print(to)
     return 0
+
+
+def _open_encoder(options: argparse.Namespace) -> "OpenedEncoder":
+    """The encoder of the options, after a line for each of its remarks."""
+    from cloze.infra.open_encoder import open_encoder
+
+    opened = open_encoder(options.run, options.overrides, options.root, options.task)
+    for note in opened.remarks:
+        print(f"cloze: {note}", file=sys.stderr)
+    return opened
 
 
 def _standard_input() -> Iterator[str]:
@@ -120,12 +131,9 @@ def inspect(options: argparse.Namespace) -> int:
         options.overrides.insert(0, texts.pop())  # argparse takes the first override for a text
     quiet_engines()
     from cloze.infra.inspection.command import write_page
-    from cloze.infra.open_encoder import open_encoder
     from cloze.pipeline.core.storage import Location
 
-    opened = open_encoder(options.run, options.overrides, options.root, options.task)
-    for note in opened.remarks:
-        print(f"cloze: {note}", file=sys.stderr)
+    opened = _open_encoder(options)
     print(write_page(opened, texts, Location(options.to), options.sentences, options.word))
     return 0
 

@@ -22,10 +22,10 @@ from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import stage_files
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
+from tests.infra.mood_task import MOODS, WORDS, write_task
 from tests.paths import REPOSITORY
 
 QUICKSTART = "configs/quickstart.yaml"
-MOODS, WORDS = ("good", "bad"), ("day", "night")
 TASK = "{name: mood, file: mood.jsonl, learning_rate: 1e-3, epochs: 2, batch_size: 8, max_seq_length: 16"
 
 
@@ -40,20 +40,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def own_yaml() -> str:
     """A run of one task, with a BERT as transformers saves it and a labelled file."""
-    from transformers import BertConfig, BertForMaskedLM
-
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "day", "night", "a"]
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    model = BertForMaskedLM(BertConfig(vocab_size=len(pieces), max_position_embeddings=16, **shape))
-    model.save_pretrained("models/tiny")
-    Path("models/tiny/vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
-    words = [(mood, word) for mood in MOODS for word in WORDS]
-    rows = [
-        {"text": f"a {mood} {word}", "label": mood, "split": split}
-        for split, copies in (("train", 10), ("dev", 3), ("test", 5))
-        for mood, word in words * copies
-    ]
-    Path("mood.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_task("tiny")
     Path("own.yaml").write_text(f"name: own\nfinetune:\n  - {TASK}, init: models/tiny}}\n")
     return "own.yaml"
 

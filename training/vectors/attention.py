@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cloze.pipeline.core.errors import UserError
 from cloze.training.model.bert import SelfAttention
-from cloze.training.vectors.hidden_states import LayeredEncoder
+from cloze.training.vectors.hidden_states import LayeredEncoder, hooks
 
 
 def attention_probabilities(
@@ -28,12 +28,8 @@ def attention_probabilities(
         assert isinstance(attention, SelfAttention)
         found.append(_probabilities(attention, arguments[0], visible))
 
-    hooks = [attention.register_forward_pre_hook(keep) for attention in _attentions(encoder.encoder)]
-    try:
+    with hooks(attention.register_forward_pre_hook(keep) for attention in _attentions(encoder.encoder)):
         encoder(input_ids, token_type_ids, attention_mask)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 

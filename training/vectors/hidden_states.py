@@ -1,12 +1,14 @@
 """An encoder + token ids -> the hidden states of every layer, in batches of rows of similar length."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from cloze.pipeline.core.ragged import Ints
 
@@ -26,6 +28,17 @@ class Inputs(Protocol):
     def batch(self, rows: RowIndices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids, token_type_ids and attention_mask (1 real, 0 padding) of some rows, each [batch, seq]."""
         ...
+
+
+@contextmanager
+def hooks(registered: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks of modules for the time of a block."""
+    handles = list(registered)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class LayeredEncoder(nn.Module):
@@ -51,12 +64,8 @@ class LayeredEncoder(nn.Module):
         def hidden_states(input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
             found = list[Tensor]()
             modules = [encoder.get_submodule("embeddings"), *encoder.get_submodule("layers").children()]
-            hooks = [module.register_forward_hook(lambda *call: found.append(call[-1])) for module in modules]
-            try:
+            with hooks(module.register_forward_hook(lambda *call: found.append(call[-1])) for module in modules):
                 encoder(input_ids, token_type_ids, attention_mask)
-            finally:
-                for hook in hooks:
-                    hook.remove()
             return found
 
         return cls(encoder, hidden_states, num_layers, hidden_size)

@@ -12,6 +12,7 @@ from cloze.infra.learning_curves.comparison import Comparison, comparison
 from cloze.infra.open_run import open_run
 from cloze.infra.planner import Run
 from cloze.training.finetune.tasks.classification import ClassificationConfig
+from tests.infra.mood_task import write_task
 from tests.paths import REPOSITORY
 from tests.training.finetune.tasks.trained import train_in_process
 
@@ -22,23 +23,9 @@ PAIRS = "{name: pairs, kind: minimal_pairs, file: pairs.jsonl, init: models/tiny
 @pytest.fixture(autouse=True)
 def own_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with a run of two tasks, a BERT as transformers saves it, and 40 rows of train."""
-    from transformers import BertConfig, BertForMaskedLM
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "day", "night", "a"]
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    model = BertForMaskedLM(BertConfig(vocab_size=len(pieces), max_position_embeddings=16, **shape))
-    for name in ("tiny", "published"):
-        model.save_pretrained(f"models/{name}")
-        Path(f"models/{name}/vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
-    texts = [(mood, word) for mood in ("good", "bad") for word in ("day", "night")]
-    rows = [
-        {"text": f"a {mood} {word}", "label": mood, "split": split}
-        for split, copies in (("train", 10), ("dev", 3), ("test", 5))
-        for mood, word in texts * copies
-    ]
-    Path("mood.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_task("tiny", "published")
     Path("own.yaml").write_text(f"name: own\nfinetune:\n  - {TASK}, max_seq_length: 16}}\n  - {PAIRS}\n")
 
 

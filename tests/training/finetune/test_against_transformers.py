@@ -25,19 +25,10 @@ from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.transformers_names import BERT
 from cloze.training.vectors.text_inputs import TextInputs
 from tests.paths import SHARED
-from tests.pretrained_bert import PackageIndexError, pretrained_bert
 
 GLUE = SHARED / "data/finetune/glue"
 STEPS, BATCH, LEARNING_RATE = 100, 32, 5e-5
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not GLUE.is_dir(), reason="requires ../shared/data")]
-
-
-@pytest.fixture(scope="module")
-def bert() -> Path:
-    try:
-        return pretrained_bert()
-    except PackageIndexError as error:
-        pytest.skip(str(error))
 
 
 def read_encoder(folder: Path, root: Path) -> PretrainedEncoder:

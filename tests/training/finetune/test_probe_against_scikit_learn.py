@@ -19,19 +19,10 @@ from cloze.training.finetune.encoders.pretrained_encoder import from_weights_fil
 from cloze.training.finetune.tasks.registry import FinetuneConfig
 from cloze.training.finetune.trials import FinetuneSetup
 from tests.paths import SHARED
-from tests.pretrained_bert import PackageIndexError, pretrained_bert
 from tests.training.finetune.tasks.trained import task_of_files, train_in_process
 
 SST = SHARED / "data/finetune/sst2-clairett/train.tsv"
 pytestmark = [pytest.mark.campaign, pytest.mark.skipif(not SST.is_file(), reason="requires ../shared/data")]
-
-
-@pytest.fixture(scope="module")
-def bert() -> Path:
-    try:
-        return pretrained_bert()
-    except PackageIndexError as error:
-        pytest.skip(str(error))
 
 
 def vectors_of_transformers(folder: Path, texts: list[str]) -> np.ndarray:
