@@ -66,7 +66,7 @@ def bytes_of(folder: Path) -> int:
     return sum(-(-file.stat().st_size // _PAGE) * _PAGE for file in folder.rglob("*") if file.is_file())
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_full_disk_in_a_data_stage(disk: Disk, tmp_path: Path) -> None:
     quiet, stage = tmp_path / "quiet", "extract"
     assert cloze(*arguments(str(quiet)), "--until", stage).returncode == 0

@@ -219,7 +219,7 @@ def free(port: int) -> bool:
         return True
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_cluster_shown_runs_a_job_with_no_environment_active_and_another_ray_at_work(
     tmp_path: Path, bare_environment: dict[str, str], ray_session: None
 ) -> None:

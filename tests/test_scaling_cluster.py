@@ -72,7 +72,7 @@ def start(variables: dict[str, str], root: Path, *arguments: str) -> "subprocess
     return subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_gpu_nodes_are_there_only_while_training_needs_them(own_home: Path, tmp_path: Path):
     cpu, gpu = NodeType("cpu", 2, 0, 1), NodeType("gpu", 1, 1, 2)
     with scaling_cluster(cpu, gpu) as variables:

@@ -250,7 +250,7 @@ def test_tasks_alone_are_planned_run_shown_and_skipped(
     assert "This run is not finished: extract (not started)" in Path("runs/quickstart.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_each_signal_ends_all_groups_of_a_search_and_the_run_continues(own_yaml: str) -> None:
     search = ["finetune.mood.learning_rate=[1e-3,1e-4,1e-5]", "finetune.mood.epochs=60", "finetune.mood.threads=1"]
     command = [sys.executable, "-m", "cloze.infra.cli", "finetune", own_yaml, *search]

@@ -17,7 +17,7 @@ from cloze.pipeline.core.storage import Location
 from tests.infra.toy_run import ToyConfig, toy_run
 from tests.paths import QUICKSTART, REPOSITORY
 
-pytestmark = pytest.mark.parametrize("folder", ["local", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
+pytestmark = pytest.mark.parametrize("folder", ["local", pytest.param("s3", marks=pytest.mark.campaign)], indirect=True)
 
 PARTS = "bcdfgh"
 _RUN = """
@@ -155,7 +155,7 @@ def assert_same_files(cloze: Cloze, quiet: dict[str, bytes]) -> None:
     assert [name for name in files if files[name] != quiet[name]] == []
 
 
-@pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.campaign)])
 def test_runs_that_start_together_do_the_work_once(cloze: Cloze, quiet: dict[str, bytes], number: int) -> None:
     processes = [cloze.prepare() for _ in range(number)]
     start(*processes)

@@ -99,7 +99,7 @@ def test_flink_writes_the_bytes_that_one_process_writes(tmp_path: Path, flink: l
     assert deduplicated.drops == found["here"][1].drops
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.flink
 def test_an_error_on_flink_arrives_as_its_one_line(tmp_path: Path, flink: list[str]):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
@@ -110,7 +110,7 @@ def test_an_error_on_flink_arrives_as_its_one_line(tmp_path: Path, flink: list[s
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.flink
 @pytest.mark.parametrize("dies", [False, True])
 def test_a_worker_pool_that_is_missing_or_dies_is_one_line(tmp_path: Path, dies: bool, capfd):

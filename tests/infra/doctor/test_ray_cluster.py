@@ -124,7 +124,7 @@ def doctor(address: str, token: str, python: str, folder: Path) -> subprocess.Co
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=180)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_real_cluster_that_refuses_the_token_or_lacks_a_package(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -69,7 +69,7 @@ def test_each_stage_is_yielded_when_its_output_appears_and_who_follows_again_att
     assert "words    done in 0 s: 2 letters" in capfd.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_jobs_last_line_says_whether_to_try_again(toy: Toy) -> None:
     fail = toy.file("fail-words", "words.size: 0 is too small")
     job = toy.follow()
@@ -85,7 +85,7 @@ def test_the_jobs_last_line_says_whether_to_try_again(toy: Toy) -> None:
     assert actions(toy.follow("words")) == {"letters": "skip", "words": "run", "pages": "skip"}
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_job_that_is_stopped_ends_and_continues_when_it_is_submitted_again(toy: Toy) -> None:
     wait = toy.file("wait-words")
     job = toy.follow()
@@ -99,7 +99,7 @@ def test_a_job_that_is_stopped_ends_and_continues_when_it_is_submitted_again(toy
     assert actions(toy.follow()) == {"letters": "skip", "words": "run", "pages": "run"}
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_job_that_has_read_other_files_than_there_are_now_is_not_taken_for_finished(toy: Toy) -> None:
     wait = toy.file("wait-words")
     next(toy.follow().stages(STAGES))

@@ -93,6 +93,7 @@ def test_two_submissions_at_once_are_one_job_that_saves_when_stopped_and_continu
     assert err.startswith(f"cloze: {job[:-3]}: is not a job of the cluster head; did you mean ") and job in err
 
 
+@pytest.mark.campaign
 def test_a_job_starts_again_after_a_bug_and_ends_at_its_deadline(head: str) -> None:
     bug = '[ -e "$FOLDER/again" ] || { touch "$FOLDER/again"; exit 1; }\n'
     write_cluster(head, bug + SAVES, "deadline_seconds: 10", "retries: 1")
@@ -109,6 +110,7 @@ def test_a_job_starts_again_after_a_bug_and_ends_at_its_deadline(head: str) -> N
     assert info["reason"] == "the job's deadline of 10 seconds is over; the same command continues"
 
 
+@pytest.mark.campaign
 def test_a_job_runs_with_files_of_another_folder_that_the_cluster_does_not_see(head: str, s3_bucket: str) -> None:
     books = Path("elsewhere/books")
     books.mkdir(parents=True)
@@ -129,6 +131,7 @@ def test_a_job_runs_with_files_of_another_folder_that_the_cluster_does_not_see(h
     assert stored.extract and stored.extract.sources[0].files == [f"{Path.cwd()}/books/*.txt"]
 
 
+@pytest.mark.campaign
 def test_when_the_cluster_dies_the_error_is_one_line(tmp_path_factory: pytest.TempPathFactory) -> None:
     with started_head(sys.executable, tmp_path_factory.mktemp("ray")) as address:
         write_cluster(address, SAVES)

@@ -351,7 +351,7 @@ def started_head(python: str, home: Path) -> Iterator[str]:
         shutil.rmtree(sockets, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_real_cluster_runs_the_job_and_its_exit_status_is_returned(ray_head: str) -> None:
     Path("cluster.yaml").write_text(f"name: head\naddress: {ray_head}\nshared_disk: true\nauth: token\n")
     refused = submit(RAY_AUTH_TOKEN="wrong")
@@ -373,7 +373,7 @@ def test_a_real_cluster_runs_the_job_and_its_exit_status_is_returned(ray_head: s
     assert wrong.stdout.splitlines()[-1].startswith(f"cloze: {Path.cwd()}/no.xml: ")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_an_interpreter_that_does_not_exist_or_lacks_a_package_is_an_error_of_one_line(ray_head: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "bare"], check=True)
     text = f"name: head\naddress: {ray_head}\nshared_disk: true\n"
@@ -388,7 +388,7 @@ def test_an_interpreter_that_does_not_exist_or_lacks_a_package_is_an_error_of_on
         assert re.fullmatch(f"cloze: cluster.yaml: {wrong.format(python)}; {fix}", done.stderr)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_workers_have_the_jobs_packages_even_if_ray_was_started_without_them(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -400,7 +400,7 @@ def test_workers_have_the_jobs_packages_even_if_ray_was_started_without_them(
     assert "vocab             done in" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_an_interpreter_may_be_in_a_folder_whose_name_contains_a_space(ray_head: str) -> None:
     Path("our environment").symlink_to(sys.prefix)
     text = f"name: head\naddress: {ray_head}\nshared_disk: true\npython: {Path.cwd()}/our environment/bin/python\n"
@@ -425,7 +425,7 @@ def environment_without(package: str, folder: Path) -> str:
     return python
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_submitting_a_detached_job_again_attaches_to_it(ray_head: str) -> None:
     Path("cluster.yaml").write_text(f"name: head\naddress: {ray_head}\nshared_disk: true\nauth: token\n")
     command = [

@@ -28,7 +28,7 @@ from tests.conftest import free_port, wait_for_port
 from tests.infra.launch.kubernetes_api import ApiServer, api_server, kubeconfig
 from tests.paths import QUICKSTART, REPOSITORY
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -175,7 +175,6 @@ def test_the_rendered_job_runs_on_ray_and_its_artifacts_are_on_s3(
     assert f"{REPOSITORY}/configs/quickstart/books/*.txt" in stored  # the user's own path
 
 
-@pytest.mark.campaign
 def test_before_the_head_ends_its_hook_stops_the_job_once_and_waits_for_it(
     api: ApiServer, jobs: KubernetesJobs, ray: Ray, s3_bucket: str
 ) -> None:

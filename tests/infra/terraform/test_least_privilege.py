@@ -16,7 +16,7 @@ from tests.paths import REPOSITORY
 from tests.s3_proxy import s3_proxy
 from tests.test_main_job import CLOZE, arguments
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(is_missing(), reason="terraform is not installed")]
+pytestmark = [pytest.mark.campaign, pytest.mark.skipif(is_missing(), reason="terraform is not installed")]
 
 BUCKET = "cloze-test"  # as in infra/terraform/tests/identity.tftest.hcl
 DUMP = "configs/quickstart/enwiki-excerpt.xml.bz2"

@@ -9,7 +9,7 @@ import pytest
 from tests.infra.terraform.moto import client, moto_server
 from tests.infra.terraform.terraform_runs import Terraform, is_missing
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(is_missing(), reason="terraform is not installed")]
+pytestmark = [pytest.mark.campaign, pytest.mark.skipif(is_missing(), reason="terraform is not installed")]
 
 ROOT = "tests/moto"
 STATE = "cloze-state-123456789012"

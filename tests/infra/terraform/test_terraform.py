@@ -169,7 +169,7 @@ def test_the_modules_do_what_their_tests_say(terraform: Terraform) -> None:
     assert assertions >= 40
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_each_mutation_is_caught(tmp_path: Path) -> None:
     """All mutations at once, since a run of terraform takes seconds: each is named by a failure of its own."""
     mutated = Terraform(tmp_path / "copy")

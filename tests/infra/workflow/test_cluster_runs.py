@@ -119,7 +119,7 @@ def follower(instance: dagster.DagsterInstance, run: Run) -> Iterator["subproces
             process.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_killed_follower_leaves_the_job_at_work_and_a_canceled_one_stops_it(toy: Run, tmp_path: Path) -> None:
     jobs = LocalJobs(ClusterConfig(name="here"))
     (tmp_path / "source.wait-words").touch()

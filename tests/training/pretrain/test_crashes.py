@@ -120,25 +120,6 @@ def kill(*processes: psutil.Process) -> None:
             process.kill()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("whole", [3], indirect=True)
-def test_one_run_whose_driver_and_everything_and_a_worker_were_killed_ends_with_the_same_losses_and_bits(
-    whole: tuple[int, Artifact], inputs: dict[str, Artifact], tmp_path: Path
-) -> None:
-    """One fault of each kind, one after the other. The campaign tests each alone, at random steps and ZeRO stages."""
-    stage, uninterrupted = whole
-    draw = random.Random()
-    driver, everything = sorted(draw.sample(range(1, 5), 2))
-    saving, killed = 8, {draw.randrange(9, STEPS): draw.randrange(2)}
-    faults = f"driver {driver}, everything {everything}, then while saving step {saving} and {killed} (by rank)"
-    print(faults)
-    kill_driver(driver, False, inputs, tmp_path, stage)
-    kill_driver(everything, True, inputs, tmp_path, stage)
-    again = trained(tmp_path, inputs, settings(stage), on_step=crashing(tmp_path, killed, saving))
-    assert_crashed(tmp_path, 2, saving, faults)
-    assert same(uninterrupted, again), faults
-
-
 @pytest.mark.campaign
 @pytest.mark.parametrize("whole", [1, 3], indirect=True)
 def test_workers_killed_at_random_steps_and_while_saving_leave_the_same_losses_and_bits(

@@ -107,7 +107,7 @@ def test_a_killed_worker_leaves_the_same_bits_and_the_same_metrics(
     assert final_checkpoint(uninterrupted).digest == final_checkpoint(again).digest
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_worker_that_hangs_is_killed_and_training_continues_to_the_same_bits(
     uninterrupted: Artifact, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
@@ -150,7 +150,7 @@ def test_a_terminated_driver_saves_the_last_step_and_the_run_resumes_to_the_same
     assert rows(uninterrupted) == rows(again)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_two_workers_roll_back_together_and_after_a_kill_the_batch_stays_skipped(
     ray_session: None, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
@@ -192,7 +192,7 @@ def on_nodes(driver: str, inputs: dict[str, Artifact], out: Path, settings: Pret
     subprocess.run(command(driver, inputs, out, settings), env=os.environ | environment, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.usefixtures("single_process_group")
 def test_a_preempted_node_costs_only_the_steps_after_its_notice(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -207,7 +207,7 @@ def test_a_preempted_node_costs_only_the_steps_after_its_notice(inputs: dict[str
     assert same_bits(last(out), last(tmp_path / "alone"))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.usefixtures("single_process_group")
 def test_training_continues_with_the_workers_that_fit_and_the_same_losses(
     inputs: dict[str, Artifact], tmp_path: Path
