@@ -24,7 +24,7 @@ demo: .venv/.installed
 	$(BIN)/cloze run $(CONFIG)
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 campaign: .venv/.installed-test
 	.ci/with-flink $(BIN)/python -m tests.campaign $(ARGS)
