@@ -14,7 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.s3_proxy import Proxy, s3_proxy
 
-#: Tests that start Ray, or processes that do. They run one after the other: two at once take several times as long.
+#: Tests that start Ray, or processes that do. They run one after the other: each has more processes than there are cores.
 _ON_RAY = {
     *("cluster", "embed", "examples", "finetune", "finetune_run", "flink", "heartbeat", "imports", "interrupts"),
     *("job_queue", "jobs_on_ray", "limits", "main_job", "pretrain", "ray_data", "ray_session", "ray_train", "tokens"),
@@ -55,6 +55,9 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HOME", str(home))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_raylet_start_wait_time_s", "120")  # of a loaded machine
+        patch.setenv(
+            "RAY_worker_niceness", "0"
+        )  # beside other tests, workers of niceness 15 would have no processor time
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setenv("DAGSTER_HOME", str(home / "dagster"))
