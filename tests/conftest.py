@@ -55,9 +55,8 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HOME", str(home))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_raylet_start_wait_time_s", "120")  # of a loaded machine
-        patch.setenv(
-            "RAY_worker_niceness", "0"
-        )  # beside other tests, workers of niceness 15 would have no processor time
+        # At 15, Ray's default, its workers would wait for whatever the tests beside them compute.
+        patch.setenv("RAY_worker_niceness", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setenv("DAGSTER_HOME", str(home / "dagster"))
