@@ -33,7 +33,7 @@ def write_dump(file: Path) -> None:
         dump.write("</mediawiki>\n")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_stages_use_all_nodes_and_write_the_bytes_of_one_process_though_a_node_is_lost_in_each(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -161,6 +161,7 @@ def test_the_gradients_of_the_first_step_are_those_of_transformers(bert, single_
         torch.testing.assert_close(cloze.gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.campaign
 def test_the_losses_of_a_hundred_steps_are_those_of_transformers(bert, single_process_group, tmp_path):
     cloze, transformers = both_sides(bert, STEPS, tmp_path)
     assert len(cloze.losses) == STEPS
