@@ -135,8 +135,7 @@ def _add_pooling(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--pooling",
         choices=["mean", "cls"],
-        default="mean",
-        help="of vectors: mean of the tokens (default), or [CLS]",
+        help="of vectors: mean of the tokens (default), or [CLS]; of a contrastive task as it was trained",
     )
 
 

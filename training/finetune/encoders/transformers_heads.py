@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cloze.pipeline.core.errors import UserError
+from cloze.training.finetune.heads import pair_vectors
 
 
 class TransformersModel(nn.Module):
@@ -109,6 +110,14 @@ class PieceModel(TransformersModel):
         return logits[:, 0].log_softmax(-1)
 
 
+class PairModel(TransformersModel):
+    """A vector for each text of a pair."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """See `pair_vectors`."""
+        return pair_vectors(lambda *of_text: self.outputs(*of_text).last_hidden_state, inputs)
+
+
 #: The classes by the names of transformers' heads.
 MODELS: dict[str, type[TransformersModel]] = {
     "ForSequenceClassification": LabelModel,
@@ -116,4 +125,5 @@ MODELS: dict[str, type[TransformersModel]] = {
     "ForQuestionAnswering": SpanModel,
     "ForMultipleChoice": ChoiceModel,
     "ForMaskedLM": PieceModel,
+    "Model": PairModel,
 }
