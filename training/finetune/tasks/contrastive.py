@@ -124,10 +124,11 @@ class Contrastive:
         splits, truncated = dict[str, EncodedPairs](), 0
         special_ids = np.array(sorted(SpecialTokens.of(tokenizer).ids), np.int64)
         for split in splits_of(self.examples):
-            texts = _columns([example for example in self.examples if example.split == split])
-            first, second = (encode_texts(tokenizer, one, None, self.config.max_seq_length) for one in texts)
-            splits[split] = EncodedPairs(first[0], second[0], *map(_numbers, texts), special_ids)
-            truncated += first[1] + second[1]
+            first, second = _columns([example for example in self.examples if example.split == split])
+            first_inputs, cut = encode_texts(tokenizer, first, None, self.config.max_seq_length)
+            second_inputs, second_cut = encode_texts(tokenizer, second, None, self.config.max_seq_length)
+            splits[split] = EncodedPairs(first_inputs, second_inputs, _numbers(first), _numbers(second), special_ids)
+            truncated += cut + second_cut
         return EncodedTask(splits, truncated)
 
     def model(self, encoder: nn.Module, config: "BertConfig") -> nn.Module:
