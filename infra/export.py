@@ -62,11 +62,8 @@ def export_task(run: Run, task: str, to: Location, onnx: bool = False) -> None:
     """
     from cloze.training.checkpoints.huggingface import write_folder
     from cloze.training.finetune.model_files import FOLDER
-    from cloze.training.finetune.tasks.contrastive_config import ContrastiveConfig
 
     config, artifact = fine_tuned(run, task)
-    if onnx and isinstance(config, ContrastiveConfig):
-        raise UserError(f"--onnx: the task {task} trains vectors, for which no model.onnx is written; leave it out")
     folder = artifact.location / FOLDER
     files = {file.name: file.read_bytes() for file in folder.files()}
     if onnx:

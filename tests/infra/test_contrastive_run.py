@@ -106,9 +106,8 @@ def test_predict_prints_the_cosine_of_each_pair(capsys: Any, monkeypatch: Any) -
     assert "standard input:1: is not text TAB text_b" in mistake(capsys, "predict", "own.yaml", "--task", "cls")
 
 
-def test_what_cannot_be_written_or_compared_is_an_error_of_one_line(capsys: Any) -> None:
+def test_what_cannot_be_expressed_or_compared_is_an_error_of_one_line(capsys: Any) -> None:
     export = ["export", "own.yaml", "--to", "other", "--task"]
-    assert "--onnx: the task cls trains vectors" in mistake(capsys, *export, "cls", "--onnx")
     line = mistake(capsys, *export, "words", "--format", "sentence-transformers")
     assert line.startswith("--task words: was trained with special_tokens: false, which sentence-transformers cannot")
     assert "cls: is a task of another kind" in mistake(capsys, "compare", "own.yaml", "cls", "--labels", "4")

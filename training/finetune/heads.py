@@ -98,16 +98,20 @@ class PairEncoder(nn.Module):
         super().__init__()
         self.bert = encoder
 
+    def last_hidden_state(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> [b, s, hidden]."""
+        return self.bert(input_ids, token_type_ids, attention_mask)[0]
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """See `pair_vectors`."""
-        return pair_vectors(lambda *of_text: self.bert(*of_text)[0], inputs)
+        return pair_vectors(self.last_hidden_state, inputs)
 
 
-def pair_vectors(hidden_states: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Sequence[Tensor]) -> Tensor:
+def pair_vectors(hidden_state: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Sequence[Tensor]) -> Tensor:
     """For each text of a pair an encoder's three inputs and the tokens that count, each [b, s] -> the means of their
     hidden states, [b, 2, hidden] in fp32."""
     means = [
-        mean(hidden_states(*encoder_inputs).float(), counted)
+        mean(hidden_state(*encoder_inputs).float(), counted)
         for *encoder_inputs, counted in (inputs[start : start + 4] for start in range(0, len(inputs), 4))
     ]
     return torch.stack(means, 1)

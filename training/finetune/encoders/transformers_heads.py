@@ -113,9 +113,13 @@ class PieceModel(TransformersModel):
 class PairModel(TransformersModel):
     """A vector for each text of a pair."""
 
+    def last_hidden_state(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> [b, s, hidden]."""
+        return self.outputs(input_ids, token_type_ids, attention_mask).last_hidden_state
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """See `pair_vectors`."""
-        return pair_vectors(lambda *of_text: self.outputs(*of_text).last_hidden_state, inputs)
+        return pair_vectors(self.last_hidden_state, inputs)
 
 
 #: The classes by the names of transformers' heads.
