@@ -97,6 +97,7 @@ class PairEncoder(nn.Module):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.bert = encoder
+        without_pooler(self)
 
     def last_hidden_state(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Three [b, s] -> [b, s, hidden]."""
@@ -105,6 +106,13 @@ class PairEncoder(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """See `pair_vectors`."""
         return pair_vectors(self.last_hidden_state, inputs)
+
+
+def without_pooler(model: nn.Module) -> None:
+    """Leave the pooler, if there is one, out of the training: weight decay would change it."""
+    for name, parameter in model.named_parameters():
+        if "pooler." in name:
+            parameter.requires_grad_(False)
 
 
 def pair_vectors(hidden_state: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Sequence[Tensor]) -> Tensor:

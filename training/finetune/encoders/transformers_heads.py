@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cloze.pipeline.core.errors import UserError
-from cloze.training.finetune.heads import pair_vectors
+from cloze.training.finetune.heads import pair_vectors, without_pooler
 
 
 class TransformersModel(nn.Module):
@@ -112,6 +112,10 @@ class PieceModel(TransformersModel):
 
 class PairModel(TransformersModel):
     """A vector for each text of a pair."""
+
+    def __init__(self, model: Any, with_segments: bool) -> None:
+        super().__init__(model, with_segments)
+        without_pooler(self)
 
     def last_hidden_state(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Three [b, s] -> [b, s, hidden]."""

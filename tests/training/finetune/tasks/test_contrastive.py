@@ -1,59 +1,32 @@
-"""Pairs of texts: the loss beside a plain one, the files, workers and micro-batches, and a whole training."""
+"""Pairs of texts: the loss beside a plain one, the files, the ranks, and a whole training."""
 
-import json
-import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from pydantic import ValidationError
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import AutoModel
 
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
-from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from cloze.training.finetune.encoders.pretrained_encoder import from_folder
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.prediction.fine_tuned_model import FineTunedModel
 from cloze.training.finetune.prediction.text_embedder import load_embedder
 from cloze.training.finetune.tasks.contrastive import Contrastive
-from cloze.training.finetune.tasks.contrastive_config import ContrastiveConfig
-from cloze.training.finetune.trainer import FinetuneTrainer
 from cloze.training.finetune.trials import FinetuneSetup
 from tests.training.finetune.encoders.transformers_folders import write_folder
+from tests.training.finetune.tasks.pairs import GOOD, LETTERS, TOKENIZER, config, row, toy_rows, write
 from tests.training.finetune.tasks.trained import (
-    MODEL,
-    SETTINGS,
     Trained,
-    setup_of,
     task_of_files,
     train,
     train_in_process,
 )
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-TOKENIZER = build_tokenizer([*SPECIAL_TOKENS, *LETTERS])
-
-
-def config(**settings: Any) -> ContrastiveConfig:
-    return ContrastiveConfig.model_validate({**SETTINGS, "file": "x", **settings})
-
-
-def row(text: str, text_b: Any, split: str = "train") -> dict[str, Any]:
-    return {"text": text, "text_b": text_b, "split": split}
-
-
-GOOD = [row("a b", "c"), row("d", "e f g"), row("a", "b", "dev"), row("c", "d", "dev")]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    return path
 
 
 def read(path: Path, rows: list[dict[str, Any]], **settings: Any) -> Contrastive:
@@ -78,6 +51,9 @@ def test_the_loss_is_the_cross_entropy_among_the_texts_of_the_batch(tmp_path):
     found = task.loss(torch.tensor(vectors), data, rows).item()
     assert found == pytest.approx(plain_losses(vectors.astype(np.float64), 0.2, set()), rel=1e-5)
     assert task.loss_terms(data, rows) == 4
+    library = MultipleNegativesRankingLoss(model=None, scale=1 / 0.2)
+    expected = library.compute_loss_from_embeddings([torch.tensor(vectors[:, i]) for i in range(2)], None).item()
+    assert found / 4 == pytest.approx(expected, rel=1e-5)
 
 
 def test_equal_texts_of_other_rows_are_no_negatives(tmp_path):
@@ -188,17 +164,6 @@ def test_settings_without_a_meaning_are_refused(settings, message):
         config(**settings)
 
 
-def toy_rows() -> list[dict[str, Any]]:
-    """Pairs that share a letter, between others that say nothing; dev and test have pairs of letters of train."""
-    random = np.random.default_rng(5)
-    rows = []
-    for split, repeats in (("train", 16), ("dev", 1), ("test", 1)):
-        for letter in LETTERS[:12] * repeats:
-            noise = ["".join(random.choice(list("wxyz"), 1)) for _ in range(4)]
-            rows.append(row(f"{noise[0]} {letter} {noise[1]}", f"{letter} {noise[2]} {noise[3]}", split))
-    return rows
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, single_process_group: None) -> Trained:
     root = tmp_path_factory.mktemp("contrastive")
@@ -236,40 +201,6 @@ def test_the_saved_model_has_the_vectors_that_were_trained(trained):
     with torch.inference_mode():
         expected = model(input_ids=ids).last_hidden_state.mean(1)[0]
     np.testing.assert_allclose(vectors[0], expected, atol=1e-5)
-
-
-#: Batches of 9, then one of a single row: with two workers one of them has no row of it.
-MANY = {"batch_size": 9, "epochs": 2, "learning_rate": 0.003}
-
-
-def losses(setup: FinetuneSetup) -> list[float]:
-    trainer = FinetuneTrainer(setup, lambda done, note: False)
-    try:
-        return trainer.run_trial("pretrained", setup.config.trials[0]).losses
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def in_worker(rank: int, setup: FinetuneSetup, folder: str) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    found = losses(setup)
-    Path(f"{folder}/{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
-
-
-def test_neither_workers_nor_micro_batches_change_the_negatives(tmp_path, single_process_group):
-    files = {"data": write(tmp_path / "pairs.jsonl", [*toy_rows()[:37], *GOOD[2:]])}
-    model = MODEL.model_copy(update={"attention_probs_dropout_prob": 0.0})
-    setup, _ = setup_of(config(**MANY), files, list(LETTERS), tmp_path, model)
-    expected = losses(setup)
-    assert len(expected) == 10 and expected.count(0.0) == 2 and expected[-1] < expected[0]
-    in_parts = replace(setup, config=config(**MANY, micro_batch_size=2))
-    np.testing.assert_allclose(losses(in_parts), expected, atol=1e-5)
-    torch.multiprocessing.spawn(in_worker, (in_parts, str(tmp_path)), nprocs=2)
-    for rank in range(2):
-        np.testing.assert_allclose(json.loads((tmp_path / f"{rank}.json").read_text()), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ["modernbert", "roberta"])
