@@ -94,6 +94,11 @@ def test_the_vectors_of_embed_and_of_the_export_are_those_that_were_trained(caps
     assert of_words == expected
 
 
+def test_its_model_can_be_inspected() -> None:
+    assert main(["inspect", "own.yaml", "a good day", "--task", "cls", "--to", "page.html"]) == 0
+    assert "good" in Path("page.html").read_text()
+
+
 def test_predict_prints_the_cosine_of_each_pair(capsys: Any, monkeypatch: Any) -> None:
     [a, b, _], _ = vectors_of(capsys, monkeypatch, TEXTS, "own.yaml", "--task", "cls")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{TEXTS[0]}\t{TEXTS[1]}\n{TEXTS[0]}\t{TEXTS[0]}\n"))
