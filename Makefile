@@ -1,8 +1,8 @@
 # make demo                          the quickstart: from a fresh clone to a fine-tuned model
 # make lint                          ruff, basedpyright, import-linter
 # make checkov                       static analysis of infra/terraform
-# make test [ARGS="..."]             the tests, two files in parallel
-# make campaign                      crash tests at random steps, the GPU kit's dry run; 15 to 20 minutes
+# make test [ARGS="..."]             the tests, in two processes
+# make campaign                      crash tests at random steps, storms, clusters, the GPU kit's dry run; more than an hour
 # make weekly [MINUTES=60]          the weekly schedule as a minute cron, with kills and reboots
 # make bench [ONLY=name ARGS="..."]  benchmarks
 # make gpu-pack                      build/gpu: what a bare machine with a GPU needs, to be copied there with the repository
@@ -24,7 +24,7 @@ demo: .venv/.installed
 	$(BIN)/cloze run $(CONFIG)
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 campaign: .venv/.installed-test
 	.ci/with-flink $(BIN)/python -m tests.campaign $(ARGS)

@@ -7,43 +7,44 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.s3_proxy import Proxy, s3_proxy
 
-#: Slow test files, the slowest first: `make test` runs two at once, and a slow one must not start last.
-_LONGEST = [
-    "pretrain",
-    "main_job",
-    "cluster",
-    "scaling_cluster",
-    "jobs_on_ray",
-    "rayjob_on_ray",
-    "crashes",
-    "finetune_run",
-    "terraform",
-    "on_moto",
-    "ray_jobs",
-    "cluster_runs",
-    "dagster_dev",
-    "trainer",
-    "against_transformers",
-    "ray_train",
-    "finetune",
-    "trials",
-    "flink",
-    "extract_kills",
-    "engine",
-]
-_LONGEST += ["two_runs", "ray_cluster", "full_disk", "extract_on_s3", "dedup", "readme", "workflow", "repartition"]
-_LONGEST += ["beam", "beam_ray", "least_privilege", "up_and_down", "following", "pages"]
+#: Tests that start Ray, or processes that do. They run one after the other: each has more processes than cores.
+_ON_RAY = {
+    *("cluster", "embed", "examples", "finetune", "finetune_run", "flink", "heartbeat", "imports", "interrupts"),
+    *("job_queue", "jobs_on_ray", "limits", "main_job", "pretrain", "ray_data", "ray_session", "ray_train", "tokens"),
+    *("trials", "vocab", "overlap"),
+}
+
+#: The longest of the other files: one must not start last.
+_LONGEST = ["terraform", "against_transformers", "two_runs", "workflow", "dagster_dev", "trainer", "dedup", "engine"]
+
+
+class _Scheduling(LoadScopeScheduling):
+    """The units that a worker takes: the tests on Ray together, and each other file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "on Ray" if _name(Path(file)) in _ON_RAY else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling:
+    return _Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
-        places = {f"test_{name}": place for place, name in enumerate(_LONGEST)}
-        items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+        places = dict.fromkeys(_ON_RAY, 0) | {name: place for place, name in enumerate(_LONGEST, start=1)}
+        items.sort(key=lambda item: places.get(_name(item.path), len(places)))
+
+
+def _name(file: Path) -> str:
+    return file.stem.removeprefix("test_")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,6 +55,8 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HOME", str(home))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_raylet_start_wait_time_s", "120")  # of a loaded machine
+        # At 15, Ray's default, its workers would wait for whatever the tests beside them compute.
+        patch.setenv("RAY_worker_niceness", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setenv("DAGSTER_HOME", str(home / "dagster"))

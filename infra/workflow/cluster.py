@@ -1,5 +1,6 @@
 """A run in Dagster, as one job on a cluster: submitted, followed, and stopped when the run is canceled in the pages."""
 
+import atexit
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -65,6 +66,12 @@ def job_stages(
         yield from job.stages(names)
 
 
+def stop_job(run: dagster.DagsterRun, file: str) -> None:
+    """Stop the run's job on the cluster of this file, if it has one."""
+    if job := run.tags.get(JOB):
+        backend_of(load(ClusterConfig, file), file).stop(job)
+
+
 def _has_ended(backend: Backend, job: str | None) -> bool:
     """Whether the job of the attempt before has ended; False without one."""
     if job is None:
@@ -88,15 +95,22 @@ def _stopped_when_canceled(
     of this run that the cluster has.
     """
     submitted: list[str] = []
-    try:
-        yield submitted
-    except BaseException:
+
+    def stop_if_canceled() -> None:
         run = context.instance.get_run_by_id(context.run.run_id)
         if run and run.status not in _AT_WORK:
             for job in submitted or _jobs_at_work(backend, request.config):
                 backend.stop(job)
                 context.log.info(f"{job} saves and ends")
+
+    atexit.register(stop_if_canceled)  # a signal in Dagster's code, between two stages, leaves this block open
+    try:
+        yield submitted
+    except BaseException:
+        stop_if_canceled()
         raise
+    finally:
+        atexit.unregister(stop_if_canceled)
 
 
 def _jobs_at_work(backend: Backend, config: RunConfig) -> list[str]:

@@ -21,7 +21,7 @@ from cloze.infra.launch.jobs import JobRequest, Unreachable
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage
-from cloze.infra.workflow.cluster import cluster_file, job_stages, on_cluster
+from cloze.infra.workflow.cluster import cluster_file, job_stages, on_cluster, stop_job
 from cloze.infra.workflow.names import FAILED_STAGE
 from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
 from cloze.infra.workflow.queue import RETRY_AFTER_EXCEPTION
@@ -81,10 +81,14 @@ def launched_run(
     # A retry has copied the tags of the run before.
     context.instance.add_run_tags(context.run.run_id, {**process_tag(context.run.run_id), FAILED_STAGE: ""})
 
+    cluster: str | None = None
+
     def report_canceled() -> None:
         run = context.instance.get_run_by_id(context.run.run_id)
         if run and run.status == dagster.DagsterRunStatus.CANCELING:
             context.instance.report_run_canceled(run, _STOPPED)
+            if cluster:
+                stop_job(run, cluster)
 
     with _errors_reported(context), ends_soon_when_interrupted(_STOPPED, report_canceled):
         config = configured.of(partition_of(context))
