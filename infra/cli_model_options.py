@@ -98,7 +98,10 @@ def _add_embed(command: argparse.ArgumentParser) -> None:
     _add_pooling(command)
     command.add_argument("--without-special-tokens", action="store_true", help="leave [CLS] and [SEP] out of the mean")
     command.add_argument(
-        "--max-length", metavar="N", type=int, help="cut texts to N tokens; by default the model's longest input"
+        "--max-length",
+        metavar="N",
+        type=int,
+        help="cut texts to N tokens; by default the longest input of the model, or of a contrastive task",
     )
     command.add_argument("--text", metavar="COLUMN", type=_column, default="text", help="column of the text: text")
     command.add_argument("--text-b", metavar="COLUMN", type=_column, help="column of a second text, for pairs")
@@ -135,8 +138,7 @@ def _add_pooling(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--pooling",
         choices=["mean", "cls"],
-        default="mean",
-        help="of vectors: mean of the tokens (default), or [CLS]",
+        help="of vectors: mean of the tokens (default), or [CLS]; of a contrastive task as it was trained",
     )
 
 

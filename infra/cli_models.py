@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def export(options: argparse.Namespace) -> int:
     of_sentences = options.format == "sentence-transformers"
-    if not of_sentences and options.pooling != "mean":
+    if not of_sentences and options.pooling:
         raise UserError("--pooling is of vectors: add --format sentence-transformers")
     if of_sentences and options.onnx:
         raise UserError("--onnx: is not written with --format sentence-transformers; leave one of them out")
@@ -88,11 +88,15 @@ def embed(options: argparse.Namespace) -> int:
     from cloze.pipeline.core.storage import Location
     from cloze.training.vectors.representation import Representation
 
-    representation = Representation(
-        layers=layers_of(options.layers), pooling=options.pooling, special_tokens=not options.without_special_tokens
-    )
-    settings = EmbedSettings(representation, options.max_length, options.text, options.text_b)
+    layers = layers_of(options.layers)
     opened = _open_encoder(options)
+    representation = Representation(
+        layers=layers,
+        pooling=options.pooling or opened.trained.pooling,
+        special_tokens=opened.trained.special_tokens and not options.without_special_tokens,
+    )
+    length = opened.trained_length if options.max_length is None else options.max_length
+    settings = EmbedSettings(representation, length, options.text, options.text_b)
     if not options.to:
         print_vectors(opened, settings, _standard_input())
         return 0

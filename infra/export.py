@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cloze.training.checkpoints.fill_mask import MaskPrediction
     from cloze.training.checkpoints.sentence_transformers import Pooling
     from cloze.training.finetune.tasks.task_config import TaskConfig
+    from cloze.training.vectors.representation import Representation
 
 
 def export_run(run: Run, to: Location, onnx: bool = False) -> None:
@@ -74,11 +75,23 @@ def export_task(run: Run, task: str, to: Location, onnx: bool = False) -> None:
     write_folder(to, files)
 
 
-def export_sentence_encoder(run: Run, task: str | None, to: Location, pooling: "Pooling") -> None:
+def trained_vectors(config: "TaskConfig") -> "tuple[Representation, int | None]":
+    """The vectors that a contrastive task has trained, and to how many tokens it cut texts; of others the default ones,
+    of texts of any length."""
+    from cloze.training.finetune.tasks.contrastive_config import ContrastiveConfig
+    from cloze.training.vectors.representation import Representation
+
+    if isinstance(config, ContrastiveConfig):
+        return config.representation, config.max_seq_length
+    return Representation(), None
+
+
+def export_sentence_encoder(run: Run, task: str | None, to: Location, pooling: "Pooling | None") -> None:
     """Write the encoder of the pretrained model, or of a task's, as SentenceTransformer loads it.
 
-    Its vectors are those of `cloze embed`: of the last layer, the mean over all tokens or that of [CLS]. Raises
-    UserError when a stage is not finished, or the folder is not empty.
+    Its vectors are those of `cloze embed`: of the last layer, the mean over all tokens or that of [CLS]; without
+    `pooling` what a contrastive task has trained, or the mean. Raises UserError when a stage is not finished, the
+    folder is not empty, or the task leaves [CLS] and [SEP] out of the mean.
     """
     from cloze.training.checkpoints.huggingface import export_files, write_folder
     from cloze.training.checkpoints.sentence_transformers import with_sentence_vectors
@@ -87,14 +100,23 @@ def export_sentence_encoder(run: Run, task: str | None, to: Location, pooling: "
     from cloze.training.finetune.prediction.text_embedder import load_embedder
     from cloze.training.vectors.representation import Representation
 
+    trained, length = Representation(), None
     if task:
-        folder = fine_tuned(run, task)[1].location / FOLDER
+        config, artifact = fine_tuned(run, task)
+        trained, length = trained_vectors(config)
+        if not trained.special_tokens:
+            raise UserError(
+                f"--task {task}: was trained with special_tokens: false, which sentence-transformers cannot compute; "
+                "use cloze embed, or train with special_tokens: true"
+            )
+        folder = artifact.location / FOLDER
         encoder, files = from_folder(folder), {file.name: file.read_bytes() for file in folder.files()}
     else:
-        checkpoint, vocab, card = _pretrained(run, pooling)
+        checkpoint, vocab, card = _pretrained(run, pooling or trained.pooling)
         encoder, files = from_checkpoint(checkpoint, vocab), export_files(checkpoint, vocab, card)
-    embedder = load_embedder(encoder, Representation(pooling=pooling), None)
-    write_folder(to, with_sentence_vectors(files, embedder.dimension, embedder.max_length, pooling))
+    representation = Representation(pooling=pooling or trained.pooling)
+    embedder = load_embedder(encoder, representation, length)
+    write_folder(to, with_sentence_vectors(files, embedder.dimension, embedder.max_length, representation.pooling))
 
 
 def predict_lines(run: Run, task: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:

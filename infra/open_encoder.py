@@ -1,9 +1,9 @@
 """What a command is given as RUN -> its encoder: a run's, or that of a folder in Hugging Face's format."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from cloze.infra.export import fine_tuned, finished
+from cloze.infra.export import fine_tuned, finished, trained_vectors
 from cloze.infra.open_run import open_run
 from cloze.infra.planner import Run
 from cloze.pipeline.core.errors import UserError
@@ -19,6 +19,7 @@ from cloze.training.finetune.encoders.pretrained_encoder import (
 )
 from cloze.training.finetune.model_files import FOLDER
 from cloze.training.pretrain.stage import final_checkpoint
+from cloze.training.vectors.representation import Representation
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class OpenedEncoder:
     root: Location | None = None  # of the run
     notes: tuple[str, ...] = ()  # for the user
     run: Run | None = None
+    trained: Representation = field(default_factory=Representation)  # the vectors that a contrastive task has trained
+    trained_length: int | None = None  # to which it cut texts, in tokens
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -65,11 +68,10 @@ def open_encoder(
         raise UserError(f"{run}: has no config.json; give the folder of a model in Hugging Face's format, or a run")
     opened = open_run(run, overrides, root)
     if task:
-        _, artifact = fine_tuned(opened, task)
-        inputs = {"model": artifact.fingerprint}
-        return OpenedEncoder(
-            from_folder(artifact.location / FOLDER), artifact.location, inputs, opened.root, opened.notes, opened
-        )
+        config, artifact = fine_tuned(opened, task)
+        inputs, of_task = {"model": artifact.fingerprint}, trained_vectors(config)
+        encoder = from_folder(artifact.location / FOLDER)
+        return OpenedEncoder(encoder, artifact.location, inputs, opened.root, opened.notes, opened, *of_task)
     pretrain, vocab = finished(opened, "pretrain"), finished(opened, "vocab")
     checkpoint = final_checkpoint(pretrain)
     inputs = {"model": checkpoint.digest, "vocab": vocab.fingerprint}

@@ -3,10 +3,13 @@
 import re
 
 _NAMES = {
+    "accuracy_at_1": "accuracy@1",
+    "accuracy_at_10": "accuracy@10",
     "f1": "F1",
     "macro_f1": "macro-F1",
     "micro_f1": "micro-F1",
     "matthews": "Matthews correlation",
+    "mrr": "MRR",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
 }

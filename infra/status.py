@@ -186,6 +186,8 @@ def _result_lines(run: Run, name: str, results: StageResults) -> Iterator[str]:
     if (task := results.task) and task.metric_scores:
         for split, scores in {task.scored_split: task.metric_scores, **task.extra_metric_scores}.items():
             yield f"{name}: {metric_name(task.metric, split)} {_scores_in_words(scores)}"
+        if (chance := task.chance.get(task.metric)) is not None:
+            yield f"{name}: in random order {metric_name(task.metric, task.scored_split)} is {chance:.3f}"
     if results.overlap:
         yield f"{name}: {_overlap_in_words(results.overlap)}"
     if results.page:

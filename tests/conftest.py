@@ -80,6 +80,21 @@ def ray_session(own_home: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def single_process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group with this process only, for training without Ray. It stays, as DeepSpeed keeps a reference."""
+    import torch.distributed as dist
+
+    from cloze.training.model.hardware import cpu_threads
+
+    if not dist.is_initialized():
+        store = tmp_path_factory.mktemp("alone") / "store"
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    with cpu_threads(1), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        yield
+
+
+@pytest.fixture(scope="session")
 def s3_bucket(own_home: Path) -> Iterator[str]:
     """The s3:// address of an empty bucket on a local S3 server (moto's, over HTTP, in a process of its own)."""
     port = os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]

@@ -218,7 +218,18 @@ def _summary(stage: FinetuneView) -> str:
         )
     values = _other_scores(stage.facts.scores["pretrained"], stage.facts.metric)
     notes = "".join(f" {note}." for note in stage.facts.notes)
-    return f"{text}{f' {values}.' if values else ''}{_published(stage.facts)}{notes}"
+    return f"{text}{f' {values}.' if values else ''}{_chance(stage.facts)}{_published(stage.facts)}{notes}"
+
+
+def _chance(facts: FinetuneFacts) -> str:
+    """What a contrastive task's texts are compared with, and what a random order would have; empty for other tasks."""
+    if (value := facts.chance.get(facts.metric)) is None:
+        return ""
+    return (
+        f" The second text of each pair is looked for among the {format_number(facts.candidates)} of the "
+        f"{facts.scored_split} split: in random order {metric_name(facts.metric)} is "
+        f"{_metric_axis(facts.metric).format_value(value)}."
+    )
 
 
 def _published(facts: FinetuneFacts) -> str:

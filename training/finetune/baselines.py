@@ -1,10 +1,11 @@
 """Labels of train -> predictions that a model must beat."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cloze.training.finetune.metrics.classification import Label
 
@@ -52,6 +53,18 @@ def bag_of_words_choice(train: Texts, is_right: Sequence[bool], test: Texts, cho
     return np.asarray(model.decision_function(test_features)).reshape(-1, choices).argmax(1).tolist()
 
 
+def tf_idf_similarities(
+    train: Sequence[str], texts: Sequence[str], candidates: Sequence[str]
+) -> Callable[[slice], NDArray[np.float64]]:
+    """Returns a function with the cosines of some of the texts with each candidate, [texts, candidates].
+
+    The features are those of `_tf_idf`, of train. A text without a word of train has the cosine 0.
+    """
+    vectorizer = _vectorizer().fit(train)
+    features, of_candidates = vectorizer.transform(texts), vectorizer.transform(candidates).T.tocsr()
+    return lambda some: (features[some] @ of_candidates).toarray()
+
+
 def _tf_idf(train: Texts, test: Texts) -> tuple[Any, Any]:
     """Returns sparse matrices with the TF-IDF of words and pairs of words in each text.
 
@@ -59,16 +72,21 @@ def _tf_idf(train: Texts, test: Texts) -> tuple[Any, Any]:
     consist of, count as well.
     """
     from scipy.sparse import hstack
-    from sklearn.feature_extraction.text import TfidfVectorizer
 
     features = []
     for train_texts, test_texts in zip(train, test, strict=True):
         if train_texts is None or test_texts is None:
             continue
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+        vectorizer = _vectorizer()
         features.append((vectorizer.fit_transform(train_texts), vectorizer.transform(test_texts)))
     train_features, test_features = (hstack(side, format="csr") for side in zip(*features, strict=True))
     return train_features, test_features
+
+
+def _vectorizer() -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
 
 
 def _regression() -> Any:

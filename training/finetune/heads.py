@@ -4,11 +4,14 @@ An encoder maps (input_ids, token_type_ids, attention_mask), each [b, s], to its
 pooled [CLS] [b, hidden]. Heads have the names that transformers gives them.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from cloze.training.model.bert import BertConfig, Dropout, initialize
 from cloze.training.model.linear import Linear
+from cloze.training.vectors.pooling import mean
 
 
 class _TaskModel(nn.Module):
@@ -86,3 +89,37 @@ class ChoiceClassifier(_TaskModel):
         """Three [b * choices, s], the choices of an example next to each other -> logits [b, choices] in fp32."""
         _, pooled = self.bert(input_ids, token_type_ids, attention_mask)
         return _in_fp32(self.classifier, self.dropout(pooled)).view(-1, self.choices)
+
+
+class PairEncoder(nn.Module):
+    """A vector for each text of a pair, which is encoded by itself. There is no head."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.bert = encoder
+        without_pooler(self)
+
+    def last_hidden_state(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> [b, s, hidden]."""
+        return self.bert(input_ids, token_type_ids, attention_mask)[0]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """See `pair_vectors`."""
+        return pair_vectors(self.last_hidden_state, inputs)
+
+
+def without_pooler(model: nn.Module) -> None:
+    """Leave the pooler, if there is one, out of the training: weight decay would change it."""
+    for name, parameter in model.named_parameters():
+        if "pooler." in name:
+            parameter.requires_grad_(False)
+
+
+def pair_vectors(hidden_state: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """For each text of a pair an encoder's three inputs and the tokens that count, each [b, s] -> the means of their
+    hidden states, [b, 2, hidden] in fp32."""
+    means = [
+        mean(hidden_state(*encoder_inputs).float(), counted)
+        for *encoder_inputs, counted in (inputs[start : start + 4] for start in range(0, len(inputs), 4))
+    ]
+    return torch.stack(means, 1)

@@ -116,6 +116,8 @@ class FinetuneFacts(Facts, extra="allow"):
     extra_scores: dict[str, dict[str, ScoreFact]] = Field(default={})  # of the extra files with labels, by their names
     metric: str = "accuracy"
     scored_split: str = "test"
+    candidates: int = 0  # of a contrastive task: the texts of the scored split that each text is compared with
+    chance: dict[str, float] = Field(default={})  # the scores of a random order of these
     paper: dict[str, float] = Field(default={})  # base, large: BERT's scores on GLUE's test set, by the task's metric
     published: list[PublishedFact] = Field(default=[])  # these and the scores on other benchmarks
     variants: dict[str, CurvesFact] = Field(default={})

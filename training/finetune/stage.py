@@ -136,7 +136,8 @@ def _check_positions(encoder: PretrainedEncoder, config: TaskConfig) -> None:
 def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> FinetuneFacts:
     """The manifest's facts, from those of the finished parts."""
     task = setup.task
-    scores, *extra_scores = _scores(setup, {variant: parts[variant]["predicted"] for variant in setup.variants})
+    scored_value = setup.config.scored_value
+    scores, *extra_scores = _scores(setup, {variant: parts[variant][scored_value] for variant in setup.variants})
     examples, predicted = setup.examples(task.scored_split), parts["pretrained"]["predicted"][task.scored_split]
     seeds = {
         variant: rows
@@ -150,7 +151,7 @@ def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> Finetun
         "scored_split": task.scored_split,
         "metric": next(iter(scores["pretrained"])),
         "variants": {
-            variant: {key: value for key, value in parts[variant].items() if key != "predicted"}
+            variant: {key: value for key, value in parts[variant].items() if key not in ("predicted", scored_value)}
             for variant in setup.variants
         },
         "trials": {name: facts for name, facts in parts.items() if name not in setup.variants},
@@ -164,7 +165,7 @@ def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> Finetun
 def _scores(setup: FinetuneSetup, predicted: Mapping[str, Mapping[str, list[Any]]]) -> list[dict[str, Any]]:
     """For each scored split: the scores of the variants and of the baselines, by their names.
 
-    `predicted`: variant -> split -> the variant's predictions.
+    `predicted`: variant -> split -> the `scored_value` of the variant's predictions.
     """
     examples = {split: setup.examples(split) for split in setup.scored_splits}
     baselines = setup.task.baselines(list(itertools.chain(*examples.values())))  # of all at once: they are fitted once

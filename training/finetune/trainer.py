@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
@@ -105,6 +106,8 @@ class FinetuneTrainer:
         """
         data, seed, task = self.setup.splits["train"], self.setup.seed(trial), cast(TrainedTask, self.setup.task)
         config, steps = cast(TrainedTaskConfig, self.setup.config), self.setup.steps(trial)
+        # Rows of similar length would meet the same others in every epoch.
+        lengths = np.zeros_like(data.lengths) if config.loss_of_batch else data.lengths
         number = config.trials.index(trial) + 1
         place = f"{variant}, trial {number} of {len(config.trials)}" if len(config.trials) > 1 else variant
         # Adam's bias correction: without it some seeds fail on small sets (arXiv:2006.05987)
@@ -116,7 +119,7 @@ class FinetuneTrainer:
         result = TrialResult()
         torch.manual_seed(seed * self.workers + self.rank)  # dropout
         for epoch in range(trial.epochs):
-            for rows in epoch_batches(data.lengths, trial.batch_size, seed, epoch):
+            for rows in epoch_batches(lengths, trial.batch_size, seed, epoch):
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = learning_rate_at(len(result.losses), optimizer_config, steps)
                 loss = self._step(model, optimizer, rows, optimizer_config.max_grad_norm)
@@ -160,13 +163,22 @@ class FinetuneTrainer:
 
         The model stays as it is if the loss is not finite.
         """
-        data, task = self.setup.splits["train"], cast(TrainedTask, self.setup.task)
-        worker_rows = rows[self.rank :: self.workers]
         model.train()
         optimizer.zero_grad()
-        total, terms = torch.zeros((), device=self.device), task.loss_terms(data, rows)
         assert isinstance(self.setup.config, TrainedTaskConfig)
-        size = self.setup.config.micro_batch_size or max(1, len(worker_rows))
+        backward = self._backward_of_batch if self.setup.config.loss_of_batch else self._backward_of_rows
+        loss = self._all_reduce(model, backward(model, rows, self.setup.config.micro_batch_size))
+        if math.isfinite(loss):
+            nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+            optimizer.step()
+        return loss
+
+    def _backward_of_rows(self, model: nn.Module, rows: RowIndices, micro_batch_size: int | None) -> torch.Tensor:
+        """Add this worker's part of the gradients. Returns its part of the mean loss over the batch."""
+        data, task = self.setup.splits["train"], cast(TrainedTask, self.setup.task)
+        worker_rows = rows[self.rank :: self.workers]
+        total, terms = torch.zeros((), device=self.device), task.loss_terms(data, rows)
+        size = micro_batch_size or max(1, len(worker_rows))
         for start in range(0, len(worker_rows), size):
             micro_batch = worker_rows[start : start + size]
             with autocast(self.device, self.precision):
@@ -174,11 +186,33 @@ class FinetuneTrainer:
             loss = task.loss(outputs, data, micro_batch) / terms
             loss.backward()
             total += loss.detach()
-        loss = self._all_reduce(model, total)
-        if math.isfinite(loss):
-            nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-            optimizer.step()
-        return loss
+        return total
+
+    def _backward_of_batch(self, model: nn.Module, rows: RowIndices, micro_batch_size: int | None) -> torch.Tensor:
+        """The same where a row's loss depends on the other rows: each worker computes the loss of the whole batch from
+        the outputs of all workers, and its gradient goes back through the worker's own.
+
+        Micro-batches are computed again in the backward pass, one after another, with the same dropout: only their
+        outputs are kept, as in gradient caching (arXiv:2101.06983).
+        """
+        data, task = self.setup.splits["train"], cast(TrainedTask, self.setup.task)
+        # All workers compute equally many rows. Those that some repeat have no part in the loss.
+        worker_rows = np.resize(rows, -(-len(rows) // self.workers) * self.workers)[self.rank :: self.workers]
+        size, parts = micro_batch_size or len(worker_rows), list[torch.Tensor]()
+        for start in range(0, len(worker_rows), size):
+            inputs = task.inputs(data, worker_rows[start : start + size], self.device)
+            with autocast(self.device, self.precision):
+                again = size < len(worker_rows)
+                parts.append(checkpoint(model, *inputs, use_reentrant=False) if again else model(*inputs))
+        own = torch.cat(parts)
+        gathered = [torch.empty_like(own) for _ in range(self.workers)]
+        dist.all_gather(gathered, own.detach().contiguous())
+        outputs = torch.stack(gathered, 1).flatten(0, 1).requires_grad_()  # in the order of the rows
+        loss = task.loss(outputs[: len(rows)], data, rows) / task.loss_terms(data, rows)
+        loss.backward()
+        assert outputs.grad is not None
+        own.backward(outputs.grad[self.rank :: self.workers])
+        return loss.detach() / self.workers  # every worker has the whole loss
 
     def _all_reduce(self, model: nn.Module, loss: torch.Tensor) -> float:
         """Sum the gradients and the loss over all workers, each of which has divided by the whole batch's size."""

@@ -80,7 +80,8 @@ def _evaluate_best(trainer: FinetuneTrainer, variant: str) -> None:
             raise UserError(f"finetune-{setup.config.name}: the loss of every trial is nan or inf; lower learning_rate")
         model.load_state_dict(load(setup.weights_file(variant, best).read_bytes()))
         facts = {"trial": best.facts(), "precision": trainer.precision, **trials[best]}
-    files, predicted, scored = dict[str, bytes](), dict[str, list[Any]](), setup.scored_splits
+    files, scored = dict[str, bytes](), setup.scored_splits
+    values: dict[str, dict[str, list[Any]]] = {"predicted": {}, setup.config.scored_value: {}}
     for split in splits_of(task.examples)[1:]:
         if not (examples := setup.examples(split)):
             continue
@@ -91,9 +92,10 @@ def _evaluate_best(trainer: FinetuneTrainer, variant: str) -> None:
         files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions.rows, escaped=False)
         files |= {f"predictions/{name}/{file}": content for file, content in predictions.files.items()}
         if split in scored:
-            predicted[split] = [row["predicted"] for row in predictions.rows]
+            for value, of_splits in values.items():
+                of_splits[split] = [row[value] for row in predictions.rows]
     if trainer.rank:
         return
     if variant == "pretrained":
         files |= model_files(setup.encoder, task, model.state_dict())
-    setup.out.commit(variant, files, facts={**facts, "predicted": predicted})
+    setup.out.commit(variant, files, facts={**facts, **values})

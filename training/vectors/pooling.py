@@ -34,13 +34,20 @@ def text_vectors(
     for rows, (input_ids, _, attention_mask), states in hidden_states(encoder, inputs):
         for representation, found in zip(representations, vectors, strict=True):
             combined = combine(states, representation.layers)
-            counted = attention_mask.bool()
-            if not representation.special_tokens:
-                counted = counted & ~torch.isin(input_ids, special)
-            pooled = combined[:, 0] if representation.pooling == "cls" else mean(combined, counted)
-            found[rows] = pooled.cpu().numpy()
+            counted = counted_tokens(input_ids, attention_mask, representation, special)
+            found[rows] = mean(combined, counted).cpu().numpy()
         report(finished := finished + len(rows))
     return vectors
+
+
+def counted_tokens(
+    input_ids: Tensor, attention_mask: Tensor, representation: Representation, special_ids: Tensor
+) -> Tensor:
+    """Which tokens a text's vector is the mean of, two [batch, seq] -> [batch, seq]: [CLS] alone, or all real ones."""
+    if representation.pooling == "cls":
+        return (torch.arange(input_ids.shape[1], device=input_ids.device) == 0).expand_as(input_ids)
+    counted = attention_mask.bool()
+    return counted if representation.special_tokens else counted & ~torch.isin(input_ids, special_ids)
 
 
 def mean(vectors: Tensor, counted: Tensor) -> Tensor:

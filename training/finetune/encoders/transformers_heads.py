@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cloze.pipeline.core.errors import UserError
+from cloze.training.finetune.heads import pair_vectors, without_pooler
 
 
 class TransformersModel(nn.Module):
@@ -109,6 +110,22 @@ class PieceModel(TransformersModel):
         return logits[:, 0].log_softmax(-1)
 
 
+class PairModel(TransformersModel):
+    """A vector for each text of a pair."""
+
+    def __init__(self, model: Any, with_segments: bool) -> None:
+        super().__init__(model, with_segments)
+        without_pooler(self)
+
+    def last_hidden_state(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Three [b, s] -> [b, s, hidden]."""
+        return self.outputs(input_ids, token_type_ids, attention_mask).last_hidden_state
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """See `pair_vectors`."""
+        return pair_vectors(self.last_hidden_state, inputs)
+
+
 #: The classes by the names of transformers' heads.
 MODELS: dict[str, type[TransformersModel]] = {
     "ForSequenceClassification": LabelModel,
@@ -116,4 +133,5 @@ MODELS: dict[str, type[TransformersModel]] = {
     "ForQuestionAnswering": SpanModel,
     "ForMultipleChoice": ChoiceModel,
     "ForMaskedLM": PieceModel,
+    "Model": PairModel,
 }

@@ -134,6 +134,6 @@ def _scores(
     if overlapping and len(overlapping) < len(examples):
         predictions = json_lines.read(finetuned.location / "predictions/pretrained.jsonl")
         kept = [pair for i, pair in enumerate(zip(examples, predictions, strict=True)) if i not in overlapping]
-        without = task.scores([example for example, _ in kept], [row["predicted"] for _, row in kept])
+        without = task.scores([example for example, _ in kept], [row[task.config.scored_value] for _, row in kept])
         scores["without_overlap"] = ScoreFact.model_validate(without)
     return scores

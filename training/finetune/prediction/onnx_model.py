@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from cloze.training.checkpoints.onnx_file import onnx_bytes
-from cloze.training.finetune.encoders.transformers_heads import ChoiceModel, SpanModel, TransformersModel
-from cloze.training.finetune.heads import ChoiceClassifier, SpanClassifier
+from cloze.training.finetune.encoders.transformers_heads import ChoiceModel, PairModel, SpanModel, TransformersModel
+from cloze.training.finetune.heads import ChoiceClassifier, PairEncoder, SpanClassifier
 
-_SPANS, _CHOICES = (SpanClassifier, SpanModel), (ChoiceClassifier, ChoiceModel)
+_SPANS, _CHOICES, _PAIRS = (SpanClassifier, SpanModel), (ChoiceClassifier, ChoiceModel), (PairEncoder, PairModel)
 
 
 class _WithTransformersInputs(nn.Module):
@@ -18,7 +18,8 @@ class _WithTransformersInputs(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Three [batch, seq] -> logits, or start and end logits; of a choice three [batch, choices, seq]."""
+        """Three [batch, seq] -> logits, start and end logits, or the last hidden state; of a choice three [batch,
+        choices, seq]."""
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         inputs = input_ids, segments, attention_mask
         if isinstance(self.model, _CHOICES):
@@ -26,12 +27,17 @@ class _WithTransformersInputs(nn.Module):
         if isinstance(self.model, _SPANS):
             start, end = self.model.span_logits(*inputs).unbind(-1)
             return start, end
+        if isinstance(self.model, _PAIRS):
+            return self.model.last_hidden_state(*inputs)
         return self.model(*inputs)
 
 
 def fine_tuned_onnx(model: nn.Module) -> bytes:
-    """The ONNX file of a task's model. Its output is `logits`; `start_logits` and `end_logits` for answers."""
+    """The ONNX file of a task's model. Its output is `logits`; `start_logits` and `end_logits` for answers, and
+    `last_hidden_state` where vectors were trained, as sentence-transformers and Optimum expect it."""
     outputs = ["start_logits", "end_logits"] if isinstance(model, _SPANS) else ["logits"]
+    if isinstance(model, _PAIRS):
+        outputs = ["last_hidden_state"]
     choices = model.choices if isinstance(model, _CHOICES) else None
     with_segments = model.with_segments if isinstance(model, TransformersModel) else True
     return onnx_bytes(_WithTransformersInputs(model), outputs, choices, with_segments=with_segments)

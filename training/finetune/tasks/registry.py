@@ -10,6 +10,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from cloze.training.finetune.tasks.choice import Choice, ChoiceConfig
 from cloze.training.finetune.tasks.classification import Classification, ClassificationConfig
+from cloze.training.finetune.tasks.contrastive import Contrastive
+from cloze.training.finetune.tasks.contrastive_config import ContrastiveConfig
 from cloze.training.finetune.tasks.minimal_pairs import MinimalPairs, MinimalPairsConfig
 from cloze.training.finetune.tasks.multilabel import Multilabel, MultilabelConfig
 from cloze.training.finetune.tasks.probe import Probe
@@ -28,6 +30,7 @@ TASKS: dict[type[TaskConfig], type[Task]] = {
     ChoiceConfig: Choice,
     TaggingConfig: Tagging,
     QuestionAnsweringConfig: QuestionAnswering,
+    ContrastiveConfig: Contrastive,
     MinimalPairsConfig: MinimalPairs,
     ProbeConfig: Probe,
 }

@@ -120,7 +120,10 @@ class Task(Protocol):
     def encode(self, tokenizer: "Tokenizer") -> EncodedTask: ...
 
     def scores(self, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, Any]:
-        """The scores of predictions as `score_facts` returns them: the task's metric is the first."""
+        """The scores of predictions as `score_facts` returns them: the task's metric is the first.
+
+        `predicted`: of each example the value that `config.scored_value` names, and so are those of `baselines`.
+        """
         ...
 
     def baselines(self, examples: Sequence[Any]) -> dict[str, list[Any]]:
@@ -200,7 +203,7 @@ class TrainedTask(ModelTask, Protocol):
         ...
 
     def loss(self, outputs: Any, data: Any, rows: RowIndices) -> "Tensor":
-        """The sum of the rows' losses, from the model's outputs for these rows."""
+        """The sum of the rows' losses, from the model's outputs for these: a batch, if `config.loss_of_batch`."""
         ...
 
     def loss_terms(self, data: Any, rows: RowIndices) -> float:

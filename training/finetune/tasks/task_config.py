@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -120,6 +120,9 @@ class TaskConfig(Config):
     threads: Annotated[int, Compute, Field(gt=0)] = 2
     """CPU cores per worker."""
 
+    #: The name of the value in a row of predictions that `Task.scores` reads.
+    scored_value: ClassVar[str] = "predicted"
+
     @model_validator(mode="after")
     def _has_files(self) -> Self:
         if (self.file is None) == (self.files is None):
@@ -167,6 +170,9 @@ class TrainedTaskConfig(TaskConfig):
     rate falls as it does in a trial of all epochs."""
     max_concurrent_trials: Annotated[int | None, Compute, Field(gt=0)] = None
     """Maximum number of trials that run at once; by default as many as the cluster has processor cores and GPUs for."""
+
+    #: Whether the loss of a row depends on the other rows of its batch, which are then computed before any loss.
+    loss_of_batch: ClassVar[bool] = False
 
     @field_validator("learning_rate", "batch_size", "epochs", "seeds")
     @classmethod

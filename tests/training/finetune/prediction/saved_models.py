@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer
@@ -24,6 +25,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "choice": ("BertForMultipleChoice", {"num_choices": CHOICES}),
     "tagging": ("BertForTokenClassification", LABELS),
     "question_answering": ("BertForQuestionAnswering", {"with_null": False}),
+    "contrastive": ("BertModel", {}),
 }
 
 
@@ -41,5 +43,8 @@ def saved(folder: Path, kind: str) -> tuple[Any, FineTunedModel]:
     )
     model = getattr(transformers, name)(config).eval()
     model.save_pretrained(folder)
+    if name == "BertModel":  # Cloze's names have the prefix of models with heads
+        named = {f"bert.{name}": tensor for name, tensor in model.state_dict().items()}
+        save_file(named, folder / "model.safetensors", {"format": "pt"})
     build_tokenizer(PIECES).save(str(folder / "tokenizer.json"))
     return model, FineTunedModel.from_folder(Location(str(folder)), task(kind))

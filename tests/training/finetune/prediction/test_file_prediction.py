@@ -49,6 +49,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, list[Any]], list[dict[str, Any]
         {"question": SECOND, "context": FIRST},
         [{"question": b, "context": a} for a, b in zip(FIRST, SECOND, strict=True)],
     ),
+    "contrastive": (
+        {"columns": {"text": "title", "text_b": "body"}},
+        {"title": FIRST, "body": SECOND},
+        [{"text": a, "text_b": b} for a, b in zip(FIRST, SECOND, strict=True)],
+    ),
 }
 
 

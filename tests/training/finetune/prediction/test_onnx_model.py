@@ -18,6 +18,7 @@ from tests.training.finetune.encoders.transformers_folders import write_folder
 from tests.training.finetune.prediction.saved_models import HEADS, KINDS, PIECES, saved
 
 INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
+OUTPUTS = {"question_answering": ["start_logits", "end_logits"], "contrastive": ["last_hidden_state"]}
 
 
 def batch(rows: int, width: int, choices: int | None, padding: int) -> dict[str, NDArray[np.int64]]:
@@ -73,7 +74,7 @@ def check_outputs(content: bytes, expected_model: Any, kind: str, input_names: l
     choices = expected_model.config.num_choices if kind == "choice" else None
     axes = ["batch", "sequence"] if choices is None else ["batch", choices, "sequence"]
     assert [(one.name, one.shape) for one in session.get_inputs()] == [(name, axes) for name in input_names]
-    names = ["start_logits", "end_logits"] if kind == "question_answering" else ["logits"]
+    names = OUTPUTS.get(kind, ["logits"])
     assert [one.name for one in session.get_outputs()] == names
     for rows, width in ((1, 1), (1, 64), (2, 8), (7, 13)):
         every_input = batch(rows, width, choices, expected_model.config.pad_token_id)

@@ -112,10 +112,10 @@ class Trained:
         return self.manifest.facts["scores"][name][metric]
 
 
-def train(
+def setup_of(
     settings: TaskConfig, files: Mapping[str, Path], pieces: Sequence[str], root: Path, model: BertConfig = MODEL
-) -> Trained:
-    """Fine-tune on the files from a checkpoint with random weights, whose vocabulary has these pieces."""
+) -> tuple[FinetuneSetup, dict[str, Any]]:
+    """A setup, and the inputs of its stage: a checkpoint with random weights, whose vocabulary has these pieces."""
     vocab = [*SPECIAL_TOKENS, *pieces]
     (root / "vocab").mkdir()
     (root / "vocab/vocab.txt").write_text("".join(f"{piece}\n" for piece in vocab))
@@ -134,7 +134,14 @@ def train(
     task = task_of_files(settings, files)
     encoder = from_checkpoint(reference, inputs["vocab"].location)
     out = Output(Location(str(root / "out")), "finetune-tiny", 1, "0")
-    setup = FinetuneSetup(settings, task, task.encode(encoder.tokenizer()).splits, encoder, out)
+    return FinetuneSetup(settings, task, task.encode(encoder.tokenizer()).splits, encoder, out), inputs
+
+
+def train(
+    settings: TaskConfig, files: Mapping[str, Path], pieces: Sequence[str], root: Path, model: BertConfig = MODEL
+) -> Trained:
+    """Fine-tune on the files in this process: see `setup_of`."""
+    setup, inputs = setup_of(settings, files, pieces, root, model)
     train_in_process(setup)
     inputs["encoded"] = encoded(settings, inputs, root / "encoded")
-    return Trained(task, settings, run(settings, inputs, out), root / "out")
+    return Trained(setup.task, settings, run(settings, inputs, setup.out), root / "out")
