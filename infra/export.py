@@ -104,7 +104,7 @@ def export_sentence_encoder(run: Run, task: str | None, to: Location, pooling: "
     if task:
         config, artifact = fine_tuned(run, task)
         trained, length = trained_vectors(config)
-        if not trained.special_tokens:
+        if not trained.special_tokens and (pooling or trained.pooling) == "mean":
             raise UserError(
                 f"--task {task}: was trained with special_tokens: false, which sentence-transformers cannot compute; "
                 "use cloze embed, or train with special_tokens: true"

@@ -46,12 +46,12 @@ class PiecePrediction(NamedTuple):
 
 
 class InspectedModel:
-    """An encoder with its weights, on the CPU."""
+    """An encoder with its weights, on the CPU, and the vectors by which texts are compared."""
 
-    def __init__(self, encoder: PretrainedEncoder) -> None:
+    def __init__(self, encoder: PretrainedEncoder, representation: Representation | None = None) -> None:
         self.encoder = encoder
         self.tokenizer = encoder.tokenizer()
-        self._embedder = load_embedder(encoder, Representation(), None)
+        self._embedder = load_embedder(encoder, representation or Representation(), None)
         self.layers = self._embedder.encoder
         self._with_masks = self._embedder.tokenizer
         self._with_masks.encode_special_tokens = False  # "[MASK]" in a text is the mask

@@ -1,8 +1,9 @@
 """A run in Dagster, as one job on a cluster: submitted, followed, and stopped when the run is canceled in the pages."""
 
 import atexit
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import dagster
 
@@ -20,7 +21,6 @@ from cloze.pipeline.core.storage import Location
 
 #: Tags of the run in the history: the id of its job, and the name of the cluster.
 JOB, CLUSTER = "cloze/job", "cloze/cluster"
-_AT_WORK = (dagster.DagsterRunStatus.STARTING, dagster.DagsterRunStatus.STARTED)
 
 
 def read_config(run: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -44,32 +44,63 @@ def on_cluster(config: RunConfig, file: str | None) -> RunConfig:
     return named_runs.with_overrides(config, load(ClusterConfig, file).overrides)
 
 
-def job_stages(
-    context: dagster.AssetExecutionContext,
-    file: str,
-    request: JobRequest,
-    after_its_end: JobRequest,
-    names: Sequence[str],
-) -> Generator[ExecutedStage]:
-    """Submit the run to the cluster of this file and yield the named stages, each when it is finished. A run that is
-    submitted already is followed; a retry whose job has ended submits the request `after_its_end`.
+@dataclass
+class ClusterJob:
+    """The job of a run in Dagster on the cluster of this file.
 
-    Raises UserError when the job ends with an error that only the user can fix, otherwise JobFailed.
+    It is stopped if the run is canceled in the pages or by its time limit. If the process ends for another reason, such
+    as a reboot, the job continues, and the next run attaches to it.
     """
-    cluster = load(ClusterConfig, file)
-    backend = backend_of(cluster, file)
-    with _stopped_when_canceled(context, backend, request) as submitted:
-        job = FollowedJob(backend, after_its_end if _has_ended(backend, context.run.tags.get(JOB)) else request)
-        submitted.append(job.job)
-        context.instance.add_run_tags(context.run.run_id, {JOB: job.job, CLUSTER: cluster.name})
-        context.log.info(f"{'submitted as' if job.is_new else 'attached to'} {job.job} on {cluster.name}")
-        yield from job.stages(names)
+
+    context: dagster.AssetExecutionContext
+    file: str
+    request: JobRequest
+    job: str | None = None  # its id, once it is submitted
+
+    @cached_property
+    def cluster(self) -> ClusterConfig:
+        return load(ClusterConfig, self.file)
+
+    @cached_property
+    def backend(self) -> Backend:
+        return backend_of(self.cluster, self.file)
+
+    def stages(self, after_its_end: JobRequest, names: Sequence[str]) -> Generator[ExecutedStage]:
+        """Submit the run and yield the named stages, each when it is finished. A run that is submitted already is
+        followed; a retry whose job has ended submits the request `after_its_end`.
+
+        Raises UserError when the job ends with an error that only the user can fix, otherwise JobFailed.
+        """
+        atexit.register(self.stop_if_canceled)  # a signal in Dagster's code, between two stages, leaves the block open
+        try:
+            has_ended = _has_ended(self.backend, self.context.run.tags.get(JOB))
+            followed = FollowedJob(self.backend, after_its_end if has_ended else self.request)
+            self.job = followed.job
+            self.context.instance.add_run_tags(self.context.run.run_id, {JOB: self.job, CLUSTER: self.cluster.name})
+            said = "submitted as" if followed.is_new else "attached to"
+            self.context.log.info(f"{said} {self.job} on {self.cluster.name}")
+            yield from followed.stages(names)
+        except BaseException:
+            self.stop_if_canceled()
+            raise
+        finally:
+            atexit.unregister(self.stop_if_canceled)
+
+    def stop_if_canceled(self) -> None:
+        """If the submission may have been interrupted, the job is what the cluster has of this run."""
+        if _is_canceled(self.context.instance, self.context.run.run_id):
+            for job in [self.job] if self.job else _jobs_at_work(self.backend, self.request.config):
+                self.backend.stop(job)
+                self.context.log.info(f"{job} saves and ends")
 
 
-def stop_job(run: dagster.DagsterRun, file: str) -> None:
-    """Stop the run's job on the cluster of this file, if it has one."""
-    if job := run.tags.get(JOB):
-        backend_of(load(ClusterConfig, file), file).stop(job)
+def _is_canceled(instance: dagster.DagsterInstance, run_id: str) -> bool:
+    """Whether somebody has ended the run. Dagster may have reported it as failed since, as it does after a signal."""
+    run = instance.get_run_by_id(run_id)
+    if run is None:
+        return False
+    events = instance.all_logs(run_id, of_type=dagster.DagsterEventType.RUN_CANCELING)
+    return bool(events) or run.status is dagster.DagsterRunStatus.CANCELED
 
 
 def _has_ended(backend: Backend, job: str | None) -> bool:
@@ -82,35 +113,6 @@ def _has_ended(backend: Backend, job: str | None) -> bool:
         raise
     except UserError:  # the cluster keeps no record of it any more
         return True
-
-
-@contextmanager
-def _stopped_when_canceled(
-    context: dagster.AssetExecutionContext, backend: Backend, request: JobRequest
-) -> Iterator[list[str]]:
-    """Stop the run's job if the block is interrupted because the run was ended in the pages or by its time limit. If
-    this process ends for another reason, such as a reboot, the job continues, and the next run attaches to it.
-
-    Yields a list for the job's id. While it is empty the interrupt may have hit the submission: then the job is the one
-    of this run that the cluster has.
-    """
-    submitted: list[str] = []
-
-    def stop_if_canceled() -> None:
-        run = context.instance.get_run_by_id(context.run.run_id)
-        if run and run.status not in _AT_WORK:
-            for job in submitted or _jobs_at_work(backend, request.config):
-                backend.stop(job)
-                context.log.info(f"{job} saves and ends")
-
-    atexit.register(stop_if_canceled)  # a signal in Dagster's code, between two stages, leaves this block open
-    try:
-        yield submitted
-    except BaseException:
-        stop_if_canceled()
-        raise
-    finally:
-        atexit.unregister(stop_if_canceled)
 
 
 def _jobs_at_work(backend: Backend, config: RunConfig) -> list[str]:

@@ -4,7 +4,7 @@ import multiprocessing
 import signal
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from cloze.infra.launch.jobs import JobRequest, Unreachable
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stages import Stage
-from cloze.infra.workflow.cluster import cluster_file, job_stages, on_cluster, stop_job
+from cloze.infra.workflow.cluster import ClusterJob, cluster_file, on_cluster
 from cloze.infra.workflow.names import FAILED_STAGE
 from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
 from cloze.infra.workflow.queue import RETRY_AFTER_EXCEPTION
@@ -81,14 +81,15 @@ def launched_run(
     # A retry has copied the tags of the run before.
     context.instance.add_run_tags(context.run.run_id, {**process_tag(context.run.run_id), FAILED_STAGE: ""})
 
-    cluster: str | None = None
+    job: ClusterJob | None = None
 
     def report_canceled() -> None:
+        if job:
+            with suppress(UserError):  # nobody would read that the cluster does not answer
+                job.stop_if_canceled()
         run = context.instance.get_run_by_id(context.run.run_id)
         if run and run.status == dagster.DagsterRunStatus.CANCELING:
             context.instance.report_run_canceled(run, _STOPPED)
-            if cluster:
-                stop_job(run, cluster)
 
     with _errors_reported(context), ends_soon_when_interrupted(_STOPPED, report_canceled):
         config = configured.of(partition_of(context))
@@ -100,7 +101,8 @@ def launched_run(
             request = JobRequest(run.config, until, tuple(force))
             after_its_end = replace(request, force=tuple(_still_forced(run, force, _first_attempt(context))))
             names = [stage.name for stage in chosen]
-            with closing(job_stages(context, cluster, request, after_its_end, names)) as executed:
+            job = ClusterJob(context, cluster, request)
+            with closing(job.stages(after_its_end, names)) as executed:
                 yield StartedStages(run, chosen, executed)
             return
         estimate_start(run, until, force)

@@ -140,26 +140,33 @@ def test_a_killed_follower_leaves_the_job_at_work_and_a_canceled_one_stops_it(to
     assert [info.id for info in jobs.jobs()] == [job.id]
 
 
-# Cancels the run, as the page does, when it has told Dagster of the first stage: the signal comes in Dagster's code.
-_CANCELED_BETWEEN_STAGES = """
-import os, signal, dagster
+# Sends itself a signal when it has told Dagster of the first stage: the signal comes in Dagster's code.
+_SIGNAL_BETWEEN_STAGES = """
+import os, sys, dagster
 handle = dagster.DagsterInstance.handle_new_event
-def handle_and_cancel(instance, event, **more):
+def handle_and_end(instance, event, **more):
     handle(instance, event, **more)
     if event.dagster_event and event.dagster_event.is_step_materialization:
         dagster.DagsterInstance.handle_new_event = handle
-        instance.report_run_canceling(instance.get_run_by_id(event.run_id))
-        os.kill(os.getpid(), signal.SIGINT)
-dagster.DagsterInstance.handle_new_event = handle_and_cancel
+        if sys.argv[2] == "cancel":
+            instance.report_run_canceling(instance.get_run_by_id(event.run_id))
+        os.kill(os.getpid(), int(sys.argv[1]))
+dagster.DagsterInstance.handle_new_event = handle_and_end
 """
 
 
-def test_a_run_that_is_canceled_between_two_stages_stops_its_job(toy: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "reason"), [(signal.SIGINT, "cancel"), (signal.SIGTERM, "reboot")])
+def test_a_signal_between_two_stages_stops_the_job_of_a_canceled_run_only(
+    toy: Run, tmp_path: Path, number: signal.Signals, reason: str
+) -> None:
     (tmp_path / "source.wait-words").touch()
-    command = [sys.executable, "-c", _CANCELED_BETWEEN_STAGES + _FOLLOWER]
+    command = [sys.executable, "-c", _SIGNAL_BETWEEN_STAGES + _FOLLOWER, str(int(number)), reason]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, check=False)
     assert b"DagsterExecutionInterruptedError" in done.stderr
     [job] = (jobs := LocalJobs(ClusterConfig(name="here"))).jobs()
+    if reason == "reboot":
+        assert job.state is JobState.RUNNING
+        jobs.stop(job.id)
     wait_until(lambda: jobs.info(job.id).state is JobState.STOPPED)
 
 

@@ -30,7 +30,7 @@ class Compared(NamedTuple):
     @property
     def ranks(self) -> Ints:
         """[q], from 1."""
-        return 1 + (self.others >= self.right[:, None]).sum(1)
+        return 1 + (~(self.others < self.right[:, None])).sum(1)  # NaN is worst
 
     def losses(self, temperature: float) -> Similarities:
         """The cross-entropy of the right candidate among all by similarity / temperature [q], in nats."""

@@ -8,12 +8,13 @@ Oord et al. 2018 (arXiv:1807.03748), Henderson et al. 2017 (arXiv:1705.00652), t
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,6 +23,7 @@ from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.baselines import tf_idf_similarities
 from cloze.training.finetune.heads import PairEncoder
+from cloze.training.finetune.metrics.estimates import Estimate
 from cloze.training.finetune.metrics.retrieval import (
     Compared,
     accuracy_at,
@@ -75,6 +77,18 @@ class EncodedPairs:
         """The number of tokens of each pair."""
         return self.first.lengths + self.second.lengths
 
+    def belong_together(self, rows: RowIndices) -> NDArray[np.bool_]:
+        """Whether the text of each of these rows and the second text of each are a pair of the split [rows, rows]."""
+        wanted = self._pair_numbers(self.first_numbers[rows][:, None], self.second_numbers[rows])
+        return self._pairs[np.searchsorted(self._pairs, wanted).clip(max=len(self._pairs) - 1)] == wanted
+
+    @cached_property
+    def _pairs(self) -> Ints:
+        return np.unique(self._pair_numbers(self.first_numbers, self.second_numbers))
+
+    def _pair_numbers(self, first: Ints, second: Ints) -> Ints:
+        return first * len(self.second_numbers) + second
+
 
 @dataclass(frozen=True)
 class Contrastive:
@@ -92,9 +106,12 @@ class Contrastive:
         examples = with_splits(_read_pairs(config.columns, files, skipped), config.seed, lambda example: 0)
         check_splits(examples, where)
         for split in splits_of(examples):
-            second = {example.text_b for example in examples if example.split == split}
-            if len(second) == 1:
-                raise UserError(f"{where}: all rows of {split} have one {config.columns.text_b}; give at least two")
+            of_split = [example for example in examples if example.split == split]
+            if of_split and len({example.text_b for example in of_split}) == 1:
+                raise UserError(
+                    f"{of_split[0].where}: {split} has one {config.columns.text_b} only, and none to compare it with; "
+                    "give more rows"
+                )
         return cls(config, examples, dict(skipped or {}))
 
     @classmethod
@@ -146,11 +163,11 @@ class Contrastive:
     def loss(self, outputs: Tensor, data: EncodedPairs, rows: RowIndices) -> Tensor:
         """The sum of the cross-entropies of vectors [batch, 2, hidden].
 
-        A text_b that is equal to that of the row, or belongs to an equal text, is no negative of the row.
+        A text_b that belongs to the row's text in another row of the split, too, is no negative of the row.
         """
         first, second = functional.normalize(outputs, dim=-1).unbind(1)
         logits = first @ second.T / self.config.temperature  # [batch, batch]
-        also_right = _equal(data.first_numbers[rows]) | _equal(data.second_numbers[rows])
+        also_right = data.belong_together(rows)
         np.fill_diagonal(also_right, val=False)
         logits = logits.masked_fill(torch.from_numpy(also_right).to(logits.device), -torch.inf)
         return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="sum")
@@ -250,11 +267,6 @@ def _numbers(texts: Sequence[str]) -> Ints:
     return np.array([numbers[text] for text in texts], np.int64)
 
 
-def _equal(numbers: Ints) -> NDArray[np.bool_]:
-    """[n] -> which of them are equal [n, n]."""
-    return numbers[:, None] == numbers
-
-
 def _compared(answers: Sequence[Vectors], data: EncodedPairs) -> Iterator[tuple[slice, Compared]]:
     """Each text of a split and the distinct second texts, by the cosine of their vectors."""
     first, second = np.stack(answers).swapaxes(0, 1)
@@ -262,7 +274,7 @@ def _compared(answers: Sequence[Vectors], data: EncodedPairs) -> Iterator[tuple[
     return compare(lambda some: first[some] @ second[candidates].T, right, data.first_numbers)
 
 
-def _scores(ranks: Any) -> dict[str, Any]:
+def _scores(ranks: ArrayLike) -> dict[str, Estimate]:
     return {
         "mrr": mean_reciprocal_rank(ranks),
         "accuracy_at_1": accuracy_at(1, ranks),

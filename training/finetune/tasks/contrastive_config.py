@@ -2,9 +2,9 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from cloze.pipeline.core.config import Config, Given
+from cloze.pipeline.core.config import Compute, Config, Given, InputPath
 from cloze.training.finetune.tasks.task_config import Column, PositiveFloat, TrainedTaskConfig, Training
 from cloze.training.vectors.representation import Representation
 
@@ -33,6 +33,16 @@ class ContrastiveConfig(TrainedTaskConfig):
     """Kind of the task."""
     columns: PairColumns = PairColumns()
     """The columns of the file."""
+    file: Annotated[str | None, InputPath("data")] = None
+    """Path of the pairs: .parquet, .jsonl, .ndjson, .json, .csv or .tsv, also with .gz; local or s3://.
+
+    Without a column that names the split, a tenth of the rows is dev and another tenth test, drawn by the seed. A text
+    of several rows may then be in train and in test: give files, or the split, to keep it in one."""
+    micro_batch_size: Annotated[int | None, Compute, Field(gt=0)] = None
+    """Maximum number of rows that a worker computes at once, which limits memory. They are then computed twice, and
+    have the negatives of the whole batch."""
+    freeze_encoder: Annotated[bool, Training] = False
+    """Is not possible: there is no head that could be trained alone."""
     pooling: Annotated[Literal["mean", "cls"], Training] = "mean"
     """The vector of a text: the mean over its tokens in the last layer, or the vector of [CLS]."""
     special_tokens: Annotated[bool, Training] = True

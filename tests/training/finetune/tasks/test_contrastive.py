@@ -57,14 +57,16 @@ def test_the_loss_is_the_cross_entropy_among_the_texts_of_the_batch(tmp_path):
 
 
 def test_equal_texts_of_other_rows_are_no_negatives(tmp_path):
-    same = [row("q", "right"), row("r", "right"), row("q", "also right"), row("s", "wrong")]
+    same = [row("q", "right"), row("r", "right"), row("q", "also right"), row("s", "also right"), row("t", "wrong")]
     task = read(tmp_path / "a.jsonl", [*same, *GOOD[2:]], temperature=0.2)
     data: Any = task.encode(TOKENIZER).splits["train"]
-    vectors = np.random.default_rng(1).normal(size=(4, 2, 8)).astype(np.float32)
-    also_right = {(0, 1), (1, 0), (0, 2), (2, 0)}
-    found = task.loss(torch.tensor(vectors), data, np.arange(4)).item()
-    assert found == pytest.approx(plain_losses(vectors.astype(np.float64), 0.2, also_right), rel=1e-5)
-    assert found != pytest.approx(plain_losses(vectors.astype(np.float64), 0.2, set()), rel=1e-3)
+    vectors = np.random.default_rng(1).normal(size=(5, 2, 8)).astype(np.float32)
+    q, r, again, s = range(4)
+    of_all = {(q, r), (q, again), (q, s), (r, q), (again, q), (again, r), (again, s), (s, again)}
+    for rows, also_right in ((range(5), of_all), ((q, s, 4), {(0, 1)})):  # the third row is not in the second batch
+        found = task.loss(torch.tensor(vectors[list(rows)]), data, np.array(rows)).item()
+        assert found == pytest.approx(plain_losses(vectors[list(rows)].astype(np.float64), 0.2, also_right), rel=1e-5)
+    assert found != pytest.approx(plain_losses(vectors[[q, s, 4]].astype(np.float64), 0.2, set()), rel=1e-3)
 
 
 def test_a_pair_is_two_inputs_and_the_tokens_of_the_mean_are_marked(tmp_path):
@@ -135,7 +137,10 @@ def test_a_split_without_a_column_is_drawn_and_a_file_for_each_split_is_read(tmp
         ([*GOOD, row(" ", "a")], r"a\.jsonl:5: text is empty; fill it in"),
         ([*GOOD, row("a", "b", "valid")], r"a\.jsonl:5: split is 'valid'; write train, dev or test"),
         (GOOD[:2], r"a\.jsonl: has no row of the split dev; mark some rows dev"),
-        ([*GOOD, row("a", "x", "test")], r"a\.jsonl: all rows of test have one text_b; give at least two"),
+        (
+            [*GOOD, row("a", "x", "test")],
+            r"a\.jsonl.*: test has one text_b only, and none to compare it with",
+        ),
         ([{"text": "a", "split": "train"}], r"a\.jsonl:1: has no column text_b|a\.jsonl.*text_b"),
     ],
 )
