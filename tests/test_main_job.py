@@ -155,7 +155,7 @@ def test_no_paragraph_of_the_test_part_was_pretrained_on(finished, labels):
     assert not [paragraph for paragraph in test if any(paragraph in text for text in seen)]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_run_on_s3_that_was_killed_in_some_stage_ends_with_the_bytes_of_one_on_a_disk(finished, s3_bucket):
     """The campaign kills one in every stage, and on a disk."""
     _, by_stage = finished

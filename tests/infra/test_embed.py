@@ -85,7 +85,7 @@ def test_layers_are_numbers_or_names() -> None:
             layers_of(wrong)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_tables_and_lines_are_written_with_what_was_computed(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, ray_session: None
 ) -> None:

@@ -326,7 +326,7 @@ def test_submit_follows_the_log_and_returns_the_exit_status(jobs_of: Jobs, capsy
     assert main(["job", "wait", f"{job[:-1]}2"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_real_run_is_detached_stopped_and_continues(capsys: pytest.CaptureFixture[str]) -> None:
     def cloze(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "cloze.infra.cli", *arguments]

@@ -97,7 +97,7 @@ def retry_of(run_id: str) -> str | None:
         return next((run.run_id for run in instance.get_runs() if run.parent_run_id == run_id), None)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_runs_wait_for_each_other_and_continue_after_a_crash_and_a_reboot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -385,7 +385,7 @@ def ui(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ask]:
             os.killpg(server.pid, signal.SIGKILL)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_stage_can_be_launched_in_the_ui(ui: Ask, tmp_path: Path) -> None:
     names = {tuple(node["assetKey"]["path"]) for node in ui(_ASSETS)}
     assert {("quickstart", "extract"), ("quickstart", "pretrain"), ("quickstart", "finetune-authors")} <= names

@@ -98,6 +98,7 @@ class Mortal(MortalOutput):
     doomed = "pretrained-1e-09-batch-9-epochs-3-seed-5"
 
 
+@pytest.mark.campaign
 def test_two_trials_at_once_and_a_killed_worker_change_no_bit(
     ray_session,
     inputs,  # noqa: F811
