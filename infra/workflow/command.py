@@ -1,5 +1,6 @@
 """`cloze run`: the stages in this process, as one run in Dagster's history."""
 
+import logging
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ def materialize(
     Returns 0; raises the exception of the stage that failed. Unless it is to `wait` for another run that works on the
     same output, that is an ArtifactInUse.
     """
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # a signal while it closes a file is no error
     configured = ConfiguredRun(run.config)
     name, settings = configured.name, RunSettings(force=list(force), wait=wait)
 
