@@ -16,13 +16,13 @@ from tests.s3_proxy import Proxy, s3_proxy
 
 #: Tests that start Ray, or processes that do. They run one after the other: each has more processes than cores.
 _ON_RAY = {
-    *("cluster", "examples", "finetune", "finetune_run", "flink", "heartbeat", "imports", "interrupts", "job_queue"),
+    *("examples", "finetune", "finetune_run", "flink", "heartbeat", "imports", "interrupts", "job_queue"),
     *("jobs_on_ray", "limits", "main_job", "overlap", "pretrain", "ray_data", "ray_session", "ray_train", "tokens"),
     *("trials", "vocab"),
 }
 
 #: The longest of the other files: one must not start last.
-_LONGEST = ["terraform", "against_transformers", "two_runs", "workflow", "dagster_dev", "trainer", "dedup", "engine"]
+_LONGEST = ["terraform", "against_transformers", "two_runs", "workflow", "trainer", "dedup", "engine"]
 
 
 class _Scheduling(LoadScopeScheduling):

@@ -54,15 +54,20 @@ def bag_of_words_choice(train: Texts, is_right: Sequence[bool], test: Texts, cho
 
 
 def tf_idf_similarities(
-    train: Sequence[str], texts: Sequence[str], candidates: Sequence[str]
-) -> Callable[[slice], NDArray[np.float64]]:
-    """Returns a function with the cosines of some of the texts with each candidate, [texts, candidates].
+    train: Sequence[str],
+) -> Callable[[Sequence[str], Sequence[str]], Callable[[slice], NDArray[np.float64]]]:
+    """Returns a function of texts and candidates, which returns one with the cosines of some of the texts with each
+    candidate, [texts, candidates].
 
     The features are those of `_tf_idf`, of train. A text without a word of train has the cosine 0.
     """
     vectorizer = _vectorizer().fit(train)
-    features, of_candidates = vectorizer.transform(texts), vectorizer.transform(candidates).T.tocsr()
-    return lambda some: (features[some] @ of_candidates).toarray()
+
+    def similarities(texts: Sequence[str], candidates: Sequence[str]) -> Callable[[slice], NDArray[np.float64]]:
+        features, of_candidates = vectorizer.transform(texts), vectorizer.transform(candidates).T.tocsr()
+        return lambda some: (features[some] @ of_candidates).toarray()
+
+    return similarities
 
 
 def _tf_idf(train: Texts, test: Texts) -> tuple[Any, Any]:

@@ -30,6 +30,12 @@ class Representation(Config):
     """Whether [CLS] and [SEP] count in the mean, as in sentence-transformers. Padding never does."""
 
 
+def check_special_tokens(name: str, pooling: str, special_tokens: bool) -> None:
+    """Raises ValueError when the task of this name leaves special tokens out of a mean that it does not compute."""
+    if pooling == "cls" and not special_tokens:
+        raise ValueError(f"{name}: special_tokens has no meaning with pooling: cls; leave it out")
+
+
 def layer_numbers(layers: Layers, num_layers: int) -> list[int]:
     """The layers that are read, of an encoder with this many. Raises UserError when it has too few."""
     if isinstance(layers, int):

@@ -213,12 +213,11 @@ class Contrastive:
     def baselines(self, examples: Sequence[LabelledText]) -> dict[str, list[int]]:
         """The ranks by the cosine of TF-IDF, among the second texts of the example's split."""
         train = _columns([example for example in self.examples if example.split == "train"])
-        ranks = dict[str, Iterator[int]]()
+        similarities, ranks = tf_idf_similarities([*train[0], *train[1]]), dict[str, Iterator[int]]()
         for split in dict.fromkeys(example.split for example in examples):
             first, second = _columns([example for example in examples if example.split == split])
-            candidates = list(dict.fromkeys(second))
-            similarities = tf_idf_similarities([*train[0], *train[1]], first, candidates)
-            compared = compare(similarities, _numbers(second), _numbers(first))
+            of_split = similarities(first, list(dict.fromkeys(second)))
+            compared = compare(of_split, _numbers(second), _numbers(first))
             ranks[split] = iter(np.concatenate([one.ranks for _, one in compared]).tolist())
         return {"bag_of_words": [next(ranks[example.split]) for example in examples]}
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from cloze.pipeline.core.config import Compute, Config, Given, InputPath
 from cloze.training.finetune.tasks.task_config import Column, PositiveFloat, TrainedTaskConfig, Training
-from cloze.training.vectors.representation import Representation
+from cloze.training.vectors.representation import Representation, check_special_tokens
 
 RetrievalMetric = Literal["mrr", "accuracy_at_1"]
 
@@ -60,8 +60,7 @@ class ContrastiveConfig(TrainedTaskConfig):
 
     @model_validator(mode="after")
     def _keys_belong_together(self) -> Self:
-        if self.pooling == "cls" and not self.special_tokens:
-            raise ValueError(f"{self.name}: special_tokens has no meaning with pooling: cls; leave it out")
+        check_special_tokens(self.name, self.pooling, self.special_tokens)
         if 1 in self.batch_size:
             raise ValueError(f"{self.name}: batch_size 1 has no other text to compare with; give 2 or more")
         if self.freeze_encoder:

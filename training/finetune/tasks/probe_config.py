@@ -10,7 +10,7 @@ from cloze.training.finetune.tasks.labelled_texts import LabelledColumns
 from cloze.training.finetune.tasks.tag_schemes import Scheme
 from cloze.training.finetune.tasks.tagged_files import TaggedColumns
 from cloze.training.finetune.tasks.task_config import Column, Numbers, PositiveFloat, TaskConfig, Training, as_tuple
-from cloze.training.vectors.representation import Layers
+from cloze.training.vectors.representation import Layers, check_special_tokens
 
 #: The keys that only one of the two has.
 _KEYS_OF = {"classification": ("glue", "pooling", "special_tokens"), "tagging": ("scheme", "context", "dataset")}
@@ -99,8 +99,7 @@ class ProbeConfig(TaskConfig):
         given += [f"columns.{name}" for name in columns if not _is_default(self.columns, name)]
         if given:
             raise ValueError(f"{self.name}: {given[0]} has no meaning with of: {self.of}; leave it out")
-        if self.pooling == "cls" and not self.special_tokens:
-            raise ValueError(f"{self.name}: special_tokens has no meaning with pooling: cls; leave it out")
+        check_special_tokens(self.name, self.pooling, self.special_tokens)
         return self
 
     @property
