@@ -32,7 +32,7 @@ from tests.training.small_pretraining import config, last, single_worker, small_
 
 class DummyConfig(BertConfig):
     architecture: Literal["dummy"] = "dummy"
-    temperature: float = 2.0
+    logit_divisor: float = 2.0
 
     def training_flops(self, totals: Totals, vocab_size: int) -> float:
         return 1.0 + super().training_flops(totals, vocab_size)
@@ -42,7 +42,7 @@ class DummyForPreTraining(BertForPreTraining):
     def forward(self, *given: Any) -> tuple[Tensor, Tensor | None]:
         mlm_logits, nsp_logits = super().forward(*given)
         assert isinstance(self.config, DummyConfig)
-        return mlm_logits / self.config.temperature, nsp_logits
+        return mlm_logits / self.config.logit_divisor, nsp_logits
 
 
 LAYOUT = replace(
@@ -69,11 +69,11 @@ def dummy(**changed: Any) -> dict[str, Any]:
 
 
 def test_the_architecture_decides_which_keys_a_model_has() -> None:
-    change = [f"pretrain.model.{pair}" for pair in ("architecture=dummy", "temperature=3.5")]
+    change = [f"pretrain.model.{pair}" for pair in ("architecture=dummy", "logit_divisor=3.5")]
     found = load(RunConfig, QUICKSTART, change).pretrain
-    assert type(found.model) is DummyConfig and found.model.temperature == 3.5
+    assert type(found.model) is DummyConfig and found.model.logit_divisor == 3.5
     assert identity(found)["model"]["architecture"] == "dummy"
-    with pytest.raises(UserError, match=r"pretrain\.model\.temperature: unknown key"):
+    with pytest.raises(UserError, match=r"pretrain\.model\.logit_divisor: unknown key"):
         load(RunConfig, QUICKSTART, change[1:])
 
 
@@ -104,7 +104,7 @@ def test_a_dummy_architecture_trains_exports_and_is_read_back(tmp_path: Path) ->
         assert worker.state.step == 2
     checkpoint, of_bert = last(tmp_path / "dummy"), last(tmp_path / "bert")
     saved = json.loads((checkpoint.location / "config.json").read_bytes())["model"]
-    assert (saved["architecture"], saved["temperature"]) == ("dummy", 2.0)
+    assert (saved["architecture"], saved["logit_divisor"]) == ("dummy", 2.0)
     weights = checkpoint.weights()
     assert any(not torch.equal(weights[name], weight) for name, weight in of_bert.weights().items())
 
@@ -121,7 +121,7 @@ def test_a_dummy_architecture_trains_exports_and_is_read_back(tmp_path: Path) ->
     huggingface.export(checkpoint, Location(str(vocab)), exported, "# A card\n")
     exported_config = json.loads((exported / "config.json").read_bytes())
     assert (exported_config["architectures"], exported_config["model_type"]) == (["DummyForPreTraining"], "dummy")
-    assert exported_config["temperature"] == 2.0 and "architecture" not in exported_config
+    assert exported_config["logit_divisor"] == 2.0 and "architecture" not in exported_config
     back = huggingface.read(exported)
     assert back.model == checkpoint.config().model and type(back.model) is DummyConfig
     assert back.weights.keys() == weights.keys()
