@@ -36,7 +36,8 @@ def write_page(opened: OpenedEncoder, texts: Sequence[str], to: Location, file: 
         print(f"cloze: computes the vectors of {len(sentences.texts):,} sentences", file=sys.stderr)
     name = run.config.name if run else opened.location.name
     identity = f"model {opened.inputs['model'][:16]}" if run else ""
-    page = inspect(InspectedModel(opened.encoder, opened.trained), name, identity, texts, sentences, word).encode()
+    model = InspectedModel(opened.encoder, opened.trained, opened.trained_length)
+    page = inspect(model, name, identity, texts, sentences, word).encode()
     to.write_bytes(page)
     return f"{relative_path(to)}: {size(len(page))}"
 

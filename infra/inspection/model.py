@@ -46,12 +46,17 @@ class PiecePrediction(NamedTuple):
 
 
 class InspectedModel:
-    """An encoder with its weights, on the CPU, and the vectors by which texts are compared."""
+    """An encoder with its weights, on the CPU, and the vectors by which texts are compared.
 
-    def __init__(self, encoder: PretrainedEncoder, representation: Representation | None = None) -> None:
+    `max_length`: to which texts are cut for these vectors, in tokens; by default the model's.
+    """
+
+    def __init__(
+        self, encoder: PretrainedEncoder, representation: Representation | None = None, max_length: int | None = None
+    ) -> None:
         self.encoder = encoder
         self.tokenizer = encoder.tokenizer()
-        self._embedder = load_embedder(encoder, representation or Representation(), None)
+        self._embedder = load_embedder(encoder, representation or Representation(), max_length)
         self.layers = self._embedder.encoder
         self._with_masks = self._embedder.tokenizer
         self._with_masks.encode_special_tokens = False  # "[MASK]" in a text is the mask
@@ -94,12 +99,18 @@ class InspectedModel:
         return torch.stack([states[0] for states in self.layers(*_inputs(text))]).float().numpy()
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[texts, hidden]: the mean of the last layer over the tokens of each text, special tokens included.
-
-        A text longer than the model is truncated.
-        """
+        """[texts, hidden]: the vectors by which texts are compared. A text longer than the model is truncated."""
         found = self._embedder.embed({"text": self._marked(text)} for text in texts)
         return np.concatenate([vectors for vectors, _ in found])
+
+    @property
+    def vector_in_words(self) -> str:
+        """How the vector of a text is computed."""
+        representation = self._embedder.representation
+        if representation.pooling == "cls":
+            return "the output of the last layer for [CLS]"
+        special = "included" if representation.special_tokens else "left out"
+        return f"the mean of the last layer over all tokens, [CLS] and [SEP] {special}"
 
     def masks(self, text: InspectedText) -> list[int]:
         """The positions of [MASK] among the tokens."""

@@ -47,7 +47,7 @@ def nearest_section(model: InspectedModel, texts: Sequence[str], sentences: Sent
     queries, candidates = vectors[: len(texts)], vectors[len(texts) :]
     summary = (
         f"Of {len(sentences.texts):,} sentences, {sentences.origin}, those whose vectors have the largest cosine with "
-        "that of the text. A vector is the mean of the last layer over all tokens, [CLS] and [SEP] included. "
+        f"that of the text. A vector is {model.vector_in_words}. "
     )
     if len(texts) == 2:
         summary += f"The cosine of A and B is {queries[0] @ queries[1]:.2f}."

@@ -55,6 +55,7 @@ def read_rows(
     *,
     optional: Sequence[str | int] = (),
     tsv_quotes: bool,
+    whole_characters: bool = False,
     on_invalid: Callable[[UserError], None] | None = None,
 ) -> Iterator[TableRow]:
     """Yields the rows of a file in order; its suffix decides the format. Empty lines are skipped.
@@ -63,8 +64,10 @@ def read_rows(
     values of a row lack `optional` columns that it does not have.
 
     `encoding`: of text that is not UTF-8 and has no byte order mark. `tsv_quotes`: whether quotes in a .tsv enclose
-    tabs and line breaks, as in a .csv, or are ordinary characters. `on_invalid`: is called with the error of a row that
-    is not JSON or has more or fewer fields than the header, and the row is left out; by default the error is raised.
+    tabs and line breaks, as in a .csv, or are ordinary characters. `whole_characters`: whether half a surrogate pair,
+    which JSON can escape and UTF-8 cannot encode, makes a row invalid. `on_invalid`: is called with the error of a row
+    that is not JSON, has more or fewer fields than the header or is invalid in this way, and the row is left out; by
+    default the error is raised.
 
     Raises UserError for an unknown suffix, invalid content or a missing column; with the file and, in text, the line.
     """
@@ -76,7 +79,7 @@ def read_rows(
         case ".parquet":
             yield from _parquet(location, columns, optional)
         case ".jsonl" | ".ndjson" | ".json":
-            yield from _json_lines(location, columns, encoding, on_invalid or _raise)
+            yield from _json_lines(location, columns, encoding, on_invalid or _raise, whole_characters=whole_characters)
         case ".csv":
             yield from _csv(location, columns, ",", encoding, on_invalid or _raise, quotes=True)
         case ".tsv":
@@ -114,7 +117,12 @@ def _parquet(location: Location, columns: Sequence[str | int], optional: Sequenc
 
 
 def _json_lines(
-    location: Location, columns: Sequence[str | int], encoding: str, on_invalid: Callable[[UserError], None]
+    location: Location,
+    columns: Sequence[str | int],
+    encoding: str,
+    on_invalid: Callable[[UserError], None],
+    *,
+    whole_characters: bool,
 ) -> Iterator[TableRow]:
     for number, (start, stop, line) in enumerate(_lines(location, encoding), 1):
         if not line.strip():
@@ -123,6 +131,8 @@ def _json_lines(
         try:
             values = _json_object(where, line)
             _check_columns(where, columns, list(values))
+            if whole_characters:
+                _check_characters(where, values)
         except UserError as error:
             on_invalid(error)
         else:
@@ -139,6 +149,14 @@ def _json_object(where: str, line: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{where}: is a {type(values).__name__}; write one object per line")
     return values
+
+
+def _check_characters(where: str, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where}: {name!r} has half a surrogate pair; remove or complete it") from error
 
 
 def _csv(

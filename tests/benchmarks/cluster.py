@@ -48,12 +48,13 @@ def ceiling(source: Path, mb: float = 100.0) -> float:
     with tempfile.TemporaryDirectory() as name:
         dump = Path(name, "dump.xml")
         write_dump(source, dump, mb * 1e6)
-        command = [sys.executable, "-m", "tests.benchmarks._extract", str(dump)]
+        command = [sys.executable, "-m", "tests.benchmarks._extract", str(dump), "--direct_running_mode=in_memory"]
 
         def extract_on(cores: list[int]) -> float:
             start = time.monotonic()
             processes = [subprocess.Popen(["taskset", "--cpu-list", str(core), *command]) for core in cores]
-            if any([process.wait() for process in processes]):
+            statuses = [process.wait() for process in processes]
+            if any(statuses):
                 raise RuntimeError("an extraction has failed")
             return time.monotonic() - start
 

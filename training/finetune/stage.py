@@ -27,7 +27,7 @@ from cloze.training.finetune.tasks.task_config import TaskConfig, TrainedTaskCon
 from cloze.training.finetune.trial_runs import run_job
 from cloze.training.finetune.trials import FinetuneSetup, over_seeds, part_name, unfinished_jobs
 
-VERSION = 5
+VERSION = 6
 
 _SHOWN = 4  # examples of each kind for the report
 _SHOWN_CHARS = 400
@@ -156,7 +156,7 @@ def _facts(setup: FinetuneSetup, parts: Mapping[str, dict[str, Any]]) -> Finetun
         },
         "trials": {name: facts for name, facts in parts.items() if name not in setup.variants},
         "seeds": seeds,
-        "examples": _shown([task.sample(example) for example in examples], predicted, setup.config.seed),
+        "examples": _shown(list(map(task.sample, examples, predicted)), predicted, setup.config.seed),
         "notes": list(setup.encoder.notes),
     }
     return FinetuneFacts.model_validate(facts)

@@ -30,6 +30,7 @@ from cloze.training.finetune.encoders.cloze_encoder import ClozeEncoder
 from cloze.training.finetune.encoders.pretrained_encoder import from_folder
 from cloze.training.finetune.encoders.transformers_heads import PieceModel
 from cloze.training.finetune.tasks.minimal_pairs import PieceScorer
+from cloze.training.vectors.representation import Representation
 from tests.golden import documents_artifact
 from tests.infra.inspection import small_encoder
 from tests.infra.inspection.small_encoder import HEADS, LAYERS, POSITIONS, SENTENCES, A, B
@@ -175,6 +176,17 @@ def test_a_mask_in_a_text_is_the_mask_in_its_vector_too(model_type: str, little:
     read = model.read([text])
     assert model.masks(read)
     assert model.vectors(["money", text])[1] == pytest.approx(model.hidden_states(read)[-1].mean(0), abs=1e-5)
+
+
+def test_texts_are_compared_by_the_vectors_and_the_length_that_were_trained(little: Path) -> None:
+    encoder = from_folder(Location(str(little)))
+    model = InspectedModel(encoder, Representation(pooling="cls"), max_length=4)
+    assert model.vector_in_words == "the output of the last layer for [CLS]"
+    long, cut = model.vectors(["the river of money", "the river"])
+    assert long == pytest.approx(cut, abs=1e-6)
+    assert len(model.read(["the river of money"]).tokens) == 6, "what is drawn is not cut"
+    words = InspectedModel(encoder, Representation(special_tokens=False)).vector_in_words
+    assert words == "the mean of the last layer over all tokens, [CLS] and [SEP] left out"
 
 
 def test_sentences_are_lines_also_of_files_from_windows_and_with_other_separators(little: Path, tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_columns_may_have_other_names_and_labels_be_numbers(tmp_path):
         ("a.jsonl", '{"text": "x", "split": "dev"}', r"a.jsonl:1: has no column label; it has text, split: set"),
         ("a.jsonl", '{"text": "x"', r"a.jsonl:1: is not JSON"),
         ("a.jsonl", '\n["x"]', r"a.jsonl:2: is a list; write one object per line"),
+        ("a.jsonl", r'{"text": "x \ud83d", "label": "y"}', r"a.jsonl:1: 'text' has half a surrogate pair; remove or"),
         ("a.csv", "text,label,split\nx,y,validation\n", r"a.csv:2: split is 'validation'; write train, dev or test"),
         ("a.csv", "text,label,split\nx,,train\n", r"a.csv:2: label is empty"),
         ("a.csv", "text,label,split\nx,y\n", r"a.csv:2: has more or fewer fields than the header; quote its text"),

@@ -16,6 +16,8 @@ from cloze.training.finetune.tasks.task import InputColumns
 from cloze.training.finetune.tasks.task_config import Column
 
 _BATCH = 1024  # rows in memory at a time
+_LISTS = ("words", "choices")  # inputs of several texts
+_MAY_BE_BLANK = "choice_start"
 
 
 @dataclass(frozen=True)
@@ -35,30 +37,33 @@ class InputTable:
         return pa.Table.from_pydict(_by_column(rows, self.schema.names), self.schema)
 
     def inputs(self, rows: pa.Table) -> list[dict[str, Any] | None]:
-        """The input in each of some rows; None for a row in which one of its values is missing or blank."""
+        """The input in each of some rows; None for a row in which a value that it needs is missing or blank."""
         values = {name: rows[str(column)].to_pylist() for name, column in self.columns.items()}
-        cleaned = [map(_cleaned, column) for column in values.values()]
+        cleaned = [
+            [_cleaned(value, "" if name == _MAY_BE_BLANK else None) for value in column]
+            for name, column in values.items()
+        ]
         return [None if None in row else dict(zip(values, row, strict=True)) for row in zip(*cleaned, strict=True)]
 
 
 def open_table(location: Location, wanted: InputColumns, added: Sequence[str]) -> InputTable:
     """Find the columns with an input's values, and count the rows: text is read as a whole, of Parquet the footer.
 
-    Raises UserError when the file cannot be read, a column is missing, there twice or of bytes, or one of the columns
-    `added` exists already.
+    Raises UserError when the file cannot be read, a column is missing, there twice, of bytes or of lists where the
+    input is one text, or one of the columns `added` exists already.
     """
     if _is_parquet(location):
         with location.open() as file, parquet_errors(location, "is not a Parquet file ({}); correct its suffix"):
             metadata = pq.read_metadata(file)
             schema, num_rows = metadata.schema.to_arrow_schema(), metadata.num_rows
         columns = _found_columns(location, schema.names, wanted)
-        _check_columns(location, schema, columns)
     else:
-        first = next(table_files.read_rows(location, [], tsv_quotes=False), None)
+        first = next(table_files.read_rows(location, [], tsv_quotes=False, whole_characters=True), None)
         if first is None:
             raise UserError(f"{location}: has no rows; leave it out")
         columns = _found_columns(location, list(first.values), wanted)
         schema, num_rows = _schema_of_text(location, columns)
+    _check_columns(location, schema, columns)
     if existing := [name for name in added if name in schema.names]:
         raise UserError(
             f"{location}: has a column {existing[0]} already; rename it, as a column with that name is added"
@@ -89,16 +94,18 @@ def _found_columns(location: Location, existing: Sequence[Any], wanted: InputCol
 
 
 def _check_columns(location: Location, schema: pa.Schema, columns: Mapping[str, Column]) -> None:
-    """Raises UserError for columns that Parquet allows, but that are no texts."""
-    for column in map(str, columns.values()):
+    """Raises UserError for columns that are there twice, or that are no texts."""
+    for name, column in zip(columns, map(str, columns.values()), strict=True):
         if len(found := schema.get_all_field_indices(column)) > 1:
             raise UserError(f"{location}: has {len(found)} columns {column}; rename or remove all but one")
-        if pa.types.is_binary(kind := schema.field(column).type) or pa.types.is_large_binary(kind):
+        kind = schema.field(column).type
+        no_text = pa.types.is_nested(kind) and name not in _LISTS
+        if no_text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             raise UserError(f"{location}: the column {column} has the type {kind}; convert it to string")
 
 
 def _text_rows(location: Location, columns: Mapping[str, Column]) -> Iterator[dict[str, Any]]:
-    for row in table_files.read_rows(location, list(columns.values()), tsv_quotes=False):
+    for row in table_files.read_rows(location, list(columns.values()), tsv_quotes=False, whole_characters=True):
         yield {str(name): value for name, value in row.values.items()}
 
 
@@ -150,8 +157,8 @@ def _parquet_rows(location: Location, start: int, stop: int) -> pa.Table:
         return pa.Table.from_batches(batches, parquet.schema_arrow)
 
 
-def _cleaned(value: Any) -> str | list[str] | None:
-    """A text, or a list of texts; None if it is missing or blank."""
+def _cleaned(value: Any, blank: str | None) -> str | list[str] | None:
+    """A text, or a list of texts; `blank` if it is missing or blank."""
     if isinstance(value, list):
-        return ["" if item is None else str(item) for item in value] or None
-    return None if value is None or not str(value).strip() else str(value)
+        return ["" if item is None else str(item) for item in value] or blank
+    return blank if value is None or not str(value).strip() else str(value)

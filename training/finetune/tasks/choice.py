@@ -203,7 +203,7 @@ class Choice:
     def texts(self, example: ChoiceExample) -> list[tuple[str, str]]:
         return [("context", example.context), *(("choice", choice) for choice in example.choices)]
 
-    def sample(self, example: ChoiceExample) -> dict[str, Any]:
+    def sample(self, example: ChoiceExample, predicted: Any) -> dict[str, Any]:
         choices = (f"{number}: {choice}" for number, choice in enumerate(example.choices))
         return {"text": " / ".join((example.context, *choices)), "label": example.label}
 

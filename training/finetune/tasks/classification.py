@@ -93,6 +93,11 @@ class Classification:
         if config.train_sample:
             examples = sampled(examples, config.train_sample, where)
         task = cls(config, examples, labels, dict(skipped or {}))
+        if task.metric == "f1" and config.positive is None and len(labels) > 2:
+            raise UserError(
+                f"{where}: has {len(labels)} labels in train, and metric: f1 is that of one; set positive to one of "
+                f"{', '.join(labels)}, or metric: macro_f1"
+            )
         if task.metric == "f1" and task.positive not in labels:
             raise UserError(
                 f"{where}: has no label {task.positive!r} in train; set positive to one of {', '.join(labels)}"
@@ -218,7 +223,7 @@ class Classification:
     def texts(self, example: LabelledText) -> list[tuple[str, str]]:
         return example.named_texts()
 
-    def sample(self, example: LabelledText) -> dict[str, Any]:
+    def sample(self, example: LabelledText, predicted: Any) -> dict[str, Any]:
         return example.sample()
 
     def facts(self) -> dict[str, Any]:

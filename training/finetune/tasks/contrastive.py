@@ -224,7 +224,7 @@ class Contrastive:
     def texts(self, example: LabelledText) -> list[tuple[str, str]]:
         return example.named_texts()
 
-    def sample(self, example: LabelledText) -> dict[str, Any]:
+    def sample(self, example: LabelledText, predicted: Any) -> dict[str, Any]:
         return {"text": example.text, "label": example.text_b}
 
     def facts(self) -> dict[str, Any]:

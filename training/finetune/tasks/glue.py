@@ -57,13 +57,17 @@ def paper_fact(name: str) -> dict[str, Any]:
     return {**paper, "published": published} if published else {}
 
 
+def is_submitted(split: str, label: object) -> bool:
+    """Whether GLUE's server scores a file of this split, by its first row's label: test, and those without labels."""
+    return split == "test" or (split not in ("", "train", "dev") and label is None)
+
+
 def submission_files(
     name: str | None, examples: Sequence[TaskExample], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, bytes]:
     """The predictions for test, or for an extra file without labels, of a GLUE task -> the file that GLUE's server
     takes: index, from 0, and prediction. Empty for another task or split."""
-    split = examples[0].split if examples else ""
-    if name is None or split in ("", "train", "dev") or (split != "test" and examples[0].label is not None):
+    if name is None or not examples or not is_submitted(split := examples[0].split, examples[0].label):
         return {}
     lines = (f"{index}\t{row['predicted']}\n" for index, row in enumerate(rows))
     file = LAYOUTS[name].submission if split == "test" else f"{split}.tsv"

@@ -69,8 +69,8 @@ def read_rows(
     """The rows of a task's files. `files`: "data" -> the single file, or a split -> its file.
 
     `label_columns` may be missing in the file of test and in extra files. A single file is divided if it lacks
-    `split_column`, unless `splits_are_named`: then the column must exist. Rows that are not JSON or have another number
-    of fields than the header are counted in `skipped`; without it they are errors.
+    `split_column`, unless `splits_are_named`: then the column must exist. Rows that are no JSON, have half a surrogate
+    pair or another number of fields than the header are counted in `skipped`; without it they are errors.
 
     Raises UserError for a damaged or empty file, a missing column or an unknown split.
     """
@@ -85,7 +85,7 @@ def read_rows(
         count, unreadable = len(rows), skipped["unreadable row"] if skipped else 0
         # Tab-separated labelled files, such as GLUE's, contain single quotes as characters.
         for row in table_files.read_rows(
-            location, required, optional=optional, tsv_quotes=False, on_invalid=on_invalid
+            location, required, optional=optional, tsv_quotes=False, whole_characters=True, on_invalid=on_invalid
         ):
             found = LabelledRow(row.number, row.where, row.values, "" if name == "data" else name)
             if name == "data" and split_column is not None and split_column in row.values:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from numpy.typing import NDArray
 
 from cloze.pipeline.core.config import Config, Given
+from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
-from cloze.training.finetune.tasks.glue import NO_LABEL, Layout
+from cloze.training.finetune.tasks.glue import NO_LABEL, Layout, is_submitted
 from cloze.training.finetune.tasks.invalid_rows import valid_rows
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, may_be_unlabelled, read_rows
 from cloze.training.finetune.tasks.task import EncodedTask, InputColumns, splits_of
@@ -117,23 +118,33 @@ def read_texts(
 ) -> list[LabelledText]:
     """The examples of the labelled files, in their order; the split is empty where it is still to be drawn.
 
-    Invalid rows are counted in `skipped` by reason; without it, and when a format is unknown, a file is damaged, a
-    column is missing or a split has another name, raises UserError.
+    Invalid rows are counted in `skipped` by reason; without it, in a file that GLUE's server scores, and when a format
+    is unknown, a file is damaged, a column is missing or a split has another name, raises UserError.
     """
     examples = list[LabelledText]()
     for name, location in files.items():
         found = _glue_columns(layout, name) if layout else columns
+        skipped_here = None if skipped is None else Counter[str]()
         rows = read_rows(
             {name: location},
             [found.text] if found.text_b is None else [found.text, found.text_b],
             label_columns=[found.label],
             split_column=None if layout else found.split,
             splits_are_named="split" in found.model_fields_set,
-            skipped=skipped,
+            skipped=skipped_here,
         )
         no_label = NO_LABEL if layout else None
         build = partial(_example, columns=found, no_label=no_label, read_label=read_label)
-        examples += valid_rows(rows, build, skipped)
+        of_file = valid_rows(rows, build, skipped_here)
+        if skipped is not None and skipped_here:
+            if layout and of_file and is_submitted(of_file[0].split, of_file[0].label):
+                reasons = ", ".join(f"{count:,} of {reason!r}" for reason, count in sorted(skipped_here.items()))
+                raise UserError(
+                    f"{location}: has invalid rows ({reasons}), and GLUE's server takes an answer to every row; "
+                    "correct them: without skip_invalid the error names the first"
+                )
+            skipped.update(skipped_here)
+        examples += of_file
     return examples
 
 

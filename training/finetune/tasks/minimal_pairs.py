@@ -194,7 +194,7 @@ class MinimalPairs:
     def texts(self, example: SentencePair) -> list[tuple[str, str]]:
         return [("good", example.good), ("bad", example.bad)]
 
-    def sample(self, example: SentencePair) -> dict[str, Any]:
+    def sample(self, example: SentencePair, predicted: Any) -> dict[str, Any]:
         return {"text": f"{example.good} / {example.bad}", "label": "good"}
 
     def facts(self) -> dict[str, Any]:

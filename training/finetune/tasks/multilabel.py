@@ -177,7 +177,7 @@ class Multilabel:
     def texts(self, example: LabelledText) -> list[tuple[str, str]]:
         return example.named_texts()
 
-    def sample(self, example: LabelledText) -> dict[str, Any]:
+    def sample(self, example: LabelledText, predicted: Any) -> dict[str, Any]:
         return example.sample() | {"label": example.label if example.label is None else list(example.label)}
 
     def facts(self) -> dict[str, Any]:

@@ -129,8 +129,8 @@ class Probe(ABC):
     def texts(self, example: Any) -> list[tuple[str, str]]:
         return self.task.texts(example)
 
-    def sample(self, example: Any) -> dict[str, Any]:
-        return self.task.sample(example)
+    def sample(self, example: Any, predicted: Any) -> dict[str, Any]:
+        return self.task.sample(example, predicted)
 
     def facts(self) -> dict[str, Any]:
         return {name: fact for name, fact in self.task.facts().items() if name in _FACTS}

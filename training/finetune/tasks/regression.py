@@ -140,7 +140,7 @@ class Regression:
         self, examples: Sequence[LabelledText], answers: Sequence[float], data: EncodedTexts
     ) -> Predictions:
         pairs = zip(examples, answers, strict=True)
-        rows = [{"row": one.row, "label": one.label, "predicted": round(answer, 4)} for one, answer in pairs]
+        rows = [{"row": one.row, "label": one.label, "predicted": float(f"{answer:.7g}")} for one, answer in pairs]
         return Predictions(rows, glue.submission_files(self.config.glue, examples, rows))
 
     def scores(self, examples: Sequence[LabelledText], predicted: Sequence[float]) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Regression:
     def texts(self, example: LabelledText) -> list[tuple[str, str]]:
         return example.named_texts()
 
-    def sample(self, example: LabelledText) -> dict[str, Any]:
+    def sample(self, example: LabelledText, predicted: Any) -> dict[str, Any]:
         return example.sample()
 
     def facts(self) -> dict[str, Any]:

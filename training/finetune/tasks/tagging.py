@@ -236,7 +236,7 @@ class Tagging:
     def texts(self, example: TaggedSentence) -> list[tuple[str, str]]:
         return [("sentence", " ".join(example.words))]
 
-    def sample(self, example: TaggedSentence) -> dict[str, Any]:
+    def sample(self, example: TaggedSentence, predicted: Any) -> dict[str, Any]:
         return {"text": " ".join(example.words), "label": None if example.label is None else list(example.label)}
 
     def _counts(self, split: str) -> Counter[str]:

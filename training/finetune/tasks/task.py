@@ -134,8 +134,8 @@ class Task(Protocol):
         """The texts that an example consists of, each after its name, such as "question" or "context"."""
         ...
 
-    def sample(self, example: Any) -> dict[str, Any]:
-        """An example as the report shows it: `text` and `label`."""
+    def sample(self, example: Any, predicted: Any) -> dict[str, Any]:
+        """An example as the report shows it beside its prediction: `text` and `label`, equal to a right prediction."""
         ...
 
     def facts(self) -> dict[str, Any]:

@@ -164,14 +164,32 @@ def test_an_unusable_table_is_an_error_that_names_the_file_and_the_column(tmp_pa
     assert error("e.jsonl") == "e.jsonl: has no rows; leave it out"
     (tmp_path / "f.parquet").write_text("no")
     assert error("f.parquet").startswith("f.parquet: is not a Parquet file (")
+    (tmp_path / "g.jsonl").write_text('{"body": "a"}\n{"body": "\\ud83d"}\n')
+    assert error("g.jsonl") == "g.jsonl:2: 'body' has half a surrogate pair; remove or complete it"
 
 
-def test_a_column_of_bytes_and_one_that_is_there_twice_are_errors(tmp_path: Path) -> None:
+def test_the_beginning_of_a_choice_may_be_blank_as_in_training(tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    wanted = {"context": ["context"], "choice_start": ["start"], "choices": ["choices"]}
+    file.write_text(
+        '{"context": "a", "start": null, "choices": ["b", "c"]}\n{"context": " ", "start": "d", "choices": ["b"]}\n'
+    )
+    opened = open_table(Location(str(file)), wanted, [])
+    assert opened.inputs(opened.rows(0, 2)) == [{"context": "a", "choice_start": "", "choices": ["b", "c"]}, None]
+
+
+def test_a_column_of_bytes_of_lists_and_one_that_is_there_twice_are_errors(tmp_path: Path) -> None:
     saved(tmp_path, "regression")
     file = tmp_path / "in.parquet"
     pq.write_table(pa.table({"text": [b"a b"]}), file)
     with pytest.raises(UserError, match="the column text has the type binary; convert it to string"):
         plan(tmp_path, "regression", {}, file)
+    pq.write_table(pa.table({"text": [["a", "b"]]}), file)  # not a pair: two texts have a column each
+    with pytest.raises(UserError, match=r"the column text has the type list<element: string>; convert it to string"):
+        plan(tmp_path, "regression", {}, file)
+    (tmp_path / "in.jsonl").write_text('{"text": ["a", "b"]}\n')
+    with pytest.raises(UserError, match=r"the column text has the type list<item: string>; convert it to string"):
+        plan(tmp_path, "regression", {}, tmp_path / "in.jsonl")
     pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), file)
     with pytest.raises(UserError, match="has 2 columns text; rename or remove all but one"):
         plan(tmp_path, "regression", {}, file)

@@ -154,7 +154,7 @@ def test_predictions_and_the_baseline(tmp_path):
     assert found == {"row": 4, "label": 1, "predicted": 1, "probabilities": [0.25, 0.75]}
     assert task.baselines(task.examples[2:4])["majority"] == [1, 1]
     assert task.scores(task.examples[2:4], [1, 1])["accuracy"] == 0.5
-    assert task.sample(task.examples[0]) == {"text": "a / 0: b c / 1: d", "label": 0}
+    assert task.sample(task.examples[0], 1) == {"text": "a / 0: b c / 1: d", "label": 0}
 
 
 COLOURS, SHAPES, OTHERS = ("red", "blue", "green"), ("round", "square", "flat"), ("the", "is", "old", "new")

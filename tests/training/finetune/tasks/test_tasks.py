@@ -157,6 +157,43 @@ def test_questions_are_answered_from_windows_of_their_contexts(tmp_path: Path) -
     assert mine["predicted"] == tokenizer.decode(inputs["input_ids"][0, span[0] : span[1] + 1]) == "blue"
 
 
+@pytest.mark.parametrize(("null_threshold", "predicted", "of"), [(-1e9, "", 1), (1e9, "red", 0)])
+def test_the_probability_is_that_of_the_answer_that_the_threshold_chose(
+    tmp_path: Path, null_threshold: float, predicted: str, of: int
+) -> None:
+    content = json.loads(squad(1, 1))
+    [paragraph] = content["data"][0]["paragraphs"]
+    first = {"answer_start": 0, "text": "the old red"}
+    paragraph |= {"context": "the old red", "qas": [{"id": "a", "question": "who", "answers": [first]}]}
+    paragraph["qas"].append({"id": "b", "question": "what", "answers": [], "is_impossible": True})
+    file = files_of(tmp_path, train__json=json.dumps(content), dev__json=json.dumps(content))
+    settings = config("question_answering", files={"train": "x"}, max_query_length=8, null_threshold=null_threshold)
+    task = task_of_files(settings, file)
+    data = task.encode(TOKENIZER).splits["dev"]
+    logits = np.zeros((len(data.ids.values), 2), np.float32)
+    logits[data.ids.offsets[:-1] + 5] = 3.0  # [CLS] who [SEP] the old red
+    examples = [example for example in task.examples if example.split == "dev"]
+    answers = [logits[start:stop] for start, stop in zip(data.ids.offsets, data.ids.offsets[1:], strict=False)]
+    row = task.predictions(examples, answers, data).rows[0]
+    best = task.predictions(examples, answers, data).files["nbest_predictions.json"]
+    ranked = json.loads(best)["a"]
+    assert [ranked[0]["text"], ranked[-1]["text"]] == ["red", ""]
+    assert row["predicted"] == predicted
+    assert row["probability"] == round((ranked[-1] if of else ranked[0])["probability"], 6)
+
+
+def test_a_right_answer_that_is_not_the_first_one_is_shown_as_right(tmp_path: Path) -> None:
+    content = json.loads(squad(1, 1))
+    [paragraph] = content["data"][0]["paragraphs"]
+    answers = [{"answer_start": 4, "text": "old red"}, {"answer_start": 0, "text": "the old red"}]
+    paragraph |= {"context": "the old red one", "qas": [{"id": "a", "question": "who", "answers": answers}]}
+    files = files_of(tmp_path, train__json=squad(1, 2), dev__json=json.dumps(content))
+    task = task_of_files(config("question_answering", files={"train": "x"}, max_query_length=8), files)
+    [dev] = [example for example in task.examples if example.split == "dev"]
+    shown = {predicted: task.sample(dev, predicted)["label"] for predicted in ("The old red", "one")}
+    assert shown == {"The old red": "The old red", "one": "old red"}
+
+
 def test_questions_without_an_answer_are_scored_as_squad_2_does(tmp_path: Path) -> None:
     content = json.loads(squad(300, 1))
     for number, paragraph in enumerate(content["data"][0]["paragraphs"]):
@@ -287,6 +324,39 @@ def test_glue_files_are_read_in_their_published_form(
     assert (published["split"], published["base"]) == ("test", task.facts()["paper"]["base"])
     assert task.facts()["paper"]["base"] == {"CoLA": 0.521, "MRPC": 0.889, "RTE": 0.664}[name]
     assert written == {f"{name}.tsv": b"index\tprediction\n0\t1\n1\t0\n"}
+
+
+@pytest.mark.parametrize("row", ["1\t\tb\n", "1\ta\n"])
+def test_no_row_of_a_file_that_glue_scores_is_skipped(tmp_path: Path, row: str) -> None:
+    header, rows = "index\tsentence1\tsentence2", "0\ta\tb\n1\tc\td\n"
+    labelled = f"{header}\tlabel\n0\ta\tb\tentailment\n1\tc\td\tnot_entailment\n1\te\t\tentailment\n"
+    settings = config("classification", files={"train": "x"}, glue="RTE", skip_invalid=True)
+    files = files_of(tmp_path, train__tsv=labelled, dev__tsv=labelled, test__tsv=f"{header}\n{rows}")
+    assert task_of_files(settings, files).facts()["skipped"] == {"empty text": 2}
+    files["test"].write_text(f"{header}\n{rows}{row}")
+    with pytest.raises(
+        UserError, match=r"test\.tsv: has invalid rows \(1 of '.*, and GLUE's server takes an answer to"
+    ):
+        task_of_files(settings, files)
+
+
+def test_f1_of_three_labels_needs_the_one_that_counts(tmp_path: Path) -> None:
+    rows = "text\tlabel\nthe\ta\nold\tb\nnew\tc\n"
+    files = files_of(tmp_path, train__tsv=rows, dev__tsv=rows)
+    settings = {"files": {"train": "x"}, "metric": "f1"}
+    with pytest.raises(
+        UserError, match=r"has 3 labels in train, and metric: f1 is that of one; set positive to one of"
+    ):
+        task_of_files(config("classification", **settings), files)
+    assert task_of_files(config("classification", **settings, positive="b"), files).positive == "b"
+
+
+def test_small_numbers_are_not_rounded_to_equal_ones(tmp_path: Path) -> None:
+    rows = "text\tlabel\nthe\t1e-6\nold\t2e-6\nnew\t3e-6\n"
+    task = task_of_files(config("regression", files={"train": "x"}), files_of(tmp_path, train__tsv=rows, dev__tsv=rows))
+    examples = [example for example in task.examples if example.split == "dev"]
+    predicted = [row["predicted"] for row in task.predictions(examples, [1e-6, 2e-6, 3.00000001e-6], None).rows]
+    assert predicted == [1e-6, 2e-6, 3e-6] and task.scores(examples, predicted)["spearman"] == 1
 
 
 def test_a_label_that_is_not_a_number_names_file_and_line(tmp_path: Path) -> None:

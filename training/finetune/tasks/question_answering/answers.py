@@ -64,6 +64,10 @@ class AnswersToQuestion:
         """The best answer, or "" when the null odds are over the threshold."""
         return "" if self.null_odds is not None and self.null_odds > null_threshold else self.best
 
+    def probability(self, text: str) -> float:
+        """The probability of an answer; 0 of one that is not among the ranked ones."""
+        return next((answer.probability for answer in self.ranked if answer.text == text), 0.0)
+
 
 def rank_answers(
     questions: Sequence[Question],
@@ -78,6 +82,7 @@ def rank_answers(
     """Returns the answers to each question. The logits are of all tokens of all windows, as `windows.ids.values`.
 
     `with_null`: questions may have no answer (SQuAD v2.0); its score is the lowest of [CLS] in a question's windows.
+    `n_best`: the answers that are ranked, and the start and end positions of a window that are combined.
     """
     assert len(start_logits) == len(end_logits) == len(windows.ids.values)
     result = []

@@ -57,8 +57,9 @@ class QuestionAnsweringConfig(TrainedTaskConfig):
     """Step, in tokens, from one window of a long context to the next."""
     max_query_length: int = Field(default=64, gt=0)
     """Longest question in tokens; longer ones are truncated."""
-    n_best: Annotated[int, Training, Field(gt=0)] = 20
-    """Number of ranked answers in nbest_predictions.json."""
+    n_best: Annotated[int, Training, Field(ge=2)] = 20
+    """Number of ranked answers in nbest_predictions.json and, as in run_squad.py, of the likeliest starts and ends of a
+    window that are combined: a small one may miss the best answer."""
     max_answer_length: Annotated[int, Training, Field(gt=0)] = 30
     """Longest answer in tokens."""
     null_threshold: Annotated[float, Training] = 0.0
@@ -218,7 +219,7 @@ class QuestionAnswering:
                 "id": example.question.id,
                 "label": _matching(example, predicted := ranked.answer(self.config.null_threshold)),
                 "predicted": predicted,
-                "probability": round(ranked.ranked[0].probability, 6) if ranked.ranked else 0.0,
+                "probability": round(ranked.probability(predicted), 6),
             }
             for example, ranked in zip(examples, ranked_answers, strict=True)
         ]
@@ -246,8 +247,9 @@ class QuestionAnswering:
     def texts(self, example: QuestionExample) -> list[tuple[str, str]]:
         return [("question", example.question.text), ("context", example.question.context)]
 
-    def sample(self, example: QuestionExample) -> dict[str, Any]:
-        return {"text": f"{example.question.text} / {example.question.context}", "label": example.label}
+    def sample(self, example: QuestionExample, predicted: str) -> dict[str, Any]:
+        text = f"{example.question.text} / {example.question.context}"
+        return {"text": text, "label": _matching(example, predicted)}
 
     def facts(self) -> dict[str, Any]:
         return {"skipped": sum(self.skipped.values()), **published_fact(self.config.dataset)}

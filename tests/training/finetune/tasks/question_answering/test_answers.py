@@ -198,6 +198,7 @@ def test_an_answer_is_empty_when_the_null_odds_are_over_the_threshold():
     zero, one, none = answers_with(0.0, 1.0, None)
     assert [one.answer(), one.answer(1.0), one.answer(0.9)] == ["", "Köln", ""]
     assert zero.answer() == none.answer(-100.0) == "Köln"
+    assert [one.probability(text) for text in ("Köln", "", "Bonn")] == [0.75, 0.25, 0.0]
 
 
 def test_the_files_have_the_official_form():
