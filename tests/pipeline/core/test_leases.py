@@ -263,6 +263,54 @@ def test_an_owner_that_took_over_long_ago_is_not_replaced_by_one_whose_view_is_o
     assert lease_file(artifact).read() == current and len(artifact.files()) == 1
 
 
+def test_an_owner_that_wakes_up_leaves_the_lease_of_a_later_one_alone(artifact: Location) -> None:
+    """On a disk the numbers have begun again meanwhile: the file has the same name."""
+    names = {"a": 1, "b": 2, "c": 1, "late": 2}
+    owners = {name: Owner(token=name, attempt=attempt, process=ELSEWHERE) for name, attempt in names.items()}
+    files = {name: lease_file(artifact) for name in names}
+    assert files["a"].claim(owners["a"], None)
+    first = files["a"].read()
+    assert files["b"].claim(owners["b"], first)
+    files["b"].release(owners["b"])
+    assert files["c"].claim(owners["c"], None)
+    assert not files["a"].renew(owners["a"])
+    files["a"].release(owners["a"])
+    assert not files["late"].claim(owners["late"], first)
+    assert files["c"].renew(owners["c"])
+    held = files["c"].read()
+    assert held and held.owner.token == "c"
+
+
+def test_a_claim_is_refused_after_a_heartbeat(artifact: Location) -> None:
+    file, owner = lease_file(artifact), Owner(token="a", attempt=1, process=ELSEWHERE)
+    assert file.claim(owner, None)
+    outdated = file.read()
+    assert file.renew(owner.model_copy(update={"heartbeat": 1}))
+    assert not lease_file(artifact).claim(Owner(token="late", attempt=2), outdated)
+    assert file.renew(owner.model_copy(update={"heartbeat": 2}))
+
+
+def test_a_run_that_is_suspended_while_it_takes_over_leaves_the_lease_of_a_later_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, real = Location(str(tmp_path)), conditional_writes.create
+    late, last = (Owner(token=token, attempt=2, process=ELSEWHERE) for token in ("late", "last"))
+    claimed(artifact)
+
+    def suspended(file: Location, data: bytes) -> bool:
+        created = real(file, data)
+        monkeypatch.undo()
+        lease_file(artifact).release(claimed(artifact, over=lease_file(artifact).read()))
+        claimed(artifact)
+        assert lease_file(artifact).claim(last, lease_file(artifact).read())
+        return created
+
+    monkeypatch.setattr(conditional_writes, "create", suspended)
+    assert not lease_file(artifact).claim(late, lease_file(artifact).read())
+    held = lease_file(artifact).read()
+    assert held and held.owner.token == "last" and lease_file(artifact).renew(last)
+
+
 def test_a_damaged_lease_is_taken_over_after_the_usual_time(artifact: Location, impatient: None) -> None:
     claimed(artifact)
     artifact.files()[0].write_text("")
