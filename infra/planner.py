@@ -186,7 +186,7 @@ class Run:
             planned, manifest = self._execute_alone(planned, force, on_start, on_wait)
         self._history.remember(stage, manifest.fingerprint, self._identities(stage))
         if results := self.check_results(name):
-            write_results(self.root, self.config.name, name, output.fingerprint, results)
+            write_results(self.root, self.config.name, name, manifest.fingerprint, results)
         return planned, manifest
 
     def _skip(self, planned: PlannedStage) -> Manifest | None:

@@ -128,12 +128,12 @@ class DiskLeaseFile:
                 return False
         except FileNotFoundError:  # the artifact's folder was just deleted
             return False
-        *lower, highest = [*filter(None, map(self._held, self._numbers()))] or [None]
-        is_owner = highest is not None and highest.owner.token == owner.token
-        if not is_owner or (over and not any(_same(held, over) for held in lower)):
+        records = [*filter(None, map(self._held, self._numbers()))]
+        is_owner = [held.owner.token for held in records[-1:]] == [owner.token]
+        if not is_owner or (over and not any(_same(held, over) for held in records)):
             self._delete(owner)  # `over` was no longer the owner
             return False
-        for held in lower:
+        for held in records[:-1]:
             self._delete(held.owner)
         return True
 
