@@ -40,6 +40,7 @@ def failure(error: Exception, seconds: float, operation: str, uri: str, *, renew
     `renewable`: expired credentials are replaced by new ones without the user.
     """
     from botocore import exceptions as boto
+    from urllib3.exceptions import HTTPError  # while a body is read, botocore passes most of them on
 
     long = f" for {seconds:.0f} s" if seconds >= 1 else ""
     later = f"{_KEPT}; {SETTING} is how long a request is repeated"
@@ -94,7 +95,7 @@ def failure(error: Exception, seconds: float, operation: str, uri: str, *, renew
         return temporary("S3 does not answer", _line(error))
     if isinstance(error, CutBody | boto.IncompleteReadError | boto.ResponseStreamingError | boto.FlexibleChecksumError):
         return temporary("the answer was cut or changed on the way", _line(error))
-    if isinstance(error, boto.HTTPClientError | OSError) or type(error).__name__ == "ResponseParserError":
+    if isinstance(error, boto.HTTPClientError | HTTPError | OSError) or type(error).__name__ == "ResponseParserError":
         return temporary("the connection was cut", _line(error))
     if isinstance(error, boto.BotoCoreError):
         return permanent(_line(error), "check AWS_REGION, AWS_ENDPOINT_URL and the credentials")

@@ -5,8 +5,11 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from urllib3.exceptions import DecodeError, SSLError
+from urllib3.response import HTTPResponse
 
 from cloze.pipeline.core import retries, s3
 from cloze.pipeline.core.errors import StorageError, UserError
@@ -88,6 +91,25 @@ def test_each_request_of_a_large_object_is_repeated(
 def test_changed_bytes_are_never_returned_however_often(file: Location, proxy: Proxy) -> None:
     proxy.faults.append(fault := Fault("flipped", times=4, path="file.bin"))
     assert file.read_bytes() == CONTENT and fault.hits == 4
+
+
+@pytest.mark.parametrize("error", [SSLError("decryption failed or bad record mac"), DecodeError("not gzip")])
+def test_an_error_of_the_connection_while_a_body_is_read_costs_only_time(
+    file: Location, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    real, broken = HTTPResponse.read, [True]
+
+    def read(response: HTTPResponse, *arguments: Any, **more: Any) -> bytes:
+        if response.status == 200 and broken and broken.pop():
+            raise error
+        return real(response, *arguments, **more)
+
+    monkeypatch.setattr(HTTPResponse, "read", read)
+    assert file.read_bytes() == CONTENT and not broken
+    broken.append(True)
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "0")
+    with pytest.raises(StorageError, match=f"the connection was cut .*{error}"):
+        file.read_bytes()
 
 
 @pytest.mark.parametrize(
