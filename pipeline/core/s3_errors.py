@@ -28,6 +28,16 @@ _TRY_AGAIN = {
 }
 _TRY_AGAIN |= {"ConditionalRequestConflict", "XAmzContentSHA256Mismatch"}
 _KEPT = "run the same command again: what is finished is kept"
+_DENIED = {"AccessDenied", "AllAccessDisabled"}  # of one key of several, without a status
+#: Code, or status -> the cause and the fix.
+_FIXES = {
+    "InvalidAccessKeyId": ("the access key is not known there", "check AWS_ACCESS_KEY_ID or AWS_PROFILE"),
+    "SignatureDoesNotMatch": ("the secret key is not that of the access key", "check AWS_SECRET_ACCESS_KEY"),
+    "InvalidToken": ("the session token is not valid", "check AWS_SESSION_TOKEN, or unset it"),
+    "RequestTimeTooSkewed": ("the clocks of this machine and of S3 differ", "set this machine's clock"),
+    "InvalidObjectState": ("the object is archived", "restore it from its storage class, or copy it to another"),
+    "507": ("the store is full", f"free some space, then {_KEPT}"),
+}
 
 
 class CutBody(Exception):
@@ -74,7 +84,9 @@ def failure(error: Exception, seconds: float, operation: str, uri: str, *, renew
             return Failure(FileNotFoundError(errno.ENOENT, "is missing", uri), "it is missing", False)
         if status == 412 or code == "PreconditionFailed":
             return permanent(f"it has changed meanwhile ({answer})", _KEPT)
-        if status in (401, 403):
+        if known := _FIXES.get(code) or _FIXES.get(str(status)):
+            return permanent(f"{known[0]} ({answer})", known[1])
+        if status in (401, 403) or code in _DENIED:
             fix = "the credentials need permission to list, read, write and delete objects there"
             return permanent(f"access is denied ({answer})", fix)
         message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())

@@ -123,6 +123,16 @@ def test_an_error_of_the_connection_while_a_body_is_read_costs_only_time(
         ("cut", "read", r"reading failed for \d s: the answer was cut or changed on the way"),
         ("denied", "write", r"writing failed: access is denied \(403 AccessDenied\); the credentials need permission"),
         ("denied", "look up", r"looking up failed: access is denied \(403 AccessDenied\)"),
+        (
+            "403 InvalidAccessKeyId",
+            "read",
+            r"reading failed: the access key is not known there \(.*\); check AWS_ACCESS",
+        ),
+        ("403 SignatureDoesNotMatch", "write", r"writing failed: the secret key .*; check AWS_SECRET_ACCESS_KEY"),
+        ("403 RequestTimeTooSkewed", "look up", r"looking up failed: the clocks .* differ \(.*\); set this machine's"),
+        ("403 InvalidObjectState", "read", r"reading failed: the object is archived .*; restore it"),
+        ("400 InvalidToken", "list", r"listing failed: the session token is not valid .*; check AWS_SESSION_TOKEN"),
+        ("507 XMinioStorageFull", "write", r"writing failed: the store is full \(507 XMinioStorageFull\); free some"),
         ("expired", "look up", r"looking up failed.*: the credentials have expired \(400 ExpiredToken\); renew them"),
     ],
 )
@@ -138,6 +148,14 @@ def test_a_fault_that_stays_is_named_with_its_cause(
         ]()
     assert "\n" not in str(caught.value) and "--force" not in str(caught.value)
     assert time.monotonic() - started < 5
+
+
+def test_a_key_that_may_not_be_deleted_needs_permission(file: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = s3._client.get()
+    refused = {"Errors": [{"Key": "a", "Code": "AccessDenied", "Message": "Access Denied"}]}
+    monkeypatch.setattr(client, "delete_objects", lambda **_: refused)
+    with pytest.raises(StorageError, match=r"deleting failed: access is denied \(AccessDenied\); the credentials need"):
+        Location(file.uri.rpartition("/deep")[0]).delete()
 
 
 @pytest.mark.parametrize(
