@@ -94,9 +94,17 @@ class S3LeaseFile:
         return etag is not None
 
     def release(self, owner: Owner) -> None:
-        """Delete the record, unless another has become the owner."""
-        if not conditional_writes.delete(self._file, self._etag) and self._is_own(owner):
-            conditional_writes.delete(self._file, self._etag)
+        """Delete the record, unless another has become the owner. It is read first, as no store is known to honour the
+        condition of a deletion."""
+        for _ in range(2):  # a heartbeat without an answer may take effect in between
+            if not self._is_own(owner):
+                return
+            try:
+                if conditional_writes.delete(self._file, self._etag):
+                    return
+            except conditional_writes.Unsupported:
+                self._file.delete()
+                return
 
     def _is_own(self, owner: Owner) -> bool:
         """Returns whether the recorded owner is still this one. Then the next request replaces that version."""
