@@ -5,6 +5,7 @@ stored in a file of its own in the folder ROOT/runs/NAME.spent, so that two at o
 attempt continues to count from their sum. The folder is deleted when the run is finished.
 """
 
+import signal
 import sys
 import time
 import uuid
@@ -14,12 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cloze.infra.interrupts import Ending, interrupt_with
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ray_cluster import NODE_GROUP, NodeType, node_types
-from cloze.pipeline.core.signals import allow_seconds_to_end
+from cloze.pipeline.core.signals import Ending, allow_seconds_to_end, interrupt_with
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import run_periodically
 
@@ -123,7 +123,7 @@ class _Watch:
 
     def _end_run(self, message: str) -> None:
         allow_seconds_to_end(_SAVE_SECONDS)
-        interrupt_with(Ending(f"cloze: {message}", 2))
+        interrupt_with(Ending(f"cloze: {message}", 2), signal.SIGTERM)
         with suppress(OSError):  # of a full disk, or of S3
             self.write()
 

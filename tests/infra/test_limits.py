@@ -70,7 +70,7 @@ def spend(watch: limits._Watch, hours: float) -> None:
 
 def test_attempts_at_once_count_both_and_each_stops_at_the_sum(folder: str, monkeypatch: pytest.MonkeyPatch):
     endings: list[Any] = []
-    monkeypatch.setattr(limits, "interrupt_with", endings.append)
+    monkeypatch.setattr(limits, "interrupt_with", lambda ending, _: endings.append(ending))
     monkeypatch.setattr(limits, "allow_seconds_to_end", lambda _: None)
     monkeypatch.setattr(limits, "_WRITE_SECONDS", 0.0)
     first, second = (limits._Watch(config(folder, "max_hours=4.9")) for _ in range(2))
@@ -106,7 +106,7 @@ def test_an_interrupt_is_not_replaced_by_the_error_of_s3(
 
 def test_a_limit_ends_a_run_whose_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     endings: list[Any] = []
-    monkeypatch.setattr(limits, "interrupt_with", endings.append)
+    monkeypatch.setattr(limits, "interrupt_with", lambda ending, _: endings.append(ending))
     monkeypatch.setattr(limits, "allow_seconds_to_end", lambda _: None)
     watch = limits._Watch(config(tmp_path, "max_hours=1e-9"))
     Path(watch._file.path, "not-empty").mkdir(parents=True)  # the file cannot be replaced

@@ -1,11 +1,13 @@
 """Leases on a disk and on S3: who owns an artifact, and what a run that has lost its lease can still do."""
 
 import os
+import signal
 import subprocess
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from cloze.pipeline.core.lease_files import Held, Owner, WorkDone, lease_file
 from cloze.pipeline.core.leases import ArtifactInUse, LeaseLost, hold_lease, owner_of, refuse_to_wait
 from cloze.pipeline.core.processes import Process, has_ended, this_process
 from cloze.pipeline.core.storage import Location
+from tests.s3_proxy import Fault, Proxy
 
 ELSEWHERE = Process(host="another", pid=77, machine="another", started="1")
 
@@ -189,6 +192,39 @@ def test_a_heartbeat_that_finds_another_owner_interrupts_the_work(artifact: Loca
     with pytest.raises(LeaseLost, match="its lease no longer exists"), hold_lease(artifact, lambda _: None):
         artifact.delete()
         time.sleep(20)
+
+
+def test_a_lost_lease_is_named_though_s3_fails_after_the_interrupt(
+    s3_bucket: str, proxy: Proxy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        proxy.faults.append(Fault("503", times=float("inf")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "0")
+    artifact, before = Location(f"{s3_bucket}/lost-{time.monotonic_ns()}"), signal.signal(signal.SIGINT, fail)
+    try:
+        with pytest.raises(LeaseLost, match="process 77 on another took over"), no_wait(artifact):
+            claimed(artifact, over=lease_file(artifact).read())
+            time.sleep(20)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_claim_that_is_withdrawn_interrupts_nothing(
+    artifact: Location, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat may see the file of a run whose view was outdated, before that run deletes it."""
+    kind, beats = type(lease_file(artifact)), list[bool]()
+    real = kind.renew
+
+    def renew(file: Any, owner: Owner) -> bool:
+        beats.append(real(file, owner))
+        return len(beats) > 1
+
+    monkeypatch.setattr(kind, "renew", renew)
+    with no_wait(artifact):
+        wait_until(lambda: len(beats) > 2)
 
 
 def test_a_record_that_another_run_writes_between_check_and_write_is_not_replaced(
