@@ -36,6 +36,7 @@ _FIXES = {
     "InvalidToken": ("the session token is not valid", "check AWS_SESSION_TOKEN, or unset it"),
     "RequestTimeTooSkewed": ("the clocks of this machine and of S3 differ", "set this machine's clock"),
     "InvalidObjectState": ("the object is archived", "restore it from its storage class, or copy it to another"),
+    "NoSuchUpload": ("the unfinished upload was deleted meanwhile", _KEPT),
     "507": ("the store is full", f"free some space, then {_KEPT}"),
 }
 
@@ -78,14 +79,14 @@ def failure(error: Exception, seconds: float, operation: str, uri: str, *, renew
             return temporary("S3 refuses it without a reason", answer)
         if code in _TRY_AGAIN or status in TEMPORARY_STATUSES:
             return temporary("S3 has an internal error", answer)
+        if known := _FIXES.get(code) or _FIXES.get(str(status)):
+            return permanent(f"{known[0]} ({answer})", known[1])
         if code == "NoSuchBucket":
             return permanent(f"the bucket does not exist ({answer})", "create it, or correct its name")
         if status == 404:
             return Failure(FileNotFoundError(errno.ENOENT, "is missing", uri), "it is missing", False)
         if status == 412 or code == "PreconditionFailed":
             return permanent(f"it has changed meanwhile ({answer})", _KEPT)
-        if known := _FIXES.get(code) or _FIXES.get(str(status)):
-            return permanent(f"{known[0]} ({answer})", known[1])
         if status in (401, 403) or code in _DENIED:
             fix = "the credentials need permission to list, read, write and delete objects there"
             return permanent(f"access is denied ({answer})", fix)

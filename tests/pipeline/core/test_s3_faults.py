@@ -71,6 +71,36 @@ def test_a_write_whose_answer_is_lost_has_been_written(
     assert fault.hits == 1 and file.read_bytes() == content
 
 
+@pytest.mark.parametrize("size", [11 << 20, (11 << 20) + 1])
+def test_an_encrypted_object_whose_answer_is_lost_has_been_written(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """With SSE-KMS the ETag is no digest: size and number of parts have to do."""
+
+    def encrypted(parsed: dict[str, Any], **_: object) -> None:
+        parsed |= {"ServerSideEncryption": "aws:kms", "ETag": f'"{"0" * 32}-3"', "ContentLength": 11 << 20}
+
+    s3._client.get().meta.events.register("after-call.s3.HeadObject", encrypted)
+    monkeypatch.setattr(s3, "_PART", 5 << 20)
+    proxy.faults += [Fault(kind, path="uploadId", methods="POST") for kind in ("lost answer", "404 NoSuchUpload")]
+    if size == 11 << 20:
+        file.write_bytes(content := os.urandom(size))
+        assert [fault.hits for fault in proxy.faults] == [1, 1] and file.read_bytes() == content
+    else:
+        with pytest.raises(StorageError, match="the unfinished upload was deleted meanwhile"):
+            file.write_bytes(os.urandom(size))
+
+
+@pytest.mark.parametrize("methods", ["PUT", "POST"])
+def test_an_upload_that_is_deleted_meanwhile_is_no_missing_file(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, methods: str
+) -> None:
+    monkeypatch.setattr(s3, "_PART", 5 << 20)
+    proxy.faults.append(Fault("404 NoSuchUpload", times=float("inf"), path="uploadId", methods=methods))
+    with pytest.raises(StorageError, match="writing failed: the unfinished upload was deleted meanwhile"):
+        Location(f"{file}-new").write_bytes(os.urandom(11 << 20))
+
+
 @pytest.mark.parametrize("after", range(1, 5))
 def test_each_request_of_a_large_object_is_repeated(
     file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, after: int
