@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from cloze.pipeline.core.signals import (
     Ending,
+    clear_own_ending,
     interrupted,
     interrupting_signal,
     note_arrived,
@@ -40,6 +41,7 @@ def ends_soon_when_interrupted(line: str, before_end: Callable[[], None] | None 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    clear_own_ending()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     ended = threading.Event()

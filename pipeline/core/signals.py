@@ -42,6 +42,12 @@ def own_ending() -> Ending | None:
     return _own_ending
 
 
+def clear_own_ending() -> None:
+    """Begin new work in a process in which an earlier one has ended."""
+    global _own_ending
+    _own_ending = None
+
+
 def seconds_to_end() -> float:
     """Returns how long this process may run after SIGTERM: ten seconds; in a submitted job as long as `ray job stop`
     waits. A process that stops itself has the time that it allows.
@@ -77,9 +83,7 @@ def note_arrived(numbers: Iterable[int]) -> None:
 @contextmanager
 def _block() -> Iterator[None]:
     """A block with handlers of this module. When the outermost ends, the process no longer counts as interrupted."""
-    global _depth, _own_ending
-    if not _depth:
-        _own_ending = None  # of work that a test or another program did before
+    global _depth
     _depth += 1
     try:
         yield

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cloze.infra.interrupts import ends_soon_when_interrupted
+from cloze.pipeline.core.signals import Ending, interrupt_with, own_ending
 from tests.paths import REPOSITORY
 
 _COMMAND = """
@@ -87,6 +89,15 @@ def test_a_command_that_has_lost_its_lease_and_does_not_unwind_in_time_says_so(t
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"cloze: {tmp_path}/toy/0: process 0 on an unknown machine took over, ")
+
+
+def test_work_does_not_end_with_the_line_of_an_earlier_one() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_with(Ending("the earlier line", 2), signal.SIGINT)
+        time.sleep(10)
+    assert own_ending() == ("the earlier line", 2)
+    with ends_soon_when_interrupted("the later line"):
+        assert own_ending() is None
 
 
 _RAY = """
