@@ -32,7 +32,7 @@ def download(http: Http, dump: Dump, to: Location, display: Display) -> Location
     """Download a dump into the folder <to>/<wiki>/<date>, and return that. Files that are whole are kept.
 
     Raises UserError when the disk has too little space, and for a file that twice differs from its digest; LeaseLost
-    when another process has taken over, as this one was suspended.
+    when another process has taken over because this one was suspended.
     """
     folder = to / dump.wiki / dump.date
     name = dump.files[0].name
