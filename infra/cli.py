@@ -13,10 +13,10 @@ from cloze.infra import cli_models
 from cloze.infra.cli_parser import new_parser
 from cloze.infra.cli_shared import is_override, load_run, print_json
 from cloze.infra.explain import explain
-from cloze.infra.interrupts import end_process, ends_soon_when_interrupted, own_ending
+from cloze.infra.interrupts import end_process, ends_soon_when_interrupted
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.retries import reporting_waits
-from cloze.pipeline.core.signals import interrupting_signal, keyboard_interrupt_on
+from cloze.pipeline.core.signals import interrupting_signal, keyboard_interrupt_on, own_ending
 
 if TYPE_CHECKING:
     from cloze.infra.planner import PlannedStage, Run

@@ -14,40 +14,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from cloze.pipeline.core.signals import (
+    Ending,
+    clear_own_ending,
     interrupted,
     interrupting_signal,
     note_arrived,
+    own_ending,
     seconds_to_end,
     signals_handled,
 )
 
 _SECONDS = 6.0  # to unwind
 _POLL = 0.2
-
-
-class Ending(NamedTuple):
-    """How a process ends that interrupts itself: its last line and its exit status."""
-
-    line: str
-    status: int
-
-
-_own_ending: Ending | None = None
-
-
-def interrupt_with(ending: Ending) -> None:
-    """Interrupt this process as SIGTERM does; it then ends with this line and status in place of those of a signal."""
-    global _own_ending
-    _own_ending = ending
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-
-
-def own_ending() -> Ending | None:
-    """How this process ends, if it has interrupted itself."""
-    return _own_ending
 
 
 @contextmanager
@@ -60,6 +41,7 @@ def ends_soon_when_interrupted(line: str, before_end: Callable[[], None] | None 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    clear_own_ending()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     ended = threading.Event()
@@ -79,7 +61,7 @@ def ends_soon_when_interrupted(line: str, before_end: Callable[[], None] | None 
             arrived = min(arrived, now) if signals else math.inf
             unwinding = min(unwinding, now) if is_interrupted else math.inf
             if now > min(arrived + seconds_to_end() - 1, unwinding + _SECONDS):
-                ending = _own_ending or Ending(line, 128 + interrupting_signal())
+                ending = own_ending() or Ending(line, 128 + interrupting_signal())
                 print(ending.line, file=sys.stderr)
                 if before_end:
                     last = threading.Thread(target=before_end, daemon=True)

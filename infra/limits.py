@@ -1,22 +1,25 @@
 """`max_hours` and `max_cost`: what the attempts of a run have spent so far, and the end of the run at a limit.
 
-At a limit this process stops as at SIGTERM: training saves, and finished parts are kept. What is spent is stored in
-ROOT/runs/NAME.spent.json, so that the next attempt continues to count; it is deleted when the run is finished.
+At a limit this process stops as at SIGTERM: training saves, and finished parts are kept. What each attempt has spent is
+stored in a file of its own in the folder ROOT/runs/NAME.spent, so that two at once lose nothing of each other. The next
+attempt continues to count from their sum. The folder is deleted when the run is finished.
 """
 
+import signal
+import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from pydantic import ValidationError
 
-from cloze.infra.interrupts import Ending, interrupt_with
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ray_cluster import NODE_GROUP, NodeType, node_types
-from cloze.pipeline.core.signals import allow_seconds_to_end
+from cloze.pipeline.core.signals import Ending, allow_seconds_to_end, interrupt_with
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import run_periodically
 
@@ -25,14 +28,12 @@ _SAVE_SECONDS = 300.0  # that training may take to save at a limit: nothing kill
 
 
 class Spent(Config, strict=False):
-    """What all attempts of a run have spent."""
+    """What an attempt of a run has spent."""
 
     hours: float = 0.0
     """Hours by the clock."""
     dollars: float = 0.0
     """Dollars for the nodes of the cluster, while they were there."""
-    attempts: int = 0
-    """The number of attempts."""
 
 
 @contextmanager
@@ -40,7 +41,8 @@ def spending_limited(config: RunConfig, *, whole_run: bool) -> Iterator[None]:
     """While inside, interrupt the main thread with SIGTERM when the run has spent `max_hours` or `max_cost`.
 
     `whole_run`: a block that ends without an exception has finished the run. Raises UserError when the limit is already
-    spent, and for `max_cost` when the prices of the nodes are not known.
+    spent, and for `max_cost` when the prices of the nodes are not known. What is spent is stored at the end if the disk
+    or S3 does it: the error of the block is the one to see.
     """
     if config.max_hours is None and config.max_cost is None:
         yield
@@ -53,19 +55,22 @@ def spending_limited(config: RunConfig, *, whole_run: bool) -> Iterator[None]:
             yield
     finally:
         watch.count()
-        watch.write()
+        try:
+            watch.write()
+        except (OSError, UserError) as error:
+            print(f"warning: what this attempt has spent is not counted: {error}", file=sys.stderr)
     if whole_run:
-        watch.file.delete()
+        watch.folder.delete()
 
 
 class _Watch:
-    """Adds up what is spent."""
+    """Adds up what this attempt spends, and what the others of the run have spent."""
 
     def __init__(self, config: RunConfig):
         self._config = config
-        self.file = Location(config.root).absolute() / "runs" / f"{config.name}.spent.json"
-        spent = _read(self.file)
-        self._spent = spent.model_copy(update={"attempts": spent.attempts + 1})
+        self.folder = Location(config.root).absolute() / "runs" / f"{config.name}.spent"
+        self._file = self.folder / f"{uuid.uuid4().hex}.json"
+        self._own, self._others = Spent(), self._read_others()
         types = node_types()
         self._priced_types = types if all(kind.dollars_per_hour is not None for kind in types) else []
         if config.max_cost is not None and not self._priced_types:
@@ -80,9 +85,7 @@ class _Watch:
         now = time.monotonic()
         hours, self._last = (now - self._last) / 3600, now
         dollars = hours * dollars_per_hour(_nodes(), self._priced_types) if self._priced_types else 0.0
-        self._spent = self._spent.model_copy(
-            update={"hours": self._spent.hours + hours, "dollars": self._spent.dollars + dollars}
-        )
+        self._own = Spent(hours=self._own.hours + hours, dollars=self._own.dollars + dollars)
 
     def tick(self) -> bool:
         """Count, and interrupt the run at a limit. Returns whether to continue."""
@@ -92,14 +95,16 @@ class _Watch:
             return False
         if time.monotonic() - self._written > _WRITE_SECONDS:
             self.write()
+            self._others = self._read_others()
         return True
 
     def exceeded(self) -> str:
         """The message about the limit that is spent; empty if none is."""
-        attempts = f"{self._spent.attempts} attempt{'s' if self._spent.attempts > 1 else ''}"
+        all_spent = [self._own, *self._others]
+        attempts = f"{len(all_spent)} attempt{'s' if len(all_spent) > 1 else ''}"
         for key, limit, spent, unit in (
-            ("max_hours", self._config.max_hours, self._spent.hours, "hours"),
-            ("max_cost", self._config.max_cost, self._spent.dollars, "dollars"),
+            ("max_hours", self._config.max_hours, sum(one.hours for one in all_spent), "hours"),
+            ("max_cost", self._config.max_cost, sum(one.dollars for one in all_spent), "dollars"),
         ):
             if limit is not None and spent >= limit:
                 return (
@@ -110,22 +115,26 @@ class _Watch:
 
     def write(self) -> None:
         self._written = time.monotonic()
-        self.file.write_text(self._spent.model_dump_json(indent=1))
+        self._file.write_text(self._own.model_dump_json(indent=1))
+
+    def _read_others(self) -> list[Spent]:
+        """What the other attempts have stored, those that are at work now included. Raises UserError."""
+        return [*filter(None, map(_read, (file for file in self.folder.files() if file != self._file)))]
 
     def _end_run(self, message: str) -> None:
         allow_seconds_to_end(_SAVE_SECONDS)
-        interrupt_with(Ending(f"cloze: {message}", 2))
+        interrupt_with(Ending(f"cloze: {message}", 2), signal.SIGTERM)
         with suppress(OSError):  # of a full disk, or of S3
             self.write()
 
 
-def _read(file: Location) -> Spent:
+def _read(file: Location) -> Spent | None:
     try:
         return Spent.model_validate_json(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return Spent()
+    except FileNotFoundError:  # another attempt has just finished the run
+        return None
     except ValidationError as error:
-        raise UserError(f"{file}: is damaged; delete it to count from zero") from error
+        raise UserError(f"{file}: is damaged; delete it to count without that attempt") from error
 
 
 def dollars_per_hour(nodes: Sequence[dict[str, Any]], types: Sequence[NodeType]) -> float:

@@ -179,26 +179,45 @@ class Run:
         for before in upstream_of(self, name):
             require_passed(self.check_results(before))
         planned = self.plan_stage(stage, force)
-        output = planned.output
-        if output is None:
+        if planned.output is None:
             raise UserError(f"{name}: its inputs are not finished; run without --force, or the stages before it first")
-        if planned.action == "skip":
-            delete_abandoned(output.location)
-            self._publish(stage, output)
-        else:
-            with hold_lease(output.location, on_wait or refuse_to_wait(output.location)) as lease:
-                planned = self.plan_stage(stage, force)  # another run may have finished it
-                output = planned.output
-                assert output
-                output.lease = lease
-                if planned.action != "skip":
-                    self._run(stage, planned, force, on_start, on_wait)
-                self._publish(stage, output)
-        manifest = read_manifest(output.location)
-        assert manifest, f"{name}: its run must write a manifest"
-        self._history.remember(stage, output.fingerprint, self._identities(stage))
+        manifest = self._skip(planned) if planned.action == "skip" else None
+        if manifest is None:
+            planned, manifest = self._execute_alone(planned, force, on_start, on_wait)
+        self._history.remember(stage, manifest.fingerprint, self._identities(stage))
         if results := self.check_results(name):
-            write_results(self.root, self.config.name, name, output.fingerprint, results)
+            write_results(self.root, self.config.name, name, manifest.fingerprint, results)
+        return planned, manifest
+
+    def _skip(self, planned: PlannedStage) -> Manifest | None:
+        """The manifest of a finished stage; None if another run has just begun to write it again (--force)."""
+        assert planned.output
+        delete_abandoned(planned.output.location)
+        manifest = read_manifest(planned.output.location)
+        if manifest:
+            self._publish(planned.stage, planned.output)
+        return manifest
+
+    def _execute_alone(
+        self,
+        planned: PlannedStage,
+        force: bool,
+        on_start: Callable[[PlannedStage], None] | None,
+        on_wait: Callable[[Owner], None] | None,
+    ) -> tuple[PlannedStage, Manifest]:
+        """Run or continue a stage while no other run works on its output, unless that has finished it meanwhile."""
+        assert planned.output
+        stage, place = planned.stage, planned.output.location
+        with hold_lease(place, on_wait or refuse_to_wait(place)) as lease:
+            planned = self.plan_stage(stage, force)
+            output = planned.output
+            assert output
+            output.lease = lease
+            if planned.action != "skip":
+                self._run(stage, planned, force, on_start, on_wait)
+            self._publish(stage, output)
+            manifest = read_manifest(output.location)  # now: after this block another run may begin to write it again
+            assert manifest, f"{stage.name}: its run must write a manifest"
         return planned, manifest
 
     def check_results(self, name: str) -> list[CheckResult]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 KINDS = (
     *("503", "500", "SlowDown", "reset", "hang", "cut", "lost answer", "stale list", "partial list"),
     *("flipped", "expired", "denied"),
-)  # and "no conditions", which forwards requests without their conditions
+)  # and "no conditions", which forwards requests without their conditions, and any status and code, such as "507 Full"
 _ERRORS = {
     "503": (503, "ServiceUnavailable"),
     "500": (500, "InternalError"),
@@ -106,8 +106,9 @@ def s3_proxy(upstream: str) -> Iterator[Proxy]:
             token = self.headers.get("X-Amz-Security-Token", "")
             fault = proxy.fault(self.command, self.path, token)
             kind = fault.kind if fault else ""
-            if kind in _ERRORS:
-                self.answer_error(*_ERRORS[kind])
+            status, _, code = kind.partition(" ")
+            if kind in _ERRORS or status.isdigit():
+                self.answer_error(*_ERRORS.get(kind) or (int(status), code))
                 return
             if kind == "reset":
                 self.hang_up()

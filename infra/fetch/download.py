@@ -1,13 +1,14 @@
 """The files of a dump -> a local folder or S3. A file appears when it is whole and has its published digest.
 
 Until then its ranges are kept: on a disk in one file that grows, on S3 in an object each, which are then joined there.
-A download that was interrupted continues after them.
+A download that was interrupted continues after them. Before each write and deletion the lease of the folder is checked.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.leases import hold_lease
 from cloze.pipeline.core.retries import reporting_waits
 from cloze.pipeline.core.storage import Location, nearest_existing
-from cloze.pipeline.core.threads import prefetch
+from cloze.pipeline.core.threads import map_in_threads, prefetch
 
 MARKER = "dump.json"  # written when all files are whole: what they are
 _UNFINISHED = "unfinished"  # in it, while files are missing
@@ -30,11 +31,14 @@ PARTIAL = ".partial"  # folder of what is not whole yet, beside the files
 def download(http: Http, dump: Dump, to: Location, display: Display) -> Location:
     """Download a dump into the folder <to>/<wiki>/<date>, and return that. Files that are whole are kept.
 
-    Raises UserError when the disk has too little space, and for a file that twice differs from its digest.
+    Raises UserError when the disk has too little space, and for a file that twice differs from its digest; LeaseLost
+    when another process has taken over because this one was suspended.
     """
     folder = to / dump.wiki / dump.date
     name = dump.files[0].name
-    with hold_lease(folder, lambda owner: display.show_owner(name, owner)), reporting_waits(display.wait):
+    on_wait = partial(display.show_owner, name)
+    with hold_lease(folder, on_wait) as lease, reporting_waits(display.wait):
+        check = lease.check if lease else lambda: None
         sizes = folder.sizes()
         _check_space(folder, sum(file.bytes for file in dump.files if sizes.get(file.name) != file.bytes))
         (folder / PARTIAL / _UNFINISHED).write_text(dump.date)  # until all files are whole
@@ -42,34 +46,36 @@ def download(http: Http, dump: Dump, to: Location, display: Display) -> Location
             if sizes.get(file.name) == file.bytes:
                 display.finish(file.name, f"is there: {size(file.bytes)}")
             else:
-                _download_file(http, file, folder, display)
+                _download_file(http, file, _partial(folder, file.name, check), display)
+        check()
         (folder / PARTIAL).delete()
         files = [{"name": file.name, "bytes": file.bytes, "sha1": file.sha1} for file in dump.files]
-        (folder / MARKER).write_text(json.dumps({"wiki": dump.wiki, "date": dump.date, "files": files}, indent=1))
+        marker = json.dumps({"wiki": dump.wiki, "date": dump.date, "files": files}, indent=1)
+        (folder / MARKER).write_bytes(marker.encode(), check)
     return folder
 
 
-def _download_file(http: Http, file: DumpFile, folder: Location, display: Display) -> None:
-    partial = _partial(folder, file.name)
+def _download_file(http: Http, file: DumpFile, begun: "_Partial", display: Display) -> None:
     display.start(file.name, "download", size(file.bytes))
     for attempt in (1, 2):
-        digest = _fill(http, file, partial, lambda done: display(file.name, done / 1e6, file.bytes / 1e6, "MB"))
-        if digest == file.sha1:
-            partial.finish()
+        digest = _fill(http, file, begun, lambda done: display(file.name, done / 1e6, file.bytes / 1e6, "MB"))
+        if digest == file.sha1 and begun.size() == file.bytes:  # not if another process has written to it as well
+            begun.finish()
             display.finish(file.name, f"done: {size(file.bytes)}, {file.sha1[:12]}")
             return
-        partial.discard()
+        begun.discard()
         if attempt == 1:
-            display.finish(file.name, f"its SHA-1 is {digest}, not {file.sha1}; downloads it again")
+            problem = "another process writes it" if digest == file.sha1 else f"its SHA-1 is {digest}, not {file.sha1}"
+            display.finish(file.name, f"{problem}; downloads it again")
     raise UserError(
         f"{file.url}: twice its SHA-1 was not the published one, {file.sha1}; run again later, or give another --mirror"
     )
 
 
-def _fill(http: Http, file: DumpFile, partial: "_Partial", report: Callable[[float], object]) -> str:
+def _fill(http: Http, file: DumpFile, begun: "_Partial", report: Callable[[float], object]) -> str:
     """Download what the partial file lacks; returns the SHA-1 of the whole."""
     digest, done = hashlib.sha1(), 0
-    for data in partial.read():
+    for data in begun.read():
         digest.update(data)
         done += len(data)
         report(done)
@@ -82,29 +88,30 @@ def _fill(http: Http, file: DumpFile, partial: "_Partial", report: Callable[[flo
 
     for data in prefetch(read, starts, CONNECTIONS):
         digest.update(data)
-        partial.append(data)
+        begun.append(data)
         done += len(data)
         report(done)
     return digest.hexdigest()
 
 
 class _Partial(Protocol):
-    """The beginning of a file."""
+    """The beginning of a file. Before it is changed, the lease is checked, which raises LeaseLost."""
 
     def read(self) -> Iterator[bytes]: ...
     def append(self, data: bytes) -> None: ...
+    def size(self) -> int: ...
     def finish(self) -> None: ...
     def discard(self) -> None: ...
 
 
-def _partial(folder: Location, name: str) -> "_Partial":
-    return _PartialObjects(folder, name) if folder.is_s3 else _PartialFile(folder, name)
+def _partial(folder: Location, name: str, check: Callable[[], object]) -> "_Partial":
+    return (_PartialObjects if folder.is_s3 else _PartialFile)(folder, name, check)
 
 
 class _PartialFile:
-    def __init__(self, folder: Location, name: str):
+    def __init__(self, folder: Location, name: str, check: Callable[[], object]):
         self._file, self._final = (Path(place.path) for place in (folder / PARTIAL / name, folder / name))
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._check = check
 
     def read(self) -> Iterator[bytes]:
         if self._file.exists():
@@ -113,20 +120,26 @@ class _PartialFile:
                     yield data
 
     def append(self, data: bytes) -> None:
+        self._check()
         with self._file.open("ab") as file:
             file.write(data)
 
+    def size(self) -> int:
+        return self._file.stat().st_size if self._file.exists() else 0
+
     def finish(self) -> None:
+        self._check()
         self._file.touch()  # an empty file has no ranges
         self._file.replace(self._final)
 
     def discard(self) -> None:
+        self._check()
         self._file.unlink(missing_ok=True)
 
 
 class _PartialObjects:
-    def __init__(self, folder: Location, name: str):
-        self._folder, self._final = folder / PARTIAL / name, folder / name
+    def __init__(self, folder: Location, name: str, check: Callable[[], object]):
+        self._folder, self._final, self._check = folder / PARTIAL / name, folder / name, check
         self._parts = list[Location]()
 
     def read(self) -> Iterator[bytes]:
@@ -138,13 +151,18 @@ class _PartialObjects:
 
     def append(self, data: bytes) -> None:
         part = self._folder / f"{len(self._parts):05}"
-        part.write_bytes(data)
+        part.write_bytes(data, self._check)
         self._parts.append(part)
 
+    def size(self) -> int:
+        return sum(map_in_threads(Location.size, self._parts))
+
     def finish(self) -> None:
+        self._check()
         s3.join([part.path for part in self._parts], self._final.path)
 
     def discard(self) -> None:
+        self._check()
         self._folder.delete()
         self._parts = []
 
@@ -154,10 +172,10 @@ def _check_space(folder: Location, needed: int) -> None:
     if folder.local_path is None:
         return
     free = shutil.disk_usage(nearest_existing(folder.local_path)).free
-    partial = sum((folder / PARTIAL).sizes().values())
-    if free + partial < needed:
+    kept = sum((folder / PARTIAL).sizes().values())
+    if free + kept < needed:
         raise UserError(
-            f"{folder}: {size(needed - partial)} are to be downloaded, but {size(free)} are free; free some space, or "
+            f"{folder}: {size(needed - kept)} are to be downloaded, but {size(free)} are free; free some space, or "
             "give another --to"
         )
 

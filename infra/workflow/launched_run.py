@@ -15,7 +15,7 @@ from cloze.infra import named_runs
 from cloze.infra.estimate.record import estimate_start
 from cloze.infra.execution import ActiveRun, ExecutedStage, active_run, execute_stage, started_run
 from cloze.infra.explain import explain, with_causes
-from cloze.infra.interrupts import ends_soon_when_interrupted, own_ending
+from cloze.infra.interrupts import ends_soon_when_interrupted
 from cloze.infra.launch.following import JobFailed
 from cloze.infra.launch.jobs import JobRequest, Unreachable
 from cloze.infra.planner import Run
@@ -28,6 +28,7 @@ from cloze.infra.workflow.queue import RETRY_AFTER_EXCEPTION
 from cloze.infra.workflow.run_process import process_tag
 from cloze.infra.workflow.run_settings import RunSettings
 from cloze.pipeline.core.errors import StorageError, UserError
+from cloze.pipeline.core.signals import own_ending
 
 _NEVER = "9999"
 _SECONDS_TO_EXIT = 15  # in which Dagster writes the run's last events

@@ -105,7 +105,11 @@ def put(file: Location, data: bytes, etag: str | None) -> str | None:
 
 
 def delete(file: Location, etag: str) -> bool:
-    """Delete the object on S3 with that ETag. Returns False if it is another one; True also if there is none."""
+    """Delete the object on S3 with that ETag. Returns False if it is another one; True also if there is none.
+
+    A store that ignores the condition deletes whichever there is: read it first. Raises Unsupported where the store
+    has no such request.
+    """
     deleted = _send("deleting", file, lambda client: client.delete_object(**_address(file), IfMatch=etag))
     return deleted is not None or read(file) is None
 
@@ -113,6 +117,8 @@ def delete(file: Location, etag: str) -> bool:
 def honours_conditions(file: Location, data: bytes) -> bool:
     """Returns whether the store refuses what it should: to write the object again, which exists with this content, and
     to replace one that does not exist (MinIO until August 2025 does not: github.com/minio/minio/issues/21526).
+
+    The condition of a deletion is not tried.
     """
     missing, etag = Location(f"{file}-{uuid.uuid4().hex}"), f'"{0:032x}"'
     if _put_if(missing, data, IfMatch=etag):

@@ -4,7 +4,8 @@ On S3 it is one object. Every change, also a heartbeat, replaces the version tha
 
 A disk has no such request. There the owner is who created the file with the highest number. Each is created once, by a
 hard link, so that exactly one of several attempts takes over. Its owner never creates it again: a heartbeat only
-changes its time, which fails once the next owner has deleted it. Clocks are not compared, only changes are noticed.
+changes its time, which fails once the next owner has deleted it. After a release the numbers begin again, so a file is
+its owner's only if it has the owner's token. Clocks are not compared, only changes are noticed.
 """
 
 import os
@@ -93,9 +94,17 @@ class S3LeaseFile:
         return etag is not None
 
     def release(self, owner: Owner) -> None:
-        """Delete the record, unless another has become the owner."""
-        if not conditional_writes.delete(self._file, self._etag) and self._is_own(owner):
-            conditional_writes.delete(self._file, self._etag)
+        """Delete the record, unless another has become the owner. It is read first, as no store is known to honour the
+        condition of a deletion."""
+        for _ in range(2):  # a heartbeat without an answer may take effect in between
+            if not self._is_own(owner):
+                return
+            try:
+                if conditional_writes.delete(self._file, self._etag):
+                    return
+            except conditional_writes.Unsupported:
+                self._file.delete()
+                return
 
     def _is_own(self, owner: Owner) -> bool:
         """Returns whether the recorded owner is still this one. Then the next request replaces that version."""
@@ -114,27 +123,26 @@ class DiskLeaseFile:
 
     def read(self) -> Held | None:
         while numbers := self._numbers():
-            file = self._path(numbers[-1])
-            with suppress(FileNotFoundError):  # it was just released or taken over: read again
-                owner, time = _owner(file.read_bytes()), file.stat().st_mtime_ns
-                current = {"attempt": numbers[-1], "progress": self._progress(owner)}
-                return Held(owner.model_copy(update=current), f"{numbers[-1]} {time}")
+            if held := self._held(numbers[-1]):  # otherwise it was just released or taken over: read again
+                return held
         return None
 
     def claim(self, owner: Owner, over: Held | None) -> bool:
         """Become the owner, if there still is none, or `over`. Raises Unsupported."""
-        number = owner.attempt
+        if over and not _same(self._held(over.owner.attempt), over):
+            return False
         try:
-            if not conditional_writes.create(self._location(number), _json(owner)):
+            if not conditional_writes.create(self._location(owner.attempt), _json(owner)):
                 return False
         except FileNotFoundError:  # the artifact's folder was just deleted
             return False
-        numbers = self._numbers()
-        if numbers[-1:] != [number] or (over and over.owner.attempt not in numbers):
-            self._path(number).unlink(missing_ok=True)  # `over` was no longer the owner
+        records = [*filter(None, map(self._held, self._numbers()))]
+        is_owner = [held.owner.token for held in records[-1:]] == [owner.token]
+        if not is_owner or (over and not any(_same(held, over) for held in records)):
+            self._delete(owner)  # `over` was no longer the owner
             return False
-        for lower in numbers[:-1]:
-            self._path(lower).unlink(missing_ok=True)
+        for held in records[:-1]:
+            self._delete(held.owner)
         return True
 
     def check_support(self, owner: Owner) -> None:
@@ -143,7 +151,10 @@ class DiskLeaseFile:
     def renew(self, owner: Owner) -> bool:
         """Record a heartbeat and the progress. Returns False if another has become the owner."""
         try:
-            os.utime(self._path(owner.attempt))  # needs no space: a full disk must not look like a killed owner
+            with self._path(owner.attempt).open("rb") as file:
+                if _owner(file.read()).token != owner.token:
+                    return False
+                os.utime(file.fileno())  # needs no space: a full disk must not look like a killed owner
         except FileNotFoundError:
             return False
         if self._numbers()[-1:] != [owner.attempt]:
@@ -154,11 +165,26 @@ class DiskLeaseFile:
 
     def release(self, owner: Owner) -> None:
         """Delete the record, unless another has become the owner."""
-        numbers = self._numbers()
-        if numbers[-1:] == [owner.attempt]:
+        records = [*filter(None, map(self._held, self._numbers()))]
+        if records and records[-1].owner.token == owner.token:
             (self._folder / _PROGRESS).unlink(missing_ok=True)
-            for number in numbers:
-                self._path(number).unlink(missing_ok=True)
+            for held in records:
+                self._delete(held.owner)
+
+    def _held(self, number: int) -> Held | None:
+        """What the file with this number records; None if there is none."""
+        file = self._path(number)
+        with suppress(FileNotFoundError):
+            owner, time = _owner(file.read_bytes()), file.stat().st_mtime_ns
+            current = {"attempt": number, "progress": self._progress(owner)}
+            return Held(owner.model_copy(update=current), f"{number} {time}")
+        return None
+
+    def _delete(self, owner: Owner) -> None:
+        """Delete an owner's file, if that number is still this owner's."""
+        held = self._held(owner.attempt)
+        if held and held.owner.token == owner.token:
+            self._path(owner.attempt).unlink(missing_ok=True)
 
     def _numbers(self) -> list[int]:
         """The numbers of the files, sorted."""
@@ -192,6 +218,11 @@ def lease_file(artifact: Location) -> LeaseFile:
 def is_lease_file(name: str) -> bool:
     """Returns whether a file directly in an artifact's folder belongs to its lease."""
     return name in ("lease.json", _PROGRESS) or bool(_FILE.fullmatch(name))
+
+
+def _same(held: Held | None, before: Held) -> bool:
+    """Returns whether a record is that of the same owner, without a heartbeat since."""
+    return held is not None and (held.version, held.owner.token) == (before.version, before.owner.token)
 
 
 def _json(owner: Owner) -> bytes:

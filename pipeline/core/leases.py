@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from cloze.pipeline.core.conditional_writes import Unsupported, replace
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.lease_files import Held, LeaseFile, Owner, WorkDone, lease_file
 from cloze.pipeline.core.processes import has_ended, this_process
+from cloze.pipeline.core.signals import Ending, interrupt_with
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import run_periodically
 
@@ -105,7 +106,9 @@ def hold_lease(artifact: Location, on_wait: Callable[[Owner], None]) -> Iterator
     try:
         if _is_supported(file, artifact, owner):
             lease = Lease(artifact, owner.token)
-            with _lost_lease_first(lease), run_periodically(_heartbeats(file, lease, owner), _HEARTBEAT):
+            found = list[LeaseLost]()
+            heartbeats = run_periodically(_heartbeats(file, lease, owner, found), _HEARTBEAT)
+            with _lost_lease_first(lease, found), heartbeats:
                 yield lease
         else:
             yield None
@@ -115,13 +118,18 @@ def hold_lease(artifact: Location, on_wait: Callable[[Owner], None]) -> Iterator
 
 
 @contextmanager
-def _lost_lease_first(lease: Lease) -> Iterator[None]:
-    """Raises LeaseLost instead of another error of the block if another run has taken over and may have caused it."""
+def _lost_lease_first(lease: Lease, found: Sequence[LeaseLost]) -> Iterator[None]:
+    """Raises LeaseLost instead of another error of the block if another run has taken over and may have caused it.
+
+    `found`: what a heartbeat has found. After its interrupt S3 may not answer in time.
+    """
     try:
         yield
     except LeaseLost:
         raise
     except BaseException as error:
+        if found:
+            raise found[0] from error
         try:
             lease.check()
         except LeaseLost as lost:
@@ -176,8 +184,10 @@ class _Watch:
         return self._silence > _TIMEOUT or has_ended(held.owner.process)
 
 
-def _heartbeats(file: LeaseFile, lease: Lease, owner: Owner) -> Callable[[], bool]:
-    """Returns a function that sends a heartbeat. If another run has taken over, it interrupts the main thread."""
+def _heartbeats(file: LeaseFile, lease: Lease, owner: Owner, found: list[LeaseLost]) -> Callable[[], bool]:
+    """Returns a function that sends a heartbeat. If another run has taken over, it interrupts the main thread, and adds
+    the error to `found`.
+    """
     interruptible = threading.current_thread() is threading.main_thread()
     count = 0
 
@@ -186,9 +196,14 @@ def _heartbeats(file: LeaseFile, lease: Lease, owner: Owner) -> Callable[[], boo
         count += 1
         if file.renew(owner.model_copy(update={"heartbeat": count, "progress": lease.progress})):
             return True
-        if interruptible:  # hold_lease turns this KeyboardInterrupt into LeaseLost
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        return False
+        try:
+            lease.check()
+        except LeaseLost as lost:
+            found.append(lost)
+            if interruptible:  # hold_lease turns this KeyboardInterrupt into LeaseLost
+                interrupt_with(Ending(f"cloze: {lost}", 2), signal.SIGINT)
+            return False
+        return True  # the other has withdrawn its claim, or the lease was renewed without an answer
 
     return send
 

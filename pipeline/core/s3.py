@@ -213,7 +213,14 @@ def put(path: str, data: bytes | memoryview) -> None:
 
         return request("writing", path, call)
 
-    _write_in_parts(path, -(-len(view) // _PART), put_part, lambda etag: etag == _etag_of_parts(view))
+    count = -(-len(view) // _PART)
+
+    def is_ours(found: dict[str, Any]) -> bool:
+        if _has_no_digest(found):
+            return found["ContentLength"] == len(view) and _parts_of(found) == count
+        return bool(found["ETag"].strip('"') == _etag_of_parts(view))
+
+    _write_in_parts(path, count, put_part, is_ours)
 
 
 def join(paths: Sequence[str], to: str) -> None:
@@ -234,15 +241,15 @@ def join(paths: Sequence[str], to: str) -> None:
 
         return request("writing", to, call)
 
-    _write_in_parts(to, len(paths), copy_part, lambda etag: etag.endswith(f"-{len(paths)}"))
+    _write_in_parts(to, len(paths), copy_part, lambda found: _parts_of(found) == len(paths))
 
 
 def _write_in_parts(
-    path: str, count: int, write_part: Callable[[str, int], dict[str, Any]], is_ours: Callable[[str], bool]
+    path: str, count: int, write_part: Callable[[str, int], dict[str, Any]], is_ours: Callable[[dict[str, Any]], bool]
 ) -> None:
     """Write an object by a multipart upload. `write_part`: (upload id, number from 1) -> the entry of its list.
 
-    `is_ours`: whether an object with this ETag is the one that this upload has completed.
+    `is_ours`: whether the object that HEAD describes so is the one that this upload has completed.
     """
     bucket, key = _split(path)
     name = {"Bucket": bucket, "Key": key}
@@ -251,8 +258,14 @@ def _write_in_parts(
     def complete(client: Any) -> None:
         try:
             client.complete_multipart_upload(**name, UploadId=upload, MultipartUpload={"Parts": parts})
-        except client.exceptions.NoSuchUpload:  # the answer to an earlier attempt was lost
-            if not is_ours(client.head_object(**name)["ETag"].strip('"')):
+        except client.exceptions.NoSuchUpload as error:  # the answer to an earlier attempt was lost
+            try:
+                found = client.head_object(**name)
+            except client.exceptions.ClientError as missing:
+                if missing.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    raise error from None
+                raise
+            if not is_ours(found):
                 raise
 
     try:
@@ -373,6 +386,16 @@ def _matches(data: bytes, etag: str) -> bool:
     if parts:
         return int(parts) != -(-len(data) // _PART) or etag.strip('"') == _etag_of_parts(memoryview(data))
     return len(digest) != 32 or digest == _md5(data).hexdigest()
+
+
+def _has_no_digest(found: dict[str, Any]) -> bool:
+    """Returns whether an object's ETag says nothing of its content, because of its encryption."""
+    return str(found.get("ServerSideEncryption")).startswith("aws:kms") or "SSECustomerAlgorithm" in found
+
+
+def _parts_of(found: dict[str, Any]) -> int:
+    """Returns the number of parts that an object was uploaded in, as its ETag has it; 0 if it was written whole."""
+    return int(found["ETag"].strip('"').partition("-")[2] or 0)
 
 
 def _etag_of_parts(data: memoryview) -> str:

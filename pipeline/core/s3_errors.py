@@ -28,6 +28,17 @@ _TRY_AGAIN = {
 }
 _TRY_AGAIN |= {"ConditionalRequestConflict", "XAmzContentSHA256Mismatch"}
 _KEPT = "run the same command again: what is finished is kept"
+_DENIED = {"AccessDenied", "AllAccessDisabled"}  # of one key of several, without a status
+#: Code, or status -> the cause and the fix.
+_FIXES = {
+    "InvalidAccessKeyId": ("the access key is not known there", "check AWS_ACCESS_KEY_ID or AWS_PROFILE"),
+    "SignatureDoesNotMatch": ("the secret key is not that of the access key", "check AWS_SECRET_ACCESS_KEY"),
+    "InvalidToken": ("the session token is not valid", "check AWS_SESSION_TOKEN, or unset it"),
+    "RequestTimeTooSkewed": ("the clocks of this machine and of S3 differ", "set this machine's clock"),
+    "InvalidObjectState": ("the object is archived", "restore it from its storage class, or copy it to another"),
+    "NoSuchUpload": ("the unfinished upload was deleted meanwhile", _KEPT),
+    "507": ("the store is full", f"free some space, then {_KEPT}"),
+}
 
 
 class CutBody(Exception):
@@ -40,6 +51,7 @@ def failure(error: Exception, seconds: float, operation: str, uri: str, *, renew
     `renewable`: expired credentials are replaced by new ones without the user.
     """
     from botocore import exceptions as boto
+    from urllib3.exceptions import HTTPError  # while a body is read, botocore passes most of them on
 
     long = f" for {seconds:.0f} s" if seconds >= 1 else ""
     later = f"{_KEPT}; {SETTING} is how long a request is repeated"
@@ -67,13 +79,15 @@ def failure(error: Exception, seconds: float, operation: str, uri: str, *, renew
             return temporary("S3 refuses it without a reason", answer)
         if code in _TRY_AGAIN or status in TEMPORARY_STATUSES:
             return temporary("S3 has an internal error", answer)
+        if known := _FIXES.get(code) or _FIXES.get(str(status)):
+            return permanent(f"{known[0]} ({answer})", known[1])
         if code == "NoSuchBucket":
             return permanent(f"the bucket does not exist ({answer})", "create it, or correct its name")
         if status == 404:
             return Failure(FileNotFoundError(errno.ENOENT, "is missing", uri), "it is missing", False)
         if status == 412 or code == "PreconditionFailed":
             return permanent(f"it has changed meanwhile ({answer})", _KEPT)
-        if status in (401, 403):
+        if status in (401, 403) or code in _DENIED:
             fix = "the credentials need permission to list, read, write and delete objects there"
             return permanent(f"access is denied ({answer})", fix)
         message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())
@@ -94,7 +108,7 @@ def failure(error: Exception, seconds: float, operation: str, uri: str, *, renew
         return temporary("S3 does not answer", _line(error))
     if isinstance(error, CutBody | boto.IncompleteReadError | boto.ResponseStreamingError | boto.FlexibleChecksumError):
         return temporary("the answer was cut or changed on the way", _line(error))
-    if isinstance(error, boto.HTTPClientError | OSError) or type(error).__name__ == "ResponseParserError":
+    if isinstance(error, boto.HTTPClientError | HTTPError | OSError) or type(error).__name__ == "ResponseParserError":
         return temporary("the connection was cut", _line(error))
     if isinstance(error, boto.BotoCoreError):
         return permanent(_line(error), "check AWS_REGION, AWS_ENDPOINT_URL and the credentials")

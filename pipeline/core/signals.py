@@ -1,10 +1,14 @@
-"""Signal handlers for the time of a block. Only the main thread may install them; in others nothing changes."""
+"""Signal handlers for the time of a block, and signals that a process sends to itself.
+
+Only the main thread may install handlers; in others nothing changes.
+"""
 
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 #: Set from a signal that interrupts until the outermost block ends: threads that wait for S3 stop waiting.
 interrupted = threading.Event()
@@ -12,6 +16,36 @@ _received: list[int] = []  # the signals that have interrupted the outermost blo
 _arrived: list[int] = []  # those that have come in its time, also to a handler of a library
 _depth = 0  # of nested blocks
 _allowed: float | None = None  # seconds that this process may take to end when it stops itself
+
+
+class Ending(NamedTuple):
+    """How a process ends that interrupts itself: its last line and its exit status."""
+
+    line: str
+    status: int
+
+
+_own_ending: Ending | None = None
+
+
+def interrupt_with(ending: Ending, number: signal.Signals) -> None:
+    """Send this signal to the main thread. The process then ends with this line and status in place of those of a
+    signal.
+    """
+    global _own_ending
+    _own_ending = ending
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+def own_ending() -> Ending | None:
+    """How this process ends, if it has interrupted itself."""
+    return _own_ending
+
+
+def clear_own_ending() -> None:
+    """Begin new work in a process in which an earlier one has ended."""
+    global _own_ending
+    _own_ending = None
 
 
 def seconds_to_end() -> float:

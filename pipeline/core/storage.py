@@ -129,7 +129,7 @@ class Location:
     def read_range(self, start: int, end: int, is_correct: Callable[[bytes], bool]) -> bytes:
         """Returns the bytes from `start` to `end`, in one request. On S3 they are read again unless they are correct.
 
-        Raises DamagedFile when they stay incorrect or the file is shorter.
+        Raises DamagedFile when they are incorrect or the file is shorter; on S3 StorageError when they stay so.
         """
         if self.is_s3:
             return s3.read_checked_range(self.path, start, end, is_correct)

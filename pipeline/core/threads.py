@@ -1,10 +1,11 @@
 """Work on threads: a function called periodically in the background, and one mapped over items concurrently."""
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -40,15 +41,23 @@ def prefetch(function: Callable[[Item], Result], items: Iterable[Item], count: i
 def run_periodically(function: Callable[[], bool], seconds: float) -> Iterator[None]:
     """While inside the block, call `function` in a thread every `seconds` seconds, until it returns False.
 
-    An OSError of a disk or of S3 is ignored: the function is called again the next time.
+    After an error it is called again the next time: a heartbeat must not end. An OSError of a disk or of S3 is ignored;
+    the first other error is printed.
     """
     stop = threading.Event()
 
     def loop() -> None:
-        proceed = True
+        proceed, reported = True, False
         while proceed and not stop.wait(seconds):
-            with suppress(OSError):
+            try:
                 proceed = function()
+            except OSError:
+                pass
+            except Exception as error:
+                if not reported:
+                    line = " ".join(str(error).split())
+                    print(f"warning: {type(error).__name__}: {line}; tries again", file=sys.stderr)
+                reported = True
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cloze.infra.interrupts import ends_soon_when_interrupted
+from cloze.pipeline.core.signals import Ending, interrupt_with, own_ending
 from tests.paths import REPOSITORY
 
 _COMMAND = """
@@ -57,6 +59,45 @@ def test_an_interrupted_command_ends_soon_and_leaves_no_process(work: str, numbe
     while _is_running(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _is_running(child)
+
+
+_LOST_LEASE = """
+import sys, time
+from cloze.infra import cli, interrupts
+from cloze.pipeline.core import leases
+from cloze.pipeline.core.lease_files import Owner, lease_file
+from cloze.pipeline.core.storage import Location
+
+def work(_):
+    artifact = Location(sys.argv.pop())
+    with leases.hold_lease(artifact, print):
+        lease_file(artifact).claim(Owner(token="other", attempt=2), lease_file(artifact).read())
+        while True:
+            try:
+                time.sleep(600)
+            except KeyboardInterrupt:
+                pass
+
+cli._COMMANDS["plan"], interrupts._SECONDS, leases._HEARTBEAT = work, 1.0, 0.1
+cli.main(["plan", "configs/quickstart.yaml"])
+"""
+
+
+def test_a_command_that_has_lost_its_lease_and_does_not_unwind_in_time_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _LOST_LEASE, str(tmp_path / "toy/0")]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"cloze: {tmp_path}/toy/0: process 0 on an unknown machine took over, ")
+
+
+def test_work_does_not_end_with_the_line_of_an_earlier_one() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_with(Ending("the earlier line", 2), signal.SIGINT)
+        time.sleep(10)
+    assert own_ending() == ("the earlier line", 2)
+    with ends_soon_when_interrupted("the later line"):
+        assert own_ending() is None
 
 
 _RAY = """

@@ -1,10 +1,17 @@
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from cloze.infra import planner
 from cloze.infra.planner import Run
+from cloze.pipeline.core import leases
 from cloze.pipeline.core.errors import DamagedFile, UserError
+from cloze.pipeline.core.lease_files import Owner
+from cloze.pipeline.core.leases import Lease
 from cloze.pipeline.core.storage import Location
 from tests.infra import toy_run as toy
 from tests.infra.toy_run import ToyConfig
@@ -210,6 +217,50 @@ def test_a_skipped_stage_deletes_what_an_interrupted_attempt_left(make_anywhere:
         (folder / "rows").write_text("half")
     assert execute_all(make_anywhere())["words"] == "skip"
     assert not any(folder.exists() for folder in left)
+
+
+@pytest.mark.parametrize("moment", ["before its lease", "after its lease"])
+def test_a_stage_whose_output_another_run_begins_to_write_again_has_a_manifest(
+    make: Make, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The other one, with --force, has the lease as soon as this one does not need it."""
+    if moment == "before its lease":
+        execute_all(make())
+    other, errors, working = make(), list[Exception](), threading.Event()
+    thread = threading.Thread(target=lambda: force_letters(other, errors))
+
+    def interfere(*_: object) -> None:
+        if not thread.ident:
+            thread.start()
+            working.wait(20)
+
+    def before_part(*_: str) -> None:
+        if threading.current_thread() is thread:
+            working.set()
+            time.sleep(0.2)
+
+    @contextmanager
+    def hold_lease(place: Location, on_wait: Callable[[Owner], None]) -> Iterator[Lease | None]:
+        with leases.hold_lease(place, on_wait) as lease:
+            yield lease
+        interfere()
+
+    monkeypatch.setattr(toy, "before_part", before_part)
+    monkeypatch.setattr(leases, "_POLL", 0.05)
+    if moment == "before its lease":
+        monkeypatch.setattr(planner, "delete_abandoned", interfere)
+    else:
+        monkeypatch.setattr(planner, "hold_lease", hold_lease)
+    _, manifest = make().execute("letters", on_wait=lambda _: None)
+    thread.join(20)
+    assert manifest.counts == {"letters": 2} and not errors and working.is_set()
+
+
+def force_letters(run: Run, errors: list[Exception]) -> None:
+    try:
+        run.execute("letters", force=True, on_wait=lambda _: None)
+    except Exception as error:
+        errors.append(error)
 
 
 def test_a_stage_whose_input_is_not_finished_is_refused(make: Make) -> None:

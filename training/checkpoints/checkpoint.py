@@ -130,7 +130,7 @@ def save_checkpoint(
 
     All workers must call it together. Each writes its `tensors`; worker 0 also has the `payload` and writes the
     manifest. Raises OSError in every worker when the disk or S3 fails in one, except for the manifest: only worker 0
-    sees that error. `confirm` is called directly before each write, and may raise.
+    sees that error. `confirm` is called directly before each write and deletion, and may raise.
     """
     from safetensors.torch import save
 
@@ -183,7 +183,9 @@ def _write(
     except OSError:
         if manifest:
             with suppress(OSError):  # free the space: the disk may be full
+                confirm()
                 (folder / _MANIFEST).delete()
+                confirm()
                 folder.delete()
         raise
 

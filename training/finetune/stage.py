@@ -68,6 +68,7 @@ def run(config: TaskConfig, inputs: Mapping[str, Any], out: Output) -> Manifest:
     if len(out.finished_parts(names)) < len(names):
         _train(setup)
     parts = out.require_parts(names)
+    out.check_lease()
     setup.trials_folder.delete()
     facts = _facts(setup, {part.name: part.facts for part in parts})
     return out.finish(

@@ -54,13 +54,14 @@ def _store(setup: FinetuneSetup, variant: str, trial: Trial, result: TrialResult
 
     if result.weights:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in result.weights.items()}
-        setup.weights_file(variant, trial).write_bytes(save(tensors))
+        setup.weights_file(variant, trial).write_bytes(save(tensors), setup.out.check_lease)
     setup.out.commit(part_name(variant, trial), {}, facts={"trial": trial.facts(), **result.facts()})
     keys = selection_keys(trial_facts(setup, variant))
     needed = possible_best(keys, setup.config.trials)
     stored = {file.name: file for file in setup.trials_folder.files()}
     for other in keys.keys() - needed:
         if file := stored.get(setup.weights_file(variant, other).name):
+            setup.out.check_lease()
             file.delete()
 
 

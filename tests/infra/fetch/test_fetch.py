@@ -12,10 +12,12 @@ import pytest
 
 from cloze.infra.cli import main
 from cloze.infra.fetch import download
+from cloze.pipeline.core.lease_files import Owner, lease_file
 from cloze.pipeline.core.retries import SETTING
 from cloze.pipeline.core.storage import Location
 from tests.infra.fetch.dump_server import (
     DumpServer,
+    Fault,
     another_range,
     cut,
     dump_server,
@@ -108,6 +110,43 @@ def test_a_server_that_fails_for_too_long_is_one_line(
     server.faults = [overloaded] * 20
     assert fetch(server, tmp_path) == 2
     assert "the server fails (503), for " in capsys.readouterr().err.splitlines()[-1]
+
+
+def fetch_one(server: DumpServer, to: object, fault: Fault) -> int:
+    """Download a dump of one file, to whose only request this happens."""
+    server.add_dump("onewiki", "20260201", {"one.xml.bz2": FILES[INDEX]})
+    server.faults = [fault]
+    return main(["fetch", "wikipedia", "one", "--to", str(to), "--mirror", server.url])
+
+
+@pytest.mark.parametrize("folder", ["local", "s3"], indirect=True)
+def test_a_download_that_another_process_has_taken_over_writes_and_deletes_nothing_more(
+    server: DumpServer, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, before = Location(f"{folder}/onewiki/20260201"), dict[str, bytes]()
+
+    def take_over(*_: object) -> bool:
+        held = lease_file(place).read()
+        assert held and lease_file(place).claim(Owner(token="other", attempt=held.owner.attempt + 1), held)
+        before.update(content(place))
+        return False
+
+    assert fetch_one(server, folder, take_over) == 2
+    assert "took over" in capsys.readouterr().err.splitlines()[-1]
+    assert content(place) == before and "one.xml.bz2" not in before
+
+
+def test_a_file_to_which_another_process_has_written_as_well_is_downloaded_again(
+    server: DumpServer, tmp_path: Path
+) -> None:
+    place = tmp_path / "onewiki/20260201"
+
+    def written(*_: object) -> bool:
+        (place / ".partial/one.xml.bz2").write_bytes(b"late")
+        return False
+
+    assert fetch_one(server, tmp_path, written) == 0
+    assert (place / "one.xml.bz2").read_bytes() == FILES[INDEX]
 
 
 @pytest.mark.slow

@@ -187,8 +187,10 @@ def test_errors_that_a_user_can_fix_are_one_line_and_not_retried(
 
 def test_a_limit_of_the_run_holds_and_is_not_retried(make: Make, instance: dagster.DagsterInstance) -> None:
     run = make()
-    (Path(run.config.root) / "runs").mkdir(parents=True)
-    (Path(run.config.root) / "runs/toy.spent.json").write_text('{"hours": 3, "dollars": 0, "attempts": 2}')
+    spent = Path(run.config.root) / "runs/toy.spent"
+    spent.mkdir(parents=True)
+    for attempt in ("a", "b"):
+        (spent / f"{attempt}.json").write_text('{"hours": 1.5, "dollars": 0}')
     limited = Run(run.config.model_copy(update={"max_hours": 2.0}))
     assert "max_hours: 2 hours are spent (3 attempts)" in launch(limited, instance)
     assert instance.get_runs()[0].tags["dagster/retry_on_asset_or_op_failure"] == "false"

@@ -293,19 +293,25 @@ def test_a_source_files_path_is_no_part_of_its_identity() -> None:
     assert SourceFile("a/x.jsonl.gz", "00", 1).identity == "00.jsonl.gz" != SourceFile("x.txt.gz", "00", 1).identity
 
 
-def test_a_periodic_check_of_a_disk_that_fails_once_is_repeated() -> None:
-    looked, again = list[int](), threading.Event()
+@pytest.mark.parametrize(
+    ("error", "printed"),
+    [(OSError(5, "Input/output error"), ""), (KeyError("a"), "warning: KeyError: 'a'; tries again\n")],
+)
+def test_a_periodic_call_that_fails_is_repeated(
+    capsys: pytest.CaptureFixture[str], error: Exception, printed: str
+) -> None:
+    calls, again = list[int](), threading.Event()
 
-    def look() -> bool:
-        looked.append(1)
-        if len(looked) == 1:
-            raise OSError(5, "Input/output error")
+    def call() -> bool:
+        calls.append(1)
+        if len(calls) < 3:
+            raise error
         again.set()
         return False
 
-    with run_periodically(look, 0.01):
+    with run_periodically(call, 0.01):
         assert again.wait(10)
-    assert len(looked) == 2
+    assert len(calls) == 3 and capsys.readouterr().err == printed
 
 
 def test_only_a_file_that_differs_from_its_record_is_called_damaged(folder: str) -> None:

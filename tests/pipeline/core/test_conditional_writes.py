@@ -11,10 +11,12 @@ from botocore.exceptions import ConnectionClosedError
 
 from cloze.pipeline.core import s3
 from cloze.pipeline.core.conditional_writes import create, delete, put, read, replace
+from cloze.pipeline.core.lease_files import Owner, lease_file
 from cloze.pipeline.core.leases import hold_lease, refuse_to_wait
 from cloze.pipeline.core.retries import SETTING
 from cloze.pipeline.core.storage import Location
 from tests.conftest import free_port
+from tests.s3_proxy import Fault, Proxy
 
 Lose = Callable[..., list[str]]
 
@@ -79,6 +81,28 @@ def test_a_lease_outlives_lost_answers(
         time.sleep(0.2)
         lease.check()
     assert len(lost) == 4 and (file / "toy/0").files() == []
+
+
+def test_a_store_that_ignores_the_condition_of_a_deletion_keeps_the_lease_of_another(
+    file: Location, proxy: Proxy
+) -> None:
+    first, second = (Owner(token=token, attempt=attempt) for attempt, token in enumerate(("first", "second"), 1))
+    suspended, current = lease_file(file), lease_file(file)
+    assert suspended.claim(first, None) and current.claim(second, current.read())
+    proxy.faults.append(Fault("no conditions", times=float("inf"), methods="DELETE"))
+    suspended.release(first)
+    held = current.read()
+    assert held and held.owner.token == "second"
+    current.release(second)
+    assert current.read() is None
+
+
+def test_a_store_without_conditional_deletions_releases_a_lease(file: Location, proxy: Proxy) -> None:
+    owner, lease = Owner(token="own", attempt=1), lease_file(file)
+    assert lease.claim(owner, None)
+    proxy.faults.append(fault := Fault("501 NotImplemented", methods="DELETE"))
+    lease.release(owner)
+    assert fault.hits == 1 and lease.read() is None
 
 
 def test_a_deletion_of_another_version_is_refused(file: Location) -> None:

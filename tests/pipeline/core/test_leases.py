@@ -1,11 +1,13 @@
 """Leases on a disk and on S3: who owns an artifact, and what a run that has lost its lease can still do."""
 
 import os
+import signal
 import subprocess
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from cloze.pipeline.core.lease_files import Held, Owner, WorkDone, lease_file
 from cloze.pipeline.core.leases import ArtifactInUse, LeaseLost, hold_lease, owner_of, refuse_to_wait
 from cloze.pipeline.core.processes import Process, has_ended, this_process
 from cloze.pipeline.core.storage import Location
+from tests.s3_proxy import Fault, Proxy
 
 ELSEWHERE = Process(host="another", pid=77, machine="another", started="1")
 
@@ -191,6 +194,39 @@ def test_a_heartbeat_that_finds_another_owner_interrupts_the_work(artifact: Loca
         time.sleep(20)
 
 
+def test_a_lost_lease_is_named_though_s3_fails_after_the_interrupt(
+    s3_bucket: str, proxy: Proxy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        proxy.faults.append(Fault("503", times=float("inf")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "0")
+    artifact, before = Location(f"{s3_bucket}/lost-{time.monotonic_ns()}"), signal.signal(signal.SIGINT, fail)
+    try:
+        with pytest.raises(LeaseLost, match="process 77 on another took over"), no_wait(artifact):
+            claimed(artifact, over=lease_file(artifact).read())
+            time.sleep(20)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_claim_that_is_withdrawn_interrupts_nothing(
+    artifact: Location, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat may see the file of a run whose view was outdated, before that run deletes it."""
+    kind, beats = type(lease_file(artifact)), list[bool]()
+    real = kind.renew
+
+    def renew(file: Any, owner: Owner) -> bool:
+        beats.append(real(file, owner))
+        return len(beats) > 1
+
+    monkeypatch.setattr(kind, "renew", renew)
+    with no_wait(artifact):
+        wait_until(lambda: len(beats) > 2)
+
+
 def test_a_record_that_another_run_writes_between_check_and_write_is_not_replaced(
     artifact: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +297,54 @@ def test_an_owner_that_took_over_long_ago_is_not_replaced_by_one_whose_view_is_o
     current = lease_file(artifact).read()
     assert not lease_file(artifact).claim(Owner(token="late", attempt=2), first)
     assert lease_file(artifact).read() == current and len(artifact.files()) == 1
+
+
+def test_an_owner_that_wakes_up_leaves_the_lease_of_a_later_one_alone(artifact: Location) -> None:
+    """On a disk the numbers have begun again meanwhile: the file has the same name."""
+    names = {"a": 1, "b": 2, "c": 1, "late": 2}
+    owners = {name: Owner(token=name, attempt=attempt, process=ELSEWHERE) for name, attempt in names.items()}
+    files = {name: lease_file(artifact) for name in names}
+    assert files["a"].claim(owners["a"], None)
+    first = files["a"].read()
+    assert files["b"].claim(owners["b"], first)
+    files["b"].release(owners["b"])
+    assert files["c"].claim(owners["c"], None)
+    assert not files["a"].renew(owners["a"])
+    files["a"].release(owners["a"])
+    assert not files["late"].claim(owners["late"], first)
+    assert files["c"].renew(owners["c"])
+    held = files["c"].read()
+    assert held and held.owner.token == "c"
+
+
+def test_a_claim_is_refused_after_a_heartbeat(artifact: Location) -> None:
+    file, owner = lease_file(artifact), Owner(token="a", attempt=1, process=ELSEWHERE)
+    assert file.claim(owner, None)
+    outdated = file.read()
+    assert file.renew(owner.model_copy(update={"heartbeat": 1}))
+    assert not lease_file(artifact).claim(Owner(token="late", attempt=2), outdated)
+    assert file.renew(owner.model_copy(update={"heartbeat": 2}))
+
+
+def test_a_run_that_is_suspended_while_it_takes_over_leaves_the_lease_of_a_later_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, real = Location(str(tmp_path)), conditional_writes.create
+    late, last = (Owner(token=token, attempt=2, process=ELSEWHERE) for token in ("late", "last"))
+    claimed(artifact)
+
+    def suspended(file: Location, data: bytes) -> bool:
+        created = real(file, data)
+        monkeypatch.undo()
+        lease_file(artifact).release(claimed(artifact, over=lease_file(artifact).read()))
+        claimed(artifact)
+        assert lease_file(artifact).claim(last, lease_file(artifact).read())
+        return created
+
+    monkeypatch.setattr(conditional_writes, "create", suspended)
+    assert not lease_file(artifact).claim(late, lease_file(artifact).read())
+    held = lease_file(artifact).read()
+    assert held and held.owner.token == "last" and lease_file(artifact).renew(last)
 
 
 def test_a_damaged_lease_is_taken_over_after_the_usual_time(artifact: Location, impatient: None) -> None:

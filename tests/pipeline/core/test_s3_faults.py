@@ -5,8 +5,11 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from urllib3.exceptions import DecodeError, SSLError
+from urllib3.response import HTTPResponse
 
 from cloze.pipeline.core import retries, s3
 from cloze.pipeline.core.errors import StorageError, UserError
@@ -68,6 +71,36 @@ def test_a_write_whose_answer_is_lost_has_been_written(
     assert fault.hits == 1 and file.read_bytes() == content
 
 
+@pytest.mark.parametrize("size", [11 << 20, (11 << 20) + 1])
+def test_an_encrypted_object_whose_answer_is_lost_has_been_written(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """With SSE-KMS the ETag is no digest: size and number of parts have to do."""
+
+    def encrypted(parsed: dict[str, Any], **_: object) -> None:
+        parsed |= {"ServerSideEncryption": "aws:kms", "ETag": f'"{"0" * 32}-3"', "ContentLength": 11 << 20}
+
+    s3._client.get().meta.events.register("after-call.s3.HeadObject", encrypted)
+    monkeypatch.setattr(s3, "_PART", 5 << 20)
+    proxy.faults += [Fault(kind, path="uploadId", methods="POST") for kind in ("lost answer", "404 NoSuchUpload")]
+    if size == 11 << 20:
+        file.write_bytes(content := os.urandom(size))
+        assert [fault.hits for fault in proxy.faults] == [1, 1] and file.read_bytes() == content
+    else:
+        with pytest.raises(StorageError, match="the unfinished upload was deleted meanwhile"):
+            file.write_bytes(os.urandom(size))
+
+
+@pytest.mark.parametrize("methods", ["PUT", "POST"])
+def test_an_upload_that_is_deleted_meanwhile_is_no_missing_file(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, methods: str
+) -> None:
+    monkeypatch.setattr(s3, "_PART", 5 << 20)
+    proxy.faults.append(Fault("404 NoSuchUpload", times=float("inf"), path="uploadId", methods=methods))
+    with pytest.raises(StorageError, match="writing failed: the unfinished upload was deleted meanwhile"):
+        Location(f"{file}-new").write_bytes(os.urandom(11 << 20))
+
+
 @pytest.mark.parametrize("after", range(1, 5))
 def test_each_request_of_a_large_object_is_repeated(
     file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, after: int
@@ -90,6 +123,25 @@ def test_changed_bytes_are_never_returned_however_often(file: Location, proxy: P
     assert file.read_bytes() == CONTENT and fault.hits == 4
 
 
+@pytest.mark.parametrize("error", [SSLError("decryption failed or bad record mac"), DecodeError("not gzip")])
+def test_an_error_of_the_connection_while_a_body_is_read_costs_only_time(
+    file: Location, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    real, broken = HTTPResponse.read, [True]
+
+    def read(response: HTTPResponse, *arguments: Any, **more: Any) -> bytes:
+        if response.status == 200 and broken and broken.pop():
+            raise error
+        return real(response, *arguments, **more)
+
+    monkeypatch.setattr(HTTPResponse, "read", read)
+    assert file.read_bytes() == CONTENT and not broken
+    broken.append(True)
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "0")
+    with pytest.raises(StorageError, match=f"the connection was cut .*{error}"):
+        file.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("kind", "operation", "words"),
     [
@@ -101,6 +153,16 @@ def test_changed_bytes_are_never_returned_however_often(file: Location, proxy: P
         ("cut", "read", r"reading failed for \d s: the answer was cut or changed on the way"),
         ("denied", "write", r"writing failed: access is denied \(403 AccessDenied\); the credentials need permission"),
         ("denied", "look up", r"looking up failed: access is denied \(403 AccessDenied\)"),
+        (
+            "403 InvalidAccessKeyId",
+            "read",
+            r"reading failed: the access key is not known there \(.*\); check AWS_ACCESS",
+        ),
+        ("403 SignatureDoesNotMatch", "write", r"writing failed: the secret key .*; check AWS_SECRET_ACCESS_KEY"),
+        ("403 RequestTimeTooSkewed", "look up", r"looking up failed: the clocks .* differ \(.*\); set this machine's"),
+        ("403 InvalidObjectState", "read", r"reading failed: the object is archived .*; restore it"),
+        ("400 InvalidToken", "list", r"listing failed: the session token is not valid .*; check AWS_SESSION_TOKEN"),
+        ("507 XMinioStorageFull", "write", r"writing failed: the store is full \(507 XMinioStorageFull\); free some"),
         ("expired", "look up", r"looking up failed.*: the credentials have expired \(400 ExpiredToken\); renew them"),
     ],
 )
@@ -116,6 +178,14 @@ def test_a_fault_that_stays_is_named_with_its_cause(
         ]()
     assert "\n" not in str(caught.value) and "--force" not in str(caught.value)
     assert time.monotonic() - started < 5
+
+
+def test_a_key_that_may_not_be_deleted_needs_permission(file: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = s3._client.get()
+    refused = {"Errors": [{"Key": "a", "Code": "AccessDenied", "Message": "Access Denied"}]}
+    monkeypatch.setattr(client, "delete_objects", lambda **_: refused)
+    with pytest.raises(StorageError, match=r"deleting failed: access is denied \(AccessDenied\); the credentials need"):
+        Location(file.uri.rpartition("/deep")[0]).delete()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.leases import LeaseLost
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints import checkpoint
 from cloze.training.checkpoints.checkpoint import (
@@ -269,6 +270,28 @@ def test_saving_a_complete_checkpoint_again_writes_and_deletes_nothing(
 
     monkeypatch.setattr(Location, "write_bytes", full)
     assert write(artifact, 2) == written == newest_checkpoint(artifact)
+
+
+def test_a_failed_save_deletes_nothing_of_a_run_that_has_taken_over(
+    artifact: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, of_other = Location.write_bytes, list[CheckpointRef]()
+
+    def check_lease() -> None:
+        if of_other:
+            raise LeaseLost("another run took over")
+
+    def write_bytes(file: Location, data: bytes, *confirm: Any) -> None:
+        if confirm == (check_lease,) and file.name.startswith("exp_avg."):
+            of_other.append(write(artifact, 2))
+            raise OSError("S3 does not answer")
+        real(file, data, *confirm)
+
+    monkeypatch.setattr(Location, "write_bytes", write_bytes)
+    payload = CheckpointPayload(CONFIG, {"step": 2})
+    with pytest.raises(LeaseLost):
+        save_checkpoint(artifact, 2, tensors(2), payload, confirm=check_lease)
+    assert newest_checkpoint(artifact) == of_other[0]
 
 
 def run_in_threads(workers: int, save_as: Callable[[int, AllGather], object]) -> list[object]:

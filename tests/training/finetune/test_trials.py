@@ -5,17 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloze.pipeline.core.artifacts import Output, Part
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.lease_files import Owner, lease_file
+from cloze.pipeline.core.leases import Lease, LeaseLost
 from cloze.pipeline.core.storage import Location
+from cloze.training.finetune import stage
 from cloze.training.finetune.stage import gpus_of_trial
 from cloze.training.finetune.tasks.task_config import Trial
-from cloze.training.finetune.trainer import FinetuneTrainer
+from cloze.training.finetune.trainer import FinetuneTrainer, TrialResult
+from cloze.training.finetune.trial_runs import _store
 from cloze.training.finetune.trials import best_trial, possible_best
-from tests.training.finetune.tasks.trained import MortalOutput
+from tests.training.finetune.tasks.trained import MortalOutput, encoded
 from tests.training.finetune.test_finetune import (
     VARIANTS,
     config,
@@ -92,6 +98,68 @@ def test_the_weights_of_the_best_trial_are_stored_until_the_variants_are_finishe
 
 def record_time(root: Path, part: str) -> int:
     return (root / f"parts/{part}.json").stat().st_mtime_ns
+
+
+class TakenOver(Output):
+    """Another run takes over as soon as this part is committed."""
+
+    last = ""
+
+    def commit(self, name: str, *arguments: Any, **more: Any) -> Part:
+        part = super().commit(name, *arguments, **more)
+        if name == self.last:
+            take_over(self)
+        return part
+
+
+def take_over(out: Output) -> None:
+    current = lease_file(out.location).read()
+    assert current and lease_file(out.location).claim(Owner(token="other", attempt=2), current)
+
+
+def owned(folder: Path) -> TakenOver:
+    out = TakenOver(Location(str(folder)), "finetune-words", 1, "0")
+    assert lease_file(out.location).claim(Owner(token="own", attempt=1), None)
+    out.lease = Lease(out.location, "own")
+    return out
+
+
+def test_a_run_that_has_lost_its_lease_writes_and_deletes_no_weights(
+    inputs,  # noqa: F811
+    tmp_path,
+):
+    out, settings = owned(tmp_path), config(**SWEEP)
+    its_setup = setup(settings, inputs, out)
+    better, worse, other, _ = settings.trials
+    names = [its_setup.weights_file("pretrained", trial) for trial in (better, worse, other)]
+
+    def store(trial: Trial, score: float) -> None:
+        result = TrialResult(selection_key=(score,), best_epoch=1, weights={"a": torch.zeros(2)})
+        _store(its_setup, "pretrained", trial, result)
+
+    store(better, 0.9)
+    out.last = f"pretrained-{worse.name}"
+    with pytest.raises(LeaseLost):
+        store(worse, 0.1)
+    with pytest.raises(LeaseLost):
+        store(other, 0.5)
+    assert [name.exists() for name in names] == [True, True, False]
+
+
+def test_a_stage_that_has_lost_its_lease_leaves_the_weights_of_trials(
+    inputs,  # noqa: F811
+    tmp_path,
+):
+    out, settings = owned(tmp_path / "out"), config()
+    its_setup = setup(settings, inputs, out)
+    for name in [name for variant in VARIANTS for name in its_setup.parts(variant)]:
+        out.commit(name, {})
+    weights = its_setup.weights_file("pretrained", settings.trials[0])
+    weights.write_bytes(b"of the run that took over")
+    take_over(out)
+    with pytest.raises(LeaseLost):
+        stage.run(settings, {**inputs, "encoded": encoded(settings, inputs, tmp_path / "encoded")}, out)
+    assert weights.exists()
 
 
 class Mortal(MortalOutput):
