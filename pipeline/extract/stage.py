@@ -35,7 +35,10 @@ _SAMPLES = 3  # dropped documents of each reason that a unit, and the manifest, 
 
 
 def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Location, out: Output) -> list[WorkUnit]:
-    """The units, each long compressed stream replaced by its partitions. Writes the partitions that are missing."""
+    """The units, each long compressed stream replaced by its partitions. Writes the partitions that are missing.
+
+    Raises UserError when those of a stream cannot be found afterwards.
+    """
     streams = {
         unit.name: repartition.Stream(
             unit.name, file_range.file.location, file_range.byte_range, file_range.site.dbname
@@ -54,7 +57,7 @@ def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Locat
             (file_range,) = unit.file_ranges
             replaced += [
                 WorkUnit(one.name, unit.source, [file_range._replace(byte_range=one.byte_range, partition=one)])
-                for one in repartition.finished_partitions(stream, folder, out)
+                for one in repartition.require_partitions(stream, folder, out)
             ]
         else:
             replaced.append(unit)

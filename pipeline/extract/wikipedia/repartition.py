@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
@@ -106,6 +107,16 @@ def finished_partitions(stream: Stream, scratch: Location, out: Output) -> list[
     if not all(map_in_threads(lambda one: one.location.is_file() or bool(out.finished_part(one.name)), partitions)):
         return []
     return [*partitions[:-1], partitions[-1]._replace(truncation=record["truncated"])]
+
+
+def require_partitions(stream: Stream, scratch: Location, out: Output) -> list[Partition]:
+    """All partitions of a stream. Raises UserError when it is not repartitioned, or one is missing."""
+    if partitions := finished_partitions(stream, scratch, out):
+        return partitions
+    raise UserError(
+        f"{_record_file(scratch / stream.name)}: this list, or a partition in it, of {stream} is missing; run again: "
+        "finished parts are kept"
+    )
 
 
 def partition_pages(partition: Partition, status: ReadStatus) -> Iterator[tuple[bytes, RecordPosition]]:
