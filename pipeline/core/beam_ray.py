@@ -247,8 +247,7 @@ class _Attempt:
             if report:
                 self.finished_items |= worker.work not in ("", report.work)
                 worker.work = report.work
-                if report.exit_status is not None:
-                    worker.loss = f"with exit status {report.exit_status}"
+                worker.loss = report.loss
 
     def _fail_pending_bundles(self) -> None:
         """Let Beam end, which waits indefinitely for what lost workers have not finished."""
