@@ -5,6 +5,7 @@ The files are divided into units of work (work_units.py), which Beam distributes
 never processed again.
 """
 
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from cloze.pipeline.core.artifacts import Manifest, Output, Part
 from cloze.pipeline.core.beam import for_each
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.listings import list_once
 from cloze.pipeline.core.manifest_facts import DroppedRecord, ExtractFacts, TruncatedFile
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.scratch import scratch_folder
@@ -48,8 +50,9 @@ def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Locat
         if file_range.long_stream
     }
     if unfinished := repartition.unfinished(list(streams.values()), folder, out):
-        with repartition.report_progress(unfinished, folder, out):
-            write = partial(repartition.write_partitions, scratch=folder, out=out, size=work_units.XML_UNIT_BYTES)
+        size = work_units.XML_UNIT_BYTES
+        with repartition.report_progress(list(streams.values()), folder, out, size):
+            write = partial(repartition.write_partitions, scratch=folder, out=out, size=size)
             for_each(unfinished, write, config.beam, _cpu_seconds([unit for unit in units if unit.name in streams]))
     replaced: list[WorkUnit] = []
     for unit in units:
@@ -66,8 +69,6 @@ def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Locat
 
 def extract_unit(unit: WorkUnit, config: ExtractConfig, out: Output) -> None:
     """Read a unit, write its shards and commit them. Raises UserError."""
-    if out.finished_part(unit.name):
-        return
     notes = UnitNotes()
     counts: Counter[str] = Counter()
     drops: Counter[str] = Counter()
@@ -146,8 +147,15 @@ def _extract_all(units: Sequence[WorkUnit], config: ExtractConfig, out: Output) 
     finished = out.finished_parts([unit.name for unit in units])
     if missing := [unit for unit in units if unit.name not in finished]:
         with out.reporting_parts(len(units), "ranges"):
-            work = partial(extract_unit, config=config, out=out)
+            work = partial(_extract_missing, config=config, out=out, attempt=uuid.uuid4().hex)
             for_each(missing, work, config.beam, _cpu_seconds(missing))
+
+
+def _extract_missing(unit: WorkUnit, config: ExtractConfig, out: Output, attempt: str) -> None:
+    """Extract a unit, unless a worker that was lost has finished it."""
+    listed = list_once(out.location, attempt)
+    if f"parts/{unit.name}.json" not in listed or not out.finished_part(unit.name, listed):
+        extract_unit(unit, config, out)
 
 
 def _cpu_seconds(units: Sequence[WorkUnit]) -> float:
