@@ -270,6 +270,11 @@ class Output:
         parts = map_in_threads(lambda name: self.finished_part(name, listed), names)
         return {name: part for name, part in zip(names, parts, strict=True) if part}
 
+    def write_file(self, path: str, data: bytes) -> FileRecord:
+        """Write a file of a part that is committed later, atomically. Raises LeaseLost."""
+        (self.location / path).write_bytes(data, self.check_lease)
+        return FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
     def commit(
         self,
         name: str,
@@ -284,9 +289,7 @@ class Output:
         `written` are files of the part that have been written before. Raises LeaseLost.
         """
         records = dict(written or {})
-        for path, data in files.items():
-            (self.location / path).write_bytes(data, self.check_lease)
-            records[path] = FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+        records |= {path: self.write_file(path, data) for path, data in files.items()}
         part = Part(
             name=name, files=records, counts=dict(counts or {}), drops=dict(drops or {}), facts=dict(facts or {})
         )

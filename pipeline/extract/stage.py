@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from cloze.pipeline.core.artifacts import Manifest, Output, Part
+from cloze.pipeline.core.artifacts import FileRecord, Manifest, Output, Part
 from cloze.pipeline.core.beam import for_each
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
@@ -68,18 +68,19 @@ def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Locat
 
 
 def extract_unit(unit: WorkUnit, config: ExtractConfig, out: Output) -> None:
-    """Read a unit, write its shards and commit them. Raises UserError."""
+    """Read a unit, write each of its shards as soon as it is full, and commit them. Raises UserError."""
     notes = UnitNotes()
     counts: Counter[str] = Counter()
     drops: Counter[str] = Counter()
     is_wikitext, residue = isinstance(unit.source, WikipediaSource), 0
     samples: dict[str, list[dict[str, str]]] = {}
-    shards: dict[str, bytes] = {}
+    shards: dict[str, FileRecord] = {}
     pending: list[Document] = []
 
     def flush() -> None:
         if pending:
-            shards[f"documents/{unit.name}-{len(shards):02}.parquet"] = parquet_bytes(document_table(pending))
+            path = f"documents/{unit.name}-{len(shards):02}.parquet"
+            shards[path] = out.write_file(path, parquet_bytes(document_table(pending)))
             pending.clear()
 
     size = 0
@@ -105,7 +106,7 @@ def extract_unit(unit: WorkUnit, config: ExtractConfig, out: Output) -> None:
         "templates": dict(notes.templates.most_common(1000)),
         **({"residue": residue} if is_wikitext else {}),
     }
-    out.commit(unit.name, shards, counts, drops, facts)
+    out.commit(unit.name, {}, counts, drops, facts, written=shards)
 
 
 def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: Output) -> Manifest:

@@ -238,6 +238,21 @@ def test_ranges_have_the_documents_of_the_whole(tmp_path: Path, monkeypatch: pyt
     assert len(many.files) > len(one.files) == 1
 
 
+def test_the_shards_of_a_large_file_are_written_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(extract, "_SHARD_CHARACTERS", 4 * len(PROSE))
+    lines = [json.dumps({"key": f"{number}", "body": PROSE}) for number in range(10)]
+    (tmp_path / "cut.jsonl").write_text("\n".join([*lines, '{"key"']))
+    with pytest.raises(UserError, match=r"cut\.jsonl:11: is not JSON"):
+        run(config(own=DOCUMENTS), {"own": files(tmp_path / "cut.jsonl")}, output(tmp_path / "out"))
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.parquet")) == [
+        "00000-00.parquet",
+        "00000-01.parquet",
+    ]
+    (tmp_path / "whole.jsonl").write_text("\n".join(lines))
+    manifest = run(config(own=DOCUMENTS), {"own": files(tmp_path / "whole.jsonl")}, output(tmp_path / "out"))
+    assert [len(pq.read_table(tmp_path / "out" / name)) for name in manifest.files] == [4, 4, 2]
+
+
 def test_a_book_can_be_one_document(tmp_path: Path):
     (tmp_path / "tale.txt").write_text(BOOK)
     manifest = run(config(b={**BOOKS, "unit": "book"}), {"b": files(tmp_path / "tale.txt")}, output(tmp_path / "out"))
