@@ -7,7 +7,7 @@ never processed again.
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from cloze.pipeline.core.artifacts import FileRecord, Manifest, Output, Part
@@ -122,11 +122,11 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
         units = _repartition(plan_units(config, inputs), config, folder, out)
         _extract_all(units, config, out)
         # While scratch exists: if a part is missing here, the next run extracts it from the partitions in scratch.
-        parts = out.require_parts([unit.name for unit in units])
+        parts = list[Part]()
+        facts = merge_facts(_without_facts(out.read_parts([unit.name for unit in units]), parts))
     if not sum(part.counts.get("documents", 0) for part in parts):
         raise UserError(_no_documents(parts, inputs, config))
     digests = {f"{name}/{file.sha256[:12]}/{file.location.name}": file.sha256 for name, file in given}
-    facts = merge_facts(parts)
     counts = {"truncated_files": len(facts.truncated)} if facts.truncated else {}
     return out.finish(parts, config.model_dump(mode="json"), digests, counts, facts=facts)
 
@@ -145,7 +145,7 @@ def _no_documents(parts: Sequence[Part], inputs: Mapping[str, Sequence[SourceFil
 
 def _extract_all(units: Sequence[WorkUnit], config: ExtractConfig, out: Output) -> None:
     """Extract every unit that is not finished yet (Beam)."""
-    finished = out.finished_parts([unit.name for unit in units])
+    finished = out.finished_names([unit.name for unit in units])
     if missing := [unit for unit in units if unit.name not in finished]:
         with out.reporting_parts(len(units), "ranges"):
             work = partial(_extract_missing, config=config, out=out, attempt=uuid.uuid4().hex)
@@ -168,7 +168,14 @@ def _cpu_seconds(units: Sequence[WorkUnit]) -> float:
     )
 
 
-def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
+def _without_facts(parts: Iterable[Part], to: list[Part]) -> Iterator[Part]:
+    """Yields the parts, and appends each without its facts to `to`: those of thousands would fill the memory."""
+    for part in parts:
+        yield part
+        to.append(part.model_copy(update={"facts": {}}))
+
+
+def merge_facts(parts: Iterable[Part]) -> ExtractFacts:
     """Counts and drops of each source, samples of dropped records, truncated files, most frequent dropped templates,
     and documents with left-over markup.
     """
@@ -176,16 +183,18 @@ def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
     samples: dict[str, list[DroppedRecord]] = {}
     templates: Counter[str] = Counter()
     residue: Counter[str] = Counter()
-    not_counted = {part.facts["source"] for part in parts if "residue" not in part.facts}  # an earlier version's too
+    not_counted = set[str]()  # sources with a part that has no residue: no wikitext, or an earlier version's
     truncated: dict[str, TruncatedFile] = {}  # by file: several ranges may reach the end of one
     for part in parts:
-        sources.setdefault(part.facts["source"], Counter()).update(part.counts)
-        sources[part.facts["source"]].update({f"dropped: {reason}": n for reason, n in part.drops.items()})
+        source = part.facts["source"]
+        sources.setdefault(source, Counter()).update(part.counts)
+        sources[source].update({f"dropped: {reason}": n for reason, n in part.drops.items()})
         for reason, shown in part.facts["samples"].items():
             samples[reason] = [*samples.get(reason, []), *(DroppedRecord(**one) for one in shown)][:_SAMPLES]
         templates.update(part.facts["templates"])
-        if (source := part.facts["source"]) not in not_counted:
-            residue[source] += part.facts["residue"]
+        residue[source] += part.facts.get("residue", 0)
+        if "residue" not in part.facts:
+            not_counted.add(source)
         for cut in part.facts["truncated"]:
             truncated.setdefault(cut["file"], TruncatedFile(**cut))
     return ExtractFacts(
@@ -193,5 +202,5 @@ def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
         samples=samples,
         truncated=list(truncated.values()),
         templates=dict(templates.most_common(50)),
-        residue=dict(residue),
+        residue={source: number for source, number in residue.items() if source not in not_counted},
     )

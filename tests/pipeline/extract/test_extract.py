@@ -2,13 +2,14 @@ import gzip
 import hashlib
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from cloze.pipeline.core.artifacts import Manifest, Output
+from cloze.pipeline.core.artifacts import Manifest, Output, Part
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
@@ -185,6 +186,23 @@ def test_the_manifest_names_cut_files_and_shows_what_was_dropped(whole: tuple[Pa
     assert "Alexandre De Rhodes" in [shown["record"] for shown in facts["samples"]["redirect"]]
     assert facts["templates"]["reflist"] > 0
     assert facts["residue"] == {"wiki": 0}
+
+
+def test_the_facts_of_thousands_of_ranges_are_not_kept_in_memory(tmp_path: Path):
+    out, names = output(tmp_path), [f"{number:05}" for number in range(200)]
+    templates = {f"template {number}": 1000 - number for number in range(1000)}
+    for name in names:
+        facts = {"source": "wiki", "samples": {"empty": [{"record": name, "text": ""}]}, "truncated": [], "residue": 1}
+        out.commit(name, {}, {"documents": 1}, facts={**facts, "templates": templates})
+    parts: list[Part] = []
+    tracemalloc.start()
+    merged = extract.merge_facts(extract._without_facts(out.read_parts(names), parts))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 3e6  # of some 20 MB
+    assert [part.name for part in parts] == names and parts[0].counts == {"documents": 1}
+    assert list(merged.templates.items())[-1] == ("template 49", 951 * 200) and merged.residue == {"wiki": 200}
+    assert [sample.record for sample in merged.samples["empty"]] == names[:3]
 
 
 def test_left_over_markup_is_counted_of_wikitext_alone(tmp_path: Path):
