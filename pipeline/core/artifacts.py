@@ -27,9 +27,10 @@ from cloze.pipeline.core.lease_files import WorkDone, is_lease_file
 from cloze.pipeline.core.leases import Lease
 from cloze.pipeline.core.software_versions import git_commit, package_versions
 from cloze.pipeline.core.storage import FILES_PER_REQUEST, Location
-from cloze.pipeline.core.threads import map_in_threads, run_periodically
+from cloze.pipeline.core.threads import map_in_threads, prefetch, run_periodically
 
 _MAX_LISTINGS = 5
+_PARTS_READ_AHEAD = 64
 
 ProgressReporter = Callable[[float, float, str, str], None]  # done, total, unit, note
 
@@ -266,9 +267,21 @@ class Output:
         Their records are read by name, as a listing may omit some; one listing confirms most of their files. A stage
         may skip these parts, but only finishes with those that `require_parts` returns.
         """
+        return {part.name: part for part in self._finished(names)}
+
+    def finished_names(self, names: Sequence[str]) -> set[str]:
+        """Returns the names of `finished_parts`, whose records are not kept."""
+        return {part.name for part in self._finished(names)}
+
+    def _finished(self, names: Sequence[str]) -> Iterator[Part]:
         listed = self.location.sizes() if len(names) > 1 else {}
-        parts = map_in_threads(lambda name: self.finished_part(name, listed), names)
-        return {name: part for name, part in zip(names, parts, strict=True) if part}
+        found = prefetch(lambda name: self.finished_part(name, listed), names, _PARTS_READ_AHEAD)
+        return (part for part in found if part)
+
+    def write_file(self, path: str, data: bytes) -> FileRecord:
+        """Write a file of a part that is committed later, atomically. Raises LeaseLost."""
+        (self.location / path).write_bytes(data, self.check_lease)
+        return FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
     def commit(
         self,
@@ -284,9 +297,7 @@ class Output:
         `written` are files of the part that have been written before. Raises LeaseLost.
         """
         records = dict(written or {})
-        for path, data in files.items():
-            (self.location / path).write_bytes(data, self.check_lease)
-            records[path] = FileRecord(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+        records |= {path: self.write_file(path, data) for path, data in files.items()}
         part = Part(
             name=name, files=records, counts=dict(counts or {}), drops=dict(drops or {}), facts=dict(facts or {})
         )
@@ -334,14 +345,21 @@ class Output:
 
         Every file is looked up by its name: an outdated listing may contain one that was deleted.
         """
-        names = sorted(names)
-        finished = {part.name: part for part in map_in_threads(self.finished_part, names) if part}
-        if missing := sorted(set(names) - finished.keys()):
+        return list(self.read_parts(names))
+
+    def read_parts(self, names: Sequence[str]) -> Iterator[Part]:
+        """Yields what `require_parts` returns, as the parts are read. Raises UserError at the end."""
+        names, missing = sorted(names), list[str]()
+        for name, part in zip(names, prefetch(self.finished_part, names, _PARTS_READ_AHEAD), strict=True):
+            if part:
+                yield part
+            else:
+                missing.append(name)
+        if missing:
             raise UserError(
                 f"{self.location}/parts/{missing[0]}.json: this part or one of its files is missing "
                 f"({len(missing)} of {len(names)} parts); run again: finished parts are kept"
             )
-        return list(finished.values())
 
     def finish(
         self,

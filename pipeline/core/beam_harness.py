@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,21 @@ _POLL_SECONDS = 0.2
 
 
 class HarnessReport(NamedTuple):
-    """The item that a harness works on, empty between items, and its exit status once it has exited."""
+    """The item that a harness works on, empty between items, and its exit status once it has exited.
+
+    `error` is why it could not be started or watched, empty if it could.
+    """
 
     work: str
     exit_status: int | None
+    error: str = ""
+
+    @property
+    def loss(self) -> str:
+        """How the harness was lost; empty while it runs."""
+        if self.error:
+            return f"as its process could not run ({self.error})"
+        return "" if self.exit_status is None else f"with exit status {self.exit_status}"
 
 
 class HarnessActor:
@@ -37,8 +48,17 @@ class HarnessActor:
     def run(self, variables: dict[str, str]) -> Iterator[HarnessReport]:
         """Run a harness with these environment variables until it exits, or has finished its item after `drain`.
 
-        Yields a report whenever it changes.
+        Yields a report whenever it changes. One with an error is the last: the node's disk or memory is full.
         """
+        last = HarnessReport("", None)
+        try:
+            with contextlib.closing(self._run(variables)) as reports:
+                for last in reports:
+                    yield last
+        except OSError as error:
+            yield last._replace(error=str(error))
+
+    def _run(self, variables: dict[str, str]) -> Generator[HarnessReport]:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         environment = {**os.environ, **variables, RUN: f"{os.getpid()}:{self._folder}"}
         command = [sys.executable, "-m", "cloze.pipeline.core.beam_workers"]

@@ -10,12 +10,12 @@ import math
 import sys
 import threading
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
 from cloze.pipeline.core.beam_harness import HarnessActor, HarnessReport
+from cloze.pipeline.core.beam_losses import LossCounter, LostWorker
 from cloze.pipeline.core.beam_metrics import run_to_end
-from cloze.pipeline.core.beam_workers import LostWorkerError, connection_errors_hidden
+from cloze.pipeline.core.beam_workers import connection_errors_hidden
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ray_cluster import cluster_cpus, without_gpu_nodes
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from apache_beam.runners.portability.fn_api_runner.worker_handlers import GrpcWorkerHandler
     from apache_beam.runners.runner import PipelineRunner
 
-_MAX_LOSSES = 3  # of workers while they work on one item: the item is the cause, not the machines
 _START_SECONDS = 600.0  # until the first worker has started; a new machine takes minutes
 _SETTLE_SECONDS = 5.0  # workers that start this soon after each other are used together
 _DETECTION_SECONDS = 120.0  # from a broken connection until Ray reports the lost node
@@ -35,27 +34,19 @@ _POLL_SECONDS = 0.2
 def run_on_cluster(running: "beam.Pipeline", max_workers: int | None) -> None:
     """Run the pipeline to its end, with a worker for each CPU of the cluster, at most `max_workers`.
 
-    Raises LostWorkerError when workers are lost on the same item again and again.
+    Raises LostWorkerError when workers are lost on the same item again and again, or while no item is finished.
     """
     from apache_beam.options.pipeline_options import DirectOptions
 
-    losses = Counter[str]()
+    losses = LossCounter()
     with connection_errors_hidden(), _WorkerPool(max_workers) as pool:
         while True:
             attempt = _Attempt(running, pool)
             running.options.view_as(DirectOptions).direct_num_workers = len(attempt.workers)
             if attempt.run():
                 return
-            if attempt.finished_items:
-                del losses[""]
-            for worker in pool.remove_lost():
-                losses[worker.work] += 1
-                if losses[worker.work] == _MAX_LOSSES:
-                    during = f" while it worked on {worker.work}" if worker.work else ""
-                    raise LostWorkerError(
-                        f"beam: {_MAX_LOSSES} workers were lost, the last one {worker.loss}{during}: was it out of "
-                        "memory? Run again: finished work is kept"
-                    )
+            lost = [LostWorker(worker.work, worker.loss) for worker in pool.remove_lost()]
+            losses.add_attempt(lost, attempt.finished_items)
 
 
 class _Worker:
@@ -256,8 +247,7 @@ class _Attempt:
             if report:
                 self.finished_items |= worker.work not in ("", report.work)
                 worker.work = report.work
-                if report.exit_status is not None:
-                    worker.loss = f"with exit status {report.exit_status}"
+                worker.loss = report.loss
 
     def _fail_pending_bundles(self) -> None:
         """Let Beam end, which waits indefinitely for what lost workers have not finished."""

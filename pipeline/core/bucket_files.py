@@ -1,8 +1,9 @@
 """Exchange between the items of two steps: files with a content for each of a number of buckets.
 
 An item of the first step writes one file with a content for every item of the next step (a bucket). An item of the next
-step reads its bucket of every file. So that the number of requests does not grow with the square of the input, the
-first step's items are groups of shards (`shard_groups`), and a process reads the header of a file once.
+step reads its bucket of every file: a request for each file and bucket. To keep them few, the first step's items are
+groups of shards (`shard_groups`), and a process reads the header of a file once. Up to 512 shards the number of groups
+stays nearly the same, so that requests grow with the input; beyond, they grow with its square, divided by 32.
 
 A file is a header of 8-byte integers (the offsets [buckets + 1] of the contents, the CRC-32 of each, and the header's
 own), followed by the contents. Files are never replaced by others with a different content.
@@ -24,7 +25,7 @@ _CACHED_HEADERS = 4096  # per process
 
 
 def shard_groups(count: int) -> list[range]:
-    """Shards 0 to count - 1 -> groups of consecutive ones: 16 groups or more, each of up to 32 shards.
+    """Shards 0 to count - 1 -> groups of consecutive ones: 16 to 31 groups, and above 512 shards groups of 32.
 
     The groups depend on `count` alone, so that the next attempt has the same ones.
     """

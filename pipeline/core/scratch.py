@@ -45,8 +45,11 @@ def delete_scratch(artifact: Location) -> None:
 
 
 def delete_abandoned(artifact: Location) -> None:
-    """Delete what ended attempts have left in a finished artifact, unless a run works on it."""
+    """Delete what ended attempts have left in a finished artifact: its scratch, unless a run works on it, and temporary
+    files of writers that were killed over an hour ago.
+    """
     with suppress(OSError, ArtifactInUse):  # a read-only folder
+        artifact.delete_stale_writes()
         if any(folder.name.startswith(_NAME) for folder in artifact.folders()):
             with hold_lease(artifact, refuse_to_wait(artifact)):
                 delete_scratch(artifact)

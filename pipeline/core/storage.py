@@ -88,6 +88,9 @@ class Location:
         return self.info().type != pafs.FileType.NotFound
 
     def is_file(self) -> bool:
+        """Returns whether there is a file, on S3 in one request."""
+        if self.is_s3:
+            return "/" in self.path and s3.find(self.path) is not None
         return self.info().type == pafs.FileType.File
 
     def etag(self) -> str:

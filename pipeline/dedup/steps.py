@@ -34,6 +34,7 @@ import pyarrow as pa
 
 from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.bucket_files import read_bucket, write_buckets
+from cloze.pipeline.core.listings import list_once
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
 from cloze.pipeline.dedup import minhash
@@ -125,9 +126,9 @@ class Steps:
         """
         name = f"{item.number:05}"
         if item.step == "write":
-            is_listed = f"{name}.json" in _list_once(self.out.location / "parts", self.attempt)
+            is_listed = f"{name}.json" in list_once(self.out.location / "parts", self.attempt)
             return is_listed and self.out.finished_part(name) is not None
-        return f"{item.step}/{name}" in _list_once(self.scratch, self.attempt) and self._file(*item).is_file()
+        return f"{item.step}/{name}" in list_once(self.scratch, self.attempt) and self._file(*item).is_file()
 
     def describe(self, shard: int) -> None:
         described = [np.zeros(0, self._described)]
@@ -306,9 +307,3 @@ def _count_documents_once(described: Location, shards: int, record_bytes: int, _
 
     names = [f"{shard:05}" for shard in range(shards)]
     return tuple(size // record_bytes for size in map_in_threads(size, names))
-
-
-@lru_cache(8)
-def _list_once(folder: Location, _attempt: str) -> frozenset[str]:
-    """Returns the paths of the files in the folder when this process has listed it for the first time in an attempt."""
-    return frozenset(folder.sizes())

@@ -5,14 +5,16 @@ The files are divided into units of work (work_units.py), which Beam distributes
 never processed again.
 """
 
+import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
-from cloze.pipeline.core.artifacts import Manifest, Output, Part
+from cloze.pipeline.core.artifacts import FileRecord, Manifest, Output, Part
 from cloze.pipeline.core.beam import for_each
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.listings import list_once
 from cloze.pipeline.core.manifest_facts import DroppedRecord, ExtractFacts, TruncatedFile
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.scratch import scratch_folder
@@ -35,7 +37,10 @@ _SAMPLES = 3  # dropped documents of each reason that a unit, and the manifest, 
 
 
 def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Location, out: Output) -> list[WorkUnit]:
-    """The units, each long compressed stream replaced by its partitions. Writes the partitions that are missing."""
+    """The units, each long compressed stream replaced by its partitions. Writes the partitions that are missing.
+
+    Raises UserError when those of a stream cannot be found afterwards.
+    """
     streams = {
         unit.name: repartition.Stream(
             unit.name, file_range.file.location, file_range.byte_range, file_range.site.dbname
@@ -45,8 +50,9 @@ def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Locat
         if file_range.long_stream
     }
     if unfinished := repartition.unfinished(list(streams.values()), folder, out):
-        with repartition.report_progress(unfinished, folder, out):
-            write = partial(repartition.write_partitions, scratch=folder, out=out, size=work_units.XML_UNIT_BYTES)
+        size = work_units.XML_UNIT_BYTES
+        with repartition.report_progress(list(streams.values()), folder, out, size):
+            write = partial(repartition.write_partitions, scratch=folder, out=out, size=size)
             for_each(unfinished, write, config.beam, _cpu_seconds([unit for unit in units if unit.name in streams]))
     replaced: list[WorkUnit] = []
     for unit in units:
@@ -54,7 +60,7 @@ def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Locat
             (file_range,) = unit.file_ranges
             replaced += [
                 WorkUnit(one.name, unit.source, [file_range._replace(byte_range=one.byte_range, partition=one)])
-                for one in repartition.finished_partitions(stream, folder, out)
+                for one in repartition.require_partitions(stream, folder, out)
             ]
         else:
             replaced.append(unit)
@@ -62,20 +68,19 @@ def _repartition(units: Sequence[WorkUnit], config: ExtractConfig, folder: Locat
 
 
 def extract_unit(unit: WorkUnit, config: ExtractConfig, out: Output) -> None:
-    """Read a unit, write its shards and commit them. Raises UserError."""
-    if out.finished_part(unit.name):
-        return
+    """Read a unit, write each of its shards as soon as it is full, and commit them. Raises UserError."""
     notes = UnitNotes()
     counts: Counter[str] = Counter()
     drops: Counter[str] = Counter()
     is_wikitext, residue = isinstance(unit.source, WikipediaSource), 0
     samples: dict[str, list[dict[str, str]]] = {}
-    shards: dict[str, bytes] = {}
+    shards: dict[str, FileRecord] = {}
     pending: list[Document] = []
 
     def flush() -> None:
         if pending:
-            shards[f"documents/{unit.name}-{len(shards):02}.parquet"] = parquet_bytes(document_table(pending))
+            path = f"documents/{unit.name}-{len(shards):02}.parquet"
+            shards[path] = out.write_file(path, parquet_bytes(document_table(pending)))
             pending.clear()
 
     size = 0
@@ -101,7 +106,7 @@ def extract_unit(unit: WorkUnit, config: ExtractConfig, out: Output) -> None:
         "templates": dict(notes.templates.most_common(1000)),
         **({"residue": residue} if is_wikitext else {}),
     }
-    out.commit(unit.name, shards, counts, drops, facts)
+    out.commit(unit.name, {}, counts, drops, facts, written=shards)
 
 
 def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: Output) -> Manifest:
@@ -117,11 +122,11 @@ def run(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]], out: 
         units = _repartition(plan_units(config, inputs), config, folder, out)
         _extract_all(units, config, out)
         # While scratch exists: if a part is missing here, the next run extracts it from the partitions in scratch.
-        parts = out.require_parts([unit.name for unit in units])
+        parts = list[Part]()
+        facts = merge_facts(_without_facts(out.read_parts([unit.name for unit in units]), parts))
     if not sum(part.counts.get("documents", 0) for part in parts):
         raise UserError(_no_documents(parts, inputs, config))
     digests = {f"{name}/{file.sha256[:12]}/{file.location.name}": file.sha256 for name, file in given}
-    facts = merge_facts(parts)
     counts = {"truncated_files": len(facts.truncated)} if facts.truncated else {}
     return out.finish(parts, config.model_dump(mode="json"), digests, counts, facts=facts)
 
@@ -140,11 +145,18 @@ def _no_documents(parts: Sequence[Part], inputs: Mapping[str, Sequence[SourceFil
 
 def _extract_all(units: Sequence[WorkUnit], config: ExtractConfig, out: Output) -> None:
     """Extract every unit that is not finished yet (Beam)."""
-    finished = out.finished_parts([unit.name for unit in units])
+    finished = out.finished_names([unit.name for unit in units])
     if missing := [unit for unit in units if unit.name not in finished]:
         with out.reporting_parts(len(units), "ranges"):
-            work = partial(extract_unit, config=config, out=out)
+            work = partial(_extract_missing, config=config, out=out, attempt=uuid.uuid4().hex)
             for_each(missing, work, config.beam, _cpu_seconds(missing))
+
+
+def _extract_missing(unit: WorkUnit, config: ExtractConfig, out: Output, attempt: str) -> None:
+    """Extract a unit, unless a worker that was lost has finished it."""
+    listed = list_once(out.location, attempt)
+    if f"parts/{unit.name}.json" not in listed or not out.finished_part(unit.name, listed):
+        extract_unit(unit, config, out)
 
 
 def _cpu_seconds(units: Sequence[WorkUnit]) -> float:
@@ -156,7 +168,14 @@ def _cpu_seconds(units: Sequence[WorkUnit]) -> float:
     )
 
 
-def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
+def _without_facts(parts: Iterable[Part], to: list[Part]) -> Iterator[Part]:
+    """Yields the parts, and appends each without its facts to `to`: those of thousands would fill the memory."""
+    for part in parts:
+        yield part
+        to.append(part.model_copy(update={"facts": {}}))
+
+
+def merge_facts(parts: Iterable[Part]) -> ExtractFacts:
     """Counts and drops of each source, samples of dropped records, truncated files, most frequent dropped templates,
     and documents with left-over markup.
     """
@@ -164,16 +183,18 @@ def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
     samples: dict[str, list[DroppedRecord]] = {}
     templates: Counter[str] = Counter()
     residue: Counter[str] = Counter()
-    not_counted = {part.facts["source"] for part in parts if "residue" not in part.facts}  # an earlier version's too
+    not_counted = set[str]()  # sources with a part that has no residue: no wikitext, or an earlier version's
     truncated: dict[str, TruncatedFile] = {}  # by file: several ranges may reach the end of one
     for part in parts:
-        sources.setdefault(part.facts["source"], Counter()).update(part.counts)
-        sources[part.facts["source"]].update({f"dropped: {reason}": n for reason, n in part.drops.items()})
+        source = part.facts["source"]
+        sources.setdefault(source, Counter()).update(part.counts)
+        sources[source].update({f"dropped: {reason}": n for reason, n in part.drops.items()})
         for reason, shown in part.facts["samples"].items():
             samples[reason] = [*samples.get(reason, []), *(DroppedRecord(**one) for one in shown)][:_SAMPLES]
         templates.update(part.facts["templates"])
-        if (source := part.facts["source"]) not in not_counted:
-            residue[source] += part.facts["residue"]
+        residue[source] += part.facts.get("residue", 0)
+        if "residue" not in part.facts:
+            not_counted.add(source)
         for cut in part.facts["truncated"]:
             truncated.setdefault(cut["file"], TruncatedFile(**cut))
     return ExtractFacts(
@@ -181,5 +202,5 @@ def merge_facts(parts: Sequence[Part]) -> ExtractFacts:
         samples=samples,
         truncated=list(truncated.values()),
         templates=dict(templates.most_common(50)),
-        residue=dict(residue),
+        residue={source: number for source, number in residue.items() if source not in not_counted},
     )

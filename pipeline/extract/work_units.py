@@ -4,9 +4,11 @@ The units depend on the input files alone, so that the next run has the same uni
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.threads import prefetch
 from cloze.pipeline.extract import sentence_lines
 from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.config import ExtractConfig
@@ -17,6 +19,7 @@ XML_UNIT_BYTES = 16 << 20  # of uncompressed XML in a unit, and in a partition o
 MULTISTREAM_UNIT_BYTES = 4 << 20  # compressed, in a unit of a multistream dump
 MAX_STREAM_BYTES = 6 << 20  # compressed; longer ranges are repartitioned. Those of a multistream dump are shorter
 FILES_UNIT_BYTES = 16 << 20  # of books, documents or sentences in a unit
+_FILES_AT_ONCE = 8  # that are divided into ranges, each with up to 32 MB in memory while its streams are looked for
 
 
 class FileRange(NamedTuple):
@@ -51,10 +54,10 @@ def plan_units(config: ExtractConfig, inputs: Mapping[str, Sequence[SourceFile]]
         by_key = {_identity(source, file): file for file in sorted(inputs[source.name], key=lambda file: file.uri)}
         files = [by_key[key] for key in sorted(by_key)]
         if isinstance(source, WikipediaSource):
-            dumps = multistream.without_indexes([file.location for file in files])
-            planned += [
-                (source, [file_range]) for file in files if file.location in dumps for file_range in _dump_ranges(file)
-            ]
+            locations = set(multistream.without_indexes([file.location for file in files]))
+            dumps = [file for file in files if file.location in locations]
+            ranges = prefetch(_dump_ranges, dumps, _FILES_AT_ONCE)
+            planned += [(source, [file_range]) for of_dump in ranges for file_range in of_dump]
         else:
             planned += [(source, group) for group in _file_groups(source, files)]
     return [WorkUnit(f"{number:05}", source, ranges) for number, (source, ranges) in enumerate(planned)]
@@ -74,15 +77,21 @@ def _dump_ranges(file: SourceFile) -> list[FileRange]:
 
 def _file_groups(source: Source, files: Sequence[SourceFile]) -> Iterator[list[FileRange]]:
     """Whole files, a few at a time; large files with one sentence per line in ranges."""
+    ranges: Iterable[list[ByteRange]] = ([ByteRange(0, file.bytes)] for file in files)
+    if isinstance(source, SentencesSource):
+        ranges = prefetch(partial(_sentence_ranges, source), files, _FILES_AT_ONCE)
     group: list[FileRange] = []
-    for file in files:
-        ranges: Iterable[ByteRange] = [ByteRange(0, file.bytes)]
-        if isinstance(source, SentencesSource):
-            ranges = sentence_lines.byte_ranges(file.location, source.boundary, FILES_UNIT_BYTES)
-        for byte_range in ranges:
+    size = 0
+    for file, of_file in zip(files, ranges, strict=True):
+        for byte_range in of_file:
             group.append(FileRange(file, byte_range, dump.Site()))
-            if sum(file_range.byte_range.size for file_range in group) >= FILES_UNIT_BYTES:
+            size += byte_range.size
+            if size >= FILES_UNIT_BYTES:
                 yield group
-                group = []
+                group, size = [], 0
     if group:
         yield group
+
+
+def _sentence_ranges(source: SentencesSource, file: SourceFile) -> list[ByteRange]:
+    return list(sentence_lines.byte_ranges(file.location, source.boundary, FILES_UNIT_BYTES))

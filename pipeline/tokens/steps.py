@@ -62,12 +62,13 @@ def document_groups(documents: Artifact) -> list[list[Location]]:
     """Returns groups of consecutive document shards, which depend on the artifact alone."""
     shards = documents.files("documents/")
     sizes = [documents.manifest.files[f"documents/{shard.name}"].bytes for shard in shards]
+    return [[shards[number] for number in group] for group in groups_of_sizes(sizes)]
+
+
+def groups_of_sizes(sizes: Sequence[int]) -> list[list[int]]:
+    """Document shards of these sizes in bytes -> the numbers of those in each group."""
     block = (offsets_of(sizes) // _GROUP_BYTES).tolist()
-    return [
-        [shards[number] for number in numbers]
-        for group in shard_groups(len(shards))
-        for _, numbers in groupby(group, block.__getitem__)
-    ]
+    return [list(numbers) for group in shard_groups(len(sizes)) for _, numbers in groupby(group, block.__getitem__)]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ listings for the progress, are counted separately.
 - `growth`: the largest relative difference between the sizes in the requests per shard, of all operations whose number
   depends on the size.
 - `full_wikipedia_requests`: at 6,000 shards. Each count is extended linearly from the two largest sizes. Reads of
-  exchange files (ranges of files in scratch) are the exception: their number is that of groups of shards, which
-  `shard_groups` returns, times that of buckets, which is in proportion to the documents (dedup), the groups (vocab) or
-  the text (tokens). Requests that depend on time are added at their measured rate, for 24 hours in each stage.
+  exchange files (ranges of files in scratch) are the exception: their number is that of groups of shards, as the stage
+  forms them (tokens from shards of the measured sizes), times that of buckets, which is in proportion to the documents
+  (dedup), the groups (vocab) or the text (tokens). Requests that depend on time are added at their measured rate, for
+  24 hours in each stage.
 - `full_wikipedia_serial_minutes`: 20 ms for each request of the longest chain, with 32 worker processes. A chain is a
   sequence of requests of one process of which each begins after the one before has ended, so no sequence of requests
   that wait for each other is longer. A stage takes the driver's longest chain and then that of the worker with the
@@ -35,7 +36,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import cycle, islice
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,7 @@ from cloze.pipeline.core.config import load
 from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.work_units import MULTISTREAM_UNIT_BYTES
+from cloze.pipeline.tokens.steps import groups_of_sizes
 from tests.benchmarks._show import show
 from tests.benchmarks.extract import DEFAULT, read_pages
 from tests.benchmarks.scale import BASE, PROCESSES, peak_mb, shuffled_copies
@@ -86,11 +88,12 @@ class StageRequests(NamedTuple):
 
 
 class Size(NamedTuple):
-    """The measurements at a number of shards, with the documents and characters in them."""
+    """The measurements at a number of shards, with the documents and characters in them, and the shards' sizes."""
 
     shards: int
     documents: int
     characters: int
+    shard_bytes: list[int]  # of the document shards that tokens reads
     stages: dict[str, StageRequests]
 
     @property
@@ -123,12 +126,14 @@ def measure(proxy: Proxy, source: Path, shards: int, workers: int) -> Size:
         config = Path(name) / "requests.yaml"
         config.write_text(yaml.safe_dump(run_settings(bucket, workers)))
         stages = {stage: measure_stage(proxy, config, stage) for stage in STAGES}
-        extracted = Run(load(RunConfig, config)).artifact("extract")
-        assert extracted
+        run = Run(load(RunConfig, config))
+        extracted, kept = run.artifact("extract"), run.artifact("dedup")
+        assert extracted and kept
         files = extracted.files("documents/")
         assert len(files) == shards, f"{len(files)} shards in place of {shards}"
         characters = sum(sum(read_table(file, ["num_chars"])["num_chars"].to_pylist()) for file in files)
-        return Size(shards, extracted.manifest.counts["documents"], characters, stages)
+        shard_bytes = [kept.manifest.files[name].bytes for name in sorted(kept.manifest.files)]
+        return Size(shards, extracted.manifest.counts["documents"], characters, shard_bytes, stages)
 
 
 @contextmanager
@@ -269,16 +274,26 @@ def extended(sizes: Sequence[Size], value: Callable[[Size], float]) -> float:
     return value(last) + max(slope, 0.0) * (FULL_SHARDS - last.shards)
 
 
-def groups_factor(size: Size) -> float:
-    """How many times as many groups of shards full Wikipedia has."""
-    return len(shard_groups(FULL_SHARDS)) / len(shard_groups(size.shards))
+def num_groups(sizes: Sequence[int], stage: str) -> int:
+    """How many groups of shards of these sizes in bytes a stage has."""
+    return len(groups_of_sizes(sizes)) if stage == "tokens" else len(shard_groups(len(sizes)))
+
+
+def full_shards(size: Size) -> list[int]:
+    """The sizes of the shards of full Wikipedia, in which the measured ones are repeated."""
+    return list(islice(cycle(size.shard_bytes), FULL_SHARDS))
+
+
+def groups_factor(size: Size, stage: str) -> float:
+    """How many times as many groups of shards a stage has for full Wikipedia."""
+    return num_groups(full_shards(size), stage) / num_groups(size.shard_bytes, stage)
 
 
 def buckets_factor(size: Size, stage: str) -> float:
     """How many times as many buckets a stage has for full Wikipedia."""
     if stage == "dedup":
         return FULL_DOCUMENTS / size.documents
-    return groups_factor(size) if stage == "vocab" else FULL_SHARDS / size.shards
+    return groups_factor(size, stage) if stage == "vocab" else FULL_SHARDS / size.shards
 
 
 def full_requests(sizes: Sequence[Size], stage: str) -> float:
@@ -286,7 +301,7 @@ def full_requests(sizes: Sequence[Size], stage: str) -> float:
     total = last.stages[stage].timed_per_hour * FULL_HOURS
     for name, count in last.stages[stage].counts.items():
         if name.startswith("EXCHANGE"):
-            total += count * groups_factor(last) * buckets_factor(last, stage)
+            total += count * groups_factor(last, stage) * buckets_factor(last, stage)
         else:
             total += extended(sizes, lambda size, name=name: size.stages[stage].counts[name])
     return total
@@ -296,7 +311,8 @@ def full_chain(sizes: Sequence[Size], stage: str, workers: int) -> float:
     """Returns the requests of the longest chain of a stage."""
     last = sizes[-1]
     driver, worker = last.stages[stage].driver, last.stages[stage].worker
-    rounds = ceil(len(shard_groups(FULL_SHARDS)) / IN_FLIGHT) / ceil(len(shard_groups(last.shards)) / IN_FLIGHT)
+    full, measured = (num_groups(shards, stage) for shards in (full_shards(last), last.shard_bytes))
+    rounds = ceil(full / IN_FLIGHT) / ceil(measured / IN_FLIGHT)
     exchanges = (driver.exchange + worker.exchange * workers / FULL_WORKERS) * buckets_factor(last, stage) * rounds
     others = worker.other * workers / FULL_WORKERS * FULL_SHARDS / last.shards
     return extended(sizes, lambda size: size.stages[stage].driver.other) + others + exchanges

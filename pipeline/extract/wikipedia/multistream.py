@@ -44,8 +44,8 @@ def without_indexes(given: Sequence[Location]) -> list[Location]:
     """The given files without the indexes of dumps among them. Raises UserError for an index without its dump."""
     known = {index.name for location in given for index in index_candidates(location)}
     kept: list[Location] = []
-    for location in given:
-        if not is_index(location):
+    for location, found in zip(given, map_in_threads(is_index, given), strict=True):
+        if not found:
             kept.append(location)
         elif location.name not in known:
             raise UserError(f"{location}: is the index of a multistream dump; give the dump as well, or leave it out")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
@@ -21,6 +22,8 @@ from cloze.pipeline.extract.byte_range import ByteRange
 from cloze.pipeline.extract.wikipedia.decompress import ReadStatus
 from cloze.pipeline.extract.wikipedia.page_splitter import split_pages
 
+_SUFFIX = ".pages"
+_EXPANSION = 5  # bytes of XML in a compressed byte, about
 _PAGE_HEADER = struct.Struct("<4q")  # before each page: its RecordPosition, and its number of bytes (0: malformed)
 
 
@@ -53,14 +56,20 @@ def unfinished(streams: Sequence[Stream], scratch: Location, out: Output) -> lis
 
 
 @contextmanager
-def report_progress(streams: Sequence[Stream], scratch: Location, out: Output) -> Iterator[None]:
-    """While inside, report how many of the streams' bytes are repartitioned."""
+def report_progress(streams: Sequence[Stream], scratch: Location, out: Output, size: int) -> Iterator[None]:
+    """While inside, report how many of the streams' bytes are repartitioned, into partitions of `size` bytes."""
     total = sum(stream.byte_range.size for stream in streams)
 
     def done() -> float:
-        return sum(max(0, _reached(scratch / stream.name) - stream.byte_range.start) for stream in streams) / 1e6
+        reached = {stream.name: stream.byte_range.start for stream in streams}
+        for path in scratch.sizes():
+            stream, _, name = path.partition("/")
+            if stream in reached and name.endswith(_SUFFIX):
+                reached[stream] = max(reached[stream], _end(name))
+        return sum(reached[stream.name] - stream.byte_range.start for stream in streams) / 1e6
 
-    with out.reporting_progress(done, total / 1e6, "MB", "repartitioning compressed files"):
+    expected = sum(1 + stream.byte_range.size * _EXPANSION // size for stream in streams)
+    with out.reporting_progress(done, total / 1e6, "MB", "repartitioning compressed files", listed=expected):
         yield
 
 
@@ -72,11 +81,18 @@ def write_partitions(stream: Stream, scratch: Location, out: Output, size: int) 
     if finished_partitions(stream, scratch, out):
         return
     folder, status = scratch / stream.name, ReadStatus()
+    # What listings contain is confirmed by name; what they omit is written again, with the same bytes.
+    partitions, parts = folder.sizes(), (out.location / "parts").sizes()
     ends: list[int] = []
+
+    def is_written(file: Location, part: str) -> bool:
+        return (file.name in partitions and file.is_file()) or (
+            f"{part}.json" in parts and out.finished_part(part) is not None
+        )
 
     def close(partition: _PartitionWriter) -> None:
         file = _file(folder, len(ends), status.bytes_read)
-        if not file.is_file() and not out.finished_part(_part_name(stream, len(ends))):
+        if not is_written(file, _part_name(stream, len(ends))):
             file.write_bytes(partition.data())
         ends.append(status.bytes_read)
 
@@ -108,6 +124,16 @@ def finished_partitions(stream: Stream, scratch: Location, out: Output) -> list[
     return [*partitions[:-1], partitions[-1]._replace(truncation=record["truncated"])]
 
 
+def require_partitions(stream: Stream, scratch: Location, out: Output) -> list[Partition]:
+    """All partitions of a stream. Raises UserError when it is not repartitioned, or one is missing."""
+    if partitions := finished_partitions(stream, scratch, out):
+        return partitions
+    raise UserError(
+        f"{_record_file(scratch / stream.name)}: this list, or a partition in it, of {stream} is missing; run again: "
+        "finished parts are kept"
+    )
+
+
 def partition_pages(partition: Partition, status: ReadStatus) -> Iterator[tuple[bytes, RecordPosition]]:
     """The pages of a partition, as `split_pages` yielded them."""
     with partition.location.open() as file, pa.input_stream(file, compression="zstd") as stream:
@@ -127,16 +153,16 @@ def _record_file(folder: Location) -> Location:
 
 
 def _file(folder: Location, number: int, end: int) -> Location:
-    return folder / f"{number:05}-{end}.pages"
+    return folder / f"{number:05}-{end}{_SUFFIX}"
 
 
 def _part_name(stream: Stream, number: int) -> str:
     return f"{stream.name}.{number:05}"
 
 
-def _reached(folder: Location) -> int:
-    """The byte of the stream up to which the partitions in a folder reach."""
-    return max((int(file.name.partition("-")[2].removesuffix(".pages")) for file in folder.files()), default=0)
+def _end(name: str) -> int:
+    """The byte of the stream up to which the partition of this name reaches."""
+    return int(name.partition("-")[2].removesuffix(_SUFFIX))
 
 
 class _PartitionWriter:

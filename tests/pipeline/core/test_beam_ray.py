@@ -42,7 +42,7 @@ with ray_session():
 
 
 #: A cluster in a process of its own: its end would end a Ray session of the same process. Prints its address;
-#: "add" on standard input adds a node, "remove" removes it.
+#: "add N" on standard input adds a node of N CPUs, "remove" removes it.
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
@@ -52,8 +52,8 @@ for _ in range(2):
     cluster.add_node(num_cpus=1)
 print(cluster.address, flush=True)
 for line in sys.stdin:
-    if line == "add\\n":
-        node = cluster.add_node(num_cpus=1)
+    if line.startswith("add "):
+        node = cluster.add_node(num_cpus=int(line.removeprefix("add ")))
     else:
         cluster.remove_node(node)
     print("done", flush=True)
@@ -75,9 +75,9 @@ class Cluster:
         return line.strip()
 
     @contextmanager
-    def one_more_node(self) -> Iterator[None]:
+    def one_more_node(self, cpus: int = 1) -> Iterator[None]:
         """While inside, the cluster has a third node, from the beginning to the end of the block."""
-        self._change("add")
+        self._change(f"add {cpus}")
         yield
         self._change("remove")
 
@@ -160,6 +160,22 @@ def test_a_lost_worker_costs_its_item_only(cluster: Cluster, tmp_path: Path):
     assert status == 0, message
     runs = {item: len((tmp_path / f"{item}-runs").read_text()) for item in "abcdefgh"}
     assert runs == {**dict.fromkeys("abcdefgh", 1), "c": 2}
+
+
+def test_a_node_with_idle_workers_that_is_lost_ends_no_run(cluster: Cluster, tmp_path: Path):
+    work = """Path(folder, item + '-started').touch()
+        while item == 'a' and not Path(folder, 'lost').exists():
+            time.sleep(0.1)"""
+    with cluster.one_more_node(cpus=4):
+        driver = start(cluster, tmp_path, work)
+        while not (tmp_path / "a-started").exists() or time.time() < tmp_path.stat().st_mtime + 5:
+            assert driver.poll() is None
+            time.sleep(0.1)
+    (tmp_path / "lost").touch()
+    with driver:
+        _, message = driver.communicate(timeout=240)
+    assert driver.returncode == 0, message
+    assert {file.name for file in tmp_path.iterdir()} >= set("abcdefgh")
 
 
 def test_an_item_on_which_workers_are_lost_again_and_again_is_named(cluster: Cluster, tmp_path: Path):

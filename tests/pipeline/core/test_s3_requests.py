@@ -38,6 +38,14 @@ def test_a_part_is_written_with_a_check_of_the_lease_before_each_write(out: Outp
         assert requests(proxy) == {"GET 0": 3, "PUT data": 1, "PUT parts": 2, "GET parts": 2}
 
 
+def test_whether_there_is_a_file_costs_one_request(out: Output, proxy: Proxy) -> None:
+    (out.location / "data/a.txt").write_text("a")
+    requests(proxy)
+    found = [(out.location / name).is_file() for name in ("data/a.txt", "data/b.txt", "data")]
+    assert found == [True, False, False] and not Location("s3://cloze-tests").is_file()
+    assert requests(proxy) == {"HEAD data": 2, "HEAD 0": 1}
+
+
 @pytest.mark.parametrize("number", [2, 20])
 def test_finished_parts_cost_a_read_each_and_one_listing(out: Output, proxy: Proxy, number: int) -> None:
     names = [f"{part}" for part in range(number)]

@@ -1,3 +1,7 @@
+import os
+import time
+from pathlib import Path
+
 import pytest
 
 from cloze.pipeline.core.artifacts import Output
@@ -68,6 +72,16 @@ def test_delete_abandoned_deletes_what_ended_attempts_have_left_unless_a_run_is_
         assert all(folder.exists() for folder in left)
     delete_abandoned(out.location)
     assert out.location.files() == [out.location / "manifest.json"]
+
+
+def test_delete_abandoned_deletes_old_temporary_files_of_killed_writers(tmp_path: Path) -> None:
+    old, fresh = tmp_path / "parts/.a.json.0123.tmp", tmp_path / "parts/.b.json.4567.tmp"
+    old.parent.mkdir()
+    for file in (old, fresh):
+        file.write_text("half")
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+    delete_abandoned(Location(str(tmp_path)))
+    assert fresh.exists() and not old.exists()
 
 
 def test_delete_abandoned_does_nothing_in_a_read_only_folder(out: Output, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@ import gzip
 import hashlib
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from cloze.pipeline.core.artifacts import Manifest, Output
+from cloze.pipeline.core.artifacts import Manifest, Output, Part
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
@@ -187,6 +188,23 @@ def test_the_manifest_names_cut_files_and_shows_what_was_dropped(whole: tuple[Pa
     assert facts["residue"] == {"wiki": 0}
 
 
+def test_the_facts_of_thousands_of_ranges_are_not_kept_in_memory(tmp_path: Path):
+    out, names = output(tmp_path), [f"{number:05}" for number in range(200)]
+    templates = {f"template {number}": 1000 - number for number in range(1000)}
+    for name in names:
+        facts = {"source": "wiki", "samples": {"empty": [{"record": name, "text": ""}]}, "truncated": [], "residue": 1}
+        out.commit(name, {}, {"documents": 1}, facts={**facts, "templates": templates})
+    parts: list[Part] = []
+    tracemalloc.start()
+    merged = extract.merge_facts(extract._without_facts(out.read_parts(names), parts))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 3e6  # of some 20 MB
+    assert [part.name for part in parts] == names and parts[0].counts == {"documents": 1}
+    assert list(merged.templates.items())[-1] == ("template 49", 951 * 200) and merged.residue == {"wiki": 200}
+    assert [sample.record for sample in merged.samples["empty"]] == names[:3]
+
+
 def test_left_over_markup_is_counted_of_wikitext_alone(tmp_path: Path):
     text = "A page with {{{{ left over]] from its source, long enough to be kept as a document of the corpus. " * 3
     (tmp_path / "book.txt").write_text(text)
@@ -236,6 +254,21 @@ def test_ranges_have_the_documents_of_the_whole(tmp_path: Path, monkeypatch: pyt
     many = run(settings, inputs, output(tmp_path / "many"))
     assert rows(tmp_path / "one", one) == rows(tmp_path / "many", many)
     assert len(many.files) > len(one.files) == 1
+
+
+def test_the_shards_of_a_large_file_are_written_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(extract, "_SHARD_CHARACTERS", 4 * len(PROSE))
+    lines = [json.dumps({"key": f"{number}", "body": PROSE}) for number in range(10)]
+    (tmp_path / "cut.jsonl").write_text("\n".join([*lines, '{"key"']))
+    with pytest.raises(UserError, match=r"cut\.jsonl:11: is not JSON"):
+        run(config(own=DOCUMENTS), {"own": files(tmp_path / "cut.jsonl")}, output(tmp_path / "out"))
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.parquet")) == [
+        "00000-00.parquet",
+        "00000-01.parquet",
+    ]
+    (tmp_path / "whole.jsonl").write_text("\n".join(lines))
+    manifest = run(config(own=DOCUMENTS), {"own": files(tmp_path / "whole.jsonl")}, output(tmp_path / "out"))
+    assert [len(pq.read_table(tmp_path / "out" / name)) for name in manifest.files] == [4, 4, 2]
 
 
 def test_a_book_can_be_one_document(tmp_path: Path):

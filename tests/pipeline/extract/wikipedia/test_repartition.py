@@ -163,6 +163,23 @@ def test_a_lost_part_is_extracted_again_without_repartitioning_its_stream_again(
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_stream_whose_partitions_cannot_be_found_is_an_error_and_not_a_smaller_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, odd in {"a": "", "b": "<page><title>Broken<page></page>\n"}.items():
+        (tmp_path / name).write_bytes(bz2.compress(dump(odd=odd)))
+    inputs, out = {"w": given(tmp_path / "a", tmp_path / "b")}, output(tmp_path / "out")
+    write = repartition.write_partitions
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            repartition, "write_partitions", lambda stream, **rest: stream.name == "00001" or write(stream, **rest)
+        )
+        with pytest.raises(UserError, match=r"scratch/00001\.json: this list, or a partition in it, of stream 00001 "):
+            run(config(), inputs, out)
+    assert run(config(), inputs, out).counts["records"] == 2 * (PAGES + 1) + 2
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_stream_without_its_record_is_repartitioned_again(tmp_path: Path):
     (tmp_path / "dump").write_bytes(bz2.compress(dump()))
     out, folder = output(tmp_path / "out"), Location(str(tmp_path / "scratch"))
