@@ -15,12 +15,13 @@ from cloze.infra.run_config import RunConfig
 from cloze.infra.stage_history import StageHistory
 from cloze.infra.stage_inputs import UserFiles
 from cloze.infra.stages import Stage, stages
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, fingerprint, missing_files, read_manifest
+from cloze.pipeline.core.artifacts import Artifact, Manifest, fingerprint, missing_files, read_manifest
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import DamagedFile, MissingFile, UserError
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.lease_files import Owner
 from cloze.pipeline.core.leases import hold_lease, owner_of, refuse_to_wait, wait_until_free
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.ray_cluster import belongs_to_cluster
 from cloze.pipeline.core.scratch import delete_abandoned, delete_scratch
 from cloze.pipeline.core.storage import Location

@@ -16,9 +16,10 @@ from cloze.infra.highlights import Highlights
 from cloze.infra.report import stage as report
 from cloze.infra.run_config import PretrainingConfigs, RunConfig
 from cloze.infra.stage_inputs import FinalCheckpoint, FinishedOutput, StageOutput, UserFiles
-from cloze.pipeline.core.artifacts import Artifact, Facts, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Facts, Manifest
 from cloze.pipeline.core.config import Config, input_paths
 from cloze.pipeline.core.manifest_facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup import stage as dedup
 from cloze.pipeline.examples import stage as examples

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cloze.pipeline.core.artifacts import Artifact, Output, Part
+from cloze.pipeline.core.artifacts import Artifact, Part
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import Document, document, document_table

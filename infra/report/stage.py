@@ -6,8 +6,9 @@ from cloze.infra.checks.records import read_results
 from cloze.infra.report.page import render
 from cloze.infra.report.read_run import KnownStage, read_stages
 from cloze.infra.run_estimate import read_estimates
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 
 VERSION = 5  # 4: the estimate next to what the run took; 5: the results of the checks

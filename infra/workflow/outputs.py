@@ -13,7 +13,8 @@ from cloze.infra.workflow.metadata import stage_metadata
 from cloze.infra.workflow.names import DATA_VERSION, asset_key, identifier
 from cloze.infra.workflow.partitions import ConfiguredRun
 from cloze.infra.workflow.queue import unfinished_run
-from cloze.pipeline.core.artifacts import Artifact, Output, read_manifest
+from cloze.pipeline.core.artifacts import Artifact, read_manifest
+from cloze.pipeline.core.output import Output
 
 _SECONDS = 60  # between two looks
 _ELSEWHERE = "finished by a run that this history does not have"

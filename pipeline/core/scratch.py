@@ -8,9 +8,9 @@ they have the same content, and each is written atomically.
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.leases import ArtifactInUse, hold_lease, refuse_to_wait
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 
 _NAME = "scratch"  # earlier versions: scratch-<id>, one for each attempt

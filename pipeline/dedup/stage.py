@@ -13,10 +13,11 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from cloze.pipeline.core import cpu_time
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.beam import pipeline, run_item
 from cloze.pipeline.core.config import Compute, Config
 from cloze.pipeline.core.manifest_facts import DedupFacts
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup import minhash, steps

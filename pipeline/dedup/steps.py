@@ -32,9 +32,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.bucket_files import read_bucket, write_buckets
 from cloze.pipeline.core.listings import list_once
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads
 from cloze.pipeline.dedup import minhash

@@ -10,8 +10,9 @@ from functools import lru_cache, partial
 import numpy as np
 import pyarrow as pa
 
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.manifest_facts import ExamplesFacts
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import example_schema, number_parquet_bytes
 from cloze.pipeline.core.storage import Location

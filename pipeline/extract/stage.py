@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
-from cloze.pipeline.core.artifacts import FileRecord, Manifest, Output, Part
+from cloze.pipeline.core.artifacts import FileRecord, Manifest, Part
 from cloze.pipeline.core.beam import for_each
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.listings import list_once
 from cloze.pipeline.core.manifest_facts import DroppedRecord, ExtractFacts, TruncatedFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from cloze.pipeline.core.artifacts import Manifest, Output
+from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.config import Compute, Config, InputPath
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.tokens.steps import ShardCounts, Steps, cached_splitter, document_groups

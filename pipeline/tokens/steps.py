@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cloze.pipeline.core.artifacts import Artifact, Output
+from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.bucket_files import read_bucket, shard_groups, write_buckets
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.ragged import offsets_of
 from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.core.storage import Location

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple, Self
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.bucket_files import read_bucket, shard_groups, write_buckets
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
 from cloze.pipeline.core.manifest_facts import ComparedVocab
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.core.scratch import scratch_folder

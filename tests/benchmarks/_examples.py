@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cloze.pipeline.core.artifacts import Artifact, Output
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import build_tokenizer

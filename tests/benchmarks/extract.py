@@ -26,8 +26,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from cloze.pipeline.core.artifacts import Manifest, Output
+from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.byte_range import ByteRange

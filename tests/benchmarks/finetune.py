@@ -32,8 +32,8 @@ from unittest.mock import patch
 
 import torch
 
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.file_digests import source_file
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.ray_train import keep_freed_memory
 from cloze.training.finetune.encoders.pretrained_encoder import from_weights_file

@@ -30,7 +30,8 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Output, read_manifest
+from cloze.pipeline.core.artifacts import Artifact, read_manifest
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import Document, document, document_table
 from cloze.training.model.bert import BertConfig, BertForPreTraining

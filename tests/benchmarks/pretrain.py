@@ -225,7 +225,7 @@ def engine_overhead(folder: Path, bf16: bool, repeats: int) -> dict[str, float]:
 
 def time_stage(folder: Path, bf16: bool, output: Path) -> float:
     """Returns the seconds of TIMED_STEPS steps."""
-    from cloze.pipeline.core.artifacts import Output
+    from cloze.pipeline.core.output import Output
     from cloze.pipeline.core.storage import Location
     from cloze.training.pretrain.config import PretrainConfig
     from cloze.training.pretrain.stage import run

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.heartbeat import ReportProgress
 from cloze.training.cluster.ray_train import is_preempted

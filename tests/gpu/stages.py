@@ -17,8 +17,9 @@ from typing import Any
 from unittest.mock import patch
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, read_manifest
+from cloze.pipeline.core.artifacts import Artifact, Manifest, read_manifest
 from cloze.pipeline.core.file_digests import source_file
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import CheckpointRef, newest_checkpoint
 from cloze.training.pretrain import stage

@@ -5,7 +5,7 @@ import pytest
 
 from cloze.infra import display
 from cloze.infra.display import Display, duration, relative_path, size, summary
-from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 
 

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from cloze.infra import highlights
-from cloze.pipeline.core.artifacts import Artifact, Facts, Output
+from cloze.pipeline.core.artifacts import Artifact, Facts
 from cloze.pipeline.core.manifest_facts import DroppedRecord, ExtractFacts, VocabFacts, VocabQuality
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import DOCUMENT, example_schema, parquet_bytes
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.manifest_facts import FinetuneFacts, ScoreFact, ShownExample

@@ -21,10 +21,11 @@ from cloze.infra.stages import Stage
 from cloze.infra.workflow.command import materialize
 from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.partitions import ConfiguredRun
-from cloze.pipeline.core.artifacts import Manifest, Output
+from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.config import Compute, Config, InputPath, identity, load
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from tests.paths import REPOSITORY
 
 VERSION = 1

@@ -11,8 +11,8 @@ import pytest
 from cloze.infra.planner import Run
 from cloze.infra.status import print_status, results, statuses
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.examples.config import ExamplesConfig
 from cloze.training.finetune.overlap.manifest_facts import OverlapFacts
 from tests.infra import toy_run as toy

@@ -12,8 +12,9 @@ from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stage_inputs import FinalCheckpoint, StageOutput
 from cloze.infra.stages import Stage
-from cloze.pipeline.core.artifacts import Manifest, Output
+from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.config import Compute, Config, InputPath, identity, load
+from cloze.pipeline.core.output import Output
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from tests.paths import QUICKSTART
 

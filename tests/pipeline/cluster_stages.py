@@ -16,8 +16,9 @@ from typing import Any
 import psutil
 
 from cloze.infra.ray_session import ray_session
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup import stage as dedup
 from cloze.pipeline.examples import stage as examples

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from cloze.infra.run_config import RunConfig
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.beam import for_each
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.dedup import stage as dedup
 from cloze.pipeline.extract import stage as extract

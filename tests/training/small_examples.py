@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cloze.pipeline.core.artifacts import Artifact, Output
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import IGNORE_INDEX, example_schema, parquet_bytes
 from cloze.pipeline.core.storage import Location
 

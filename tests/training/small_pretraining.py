@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Output
+from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import CheckpointRef, newest_checkpoint
 from cloze.training.pretrain.config import PretrainConfig

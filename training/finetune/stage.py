@@ -7,10 +7,11 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.training.checkpoints.checkpoint import CheckpointRef
 from cloze.training.cluster.elastic import Placement, capacity
 from cloze.training.cluster.heartbeat import Progress

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.job_queue import Job
 from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder

@@ -11,9 +11,10 @@ from contextlib import suppress
 from typing import Any
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, FileRecord, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, FileRecord, Manifest
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text import vocab_file
 from cloze.training.checkpoints.checkpoint import (

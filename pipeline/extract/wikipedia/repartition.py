@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import map_in_threads

@@ -16,8 +16,9 @@ from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
 from cloze.infra.stage_inputs import FinalCheckpoint, StageOutput
 from cloze.infra.stages import Stage
-from cloze.pipeline.core.artifacts import Manifest, Output
+from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.config import Config, InputPath, identity, load
+from cloze.pipeline.core.output import Output
 from cloze.training.checkpoints.warm_start import is_name, weights_files
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.pretrain.manifest_facts import PretrainFacts

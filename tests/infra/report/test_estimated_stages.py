@@ -8,7 +8,7 @@ from cloze.infra.report.page import render
 from cloze.infra.report.read_run import KnownStage, read_stages
 from cloze.infra.run_estimate import read_estimates, write_estimates
 from cloze.pipeline.core import cpu_time
-from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 
 

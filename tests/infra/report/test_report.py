@@ -27,8 +27,9 @@ from cloze.infra.report.read_run import KnownStage, heldout_documents, read_stag
 from cloze.infra.report.view_models import ExtractView, PretrainView
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Output
+from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.config import load as load_config
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document import document, document_table

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import pytest
 
-from cloze.pipeline.core.artifacts import Artifact, Output, damage, fingerprint, missing_files, read_manifest
+from cloze.pipeline.core.artifacts import Artifact, damage, fingerprint, missing_files, read_manifest
 from cloze.pipeline.core.config import Compute, Config, identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile, source_file, source_file_by_digest
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.software_versions import git_commit, package_versions
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import run_periodically

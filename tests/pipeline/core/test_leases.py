@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from cloze.pipeline.core import conditional_writes, leases, processes, s3
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.lease_files import Held, Owner, WorkDone, lease_file
 from cloze.pipeline.core.leases import ArtifactInUse, LeaseLost, hold_lease, owner_of, refuse_to_wait
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.processes import Process, has_ended, this_process
 from cloze.pipeline.core.storage import Location
 from tests.s3_proxy import Fault, Proxy

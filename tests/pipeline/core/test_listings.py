@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output, missing_files
+from cloze.pipeline.core.artifacts import Artifact, Manifest, missing_files
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location, find_files
 from cloze.pipeline.dedup import stage as dedup
 from cloze.pipeline.dedup import steps

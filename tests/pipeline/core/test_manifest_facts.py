@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from cloze.pipeline.core.artifacts import Artifact, Facts, Output, read_manifest
+from cloze.pipeline.core.artifacts import Artifact, Facts, read_manifest
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.manifest_facts import DedupFacts, ExamplesFacts, ExtractFacts, VocabFacts, WarningFacts
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.manifest_facts import FinetuneFacts
 from cloze.training.finetune.overlap.manifest_facts import OverlapFacts

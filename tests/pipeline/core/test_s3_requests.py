@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cloze.pipeline.core.artifacts import Output, progress_period
 from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.leases import hold_lease, refuse_to_wait
+from cloze.pipeline.core.output import Output, progress_period
 from cloze.pipeline.core.schema import parquet_bytes, read_table
 from cloze.pipeline.core.storage import Location
 from tests.s3_proxy import Proxy

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.leases import LeaseLost, hold_lease, refuse_to_wait
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.scratch import delete_abandoned, scratch_folder
 from cloze.pipeline.core.storage import Location
 

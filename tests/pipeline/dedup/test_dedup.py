@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import DOCUMENT, RecordPosition, parquet_bytes
 from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location

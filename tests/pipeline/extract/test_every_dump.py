@@ -15,9 +15,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cloze.pipeline.core.artifacts import Manifest, Output
+from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.extract.stage import ExtractConfig

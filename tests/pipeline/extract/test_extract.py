@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from cloze.pipeline.core.artifacts import Manifest, Output, Part
+from cloze.pipeline.core.artifacts import Manifest, Part
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import DOCUMENT
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract

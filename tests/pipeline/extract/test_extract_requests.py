@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import stage as extract
 from cloze.pipeline.extract import work_units
@@ -64,7 +64,7 @@ def test_progress_of_many_streams_costs_one_listing_a_report(out: Output, proxy:
 
 def test_reports_of_many_partitions_are_rare(out: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     listed: list[int] = []
-    monkeypatch.setattr("cloze.pipeline.core.artifacts.progress_period", lambda _, files: listed.append(files) or 1.0)
+    monkeypatch.setattr("cloze.pipeline.core.output.progress_period", lambda _, files: listed.append(files) or 1.0)
     dump_of_20_gb = stream(tmp_path)._replace(byte_range=ByteRange(0, 20 * 10**9))
     with repartition.report_progress([dump_of_20_gb], out.location / "scratch", out, 16 << 20):
         pass

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import RecordPosition
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import gutenberg

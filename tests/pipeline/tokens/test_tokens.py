@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze.pipeline.core.artifacts import Artifact, FileRecord, Output, Part
+from cloze.pipeline.core.artifacts import Artifact, FileRecord, Part
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import text_key
 from cloze.pipeline.extract.document import Document, document

@@ -11,10 +11,10 @@ import torch
 
 from cloze.infra.planner import Run
 from cloze.infra.run_config import RunConfig
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.config import load as load_config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import build_tokenizer, tokenizer_config_json
 from cloze.pipeline.text.vocab_file import VocabFile

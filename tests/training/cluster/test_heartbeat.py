@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cloze.pipeline.core.artifacts import Output
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.elastic import ElasticSize, Placement
 from cloze.training.cluster.heartbeat import GroupMonitor, Progress, ReportProgress, monitored, new_monitor

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster.elastic import Placement
 from cloze.training.cluster.heartbeat import Progress, ReportProgress

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from cloze.infra.cli import explain
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.signals import keyboard_interrupt_on
 from cloze.pipeline.core.storage import Location
 from cloze.training.cluster import ray_train

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.file_digests import source_file
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import weights_files
 from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder, from_weights_file

@@ -14,11 +14,12 @@ from torch.nn import functional
 from transformers import pipeline
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.config import load as load_config
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile, source_file
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json
 from cloze.training.checkpoints import checkpoint

@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from transformers import AutoModel, AutoTokenizer
 
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.file_digests import as_one_file, source_file
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import weights_files
 from cloze.training.finetune.encoders.pretrained_encoder import from_weights_file

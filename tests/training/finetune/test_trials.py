@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze.pipeline.core.artifacts import Output, Part
+from cloze.pipeline.core.artifacts import Part
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.lease_files import Owner, lease_file
 from cloze.pipeline.core.leases import Lease, LeaseLost
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune import stage
 from cloze.training.finetune.stage import gpus_of_trial

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import SkipValidation
 
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.config import Config, InputPath, identity
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import folder_of, is_name
 from cloze.training.finetune.encode.encoded_files import split_files

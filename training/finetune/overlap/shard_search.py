@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from cloze.pipeline.core.artifacts import Artifact, Output, Part
+from cloze.pipeline.core.artifacts import Artifact, Part
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.ray_data import for_each
 from cloze.pipeline.core.schema import parquet_file
 from cloze.pipeline.core.storage import Location

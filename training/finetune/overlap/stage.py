@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.config import identity
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.ray_cluster import cluster_cpus
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import folder_of

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cloze.pipeline.core.artifacts import Manifest, Output
+from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import SourceFile
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import read_table
 from cloze.pipeline.core.scratch import scratch_folder
 from cloze.pipeline.core.storage import Location

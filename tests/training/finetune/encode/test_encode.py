@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloze.pipeline.core.artifacts import Artifact, Output
+from cloze.pipeline.core.artifacts import Artifact
 from cloze.pipeline.core.config import identity
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import source_file
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.ragged import Ragged
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.tokenizer import SPECIAL_TOKENS, build_tokenizer, tokenizer_config_json

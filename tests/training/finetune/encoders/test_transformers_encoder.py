@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.file_digests import as_one_file, source_file
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import weights_files
 from cloze.training.finetune.encoders.pretrained_encoder import PretrainedEncoder, from_weights_file

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from cloze.pipeline.core import json_lines
-from cloze.pipeline.core.artifacts import Artifact, Manifest, Output
+from cloze.pipeline.core.artifacts import Artifact, Manifest
 from cloze.pipeline.core.file_digests import source_file
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.schema import parquet_bytes
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.checkpoint import CheckpointRef

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import AutoModel
 
-from cloze.pipeline.core.artifacts import Output
 from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.encoders.pretrained_encoder import from_folder
 from cloze.training.finetune.manifest_facts import FinetuneFacts
