@@ -2,12 +2,17 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 Value = TypeVar("Value")
 AllGather = Callable[[Any], list[Any]]  # a worker's value -> the values of all workers by rank, in every worker
+
+#: How long workers wait for each other. One may repeat requests to S3 for as long as the user allows, which is no
+#: standstill; the driver ends a group that stands still (step_timeout), or in which a worker has died.
+TIMEOUT = timedelta(days=1)
 
 
 def workers_on_this_node() -> int:
@@ -31,7 +36,7 @@ def new_all_gather(workers: int) -> AllGather:
     """An AllGather with its own process group, for a thread next to the training. All workers must call it together."""
     if workers == 1:
         return single_worker_gather
-    group = dist.new_group(backend="gloo")
+    group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
     def all_gather(value: Any) -> list[Any]:
         values = [None] * workers

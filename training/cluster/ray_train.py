@@ -185,8 +185,9 @@ def _fit(trainer: Any, should_end: Callable[[], bool], reservation: Reservation 
 def _trainer(group: WorkerGroup, monitor: Any) -> Any:
     """A Ray Train run without retries: `run_group` decides what follows a failure."""
     from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
+    from cloze.training.cluster.collectives import TIMEOUT
     from cloze.training.cluster.ray_storage import empty_storage
 
     return TorchTrainer(
@@ -197,6 +198,7 @@ def _trainer(group: WorkerGroup, monitor: Any) -> Any:
             "monitor": monitor,
             "threads": group.placement.threads,
         },
+        torch_config=TorchConfig(timeout_s=int(TIMEOUT.total_seconds())),
         scaling_config=scaling_config(group.placement),
         run_config=RunConfig(
             name=uuid.uuid4().hex,

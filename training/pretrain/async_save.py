@@ -102,7 +102,10 @@ class AsyncSaver:
         save_checkpoint(self._artifact, step, tensors, payload, self._all_gather, self._confirm)
         if payload:
             self._confirm()
-            prune_checkpoints(self._artifact, self._keep)
+            try:
+                prune_checkpoints(self._artifact, self._keep)
+            except OSError as error:  # the checkpoint is complete; the next save deletes more
+                self._report(f"old checkpoints not deleted at step {step} ({error})")
             self._write_metrics(payload.state["metrics"]["rows"])
 
     def _write_metrics(self, rows: Sequence[MetricsRow]) -> None:

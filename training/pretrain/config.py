@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cloze.pipeline.core.config import Compute, Config, InputPath
+from cloze.pipeline.core.keyed_random import hash64
 from cloze.training.checkpoints.warm_start import is_name, weights_files
 from cloze.training.model.architectures import ModelConfig
 from cloze.training.model.optim import OptimizerConfig
@@ -117,6 +118,9 @@ class PretrainConfig(Config):
                 raise ValueError(f"phases.{number} has no end; set its steps, or set budget")
         if self.budget_seconds == 0:
             raise ValueError(f"budget is {self.budget}; give the time that training may take, such as 20m or 2h")
+        without = [number for number, phase in enumerate(self.phases) if not phase.share]
+        if self.budget and len(self.phases) > 1 and without:
+            raise ValueError(f"phases.{without[0]} has no share of budget {self.budget}; set phases.{without[0]}.share")
         if self.budget and not math.isclose(sum(self.shares), 1):
             raise ValueError(f"the phases' shares add up to {sum(self.shares):g}; set them so that they add up to 1")
         return self
@@ -148,6 +152,16 @@ class PretrainConfig(Config):
         """The fraction of the budget of each phase; a single phase takes all of it."""
         default = 1.0 if len(self.phases) == 1 else 0.0
         return [phase.share or default for phase in self.phases]
+
+    @property
+    def data_seeds(self) -> list[int]:
+        """The seed of each phase for the order of its examples and for its masks.
+
+        Phases of one length have the same examples. A later one sees them in another order, with other masks.
+        """
+        lengths = [phase.max_seq_length for phase in self.phases]
+        earlier = [lengths[:number].count(length) for number, length in enumerate(lengths)]
+        return [int(hash64(self.seed, count)[0]) % 2**31 if count else self.seed for count in earlier]
 
     @property
     def global_batch_sizes(self) -> list[int]:

@@ -85,6 +85,7 @@ class ShapeMultiples(NamedTuple):
 
     length: int = 1  # of tokens in a row
     masked: int = 1  # of masked positions in a micro-batch
+    longest: int | None = None  # row in tokens, padding included: the positions of the model
 
 
 def collate(
@@ -100,6 +101,7 @@ def collate(
     multiples = multiples or ShapeMultiples()
     lengths = examples.input_ids.lengths
     width = _rounded_up(int(lengths.max()), multiples.length)
+    width = min(width, multiples.longest or width)
     ids = pad_rows(*examples.input_ids, width)  # [b, s]
     real = np.arange(width) < lengths[:, None]
     second = (np.arange(width) >= examples.segment_b[:, None]) & real

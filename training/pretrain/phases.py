@@ -63,7 +63,7 @@ class LearningRateSchedule(NamedTuple):
         return learning_rate_in_budget(step, self.optimizer, elapsed)
 
     def check(self) -> None:
-        """Raises ValueError when the warmup does not end, or when the schedule has no part of the time budget."""
+        """Raises ValueError when the warmup does not end."""
         first, last, warmup = self.phases[0], self.phases[-1], self.optimizer.warmup_steps
         if self.steps is not None and warmup > self.steps:
             phases = f"phases.{first} to phases.{last}" if last > first else f"phases.{first}"
@@ -72,11 +72,6 @@ class LearningRateSchedule(NamedTuple):
             raise ValueError(
                 f"{self.warmup_key} {warmup} is more than the {self.steps} steps of its learning rate schedule "
                 f"({phases}); {fix}"
-            )
-        if self.steps is None and not self.budget_share:
-            raise ValueError(
-                f"phases.{first} starts a learning rate schedule without a share of the budget; "
-                f"set phases.{first}.share"
             )
 
 

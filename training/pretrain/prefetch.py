@@ -72,7 +72,8 @@ class PhaseData:
         cache_name = broadcast_object(uuid.uuid4().hex)
         self._cache = WindowCache(cache_name) if workers_on_this_node() > 1 else None
         train, heldout = (ExampleDataset(artifact, split, self._cache) for split in ("train", "heldout"))
-        masking = None if train.has_stored_masks else _dynamic_masking(config.seed, artifact, self._setup.pieces)
+        seed = config.data_seeds[self.phase]
+        masking = None if train.has_stored_masks else _dynamic_masking(seed, artifact, self._setup.pieces)
         size = config.global_batch_sizes[self.phase]
         sample = heldout.sample(_HELDOUT_SEED, config.eval_batches * size, size)
         # only one worker needs to read the examples that are counted
@@ -105,7 +106,7 @@ class PhaseData:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of this thread, which pins memory
         config, size = self._setup.config, self._setup.config.global_batch_sizes[self.phase]
-        batches = train.batches(config.seed, first * size, size, config.group_by_length)
+        batches = train.batches(config.data_seeds[self.phase], first * size, size, config.group_by_length)
         for number, arrays in enumerate(batches, first):
             if number not in skipped:
                 yield GlobalBatch(number, arrays, self._micro_batches(arrays, masking))
@@ -117,7 +118,8 @@ class PhaseData:
         parts = worker_micro_batches(arrays, self._rank, self._workers, micro_batch_size)
         if self._device.type == "cpu":
             return [collate(part, masking, distractors=distractors) for part in parts]
-        return [collate(part, masking, GPU_MULTIPLES, distractors).pinned() for part in parts]
+        multiples = GPU_MULTIPLES._replace(longest=self._setup.config.model.max_position_embeddings)
+        return [collate(part, masking, multiples, distractors).pinned() for part in parts]
 
 
 def _dynamic_masking(seed: int, examples: Artifact, pieces: Sequence[str]) -> DynamicMasking:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from cloze.training.cluster.collectives import TIMEOUT
 from cloze.training.cluster.heartbeat import ReportProgress
 
 _LONG_STEP = 2.0  # seconds; longer steps can be abandoned between their micro-batches
@@ -37,7 +38,7 @@ class RunControl:
         self._report_progress, self._is_preempted = report_progress, is_preempted
         self._is_first = dist.get_rank() == 0
         # exchanged on the CPU: a GPU would have to finish its step first
-        self._group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else None
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.get_backend() != "gloo" else None
         self._preempted = False
         self.start_clock(0.0)
 

@@ -112,6 +112,16 @@ def test_padding_to_multiples_repeats_shapes_and_changes_no_example(examples: Ex
     assert (padded.masked_lm_labels[masked:] == IGNORE_INDEX).all() and padded.padded
 
 
+def test_no_row_is_padded_beyond_the_positions_of_the_model(examples: ExampleDataset) -> None:
+    arrays = next(examples.batches(0, 0, 8))
+    longest = int(arrays.input_ids.lengths.max())
+    shapes = [
+        collate(arrays, None, ShapeMultiples(length=longest - 1, longest=positions)).input_ids.shape[1]
+        for positions in (longest, longest + 1, 8 * longest)
+    ]
+    assert shapes == [longest, longest + 1, 2 * (longest - 1)]
+
+
 def test_a_placeholder_is_padded_like_any_other_batch(examples: ExampleDataset) -> None:
     """Kernels would be compiled once more for no masked positions at all."""
     arrays = next(examples.batches(0, 0, 1))

@@ -33,6 +33,13 @@ def rates(settings: PretrainConfig) -> list[float]:
     return result
 
 
+def test_a_later_phase_of_the_same_length_has_another_order_of_examples_and_other_masks() -> None:
+    lengths = ({}, {"max_seq_length": 8}, {}, {"max_seq_length": 8}, {})
+    settings = phases_config(*(phase | {"steps": 2} for phase in lengths), seed=7)
+    first, second, third, fourth, fifth = settings.data_seeds
+    assert first == second == 7 and third == fourth and len({7, third, fifth}) == 3
+
+
 phases_with_steps = st.lists(
     st.builds(
         Phase,
@@ -155,7 +162,7 @@ def test_a_fingerprint_depends_on_the_keys_of_a_phase_but_not_on_its_micro_batch
         (
             [{"share": 1.0}, {"learning_rate": 1e-4}],
             {"budget": "2h"},
-            r"phases\.1 starts a learning rate schedule without a share of the budget; set phases\.1\.share$",
+            r"phases\.1 has no share of budget 2h; set phases\.1\.share$",
         ),
         (
             [{"steps": 8}, {"steps": 8, "global_batch_size": 15}],

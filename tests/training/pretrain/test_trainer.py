@@ -71,6 +71,22 @@ def test_a_full_disk_does_not_end_training(inputs: Inputs, tmp_path: Path, saved
     assert [failed in note for note in notes if note.startswith("loss")] == [step in (5, 6) for step in range(1, 9)]
 
 
+def test_a_store_that_denies_deletions_ends_no_training(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(artifact: Location, keep: int) -> None:
+        raise OSError("access is denied")
+
+    monkeypatch.setattr(async_save, "prune_checkpoints", denied)
+    notes: list[str] = []
+    worker = single_worker(
+        config(keep_checkpoints=1), inputs, tmp_path, report_progress=lambda done, note: notes.append(note) or False
+    )
+    worker.train()
+    assert worker.is_finished and steps_of(tmp_path) == [2, 4, 6, 8] and not worker.saver.failure
+    assert "old checkpoints not deleted at step 4 (access is denied)" in notes
+
+
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error_of_one_line(
     inputs: Inputs, tmp_path: Path, saved_at: list[int]
 ) -> None:
@@ -332,9 +348,9 @@ def skipped(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
 
 
-def batch_examples(artifact: Artifact, count: int, size: int = 12) -> list[list[list[int]]]:
+def batch_examples(artifact: Artifact, count: int, size: int = 12, seed: int = 0) -> list[list[list[int]]]:
     """The epoch and index of each example in the first `count` batches."""
-    batches = islice(ExampleDataset(artifact, "train").batches(0, 0, size, 64), count)
+    batches = islice(ExampleDataset(artifact, "train").batches(seed, 0, size, 64), count)
     return [[[int(epoch), int(index)] for epoch, index in zip(b.epoch, b.index, strict=True)] for b in batches]
 
 
@@ -475,7 +491,9 @@ def test_a_second_schedule_has_no_loss_spikes_in_its_warmup(
     if is_skipped:
         (found,) = skipped(tmp_path)
         assert (found["step"], found["phase"], found["batch"]) == (8, 1, 3)
-        assert found["examples"] == batch_examples(inputs["examples-16"], 4, size=8)[3]
+        _, seed = worker.config.data_seeds
+        assert seed != worker.config.seed
+        assert found["examples"] == batch_examples(inputs["examples-16"], 4, size=8, seed=seed)[3]
 
 
 def test_a_loss_that_stays_nan_names_the_keys_of_its_schedule(
