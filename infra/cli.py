@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cloze.infra.planner import PlannedStage, Run
 
 _STOPPED = "\ncloze: stopped{}; the same command continues from the finished parts"
+#: The argument of a command that may be left out: argparse does not find it after an option.
+_OPTIONAL_ARGUMENTS = {"predict": "text", "inspect": "second", "fetch": "date"}
 
 
 def command() -> NoReturn:
@@ -44,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # argparse accepts overrides in one place only; people also write them after options.
     takes_overrides = "overrides" in options
     wrong = [word for word in rest if not takes_overrides or not is_override(word)]
+    rest = [word for word in rest if word not in wrong]
+    late = _OPTIONAL_ARGUMENTS.get(options.command)
+    if late and len(wrong) == 1 and not wrong[0].startswith("-") and getattr(options, late) is None:
+        setattr(options, late, wrong.pop())
     if wrong:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     if takes_overrides:
@@ -133,8 +139,11 @@ def _finetune(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     run = load_run(options)
     plan = run.plan(options.until, options.force or [])
-    if options.command == "plan" and (options.cluster or options.estimate or options.calibrate or options.size):
-        return _estimate(options, run, plan)
+    if options.command == "plan":
+        if options.cluster or options.estimate or options.calibrate or options.size:
+            return _estimate(options, run, plan)
+        if options.prices:
+            raise UserError("--prices: are those of an estimate; add --cluster FILE or --estimate")
     if options.json:
         return print_json([_plan_entry(planned) for planned in plan])
     from rich.console import Console
@@ -232,7 +241,13 @@ def _job(options: argparse.Namespace) -> int:
         "stop": commands.stop,
         "wait": commands.wait,
     }
-    return functions[options.action](options)
+    try:
+        return functions[options.action](options)
+    except KeyboardInterrupt as end:
+        if options.action not in ("logs", "stop", "wait"):
+            raise
+        print(f"\ncloze: detached from {options.job}, which goes on as it did", file=sys.stderr)
+        return _exit_status(end)
 
 
 def _promote(options: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ _JSON = {
   warnings (a list of lines), heldout (the newest held-out row of metrics.jsonl, or null),
   scores (pretrained, random, majority, ... -> accuracy, interval, ..., or null),
   metric, scored_split (of a finished task: the score that counts, and the split: test or dev; or null),
+  overlap (of a task whose examples were compared with the training text: see the guide "results"; or null),
   page (the location of the report, or null),
   checks (of a finished stage, a list of {stage, name, passed, message, value, reference, limit})
 NaN and infinite numbers are null.

@@ -34,11 +34,11 @@ def with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _explain_os_error(error: OSError) -> str | None:
     fixes = {
-        errno.ENOSPC: "no space is left on the device; free some or set root= to another disk",
-        errno.EDQUOT: "the disk quota is used up; free some or set root= to another disk",
-        errno.EACCES: "no permission; change the folder's owner or set root= to a folder that you own",
-        errno.EPERM: "not permitted; change the folder's owner or set root= to a folder that you own",
-        errno.EROFS: "the file system is read-only; set root= to a folder that can be written",
+        errno.ENOSPC: "no space is left on the device; free some, or name a folder on another disk (root=, --to)",
+        errno.EDQUOT: "the disk quota is used up; free some, or name a folder on another disk (root=, --to)",
+        errno.EACCES: "no permission; change the folder's owner, or name one that you own (root=, --to)",
+        errno.EPERM: "not permitted; change the folder's owner, or name one that you own (root=, --to)",
+        errno.EROFS: "the file system is read-only; name a folder that can be written (root=, --to)",
         errno.ENOTDIR: "a part of that path is a file, not a folder; correct the path",
     }
     if error.errno in fixes:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloze.infra.planner import Run
-from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.core.artifacts import Artifact, missing_files
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 def export_run(run: Run, to: Location, onnx: bool = False) -> None:
     """Write the final checkpoint, its vocabulary and its model card in the format of Hugging Face's libraries.
 
-    `onnx`: also write model.onnx. Raises UserError when a stage up to pretrain is not finished, or the folder is not
-    empty.
+    `onnx`: also write model.onnx. Raises UserError when vocab or pretrain is not finished, or the folder is not empty.
     """
     from cloze.training.checkpoints.huggingface import export
 
@@ -30,11 +29,17 @@ def export_run(run: Run, to: Location, onnx: bool = False) -> None:
 
 
 def _pretrained(run: Run, pooling: "Pooling | None" = None) -> "tuple[CheckpointRef, Location, str]":
-    """The final checkpoint, the folder of its vocabulary, and its model card (see `card`). Raises UserError."""
+    """The final checkpoint, the folder of its vocabulary, and its model card (see `card`). Raises UserError.
+
+    The documents may have been deleted since, to free space.
+    """
     from cloze.infra.model_card import card
     from cloze.training.pretrain.stage import final_checkpoint
 
-    artifacts = {name: finished(run, name) for name in ("pretrain", "vocab", "dedup", "extract")}
+    artifacts = {name: finished(run, name) for name in ("pretrain", "vocab")}
+    for name in ("dedup", "extract"):
+        if (artifact := run.artifact(name)) and not missing_files(artifact.location, artifact.manifest):
+            artifacts[name] = artifact
     return final_checkpoint(artifacts["pretrain"]), artifacts["vocab"].location, card(run.config, artifacts, pooling)
 
 

@@ -88,10 +88,12 @@ class SourceStatistics:
     heldout: int = 0  # documents that are held out
     languages: set[str] = field(default_factory=set)
     licences: set[str] = field(default_factory=set)
+    are_known: bool = True
 
 
 def card(config: RunConfig, artifacts: Mapping[str, Artifact], pooling: "Pooling | None" = None) -> str:
-    """Returns the model card. `artifacts`: extract, dedup, vocab and pretrain, by these names. Raises UserError.
+    """Returns the model card. `artifacts`: vocab, pretrain and, as far as they still exist, extract and dedup, by these
+    names. Raises UserError.
 
     `pooling` is given for an export to sentence-transformers.
     """
@@ -99,7 +101,7 @@ def card(config: RunConfig, artifacts: Mapping[str, Artifact], pooling: "Pooling
     assert configs, "only a run with pretraining has these artifacts"
     sources, pretrain, objective = configs.extract.sources, artifacts["pretrain"].manifest, configs.examples.objective
     facts, evaluation = PretrainFacts.of(pretrain), _evaluation(pretrain)
-    statistics = _statistics([source.name for source in sources], artifacts["dedup"])
+    statistics = _statistics([source.name for source in sources], artifacts.get("dedup"))
     sections = [
         f"# {config.name}",
         _summary(artifacts["vocab"].manifest, pretrain, nsp=objective != "mlm"),
@@ -110,9 +112,11 @@ def card(config: RunConfig, artifacts: Mapping[str, Artifact], pooling: "Pooling
             ("source", "kind", "language", "licence", "documents", "words", "held-out documents"),
             [(source.name, source.kind, *_row(statistics[source.name])) for source in sources],
         ),
-        "Counts are after deduplication. Held-out documents are included in them, but not used for training.",
+        "Counts are after deduplication. Held-out documents are included in them, but not used for training."
+        if "dedup" in artifacts
+        else "The documents were deleted after training: their numbers, languages and licences are not known here.",
         *_initial_weights(facts),
-        *(_attribution(source, statistics[source.name], artifacts["extract"].manifest) for source in sources),
+        *(_attribution(source, statistics[source.name], artifacts.get("extract")) for source in sources),
         "## Training procedure",
         f"{_OBJECTIVES[objective]} {_MASKING} Settings, by their keys in the run's configuration:",
         _table(("key", "value"), [*_settings(configs)]),
@@ -154,11 +158,11 @@ def _initial_weights(facts: PretrainFacts) -> Iterator[str]:
         )
 
 
-def _statistics(sources: Iterable[str], documents: Artifact) -> dict[str, SourceStatistics]:
-    """Counts the documents of each source."""
-    statistics = {source: SourceStatistics() for source in sources}
+def _statistics(sources: Iterable[str], documents: Artifact | None) -> dict[str, SourceStatistics]:
+    """Counts the documents of each source. Without documents nothing is known of them."""
+    statistics = {source: SourceStatistics(are_known=documents is not None) for source in sources}
     groups = ["source", "language", "licence", "split"]
-    for file in documents.files("documents/"):
+    for file in documents.files("documents/") if documents else ():
         table = read_table(file, [*groups, "num_words"]).group_by(groups)
         for row in table.aggregate([("num_words", "sum"), ("num_words", "count")]).to_pylist():
             source = statistics[row["source"]]
@@ -215,6 +219,8 @@ def _summary(vocab: Manifest, pretrain: Manifest, nsp: bool) -> str:
 
 
 def _row(source: SourceStatistics) -> tuple[str, ...]:
+    if not source.are_known:
+        return ("unknown",) * 5
     numbers = (f"{number:,}" for number in (source.documents, source.words, source.heldout))
     return _joined(source.languages), _joined(source.licences), *numbers
 
@@ -225,9 +231,10 @@ def _joined(names: Iterable[str]) -> str:
     return ", ".join(names[:_MAX_LISTED]) + more
 
 
-def _attribution(source: Source, statistics: SourceStatistics, extract: Manifest) -> str:
+def _attribution(source: Source, statistics: SourceStatistics, extract: Artifact | None) -> str:
     """Returns the authors, the licence and the files of a source."""
-    files = [name.rpartition("/")[2] for name in extract.inputs if name.startswith(f"{source.name}/")]
+    inputs = extract.manifest.inputs if extract else {}
+    files = [name.rpartition("/")[2] for name in inputs if name.startswith(f"{source.name}/")] or ["unknown"]
     licences = _joined(_linked(licence) for licence in statistics.licences) or "unknown"
     if isinstance(source, WikipediaSource):
         return (

@@ -72,7 +72,7 @@ def test_a_full_disk_in_a_data_stage(disk: Disk, tmp_path: Path) -> None:
     assert cloze(*arguments(str(quiet)), "--until", stage).returncode == 0
     free = int(random.uniform(*_SHARE) * bytes_of(quiet))
     print(f"drew {free:,} free bytes")
-    assert "no space is left on the device; free some or set root= to another disk" in run_on_full_disk(
+    assert "no space is left on the device; free some, or name a folder on another disk" in run_on_full_disk(
         disk, stage, free
     )
     actual, expected = (manifests(str(root), [stage])[stage] for root in (disk.folder, quiet))

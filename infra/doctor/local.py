@@ -24,7 +24,7 @@ def local_checks(facts: MachineFacts, root: Location) -> Iterator[Check]:
         yield torch_gpus(len(facts.gpus), torch.cuda.device_count())
     yield loopback()
     yield port(8265, "Ray's dashboard", "ray/dashboard", "ray start --dashboard-port=8266")
-    yield port(3000, "Dagster's UI", "dagster", "dagster dev --port 3001")
+    yield port(3000, "Dagster's UI", "dagster", "CLOZE_CONFIG=RUN.yaml python -m cloze.infra.workflow -p 3001")
     yield ray_token(Path.home() / ".ray" / "auth_token")
     if root.local_path:
         yield root_folder(root.local_path)

@@ -46,7 +46,9 @@ def _packages(versions: Mapping[str, str]) -> Check:
     """Whether all packages are there, in versions that Cloze can use, and in those that it is tested with."""
     lacking = [package for package in PACKAGES if package not in versions]
     if wrong := [f"{package} is missing" for package in lacking] or _out_of_range(versions):
-        return missing("packages", _listed(wrong), "install Cloze's packages: pip install -c constraints.txt -e .")
+        return missing(
+            "packages", _listed(wrong), "install Cloze's packages, in a clone: pip install -c constraints.txt -e ."
+        )
     pinned = pinned_versions()
     if other := differences(pinned, versions):
         return warning(

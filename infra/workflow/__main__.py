@@ -16,7 +16,7 @@ def main() -> None:
     if keys := lacking(settings_file(folder)):
         print(
             f"cloze: {settings_file(folder)}: is yours and lacks Cloze's {', '.join(keys)}: runs may overlap, or stay "
-            "STARTED after a crash; add them as docs/guide/schedule.md shows, or delete the file",
+            "STARTED after a crash; copy them from the file that Cloze writes into an empty folder, or delete yours",
             file=sys.stderr,
         )
     with open_history() as instance:

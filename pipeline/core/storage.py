@@ -168,7 +168,7 @@ class Location:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
             raise UserError(
-                f"{path.parent}: cannot be created ({error.strerror}); set root= to a writable folder"
+                f"{path.parent}: cannot be created ({error.strerror}); name a writable folder (root=, --to)"
             ) from error
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
         try:
@@ -256,12 +256,12 @@ def find_files(pattern: str) -> list[Location]:
         location = Location(pattern)
         if (kind := location.info().type) == pafs.FileType.NotFound:
             folder = "" if location.is_s3 or pattern.startswith("/") else f" in {Path.cwd()}"
-            raise MissingFile(f"{pattern}: no such file{folder}; correct the path in the configuration")
+            raise MissingFile(f"{pattern}: no such file{folder}; correct the path")
         if kind != pafs.FileType.File:
             raise UserError(f"{pattern}: is a folder; name its files, for example {pattern.rstrip('/')}/*")
         return [location]
     if not (files := _stable_listing(_glob_s3 if pattern.startswith("s3://") else _glob, pattern)):
-        raise MissingFile(f"{pattern}: no file matches; correct the pattern in the configuration")
+        raise MissingFile(f"{pattern}: no file matches; correct the pattern")
     return files
 
 

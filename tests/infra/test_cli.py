@@ -99,7 +99,7 @@ def test_two_sources_or_tasks_of_one_name_are_refused(capsys: pytest.CaptureFixt
 def test_a_root_that_cannot_be_a_folder_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").write_text("")
     line = mistake(capsys, "run", CONFIG, "root=file/runs")
-    assert "file/runs" in line and "set root= to a writable folder" in line
+    assert "file/runs" in line and "name a writable folder (root=, --to)" in line
 
 
 def test_a_file_that_is_not_a_dump_is_named(capsys: pytest.CaptureFixture[str]) -> None:

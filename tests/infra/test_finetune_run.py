@@ -188,9 +188,7 @@ def files_are_predicted_like_lines(
     line = "is not of this model, these settings and these inputs; give another folder"
     assert error(capsys, *command) == f"{first.absolute()}: {line}"
     assert error(capsys, *command[:-2]).startswith("--input and --to belong together: ")
-    assert error(capsys, *command[:-3], "none/*", "--to", "x") == (
-        "none/*: no file matches; correct the pattern in the configuration"
-    )
+    assert error(capsys, *command[:-3], "none/*", "--to", "x") == ("none/*: no file matches; correct the pattern")
     assert error(capsys, *command[:-3], "mood.jsonl", "--to", "new").startswith(
         f"{Path('new').absolute()}: has a.jsonl"
     )

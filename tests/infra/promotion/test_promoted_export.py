@@ -1,6 +1,7 @@
 """NAME@promoted on the command line and in Python, with a real model whose sources are not there."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,21 @@ def test_the_promoted_model_is_exported_predicted_and_loaded(
     assert main(["export", "bert@promoted", "--root", root, "--to", "exported"]) == 0
     assert (tmp_path / "exported/model.safetensors").is_file()
     capsys.readouterr()
-    assert main(["predict", "bert@promoted", "a [MASK] d", "--root", root, "--json"]) == 0
+    assert main(["predict", "bert@promoted", "--root", root, "--json", "a [MASK] d"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 1
     assert main(["status", "bert@promoted", "--root", root, "--json"]) == 0
     states = {stage["stage"]: stage["state"] for stage in json.loads(capsys.readouterr().out)}
     assert all(states[name] == "done" for name in MAKERS)
     assert cloze.load("bert@promoted", root=root).embed(["a d"]).shape == (1, 128)
+
+
+def test_a_model_whose_documents_were_deleted_is_exported(root: str, tmp_path: Path) -> None:
+    for stage in ("extract", "dedup"):
+        shutil.rmtree(Path(root, "made", stage))
+    assert main(["export", "bert@promoted", "--root", root, "--to", "later"]) == 0
+    card = (tmp_path / "later/README.md").read_text()
+    assert "The documents were deleted after training: their numbers, languages and licences are not known" in card
+    assert "\nlicense:" not in card and "Licence: unknown. Files: unknown." in card
 
 
 def test_a_job_receives_the_name_and_resolves_it_where_it_runs(root: str, tmp_path: Path) -> None:

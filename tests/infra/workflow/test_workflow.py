@@ -340,7 +340,7 @@ def test_a_root_where_no_configuration_can_be_stored_is_an_error_of_one_line(
     config = str(QUICKSTART)
     assert main(["run", config, "--root", str(tmp_path / "root")]) == 2
     assert capfd.readouterr().err.startswith(
-        f"cloze: {tmp_path}/root/runs: cannot be created (File exists); set root= to "
+        f"cloze: {tmp_path}/root/runs: cannot be created (File exists); name a writable "
     )
     signal.signal(signal.SIGTERM, handler)
 

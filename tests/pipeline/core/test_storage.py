@@ -89,7 +89,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("place", ["file/x.txt", "file/deeper/x.txt"])
 def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match=r"/file.*: cannot be created \(.+\); set root= to a writable folder"):
+    with pytest.raises(UserError, match=r"/file.*: cannot be created \(.+\); name a writable folder"):
         (Location(str(tmp_path)) / place).write_text("x")
 
 
