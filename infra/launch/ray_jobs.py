@@ -5,7 +5,6 @@ Submitting the same run while it is running attaches to it.
 
 import asyncio
 import hashlib
-import itertools
 import logging
 import os
 import re
@@ -23,7 +22,16 @@ from cloze.infra.job_record import JOB
 from cloze.infra.launch import versions
 from cloze.infra.launch.cluster_config import DEFAULT_PYTHON, ENTRYPOINT_KEYS, ClusterConfig
 from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
-from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, digest_of, job_id, last_line, now, unknown_job
+from cloze.infra.launch.jobs import (
+    JobInfo,
+    JobRequest,
+    JobState,
+    attempt_to_submit,
+    digest_of,
+    last_line,
+    now,
+    unknown_job,
+)
 from cloze.infra.launch.supervisor import arguments
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.software_versions import GIT_COMMIT
@@ -107,24 +115,19 @@ class RayJobs:
         # Without the commit, which also changes with a file that is not sent.
         sent = {**environment, "env_vars": {name: variables[name] for name in variables if name != GIT_COMMIT}}
         digest = digest_of([sent, options, files])
-        # Ray accepts an id only once, so a run that has ended gets the next number.
-        jobs = {job.submission_id: job for job in self._client.list_jobs()}
         is_checked = False
-        for attempt in itertools.count(1):
-            job = job_id(name, digest, attempt)
-            if job in jobs:
-                if not jobs[job].status.is_terminal():
-                    return job, False
-                continue
+        while True:  # again if another process submits the same at this moment: it is at work, or has ended already
+            # Ray accepts an id only once, so a run that has ended gets the next number.
+            ended = {job.submission_id or "": job.status.is_terminal() for job in self._client.list_jobs()}
+            job, is_new = attempt_to_submit(name, digest, ended, ended.__getitem__)
+            if not is_new:
+                return job, False
             if not is_checked:
                 self._check_versions(environment)
                 is_checked = True
             runtime = {**environment, "env_vars": {**variables, JOB: job}, "working_dir": str(folder)}
             if _submit_job(self._client, job, runtime_env=runtime, **options):
                 return job, True
-            if not self._details(job).status.is_terminal():  # another process has submitted it at the same moment
-                return job, False
-        raise AssertionError("unreachable")
 
     def _check_versions(self, environment: dict[str, Any]) -> None:
         """Compare the versions of a node with those of this machine, before anything is uploaded.
