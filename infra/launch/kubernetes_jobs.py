@@ -56,7 +56,8 @@ def prepare(request: JobRequest, cluster: ClusterConfig) -> tuple[Submission, by
         archive, files_digest = _archive(Path(folder))
     # Without the commit, which also changes with a file that is not sent.
     sent_variables = {name: value for name, value in env_vars.items() if name != GIT_COMMIT}
-    digest = digest_of([entrypoint, sent_variables, runtime_env, files_digest, cluster.model_dump(mode="json")])[:12]
+    described = cluster.model_dump(mode="json", exclude={"kubernetes": {"context"}})  # this machine's name for it
+    digest = digest_of([entrypoint, sent_variables, runtime_env, files_digest, described])[:12]
     runtime_env["working_dir"] = str(Location(root) / "jobs" / f"{request.config.name}-{digest}.zip")
     return Submission(request.config.name, root, digest, entrypoint, env_vars, runtime_env), archive
 
