@@ -45,7 +45,7 @@ _PROBE_TIMEOUT = 60.0  # seconds until a node has reported its versions
 _NO_AGENT = "No available agent"  # not started yet, or its port is another Ray's: each `ray.init` takes 52365
 _EXISTS = "already exists"
 _NOT_EXECUTABLE = (126, 127)  # a shell's exit status for a command that it may not run, or does not find
-_NO_ANSWER = "(^|^Request failed with status code )50[234]"  # of a proxy before the cluster
+_NO_ANSWER = "(Request failed with status code )?50[234]"  # of a proxy before the cluster
 _RUN, _ROOT = "cloze_run", "cloze_root"  # keys of a job's metadata in Ray
 _FIX = "set python in the cluster's file to the interpreter of an environment with Cloze, or start Ray in one"
 
@@ -260,7 +260,7 @@ class RayJobs:
         try:
             yield
         except (RequestException, ConnectionError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search(_NO_ANSWER, str(error)):
+            if isinstance(error, RuntimeError) and not re.match(_NO_ANSWER, str(error)):
                 raise
             raise Unreachable(
                 f"{self._path}: lost the cluster at {self._cluster.address} ({_cause(error)}); the same command "
