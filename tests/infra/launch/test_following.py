@@ -100,6 +100,7 @@ def test_a_job_that_is_stopped_ends_and_continues_when_it_is_submitted_again(toy
     assert actions(toy.follow()) == {"letters": "skip", "words": "run", "pages": "run"}
 
 
+@pytest.mark.slow
 def test_a_run_that_has_attached_to_a_job_long_before_it_is_stopped_does_not_submit_it_again(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
