@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from cloze.infra.execution import ExecutedStage
 from cloze.infra.launch.jobs import LOST_SECONDS, Backend, JobInfo, JobRequest, JobState, last_line
+from cloze.infra.launch.supervisor import STOP_SECONDS
 from cloze.infra.planner import PlannedStage, Run
 from cloze.pipeline.core.artifacts import Manifest
 from cloze.pipeline.core.errors import UserError
@@ -42,6 +43,7 @@ class FollowedJob:
         self._backend, self._run = backend, Run(request.config)
         self._before = {name: _before(self._run, name, name in request.force) for name in self._run.stages}
         self.job, self.is_new = backend.submit(request)
+        self._submitted = time.monotonic()
         self._info = backend.info(self.job)
         self._log = _Log(backend, self.job)
 
@@ -102,7 +104,7 @@ class FollowedJob:
         """Why the job has ended without this stage."""
         info = self._info
         if info.state is JobState.STOPPED:
-            if not self.is_new:  # it was ending when this run attached to it
+            if not self.is_new and time.monotonic() - self._submitted < STOP_SECONDS:  # it may have been saving then
                 return JobFailed(f"{self.job}: was being stopped when this run attached to it")
             return UserError(f"{self.job}: was stopped; the same command continues from the finished parts")
         if info.state is JobState.SUCCEEDED:

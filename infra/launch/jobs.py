@@ -6,7 +6,7 @@ Every backend offers the same operations (`Backend`). Submitting a run that is r
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -116,6 +116,22 @@ def now() -> datetime:
 
 def job_id(run: str, digest: str, attempt: int) -> str:
     return f"{run}-{digest[:12]}-{attempt}"
+
+
+def attempt_to_submit(
+    run: str, digest: str, jobs: Iterable[str], is_terminal: Callable[[str], bool]
+) -> tuple[str, bool]:
+    """The id of the attempt that has not ended and False; without one, the id after the highest known and True.
+
+    Attempts whose time has expired are no longer among `jobs`, so that the numbers of the known may have gaps.
+    """
+    base = job_id(run, digest, 0)[:-1]
+    ends = [job.removeprefix(base) for job in jobs if job.startswith(base)]
+    attempts = sorted((int(end) for end in ends if end.isdigit()), reverse=True)
+    for attempt in attempts:
+        if not is_terminal(job := job_id(run, digest, attempt)):
+            return job, False
+    return job_id(run, digest, max(attempts, default=0) + 1), True
 
 
 def digest_of(parts: Iterable[Any]) -> str:

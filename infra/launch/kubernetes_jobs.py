@@ -24,7 +24,7 @@ from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
 from cloze.infra.launch.jobs import LOST_SECONDS, JobInfo, JobRequest, JobState, Unreachable, digest_of, unknown_job
 from cloze.infra.launch.kubernetes_api import AlreadyExists, Json, KubernetesApi, NotFound
 from cloze.infra.launch.pod_problems import pod_problem
-from cloze.infra.launch.rayjob import DIGEST, ROOT, RUN, SUBMITTER, Submission, as_yaml, job_name, rayjob
+from cloze.infra.launch.rayjob import DIGEST, ROOT, RUN, SUBMITTER, TTL, Submission, as_yaml, job_name, rayjob
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.software_versions import GIT_COMMIT
 from cloze.pipeline.core.storage import Location
@@ -56,7 +56,8 @@ def prepare(request: JobRequest, cluster: ClusterConfig) -> tuple[Submission, by
         archive, files_digest = _archive(Path(folder))
     # Without the commit, which also changes with a file that is not sent.
     sent_variables = {name: value for name, value in env_vars.items() if name != GIT_COMMIT}
-    digest = digest_of([entrypoint, sent_variables, runtime_env, files_digest, cluster.model_dump(mode="json")])[:12]
+    described = cluster.model_dump(mode="json", exclude={"kubernetes": {"context"}})  # this machine's name for it
+    digest = digest_of([entrypoint, sent_variables, runtime_env, files_digest, described])[:12]
     runtime_env["working_dir"] = str(Location(root) / "jobs" / f"{request.config.name}-{digest}.zip")
     return Submission(request.config.name, root, digest, entrypoint, env_vars, runtime_env), archive
 
@@ -88,8 +89,9 @@ class KubernetesJobs:
     def submit(self, request: JobRequest) -> tuple[str, bool]:
         """Create the run's RayJob, unless one of the same run, files and cluster is running."""
         submission, archive = prepare(request, self._cluster)
-        self._delete_expired()
-        existing = self._api.rayjobs(f"{DIGEST}={submission.digest}")
+        known = self._api.rayjobs(DIGEST)
+        self._delete_expired(known)
+        existing = [job for job in known if job["metadata"]["labels"][DIGEST] == submission.digest]
         if running := [job for job in existing if not _state(job).is_terminal and not _is_deleted(job)]:
             return running[0]["metadata"]["name"], False
         place = Location(submission.runtime_env["working_dir"])
@@ -106,7 +108,7 @@ class KubernetesJobs:
 
     def jobs(self) -> list[JobInfo]:
         jobs = sorted(self._api.rayjobs(DIGEST), key=lambda job: job["metadata"]["creationTimestamp"], reverse=True)
-        return [self._info(job, "") for job in jobs]
+        return [self._info(job, "") for job in jobs if not _is_expired(job)]
 
     def info(self, job: str) -> JobInfo:
         """As the job is, or, if it has been deleted since this object read it, as it was last; stopped if it ran."""
@@ -160,14 +162,10 @@ class KubernetesJobs:
             place = f"the namespace {self._config.namespace} of {self._cluster.name} (a stopped one is deleted)"
             raise UnknownJob(str(unknown_job(job, names, place))) from None
 
-    def _delete_expired(self) -> None:
-        """Delete ended jobs that are older than ttl_seconds; without a queue KubeRay's deletion rules do so."""
-        ttl = self._cluster.ttl_seconds
-        if ttl is None or not self._config.queue:
-            return
-        for job in self._api.rayjobs(DIGEST):
-            ended = _time(job.get("status", {}).get("endTime"))
-            if _state(job).is_terminal and ended and (datetime.now(UTC) - ended).total_seconds() > ttl:
+    def _delete_expired(self, jobs: list[Json]) -> None:
+        """Delete those that ended longer ago than the ttl_seconds with which they were submitted."""
+        for job in jobs:
+            if _is_expired(job) and not _is_deleted(job):
                 self._api.delete(job["metadata"]["name"])
 
     def _problem(self, job: Json) -> str:
@@ -239,8 +237,10 @@ def _state(job: Json) -> JobState:
     status = job.get("status", {})
     ray = status.get("jobStatus", "")
     match status.get("jobDeploymentStatus", ""):
+        case "Complete" if ray == "STOPPED" and _is_deleted(job):
+            return JobState.STOPPED
         case "Complete":
-            return {"SUCCEEDED": JobState.SUCCEEDED, "STOPPED": JobState.STOPPED}.get(ray, JobState.FAILED)
+            return JobState.SUCCEEDED if ray == "SUCCEEDED" else JobState.FAILED
         case "Failed" | "ValidationFailed":
             return JobState.FAILED
         case "Running" if ray in ("RUNNING", "SUCCEEDED", "FAILED", "STOPPED"):
@@ -252,9 +252,19 @@ def _is_deleted(job: Json) -> bool:
     return "deletionTimestamp" in job["metadata"]
 
 
+def _is_expired(job: Json) -> bool:
+    ttl = job["metadata"].get("annotations", {}).get(TTL)
+    ended = _time(job.get("status", {}).get("endTime"))
+    if ttl is None or ended is None or not _state(job).is_terminal:
+        return False
+    return (datetime.now(UTC) - ended).total_seconds() > int(ttl)
+
+
 def _failure(status: Json, cluster: ClusterConfig) -> str:
     """Why KubeRay has given the job up."""
     assert cluster.kubernetes
+    if status.get("jobStatus") == "STOPPED" and status.get("jobDeploymentStatus") == "Complete":
+        return "was stopped inside its cluster, as its head does before it ends; the same command continues"
     message = " ".join(status.get("message", "").split())[:300]
     match status.get("reason", ""):
         case "DeadlineExceeded":

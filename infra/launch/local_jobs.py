@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +23,16 @@ from cloze.infra import named_runs
 from cloze.infra.job_record import JOB, JOB_CLUSTER
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import CONFIG, check_input_files
-from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, digest_of, job_id, last_line, now, unknown_job
+from cloze.infra.launch.jobs import (
+    JobInfo,
+    JobRequest,
+    JobState,
+    attempt_to_submit,
+    digest_of,
+    last_line,
+    now,
+    unknown_job,
+)
 from cloze.infra.launch.supervisor import END_FILE, PROCESS_FILE, STOP_SECONDS, arguments
 from cloze.infra.ray_session import PACKAGE_ROOT
 from cloze.infra.user_folder import user_folder
@@ -92,14 +100,14 @@ class LocalJobs:
         digest = digest_of([config, request.options, cluster.interpreter, cluster.env_vars, limits])
         with self._lock():
             self._remove_expired()
-            for attempt in count(1):
-                job = job_id(request.config.name, digest, attempt)
-                if not (self._folder / job / _JOB_FILE).exists():  # a submission may have ended before it wrote it
-                    self._start(job, request, config)
-                    return job, True
-                if not self.info(job).state.is_terminal:
-                    return job, False
-        raise AssertionError("unreachable")
+            # A submission that was killed may have left a folder without this file: the next one uses it.
+            known = [file.parent.name for file in self._folder.glob(f"*/{_JOB_FILE}")]
+            job, is_new = attempt_to_submit(
+                request.config.name, digest, known, lambda job: self.info(job).state.is_terminal
+            )
+            if is_new:
+                self._start(job, request, config)
+            return job, is_new
 
     def jobs(self) -> list[JobInfo]:
         with self._lock():

@@ -5,7 +5,6 @@ Submitting the same run while it is running attaches to it.
 
 import asyncio
 import hashlib
-import itertools
 import logging
 import os
 import re
@@ -23,7 +22,17 @@ from cloze.infra.job_record import JOB
 from cloze.infra.launch import versions
 from cloze.infra.launch.cluster_config import DEFAULT_PYTHON, ENTRYPOINT_KEYS, ClusterConfig
 from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
-from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, digest_of, job_id, last_line, now, unknown_job
+from cloze.infra.launch.jobs import (
+    JobInfo,
+    JobRequest,
+    JobState,
+    Unreachable,
+    attempt_to_submit,
+    digest_of,
+    last_line,
+    now,
+    unknown_job,
+)
 from cloze.infra.launch.supervisor import arguments
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.software_versions import GIT_COMMIT
@@ -36,6 +45,7 @@ _PROBE_TIMEOUT = 60.0  # seconds until a node has reported its versions
 _NO_AGENT = "No available agent"  # not started yet, or its port is another Ray's: each `ray.init` takes 52365
 _EXISTS = "already exists"
 _NOT_EXECUTABLE = (126, 127)  # a shell's exit status for a command that it may not run, or does not find
+_NO_ANSWER = "(Request failed with status code )?50[234]"  # of a proxy before the cluster
 _RUN, _ROOT = "cloze_run", "cloze_root"  # keys of a job's metadata in Ray
 _FIX = "set python in the cluster's file to the interpreter of an environment with Cloze, or start Ray in one"
 
@@ -43,8 +53,8 @@ _FIX = "set python in the cluster's file to the interpreter of an environment wi
 class RayJobs:
     """The jobs of a Ray cluster. Implements `Backend`.
 
-    Raises UserError when the cluster cannot be reached or refuses the token, cannot access the root or a file, or has
-    no such interpreter, or one with other versions of Ray or Python.
+    Raises Unreachable when the cluster does not answer, and UserError when it refuses the token, cannot access the root
+    or a file, or has no such interpreter, or one with other versions of Ray or Python.
     """
 
     def __init__(self, cluster: ClusterConfig, path: str):
@@ -107,24 +117,19 @@ class RayJobs:
         # Without the commit, which also changes with a file that is not sent.
         sent = {**environment, "env_vars": {name: variables[name] for name in variables if name != GIT_COMMIT}}
         digest = digest_of([sent, options, files])
-        # Ray accepts an id only once, so a run that has ended gets the next number.
-        jobs = {job.submission_id: job for job in self._client.list_jobs()}
         is_checked = False
-        for attempt in itertools.count(1):
-            job = job_id(name, digest, attempt)
-            if job in jobs:
-                if not jobs[job].status.is_terminal():
-                    return job, False
-                continue
+        while True:  # again if another process submits the same at this moment: it is at work, or has ended already
+            # Ray accepts an id only once, so a run that has ended gets the next number.
+            ended = {job.submission_id or "": job.status.is_terminal() for job in self._client.list_jobs()}
+            job, is_new = attempt_to_submit(name, digest, ended, ended.__getitem__)
+            if not is_new:
+                return job, False
             if not is_checked:
                 self._check_versions(environment)
                 is_checked = True
             runtime = {**environment, "env_vars": {**variables, JOB: job}, "working_dir": str(folder)}
             if _submit_job(self._client, job, runtime_env=runtime, **options):
                 return job, True
-            if not self._details(job).status.is_terminal():  # another process has submitted it at the same moment
-                return job, False
-        raise AssertionError("unreachable")
 
     def _check_versions(self, environment: dict[str, Any]) -> None:
         """Compare the versions of a node with those of this machine, before anything is uploaded.
@@ -249,13 +254,15 @@ class RayJobs:
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
-        """Turn the loss of the cluster into a UserError."""
+        """Turn the loss of the cluster into an Unreachable."""
         from requests import RequestException
 
         try:
             yield
-        except (RequestException, ConnectionError) as error:
-            raise UserError(
+        except (RequestException, ConnectionError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.match(_NO_ANSWER, str(error)):
+                raise
+            raise Unreachable(
                 f"{self._path}: lost the cluster at {self._cluster.address} ({_cause(error)}); the same command "
                 "continues when it is back"
             ) from error
@@ -277,9 +284,18 @@ def _connect(cluster: ClusterConfig, path: str) -> "JobSubmissionClient":
             f"RAY_AUTH_TOKEN or ~/.ray/auth_token and set auth: token, or auth: disabled if it requires none"
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError, RequestException) as error:
-        raise UserError(
+        raise (Unreachable if _may_pass(error) else UserError)(
             f"{path}: no Ray cluster answers at {cluster.address}; correct it, or start one: ray start --head"
         ) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether nothing has answered, or a proxy without the cluster behind it; False for what is no Ray cluster."""
+    from requests import HTTPError
+
+    if isinstance(error, HTTPError):
+        return bool(re.match(_NO_ANSWER, str(error)))
+    return isinstance(error, OSError) and not isinstance(error, ValueError)  # a ValueError: no JSON, or no URL
 
 
 def _submit_job(client: "JobSubmissionClient", job: str, entrypoint: str, **options: Any) -> bool:

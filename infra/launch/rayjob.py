@@ -17,6 +17,7 @@ Json = dict[str, Any]
 
 RUN = "cloze/run"  # label and annotation: the run's name
 ROOT = "cloze/root"  # annotation
+TTL = "cloze/ttl-seconds"  # annotation: from the job's end to its deletion
 DIGEST = "cloze/digest"  # label: of what is submitted; equal for all attempts
 SUBMITTER = "ray-job-submitter"  # the container that prints the job's log, by the name that KubeRay gives it
 QUEUE = "kueue.x-k8s.io/queue-name"
@@ -66,10 +67,12 @@ def rayjob(name: str, submission: Submission, cluster: ClusterConfig) -> Json:
         "submissionMode": "K8sJobMode",
         "backoffLimit": cluster.retries,
         "preRunningDeadlineSeconds": kubernetes.pending_deadline_seconds,
+        # At each end, at once: its machines cost money. KubeRay's deletion rules have no condition for a stopped job.
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": 0,
     }
     if cluster.deadline_seconds:
         spec["activeDeadlineSeconds"] = cluster.deadline_seconds
-    spec |= _deletion(cluster)
     spec["submitterPodTemplate"] = _submitter(cluster, labels)
     spec["rayClusterSpec"] = _ray_cluster(name, submission, cluster, labels)
     return {
@@ -79,10 +82,15 @@ def rayjob(name: str, submission: Submission, cluster: ClusterConfig) -> Json:
             "name": name,
             "namespace": kubernetes.namespace,
             "labels": labels | ({QUEUE: kubernetes.queue} if kubernetes.queue else {}),
-            "annotations": {RUN: submission.run, ROOT: submission.root},
+            "annotations": {RUN: submission.run, ROOT: submission.root, **_ttl(cluster)},
         },
         "spec": spec,
     }
+
+
+def _ttl(cluster: ClusterConfig) -> dict[str, str]:
+    """KubeRay's own ttl would keep the cluster, not the RayJob: a later submission deletes the ended job."""
+    return {} if cluster.ttl_seconds is None else {TTL: str(max(cluster.ttl_seconds, _MIN_TTL_SECONDS))}
 
 
 def as_yaml(job: Json) -> str:
@@ -112,26 +120,6 @@ def _kubernetes(cluster: ClusterConfig) -> KubernetesConfig:
 def _label(text: str) -> str:
     """The text as the value of a label: at most 63 characters, the first and the last alphanumeric."""
     return text[:63].strip("-_")
-
-
-def _deletion(cluster: ClusterConfig) -> Json:
-    """When the Ray cluster is deleted (at once, as its machines cost money), and when the RayJob itself.
-
-    Kueue admits no RayJob without shutdownAfterJobFinishes, beside which KubeRay refuses deletion rules. Its ttl would
-    keep the cluster, not the RayJob: with a queue, ended jobs are deleted by the next submission.
-    """
-    if _kubernetes(cluster).queue:
-        return {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": 0}
-    ended: tuple[Json, ...] = ({"jobStatus": "SUCCEEDED"}, {"jobStatus": "FAILED"}, {"jobDeploymentStatus": "Failed"})
-    policies = {"DeleteCluster": 0}
-    if cluster.ttl_seconds is not None:
-        policies["DeleteSelf"] = max(cluster.ttl_seconds, _MIN_TTL_SECONDS)
-    rules = [
-        {"policy": policy, "condition": {**condition, "ttlSeconds": seconds}}
-        for policy, seconds in policies.items()
-        for condition in ended
-    ]
-    return {"deletionStrategy": {"deletionRules": rules}}
 
 
 def _ray_cluster(name: str, submission: Submission, cluster: ClusterConfig, labels: dict[str, str]) -> Json:

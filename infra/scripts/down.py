@@ -178,11 +178,15 @@ def _delete_state(session: boto3.Session, environment: Environment) -> None:
 
 
 def _cluster_exists(session: boto3.Session, environment: Environment) -> bool:
-    client = session.client("eks")
+    """Whether there is a cluster to be emptied. Raises UserError while it cannot be."""
+    client, name = session.client("eks"), environment.cluster
     try:
-        return client.describe_cluster(name=environment.cluster)["cluster"]["status"] == "ACTIVE"
+        status = client.describe_cluster(name=name)["cluster"]["status"]
     except client.exceptions.ResourceNotFoundException:
         return False
+    if status not in ("ACTIVE", "DELETING", "FAILED"):
+        raise UserError(f"cluster {name}: is {status}; wait until it is ACTIVE, then repeat this command")
+    return status == "ACTIVE"
 
 
 def _show_left_over(session: boto3.Session, environment: Environment) -> None:

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import boto3
+from botocore.exceptions import ClientError
 
 from cloze.infra.launch.prices import AwsPrices
 from cloze.infra.scripts.environment import Environment
 from cloze.infra.scripts.preflight import bucket_exists
 from cloze.infra.scripts.prices import HOURS_A_MONTH
+
+_GONE = ("InvalidVolume.NotFound", "NoSuchBucket", "NotFoundException")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ def left_over(session: boto3.Session, environment: Environment, prices: AwsPrice
     arns += _log_groups(session, environment)
     buckets = (environment.bucket, environment.state_bucket)
     arns += [f"arn:aws:s3:::{name}" for name in buckets if bucket_exists(session, name)]
-    found = (_described(session, arn, prices) for arn in dict.fromkeys(arns))
+    found = (_described_if_there(session, arn, prices) for arn in dict.fromkeys(arns))
     return [one for one in found if one]
 
 
@@ -48,6 +51,16 @@ def _log_groups(session: boto3.Session, environment: Environment) -> Iterator[st
     pages = session.client("logs").get_paginator("describe_log_groups")
     for page in pages.paginate(logGroupNamePrefix=f"/aws/eks/{environment.cluster}/"):
         yield from (group["arn"].removesuffix(":*") for group in page["logGroups"])
+
+
+def _described_if_there(session: boto3.Session, arn: str, prices: AwsPrices) -> LeftOver | None:
+    """None for what no longer exists: the tags' listing has it for a while after its deletion."""
+    try:
+        return _described(session, arn, prices)
+    except ClientError as error:
+        if error.response["Error"]["Code"] in _GONE:
+            return None
+        raise
 
 
 def _described(session: boto3.Session, arn: str, prices: AwsPrices) -> LeftOver | None:

@@ -4,6 +4,7 @@ import atexit
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import dagster
 
@@ -19,8 +20,8 @@ from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 
-#: Tags of the run in the history: the id of its job, and the name of the cluster.
-JOB, CLUSTER = "cloze/job", "cloze/cluster"
+#: Tags of the run in the history: the id of its job, the name of the cluster, and the cluster's file.
+JOB, CLUSTER, FILE = "cloze/job", "cloze/cluster", "cloze/cluster-file"
 
 
 def read_config(run: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -76,7 +77,8 @@ class ClusterJob:
             has_ended = _has_ended(self.backend, self.context.run.tags.get(JOB))
             followed = FollowedJob(self.backend, after_its_end if has_ended else self.request)
             self.job = followed.job
-            self.context.instance.add_run_tags(self.context.run.run_id, {JOB: self.job, CLUSTER: self.cluster.name})
+            tags = {JOB: self.job, CLUSTER: self.cluster.name, FILE: str(Path(self.file).absolute())}
+            self.context.instance.add_run_tags(self.context.run.run_id, tags)
             said = "submitted as" if followed.is_new else "attached to"
             self.context.log.info(f"{said} {self.job} on {self.cluster.name}")
             yield from followed.stages(names)
@@ -92,6 +94,18 @@ class ClusterJob:
             for job in [self.job] if self.job else _jobs_at_work(self.backend, self.request.config):
                 self.backend.stop(job)
                 self.context.log.info(f"{job} saves and ends")
+
+
+def stop_job(run: dagster.DagsterRun) -> bool:
+    """Stop the job of a run in the history, whichever process follows it. Returns whether the run has one.
+
+    Raises UserError when the cluster does not answer, and where its file is not on this machine.
+    """
+    if not {JOB, FILE} <= run.tags.keys():
+        return False
+    file = run.tags[FILE]
+    backend_of(load(ClusterConfig, file), file).stop(run.tags[JOB])
+    return True
 
 
 def _is_canceled(instance: dagster.DagsterInstance, run_id: str) -> bool:

@@ -10,6 +10,7 @@ from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus  # th
 
 from cloze.infra.workflow.queue import ROOT
 from cloze.infra.workflow.run_process import ENDED, has_ended, process_of, report_ended
+from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.processes import this_process
 
 _SECONDS_TO_TELL = 600.0  # in which a run that was started has told its process, also on a loaded machine
@@ -39,12 +40,27 @@ class ProcessLauncher(dagster.DefaultRunLauncher):
         if not run or run.is_finished or not process:
             return super().terminate(run_id)
         if has_ended(run):
+            self._stop_job(run)
             self._instance.report_run_canceling(run)
             report_ended(self._instance, self._instance.get_run_by_id(run_id) or run)
             return True
         if process.machine != this_process().machine:
-            return super().terminate(run_id)
+            if not self._stop_job(run):
+                return super().terminate(run_id)
+            self._instance.report_run_canceling(run)
+            return True
         self._instance.report_run_canceling(run)
         with suppress(ProcessLookupError):  # it ends just now
             os.kill(process.pid, signal.SIGINT)
         return True
+
+    def _stop_job(self, run: dagster.DagsterRun) -> bool:
+        """Stop the run's job on a cluster, which this process can reach although it cannot reach the run's own: the
+        process that follows the job then ends. Returns whether it is stopped."""
+        from cloze.infra.workflow.cluster import stop_job  # imports all of a run's stages
+
+        try:
+            return stop_job(run)
+        except UserError as error:
+            self._instance.report_engine_event(str(error), run)
+            return False

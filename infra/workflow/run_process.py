@@ -63,6 +63,15 @@ def end_orphans(instance: dagster.DagsterInstance) -> None:
             report_ended(instance, run)
 
 
+def end_runs_of_host(instance: dagster.DagsterInstance) -> None:
+    """Mark the runs as ended whose process was on this host: for the first process of a pod, whose host's name is that
+    of the pod before it on the same boot of a machine."""
+    for run in instance.get_runs(dagster.RunsFilter(statuses=EXECUTED)):
+        process = process_of(run)
+        if process and process.host == this_process().host:
+            report_ended(instance, run)
+
+
 def report_ended(instance: dagster.DagsterInstance, run: dagster.DagsterRun) -> None:
     """Mark a run as canceled that was to be canceled, otherwise as failed."""
     if run.status == dagster.DagsterRunStatus.CANCELING:

@@ -22,7 +22,7 @@ variables {
   pools = {
     head = { instance_types = ["m7i.2xlarge"], max_nodes = 2 }
     cpu  = { instance_types = ["c7i.8xlarge"], max_nodes = 8, spot = true }
-    gpu  = { instance_types = ["g6.12xlarge"], gpus = 4, max_nodes = 2, spot = true, disk_gb = 300 }
+    gpu  = { instance_types = ["g6.12xlarge"], gpus = 4, gpu = "L4", max_nodes = 2, spot = true, disk_gb = 300 }
   }
 }
 
@@ -126,12 +126,34 @@ run "nodes" {
     error_message = "The autoscaler does not know each label of machines that do not exist yet."
   }
   assert {
+    condition     = { for name, group in aws_eks_node_group.pool : name => lookup(group.labels, "k8s.amazonaws.com/accelerator", "none") } == { cpu-on-demand = "none", cpu-spot = "none", gpu-on-demand = "L4", gpu-spot = "L4", head-on-demand = "none" }
+    error_message = "The autoscaler starts a second machine until the GPUs of the first appear."
+  }
+  assert {
+    condition     = aws_eks_node_group.system.subnet_ids == toset(["subnet-a", "subnet-b"])
+    error_message = "The system's machines are all lost with one zone."
+  }
+  assert {
     condition     = keys(output.gpu_groups) == ["gpu-on-demand", "gpu-spot"] && output.gpu_groups["gpu-spot"].gpus == 4
     error_message = "GPU-hours are not counted for all machines with GPUs."
   }
   assert {
     condition     = alltrue([for name in ["eks-gpu-spot-1a2b3c"] : length(regexall(output.autoscaler_priorities["20"][0], name)) == 1]) && length(regexall(output.autoscaler_priorities["20"][0], "eks-gpu-on-demand-1a2b3c")) == 0
     error_message = "The autoscaler does not prefer spot."
+  }
+}
+
+run "a_system_of_one_machine" {
+  module {
+    source = "./modules/nodes"
+  }
+  variables {
+    system = { instance_type = "m7i.large", min_nodes = 1, max_nodes = 2, subnet_ids = ["subnet-a", "subnet-b"] }
+  }
+
+  assert {
+    condition     = aws_eks_node_group.system.subnet_ids == toset(["subnet-a"])
+    error_message = "The only machine can come again in another zone than Dagster's volume."
   }
 }
 

@@ -62,7 +62,6 @@ def test_kuberays_and_the_autoscalers_values_keep_the_rules() -> None:
     operators = policy["spec"]["ingress"][1]["from"][0]["namespaceSelector"]["matchLabels"]
     assert kuberay["watchNamespace"] == [policy["metadata"]["namespace"]]
     assert operators == {"kubernetes.io/metadata.name": "kuberay"}  # the namespace of `helm install` in up.py
-    assert {"name": "RayJobDeletionPolicy", "enabled": True} in kuberay["featureGates"]
     assert kuberay["singleNamespaceInstall"] is True  # roles of the namespaces that it watches, none of the cluster
     assert autoscaler["containerSecurityContext"]["readOnlyRootFilesystem"] is True
     assert autoscaler["extraArgs"] == {

@@ -70,13 +70,13 @@ def _name(name: str) -> Iterator[str]:
 
 
 def _job(spec: Json) -> Iterator[str]:
-    shutdown, strategy = spec.get("shutdownAfterJobFinishes", False), spec.get("deletionStrategy")
+    shutdown = spec.get("shutdownAfterJobFinishes", False)
     if spec.get("suspend") and not shutdown:
         yield "a RayJob with shutdownAfterJobFinishes set to false is not allowed to be suspended"
     if spec.get("ttlSecondsAfterFinished", 0) and not shutdown:
         yield "a RayJob with shutdownAfterJobFinishes set to false cannot have ttlSecondsAfterFinished"
-    if strategy is not None:
-        yield from _deletion(spec, strategy, shutdown)
+    if shutdown and "deletionRules" in spec.get("deletionStrategy", {}):
+        yield "shutdownAfterJobFinishes and deletionStrategy.deletionRules are mutually exclusive"
     if spec.get("submissionMode") == "SidecarMode":
         yield from (
             f"SidecarMode doesn't support {key}" for key in ("submitterPodTemplate", "submitterConfig") if key in spec
@@ -89,31 +89,6 @@ def _job(spec: Json) -> Iterator[str]:
         yield "backoffLimit must not be negative"
     if not isinstance(yaml.safe_load(spec.get("runtimeEnvYAML") or "{}"), dict):
         yield "runtimeEnvYAML is not a mapping"
-
-
-def _deletion(spec: Json, strategy: Json, shutdown: bool) -> Iterator[str]:
-    rules = strategy.get("deletionRules", [])
-    if rules and shutdown:
-        yield "shutdownAfterJobFinishes and deletionStrategy.deletionRules are mutually exclusive"
-    if not rules and not {"onSuccess", "onFailure"} <= strategy.keys():
-        yield "deletionStrategy requires either both onSuccess and onFailure, or deletionRules"
-    seconds: dict[tuple[str, str], Json] = {}
-    for rule in rules:
-        condition = rule["condition"]
-        statuses = [(key, condition[key]) for key in ("jobStatus", "jobDeploymentStatus") if key in condition]
-        if len(statuses) != 1:
-            yield "a deletion condition requires one of jobStatus and jobDeploymentStatus"
-            continue
-        if rule["policy"] == "DeleteWorkers" and spec["rayClusterSpec"].get("enableInTreeAutoscaling"):
-            yield "DeleteWorkers is not supported with autoscaling enabled"
-        policies = seconds.setdefault(statuses[0], {})
-        if rule["policy"] in policies:
-            yield f"duplicate rule for {rule['policy']} and {statuses[0][1]}"
-        policies[rule["policy"]] = condition.get("ttlSeconds", 0)
-    for (_, status), policies in seconds.items():
-        ttls = [policies[one] for one in ("DeleteWorkers", "DeleteCluster", "DeleteSelf") if one in policies]
-        if ttls != sorted(ttls):
-            yield f"for {status}: the cluster must be deleted before the job"
 
 
 def _cluster(cluster: Json) -> Iterator[str]:

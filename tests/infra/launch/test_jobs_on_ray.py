@@ -94,6 +94,20 @@ def test_two_submissions_at_once_are_one_job_that_saves_when_stopped_and_continu
 
 
 @pytest.mark.campaign
+def test_beside_an_expired_attempt_the_running_one_is_attached(head: str) -> None:
+    first_ends = '[ -e "$FOLDER/again" ] || { touch "$FOLDER/again"; exit 0; }\n'
+    write_cluster(head, first_ends + SAVES, "ttl_seconds: 0")
+    submit = ("submit", str(QUICKSTART), "--detach")
+    first = ended(cloze(*submit), 0)[0].strip()
+    ended(cloze("job", "wait", first), 0)
+    second = f"{first[:-1]}2"
+    assert ended(cloze(*submit), 0)[0] == f"{second}\n"
+    assert [one["id"] for one in listed() if one["id"] in (first, second)] == [second]
+    assert ended(cloze(*submit), 0) == (f"{second}\n", f"{second} is running already; attached\n")
+    ended(cloze("job", "stop", second, "--wait"), 0)
+
+
+@pytest.mark.campaign
 def test_a_job_starts_again_after_a_bug_and_ends_at_its_deadline(head: str) -> None:
     bug = '[ -e "$FOLDER/again" ] || { touch "$FOLDER/again"; exit 1; }\n'
     write_cluster(head, bug + SAVES, "deadline_seconds: 10", "retries: 1")

@@ -12,6 +12,7 @@ import yaml
 from cloze.infra.cli import main
 from cloze.infra.launch import commands, kubernetes_jobs
 from cloze.infra.launch.cluster_config import ClusterConfig
+from cloze.infra.launch.following import FollowedJob, JobFailed
 from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, Unreachable
 from cloze.infra.launch.kubernetes_jobs import KubernetesJobs
 from cloze.infra.launch.pod_problems import pod_problem
@@ -123,7 +124,12 @@ STATES = [
     ({"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, JobState.RUNNING, "", None),
     ({"jobDeploymentStatus": "Retrying", "failed": 1}, JobState.PENDING, "attempt 1 of 4 has failed; a new", None),
     ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, JobState.SUCCEEDED, "", 0),
-    ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, JobState.STOPPED, "", None),
+    (
+        {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"},
+        JobState.FAILED,
+        "was stopped inside its cluster, as its head does before it ends; the same command continues",
+        None,
+    ),
     (
         {
             "jobDeploymentStatus": "Failed",
@@ -183,13 +189,16 @@ def test_a_job_in_a_queue_says_so(api: ApiServer, prepared: JobRequest) -> None:
     assert jobs.info(JOB).reason == "waits until the queue team admits it"
 
 
-def test_ended_jobs_of_a_queue_are_deleted_after_their_time(api: ApiServer, prepared: JobRequest) -> None:
-    options = ("kubernetes.queue=team", "node_types.cpu.min_nodes=8", "node_types.gpu.min_nodes=2", "ttl_seconds=60")
-    jobs = backend(*options)
+@pytest.mark.parametrize("ttl", [60, None])
+def test_an_ended_job_is_deleted_by_the_next_submission_after_its_own_time(
+    api: ApiServer, prepared: JobRequest, ttl: int | None
+) -> None:
+    backend(f"ttl_seconds={ttl or 'null'}").submit(prepared)
+    jobs = backend("ttl_seconds=0")
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="STOPPED", endTime="2026-11-01T10:00:00Z")
+    assert [info.id for info in jobs.jobs()] == ([] if ttl else [JOB])
     jobs.submit(prepared)
-    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED", endTime="2026-11-01T10:00:00Z")
-    jobs.submit(prepared)
-    assert "deletionTimestamp" in api.get("rayjobs", JOB)["metadata"]
+    assert ("deletionTimestamp" in api.get("rayjobs", JOB)["metadata"]) == bool(ttl)
 
 
 # Why a job is pending
@@ -407,6 +416,25 @@ def test_a_stopped_job_exists_until_its_cluster_has_ended(api: ApiServer, prepar
     assert jobs.jobs() == []
     with pytest.raises(UserError, match=f"^{JOB}: is not a job of the namespace ml of kubernetes"):
         backend().info(JOB)
+
+
+def test_a_job_that_was_deleted_while_it_ran_was_stopped_and_one_whose_head_ended_is_submitted_again(
+    api: ApiServer, prepared: JobRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloze.infra.launch.following._POLL", 0.05)
+    jobs = backend()
+    followed = FollowedJob(jobs, prepared)
+    running(api)
+    api.end_log("submitter-1")
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="STOPPED")
+    with pytest.raises(JobFailed, match=f"^{JOB}: was stopped inside its cluster"):
+        list(followed.stages(["extract"]))
+    again = FollowedJob(jobs, prepared)
+    assert (again.job, again.is_new) == (f"{JOB[:-1]}2", True)
+    jobs.stop(again.job)
+    api.set_status(again.job, jobDeploymentStatus="Complete", jobStatus="STOPPED")
+    with pytest.raises(UserError, match=f"^{again.job}: was stopped; the same command continues"):
+        list(again.stages(["extract"]))
 
 
 def test_a_job_that_is_deleted_right_after_its_end_has_succeeded(api: ApiServer, prepared: JobRequest) -> None:

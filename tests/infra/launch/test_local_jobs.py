@@ -241,16 +241,37 @@ def test_a_job_of_another_machine_is_stopped_there(jobs_of: Jobs) -> None:
     ended(jobs, job)
 
 
+def expire(job: str) -> None:
+    file = jobs_folder() / job / "end.json"
+    end = json.loads(file.read_text())
+    end["attempts"][0]["ended"] = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
+    file.write_text(json.dumps(end))
+
+
+def test_beside_an_expired_attempt_the_running_one_is_attached_and_numbers_are_not_used_again(jobs_of: Jobs) -> None:
+    jobs = jobs_of(f"[ -e again ] || {{ touch again; exit 0; }}; {SAVES}", ttl_seconds=3600)
+    first, _ = jobs.submit(request())
+    ended(jobs, first)
+    second, _ = jobs.submit(request())
+    wait_for_log(jobs, second, "started")
+    expire(first)
+    assert jobs.submit(request()) == (second, False)
+    assert [info.id for info in jobs.jobs()] == [second]
+    jobs.stop(second)
+    ended(jobs, second)
+    third, is_new = jobs.submit(request())
+    assert (third, is_new) == (f"{first[:-1]}3", True)
+    jobs.stop(third)
+    ended(jobs, third)
+
+
 def test_jobs_that_ended_long_ago_are_removed_from_the_list(jobs_of: Jobs) -> None:
     jobs = jobs_of("exit 0", ttl_seconds=3600)
     old, new = (jobs.submit(request(f"vocab.size={size}"))[0] for size in (500, 600))
     for job in (old, new):
         ended(jobs, job)
     assert len(jobs.jobs()) == 2
-    file = jobs_folder() / old / "end.json"
-    end = json.loads(file.read_text())
-    end["attempts"][0]["ended"] = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
-    file.write_text(json.dumps(end))
+    expire(old)
     assert [info.id for info in jobs.jobs()] == [new]
 
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from cloze.infra import named_runs
 from cloze.infra.launch import cluster_config, job_folder, ray_jobs
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import stage_files
+from cloze.infra.launch.jobs import Unreachable
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load, parse
 from cloze.pipeline.core.errors import UserError
@@ -293,6 +296,59 @@ def test_an_unreachable_cluster_is_an_error_of_one_line() -> None:
     assert done.stderr == (
         f"cloze: cluster.yaml: no Ray cluster answers at {address}; correct it, or start one: ray start --head\n"
     )
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """The address of a server that answers so to a request for Ray's version, and to others with status 503."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/api/version" else 503)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def connected(address: str) -> ray_jobs.RayJobs:
+    return ray_jobs.RayJobs(ClusterConfig(name="a", address=address, auth="disabled"), "c.yaml")
+
+
+def error_of(action: Callable[[str], object], argument: str) -> UserError:
+    with pytest.raises(UserError) as error:
+        action(argument)
+    return error.value
+
+
+def test_a_cluster_that_does_not_answer_is_told_from_what_is_no_ray_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    nothing = f"http://127.0.0.1:{free_port()}"
+    assert type(error := error_of(connected, nothing)) is Unreachable
+    assert str(error) == f"c.yaml: no Ray cluster answers at {nothing}; correct it, or start one: ray start --head"
+    for status, body, kind in (
+        (503, b"", Unreachable),  # a proxy before a head that has not started yet
+        (200, b"<html>", UserError),
+        (404, b"", UserError),
+        (403, b"", UserError),
+    ):
+        with answering(status, body) as address:
+            assert type(error_of(connected, address)) is kind, status
+    with answering(200, b'{"ray_version": "2.60.0"}') as address:
+        jobs = connected(address)
+        proxy_answers = error_of(jobs.info, "job")
+    for error, cause in ((proxy_answers, "503"), (error_of(jobs.info, "job"), "Connection refused")):
+        assert type(error) is Unreachable
+        assert re.match(rf"c\.yaml: lost the cluster at {address} \(.*{cause}.*\); the same command", str(error))
 
 
 def test_a_job_that_a_signal_has_killed_has_the_exit_status_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,19 +81,12 @@ def group(job: dict[str, Any]) -> dict[str, Any]:
     return job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
 
 
-def rules(job: dict[str, Any]) -> list[dict[str, Any]]:
-    return job["spec"]["deletionStrategy"]["deletionRules"]
-
-
 REFUSED: dict[str, Callable[[dict[str, Any]], object]] = {
-    "mutually exclusive": lambda job: job["spec"].update(shutdownAfterJobFinishes=True),
-    "cannot have ttlSecondsAfterFinished": lambda job: job["spec"].update(ttlSecondsAfterFinished=9),
-    "not allowed to be suspended": lambda job: job["spec"].update(suspend=True),
-    "requires either both onSuccess": lambda job: job["spec"].update(deletionStrategy={}),
-    "DeleteWorkers is not supported": lambda job: rules(job)[0].update(policy="DeleteWorkers"),
-    "duplicate rule": lambda job: rules(job).append(rules(job)[0]),
-    "requires one of jobStatus": lambda job: rules(job)[0]["condition"].update(jobDeploymentStatus="Failed"),
-    "the cluster must be deleted before": lambda job: rules(job)[0]["condition"].update(ttlSeconds=10**9),
+    "mutually exclusive": lambda job: job["spec"].update(deletionStrategy={"deletionRules": [{}]}),
+    "cannot have ttlSecondsAfterFinished": lambda job: job["spec"].update(
+        shutdownAfterJobFinishes=False, ttlSecondsAfterFinished=9
+    ),
+    "not allowed to be suspended": lambda job: job["spec"].update(shutdownAfterJobFinishes=False, suspend=True),
     "SidecarMode doesn't support submitterPodTemplate": lambda job: job["spec"].update(submissionMode="SidecarMode"),
     "incompatible with InteractiveMode": lambda job: job["spec"].update(submissionMode="InteractiveMode"),
     "activeDeadlineSeconds must be": lambda job: job["spec"].update(activeDeadlineSeconds=0),
@@ -154,24 +147,21 @@ def test_a_jobs_name_is_a_dns_label_of_at_most_47_characters(run: str, name: str
 
 
 def test_deadlines_retries_and_the_end_of_the_cluster_are_kuberays() -> None:
-    spec = rendered("retries=2", "deadline_seconds=3600", "ttl_seconds=600", "kubernetes.pending_deadline_seconds=900")[
-        "spec"
-    ]
+    spec = rendered("retries=2", "deadline_seconds=3600", "kubernetes.pending_deadline_seconds=900")["spec"]
     assert (spec["backoffLimit"], spec["activeDeadlineSeconds"], spec["preRunningDeadlineSeconds"]) == (2, 3600, 900)
-    ends = {(rule["policy"], *rule["condition"].values()) for rule in spec["deletionStrategy"]["deletionRules"]}
-    assert ends == {
-        (policy, status, seconds)
-        for policy, seconds in (("DeleteCluster", 0), ("DeleteSelf", 600))
-        for status in ("SUCCEEDED", "FAILED", "Failed")
-    }
-    assert "shutdownAfterJobFinishes" not in spec
+    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 0)
+    assert "deletionStrategy" not in spec  # whose rules, beside being refused, do not hold for a job that is stopped
 
 
-def test_a_queue_replaces_deletion_rules_and_the_autoscaler() -> None:
+@pytest.mark.parametrize(("seconds", "kept"), [("null", None), ("0", "60"), ("600", "600")])
+def test_a_job_names_the_time_that_it_is_kept(seconds: str, kept: str | None) -> None:
+    assert rendered(f"ttl_seconds={seconds}")["metadata"]["annotations"].get("cloze/ttl-seconds") == kept
+
+
+def test_a_queue_replaces_the_autoscaler() -> None:
     job = rendered("kubernetes.queue=team", *FIXED_SIZE)
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
-    assert job["spec"]["shutdownAfterJobFinishes"] and job["spec"]["ttlSecondsAfterFinished"] == 0
-    assert "deletionStrategy" not in job["spec"] and "suspend" not in job["spec"]
+    assert "suspend" not in job["spec"]
     assert "enableInTreeAutoscaling" not in job["spec"]["rayClusterSpec"]
     assert [one["replicas"] for one in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]] == [8, 2]
 
@@ -316,7 +306,7 @@ def test_the_digest_is_that_of_the_run_its_files_and_its_cluster() -> None:
         return prepare(request(*overrides, until=until), on)[0].digest
 
     here = cluster()
-    assert digest(on=here) == digest(on=cluster())
+    assert digest(on=here) == digest(on=cluster("kubernetes.context=as-this-machine-names-it"))
     others = [
         digest("pretrain.seed=7", on=here),
         digest(on=here, until="vocab"),

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +358,64 @@ def test_left_volumes_keys_and_buckets_have_a_price(
     assert f"volume/{volume} 10 GB, 0.80 dollars a month" in printed
     assert f"key/{keys[1]} Enabled, 1.00 dollars a month" in printed
     assert keys[0] not in printed
+
+
+def change_answer(monkeypatch: pytest.MonkeyPatch, operation: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """What the local AWS answers to an operation, such as eks.DescribeCluster, is changed on its way."""
+    create = boto3.Session
+
+    def session(**options: Any) -> boto3.Session:
+        created = create(**options)
+        created.events.register(f"after-call.{operation}", lambda parsed, **_: change(parsed))
+        return created
+
+    monkeypatch.setattr(boto3, "Session", session)
+
+
+@pytest.mark.parametrize(
+    ("status", "calls", "line"),
+    [
+        ("UPDATING", 0, "down: cluster cloze-dev: is UPDATING; wait until it is ACTIVE, then repeat this command\n"),
+        ("CREATING", 0, "down: cluster cloze-dev: is CREATING; wait until it is ACTIVE, then repeat this command\n"),
+        ("DELETING", 3, ""),  # Terraform's
+        ("FAILED", 3, ""),
+    ],
+)
+def test_down_waits_for_a_cluster_that_changes_and_does_not_connect_to_one_that_ends(
+    clone: Path,
+    fakes: FakeTools,
+    cluster: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    status: str,
+    calls: int,
+    line: str,
+) -> None:
+    change_answer(monkeypatch, "eks.DescribeCluster", lambda answer: answer["cluster"].update(status=status))
+    assert down.main(["dev", "--yes"]) == (2 if line else 0)
+    assert capsys.readouterr().err == line
+    assert [call.split()[0] for call in steps(fakes.calls)] == ["terraform"] * calls
+
+
+def test_what_is_listed_by_its_tags_but_no_longer_exists_is_not_left(
+    clone: Path,
+    fakes: FakeTools,
+    aws: boto3.Session,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = f"{REGION}:{ACCOUNT}"
+    arns = ["arn:aws:s3:::cloze-gone", f"arn:aws:ec2:{place}:volume/vol-0123456789abcdef0"]
+    arns.append(f"arn:aws:kms:{place}:key/12345678-1234-1234-1234-123456789012")
+    listed = [{"ResourceARN": arn, "Tags": []} for arn in arns]
+    change_answer(
+        monkeypatch,
+        "resource-groups-tagging-api.GetResources",
+        lambda answer: answer["ResourceTagMappingList"].extend(listed),
+    )
+    assert down.main(["dev", "--yes"]) == 0
+    left = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("left: ")]
+    assert left == [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{STATE_BUCKET}"]
 
 
 def test_the_price_and_the_quotas_are_those_of_the_plan() -> None:

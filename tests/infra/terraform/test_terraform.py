@@ -77,6 +77,18 @@ MUTATIONS = {
         "resources/gpu",
         "machines which do not exist yet have GPUs",
     ),
+    "GPUs that have not appeared yet": (
+        "modules/nodes/main.tf",
+        "k8s.amazonaws.com/accelerator",
+        "cloze/accelerator",
+        "starts a second machine until the GPUs",
+    ),
+    "a system away from its volume": (
+        "modules/nodes/main.tf",
+        "var.system.min_nodes == 1 ?",
+        "false ?",
+        "in another zone than Dagster's volume",
+    ),
     "network policies that nobody enforces": (
         "modules/platform/main.tf",
         'enableNetworkPolicy = "true"',

@@ -22,6 +22,7 @@ from cloze.infra.workflow.cluster import JOB
 from cloze.infra.workflow.definitions import definitions
 from cloze.infra.workflow.history import home
 from cloze.infra.workflow.partitions import ConfiguredRun
+from cloze.pipeline.core.processes import this_process
 from tests.infra.toy_job import interpreter
 from tests.infra.toy_run import toy_run
 from tests.paths import REPOSITORY
@@ -138,6 +139,31 @@ def test_a_killed_follower_leaves_the_job_at_work_and_a_canceled_one_stops_it(to
             wait_until(lambda: jobs.info(job.id).state is JobState.STOPPED)
             assert time.monotonic() - started < 30
     assert [info.id for info in jobs.jobs()] == [job.id]
+
+
+@pytest.mark.campaign
+def test_a_run_that_is_canceled_stops_its_job_although_its_process_has_ended_or_is_of_another_machine(
+    toy: Run, tmp_path: Path
+) -> None:
+    jobs = LocalJobs(ClusterConfig(name="here"))
+    (tmp_path / "source.wait-words").touch()
+    with dagster.DagsterInstance.local_temp(str(home())) as instance:
+        for is_killed in (True, False):
+            with follower(instance, toy) as process:
+                [run] = instance.get_runs(limit=1)
+                if is_killed:
+                    process.kill()
+                    process.wait()
+                else:
+                    record = run.tags["cloze/process"].replace(this_process().machine, "elsewhere 1 pid:[1]")
+                    elsewhere = record.replace(f'"host":"{this_process().host}"', '"host":"elsewhere"')
+                    instance.add_run_tags(run.run_id, {"cloze/process": elsewhere})
+                assert instance.run_launcher.terminate(run.run_id)
+                wait_until(lambda: jobs.jobs()[0].state is JobState.STOPPED)
+                process.wait(60)
+            ended = instance.get_run_by_id(run.run_id)
+            assert ended and ended.is_finished
+    assert len(jobs.jobs()) == 2
 
 
 # Sends itself a signal when it has told Dagster of the first stage: the signal comes in Dagster's code.

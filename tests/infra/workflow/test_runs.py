@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster
 import pytest
+import yaml
 
 from cloze.infra.planner import Run
 from cloze.infra.schedule_config import ScheduleConfig
@@ -158,6 +159,25 @@ def test_a_run_whose_process_has_ended_fails_and_one_that_was_canceled_is_cancel
         STATUS.STARTED,
         STATUS.STARTED,
     ]
+
+
+def test_a_pod_ends_the_runs_of_the_pod_before_it_on_the_same_node(instance: dagster.DagsterInstance) -> None:
+    manifest = next(yaml.safe_load_all((REPOSITORY / "infra/kubernetes/base/dagster/statefulset.yaml").read_text()))
+    command = manifest["spec"]["template"]["spec"]["initContainers"][0]["command"]
+    assert command[0] == "python"
+    host, _, numbers = this_process().machine.split()
+    runs = [
+        added(instance, status, **{name: value.replace(old, new) for name, value in process_tag(str(n) * 32).items()})
+        for n, (status, old, new) in enumerate(
+            ((STATUS.STARTED, numbers, "pid:[1]"), (STATUS.CANCELING, numbers, "pid:[1]"), (STATUS.STARTED, host, "b"))
+        )
+    ]
+    assert not any(has_ended(run) for run in runs)
+    subprocess.run(
+        [sys.executable, *command[1:]], env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=True, timeout=60
+    )
+    found = [instance.get_run_by_id(run.run_id) for run in runs]
+    assert [run and run.status for run in found] == [STATUS.FAILURE, STATUS.CANCELED, STATUS.STARTED]
 
 
 def test_the_launchpad_sets_the_last_stage_and_keys_of_the_configuration(

@@ -8,10 +8,14 @@ locals {
     for name, pool in var.pools : {
       for kind in concat(pool.spot ? ["spot"] : [], !pool.spot || pool.on_demand_fallback ? ["on-demand"] : []) :
       "${name}-${kind}" => {
-        pool   = name
-        kind   = kind
-        labels = { "cloze/pool" = name, "cloze/capacity-type" = kind }
-        taint  = pool.gpus > 0 ? { key = "nvidia.com/gpu", value = "present" } : { key = "cloze/pool", value = name }
+        pool = name
+        kind = kind
+        labels = merge(
+          { "cloze/pool" = name, "cloze/capacity-type" = kind },
+          # Until a machine's GPUs appear, the autoscaler takes it by this label for one that starts, not for one without.
+          pool.gpus > 0 ? { "k8s.amazonaws.com/accelerator" = coalesce(pool.gpu, "nvidia") } : {},
+        )
+        taint = pool.gpus > 0 ? { key = "nvidia.com/gpu", value = "present" } : { key = "cloze/pool", value = name }
       }
     }
   ]...)
@@ -39,12 +43,13 @@ resource "aws_iam_role_policy_attachment" "node" {
   policy_arn = "arn:${data.aws_partition.current.partition}:iam::aws:policy/${each.key}"
 }
 
+# Its only machine comes again in the zone of the one before: Dagster's volume is there.
 resource "aws_eks_node_group" "system" {
   cluster_name         = var.cluster_name
   version              = var.kubernetes_version
   node_group_name      = "system"
   node_role_arn        = aws_iam_role.node.arn
-  subnet_ids           = var.system.subnet_ids
+  subnet_ids           = var.system.min_nodes == 1 ? [var.subnet_id] : var.system.subnet_ids
   ami_type             = "BOTTLEROCKET_x86_64"
   capacity_type        = "ON_DEMAND"
   instance_types       = [var.system.instance_type]

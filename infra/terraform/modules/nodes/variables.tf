@@ -11,7 +11,8 @@ variable "kubernetes_version" {
 variable "system" {
   description = <<-TEXT
     The machines that are always there, on demand: CoreDNS, the autoscaler, KubeRay's operator, Dagster. min_nodes is 1 or
-    more: with 1, a lost machine interrupts all of these for minutes.
+    more: with 1, a lost machine interrupts all of these for minutes, and all are in subnet_id; a change from 1 to more, or
+    back, replaces the machines.
   TEXT
   type = object({
     instance_type = string
@@ -30,12 +31,13 @@ variable "pools" {
   description = <<-TEXT
     Machines for jobs, by the name of the pool: from 0 to max_nodes (of each kind), started when a pod asks for one.
     instance_types: more than one only if they are alike in CPUs, memory and GPUs. spot: at the spot price, and with
-    on_demand_fallback on demand where there are none. gpus: of one machine. efa_interfaces: as many as the machine has.
-    disk_gb: images, /tmp and what Ray spills.
+    on_demand_fallback on demand where there are none. gpus: of one machine; gpu: their name. efa_interfaces: as many as the
+    machine has. disk_gb: images, /tmp and what Ray spills.
   TEXT
   type = map(object({
     instance_types     = list(string)
     gpus               = optional(number, 0)
+    gpu                = optional(string)
     max_nodes          = number
     spot               = optional(bool, false)
     on_demand_fallback = optional(bool, true)
@@ -66,7 +68,7 @@ variable "pools" {
 }
 
 variable "subnet_id" {
-  description = "Subnet of the pools: one zone, as traffic between zones costs 0.01 dollars a GB in each direction."
+  description = "Subnet of the pools, and of a system of one machine: one zone, as traffic between zones costs 0.01 dollars a GB in each direction."
   type        = string
 }
 
