@@ -14,7 +14,7 @@ from cloze.pipeline.core.errors import UserError
 Splitter = Callable[[str], list[str]]
 
 _WIDE_STOPS = "。！？｡．।॥။"
-#: The characters that end a sentence, of all scripts.
+#: The characters that can end a sentence.
 STOPS = ".!?…؟۔։።‼⁇⁈⁉" + _WIDE_STOPS
 # A run of stops, closing quotes and brackets, white space, and a lookahead at the next word. Possessive quantifiers: no
 # run is scanned twice.
