@@ -172,6 +172,9 @@ def _drop_notes(blocks: list[Block]) -> list[Block]:
         elif _FIGURE.match(text):
             after = _after_figures(text)
             bracket = "[" if after is None and _bracket_closes(blocks, number) else ""
+            if after is None and not bracket:  # nobody closes it
+                _, closed, rest = text.rpartition("]")
+                after = rest.strip() if closed else ""
             if after and any(map(str.isalpha, after)):
                 kept.append(replace(block, lines=[after]))
         elif not (_CREDITS.match(text) or _HORIZONTAL_RULE.match(text) or _THE_END.match(text)):

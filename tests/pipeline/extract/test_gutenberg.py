@@ -141,7 +141,7 @@ def test_placeholders_notes_and_marks_go():
         ("[Illustration: The [old] house] She lived here.[A]", "She lived here."),
         ("[Illustration] [Sidenote: The house\n[a]] She lived\nhere [she said].", "She lived here [she said]."),
         ("[Footnote 1: See p. 3.] [Footnote 2: And [p. 4].]", None),
-        ("[Illustration: A house] [Illustration: and the sea", None),
+        ("[Illustration: The [old house] She lived here.", "She lived here."),
         ("[Illustration: A house] * 12", None),
         ("[Illustration: A house", None),
     ],
