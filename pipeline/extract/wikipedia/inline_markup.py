@@ -2,7 +2,7 @@
 
 import re
 
-from cloze.pipeline.extract.wikipedia.markers import GAP, LITERAL_APOSTROPHES, separate_quotes
+from cloze.pipeline.extract.wikipedia.markers import GAP, LITERAL_APOSTROPHES, separate_line_mark, separate_quotes
 from cloze.pipeline.extract.wikipedia.wiki_names import LANGUAGE_CODES
 
 _EXTERNAL = re.compile(
@@ -76,7 +76,7 @@ def resolve_links(text: str, hidden_namespaces: frozenset[str]) -> str:
         return text
 
     def external(match: re.Match[str]) -> str:
-        return match[1].strip() or GAP
+        return separate_line_mark(match[1].strip()) or GAP
 
     def label(content: str) -> str | None:
         """The visible text of a link; None if it has none."""
@@ -90,7 +90,7 @@ def resolve_links(text: str, hidden_namespaces: frozenset[str]) -> str:
                 return None
         if "'" in label:
             label = separate_quotes(resolve_quotes(label).replace("''", ""))
-        return label if label.strip() else target
+        return separate_line_mark(label if label.strip() else target)
 
     before, *rest = _EXTERNAL.sub(external, text).split("[[")
     out = [before.replace("]]", "")]
@@ -105,8 +105,10 @@ def resolve_links(text: str, hidden_namespaces: frozenset[str]) -> str:
         if "|" in content or ":" in content:
             found = label(content)
             content = GAP if found is None else found
-        elif "'" in content:
-            content = separate_quotes(_APOSTROPHES_IN_WORD.sub(LITERAL_APOSTROPHES, content))
+        else:
+            if "'" in content:
+                content = separate_quotes(_APOSTROPHES_IN_WORD.sub(LITERAL_APOSTROPHES, content))
+            content = separate_line_mark(content)
         if len(segments) == 2:
             out += content, segments[1]
             continue

@@ -12,13 +12,20 @@ from functools import lru_cache
 from cloze.pipeline.extract.wikipedia import templates
 from cloze.pipeline.extract.wikipedia.markers import (
     GAP,
+    LINE_MARKS,
     PROTECT,
     QUOTE_BREAK,
     TABLE_START,
     expand_entities,
     separate_quotes,
 )
-from cloze.pipeline.extract.wikipedia.wiki_names import BLOCK_TAGS, DROPPED_TAGS, INLINE_TAGS, RAW_TAGS
+from cloze.pipeline.extract.wikipedia.wiki_names import (
+    BLOCK_TAGS,
+    DROPPED_TAGS,
+    INLINE_TAGS,
+    PREPROCESSED_TAGS,
+    RAW_TAGS,
+)
 
 _MAX_DEPTH = 40  # templates inside templates whose text is kept; deeper ones are dropped, to bound the copying
 
@@ -97,9 +104,11 @@ class _StructureResolver:
             templates.render(pattern, content.partition(":")[2] if name.endswith(":") else body, GAP)
         )
 
-    def quote_break(self) -> str:
-        """The text that replaces a tag whose content stays: nothing, or a break between apostrophes."""
-        return QUOTE_BREAK if self.out and self.out[-1].endswith("'") else ""
+    def break_at(self, position: int) -> None:
+        """Replace a tag whose content stays: by a break, if the text before and after it together would be markup."""
+        before = self.out[-1][-1:] if self.out else ""
+        if before == "'" or (before == "\n" and self.text.startswith(LINE_MARKS, position)):
+            self.out.append(QUOTE_BREAK)
 
     def tag(self, token: str, end: int) -> int:
         """Handle an HTML or extension tag. Returns the position at which to continue."""
@@ -117,7 +126,10 @@ class _StructureResolver:
                     content = expand_entities(self.text[end : stop[0]]) if kept else ""
                     self.out.append(content.translate(PROTECT) if kept else GAP)
                     return stop[1]
-            self.out.append(GAP if name != "nowiki" else self.quote_break())
+            if name == "nowiki":
+                self.break_at(end)
+            else:
+                self.out.append(GAP)
         elif name in DROPPED_TAGS:
             if closing:
                 self.drop(name)
@@ -126,8 +138,10 @@ class _StructureResolver:
                 self.out.append("\n" if name != "rt" else "")
         elif name in BLOCK_TAGS:
             self.out.append(BLOCK_TAGS[name])
-        else:
-            self.out.append(self.quote_break() if name in INLINE_TAGS else token)
+        elif name not in INLINE_TAGS:
+            self.out.append(token)
+        elif name not in PREPROCESSED_TAGS:
+            self.break_at(end)
         return end
 
     def comment(self, start: int) -> int:

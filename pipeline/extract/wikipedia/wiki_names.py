@@ -34,6 +34,9 @@ INLINE_TAGS = _words(
     "samp small span strike strong sub sup time translate tt tvar u var wbr languages ref"
 )
 
+#: Those of them that are removed before the beginnings of lines are read.
+PREPROCESSED_TAGS = _words("noinclude onlyinclude translate tvar languages")
+
 #: Titles of sections whose paragraphs are not part of the article's prose, in lower case.
 DROPPED_SECTIONS = frozenset(
     " ".join(title.split())
