@@ -70,8 +70,11 @@ def _elisions(segments: list[str], marks: list[int], literal: list[int]) -> list
     return [*found, min(remaining, key=rank)] if odd and remaining else found
 
 
-def resolve_links(text: str, hidden_namespaces: frozenset[str]) -> str:
-    """Links -> their labels; files, categories and interlanguage links -> gaps."""
+def resolve_links(text: str, hidden_namespaces: frozenset[str], linked_namespaces: frozenset[str]) -> str:
+    """Links -> their labels; files, categories and interlanguage links -> gaps.
+
+    A file is hidden in a namespace of any name but those of `linked_namespaces` and of other wikis, if it has a label.
+    """
     if "[" not in text:
         return text
 
@@ -86,7 +89,12 @@ def resolve_links(text: str, hidden_namespaces: frozenset[str]) -> str:
             prefix = prefix.replace("_", " ").strip(" \x00")
             if not prefix:
                 target = rest
-            elif prefix.lower() in hidden_namespaces or (prefix in LANGUAGE_CODES and rest) or _MEDIA.search(rest):
+            linked = label and (":" in rest or prefix.lower() in linked_namespaces)
+            if prefix and (
+                prefix.lower() in hidden_namespaces
+                or (prefix in LANGUAGE_CODES and rest)
+                or (_MEDIA.search(rest) and not linked)
+            ):
                 return None
         if "'" in label:
             label = separate_quotes(resolve_quotes(label).replace("''", ""))

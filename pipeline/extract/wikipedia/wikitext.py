@@ -44,6 +44,7 @@ class Rules:
     """The settings of a wiki and a source. Namespaces are in lower case; `templates` maps names to patterns."""
 
     hidden_namespaces: frozenset[str] = frozenset({"file", "image", "category"})
+    linked_namespaces: frozenset[str] = frozenset({"media", "user"})  # a link to a file in them shows its label
     templates: Mapping[str, str] = field(default_factory=dict)
     dropped_sections: frozenset[str] = DROPPED_SECTIONS
     keep_headings: bool = False
@@ -54,9 +55,8 @@ def paragraphs(text: str, rules: Rules = Rules(), dropped: Counter[str] | None =
     """The running text of a page, one string per paragraph. `dropped` counts dropped templates by name."""
     if any(char in text for char in CONTROL_CHARACTERS):
         text = text.translate(dict.fromkeys(map(ord, CONTROL_CHARACTERS)))
-    text = resolve_links(
-        resolve_structure(text, rules.templates, Counter() if dropped is None else dropped), rules.hidden_namespaces
-    )
+    text = resolve_structure(text, rules.templates, Counter() if dropped is None else dropped)
+    text = resolve_links(text, rules.hidden_namespaces, rules.linked_namespaces)
     return _clean_blocks(_split_blocks(text, rules))
 
 

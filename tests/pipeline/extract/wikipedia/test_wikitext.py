@@ -30,6 +30,8 @@ def one(text: str, **rules) -> str:
         ("See [[:Category:Birds]] and [[:File:X.jpg|this]].", "See Category:Birds and this."),
         ("Seen.[[de:Baum]] [[Category:Trees]] [[zh-min-nan:X]]", "Seen."),
         ("[[Star: A Tale]] stays.", "Star: A Tale stays."),
+        ("The [[commons:File:Map.svg|map]] shows [[Media:A.ogg|the speech]].", "The map shows the speech."),
+        ("A [[Bild:x.png|thumb|y]], [[Media:A.ogg]], [[commons:File:B.png]] here.", "A, here."),
         ("At [http://a.org the ''site''], [https://b.org] and [//c.org c].", "At the site, and c."),
         ("A [http://a.org label with [[x|a link]] in it].", "A label with a link in it."),
         ("One.<ref name=a>{{cite|x}}</ref> Two.<ref name=a/> Three <ref>a</ref>.", "One. Two. Three."),
@@ -169,6 +171,7 @@ def test_headings_and_lists_can_be_kept():
 def test_local_names_of_namespaces_hide_their_links():
     text = "A [[Tập_tin:x.jpg|nhỏ|B [[c]]]] d [[Thể loại:E]]."
     assert one(text, hidden_namespaces=frozenset({"tập tin", "thể loại"})) == "A d."
+    assert one("Ein [[Medium:A.ogg|Ton]].", linked_namespaces=frozenset({"medium"})) == "Ein Ton."
 
 
 def test_a_user_names_more_templates():
