@@ -74,6 +74,8 @@ def one(text: str, **rules) -> str:
         ("One.\n<!-- note -->\nStill one.", "One. Still one."),
         ("A __NOTOC__ word __БЕЗОГЛ__ snake__case.", "A word snake__case."),
         ("漢字-{zh-hans:汉;zh-hant:漢}-字。", "漢字汉字。"),
+        ("Град -{sr-ec:Београд; sr-el:Beograd}- и -{SR: Ниш}-.", "Град Београд и Ниш."),
+        ("Su -{crh-latn:Qırım}- ve -{srpski: ne}-.", "Su Qırım ve srpski: ne."),
         ("A <span style='x'>b</span><br/>c <foo>d</foo> 1 < 2.", "A b c <foo>d</foo> 1 < 2."),
         ("The [[a|b]] (or [[c|d]]; e) f.", "The b (or d; e) f."),
     ],
