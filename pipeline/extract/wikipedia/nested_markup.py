@@ -81,6 +81,8 @@ class _StructureResolver:
         self.out.append(GAP)
 
     def close_braces(self, run: int) -> None:
+        """Close what `run` braces can. A single brace that is left over then is text, unless one is left open, too."""
+        left_open = not self.open["{"]
         while run >= 2 and self.open["{"]:
             index, opened = self.pop("{")
             width = 3 if run >= 3 and opened >= 3 else 2
@@ -88,9 +90,12 @@ class _StructureResolver:
             del self.out[index:]
             self.out.append(GAP if width == 3 else self.template("".join(content)))
             run -= width
+            left_open = opened - width == 1
             if opened - width >= 2:
                 self.stack.append(("{", index, opened - width))
                 self.open["{"] += 1
+        if run == 1 and not left_open:
+            self.out.append("}")
 
     def template(self, content: str) -> str:
         """The text that replaces a template: its prose, or a gap."""
