@@ -23,6 +23,7 @@ from cloze.pipeline.extract.wikipedia.wiki_names import (
     BLOCK_TAGS,
     DROPPED_TAGS,
     INLINE_TAGS,
+    LIST_TAGS,
     PREPROCESSED_TAGS,
     RAW_TAGS,
 )
@@ -41,21 +42,26 @@ _TOKEN = re.compile(
 _TAG = re.compile(r"</?([A-Za-z][A-Za-z0-9]*)")
 
 
-def resolve_structure(text: str, prose_templates: Mapping[str, str], dropped: Counter[str]) -> str:
+def resolve_structure(
+    text: str, prose_templates: Mapping[str, str], dropped: Counter[str], keep_lists: bool = False
+) -> str:
     """Resolve templates, tables, tags and comments; links, quotes and lines stay as they are.
 
     `prose_templates` maps names to patterns, in addition to the built-in ones. `dropped` counts the other templates.
+    `keep_lists`: a list in HTML becomes lines that begin with "*"; otherwise it is dropped.
     """
-    return _StructureResolver("\n" + text, prose_templates, dropped).run()  # a table begins at the beginning of a line
+    text = "\n" + text  # a table begins at the beginning of a line
+    return _StructureResolver(text, prose_templates, dropped, keep_lists).run()
 
 
 class _StructureResolver:
     """Builds the output with a stack of open elements: (kind, index into the output, length of a run of braces)."""
 
-    def __init__(self, text: str, prose_templates: Mapping[str, str], dropped: Counter[str]) -> None:
+    def __init__(self, text: str, prose_templates: Mapping[str, str], dropped: Counter[str], keep_lists: bool) -> None:
         self.text = text
         self.prose_templates = prose_templates
         self.dropped = dropped
+        self.dropped_tags = DROPPED_TAGS if keep_lists else DROPPED_TAGS | LIST_TAGS
         self.out: list[str] = []
         self.stack: list[tuple[str, int, int]] = []
         self.open: Counter[str] = Counter()
@@ -135,14 +141,14 @@ class _StructureResolver:
                 self.break_at(end)
             else:
                 self.out.append(GAP)
-        elif name in DROPPED_TAGS:
+        elif name in self.dropped_tags:
             if closing:
                 self.drop(name)
             elif not self_closing:
                 self.push(name)
                 self.out.append("\n" if name != "rt" else "")
         elif name in BLOCK_TAGS:
-            self.out.append(BLOCK_TAGS[name])
+            self.out.append(BLOCK_TAGS[name].rstrip("*") if closing else BLOCK_TAGS[name])
         elif name not in INLINE_TAGS:
             self.out.append(token)
         elif name not in PREPROCESSED_TAGS:

@@ -19,11 +19,15 @@ RAW_TAGS = _words(
 )
 
 #: Tags that are dropped with their content, including nested tags.
-DROPPED_TAGS = _words("table ul ol dl h1 h2 h3 h4 h5 h6 references includeonly rt rp caption style script")
+DROPPED_TAGS = _words("table h1 h2 h3 h4 h5 h6 references includeonly rt rp caption style script")
 
-#: Tags that begin or end a block -> the text that replaces them.
+#: Lists: dropped as well, unless lists are kept.
+LIST_TAGS = _words("ul ol dl")
+
+#: Tags that begin or end a block -> the text that replaces them; the end of a list's item has no mark.
 BLOCK_TAGS = {
     **dict.fromkeys(_words("blockquote center div hr p poem section article header tr td th tbody thead"), "\n\n"),
+    **dict.fromkeys(LIST_TAGS, "\n\n"),
     **dict.fromkeys(_words("li dt dd"), "\n*"),
     "br": " ",
 }

@@ -56,7 +56,8 @@ def paragraphs(text: str, rules: Rules = Rules(), dropped: Counter[str] | None =
     """The running text of a page, one string per paragraph. `dropped` counts dropped templates by name."""
     if any(char in text for char in CONTROL_CHARACTERS):
         text = text.translate(dict.fromkeys(map(ord, CONTROL_CHARACTERS)))
-    text = resolve_structure(text, rules.templates, Counter() if dropped is None else dropped)
+    dropped = Counter() if dropped is None else dropped
+    text = resolve_structure(text, rules.templates, dropped, rules.keep_lists)
     text = resolve_links(text, rules.hidden_namespaces, rules.linked_namespaces)
     return _clean_blocks(_split_blocks(text, rules))
 

@@ -172,6 +172,19 @@ def test_headings_and_lists_can_be_kept():
     assert paragraphs(text, Rules(keep_headings=True, keep_lists=True)) == ["A.", "History", "B", "C"]
 
 
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("<ul><li>First item.</li>\n<li>Second [[x|''one'']].</li></ul>", ["First item.", "Second one."]),
+        ("A.<ol><li>B<ul><li>C</li></ul>\n</ol>D.", ["A.", "B", "C", "D."]),
+        ("<dl><dt>Term<dd>Said</dd> more</dl>", ["Term", "Said", "more"]),
+        ("A {{b|<ul><li>c</li></ul>}} <table><tr><td><ul><li>d</table> e.", ["A e."]),
+    ],
+)
+def test_lists_in_html_are_kept_as_those_in_wikitext(markup: str, text: list[str]):
+    assert paragraphs(markup, Rules(keep_lists=True)) == text
+
+
 def test_local_names_of_namespaces_hide_their_links():
     text = "A [[Tập_tin:x.jpg|nhỏ|B [[c]]]] d [[Thể loại:E]]."
     assert one(text, hidden_namespaces=frozenset({"tập tin", "thể loại"})) == "A d."
