@@ -5,9 +5,11 @@ import re
 from cloze.pipeline.extract.wikipedia.markers import GAP, LITERAL_APOSTROPHES, separate_line_mark, separate_quotes
 from cloze.pipeline.extract.wikipedia.wiki_names import LANGUAGE_CODES
 
+_PROTOCOL = r"(?:(?:https?:|ftps?:|ircs?:)?//|mailto:|news:)"
+# An address and its label, which may contain links to articles and words in brackets.
 _EXTERNAL = re.compile(
-    r"\[(?:(?:https?:|ftps?:|ircs?:)?//|mailto:|news:)[^\s\[\]<>]*+"
-    r"([^\[\]\n]*+(?:\[\[[^\[\]\n]*+\]\][^\[\]\n]*+)*+)\]"
+    rf"\[{_PROTOCOL}[^\s\[\]<>]*+"
+    rf"([^\[\]\n]*+(?:(?:\[\[[^\[\]\n]*+\]\]|\[(?!{_PROTOCOL})[^\[\]\n]*+\])[^\[\]\n]*+)*+)\]"
 )
 _QUOTES = re.compile("(''+)")
 _APOSTROPHES_IN_WORD = re.compile(r"(?<=\w)''(?=\w)")  # in a link's title: [[Lista d''e paise]]
