@@ -12,11 +12,12 @@ from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract import sentence_lines
 from cloze.pipeline.text import table_files
 from cloze.pipeline.text.character_encodings import decode, decompressed
+from cloze.pipeline.text.sentences import STOPS
 
 _MAX_TEXT_BYTES = 32 << 20  # of a text file, which is one document
 _LAYOUT_SAMPLE_BYTES = 1 << 20
 _PARAGRAPH_BREAK = re.compile(r"\n[ \t\r]*\n\s*")
-_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
+_SENTENCE_END = re.compile(rf"[{STOPS}][\"'”’»)\]]*$")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, such as "\\ud83d" alone in JSON: UTF-8 cannot encode it
 
 
@@ -83,11 +84,12 @@ def paragraphs(text: str) -> list[str]:
     text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
     parts = _PARAGRAPH_BREAK.split(text)
     if len(parts) == 1 and "\n" in text:
-        parts = [""]
+        groups: list[list[str]] = [[]]
         for line in text.split("\n"):
-            parts[-1] += line + " "
+            groups[-1].append(line)
             if _SENTENCE_END.search(line.rstrip()):
-                parts.append("")
+                groups.append([])
+        parts = [" ".join(group) for group in groups]
     return [joined for part in parts if (joined := " ".join(part.split()))]
 
 

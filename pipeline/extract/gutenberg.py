@@ -51,11 +51,12 @@ _FIGURE = re.compile(
     r"\[(?:_?(?:Frontispiece|Illustrations?|Illustrated|Sidenote|Decoration|Blank|Map|Footnote|Picture|Music)\b)"
 )
 _MARKER = re.compile(
-    r"\[(?:Pg|Page|p\.)\.? ?[\dxvil]+\]|\{(?:p\. ?)?[\dxvil]+\}|\[(?:\d{1,3}|[A-Z]|\*+)\]"
+    r"\[(?:Pg|Page|p\.)\.? ?[\dxvil]+\]|\{(?:p\. ?)?[\dxvil]+\}"
+    r"|\[(?:\d{1,3}|\*+|[A-Z](?=\](?-i:(?![^\W\d_A-Z]))))\]"  # but no editor's letter, as in "[T]he king"
     r"|\[(?:Illustration|Transcriber)[^\[\]]*+(?:\[[^\[\]]*+\][^\[\]]*+)*+\]",
     re.IGNORECASE,
 )
-_FIGURE_END = re.compile(r"^\[[^\]]*\]\s*")
+_BRACKET = re.compile(r"\[|\]\s*")
 _HORIZONTAL_RULE = re.compile(r"[\W_]*$")
 _THE_END = re.compile(r"(?:THE END|FINIS|END OF (?:VOL|BOOK|PART)\b.*)\W*$", re.IGNORECASE)
 
@@ -169,12 +170,26 @@ def _drop_notes(blocks: list[Block]) -> list[Block]:
             else:
                 note = 1 if len(text) < 40 else 2
         elif _FIGURE.match(text):
-            bracket = "" if text.count("]") >= text.count("[") or not _bracket_closes(blocks, number) else "["
-            if text.rfind("]") < len(text) - 2 and "]" in text:
-                kept.append(replace(block, lines=[_FIGURE_END.sub("", text)]))
+            after = _after_figures(text)
+            bracket = "[" if after is None and _bracket_closes(blocks, number) else ""
+            if after is None and not bracket:  # nobody closes it
+                _, closed, rest = text.rpartition("]")
+                after = rest.strip() if closed else ""
+            if after and any(map(str.isalpha, after)):
+                kept.append(replace(block, lines=[after]))
         elif not (_CREDITS.match(text) or _HORIZONTAL_RULE.match(text) or _THE_END.match(text)):
             kept.append(block)
     return kept
+
+
+def _after_figures(text: str) -> str | None:
+    """What follows the figures and notes in brackets with which a block begins; None if one of them is not closed."""
+    depth = 0
+    for match in _BRACKET.finditer(text):
+        depth += 1 if match[0] == "[" else -1
+        if not depth and not _FIGURE.match(text, match.end()):
+            return text[match.end() :]
+    return None
 
 
 def _bracket_closes(blocks: list[Block], start: int) -> bool:

@@ -78,6 +78,7 @@ def _articles(
     wiki = site.dbname or (f"{language}wiki" if language else source.name)
     rules = wikitext.Rules(
         hidden_namespaces=frozenset(site.namespace_names(6) | site.namespace_names(14)),
+        linked_namespaces=frozenset(site.namespace_names(-2) | site.namespace_names(2)),
         templates={name.lower().replace("_", " "): pattern for name, pattern in source.templates.items()},
         keep_headings=source.keep_headings,
         keep_lists=source.keep_lists,

@@ -19,13 +19,13 @@ from cloze.pipeline.text.character_encodings import (
     is_gzip,
     stream_encoding,
 )
-from cloze.pipeline.text.sentences import split_sentences
+from cloze.pipeline.text.sentences import STOPS, split_sentences
 
 _MAX_LINE_BYTES = 1 << 20  # no sentence is that long
 _MAX_SENTENCES = 100_000  # in a document: the Bible has 31,000 verses
 _MAX_GZIP_BYTES = 256 << 20  # one reader at a time reads it, its documents in memory
 _SAMPLE_BYTES = 1 << 20
-_SENTENCE_END = re.compile(r"[.!?…。！？][\"'`”’»)\]\s]*$")
+_SENTENCE_END = re.compile(rf"[{STOPS}][\"'`”’»)\]\s]*$")
 
 NO_BOUNDARIES = (
     "has one sentence per line without boundaries between documents, which next-sentence pairs need; in a source of "

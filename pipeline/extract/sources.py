@@ -34,7 +34,7 @@ class WikipediaSource(_Source):
     keep_headings: bool = False
     """Whether section headings become paragraphs."""
     keep_lists: bool = False
-    """Whether list items become paragraphs."""
+    """Whether list items become paragraphs, also those of lists in HTML."""
 
 
 class BooksSource(_Source):

@@ -29,7 +29,7 @@ from cloze.pipeline.extract.wikipedia import repartition
 from cloze.pipeline.extract.wikipedia.wikitext import has_residue
 from cloze.pipeline.extract.work_units import WorkUnit, plan_units
 
-VERSION = 3
+VERSION = 4
 
 _SHARD_CHARACTERS = 32 << 20
 _TEXT_SPEED, _COMPRESSED_SPEED = 20e6, 4e6  # bytes per CPU second: XML; bz2, which is a fifth of the XML

@@ -14,11 +14,11 @@ from cloze.pipeline.core.errors import UserError
 Splitter = Callable[[str], list[str]]
 
 _WIDE_STOPS = "。！？｡．।॥။"
+#: The characters that can end a sentence.
+STOPS = ".!?…؟۔։።‼⁇⁈⁉" + _WIDE_STOPS
 # A run of stops, closing quotes and brackets, white space, and a lookahead at the next word. Possessive quantifiers: no
 # run is scanned twice.
-_CANDIDATE = re.compile(
-    r"([.!?…؟۔։።‼⁇⁈⁉" + _WIDE_STOPS + r"]++)([\"'”’»›)\]}」』）》〉】〕]*+)(\s*+)(?=[^\w\s]{0,8}+\s?(\w*\.?))"
-)
+_CANDIDATE = re.compile(r"([" + STOPS + r"]++)([\"'”’»›)\]}」』）》〉】〕]*+)(\s*+)(?=[^\w\s]{0,8}+\s?(\w*\.?))")
 _WORD_BREAK = re.compile(r"[^\w.'’&-]+|--+")
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
 _NUMBER = re.compile(r"[0-9]+\w?|[ivxlcdm]+", re.IGNORECASE)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 
 from cloze.pipeline.extract.wikipedia.wiki_names import POINTER_BEGINNINGS, POINTER_ENDINGS
-from cloze.pipeline.text.sentences import split_sentences
+from cloze.pipeline.text.sentences import STOPS, split_sentences
 
-_STOPS = tuple(".!?…؟۔։።‼⁇⁈⁉。！？｡．।॥။។།៕")
+_STOPS = (*STOPS, *"\u17d4\u17d5\u0f0d")  # Khmer and Tibetan have no rules in split_sentences
 _CLOSERS = " \t\xa0\u202f\u3000\x00\x01\"'”’“‘»›«‹)]}」』）》〉】〕"
 _BULLETS = tuple("*#•·●■◆▪‣◊")
 _LEADING_PUNCTUATION = " \x00,;:.、，；：。،؛"  # left over when a formula before it is dropped

@@ -2,12 +2,14 @@
 
 import re
 
-from cloze.pipeline.extract.wikipedia.markers import GAP, LITERAL_APOSTROPHES, separate_quotes
+from cloze.pipeline.extract.wikipedia.markers import GAP, LITERAL_APOSTROPHES, separate_line_mark, separate_quotes
 from cloze.pipeline.extract.wikipedia.wiki_names import LANGUAGE_CODES
 
+_PROTOCOL = r"(?:(?:https?:|ftps?:|ircs?:)?//|mailto:|news:)"
+# An address and its label, which may contain links to articles and words in brackets.
 _EXTERNAL = re.compile(
-    r"\[(?:(?:https?:|ftps?:|ircs?:)?//|mailto:|news:)[^\s\[\]<>]*+"
-    r"([^\[\]\n]*+(?:\[\[[^\[\]\n]*+\]\][^\[\]\n]*+)*+)\]"
+    rf"\[{_PROTOCOL}[^\s\[\]<>]*+"
+    rf"([^\[\]\n]*+(?:(?:\[\[[^\[\]\n]*+\]\]|\[(?!{_PROTOCOL})[^\[\]\n]*+\])[^\[\]\n]*+)*+)\]"
 )
 _QUOTES = re.compile("(''+)")
 _APOSTROPHES_IN_WORD = re.compile(r"(?<=\w)''(?=\w)")  # in a link's title: [[Lista d''e paise]]
@@ -70,13 +72,16 @@ def _elisions(segments: list[str], marks: list[int], literal: list[int]) -> list
     return [*found, min(remaining, key=rank)] if odd and remaining else found
 
 
-def resolve_links(text: str, hidden_namespaces: frozenset[str]) -> str:
-    """Links -> their labels; files, categories and interlanguage links -> gaps."""
+def resolve_links(text: str, hidden_namespaces: frozenset[str], linked_namespaces: frozenset[str]) -> str:
+    """Links -> their labels; files, categories and interlanguage links -> gaps.
+
+    A file is hidden in a namespace of any name but those of `linked_namespaces` and of other wikis, if it has a label.
+    """
     if "[" not in text:
         return text
 
     def external(match: re.Match[str]) -> str:
-        return match[1].strip() or GAP
+        return separate_line_mark(match[1].strip()) or GAP
 
     def label(content: str) -> str | None:
         """The visible text of a link; None if it has none."""
@@ -86,11 +91,16 @@ def resolve_links(text: str, hidden_namespaces: frozenset[str]) -> str:
             prefix = prefix.replace("_", " ").strip(" \x00")
             if not prefix:
                 target = rest
-            elif prefix.lower() in hidden_namespaces or (prefix in LANGUAGE_CODES and rest) or _MEDIA.search(rest):
+            linked = label and (":" in rest or prefix.lower() in linked_namespaces)
+            if prefix and (
+                prefix.lower() in hidden_namespaces
+                or (prefix in LANGUAGE_CODES and rest)
+                or (_MEDIA.search(rest) and not linked)
+            ):
                 return None
         if "'" in label:
             label = separate_quotes(resolve_quotes(label).replace("''", ""))
-        return label if label.strip() else target
+        return separate_line_mark(label if label.strip() else target)
 
     before, *rest = _EXTERNAL.sub(external, text).split("[[")
     out = [before.replace("]]", "")]
@@ -105,8 +115,10 @@ def resolve_links(text: str, hidden_namespaces: frozenset[str]) -> str:
         if "|" in content or ":" in content:
             found = label(content)
             content = GAP if found is None else found
-        elif "'" in content:
-            content = separate_quotes(_APOSTROPHES_IN_WORD.sub(LITERAL_APOSTROPHES, content))
+        else:
+            if "'" in content:
+                content = separate_quotes(_APOSTROPHES_IN_WORD.sub(LITERAL_APOSTROPHES, content))
+            content = separate_line_mark(content)
         if len(segments) == 2:
             out += content, segments[1]
             continue

@@ -7,7 +7,7 @@ import html.entities
 import re
 
 GAP = "\x00"  # something was dropped here
-QUOTE_BREAK = "\x01"  # the apostrophes before and after it are separate marks
+QUOTE_BREAK = "\x01"  # the apostrophes before and after it are separate marks; what follows begins no line
 TABLE_START = "\x02"  # of a table that may have no end
 CONTROL_CHARACTERS = "".join(map(chr, (*range(9), *range(14, 32))))
 
@@ -18,12 +18,19 @@ PROTECT = str.maketrans(_SPECIAL, ENCODED)
 UNPROTECT = str.maketrans(ENCODED, _SPECIAL)
 LITERAL_APOSTROPHES = "''".translate(PROTECT)  # two apostrophes that are not markup
 
+LINE_MARKS = tuple("*#:;|!")  # characters that are markup at the beginning of a line, besides those of headings
+
 _ENTITY = re.compile(r"&(?:#(\d{1,7})|#[xX]([0-9a-fA-F]{1,6})|([A-Za-z][A-Za-z0-9]{1,31}));")
 
 
 def separate_quotes(text: str) -> str:
     """Separate apostrophes at the ends of a template's text or a link's label from those around it."""
     return QUOTE_BREAK * text.startswith("'") + text + QUOTE_BREAK * text.endswith("'")
+
+
+def separate_line_mark(text: str) -> str:
+    """Separate a character with which a link's label begins from the beginning of a line, where it would be markup."""
+    return QUOTE_BREAK + text if text.startswith((*LINE_MARKS, "=")) else text
 
 
 def expand_entities(text: str) -> str:

@@ -12,13 +12,21 @@ from functools import lru_cache
 from cloze.pipeline.extract.wikipedia import templates
 from cloze.pipeline.extract.wikipedia.markers import (
     GAP,
+    LINE_MARKS,
     PROTECT,
     QUOTE_BREAK,
     TABLE_START,
     expand_entities,
     separate_quotes,
 )
-from cloze.pipeline.extract.wikipedia.wiki_names import BLOCK_TAGS, DROPPED_TAGS, INLINE_TAGS, RAW_TAGS
+from cloze.pipeline.extract.wikipedia.wiki_names import (
+    BLOCK_TAGS,
+    DROPPED_TAGS,
+    INLINE_TAGS,
+    LIST_TAGS,
+    PREPROCESSED_TAGS,
+    RAW_TAGS,
+)
 
 _MAX_DEPTH = 40  # templates inside templates whose text is kept; deeper ones are dropped, to bound the copying
 
@@ -34,21 +42,26 @@ _TOKEN = re.compile(
 _TAG = re.compile(r"</?([A-Za-z][A-Za-z0-9]*)")
 
 
-def resolve_structure(text: str, prose_templates: Mapping[str, str], dropped: Counter[str]) -> str:
+def resolve_structure(
+    text: str, prose_templates: Mapping[str, str], dropped: Counter[str], keep_lists: bool = False
+) -> str:
     """Resolve templates, tables, tags and comments; links, quotes and lines stay as they are.
 
     `prose_templates` maps names to patterns, in addition to the built-in ones. `dropped` counts the other templates.
+    `keep_lists`: a list in HTML becomes lines that begin with "*"; otherwise it is dropped.
     """
-    return _StructureResolver("\n" + text, prose_templates, dropped).run()  # a table begins at the beginning of a line
+    text = "\n" + text  # a table begins at the beginning of a line
+    return _StructureResolver(text, prose_templates, dropped, keep_lists).run()
 
 
 class _StructureResolver:
     """Builds the output with a stack of open elements: (kind, index into the output, length of a run of braces)."""
 
-    def __init__(self, text: str, prose_templates: Mapping[str, str], dropped: Counter[str]) -> None:
+    def __init__(self, text: str, prose_templates: Mapping[str, str], dropped: Counter[str], keep_lists: bool) -> None:
         self.text = text
         self.prose_templates = prose_templates
         self.dropped = dropped
+        self.dropped_tags = DROPPED_TAGS if keep_lists else DROPPED_TAGS | LIST_TAGS
         self.out: list[str] = []
         self.stack: list[tuple[str, int, int]] = []
         self.open: Counter[str] = Counter()
@@ -74,6 +87,8 @@ class _StructureResolver:
         self.out.append(GAP)
 
     def close_braces(self, run: int) -> None:
+        """Close what `run` braces can. A single brace that is left over then is text, unless one is left open, too."""
+        left_open = not self.open["{"]
         while run >= 2 and self.open["{"]:
             index, opened = self.pop("{")
             width = 3 if run >= 3 and opened >= 3 else 2
@@ -81,9 +96,12 @@ class _StructureResolver:
             del self.out[index:]
             self.out.append(GAP if width == 3 else self.template("".join(content)))
             run -= width
+            left_open = opened - width == 1
             if opened - width >= 2:
                 self.stack.append(("{", index, opened - width))
                 self.open["{"] += 1
+        if run == 1 and not left_open:
+            self.out.append("}")
 
     def template(self, content: str) -> str:
         """The text that replaces a template: its prose, or a gap."""
@@ -97,9 +115,11 @@ class _StructureResolver:
             templates.render(pattern, content.partition(":")[2] if name.endswith(":") else body, GAP)
         )
 
-    def quote_break(self) -> str:
-        """The text that replaces a tag whose content stays: nothing, or a break between apostrophes."""
-        return QUOTE_BREAK if self.out and self.out[-1].endswith("'") else ""
+    def break_at(self, position: int) -> None:
+        """Replace a tag whose content stays: by a break, if the text before and after it together would be markup."""
+        before = self.out[-1][-1:] if self.out else ""
+        if before == "'" or (before == "\n" and self.text.startswith(LINE_MARKS, position)):
+            self.out.append(QUOTE_BREAK)
 
     def tag(self, token: str, end: int) -> int:
         """Handle an HTML or extension tag. Returns the position at which to continue."""
@@ -117,17 +137,22 @@ class _StructureResolver:
                     content = expand_entities(self.text[end : stop[0]]) if kept else ""
                     self.out.append(content.translate(PROTECT) if kept else GAP)
                     return stop[1]
-            self.out.append(GAP if name != "nowiki" else self.quote_break())
-        elif name in DROPPED_TAGS:
+            if name == "nowiki":
+                self.break_at(end)
+            else:
+                self.out.append(GAP)
+        elif name in self.dropped_tags:
             if closing:
                 self.drop(name)
             elif not self_closing:
                 self.push(name)
                 self.out.append("\n" if name != "rt" else "")
         elif name in BLOCK_TAGS:
-            self.out.append(BLOCK_TAGS[name])
-        else:
-            self.out.append(self.quote_break() if name in INLINE_TAGS else token)
+            self.out.append(BLOCK_TAGS[name].rstrip("*") if closing else BLOCK_TAGS[name])
+        elif name not in INLINE_TAGS:
+            self.out.append(token)
+        elif name not in PREPROCESSED_TAGS:
+            self.break_at(end)
         return end
 
     def comment(self, start: int) -> int:

@@ -19,11 +19,15 @@ RAW_TAGS = _words(
 )
 
 #: Tags that are dropped with their content, including nested tags.
-DROPPED_TAGS = _words("table ul ol dl h1 h2 h3 h4 h5 h6 references includeonly rt rp caption style script")
+DROPPED_TAGS = _words("table h1 h2 h3 h4 h5 h6 references includeonly rt rp caption style script")
 
-#: Tags that begin or end a block -> the text that replaces them.
+#: Lists: dropped as well, unless lists are kept.
+LIST_TAGS = _words("ul ol dl")
+
+#: Tags that begin or end a block -> the text that replaces them; the end of a list's item has no mark.
 BLOCK_TAGS = {
     **dict.fromkeys(_words("blockquote center div hr p poem section article header tr td th tbody thead"), "\n\n"),
+    **dict.fromkeys(LIST_TAGS, "\n\n"),
     **dict.fromkeys(_words("li dt dd"), "\n*"),
     "br": " ",
 }
@@ -33,6 +37,9 @@ INLINE_TAGS = _words(
     "abbr b bdi bdo big cite code data del dfn em font i ins kbd mark noinclude nobr onlyinclude q ruby rb rbc rtc s "
     "samp small span strike strong sub sup time translate tt tvar u var wbr languages ref"
 )
+
+#: Those of them that are removed before the beginnings of lines are read.
+PREPROCESSED_TAGS = _words("noinclude onlyinclude translate tvar languages")
 
 #: Titles of sections whose paragraphs are not part of the article's prose, in lower case.
 DROPPED_SECTIONS = frozenset(

@@ -30,6 +30,7 @@ from cloze.pipeline.extract.wikipedia.wiki_names import DROPPED_SECTIONS, POSSIB
 _ITALICS = re.compile("''")
 _MAGIC = re.compile(r"__(?=[^\W\da-z_])[^\Wa-z]+__")
 _VARIANT = re.compile(r"-\{(?:([^{}|\n]*+)\|)?([^{}\n]*+)\}-")
+_VARIANT_CODE = re.compile(r"(?:zh|gan|sr|sh|kk|ku|uz|tg|iu|crh|shi|ban)(?:-[a-z]+)*+", re.IGNORECASE)
 _LETTER = re.compile(r"[^\W_]")
 _ODD_SPACES = "\t\x0b\x0c\r\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 _RESIDUE = ("{{", "}}", "[[", "]]", "{|", "|}", "'''", "<ref", "&nbsp;", "&amp;")
@@ -44,6 +45,7 @@ class Rules:
     """The settings of a wiki and a source. Namespaces are in lower case; `templates` maps names to patterns."""
 
     hidden_namespaces: frozenset[str] = frozenset({"file", "image", "category"})
+    linked_namespaces: frozenset[str] = frozenset({"media", "user"})  # a link to a file in them shows its label
     templates: Mapping[str, str] = field(default_factory=dict)
     dropped_sections: frozenset[str] = DROPPED_SECTIONS
     keep_headings: bool = False
@@ -54,9 +56,9 @@ def paragraphs(text: str, rules: Rules = Rules(), dropped: Counter[str] | None =
     """The running text of a page, one string per paragraph. `dropped` counts dropped templates by name."""
     if any(char in text for char in CONTROL_CHARACTERS):
         text = text.translate(dict.fromkeys(map(ord, CONTROL_CHARACTERS)))
-    text = resolve_links(
-        resolve_structure(text, rules.templates, Counter() if dropped is None else dropped), rules.hidden_namespaces
-    )
+    dropped = Counter() if dropped is None else dropped
+    text = resolve_structure(text, rules.templates, dropped, rules.keep_lists)
+    text = resolve_links(text, rules.hidden_namespaces, rules.linked_namespaces)
     return _clean_blocks(_split_blocks(text, rules))
 
 
@@ -203,9 +205,9 @@ def _close_gaps(block: str) -> str:
 
 
 def _choose_variant(match: re.Match[str]) -> str:
-    """Chinese: -{zh-hans:a; zh-hant:b}- -> a."""
+    """Of a language with several scripts: -{zh-hans:a; zh-hant:b}- -> a."""
     if match[1] and match[1].strip() in ("H", "T", "-"):  # rules, which are not displayed
         return ""
     first = match[2].partition(";")[0]
     code, colon, text = first.partition(":")
-    return text.strip() if colon and code.strip().startswith("zh") else match[2]
+    return text.strip() if colon and _VARIANT_CODE.fullmatch(code.strip()) else match[2]

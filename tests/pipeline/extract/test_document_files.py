@@ -1,5 +1,6 @@
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.extract.document_files import DocumentColumns, DocumentRow, paragraphs, read_rows
+from cloze.pipeline.text.sentences import STOPS
 
 RECORDS = [
     {"body": 'One, "two"\n\nthree', "key": "a", "head": "First", "n": 1},
@@ -140,6 +142,18 @@ def test_paragraphs_end_at_blank_lines_or_without_any_at_ends_of_sentences():
         "rest",
     ]
     assert paragraphs(" \n ") == []
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_lines_of_any_script_end_a_paragraph_at_its_stops(stop: str):
+    assert paragraphs(f"One{stop}\nTwo\nthree{stop}»\nrest") == [f"One{stop}", f"Two three{stop}»", "rest"]
+
+
+def test_lines_without_a_stop_are_read_in_linear_time():
+    start = time.process_time()
+    (found,) = paragraphs("a line that ends no sentence\n" * 300_000)
+    assert time.process_time() - start < 8
+    assert len(found) == 300_000 * 29 - 1
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.txt", "x.txt.gz"])

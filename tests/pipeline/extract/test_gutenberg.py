@@ -131,6 +131,32 @@ def test_placeholders_notes_and_marks_go():
     ]
 
 
+@pytest.mark.parametrize(
+    ("block", "kept"),
+    [
+        (
+            "[Sidenote: Death of the king.] In this year he died at Winchester.[12]",
+            "In this year he died at Winchester.",
+        ),
+        ("[Illustration: The [old] house] She lived here.[A]", "She lived here."),
+        ("[Illustration] [Sidenote: The house\n[a]] She lived\nhere [she said].", "She lived here [she said]."),
+        ("[Footnote 1: See p. 3.] [Footnote 2: And [p. 4].]", None),
+        ("[Illustration: The [old house] She lived here.", "She lived here."),
+        ("[Illustration: A house] * 12", None),
+        ("[Illustration: A house", None),
+    ],
+)
+def test_prose_after_a_side_note_or_an_illustration_stays(block: str, kept: str | None):
+    (chapter,) = read_book(book("CHAPTER I", PARAGRAPH, block, PARAGRAPH)).chapters
+    assert chapter.paragraphs == [JOINED, *([kept] if kept else []), JOINED]
+
+
+def test_letters_of_an_editor_stay_and_those_of_notes_go():
+    text = "[T]he king[A] said that [i]t was the met[t]le of [B] his men.[c]\n[D]All (see [E]) agreed."
+    (chapter,) = read_book(book("CHAPTER I", PARAGRAPH, text)).chapters
+    assert chapter.paragraphs[1] == "[T]he king said that [i]t was the met[t]le of his men. All (see ) agreed."
+
+
 def test_a_book_without_headings_is_one_chapter_titled_by_its_first_lines():
     found = read_book(book("THE TAILOR\nOF SOMEWHERE", "By BEATRIX PETTER", PARAGRAPH, PARAGRAPH))
     assert (found.title, found.author) == ("THE TAILOR OF SOMEWHERE", "BEATRIX PETTER")
@@ -165,7 +191,7 @@ def test_split_sentences_of_a_script_without_spaces_stay_together():
     assert (first.paragraphs, second.paragraphs) == (["一。二。"], ["三。"])
 
 
-@pytest.mark.parametrize("run", ["\n", "*\n", ".", "[Illustration ", "_", " . "])
+@pytest.mark.parametrize("run", ["\n", "*\n", ".", "[Illustration ", "_", " . ", "[Map] ", "[Map [", "[A]a"])
 def test_a_long_run_of_anything_is_read_in_linear_time(run: str):
     start = time.process_time()
     book = read_book(f"CHAPTER I\n\n{PARAGRAPH}\n\n{run * (300_000 // len(run))}x\n\n{PARAGRAPH}")

@@ -22,7 +22,7 @@ from cloze.pipeline.extract.sentence_lines import (
 from cloze.pipeline.extract.sources import SentencesSource
 from cloze.pipeline.extract.stage import ExtractConfig
 from cloze.pipeline.extract.work_units import plan_units
-from cloze.pipeline.text.sentences import document_sentences, presplit_paragraphs
+from cloze.pipeline.text.sentences import STOPS, document_sentences, presplit_paragraphs
 from cloze.pipeline.text.tokenizer import BulkTokenizer, load_tokenizer
 from cloze.pipeline.tokens.tokenization import tokenize
 from tests.golden import unpack, vocab_artifact
@@ -135,6 +135,7 @@ def test_sentences_given_as_prose_are_refused_with_their_kind():
         check_prose(Location("x.txt"), unpack("sentences.txt"))
     with pytest.raises(UserError, match="without boundaries"):
         check_prose(Location("x.txt"), FLAT)
+    assert [line_layout(f"a line of one sentence{stop}\n" * 300) for stop in STOPS] == ["no boundaries"] * len(STOPS)
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,12 @@ def one(text: str, **rules) -> str:
         ("See [[:Category:Birds]] and [[:File:X.jpg|this]].", "See Category:Birds and this."),
         ("Seen.[[de:Baum]] [[Category:Trees]] [[zh-min-nan:X]]", "Seen."),
         ("[[Star: A Tale]] stays.", "Star: A Tale stays."),
+        ("The [[commons:File:Map.svg|map]] shows [[Media:A.ogg|the speech]].", "The map shows the speech."),
+        ("A [[Bild:x.png|thumb|y]], [[Media:A.ogg]], [[commons:File:B.png]] here.", "A, here."),
         ("At [http://a.org the ''site''], [https://b.org] and [//c.org c].", "At the site, and c."),
         ("A [http://a.org label with [[x|a link]] in it].", "A label with a link in it."),
+        ("The [http://a.org Report [PDF] of [[2010]] [en]] said so.", "The Report [PDF] of 2010 [en] said so."),
+        ("A [http://a.org] [1] and [http://b.org b [http://c.org c]].", "A [1] and [http://b.org b c]."),
         ("One.<ref name=a>{{cite|x}}</ref> Two.<ref name=a/> Three <ref>a</ref>.", "One. Two. Three."),
         ("H<sub>2</sub>O, x<sup>2</sup>, <small>little</small>, <code>f(x)</code>.", "H2O, x2, little, f(x)."),
         ("A <!-- hidden [[x]] {{ --> word.", "A word."),
@@ -67,17 +71,56 @@ def one(text: str, **rules) -> str:
         ("字-{H|zh-cn:甲;zh-tw:乙}-字。", "字字。"),
         ("A{{dead}} b {{unknown|c}} d {{unknown}}.", "A b d."),
         ("A{{x|<ref>b}}{{y</ref>c}} d.<ref name='e'>[[f|{{g}}</ref>", "A d."),
-        ("{{{1|x}}} a {{b|{{{1}}}}} c {{{{d}}}} e", "a c e"),
+        ("{{{1|x}}} a {{b|{{{1}}}}} c {{{{d}}}} e }}} f", "a c e f"),
+        ("The set {{lang|el|{α}}} and {{nowrap|[{b}}}].", "The set {α} and [{b}]."),
+        ("字-{zh-hant:甲; zh-hans:{{lang|ja|乙}}}-字。", "字甲字。"),
         ("Line one\nline two.", "Line one line two."),
         ("One.\n<!-- note -->\nStill one.", "One. Still one."),
         ("A __NOTOC__ word __БЕЗОГЛ__ snake__case.", "A word snake__case."),
         ("漢字-{zh-hans:汉;zh-hant:漢}-字。", "漢字汉字。"),
+        ("Град -{sr-ec:Београд; sr-el:Beograd}- и -{SR: Ниш}-.", "Град Београд и Ниш."),
+        ("Su -{crh-latn:Qırım}- ve -{srpski: ne}-.", "Su Qırım ve srpski: ne."),
         ("A <span style='x'>b</span><br/>c <foo>d</foo> 1 < 2.", "A b c <foo>d</foo> 1 < 2."),
         ("The [[a|b]] (or [[c|d]]; e) f.", "The b (or d; e) f."),
     ],
 )
 def test_running_text_keeps_its_words(markup: str, text: str):
     assert one(markup) == text
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("[[MeToo movement|#MeToo]] is a movement.", "#MeToo is a movement."),
+        ("[[!!!]] is a band.", "!!! is a band."),
+        ("[[x|''#b'']] and [[x|:c]].", "#b and :c."),
+        ("[[:Category:Birds|: birds]] fly.", ": birds fly."),
+        ("[http://a.org *NSYNC] sang.", "*NSYNC sang."),
+        ("[[Equals sign|=]] is written as =", "= is written as ="),
+        ("<nowiki/>#MeToo is one.", "#MeToo is one."),
+        ("<small>* With [[playoffs]].</small>", "* With playoffs."),
+        ("<span class=x><b>; So</b></span> it is.", "; So it is."),
+        ("One\n<i>| two</i>.", "One | two."),
+    ],
+)
+def test_what_a_link_or_a_tag_shows_at_the_beginning_of_a_line_is_text(markup: str, text: str):
+    assert one(markup) == text
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<noinclude>* item</noinclude>",
+        "<!-- note -->* item",
+        "{{nowrap|* item}}",
+        "* [[x|#item]]",
+        "<small>\n* item\n</small>",
+        "<onlyinclude>{|\n| [[x|*cell]]\n|}</onlyinclude>",
+        "<b>\n== References ==\n</b>\nSmith wrote.",
+    ],
+)
+def test_lists_after_markup_that_shows_nothing_are_lists(markup: str):
+    assert paragraphs(markup) == []
 
 
 @pytest.mark.parametrize(
@@ -131,9 +174,23 @@ def test_headings_and_lists_can_be_kept():
     assert paragraphs(text, Rules(keep_headings=True, keep_lists=True)) == ["A.", "History", "B", "C"]
 
 
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("<ul><li>First item.</li>\n<li>Second [[x|''one'']].</li></ul>", ["First item.", "Second one."]),
+        ("A.<ol><li>B<ul><li>C</li></ul>\n</ol>D.", ["A.", "B", "C", "D."]),
+        ("<dl><dt>Term<dd>Said</dd> more</dl>", ["Term", "Said", "more"]),
+        ("A {{b|<ul><li>c</li></ul>}} <table><tr><td><ul><li>d</table> e.", ["A e."]),
+    ],
+)
+def test_lists_in_html_are_kept_as_those_in_wikitext(markup: str, text: list[str]):
+    assert paragraphs(markup, Rules(keep_lists=True)) == text
+
+
 def test_local_names_of_namespaces_hide_their_links():
     text = "A [[Tập_tin:x.jpg|nhỏ|B [[c]]]] d [[Thể loại:E]]."
     assert one(text, hidden_namespaces=frozenset({"tập tin", "thể loại"})) == "A d."
+    assert one("Ein [[Medium:A.ogg|Ton]].", linked_namespaces=frozenset({"medium"})) == "Ein Ton."
 
 
 def test_a_user_names_more_templates():
@@ -187,7 +244,7 @@ markup = st.recursive(
     words,
     lambda inner: st.one_of(
         # MediaWiki knows no link inside a link: of three in each other a bar may stay
-        inner.map(lambda x: x if x.count("[[Target|") > 1 else f"[[Target|{x}]]"),
+        inner.map(lambda x: x if x.count("[[") > 1 else f"[[Target|{x}]]"),
         inner.map(lambda x: f"'''{x}'''"),
         inner.map(lambda x: f"''{x}''"),
         inner.map(lambda x: f"{{{{nowrap|{x}}}}}"),
@@ -240,6 +297,11 @@ def test_any_text_at_all_is_read(text: str):
         "{{x|",
         "* ",
         "==",
+        "[//x [a] ",
+        "[//x [a",
+        "\n<b>*",
+        "<b>",
+        "[[#x|*]]",
     ],
 )
 def test_a_megabyte_of_any_mark_is_read_in_linear_time(token: str):
