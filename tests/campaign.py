@@ -17,11 +17,13 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs/checks.md"
 HEADING = "## The last campaign\n"
+TIMEOUT = 1800  # seconds of a test, after which pytest ends: some take eight minutes on an idle machine
 
 
 def main(arguments: list[str]) -> int:
     report = REPOSITORY / ".venv/campaign.xml"
-    options = ["-m", "campaign or flink", "-o", "junit_logging=system-out", f"--junitxml={report}"]
+    options = ["-m", "campaign or flink", "-o", "junit_logging=system-out", "-o", f"faulthandler_timeout={TIMEOUT}"]
+    options.append(f"--junitxml={report}")
     done = subprocess.run([sys.executable, "-m", "pytest", *options, *arguments], cwd=REPOSITORY, check=False)
     if done.returncode == 0 and not arguments:
         before, heading, _ = PAGE.read_text().partition(HEADING)
