@@ -55,7 +55,7 @@ def test_the_packages_that_a_machine_lacks_are_named(tmp_path: Path) -> None:
     command = [python, "-m", "cloze.infra.cli", "doctor"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "")
-    assert "  missing  packages           pyarrow is missing; install Cloze's packages: " in done.stdout
+    assert "  missing  packages           pyarrow is missing; install Cloze's packages, in a clone: " in done.stdout
     assert done.stdout.splitlines()[-1].split()[:3] == ["warning", "other", "checks"]
 
 
