@@ -127,7 +127,7 @@ class Counting:
     def texts(self, example: NumberedText) -> list[tuple[str, str]]:
         return [("text", example.text)]
 
-    def sample(self, example: NumberedText) -> dict[str, Any]:
+    def sample(self, example: NumberedText, predicted: Any) -> dict[str, Any]:
         return {"text": example.text, "label": example.label}
 
     def facts(self) -> dict[str, Any]:
