@@ -58,4 +58,5 @@ def ceiling(source: Path, mb: float = 100.0) -> float:
                 raise RuntimeError("an extraction has failed")
             return time.monotonic() - start
 
+        extract_on([1])  # the first run reads files from the disk
         return 2 * extract_on([0]) / extract_on([0, 1])
