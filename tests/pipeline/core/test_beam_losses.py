@@ -11,12 +11,17 @@ def test_a_node_whose_workers_are_idle_is_one_loss():
     for _ in range(2):
         losses.add_attempt([LostWorker("", NODE)] * 64, finished_items=False)
     losses.add_attempt([LostWorker(f"range {number}", NODE) for number in range(64)], finished_items=False)
+    with pytest.raises(LostWorkerError, match="workers were lost 3 times while no item was finished"):
+        losses.add_attempt([LostWorker("", NODE)], finished_items=False)
 
 
 def test_nodes_may_be_lost_as_often_as_items_are_finished_between():
     losses = LossCounter()
     for _ in range(100):
         losses.add_attempt([LostWorker("", NODE)] * 4, finished_items=True)
+    losses.add_attempt([LostWorker("", NODE)], finished_items=False)
+    with pytest.raises(LostWorkerError, match="workers were lost 3 times while no item was finished"):
+        losses.add_attempt([LostWorker("", NODE)], finished_items=False)
 
 
 def test_workers_that_never_start_end_the_run_in_one_line():

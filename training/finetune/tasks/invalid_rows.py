@@ -51,9 +51,13 @@ def valid_rows(rows: Iterable[Row], build: Callable[[Row], Result], skipped: Cou
             reasons.setdefault(row.split, Counter())[error.reason] += 1
     for split, row in first_skipped.items():
         if split not in kept:
-            found = ", ".join(f"{count:,} of {reason!r}" for reason, count in sorted(reasons[split].items()))
             raise UserError(
                 f"{row.where}: skip_invalid leaves no row{f' of {split}' if split else ''}, as all are invalid "
-                f"({found}); correct some, or leave them out"
+                f"({reasons_in_words(reasons[split])}); correct some, or leave them out"
             )
     return results
+
+
+def reasons_in_words(skipped: Counter[str]) -> str:
+    """How many rows were skipped for each reason."""
+    return ", ".join(f"{count:,} of {reason!r}" for reason, count in sorted(skipped.items()))

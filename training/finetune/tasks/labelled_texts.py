@@ -13,7 +13,7 @@ from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.ragged import Ints
 from cloze.pipeline.core.storage import Location
 from cloze.training.finetune.tasks.glue import NO_LABEL, Layout, is_submitted
-from cloze.training.finetune.tasks.invalid_rows import valid_rows
+from cloze.training.finetune.tasks.invalid_rows import reasons_in_words, valid_rows
 from cloze.training.finetune.tasks.labelled_files import LabelledExample, LabelledRow, may_be_unlabelled, read_rows
 from cloze.training.finetune.tasks.task import EncodedTask, InputColumns, splits_of
 from cloze.training.finetune.tasks.task_config import Column
@@ -124,26 +124,24 @@ def read_texts(
     examples = list[LabelledText]()
     for name, location in files.items():
         found = _glue_columns(layout, name) if layout else columns
-        skipped_here = None if skipped is None else Counter[str]()
+        before = Counter(skipped)
         rows = read_rows(
             {name: location},
             [found.text] if found.text_b is None else [found.text, found.text_b],
             label_columns=[found.label],
             split_column=None if layout else found.split,
             splits_are_named="split" in found.model_fields_set,
-            skipped=skipped_here,
+            skipped=skipped,
         )
         no_label = NO_LABEL if layout else None
         build = partial(_example, columns=found, no_label=no_label, read_label=read_label)
-        of_file = valid_rows(rows, build, skipped_here)
-        if skipped is not None and skipped_here:
-            if layout and of_file and is_submitted(of_file[0].split, of_file[0].label):
-                reasons = ", ".join(f"{count:,} of {reason!r}" for reason, count in sorted(skipped_here.items()))
-                raise UserError(
-                    f"{location}: has invalid rows ({reasons}), and GLUE's server takes an answer to every row; "
-                    "correct them: without skip_invalid the error names the first"
-                )
-            skipped.update(skipped_here)
+        of_file = valid_rows(rows, build, skipped)
+        new = Counter(skipped) - before
+        if new and layout and of_file and is_submitted(of_file[0].split, of_file[0].label):
+            raise UserError(
+                f"{location}: has invalid rows ({reasons_in_words(new)}), and GLUE's server takes an answer to every "
+                "row; correct them: without skip_invalid the error names the first"
+            )
         examples += of_file
     return examples
 
