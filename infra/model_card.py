@@ -88,7 +88,6 @@ class SourceStatistics:
     heldout: int = 0  # documents that are held out
     languages: set[str] = field(default_factory=set)
     licences: set[str] = field(default_factory=set)
-    are_known: bool = True
 
 
 def card(config: RunConfig, artifacts: Mapping[str, Artifact], pooling: "Pooling | None" = None) -> str:
@@ -102,6 +101,7 @@ def card(config: RunConfig, artifacts: Mapping[str, Artifact], pooling: "Pooling
     sources, pretrain, objective = configs.extract.sources, artifacts["pretrain"].manifest, configs.examples.objective
     facts, evaluation = PretrainFacts.of(pretrain), _evaluation(pretrain)
     statistics = _statistics([source.name for source in sources], artifacts.get("dedup"))
+    are_known = "dedup" in artifacts
     sections = [
         f"# {config.name}",
         _summary(artifacts["vocab"].manifest, pretrain, nsp=objective != "mlm"),
@@ -110,10 +110,13 @@ def card(config: RunConfig, artifacts: Mapping[str, Artifact], pooling: "Pooling
         "## Training data",
         _table(
             ("source", "kind", "language", "licence", "documents", "words", "held-out documents"),
-            [(source.name, source.kind, *_row(statistics[source.name])) for source in sources],
+            [
+                (source.name, source.kind, *(_row(statistics[source.name]) if are_known else ["unknown"] * 5))
+                for source in sources
+            ],
         ),
         "Counts are after deduplication. Held-out documents are included in them, but not used for training."
-        if "dedup" in artifacts
+        if are_known
         else "The documents were deleted after training: their numbers, languages and licences are not known here.",
         *_initial_weights(facts),
         *(_attribution(source, statistics[source.name], artifacts.get("extract")) for source in sources),
@@ -160,7 +163,7 @@ def _initial_weights(facts: PretrainFacts) -> Iterator[str]:
 
 def _statistics(sources: Iterable[str], documents: Artifact | None) -> dict[str, SourceStatistics]:
     """Counts the documents of each source. Without documents nothing is known of them."""
-    statistics = {source: SourceStatistics(are_known=documents is not None) for source in sources}
+    statistics = {source: SourceStatistics() for source in sources}
     groups = ["source", "language", "licence", "split"]
     for file in documents.files("documents/") if documents else ():
         table = read_table(file, [*groups, "num_words"]).group_by(groups)
@@ -219,8 +222,6 @@ def _summary(vocab: Manifest, pretrain: Manifest, nsp: bool) -> str:
 
 
 def _row(source: SourceStatistics) -> tuple[str, ...]:
-    if not source.are_known:
-        return ("unknown",) * 5
     numbers = (f"{number:,}" for number in (source.documents, source.words, source.heldout))
     return _joined(source.languages), _joined(source.licences), *numbers
 
