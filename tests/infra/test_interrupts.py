@@ -71,7 +71,9 @@ from cloze.pipeline.core.storage import Location
 def work(_):
     artifact = Location(sys.argv.pop())
     with leases.hold_lease(artifact, print):
-        lease_file(artifact).claim(Owner(token="other", attempt=2), lease_file(artifact).read())
+        other = Owner(token="other", attempt=2)
+        while not lease_file(artifact).claim(other, lease_file(artifact).read()):  # after a heartbeat it fails
+            pass
         while True:
             try:
                 time.sleep(600)
