@@ -2,7 +2,8 @@
 
 import argparse
 
-_HUGGING_FACE = """RUN may also be a folder in Hugging Face's format: a BERT, or any encoder that AutoModel loads.
+_HUGGING_FACE = """RUN may also be a folder in Hugging Face's format: a BERT, or any encoder with masked LM that
+AutoModel loads.
 """
 #: What a command prints or writes, for its help.
 OUTPUTS = {

@@ -55,7 +55,7 @@ def open_encoder(
     """The encoder of a finished pretraining, or with `task` of a fine-tuned model.
 
     `run`, `overrides` and `root` are those of the command line. A folder with a config.json (or bert_config.json) is
-    read as a Hugging Face model: a BERT, or any encoder that transformers' AutoModel loads.
+    read as a Hugging Face model: a BERT, or any encoder with masked LM that AutoModel loads.
 
     Raises UserError: no such run, a stage is not finished, the folder has no encoder.
     """

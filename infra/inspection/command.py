@@ -10,8 +10,9 @@ from cloze.infra.inspection.model import InspectedModel
 from cloze.infra.inspection.nearest import Sentences
 from cloze.infra.inspection.page import inspect
 from cloze.infra.open_encoder import OpenedEncoder
+from cloze.infra.planner import Run
 from cloze.infra.report.read_run import heldout_documents
-from cloze.pipeline.core.artifacts import Artifact
+from cloze.pipeline.core.artifacts import Artifact, missing_files
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.text.sentences import document_sentences
@@ -30,7 +31,7 @@ def write_page(opened: OpenedEncoder, texts: Sequence[str], to: Location, file: 
     sentences = Sentences([], "")
     if file:
         sentences = _lines_of(file)
-    elif run and "dedup" in run.stages and (documents := run.artifact("dedup")):
+    elif run and (documents := _documents(run)):
         sentences = heldout_sentences(documents)
     if sentences.texts:
         print(f"cloze: computes the vectors of {len(sentences.texts):,} sentences", file=sys.stderr)
@@ -46,6 +47,12 @@ def _checked_target(to: Location) -> Location:
     if to.suffix not in (".html", ".htm"):
         raise UserError(f"--to {to}: is no name of an HTML file; give one that ends in .html")
     return to.absolute()
+
+
+def _documents(run: Run) -> Artifact | None:
+    """A run's documents, if they are finished and were not deleted since, to free space."""
+    documents = run.artifact("dedup") if "dedup" in run.stages else None
+    return documents if documents and not missing_files(documents.location, documents.manifest) else None
 
 
 def _lines_of(file: str) -> Sentences:

@@ -59,7 +59,8 @@ def _titles(facts: FinetuneFacts, metric: str, variant: str) -> list[str]:
     prefix = f"{variant}: " if len(facts.variants) > 1 else ""
     scored = [] if facts.scored_split == "dev" else [f"{facts.scored_split} {metric}"]
     folds = ["folds of train"] if _has_folds(facts) else []
-    return [f"{prefix}{name}" for name in ("C", *folds, f"dev {metric}", *scored)]
+    inverse_penalty = [] if _is_bilstm(facts) else ["C"]
+    return [f"{prefix}{name}" for name in (*inverse_penalty, *folds, f"dev {metric}", *scored)]
 
 
 def _cells(facts: FinetuneFacts, row: LayersFact, axis: Axis) -> list[str]:
@@ -69,7 +70,8 @@ def _cells(facts: FinetuneFacts, row: LayersFact, axis: Axis) -> list[str]:
         folds = [f"{mean.removesuffix(PERCENT)} ± {deviation}"]
     low, high = map(axis.format_value, row.interval)
     scored = f"{axis.format_value(row.score)} ({low.removesuffix(PERCENT)} to {high.removesuffix(PERCENT)})"
-    return [f"{row.C:g}", *folds, axis.format_value(row.dev), *([] if facts.scored_split == "dev" else [scored])]
+    inverse_penalty = [] if row.C is None else [f"{row.C:g}"]
+    return [*inverse_penalty, *folds, axis.format_value(row.dev), *([] if facts.scored_split == "dev" else [scored])]
 
 
 def _name(layers: int | str) -> str:
@@ -82,17 +84,22 @@ def _has_folds(facts: FinetuneFacts) -> bool:
     return any(row.folds for curves in facts.variants.values() for row in curves.layers)
 
 
+def _is_bilstm(facts: FinetuneFacts) -> bool:
+    return all(row.C is None for curves in facts.variants.values() for row in curves.layers)
+
+
 def _explanation(facts: FinetuneFacts, has_published: bool) -> str:
     by = "the mean of the folds of train" if _has_folds(facts) else "dev"
-    text = (
-        "Logistic regression on the vectors of a model that is not trained. C, and the layers in bold, are the best by "
-        f"{by}."
-    )
+    if is_bilstm := _is_bilstm(facts):
+        text = f"A BiLSTM on the vectors of a model that is not trained. The layers in bold are the best by {by}."
+    else:
+        text = (
+            "Logistic regression on the vectors of a model that is not trained. C, and the layers in bold, are the "
+            f"best by {by}."
+        )
     if facts.scored_split == "dev" and by == "dev":
         text += " There is no labelled test split: these scores are of the split that has chosen."
     if has_published:
-        text += (
-            " The last column is the BERT paper's (arXiv:1810.04805, table 7): BERT-base, and on its vectors a BiLSTM "
-            "of two layers, where here there is a logistic regression."
-        )
+        text += " The last column is the BERT paper's (arXiv:1810.04805, table 7): BERT-base, and on its vectors a "
+        text += "BiLSTM of two layers" + ("." if is_bilstm else ", where here there is a logistic regression.")
     return text

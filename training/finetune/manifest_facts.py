@@ -25,9 +25,9 @@ class LayersFact(Fact):
 
     layers: int | str
     dimension: int
-    C: float  # the best one
+    C: float | None = None  # the best one; of a regression
     dev: float
-    folds: list[float] = Field(default=[])  # of train, each with a regression on the others
+    folds: list[float] = Field(default=[])  # of train, each with a classifier of the others
     score: float  # on the scored split
     interval: tuple[float, float]  # 95 %
     converged: bool = True

@@ -272,6 +272,13 @@ def test_a_run_is_inspected_with_its_checkpoint(
     assert len(re.findall('class="prediction"', page)) == 9
 
 
+def test_a_run_is_inspected_after_its_documents_were_deleted(run: Any, tmp_path: Path) -> None:  # noqa: F811
+    deleted = list((tmp_path / "made/documents").rglob("*.parquet"))
+    for shard in deleted:
+        shard.unlink()
+    assert deleted and "There are no sentences to compare with" in page_of(Path(CONFIG), tmp_path, "a", "vocab.size=9")
+
+
 def test_the_sentences_of_a_run_are_of_its_held_out_documents(tmp_path: Path) -> None:
     def of(number: int, heldout: float) -> Any:
         text = [f"This is the first sentence of {number}. This is the second one of {number}. Short."]

@@ -43,6 +43,15 @@ def test_folds_the_paper_and_a_regression_that_has_not_converged_are_said() -> N
     assert "mean of the folds" in table.explanation and "a BiLSTM of two layers" in table.explanation
 
 
+def test_a_bilstm_has_no_penalty() -> None:
+    rows = [{**row(layers, published=0.9), "C": None} for layers in (0, "last")]
+    table = layers_table(facts(*rows), "F1", AXIS, LABELS)
+    assert table is not None
+    assert table.titles == ["dev F1", "test F1", "BERT-base with a BiLSTM, dev"]
+    assert [len(one.cells) for one in table.rows] == [3, 3]
+    assert table.explanation.startswith("A BiLSTM on the vectors") and "regression" not in table.explanation
+
+
 def test_other_tasks_have_no_such_table() -> None:
     other = FinetuneFacts.model_validate({"variants": {"pretrained": {"loss": [[1, 2.0]]}}})
     assert layers_table(other, "accuracy", AXIS, LABELS) is None

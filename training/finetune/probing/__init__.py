@@ -1,1 +1,1 @@
-"""The vectors of a frozen encoder -> logistic regressions on them, and their scores."""
+"""The vectors of a frozen encoder -> classifiers on them, and their scores."""

@@ -1,4 +1,4 @@
-"""The job of a probe in a worker: the vectors of a variant's encoder -> a regression for each choice of layers."""
+"""The job of a probe in a worker: the vectors of a variant's encoder -> a classifier for each choice of layers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +17,13 @@ from cloze.training.vectors.representation import layer_numbers
 
 
 def evaluate_probe(trainer: FinetuneTrainer, variant: str) -> None:
-    """Fit a regression on each choice of layers, predict dev, test and the extra files with the best one, and commit
+    """Fit a classifier on each choice of layers, predict dev, test and the extra files with the best one, and commit
     the variant: its choices of layers and its predictions. The group has one worker.
     """
     setup, probe = trainer.setup, trainer.setup.task
     assert isinstance(probe, Probe)
     vectors = _vectors(trainer, probe, variant)
-    probing = Probing(probe, setup.splits, setup.examples("train"))
+    probing = Probing(probe, setup.splits, setup.examples("train"), trainer.device)
 
     def report(note: str) -> None:
         trainer.report_progress(0, f"{variant}, {note}")
@@ -36,14 +36,15 @@ def evaluate_probe(trainer: FinetuneTrainer, variant: str) -> None:
     number = choices.index(chosen)
     files, predicted = dict[str, bytes](), dict[str, list[Any]]()
     for split in [split for split in vectors if split != "train"]:
-        probabilities = chosen.regression.probabilities(vectors[split][number])
+        probabilities = probing.probabilities(chosen.classifier, vectors[split][number], split)
         predictions = probe.predictions(setup.examples(split), probabilities, setup.splits[split])
         name = variant if split == probe.scored_split else f"{variant}-{split}"
         files[f"predictions/{name}.jsonl"] = json_lines.encode(predictions.rows, escaped=False)
         files |= {f"predictions/{name}/{file}": content for file, content in predictions.files.items()}
         if split in setup.scored_splits:
             predicted[split] = [row["predicted"] for row in predictions.rows]
-    rows = [_facts(trainer, probe, choice, vectors[probe.scored_split][i]) for i, choice in enumerate(choices)]
+    scored = vectors[probe.scored_split]
+    rows = [_facts(trainer, probing, choice, scored[i]) for i, choice in enumerate(choices)]
     rows[number]["is_chosen"] = True
     facts = {"precision": trainer.precision, "layers": rows, "predicted": predicted}
     setup.out.commit(variant, files, facts=facts)
@@ -73,22 +74,22 @@ def _vectors(trainer: FinetuneTrainer, probe: Probe, variant: str) -> Mapping[st
     return found
 
 
-def _facts(trainer: FinetuneTrainer, probe: Probe, choice: LayerChoice, vectors: Vectors) -> dict[str, Any]:
+def _facts(trainer: FinetuneTrainer, probing: Probing, choice: LayerChoice, vectors: Vectors) -> dict[str, Any]:
     """A choice of layers as the manifest has it (LayersFact), with its score on the scored split."""
-    split = probe.scored_split
+    probe, split = probing.probe, probing.probe.scored_split
     examples = trainer.setup.examples(split)
-    probabilities = choice.regression.probabilities(vectors)
+    probabilities = probing.probabilities(choice.classifier, vectors, split)
     predictions = probe.predictions(examples, probabilities, trainer.setup.splits[split])
     scores = probe.scores(examples, [row["predicted"] for row in predictions.rows])
     published = CONLL_LAYERS.get(choice.layers) if probe.config.dataset else None
     return {
         "layers": choice.layers,
         "dimension": choice.dimension,
-        "C": choice.inverse_penalty,
+        **({} if choice.inverse_penalty is None else {"C": choice.inverse_penalty}),
         "dev": choice.dev,
         **({"folds": list(choice.folds)} if choice.folds else {}),
         "score": scores[probe.metric],
         "interval": scores["interval"],
-        **({} if choice.regression.converged else {"converged": False}),
+        **({} if choice.classifier.converged else {"converged": False}),
         **({} if published is None else {"published": published}),
     }

@@ -36,13 +36,14 @@ class Regression:
         if len(labels) == 1:
             return cls(None, labels, label_count, converged=True)
         model = LogisticRegression(C=inverse_penalty, max_iter=MAX_ITERATIONS)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the report says so
+        with warnings.catch_warnings(record=True) as found:  # the report says so
+            warnings.simplefilter("always", ConvergenceWarning)
             model.fit(vectors, targets)
-        return cls(model, labels, label_count, converged=bool(max(model.n_iter_) < MAX_ITERATIONS))
+        failed = any(issubclass(warning.category, ConvergenceWarning) for warning in found)
+        return cls(model, labels, label_count, converged=not failed)
 
-    def probabilities(self, vectors: Vectors) -> Probabilities:
-        """[units, dimension] -> [units, labels]; 0 for a label that train does not have."""
+    def probabilities(self, vectors: Vectors, row_lengths: Ints | None = None) -> Probabilities:
+        """[units, dimension] -> [units, labels]; 0 for a label that train does not have. Rows mean nothing to it."""
         found = np.zeros((len(vectors), self.label_count))
         if len(vectors):
             found[:, self.labels] = 1.0 if self.model is None else self.model.predict_proba(vectors)

@@ -82,6 +82,10 @@ class Probe(ABC):
         """The index of each unit's label [units], -1 without one."""
 
     @abstractmethod
+    def row_lengths(self, data: Any) -> Ints:
+        """The number of units in each row [rows]."""
+
+    @abstractmethod
     def example_numbers(self, data: Any) -> Ints:
         """The number of each unit's example in the split [units]."""
 
@@ -154,6 +158,9 @@ class TextProbe(Probe):
     def targets(self, data: EncodedTexts) -> Ints:
         return data.targets
 
+    def row_lengths(self, data: EncodedTexts) -> Ints:
+        return np.ones(len(data.targets), np.int64)
+
     def example_numbers(self, data: EncodedTexts) -> Ints:
         return np.arange(len(data.targets))
 
@@ -177,6 +184,9 @@ class WordProbe(Probe):
 
     def targets(self, data: EncodedSentences) -> Ints:
         return data.targets[data.words.values]
+
+    def row_lengths(self, data: EncodedSentences) -> Ints:
+        return data.words.lengths
 
     def example_numbers(self, data: EncodedSentences) -> Ints:
         return np.searchsorted(data.sentences, data.words.values, side="right") - 1

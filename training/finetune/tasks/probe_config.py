@@ -1,4 +1,4 @@
-"""The configuration of a probe: which layers' vectors a logistic regression reads, and what it predicts."""
+"""The configuration of a probe: which layers' vectors a classifier reads, and what it predicts."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -13,7 +13,11 @@ from cloze.training.finetune.tasks.task_config import Column, Numbers, PositiveF
 from cloze.training.vectors.representation import Layers, check_special_tokens
 
 #: The keys that only one of the two has.
-_KEYS_OF = {"classification": ("glue", "pooling", "special_tokens"), "tagging": ("scheme", "context", "dataset")}
+_KEYS_OF = {
+    "classification": ("glue", "pooling", "special_tokens"),
+    "tagging": ("scheme", "context", "dataset", "bilstm"),
+}
+_NOT_OF_THE_TASK = ("pooling", "special_tokens", "bilstm")
 _COLUMNS_OF = {"classification": LabelledColumns, "tagging": TaggedColumns}
 
 
@@ -29,6 +33,24 @@ class ProbeColumns(TaggedColumns):
     """Column with the label: a word or a number."""
     split: Annotated[str, Given] = "split"
     """Column with the split: train, dev or test."""
+
+
+class BiLSTMConfig(Config):
+    """A bidirectional LSTM over the words of a sentence, with a linear layer, trained by Adam at a constant rate.
+
+    The layers and their size are the paper's (section 5.3), which does not say how it was trained.
+    """
+
+    num_layers: int = Field(default=2, gt=0)
+    """Number of layers."""
+    hidden_size: int = Field(default=768, gt=0)
+    """Size of a layer, in each direction."""
+    epochs: int = Field(default=10, gt=0)
+    """Passes over the train split."""
+    learning_rate: PositiveFloat = 1e-3
+    """Learning rate."""
+    batch_size: int = Field(default=32, gt=0)
+    """Sentences per step; a sentence longer than max_seq_length counts as several."""
 
 
 class ProbeConfig(TaskConfig):
@@ -72,6 +94,9 @@ class ProbeConfig(TaskConfig):
     """Whether [CLS] and [SEP] count in the mean. Of classification."""
     C: Annotated[tuple[PositiveFloat, ...], Numbers, Training, Field(min_length=1)] = (1.0,)
     """Inverse strength of the L2 penalty, as in scikit-learn's LogisticRegression, or a list to choose from on dev."""
+    bilstm: Annotated[BiLSTMConfig | None, Training] = None
+    """A BiLSTM on the vectors of a sentence's words, in place of the regression, as in the BERT paper. `{}` has the
+    paper's layers. Of tagging."""
     cross_validation: Annotated[int, Training] = 0
     """Number of folds of train, at least 2, over which C and the layers are compared, in place of dev; 0: none."""
     precision: Annotated[Literal["auto", "fp32", "bf16"], Training] = "fp32"
@@ -99,6 +124,8 @@ class ProbeConfig(TaskConfig):
         given += [f"columns.{name}" for name in columns if not _is_default(self.columns, name)]
         if given:
             raise ValueError(f"{self.name}: {given[0]} has no meaning with of: {self.of}; leave it out")
+        if self.bilstm and not _is_default(self, "C"):
+            raise ValueError(f"{self.name}: C has no meaning with bilstm; leave it out")
         check_special_tokens(self.name, self.pooling, self.special_tokens)
         return self
 
@@ -115,7 +142,7 @@ class ProbeConfig(TaskConfig):
     def task_settings(self) -> dict[str, Any]:
         """The settings that the task reads, besides its columns."""
         names = ("name", "file", "files", "max_seq_length", "seed", "skip_invalid", *_KEYS_OF[self.of])
-        return {name: getattr(self, name) for name in names if name not in ("pooling", "special_tokens")}
+        return {name: getattr(self, name) for name in names if name not in _NOT_OF_THE_TASK}
 
 
 def _is_default(config: Config, name: str) -> bool:

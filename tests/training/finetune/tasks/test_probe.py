@@ -1,5 +1,6 @@
-"""Probes: logistic regression on frozen vectors, beside scikit-learn on the vectors of transformers."""
+"""Probes: logistic regression on frozen vectors, beside scikit-learn on the vectors of transformers; and BiLSTMs."""
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.storage import Location
 from cloze.training.checkpoints.warm_start import weights_files
 from cloze.training.finetune.encoders.pretrained_encoder import from_weights_file
+from cloze.training.finetune.probing import regression
+from cloze.training.finetune.probing.bilstm import BiLSTM
 from cloze.training.finetune.probing.regression import Regression, fold_of_examples
 from cloze.training.finetune.stage import check
-from cloze.training.finetune.tasks.probe_config import ProbeConfig
+from cloze.training.finetune.tasks.probe_config import BiLSTMConfig, ProbeConfig
 from cloze.training.finetune.tasks.registry import FinetuneConfig
 from cloze.training.finetune.trials import FinetuneSetup
 from cloze.training.model.bert import BertConfig
@@ -123,6 +126,56 @@ def test_with_cross_validation_the_folds_of_train_choose(tmp_path: Path, of_unit
     assert rows[1]["C"] == 1.0, "1e-4 predicts the majority"
 
 
+def after_a_colour(count: int = 300) -> str:
+    """The word after a colour is an entity: the vector of its embedding does not tell."""
+    lines = list[str]()
+    for words in sentences(count):
+        pairs = itertools.pairwise(["", *words])
+        lines += [f"{word} {'B-NEXT' if previous in COLOURS else 'O'}" for previous, word in pairs]
+        lines.append("")
+    return "\n".join(lines)
+
+
+BILSTM = {"hidden_size": 24, "epochs": 25, "learning_rate": 5e-3}
+
+
+def test_a_bilstm_sees_the_other_words_of_a_sentence(tmp_path: Path) -> None:
+    content, layers = after_a_colour(), [0, "concat-last-4"]
+    of_lstm = probed(tmp_path / "a", content, "txt", of="tagging", layers=layers, bilstm=BILSTM)
+    of_regression = probed(tmp_path / "b", content, "txt", of="tagging", layers=[0])
+    assert of_lstm.score("f1") > 0.9
+    assert of_regression.score("f1") < 0.5
+    rows = rows_of(of_lstm)
+    assert [row["dimension"] for row in rows] == [32, 128] and not any("C" in row for row in rows)
+
+
+def test_the_same_bilstm_has_the_same_bytes_and_folds(tmp_path: Path) -> None:
+    settings = {"layers": [0, "last"], "bilstm": BILSTM | {"epochs": 3}, "cross_validation": 3}
+    first, second = (of_words(tmp_path / name, **settings) for name in "ab")
+    assert rows_of(first) == rows_of(second) and [len(row["folds"]) for row in rows_of(first)] == [3, 3]
+    read = [(one.folder / "predictions/pretrained.jsonl").read_bytes() for one in (first, second)]
+    assert read[0] == read[1]
+
+
+def test_the_probabilities_of_a_row_do_not_depend_on_the_other_rows() -> None:
+    generator, lengths = np.random.default_rng(0), np.array([3, 7, 1, 5])
+    vectors = generator.normal(size=(16, 8)).astype(np.float32)
+    targets, settings = generator.integers(0, 3, 16), BiLSTMConfig(hidden_size=6, epochs=2)
+    notes = list[int]()
+    device = torch.device("cpu")
+    model = BiLSTM.fit(vectors, targets, lengths, 3, settings, 1, device, notes.append)
+    together = model.probabilities(vectors, lengths)
+    assert notes == [1, 2] and together.sum(1) == pytest.approx(1)
+    bounds = np.cumsum([0, *lengths])
+    for start, stop in itertools.pairwise(bounds):
+        assert model.probabilities(vectors[start:stop], np.array([stop - start])) == pytest.approx(
+            together[start:stop], abs=1e-6
+        )
+    assert BiLSTM.fit(vectors, targets, lengths, 3, settings, 2, device, notes.append).probabilities(
+        vectors, lengths
+    ) != pytest.approx(together, abs=1e-3), "another seed"
+
+
 def init_file(folder: Path, root: Path) -> Any:
     """The input `init` of a stage, as a run has it."""
     files = [Location(file) for file in weights_files(str(folder), Location(str(root)))]
@@ -183,6 +236,14 @@ def test_labels_that_train_lacks_have_the_probability_0() -> None:
     assert (one == [0, 0, 0, 1]).all()
 
 
+def test_a_regression_that_stops_early_has_not_converged(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(0).normal(size=(200, 30)).astype(np.float32)
+    targets = (vectors[:, 0] + vectors[:, 1] > 0).astype(np.int64)
+    assert Regression.fit(vectors, targets, 2, 1.0).converged
+    monkeypatch.setattr(regression, "MAX_ITERATIONS", 2)
+    assert not Regression.fit(vectors, targets, 2, 1.0).converged
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -192,6 +253,8 @@ def test_labels_that_train_lacks_have_the_probability_0() -> None:
         ),
         ({"of": "tagging", "pooling": "cls"}, "tiny: pooling has no meaning with of: tagging; leave it out"),
         ({"of": "tagging", "columns": {"text": 1}}, "tiny: columns.text has no meaning with of: tagging; leave it out"),
+        ({"of": "classification", "bilstm": {}}, "tiny: bilstm has no meaning with of: classification; leave it out"),
+        ({"of": "tagging", "bilstm": {}, "C": 2.0}, "tiny: C has no meaning with bilstm; leave it out"),
         ({"of": "tagging", "layers": [1, 1]}, "1 is there more than once; give different values"),
         ({"of": "tagging", "cross_validation": 1}, "give 0, or the number of folds, at least 2"),
     ],
