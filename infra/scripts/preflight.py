@@ -1,5 +1,6 @@
 """What must be there before anything is created: programs, the right account, quotas, a commit to build."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,24 @@ from cloze.infra.scripts.environment import Environment
 from cloze.infra.scripts.prices import NeededQuota
 from cloze.pipeline.core.errors import UserError
 
+#: How a program prints its version, and the oldest that works.
+_VERSIONS = {
+    "terraform": (("terraform", "version"), (1, 11)),
+    "aws": (("aws", "--version"), (2, 0)),
+    "helm": (("helm", "version", "--short"), (3, 0)),
+}
 BUILDERS = ("docker", "podman", "buildah")  # any of them; all know login, build and push
 
 
 def check_tools(names: Sequence[str]) -> None:
-    """Raises UserError if a program is missing."""
+    """Raises UserError if a program is missing or too old."""
     if missing := tools.missing(names):
         raise UserError(f"{', '.join(missing)}: not installed; docs/guide/up-and-down.md says where each comes from")
+    for name in [name for name in names if name in _VERSIONS]:
+        command, (major, minor) = _VERSIONS[name]
+        found = re.search(r"(\d+)\.(\d+)", tools.output(*command))
+        if found and (int(found[1]), int(found[2])) < (major, minor):
+            raise UserError(f"{name} {found[0]}: is too old; install {major}.{minor} or later")
 
 
 def builder() -> str:

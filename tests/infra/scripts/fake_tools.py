@@ -1,15 +1,20 @@
 """Executables named terraform, kubectl, helm, docker and aws, which need an account or a cluster: fakes that note how
-they were called, and fail on request. `docker push` puts an image into the registry of the local AWS server."""
+they were called, but for their version, and fail on request. `docker push` puts an image into the registry of the local
+AWS server."""
 
 import json
 import sys
 from pathlib import Path
 
 NAMES = ("terraform", "kubectl", "helm", "docker", "aws", "cloze")
+VERSIONS = {"terraform": "Terraform v1.11.4\non linux_amd64", "aws": "aws-cli/2.0.0 Python/3.11.8", "helm": "v3.0.0+g1"}
 _FAKE = """#!{python} -S
 import json, os, sys
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 folder = {folder!r}
+if arguments[0] in ("version", "--version"):
+    print(json.load(open(folder + "/versions.json"))[name])
+    sys.exit()
 with open(folder + "/calls", "a+") as calls:
     calls.seek(0)
     number = len(calls.readlines())
@@ -58,7 +63,12 @@ class FakeTools:
             )
             (self.bin / name).write_text(text)
             (self.bin / name).chmod(0o755)
+        self.have()
         self.start()
+
+    def have(self, **versions: str) -> None:
+        """What the programs print of their versions."""
+        (self._folder / "versions.json").write_text(json.dumps(VERSIONS | versions))
 
     def start(self, failing: int | None = None, refused: str = "-") -> None:
         """Forget the calls; the one with this number fails, and each with this argument."""

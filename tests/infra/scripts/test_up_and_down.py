@@ -238,6 +238,22 @@ def test_the_preflight_refuses_in_one_line(
     assert fakes.calls == []
 
 
+@pytest.mark.parametrize(
+    ("name", "printed", "message"),
+    [
+        ("terraform", "Terraform v1.9.8", "up: terraform 1.9: is too old; install 1.11 or later"),
+        ("aws", "aws-cli/1.33.1 Python/3.8.1", "up: aws 1.33: is too old; install 2.0 or later"),
+        ("helm", "v2.17.0+ga690bad", "up: helm 2.17: is too old; install 3.0 or later"),
+    ],
+)
+def test_programs_that_are_too_old_are_refused(
+    clone: Path, fakes: FakeTools, capfd: pytest.CaptureFixture[str], name: str, printed: str, message: str
+) -> None:
+    fakes.have(**{name: printed})
+    assert up.main(["dev", "--yes"]) == 2
+    assert capfd.readouterr().err == f"{message}\n" and fakes.calls == []
+
+
 def test_prod_waits_for_the_secret_of_its_login(
     clone: Path, fakes: FakeTools, aws: boto3.Session, capfd: pytest.CaptureFixture[str]
 ) -> None:
