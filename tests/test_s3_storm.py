@@ -1,4 +1,5 @@
-"""Whole runs on an S3 that fails at random moments: each ends with the bytes of a quiet run, or with one true line.
+"""Whole runs on an S3 that fails at random moments, and that signals end: each ends with the bytes of a quiet run, or
+with one true line.
 
 After such a line the same command, on an S3 that works again, ends with those bytes. CLOZE_STORM_SEED repeats a draw.
 """
@@ -6,8 +7,11 @@ After such a line the same command, on an S3 that works again, ends with those b
 import os
 import random
 import re
+import signal
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -23,9 +27,18 @@ _LINE = re.compile(
 )
 
 
-def draw(seed: int) -> list[Fault]:
+_SECONDS = 1500.0  # of one attempt
+
+
+class Stop(NamedTuple):
+    """A signal to an attempt, SIGKILL to all of its processes, if it still runs after these seconds."""
+
+    number: signal.Signals
+    seconds: float
+
+
+def draw_faults(chance: random.Random) -> list[Fault]:
     """Faults of several kinds at several moments; some last longer than requests are repeated."""
-    chance = random.Random(seed)
     kinds = [chance.choice(KINDS) for _ in range(chance.randint(3, 8))]
     return [
         Fault(
@@ -38,17 +51,28 @@ def draw(seed: int) -> list[Fault]:
     ]
 
 
-def run(root: str, proxy: Proxy) -> "subprocess.CompletedProcess[str]":
+def draw_stops(chance: random.Random) -> list[Stop]:
+    numbers = chance.choices([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], k=chance.randint(0, 3))
+    return [Stop(number, chance.uniform(5, 100)) for number in numbers]
+
+
+def run(root: str, proxy: Proxy, err: Path, stop: Stop | None) -> tuple[int, bool]:
+    """Returns the status of one attempt, and whether it was sent the signal. `err` gets what it prints to stderr."""
     environment = os.environ | {"AWS_ENDPOINT_URL": proxy.url, "CLOZE_S3_RETRY_SECONDS": "40"}
-    return subprocess.run(
-        [*CLOZE, *arguments(root)],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
+    command = [*CLOZE, *arguments(root)]
+    with err.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True
+        )
+    try:
+        return process.wait(stop.seconds if stop else _SECONDS), False
+    except subprocess.TimeoutExpired:
+        assert stop, "it hangs"
+        (os.killpg if stop.number == signal.SIGKILL else os.kill)(process.pid, stop.number)
+        return process.wait(60), True
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -58,21 +82,33 @@ def test_a_storm_changes_no_byte_and_loses_nothing(
     finished: tuple[str, Mapping[str, Manifest]],  # noqa: F811
     s3_bucket: str,
     running_proxy: Proxy,
+    tmp_path: Path,
     number: int,
 ) -> None:
     seed = int(os.environ.get("CLOZE_STORM_SEED", 0)) or random.SystemRandom().randrange(1, 2**31)
-    root = f"{s3_bucket}/storm-{seed}"
-    running_proxy.faults[:] = faults = draw(seed)
-    lines = []
-    while (done := run(root, running_proxy)).returncode:
-        line = done.stderr.strip().splitlines()[-1]
-        assert done.returncode == 2 and line.startswith("cloze: s3://") and _LINE.search(line), (seed, done.stderr)
+    root, chance, err = f"{s3_bucket}/storm-{seed}", random.Random(seed), tmp_path / "err"
+    running_proxy.faults[:] = faults = draw_faults(chance)
+    stops, stopped, lines = draw_stops(chance), list[str](), list[str]()
+    while True:
+        stop = stops.pop() if stops else None
+        status, signalled = run(root, running_proxy, err, stop)
+        if status == 0:
+            break
+        printed = err.read_text()
+        if stop and signalled and status != 2:
+            assert status == (-9 if stop.number == signal.SIGKILL else 128 + stop.number), (seed, printed)
+            assert status == -9 or "\ncloze: stopped" in printed, (seed, printed)
+            stopped.append(f"{stop.number.name} after {stop.seconds:.0f} s")
+            continue
+        line = printed.strip().splitlines()[-1]
+        assert status == 2 and line.startswith("cloze: s3://") and _LINE.search(line), (seed, printed)
         lines.append(line)
         assert len(lines) < 4, lines
         running_proxy.faults.clear()
     running_proxy.faults.clear()
-    hits = ", ".join(f"{fault.hits} {fault.kind}" for fault in faults if fault.hits)
-    print(f"drew seed {seed}: {hits or 'no fault in time'}; {len(lines)} stops with a line")
+    hits = [f"{fault.hits} {fault.kind}" for fault in faults if fault.hits]
+    drawn = ", ".join([*hits, *stopped]) or "no fault in time"
+    print(f"drew seed {seed}: {drawn}; {len(lines)} stops with a line")
     _, quiet = finished
     stormy = manifests(root)
     assert_same_bytes(stormy, quiet)
