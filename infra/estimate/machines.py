@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cloze.infra.launch.cluster_config import ClusterConfig, NodeType
-from cloze.infra.launch.prices import Prices
+from cloze.infra.launch.prices import Prices, head_price
 
 
 class Machines(NamedTuple):
@@ -16,6 +16,7 @@ class Machines(NamedTuple):
     prices: tuple[float | None, ...]  # dollars an hour of one machine of each kind
     is_this_machine: bool
     notes: tuple[str, ...] = ()
+    head_price: float | None = None  # dollars an hour of the Ray head, which is there for the whole run
 
     @property
     def without_gpus(self) -> list[int]:
@@ -31,8 +32,8 @@ class Machines(NamedTuple):
         return [kind.max_nodes if number in used else kind.min_nodes for number, kind in enumerate(self.kinds)]
 
     def dollars_per_hour(self, nodes: Sequence[int]) -> float | None:
-        """The price of so many machines of each kind; None if one of them has no price."""
-        total = 0.0
+        """The price of so many machines of each kind, and of the head if it has one; None if a machine has none."""
+        total = self.head_price or 0.0
         for count, price in zip(nodes, self.prices, strict=True):
             if count and price is None:
                 return None
@@ -75,4 +76,4 @@ def cluster_machines(cluster: ClusterConfig, prices: Prices | None) -> Machines:
     ]
     if any(kind.spot for kind in cluster.node_types):
         notes.append("spot machines are priced as on demand, so they cost less")
-    return Machines(cluster.name, cluster.node_types, found, False, tuple(notes))
+    return Machines(cluster.name, cluster.node_types, found, False, tuple(notes), head_price(cluster, prices))

@@ -101,7 +101,8 @@ def _lines(
         yield f"the last row is without {', '.join(unknown)}"
     kinds = ", ".join(f"{kind.max_nodes} {kind.name} ({kind.instance_type or _shape(kind)})" for kind in machines.kinds)
     here = machines.is_this_machine
-    yield f"this machine: {_shape(machines.kinds[0])}" if here else f"machines of {machines.name}: {kinds}"
+    head = "" if machines.head_price is None else f", the head at {machines.head_price:g} dollars an hour"
+    yield f"this machine: {_shape(machines.kinds[0])}" if here else f"machines of {machines.name}: {kinds}{head}"
     yield from machines.notes
     reference = rates().rate("tokens")
     if machines.is_this_machine and calibrated:
@@ -111,15 +112,15 @@ def _lines(
             "; cloze plan RUN --calibrate measures this machine" if machines.is_this_machine else ""
         )
     if prices and not machines.is_this_machine:
-        yield from _price_lines(known, prices)
+        yield from _price_lines(known, prices, "" if machines.head_price is not None else "the head; ")
 
 
-def _price_lines(known: Sequence[StageEstimate], prices: Prices) -> Iterator[str]:
+def _price_lines(known: Sequence[StageEstimate], prices: Prices, head: str) -> Iterator[str]:
     other, hours = prices.other, sum(estimate.seconds or 0.0 for estimate in known) / 3600
     requests = sum(estimate.s3_requests or 0.0 for estimate in known)
     yield f"prices: {prices.machines_source}; {prices.machines_date}"
     yield (
-        f"not in the sum (prices: {prices.other_source}): S3 requests at most "
+        f"not in the sum (prices: {prices.other_source}): {head}S3 requests at most "
         f"{requests / 1e6 * other.s3_dollars_per_million_puts:,.2f} dollars; control plane "
         f"{hours * other.control_plane_dollars_per_hour:,.2f}; NAT gateway "
         f"{hours * other.nat_gateway_dollars_per_hour:,.2f} and {other.nat_gateway_dollars_per_gb:g} a GB; storage; "

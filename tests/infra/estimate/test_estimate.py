@@ -82,6 +82,22 @@ def test_a_plan_of_files_that_are_not_here_rests_on_their_sizes(capsys: pytest.C
     assert twice["tokens"]["cpu_seconds"] == pytest.approx(2 * found["tokens"]["cpu_seconds"], rel=0.02)
 
 
+def test_the_head_is_in_the_sum_or_named_as_not_in_it(capsys: pytest.CaptureFixture[str]):
+    arguments = [BERT_BASE, *SIZES, "--until", "extract", "root=s3://bucket/runs", "--cluster", "cluster.yaml"]
+    cluster("p5.48xlarge", 8, "H100")
+    found = plan(capsys, *arguments)["extract"]
+    assert main(["plan", *arguments]) == 0
+    assert "so check these first): the head; S3 requests" in capsys.readouterr().out
+    of_kubernetes = "kubernetes: {image: 'cloze:1', head: {instance_type: m7i.2xlarge}}"
+    path = Path("cluster.yaml")
+    path.write_text(path.read_text().replace("address: http://127.0.0.1:8265", of_kubernetes))
+    priced = plan(capsys, *arguments)["extract"]
+    assert priced["dollars"] / found["dollars"] == pytest.approx((4 * 1.428 + 0.4032) / (4 * 1.428), rel=0.01)
+    assert main(["plan", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "1 gpu (p5.48xlarge), the head at 0.4032 dollars an hour" in out and "the head;" not in out
+
+
 def test_a_card_that_nobody_has_measured_says_so(capsys: pytest.CaptureFixture[str]):
     on_l4 = cluster("g6.48xlarge", 8, "L4")
     arguments = [BERT_BASE, "--cluster", on_l4, *SIZES, "--until", "pretrain", "pretrain.phases.0.micro_batch_size=512"]
