@@ -98,6 +98,42 @@ def test_the_head_is_in_the_sum_or_named_as_not_in_it(capsys: pytest.CaptureFixt
     assert "1 gpu (p5.48xlarge), the head at 0.4032 dollars an hour" in out and "the head;" not in out
 
 
+def test_max_gpus_and_max_cpus_limit_what_is_estimated_as_what_runs(capsys: pytest.CaptureFixture[str]):
+    arguments = [BERT_BASE, "--cluster", cluster("p5.48xlarge", 8, "H100"), *SIZES, "--until", "pretrain"]
+    whole = plan(capsys, *arguments)
+    with Path("cluster.yaml").open("a") as file:
+        file.write("max_gpus: 4\nmax_cpus: 64\n")
+    half = plan(capsys, *arguments)
+    assert half["pretrain"]["seconds"] == pytest.approx(2 * whole["pretrain"]["seconds"], rel=0.01)
+    assert half["pretrain"]["gpu_seconds"] == pytest.approx(whole["pretrain"]["gpu_seconds"], rel=0.01)
+    assert half["pretrain"]["dollars"] == pytest.approx(2 * whole["pretrain"]["dollars"], rel=0.01), "one machine"
+    assert half["examples-512"]["seconds"] == pytest.approx(2 * whole["examples-512"]["seconds"], rel=0.1)
+    assert half["examples-512"]["dollars"] == pytest.approx(whole["examples-512"]["dollars"], rel=0.1)
+    assert main(["plan", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "max_cpus: 64 of the 128 CPUs for the data stages are used" in out and "max_gpus: 4 of the 8 GPUs" in out
+
+
+def test_more_gpus_than_the_cluster_has_are_no_estimate(capsys: pytest.CaptureFixture[str]):
+    arguments = [BERT_BASE, "--cluster", cluster("p5.48xlarge", 8, "H100"), *SIZES, "--until", "pretrain"]
+    found = plan(capsys, *arguments, "pretrain.gpus=16")["pretrain"]
+    assert found["seconds"] is None and found["disk_bytes"] > 0
+    assert found["notes"] == [
+        "16 GPUs requested, but the cluster can scale to 8 (max_gpus or node_types in its file); lower gpus or workers"
+    ]
+
+
+def test_training_on_several_kinds_of_gpus_uses_all_at_the_speed_of_the_slowest(capsys: pytest.CaptureFixture[str]):
+    arguments = [BERT_BASE, "--cluster", cluster("p5.48xlarge", 8, "H100"), *SIZES, "--until", "pretrain"]
+    with Path("cluster.yaml").open("a") as file:
+        file.write("  - {name: l4, instance_type: g6.48xlarge, cpus: 192, memory_gb: 768, gpus: 8, gpu: L4}\n")
+    both = plan(capsys, *arguments)["pretrain"]
+    assert "all GPUs are as fast as the slowest, L4" in both["notes"] and not both["measured"]
+    assert both["dollars"] == pytest.approx(both["seconds"] / 3600 * (55.04 + 13.3504), rel=0.01)
+    eight = plan(capsys, *arguments, "pretrain.gpus=8")["pretrain"]
+    assert eight["measured"] and eight["dollars"] == pytest.approx(eight["seconds"] / 3600 * 55.04, rel=0.01)
+
+
 def test_a_card_that_nobody_has_measured_says_so(capsys: pytest.CaptureFixture[str]):
     on_l4 = cluster("g6.48xlarge", 8, "L4")
     arguments = [BERT_BASE, "--cluster", on_l4, *SIZES, "--until", "pretrain", "pretrain.phases.0.micro_batch_size=512"]
