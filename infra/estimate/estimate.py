@@ -30,7 +30,8 @@ class StageEstimate:
     disk_bytes: float | None = None  # that stay
     scratch_bytes: float | None = None  # more, while the stage runs
     s3_requests: float | None = None
-    measured: bool = True  # whether all rates were measured
+    measured: bool = True  # whether the speed of its GPUs was
+    rates: tuple[str, ...] = ()  # names of those that it rests on
     notes: tuple[str, ...] = ()
 
     @property
@@ -59,8 +60,10 @@ def estimate_run(
             found.append(None)
             continue
         try:
+            estimator.rates.used.clear()
             work = stage_work(one.stage, _files(run, one, sizes), corpus, estimator.rates)
-            found.append(estimator.estimate(one.stage.name, work, run.root.is_s3))
+            estimate = estimator.estimate(one.stage.name, work, run.root.is_s3)
+            found.append(replace(estimate, rates=tuple(sorted(estimator.rates.used))))
         except Unknown as reason:
             found.append(StageEstimate(one.stage.name, measured=False, notes=(str(reason),)))
     return found
@@ -106,7 +109,7 @@ class _Estimator:
         def factor(name: str) -> float:
             return self.calibration.factor(name) if self.calibration else 1.0
 
-        return sum(amount * self.rates.value(name) * factor(name) for name, amount in amounts.items())
+        return sum(amount * self.rates.value(name) * factor(name) for name, amount in amounts.items() if amount)
 
     def _memory(self, kind: str, process: str) -> float:
         names = {rate.name for rate in self.rates.rates}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from cloze.infra.estimate import sample
 from cloze.infra.estimate.rates import Rates
@@ -77,7 +77,7 @@ class Training(NamedTuple):
     hidden_size: int
     precision: str
     seconds: float | None = None  # set by the configuration's budget
-    gpus: int | str = "auto"
+    gpus: int | Literal["auto"] = "auto"
     workers: int | Sequence[int] | None = None
     threads: int = 1
 

@@ -145,6 +145,24 @@ def test_a_card_that_nobody_has_measured_says_so(capsys: pytest.CaptureFixture[s
     assert "L4: not measured; in brackets the time at 40% of its peak" in out and "not measured (" in out
 
 
+def test_rates_that_nobody_has_measured_are_named_where_they_are_used(capsys: pytest.CaptureFixture[str]):
+    def lines(*arguments: str) -> list[str]:
+        assert main(["plan", CONFIG, "--estimate", "--until", "extract", *arguments]) == 0
+        out = capsys.readouterr().out.splitlines()
+        return [line for line in out if line.startswith(("rates", "not measured, "))]
+
+    measured, is_set = lines()
+    assert measured == (
+        "rates of CPUs and memory: measured 2026-11-24 on AMD with avx512_bf16, 2026-11-28 on Intel Xeon with "
+        "amx_bf16 (docs/benchmarks.md)"
+    )
+    assert is_set == "not measured, but set (infra/estimate/rates.yaml): start.seconds"
+    Path("own.jsonl.gz").write_bytes(b"compressed")
+    measured, is_set = lines('extract.sources=[{"kind": "documents", "name": "own", "files": ["own.jsonl.gz"]}]')
+    assert "2026-11-29 on Intel Xeon with amx_bf16" in measured
+    assert is_set.endswith(": start.seconds, text.per_gz, words.per_document.documents")
+
+
 def test_a_source_without_files_or_size_is_named(capsys: pytest.CaptureFixture[str]):
     found = plan(capsys, BERT_BASE, "--estimate", "--until", "dedup")
     assert found["extract"]["seconds"] is None
