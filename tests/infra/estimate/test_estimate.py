@@ -198,10 +198,16 @@ def test_what_a_finished_stage_counted_replaces_its_estimate(capsys: pytest.Capt
     assert stored["cpu_seconds"] == guessed["extract"]["cpu_seconds"] and manifest["cpu_seconds"] > 0
 
 
-def test_a_run_that_would_fill_the_disk_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_would_fill_the_disk_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("", (), {"free": 10**9}))
     root = Location(str(tmp_path / "runs"))
+    record.check_disk(root, [StageEstimate("a", disk_bytes=9e8)])
+    assert capsys.readouterr().err == ""
     record.check_disk(root, [StageEstimate("a", disk_bytes=1e9, scratch_bytes=9e8)])  # within the error of an estimate
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {root}: the run needs about 1.9 GB, but the disk of {tmp_path} has 1.0 GB free")
     with pytest.raises(UserError, match=r"runs: the run needs about 4\.0 GB, but the disk of .* has 1\.0 GB free"):
         record.check_disk(
             root, [StageEstimate("a", disk_bytes=1e9, scratch_bytes=2e9), StageEstimate("b", disk_bytes=1e9)]
