@@ -49,8 +49,8 @@ def check_disk(root: Location, estimates: Sequence[StageEstimate]) -> None:
     needed = stays + max((found.scratch_bytes or 0.0 for found in estimates), default=0.0)
     free = shutil.disk_usage(folder).free
     message = (
-        f"{root}: the run needs about {size(round(needed))}, but the disk of {folder} has {size(free)} free; free some, "
-        "or set root= to another disk"
+        f"{root}: the run needs about {size(round(needed))}, but the disk of {folder} has {size(free)} free; free "
+        "some, or set root= to another disk"
     )
     if needed / 2 > free:
         raise UserError(message)
