@@ -18,12 +18,13 @@ from pydantic import ValidationError
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ray_cluster import NODE_GROUP, NodeType, node_types
+from cloze.pipeline.core.ray_cluster import NODE_GROUP, NodeType, head_price, node_types
 from cloze.pipeline.core.signals import Ending, allow_seconds_to_end, interrupt_with
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import run_periodically
 
 _POLL_SECONDS, _WRITE_SECONDS = 2.0, 30.0
+_HEAD = "node:__internal_head__"  # the resource with which Ray marks the head
 _SAVE_SECONDS = 300.0  # that training may take to save at a limit: nothing kills the process then
 
 
@@ -84,7 +85,7 @@ class _Watch:
         """Add what was spent since the last call."""
         now = time.monotonic()
         hours, self._last = (now - self._last) / 3600, now
-        dollars = hours * dollars_per_hour(_nodes(), self._priced_types) if self._priced_types else 0.0
+        dollars = hours * dollars_per_hour(_nodes(), self._priced_types, head_price()) if self._priced_types else 0.0
         self._own = Spent(hours=self._own.hours + hours, dollars=self._own.dollars + dollars)
 
     def tick(self) -> bool:
@@ -137,17 +138,24 @@ def _read(file: Location) -> Spent | None:
         raise UserError(f"{file}: is damaged; delete it to count without that attempt") from error
 
 
-def dollars_per_hour(nodes: Sequence[dict[str, Any]], types: Sequence[NodeType]) -> float:
-    """The price of the nodes that are there, whose types have prices. A node of no known type, such as the head, has
-    the highest price of those with GPUs, or of those without."""
+def dollars_per_hour(nodes: Sequence[dict[str, Any]], types: Sequence[NodeType], of_head: float | None) -> float:
+    """The price of the nodes that are there, whose types have prices.
+
+    A node of no known type has the highest price of those with GPUs, or of those without. The head is not counted if
+    neither its own price nor that of a type without GPUs is known: the price of a machine with GPUs is many times its.
+    """
 
     def of_node(node: dict[str, Any]) -> float:
         group, resources = node.get("Labels", {}).get(NODE_GROUP), node["Resources"]
+        is_head = _HEAD in resources
+        if is_head and of_head is not None:
+            return of_head
         shape = (resources.get("CPU", 0), resources.get("GPU", 0))
         named = [kind for kind in types if kind.name == group]
         matching = named or [kind for kind in types if (kind.cpus, kind.gpus) == shape]
-        similar = [kind for kind in types if bool(kind.gpus) == bool(shape[1])] or types
-        return max(kind.dollars_per_hour or 0.0 for kind in (matching or similar))
+        similar = [kind for kind in types if bool(kind.gpus) == bool(shape[1])]
+        priced = matching or similar or ([] if is_head else types)
+        return max((kind.dollars_per_hour or 0.0 for kind in priced), default=0.0)
 
     return sum(of_node(node) for node in nodes if node["Alive"]) if types else 0.0
 

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cloze.pipeline.core.artifacts import Manifest, read_manifest
+from cloze.pipeline.core.ray_cluster import NODE_TYPES, NodeType
 from cloze.pipeline.core.storage import Location
 from tests.paths import REPOSITORY
 
@@ -153,6 +155,38 @@ def test_no_paragraph_of_the_test_part_was_pretrained_on(finished, labels):
     assert test
     seen = [row["text"] for row in documents(root) if row["split"] == "train"]
     assert not [paragraph for paragraph in test if any(paragraph in text for text in seen)]
+
+
+@pytest.mark.slow
+def test_max_cost_ends_pretraining_with_a_checkpoint(finished, tmp_path):
+    """The machine costs a dollar a second. All but one of the limit's dollars are another attempt's."""
+    root, _ = finished
+    shutil.copytree(
+        root, tmp_path / "runs", ignore=shutil.ignore_patterns("pretrain", "finetune-*", "quickstart.spent")
+    )
+    endless = [*arguments(f"{tmp_path}/runs"), "pretrain.phases.1.steps=100000", "--until", "pretrain"]
+    kind = NodeType("cpu", 2, 0, 1, dollars_per_hour=3600.0)
+    variables = {**os.environ, NODE_TYPES: json.dumps([kind._asdict()])}
+    with subprocess.Popen(
+        [*CLOZE, *endless, "max_cost=1000"], cwd=REPOSITORY, env=variables, stderr=subprocess.PIPE, text=True
+    ) as process:
+        spent = tmp_path / "runs/runs/quickstart.spent"
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/pretrain/*/checkpoints/*/manifest.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        spent.mkdir(exist_ok=True)  # this attempt writes its own file every 30 s
+        (spent / "another.json").write_text('{"dollars": 999}')
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "Traceback" not in err
+    line = (
+        r"cloze: max_cost: 1000 dollars are spent \(2 attempts\); what is finished is kept: the same command with a "
+        r"higher max_cost continues \(pretrain: step (\d+) is saved\)"
+    )
+    (saved,) = re.findall(line, err.splitlines()[-1])
+    assert list(tmp_path.glob(f"runs/pretrain/*/checkpoints/step-{int(saved):06d}-*"))
+    (own,) = (json.loads(file.read_text())["dollars"] for file in spent.iterdir() if file.name != "another.json")
+    assert 1 <= own < 1000, "neither attempt has spent it alone"
 
 
 @pytest.mark.campaign

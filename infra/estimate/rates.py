@@ -1,5 +1,6 @@
 """rates.yaml and gpus.yaml -> what a stage takes per amount of work, and the GPUs that are known."""
 
+from dataclasses import dataclass, field
 from functools import cache
 from math import log
 from pathlib import Path
@@ -9,6 +10,9 @@ from pydantic import Field
 from cloze.pipeline.core.config import Config, load
 
 _FOLDER = Path(__file__).parent
+
+#: Where a rate comes from that nobody has measured or published.
+SET = "set, not measured"
 
 
 class Rate(Config):
@@ -25,19 +29,28 @@ class Rate(Config):
     machine: str
     """Machine that it was measured on (docs/benchmarks.md), or - if it does not depend on one."""
     how: str
-    """Command that measures it, or the source."""
+    """Command that measures it, or the source, or SET."""
 
 
-class Rates(Config):
-    """All rates, by name."""
+class _RatesFile(Config):
+    """rates.yaml."""
 
     rates: list[Rate]
     """The rates."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """All rates, and the names of those that were used."""
+
+    rates: tuple[Rate, ...]
+    used: set[str] = field(default_factory=set)
 
     def value(self, name: str) -> float:
         return self.rate(name).value
 
     def rate(self, name: str) -> Rate:
+        self.used.add(name)
         return next(rate for rate in self.rates if rate.name == name)
 
     def training(self, hidden_size: int, precision: str) -> Rate:
@@ -47,7 +60,8 @@ class Rates(Config):
     def nearest(self, prefix: str, size: int) -> Rate:
         """The rate whose name is the prefix and the number that is nearest to `size`, as a ratio."""
         measured = [rate for rate in self.rates if rate.name.startswith(prefix)]
-        return min(measured, key=lambda rate: abs(log(int(rate.name.removeprefix(prefix)) / size)))
+        nearest = min(measured, key=lambda rate: abs(log(int(rate.name.removeprefix(prefix)) / size)))
+        return self.rate(nearest.name)
 
 
 class TrainingSpeed(Config):
@@ -88,9 +102,14 @@ class Gpus(Config):
         return max(matches, key=lambda gpu: len(gpu.name), default=None)
 
 
-@cache
 def rates() -> Rates:
-    return load(Rates, _FOLDER / "rates.yaml")
+    """All rates, none of them used."""
+    return Rates(_rates())
+
+
+@cache
+def _rates() -> tuple[Rate, ...]:
+    return tuple(load(_RatesFile, _FOLDER / "rates.yaml").rates)
 
 
 @cache

@@ -1,6 +1,7 @@
 """A run that starts -> its estimate under the root, which the report shows next to what it took; and the disk check."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 
 from cloze.infra.display import size
@@ -37,9 +38,9 @@ def estimate_start(run: Run, until: str | None, force: Sequence[str]) -> None:
 
 
 def check_disk(root: Location, estimates: Sequence[StageEstimate]) -> None:
-    """Raises UserError when the stages would fill the disk of a local root.
+    """Raises UserError when the stages would fill the disk of a local root; warns when they may.
 
-    The needed bytes are halved: the ratios are estimates, and a run that fits must not be refused.
+    A run that fits must not be refused, and the ratios are estimates: so an error is for twice the free bytes.
     """
     if root.local_path is None:
         return
@@ -47,8 +48,11 @@ def check_disk(root: Location, estimates: Sequence[StageEstimate]) -> None:
     stays = sum(found.disk_bytes or 0.0 for found in estimates)
     needed = stays + max((found.scratch_bytes or 0.0 for found in estimates), default=0.0)
     free = shutil.disk_usage(folder).free
+    message = (
+        f"{root}: the run needs about {size(round(needed))}, but the disk of {folder} has {size(free)} free; free "
+        "some, or set root= to another disk"
+    )
     if needed / 2 > free:
-        raise UserError(
-            f"{root}: the run needs about {size(round(needed))}, but the disk of {folder} has {size(free)} free; free "
-            "some, or set root= to another disk"
-        )
+        raise UserError(message)
+    if needed > free:
+        print(f"warning: {message}", file=sys.stderr)

@@ -12,7 +12,7 @@ from cloze.infra.estimate import calibration
 from cloze.infra.estimate.calibration import Calibration
 from cloze.infra.estimate.estimate import StageEstimate
 from cloze.infra.estimate.machines import Machines
-from cloze.infra.estimate.rates import rates
+from cloze.infra.estimate.rates import SET, rates
 from cloze.infra.launch.cluster_config import NodeType
 from cloze.infra.launch.prices import Prices
 from cloze.infra.planner import PlannedStage
@@ -101,25 +101,31 @@ def _lines(
         yield f"the last row is without {', '.join(unknown)}"
     kinds = ", ".join(f"{kind.max_nodes} {kind.name} ({kind.instance_type or _shape(kind)})" for kind in machines.kinds)
     here = machines.is_this_machine
-    yield f"this machine: {_shape(machines.kinds[0])}" if here else f"machines of {machines.name}: {kinds}"
+    head = "" if machines.head_price is None else f", the head at {machines.head_price:g} dollars an hour"
+    yield f"this machine: {_shape(machines.kinds[0])}" if here else f"machines of {machines.name}: {kinds}{head}"
     yield from machines.notes
-    reference = rates().rate("tokens")
-    if machines.is_this_machine and calibrated:
-        yield calibration.describe(calibrated)
-    else:
-        yield f"CPU rates: measured {reference.measured} on {reference.machine} (docs/benchmarks.md)" + (
-            "; cloze plan RUN --calibrate measures this machine" if machines.is_this_machine else ""
-        )
+    yield from _rate_lines(known)
+    if here:
+        yield calibration.describe(calibrated) if calibrated else "cloze plan RUN --calibrate measures this machine"
     if prices and not machines.is_this_machine:
-        yield from _price_lines(known, prices)
+        yield from _price_lines(known, prices, "" if machines.head_price is not None else "the head; ")
 
 
-def _price_lines(known: Sequence[StageEstimate], prices: Prices) -> Iterator[str]:
+def _rate_lines(known: Sequence[StageEstimate]) -> Iterator[str]:
+    """When and on which machines the rates were measured that the stages used, and which were not."""
+    used = [rates().rate(name) for name in sorted({name for estimate in known for name in estimate.rates})]
+    if measured := sorted({f"{rate.measured} on {rate.machine}" for rate in used if rate.machine != "-"}):
+        yield f"rates of CPUs and memory: measured {', '.join(measured)} (docs/benchmarks.md)"
+    if not_measured := [rate.name for rate in used if rate.how == SET]:
+        yield f"not measured, but set (infra/estimate/rates.yaml): {', '.join(not_measured)}"
+
+
+def _price_lines(known: Sequence[StageEstimate], prices: Prices, head: str) -> Iterator[str]:
     other, hours = prices.other, sum(estimate.seconds or 0.0 for estimate in known) / 3600
     requests = sum(estimate.s3_requests or 0.0 for estimate in known)
     yield f"prices: {prices.machines_source}; {prices.machines_date}"
     yield (
-        f"not in the sum (prices: {prices.other_source}): S3 requests at most "
+        f"not in the sum (prices: {prices.other_source}): {head}S3 requests at most "
         f"{requests / 1e6 * other.s3_dollars_per_million_puts:,.2f} dollars; control plane "
         f"{hours * other.control_plane_dollars_per_hour:,.2f}; NAT gateway "
         f"{hours * other.nat_gateway_dollars_per_hour:,.2f} and {other.nat_gateway_dollars_per_gb:g} a GB; storage; "

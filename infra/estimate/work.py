@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from cloze.infra.estimate import sample
 from cloze.infra.estimate.rates import Rates
@@ -77,8 +77,8 @@ class Training(NamedTuple):
     hidden_size: int
     precision: str
     seconds: float | None = None  # set by the configuration's budget
-    gpus: int | str = "auto"
-    workers: int | None = None
+    gpus: int | Literal["auto"] = "auto"
+    workers: int | Sequence[int] | None = None
     threads: int = 1
 
 
@@ -320,7 +320,7 @@ def _pretrain(stage: Stage, files: Mapping[str, Sequence[File]], corpus: Corpus,
         of_phase = examples * config.model.training_flops(totals, corpus.vocab_size)
         flops += of_phase * (4 / 3 if config.activation_checkpointing else 1)
     count = parameters(config.model, corpus.vocab_size)
-    workers = max(config.workers) if isinstance(config.workers, tuple) else config.workers
+    workers = config.allowed_worker_counts or config.workers
     training = Training(
         flops, config.model.hidden_size, config.precision, config.budget_seconds, config.gpus, workers, config.threads
     )

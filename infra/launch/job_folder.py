@@ -12,14 +12,14 @@ from typing import Any
 from cloze.infra import named_runs
 from cloze.infra.job_record import JOB_CLUSTER
 from cloze.infra.launch.cluster_config import DEFAULT_PYTHON, ClusterConfig
-from cloze.infra.launch.prices import load_prices, priced_node_types
+from cloze.infra.launch.prices import head_price, load_prices, priced_node_types
 from cloze.infra.launch.supervisor import STOP_SECONDS
 from cloze.infra.planner import Run
 from cloze.infra.ray_session import WORKERS_PYTHON
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import MarkedPath, input_paths, with_paths
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ray_cluster import MAX_CPUS, MAX_GPUS, NODE_TYPES
+from cloze.pipeline.core.ray_cluster import HEAD_PRICE, MAX_CPUS, MAX_GPUS, NODE_TYPES
 from cloze.pipeline.core.software_versions import GIT_COMMIT, git_commit
 from cloze.pipeline.core.storage import find_files
 
@@ -147,7 +147,10 @@ def job_environment(cluster: ClusterConfig) -> dict[str, Any]:
         if limit is not None:
             env_vars[variable] = str(limit)
     if cluster.node_types:
-        env_vars[NODE_TYPES] = json.dumps([kind._asdict() for kind in priced_node_types(cluster, load_prices(None))])
+        prices = load_prices(None)
+        env_vars[NODE_TYPES] = json.dumps([kind._asdict() for kind in priced_node_types(cluster, prices)])
+        if (of_head := head_price(cluster, prices)) is not None:
+            env_vars[HEAD_PRICE] = str(of_head)
     env_vars |= cluster.runtime_env.get("env_vars", {}) | cluster.env_vars
     pip = {"pip": list(cluster.pip)} if cluster.pip else {}
     return {**cluster.runtime_env, "env_vars": env_vars, **pip}

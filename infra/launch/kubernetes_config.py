@@ -31,7 +31,8 @@ class HeadConfig(Config):
     memory_gb: float = Field(default=16.0, gt=0)
     """Memory of the head, in 10^9 bytes."""
     instance_type: str | None = None
-    """The cloud's name of the machine, such as m7i.2xlarge. Unset: any that has room."""
+    """The cloud's name of the machine, such as m7i.2xlarge, whose price `cloze plan` and `max_cost` look up. Unset: any
+    that has room."""
     node_selector: dict[str, str] = Field(default={})
     """Labels of the machines that the head may run on."""
     tolerations: tuple[Toleration, ...] = ()

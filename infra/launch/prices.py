@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cloze.infra.launch.cluster_config import ClusterConfig, NodeType
+from cloze.infra.launch.kubernetes_config import HeadConfig
 from cloze.pipeline.core import ray_cluster
 from cloze.pipeline.core.config import Config, load
 
@@ -61,7 +62,7 @@ class Prices(Config):
     aws: AwsPrices | None = None
     """Prices for infra/scripts/up and down."""
 
-    def of_node(self, kind: NodeType) -> float | None:
+    def of_node(self, kind: NodeType | HeadConfig) -> float | None:
         """Dollars an hour of a machine; None if its type has no price. Spot machines cost less, by how much varies."""
         return self.machines.get(kind.instance_type or "")
 
@@ -80,3 +81,9 @@ def priced_node_types(cluster: ClusterConfig, prices: Prices | None) -> list[ray
         ray_cluster.NodeType(kind.name, kind.cpus, kind.gpus, kind.max_nodes, prices.of_node(kind) if prices else None)
         for kind in cluster.node_types
     ]
+
+
+def head_price(cluster: ClusterConfig, prices: Prices | None) -> float | None:
+    """Dollars an hour of the head of a job on Kubernetes; None if it has no price. On a Ray cluster that runs, the head
+    may be one of its `node_types`, or a machine that the file does not name."""
+    return prices.of_node(cluster.kubernetes.head) if prices and cluster.kubernetes else None

@@ -11,6 +11,8 @@ MAX_CPUS = "CLOZE_MAX_CPUS"
 MAX_GPUS = "CLOZE_MAX_GPUS"
 #: Environment variable with the kinds of machines that the cluster can scale to: a JSON list of NodeType.
 NODE_TYPES = "CLOZE_NODE_TYPES"
+#: Environment variable with the price of the head, in dollars an hour, where it is no machine of these kinds.
+HEAD_PRICE = "CLOZE_HEAD_PRICE"
 
 #: The label of a node with the name of its kind. KubeRay and Ray's launcher set it.
 NODE_GROUP = "ray.io/node-group"
@@ -35,6 +37,11 @@ def belongs_to_cluster() -> bool:
 def node_types() -> list[NodeType]:
     """The kinds of machines that the cluster can scale to; empty if the cluster's file does not list them."""
     return [NodeType(**kind) for kind in json.loads(os.environ.get(NODE_TYPES, "[]"))]
+
+
+def head_price() -> float | None:
+    """Dollars an hour of the head; None if the cluster's file does not say which machine it is, or it has no price."""
+    return float(os.environ[HEAD_PRICE]) if HEAD_PRICE in os.environ else None
 
 
 def cpu_limit() -> int | None:

@@ -24,12 +24,29 @@ def node(cpus: float, gpus: float = 0, group: str = "", alive: bool = True) -> d
     return {"Alive": alive, "Labels": labels, "Resources": {"CPU": cpus, "GPU": gpus}}
 
 
+HEAD = {"Alive": True, "Labels": {}, "Resources": {"node:__internal_head__": 1.0}}  # of KubeRay: without CPUs
+
+
 def test_a_node_has_the_price_of_its_type_or_of_its_shape():
     prices = [NodeType("data", 32, 0, 4, 1.5), NodeType("gpu", 32, 8, 1, 50.0)]
-    assert dollars_per_hour([node(8, group="data"), node(8, group="data", alive=False)], prices) == 1.5
-    assert dollars_per_hour([node(32), node(32, 8)], prices) == 51.5
-    assert dollars_per_hour([node(0, group="head"), node(4, 1)], prices) == 1.5 + 50.0, "of no known type"
-    assert dollars_per_hour([], prices) == 0.0
+    assert dollars_per_hour([node(8, group="data"), node(8, group="data", alive=False)], prices, None) == 1.5
+    assert dollars_per_hour([node(32), node(32, 8)], prices, None) == 51.5
+    assert dollars_per_hour([HEAD, node(4, 1)], prices, None) == 1.5 + 50.0, "of no known type"
+    assert dollars_per_hour([node(4)], prices[1:], None) == 50.0
+    assert dollars_per_hour([], prices, None) == 0.0
+
+
+def test_the_head_never_has_the_price_of_a_machine_with_gpus():
+    data, gpu = NodeType("data", 32, 0, 4, 1.5), NodeType("gpu", 192, 8, 1, 55.04)
+    assert dollars_per_hour([HEAD, node(192, 8)], [gpu], 0.4032) == 55.04 + 0.4032
+    assert dollars_per_hour([HEAD, node(32), node(192, 8)], [data, gpu], 0.4032) == 55.04 + 1.5 + 0.4032
+    assert dollars_per_hour([HEAD, node(192, 8)], [gpu], None) == 55.04
+    running = node(32) | {"Resources": {"CPU": 32.0, **HEAD["Resources"]}}
+    assert dollars_per_hour([running], [data], None) == 1.5, "a machine of a known type"
+
+
+def test_ray_marks_the_head(ray_session: None):
+    assert [limits._HEAD in node["Resources"] for node in limits._nodes()] == [True]
 
 
 def cloze(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

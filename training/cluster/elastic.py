@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.ray_cluster import cpu_limit, gpu_limit, node_resources, node_types
+from cloze.pipeline.core.ray_cluster import NodeType, cpu_limit, gpu_limit, node_resources, node_types
 
 _CHECK_SECONDS = 15.0  # between two checks for free resources
 _UNKNOWN_CPUS = 10**6  # of a GPU node that the cluster can add, if its file does not list the kinds of machines
@@ -41,8 +41,7 @@ def capacity() -> Capacity:
     if max_cpus is None and max_gpus is None:
         return Capacity(node_resources())
     if types := node_types():
-        nodes = [{"CPU": float(kind.cpus), "GPU": float(kind.gpus)} for kind in types for _ in range(kind.max_nodes)]
-        return Capacity(_limited(nodes, max_gpus), scales=True)
+        return scaled_capacity(types, max_gpus)
     nodes = [*node_resources()]
     missing_cpus = (max_cpus or 0) - sum(node.get("CPU", 0) for node in nodes)
     missing_gpus = (max_gpus or 0) - sum(node.get("GPU", 0) for node in nodes)
@@ -51,6 +50,12 @@ def capacity() -> Capacity:
     if missing_gpus > 0:
         nodes.append({"CPU": _UNKNOWN_CPUS, "GPU": missing_gpus})
     return Capacity(nodes, scales=True)
+
+
+def scaled_capacity(types: Sequence[NodeType], max_gpus: int | None) -> Capacity:
+    """All nodes that a cluster of these types can scale to."""
+    nodes = [{"CPU": float(kind.cpus), "GPU": float(kind.gpus)} for kind in types for _ in range(kind.max_nodes)]
+    return Capacity(_limited(nodes, max_gpus), scales=True)
 
 
 def _limited(nodes: Sequence[Mapping[str, float]], max_gpus: int | None) -> list[Mapping[str, float]]:

@@ -82,6 +82,58 @@ def test_a_plan_of_files_that_are_not_here_rests_on_their_sizes(capsys: pytest.C
     assert twice["tokens"]["cpu_seconds"] == pytest.approx(2 * found["tokens"]["cpu_seconds"], rel=0.02)
 
 
+def test_the_head_is_in_the_sum_or_named_as_not_in_it(capsys: pytest.CaptureFixture[str]):
+    arguments = [BERT_BASE, *SIZES, "--until", "extract", "root=s3://bucket/runs", "--cluster", "cluster.yaml"]
+    cluster("p5.48xlarge", 8, "H100")
+    found = plan(capsys, *arguments)["extract"]
+    assert main(["plan", *arguments]) == 0
+    assert "so check these first): the head; S3 requests" in capsys.readouterr().out
+    of_kubernetes = "kubernetes: {image: 'cloze:1', head: {instance_type: m7i.2xlarge}}"
+    path = Path("cluster.yaml")
+    path.write_text(path.read_text().replace("address: http://127.0.0.1:8265", of_kubernetes))
+    priced = plan(capsys, *arguments)["extract"]
+    assert priced["dollars"] / found["dollars"] == pytest.approx((4 * 1.428 + 0.4032) / (4 * 1.428), rel=0.01)
+    assert main(["plan", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "1 gpu (p5.48xlarge), the head at 0.4032 dollars an hour" in out and "the head;" not in out
+
+
+def test_max_gpus_and_max_cpus_limit_what_is_estimated_as_what_runs(capsys: pytest.CaptureFixture[str]):
+    arguments = [BERT_BASE, "--cluster", cluster("p5.48xlarge", 8, "H100"), *SIZES, "--until", "pretrain"]
+    whole = plan(capsys, *arguments)
+    with Path("cluster.yaml").open("a") as file:
+        file.write("max_gpus: 4\nmax_cpus: 64\n")
+    half = plan(capsys, *arguments)
+    assert half["pretrain"]["seconds"] == pytest.approx(2 * whole["pretrain"]["seconds"], rel=0.01)
+    assert half["pretrain"]["gpu_seconds"] == pytest.approx(whole["pretrain"]["gpu_seconds"], rel=0.01)
+    assert half["pretrain"]["dollars"] == pytest.approx(2 * whole["pretrain"]["dollars"], rel=0.01), "one machine"
+    assert half["examples-512"]["seconds"] == pytest.approx(2 * whole["examples-512"]["seconds"], rel=0.1)
+    assert half["examples-512"]["dollars"] == pytest.approx(whole["examples-512"]["dollars"], rel=0.1)
+    assert main(["plan", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "max_cpus: 64 of the 128 CPUs for the data stages are used" in out and "max_gpus: 4 of the 8 GPUs" in out
+
+
+def test_more_gpus_than_the_cluster_has_are_no_estimate(capsys: pytest.CaptureFixture[str]):
+    arguments = [BERT_BASE, "--cluster", cluster("p5.48xlarge", 8, "H100"), *SIZES, "--until", "pretrain"]
+    found = plan(capsys, *arguments, "pretrain.gpus=16")["pretrain"]
+    assert found["seconds"] is None and found["disk_bytes"] > 0
+    assert found["notes"] == [
+        "16 GPUs requested, but the cluster can scale to 8 (max_gpus or node_types in its file); lower gpus or workers"
+    ]
+
+
+def test_training_on_several_kinds_of_gpus_uses_all_at_the_speed_of_the_slowest(capsys: pytest.CaptureFixture[str]):
+    arguments = [BERT_BASE, "--cluster", cluster("p5.48xlarge", 8, "H100"), *SIZES, "--until", "pretrain"]
+    with Path("cluster.yaml").open("a") as file:
+        file.write("  - {name: l4, instance_type: g6.48xlarge, cpus: 192, memory_gb: 768, gpus: 8, gpu: L4}\n")
+    both = plan(capsys, *arguments)["pretrain"]
+    assert "all GPUs are as fast as the slowest, L4" in both["notes"] and not both["measured"]
+    assert both["dollars"] == pytest.approx(both["seconds"] / 3600 * (55.04 + 13.3504), rel=0.01)
+    eight = plan(capsys, *arguments, "pretrain.gpus=8")["pretrain"]
+    assert eight["measured"] and eight["dollars"] == pytest.approx(eight["seconds"] / 3600 * 55.04, rel=0.01)
+
+
 def test_a_card_that_nobody_has_measured_says_so(capsys: pytest.CaptureFixture[str]):
     on_l4 = cluster("g6.48xlarge", 8, "L4")
     arguments = [BERT_BASE, "--cluster", on_l4, *SIZES, "--until", "pretrain", "pretrain.phases.0.micro_batch_size=512"]
@@ -91,6 +143,24 @@ def test_a_card_that_nobody_has_measured_says_so(capsys: pytest.CaptureFixture[s
     assert main(["plan", *arguments]) == 0
     out = capsys.readouterr().out
     assert "L4: not measured; in brackets the time at 40% of its peak" in out and "not measured (" in out
+
+
+def test_rates_that_nobody_has_measured_are_named_where_they_are_used(capsys: pytest.CaptureFixture[str]):
+    def lines(*arguments: str) -> list[str]:
+        assert main(["plan", CONFIG, "--estimate", "--until", "extract", *arguments]) == 0
+        out = capsys.readouterr().out.splitlines()
+        return [line for line in out if line.startswith(("rates", "not measured, "))]
+
+    measured, is_set = lines()
+    assert measured == (
+        "rates of CPUs and memory: measured 2026-11-24 on AMD with avx512_bf16, 2026-11-28 on Intel Xeon with "
+        "amx_bf16 (docs/benchmarks.md)"
+    )
+    assert is_set == "not measured, but set (infra/estimate/rates.yaml): start.seconds"
+    Path("own.jsonl.gz").write_bytes(b"compressed")
+    measured, is_set = lines('extract.sources=[{"kind": "documents", "name": "own", "files": ["own.jsonl.gz"]}]')
+    assert "2026-11-29 on Intel Xeon with amx_bf16" in measured
+    assert is_set.endswith(": start.seconds, text.per_gz, words.per_document.documents")
 
 
 def test_a_source_without_files_or_size_is_named(capsys: pytest.CaptureFixture[str]):
@@ -128,10 +198,16 @@ def test_what_a_finished_stage_counted_replaces_its_estimate(capsys: pytest.Capt
     assert stored["cpu_seconds"] == guessed["extract"]["cpu_seconds"] and manifest["cpu_seconds"] > 0
 
 
-def test_a_run_that_would_fill_the_disk_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_would_fill_the_disk_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("", (), {"free": 10**9}))
     root = Location(str(tmp_path / "runs"))
+    record.check_disk(root, [StageEstimate("a", disk_bytes=9e8)])
+    assert capsys.readouterr().err == ""
     record.check_disk(root, [StageEstimate("a", disk_bytes=1e9, scratch_bytes=9e8)])  # within the error of an estimate
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {root}: the run needs about 1.9 GB, but the disk of {tmp_path} has 1.0 GB free")
     with pytest.raises(UserError, match=r"runs: the run needs about 4\.0 GB, but the disk of .* has 1\.0 GB free"):
         record.check_disk(
             root, [StageEstimate("a", disk_bytes=1e9, scratch_bytes=2e9), StageEstimate("b", disk_bytes=1e9)]

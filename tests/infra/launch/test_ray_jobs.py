@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cloze.infra import named_runs
-from cloze.infra.launch import cluster_config, job_folder, ray_jobs
+from cloze.infra.launch import cluster_config, job_folder, kubernetes_config, ray_jobs
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import stage_files
 from cloze.infra.launch.jobs import Unreachable
@@ -135,6 +135,11 @@ def test_the_job_receives_how_far_the_cluster_scales() -> None:
         NodeType("gpu", 48, 4, 2),
     ]
     assert REMOTE.model_copy(update={"node_types": types[1:]}).cpu_limit == 96
+    assert "CLOZE_HEAD_PRICE" not in variables, "which machine the head of a Ray cluster is, its file does not say"
+    head = kubernetes_config.HeadConfig(instance_type="m7i.2xlarge")
+    kubernetes = kubernetes_config.KubernetesConfig(image="cloze:1", head=head)
+    variables = job_folder.job_environment(cluster.model_copy(update={"kubernetes": kubernetes}))["env_vars"]
+    assert variables["CLOZE_HEAD_PRICE"] == "0.4032" and len(json.loads(variables["CLOZE_NODE_TYPES"])) == 2
 
 
 def test_rays_own_keys_are_passed_through_and_its_variables_merged() -> None:
