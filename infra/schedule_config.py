@@ -35,7 +35,8 @@ class ScheduleConfig(Config):
     partitions: PartitionsConfig | None = None
     """A run for each language and date of a dump. A tick of the schedule starts those of the newest dumps."""
     watch_seconds: Annotated[int, Field(ge=1)] = 60
-    """Seconds between two looks for new files. Changed files count when two successive looks agree on all of them."""
+    """Seconds between two looks for new files. Changed files count when two successive looks agree on all of them. A
+    tick of the schedule is skipped if one was changed in so many seconds before."""
     promote: bool = False
     """Promote the model of a whole run that the schedule or a sensor has started, after it has passed its checks."""
     webhook: str | None = None

@@ -18,7 +18,7 @@ from cloze.infra.workflow.outputs import outputs_sensor
 from cloze.infra.workflow.partitions import ConfiguredRun, read_run
 from cloze.infra.workflow.promotion import promoted_asset
 from cloze.infra.workflow.queue import root_tag, run_tags, unfinished_run
-from cloze.infra.workflow.sensors import file_sensor, newest_dumps
+from cloze.infra.workflow.sensors import file_sensor, newest_dumps, whole_files
 from cloze.infra.workflow.sources import observable_sources
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
@@ -72,7 +72,7 @@ def _schedule(run: ConfiguredRun, job: UnresolvedAssetJobDefinition) -> dagster.
         elif run.partitions:
             yield from newest_dumps(run, context.instance)
         else:
-            yield dagster.RunRequest()
+            yield from whole_files(run)
 
     cron = run.config.schedule.cron
     try:

@@ -53,6 +53,7 @@ def instance(empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Creates the toy run."""
     (tmp_path / "source.txt").write_text("what letters reads")
+    os.utime(tmp_path / "source.txt", (1e9, 1e9))  # long ago: a tick takes it
     return lambda **configs: toy.toy_run(monkeypatch, tmp_path / "root", tmp_path / "source.txt", **configs)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -72,6 +73,32 @@ def test_without_files_there_is_no_run(make: Make, tmp_path: Path) -> None:
     looks = Looks(make())
     (tmp_path / "source.txt").unlink()
     assert "source.txt: no such file" in str(looks.look())
+
+
+@pytest.mark.usefixtures("own_dagster")
+def test_a_tick_does_not_take_files_that_are_being_fetched_or_copied(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tick(watch_seconds: int) -> str | int:
+        """The number of runs that it requests, or why it requests none."""
+        watched = [f"schedule={{watch_seconds: {watch_seconds}}}"]
+        run = toy.toy_run(monkeypatch, tmp_path / "root", f"{folder}/in/*.txt", overrides=watched)
+        schedule = definitions(ConfiguredRun(run.config)).resolve_schedule_def("toy_schedule")
+        with open_history() as instance, dagster.build_schedule_context(instance) as context:
+            found = schedule.evaluate_tick(context)
+        return len(found.run_requests) if found.run_requests else str(found.skip_message)
+
+    place = Location(folder) / "in"
+    assert tick(60) == 1  # its run ends with the line that there is no file
+    (place / "a.txt").write_text("half of a document")
+    assert tick(60) == f"{place}/a.txt: was changed less than 60 s ago (schedule.watch_seconds)"
+    time.sleep(1.1)
+    assert tick(1) == 1
+    (place / ".partial/b.txt").write_text("half of b")
+    assert tick(1) == f"{place}: is not whole yet"
+    (place / ".partial").delete()
+    (place / "dump.json").write_text(json.dumps({"files": [{"name": "b.txt", "bytes": 9, "sha1": "0"}]}))
+    assert tick(1) == f"{place}: is not whole yet"
 
 
 class Receiver:
