@@ -18,6 +18,7 @@ from cloze.infra.workflow.outputs import outputs_sensor
 from cloze.infra.workflow.partitions import ConfiguredRun, read_run
 from cloze.infra.workflow.promotion import promoted_asset
 from cloze.infra.workflow.queue import root_tag, run_tags, unfinished_run
+from cloze.infra.workflow.run_process import process_of
 from cloze.infra.workflow.sensors import file_sensor, newest_dumps, whole_files
 from cloze.infra.workflow.sources import observable_sources
 from cloze.pipeline.core.errors import UserError
@@ -68,7 +69,9 @@ def _schedule(run: ConfiguredRun, job: UnresolvedAssetJobDefinition) -> dagster.
     def tick(context: dagster.ScheduleEvaluationContext) -> Iterator[dagster.RunRequest | dagster.SkipReason]:
         if unfinished := unfinished_run(context.instance, run.config):
             root = Location(run.config.root).absolute()
-            yield dagster.SkipReason(f"Run {unfinished.run_id} of {root} is not finished.")
+            process = process_of(unfinished)
+            where = f": {process}" if process else ""
+            yield dagster.SkipReason(f"Run {unfinished.run_id} of {root} is not finished{where}.")
         elif run.partitions:
             yield from newest_dumps(run, context.instance)
         else:
