@@ -241,10 +241,10 @@ class Run:
         self._compared_with = promoted
         self._checked.clear()
 
-    def promoted_figures(self) -> Mapping[str, StageFigures]:
-        """Stage -> its figures in the promoted model that this run is compared with; empty if there is none."""
-        event = registry.current(self.root, self.config.checks.promoted or self._compared_with)
-        return event.stages if event else {}
+    def promoted_figures(self) -> Sequence[Mapping[str, StageFigures]]:
+        """Stage -> its figures, of each promoted model that this run is compared with, the oldest first."""
+        history = registry.events(self.root, self.config.checks.promoted or self._compared_with)
+        return [event.stages for event in registry.standing(history)]
 
     def remember_passed(self) -> None:
         """If all stages are finished and pass their checks, later runs are compared with this one."""
