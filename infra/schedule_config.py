@@ -40,8 +40,8 @@ class ScheduleConfig(Config):
     promote: bool = False
     """Promote the model of a whole run that the schedule or a sensor has started, after it has passed its checks."""
     webhook: str | None = None
-    """Where a failed run is reported, by a POST of JSON: a URL, or the name of an environment variable with one, so
-    that it is not stored."""
+    """Where a failed run, and a model that `promote` holds back, is reported, by a POST of JSON: a URL, or the name of
+    an environment variable with one, so that it is not stored."""
     pages: str = "http://127.0.0.1:3000"
     """The address of Dagster's pages, for the links in such a report."""
 
