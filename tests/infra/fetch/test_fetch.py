@@ -149,6 +149,30 @@ def test_a_file_to_which_another_process_has_written_as_well_is_downloaded_again
     assert (place / "one.xml.bz2").read_bytes() == FILES[INDEX]
 
 
+@pytest.mark.parametrize("folder", ["local", "s3"], indirect=True)
+def test_a_file_that_is_there_is_kept_if_its_digest_is_the_published_one(server: DumpServer, folder: str) -> None:
+    place = Location(f"{folder}/xywiki/20260201")
+    (place / PAGES).write_bytes(FILES[PAGES])
+    (place / INDEX).write_bytes(bytes(len(FILES[INDEX])))  # its size without its content
+    assert fetch(server, folder) == 0
+    assert is_whole(place)
+    assert {path.split("/")[-1] for path, _, _ in server.ranges} == {INDEX}
+
+
+def test_a_file_is_on_the_disk_before_it_appears(
+    server: DumpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, synced, fsync = tmp_path / "xywiki/20260201", list[tuple[int, bool]](), os.fsync
+
+    def record(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((os.fstat(descriptor).st_size, (place / PAGES).exists()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    assert fetch(server, tmp_path) == 0
+    assert (len(FILES[PAGES]), False) in synced
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["local", "s3"], indirect=True)
 def test_a_killed_download_continues_after_its_ranges(server: DumpServer, folder: str) -> None:
