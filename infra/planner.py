@@ -72,7 +72,7 @@ class Run:
             raise UserError(f"{config.name}: has no fine-tuning task; add one to finetune")
         self._progress = progress
         self._ray = ray or LazyRaySession()
-        self._history = StageHistory(self.root, config.name)
+        self._history = StageHistory(self.root, config.name, config.partition)
         self._source_files: dict[UserFiles, list[SourceFile]] = {}
         self._compared_with = config.name
         self._checked: dict[str, list[CheckResult]] = {}  # by stage

@@ -59,7 +59,7 @@ def definitions(run: ConfiguredRun, begin: Begin = launched_run) -> dagster.Defi
         assets=[assets, *observable_sources(run), *promoted_asset(run)],
         jobs=[job],
         schedules=[_schedule(run, job)],
-        sensors=[*outputs_sensor(run), file_sensor(run, job), *failure_sensor(run, job)],
+        sensors=[outputs_sensor(run), file_sensor(run, job), *failure_sensor(run, job)],
         resources={"ray": _ray},
         executor=executor,
     )
