@@ -54,7 +54,7 @@ def whole_files(configured: ConfiguredRun) -> Iterator[dagster.RunRequest | dags
     seconds = configured.config.schedule.watch_seconds
     try:
         found = new_files.stamps(Run(configured.config))
-    except UserError:  # the run ends with that line, which is reported; or its files are where its cluster is
+    except (UserError, OSError):  # the run ends with that line, which is reported; or its cluster can read the files
         yield dagster.RunRequest()
         return
     if folder := new_files.unfinished_folder(found):

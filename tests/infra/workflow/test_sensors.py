@@ -73,10 +73,10 @@ def test_without_files_there_is_no_run(make: Make, tmp_path: Path) -> None:
 def test_a_tick_does_not_take_files_that_are_being_fetched_or_copied(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def tick(watch_seconds: int) -> str | int:
+    def tick(watch_seconds: int, files: str = f"{folder}/in/*.txt") -> str | int:
         """The number of runs that it requests, or why it requests none."""
         watched = [f"schedule={{watch_seconds: {watch_seconds}}}"]
-        run = toy.toy_run(monkeypatch, tmp_path / "root", f"{folder}/in/*.txt", overrides=watched)
+        run = toy.toy_run(monkeypatch, tmp_path / "root", files, overrides=watched)
         schedule = definitions(ConfiguredRun(run.config)).resolve_schedule_def("toy_schedule")
         with open_history() as instance, dagster.build_schedule_context(instance) as context:
             found = schedule.evaluate_tick(context)
@@ -84,6 +84,8 @@ def test_a_tick_does_not_take_files_that_are_being_fetched_or_copied(
 
     place = Location(folder) / "in"
     assert tick(60) == 1  # its run ends with the line that there is no file
+    if folder.startswith("s3://"):
+        assert tick(60, "s3://no-such-bucket/*.txt") == 1
     for name in ("a.txt", "c.txt"):
         (place / name).write_text("half of a document")
         skipped = str(tick(60))
