@@ -9,7 +9,8 @@ class ChecksConfig(Config):
     """Limits for the output of a finished stage. A run stops at a stage that exceeds one, with exit status 2.
 
     null switches a check off. "The last run" is the last run of this name that passed all its checks: outputs are
-    compared with it while the settings are the same. Losses and scores are compared with the promoted model.
+    compared with it while the settings are the same. Losses and scores are compared with the best
+    promoted model.
     """
 
     max_decrease: float | None = Field(default=0.1, ge=0, le=1)
@@ -25,11 +26,11 @@ class ChecksConfig(Config):
     finite_loss: bool = True
     """Whether the losses of pretraining and of the tasks must be finite numbers."""
     max_loss_increase: float | None = Field(default=0.02, ge=0)
-    """How much higher than the promoted model's the held-out loss may be, as a fraction of that, where both losses are
-    of the same vocabulary and settings."""
+    """How much higher than the best promoted model's the held-out loss may be, as a fraction of that, where both losses
+    are of the same vocabulary and settings."""
     max_score_decrease: float | None = Field(default=0.0, ge=0)
-    """How much lower than the promoted model's a task's score may be, beyond what its 95 % interval explains."""
+    """How much lower than the best promoted model's a task's score may be, beyond what its 95 % interval explains."""
     max_age_days: float | None = Field(default=None, gt=0)
     """Largest age of the newest dump or document: of the date in its path, such as 20261101, or of its last change."""
     promoted: str | None = Field(default=None, pattern=f"^{NAME}$")
-    """Name of the promoted model to compare with; by default the name of the run."""
+    """Name of the promoted models to compare with; by default the name of the run."""

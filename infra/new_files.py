@@ -1,34 +1,42 @@
 """The user's files of a run -> whether they have changed since the last look, and whether all of them are whole."""
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping
 
 from cloze.infra.fetch.download import PARTIAL
 from cloze.infra.fetch.finished import is_whole
 from cloze.infra.planner import Run
-from cloze.pipeline.core.storage import Location, file_stamps
+from cloze.pipeline.core.storage import FileStamp, Location, file_stamps
 
 
-def stamps(run: Run) -> dict[str, str]:
-    """The files that the run's stages read, by URI, with what changes with their content. Nothing is read of them.
+def stamps(run: Run) -> dict[str, FileStamp]:
+    """The files that the run's stages read, by URI, with their stamps. Nothing is read of them.
 
     Raises MissingFile, and the errors of `storage.find_files`.
     """
     return {uri: stamp for pattern in _patterns(run) for uri, stamp in file_stamps(pattern).items()}
 
 
-def digest(found: Mapping[str, str]) -> str:
+def digest(found: Mapping[str, FileStamp]) -> str:
     """Changes when a file is added, removed or changed."""
-    return hashlib.sha256("\n".join(f"{uri} {stamp}" for uri, stamp in sorted(found.items())).encode()).hexdigest()[:16]
+    lines = "\n".join(f"{uri} {stamp.version}" for uri, stamp in sorted(found.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def unfinished_folder(found: Mapping[str, str]) -> Location | None:
+def unfinished_folder(found: Mapping[str, FileStamp]) -> Location | None:
     """A folder of the files that `cloze fetch` has not finished, or of which only a part has been copied."""
     for folder in sorted({uri.rpartition("/")[0] for uri in found} - {""}):
         location = Location(folder)
         if is_whole(location) is False or (location / PARTIAL).files():
             return location
     return None
+
+
+def just_changed(found: Mapping[str, FileStamp], seconds: float) -> Location | None:
+    """The file that was changed last, if that is less than so many seconds ago."""
+    uri = max(found, key=lambda uri: found[uri].changed, default="")
+    return Location(uri) if uri and abs(time.time() - found[uri].changed) < seconds else None
 
 
 def _patterns(run: Run) -> Iterator[str]:

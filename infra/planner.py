@@ -72,7 +72,7 @@ class Run:
             raise UserError(f"{config.name}: has no fine-tuning task; add one to finetune")
         self._progress = progress
         self._ray = ray or LazyRaySession()
-        self._history = StageHistory(self.root, config.name)
+        self._history = StageHistory(self.root, config.name, config.partition)
         self._source_files: dict[UserFiles, list[SourceFile]] = {}
         self._compared_with = config.name
         self._checked: dict[str, list[CheckResult]] = {}  # by stage
@@ -241,10 +241,10 @@ class Run:
         self._compared_with = promoted
         self._checked.clear()
 
-    def promoted_figures(self) -> Mapping[str, StageFigures]:
-        """Stage -> its figures in the promoted model that this run is compared with; empty if there is none."""
-        event = registry.current(self.root, self.config.checks.promoted or self._compared_with)
-        return event.stages if event else {}
+    def promoted_figures(self) -> Sequence[Mapping[str, StageFigures]]:
+        """Stage -> its figures, of each promoted model that this run is compared with, the oldest first."""
+        history = registry.events(self.root, self.config.checks.promoted or self._compared_with)
+        return [event.stages for event in registry.standing(history)]
 
     def remember_passed(self) -> None:
         """If all stages are finished and pass their checks, later runs are compared with this one."""

@@ -35,12 +35,13 @@ class ScheduleConfig(Config):
     partitions: PartitionsConfig | None = None
     """A run for each language and date of a dump. A tick of the schedule starts those of the newest dumps."""
     watch_seconds: Annotated[int, Field(ge=1)] = 60
-    """Seconds between two looks for new files. Changed files count when two successive looks agree on all of them."""
+    """Seconds between two looks for new files. Changed files count when two successive looks agree on all of them. A
+    tick of the schedule is skipped if one was changed in so many seconds before."""
     promote: bool = False
     """Promote the model of a whole run that the schedule or a sensor has started, after it has passed its checks."""
     webhook: str | None = None
-    """Where a failed run is reported, by a POST of JSON: a URL, or the name of an environment variable with one, so
-    that it is not stored."""
+    """Where a failed run, and a model that `promote` holds back, is reported, by a POST of JSON: a URL, or the name of
+    an environment variable with one, so that it is not stored."""
     pages: str = "http://127.0.0.1:3000"
     """The address of Dagster's pages, for the links in such a report."""
 

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
+from cloze.infra.partitions import Partition
 from cloze.infra.stages import Stage
 from cloze.pipeline.core.artifacts import Artifact, Manifest, read_manifest
 from cloze.pipeline.core.config import identity
@@ -15,11 +16,22 @@ from cloze.pipeline.core.threads import map_in_threads
 Inputs = Mapping[str, str | None]  # input name -> what it contributes to the fingerprint
 
 
-class StageHistory:
-    """The stages that the run of this name has finished, with the configuration and the inputs that they had."""
+class Finished(NamedTuple):
+    """The output of a stage, and the partition of the run that finished it."""
 
-    def __init__(self, root: Location, name: str):
+    artifact: Artifact
+    partition: Partition | None
+
+
+class StageHistory:
+    """The stages that the run of this name has finished, with the configuration and the inputs that they had.
+
+    `partition` is that of the run whose stages it is to remember.
+    """
+
+    def __init__(self, root: Location, name: str, partition: Partition | None = None):
         self._root, self._file = root, root / "runs" / f"{name}.json"
+        self._partition = partition
 
     def remember(self, stage: Stage, fingerprint: str, inputs: Inputs) -> None:
         """Write a finished stage, with which `difference` compares."""
@@ -28,16 +40,20 @@ class StageHistory:
             "version": stage.version,
             "config": identity(stage.config),
             "inputs": inputs,
+            **({"partition": self._partition.model_dump()} if self._partition else {}),
         }
         finished = self._read()
         if finished.get(stage.name) != entry:
             self._file.write_text(json.dumps({**finished, stage.name: entry}, indent=1))
 
-    def outputs(self, stages: Iterable[Stage]) -> dict[str, Artifact]:
+    def outputs(self, stages: Iterable[Stage]) -> dict[str, Finished]:
         """Stage -> its output as it was last finished, on whatever machine."""
         finished = self._read()
         return {
-            stage.name: Artifact(self._root / folder / entry["fingerprint"], folder, entry["fingerprint"])
+            stage.name: Finished(
+                Artifact(self._root / folder / entry["fingerprint"], folder, entry["fingerprint"]),
+                Partition.model_validate(entry["partition"]) if "partition" in entry else None,
+            )
             for stage in stages
             if (entry := finished.get(stage.name))
             for folder in [stage.folder or stage.name]

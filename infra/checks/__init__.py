@@ -1,1 +1,1 @@
-"""Checks of a finished stage, against the last run that passed and the promoted model, that stop a run."""
+"""Checks of a finished stage, against the last run that passed and the promoted models, that stop a run."""

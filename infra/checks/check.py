@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import Field
 
@@ -48,16 +49,16 @@ class Check:
     """A check of a stage's output.
 
     `measure` returns the figures of an output. `judge` compares one with its reference. `keys` are those of the
-    configuration that limit it; the check is off while all are null or false. `promoted`: the references are those of
-    the promoted model, not of the last run that passed. `absent` is the reference of a figure that the reference run
-    did not have.
+    configuration that limit it; the check is off while all are null or false. `promoted`: the reference is not that of
+    the last run that passed, but the lowest or the highest of the promoted models. `absent` is the reference of a
+    figure that the reference run did not have.
     """
 
     name: str
     keys: tuple[str, ...]
     measure: Callable[[Measured], Iterable[Figure]]
     judge: Callable[[Figure, Figure | None, ChecksConfig], Verdict]
-    promoted: bool = False
+    promoted: Literal["lowest", "highest"] | None = None
     needs_reference: bool = True
     absent: float | None = None
 

@@ -46,8 +46,8 @@ class CheckedRun(Protocol):
         """The user's files that a stage reads. Raises MissingFile."""
         ...
 
-    def promoted_figures(self) -> Mapping[str, StageFigures]:
-        """Stage -> its figures in the promoted model; empty if there is none."""
+    def promoted_figures(self) -> Sequence[Mapping[str, StageFigures]]:
+        """Stage -> its figures, of each promoted model, the oldest first: the last is promoted now."""
         ...
 
 
@@ -57,12 +57,15 @@ def check_stage(run: CheckedRun, stage: str, artifact: Artifact) -> list[CheckRe
     if not checks:
         return []
     found = stage_figures(run, stage, artifact)
-    references: dict[bool, StageFigures | None] = {}
+    passed, promoted = None, list[StageFigures]()
     if any(not check.promoted for check in checks):
-        references[False] = read_passed(run.root, run.config.name).get(stage)
+        passed = read_passed(run.root, run.config.name).get(stage)
     if any(check.promoted for check in checks):
-        references[True] = run.promoted_figures().get(stage)
-    return [_result(stage, check, limits, found, references[check.promoted]) for check in checks]
+        promoted = [figures[stage] for figures in run.promoted_figures() if stage in figures]
+    return [
+        _result(stage, check, limits, found, _best(check, limits, promoted) if check.promoted else passed)
+        for check in checks
+    ]
 
 
 def stage_figures(run: CheckedRun, stage: str, artifact: Artifact) -> StageFigures:
@@ -121,6 +124,31 @@ def _result(
         )
     text = reasons[0] if reasons else "nothing to check: the output has no such figure"
     return CheckResult(stage, check.name, True, text, figures[0].value if figures else None)
+
+
+def _best(check: Check, limits: ChecksConfig, promoted: Sequence[StageFigures]) -> StageFigures | None:
+    """The figures of the model that is promoted now, each replaced by the best that was promoted on the same basis.
+
+    Compared with the last model alone, a model might get worse by a little every week, and without end.
+    """
+    if not promoted or check.is_off(limits):
+        return promoted[-1] if promoted else None
+    before = [figure for stage in promoted for figure in stage.figures.get(check.name, ())]
+    best = [
+        _best_of(check, limits, [past for past in before if (past.name, past.basis) == (now.name, now.basis)])
+        for now in promoted[-1].figures.get(check.name, ())
+    ]
+    return promoted[-1].model_copy(update={"figures": {check.name: best}})
+
+
+def _best_of(check: Check, limits: ChecksConfig, figures: Sequence[Figure]) -> Figure:
+    """The best one since somebody has last promoted a model that the limits do not accept."""
+    better = min if check.promoted == "lowest" else max
+    best = figures[0]
+    for figure in figures[1:]:
+        is_accepted = not check.judge(figure, best, limits).passed
+        best = figure if is_accepted else better(best, figure, key=lambda one: one.value)
+    return best
 
 
 def _why_not(

@@ -7,7 +7,7 @@ from cloze.infra.checks.check import Figure, Verdict
 from cloze.infra.checks_config import ChecksConfig
 
 _LAST = "in the last run that passed"
-_PROMOTED = "of the promoted model"
+_PROMOTED = "of the best promoted model"
 _ROUNDING = 1e-9  # so that the advised value is accepted
 
 Judge = Callable[[Figure, Figure | None, ChecksConfig], Verdict]
@@ -55,7 +55,7 @@ def is_finite(figure: Figure, _: Figure | None, __: ChecksConfig) -> Verdict:
 
 
 def loss_increased(figure: Figure, reference: Figure | None, config: ChecksConfig) -> Verdict:
-    """A loss may be higher than the promoted model's by a limited fraction."""
+    """A loss may be higher than the best promoted model's by a limited fraction."""
     assert reference and config.max_loss_increase is not None
     most = config.max_loss_increase
     text = f"{figure.name} {figure.value:.4f}, {reference.value:.4f} {_PROMOTED}"
@@ -68,7 +68,7 @@ def loss_increased(figure: Figure, reference: Figure | None, config: ChecksConfi
 
 
 def score_decreased(figure: Figure, reference: Figure | None, config: ChecksConfig) -> Verdict:
-    """A score may be lower than the promoted model's, unless the whole 95 % interval of the difference is too low.
+    """A score may be lower than the best promoted model's, unless the whole 95 % interval of the difference is too low.
 
     The interval of the difference of two estimates: Newcombe 1998 (Statistics in Medicine 17, 873-890, method 10).
     """

@@ -6,6 +6,7 @@ A download that was interrupted continues after them. Before each write and dele
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -29,7 +30,8 @@ PARTIAL = ".partial"  # folder of what is not whole yet, beside the files
 
 
 def download(http: Http, dump: Dump, to: Location, display: Display) -> Location:
-    """Download a dump into the folder <to>/<wiki>/<date>, and return that. Files that are whole are kept.
+    """Download a dump into the folder <to>/<wiki>/<date>, and return that. Files that are there are kept: those that
+    its marker names by their sizes, others by their digests.
 
     Raises UserError when the disk has too little space, and for a file that twice differs from its digest; LeaseLost
     when another process has taken over because this one was suspended.
@@ -39,20 +41,34 @@ def download(http: Http, dump: Dump, to: Location, display: Display) -> Location
     on_wait = partial(display.show_owner, name)
     with hold_lease(folder, on_wait) as lease, reporting_waits(display.wait):
         check = lease.check if lease else lambda: None
+        files = [{"name": file.name, "bytes": file.bytes, "sha1": file.sha1} for file in dump.files]
+        marker = json.dumps({"wiki": dump.wiki, "date": dump.date, "files": files}, indent=1).encode()
         sizes = folder.sizes()
+        is_marked = MARKER in sizes and (folder / MARKER).read_bytes() == marker
         _check_space(folder, sum(file.bytes for file in dump.files if sizes.get(file.name) != file.bytes))
         (folder / PARTIAL / _UNFINISHED).write_text(dump.date)  # until all files are whole
         for file in dump.files:
-            if sizes.get(file.name) == file.bytes:
+            has_size = sizes.get(file.name) == file.bytes
+            if has_size and (is_marked or _has_digest(folder / file.name, file, display)):
                 display.finish(file.name, f"is there: {size(file.bytes)}")
             else:
                 _download_file(http, file, _partial(folder, file.name, check), display)
         check()
         (folder / PARTIAL).delete()
-        files = [{"name": file.name, "bytes": file.bytes, "sha1": file.sha1} for file in dump.files]
-        marker = json.dumps({"wiki": dump.wiki, "date": dump.date, "files": files}, indent=1)
-        (folder / MARKER).write_bytes(marker.encode(), check)
+        (folder / MARKER).write_bytes(marker, check)
     return folder
+
+
+def _has_digest(place: Location, file: DumpFile, display: Display) -> bool:
+    """Whether a file has its published digest. An earlier download, a copy or a power failure may have left another."""
+    display.start(file.name, "check", size(file.bytes))
+    digest, done = hashlib.sha1(), 0
+    with place.open() as content:
+        while data := content.read(RANGE_BYTES):
+            digest.update(data)
+            done += len(data)
+            display(file.name, done / 1e6, file.bytes / 1e6, "MB")
+    return digest.hexdigest() == file.sha1
 
 
 def _download_file(http: Http, file: DumpFile, begun: "_Partial", display: Display) -> None:
@@ -129,7 +145,8 @@ class _PartialFile:
 
     def finish(self) -> None:
         self._check()
-        self._file.touch()  # an empty file has no ranges
+        with self._file.open("ab") as file:  # which an empty file has not seen yet
+            os.fsync(file.fileno())  # else a power failure may keep its name and its size without its content
         self._file.replace(self._final)
 
     def discard(self) -> None:

@@ -1,5 +1,6 @@
 """Requests to a public server: few at once, with a user agent, repeated while the server or the connection fails."""
 
+import os
 import re
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 CONNECTIONS = 2  # at once, as https://dumps.wikimedia.org/ asks for
+#: An environment variable: whom the server's operators can ask, https://foundation.wikimedia.org/wiki/Policy:User-Agent_policy
+CONTACT = "CLOZE_CONTACT"
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two packets
 
 
@@ -36,7 +39,7 @@ class Http:
         import requests
 
         self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"cloze/{version('cloze')} python-requests/{version('requests')}"
+        self._session.headers["User-Agent"] = _user_agent()
         self._session.headers["Accept-Encoding"] = "identity"  # the bytes whose digests are published
 
     def text(self, url: str) -> str:
@@ -70,6 +73,14 @@ class Http:
                 return read(answer)
 
         return retrying(attempt, lambda error, seconds: _failure(url, error, seconds))
+
+
+def _user_agent() -> str:
+    contact = os.environ.get(CONTACT, "")
+    if contact and not re.fullmatch(r"[!-~]*(@|://)[!-~]*", contact):  # what a header may contain
+        raise UserError(f"{CONTACT} is {contact!r}; give an e-mail address or a URL")
+    comment = f" ({contact})" if contact else ""
+    return f"cloze/{version('cloze')}{comment} python-requests/{version('requests')}"
 
 
 def _requested_delay(answer: "Response") -> float:

@@ -15,6 +15,7 @@ from cloze.pipeline.core.artifacts import Fact
 from cloze.pipeline.core.conditional_writes import Unsupported, create
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
+from cloze.pipeline.core.threads import map_in_threads
 
 _NUMBER = re.compile(r"(\d{5,})\.json")
 
@@ -67,7 +68,8 @@ class Event(Fact):
 
 def events(root: Location, name: str) -> list[Event]:
     """All events of a name, the oldest first. Raises UserError for one that is damaged."""
-    found = [_read(_file(root, name, number)) for number in range(1, _last_number(root, name) + 1)]
+    files = [_file(root, name, number) for number in range(1, _last_number(root, name) + 1)]
+    found = map_in_threads(_read, files)
     return [event for event in found if event]
 
 
@@ -84,29 +86,27 @@ def names(root: Location) -> list[str]:
 
 def earlier(history: list[Event]) -> Event | None:
     """The promotion that a rollback returns to: that before the promoted one, without those that were rolled back."""
-    standing = _standing(history)
-    return next((event for event in reversed(standing[:-1]) if not event.is_output_of(standing[-1])), None)
+    promoted = standing(history)
+    return next((event for event in reversed(promoted[:-1]) if not event.is_output_of(promoted[-1])), None)
 
 
 def rolled_back(history: list[Event]) -> list[Event]:
     """The promotions that were rolled back, the oldest first, without outputs that were promoted again."""
-    standing = _standing(history)
+    promoted = standing(history)
     return [
-        event
-        for event in history
-        if event.kind == "promote" and not any(event.is_output_of(promoted) for promoted in standing)
+        event for event in history if event.kind == "promote" and not any(event.is_output_of(past) for past in promoted)
     ]
 
 
-def _standing(history: list[Event]) -> list[Event]:
+def standing(history: list[Event]) -> list[Event]:
     """The promotions that were not rolled back, the oldest first: the last one is promoted."""
-    standing: list[Event] = []
+    promoted: list[Event] = []
     for event in history:
         if event.kind == "promote":
-            standing.append(event)
+            promoted.append(event)
         else:
-            standing = [past for past in standing if past.number <= (event.restores or 0)]
-    return standing
+            promoted = [past for past in promoted if past.number <= (event.restores or 0)]
+    return promoted
 
 
 def append(root: Location, name: str, event: Event, after: int) -> Event | None:

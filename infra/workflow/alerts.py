@@ -1,38 +1,37 @@
-"""A failed run -> a report to the webhook of its schedule: the run, the stage, the cause in a line, and a link."""
+"""A run that failed, or whose model is held back -> a report to its webhook: run, stage, cause in a line and link."""
+
+import logging
 
 import dagster
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster_shared.error import SerializableErrorInfo
 
+from cloze.infra.schedule_config import ScheduleConfig
 from cloze.infra.webhook import post, webhook_url
 from cloze.infra.workflow.names import FAILED_STAGE, identifier
 from cloze.infra.workflow.partitions import ConfiguredRun
+from cloze.infra.workflow.queue import job_of
 from cloze.pipeline.core.errors import UserError
 
 _PARTITION = "dagster/partition"
 
 
 def failure_sensor(configured: ConfiguredRun, job: UnresolvedAssetJobDefinition) -> list[dagster.SensorDefinition]:
-    """Reports the runs of a job that fail, also by a check, and are not retried, to `schedule.webhook`; none without
-    one. It is on."""
+    """Reports the runs of a job, or of stages selected in the asset graph, that fail, also by a check, and are not
+    retried, to `schedule.webhook`; none without one. It is on."""
     schedule = configured.config.schedule
     if schedule.webhook is None:
         return []
-    webhook, pages = schedule.webhook, schedule.pages.rstrip("/")
 
     def report(context: dagster.RunFailureSensorContext) -> None:
-        if context.dagster_run.tags.get("dagster/will_retry") == "true":
-            return
-        message = _message(configured.name, context, pages)
-        try:
-            post(webhook_url(webhook), message)
-            context.log.info(f"reported {message['dagster_run']}")
-        except UserError as error:  # the next failure is reported all the same
-            context.log.error(f"{error}; not reported: {message['text']}")
+        run = context.dagster_run
+        if job_of(run) == job.name and run.tags.get("dagster/will_retry") != "true":
+            stage = run.tags.get(FAILED_STAGE) or None
+            happened = f"failed in {stage}" if stage else "failed"
+            _send(schedule, _message(configured.name, run, schedule, happened, stage, _cause(context)), context.log)
 
     sensor = dagster.run_failure_sensor(
         name=f"{identifier(configured.name)}_failures",
-        monitored_jobs=[job],
         minimum_interval_seconds=30,
         default_status=dagster.DefaultSensorStatus.RUNNING,
         description="Reports a failed run to schedule.webhook.",
@@ -40,13 +39,32 @@ def failure_sensor(configured: ConfiguredRun, job: UnresolvedAssetJobDefinition)
     return [sensor]
 
 
-def _message(run_name: str, context: dagster.RunFailureSensorContext, pages: str) -> dict[str, str | None]:
+def report_held_back(
+    context: dagster.AssetExecutionContext, run_name: str, schedule: ScheduleConfig, reason: str
+) -> None:
+    """Report that a run's model is not promoted, to `schedule.webhook` if there is one."""
+    message = _message(run_name, context.run, schedule, "was not promoted", None, reason)
+    _send(schedule, message, context.log)
+
+
+def _send(schedule: ScheduleConfig, message: dict[str, str | None], log: logging.Logger) -> None:
+    if schedule.webhook is None:
+        return
+    try:
+        post(webhook_url(schedule.webhook), message)
+        log.info(f"reported {message['dagster_run']}")
+    except UserError as error:  # the next one is reported all the same
+        log.error(f"{error}; not reported: {message['text']}")
+
+
+def _message(
+    run_name: str, run: dagster.DagsterRun, schedule: ScheduleConfig, happened: str, stage: str | None, cause: str
+) -> dict[str, str | None]:
     """`text` is what Slack, Mattermost and their like show."""
-    run, link = context.dagster_run, f"{pages}/runs/{context.dagster_run.run_id}"
-    stage, partition, cause = run.tags.get(FAILED_STAGE) or None, run.tags.get(_PARTITION), _cause(context)
+    link, partition = f"{schedule.pages.rstrip('/')}/runs/{run.run_id}", run.tags.get(_PARTITION)
     what = f"{run_name} {partition}" if partition else run_name
     return {
-        "text": f"{what} failed{f' in {stage}' if stage else ''}: {cause} {link}",
+        "text": f"{what} {happened}: {cause} {link}",
         "run": run_name,
         "partition": partition,
         "stage": stage,

@@ -18,7 +18,8 @@ from cloze.infra.workflow.outputs import outputs_sensor
 from cloze.infra.workflow.partitions import ConfiguredRun, read_run
 from cloze.infra.workflow.promotion import promoted_asset
 from cloze.infra.workflow.queue import root_tag, run_tags, unfinished_run
-from cloze.infra.workflow.sensors import file_sensor, newest_dumps
+from cloze.infra.workflow.run_process import process_of
+from cloze.infra.workflow.sensors import file_sensor, newest_dumps, whole_files
 from cloze.infra.workflow.sources import observable_sources
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.storage import Location
@@ -58,7 +59,7 @@ def definitions(run: ConfiguredRun, begin: Begin = launched_run) -> dagster.Defi
         assets=[assets, *observable_sources(run), *promoted_asset(run)],
         jobs=[job],
         schedules=[_schedule(run, job)],
-        sensors=[*outputs_sensor(run), file_sensor(run, job), *failure_sensor(run, job)],
+        sensors=[outputs_sensor(run), file_sensor(run, job), *failure_sensor(run, job)],
         resources={"ray": _ray},
         executor=executor,
     )
@@ -68,11 +69,13 @@ def _schedule(run: ConfiguredRun, job: UnresolvedAssetJobDefinition) -> dagster.
     def tick(context: dagster.ScheduleEvaluationContext) -> Iterator[dagster.RunRequest | dagster.SkipReason]:
         if unfinished := unfinished_run(context.instance, run.config):
             root = Location(run.config.root).absolute()
-            yield dagster.SkipReason(f"Run {unfinished.run_id} of {root} is not finished.")
+            process = process_of(unfinished)
+            where = f": {process}" if process else ""
+            yield dagster.SkipReason(f"Run {unfinished.run_id} of {root} is not finished{where}.")
         elif run.partitions:
             yield from newest_dumps(run, context.instance)
         else:
-            yield dagster.RunRequest()
+            yield from whole_files(run)
 
     cron = run.config.schedule.cron
     try:

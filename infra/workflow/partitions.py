@@ -64,6 +64,14 @@ class ConfiguredRun:
         date, language = key.split("|")
         return read_config(self.file, [f"partition.language={language}", f"partition.date={date}"])
 
+    @property
+    def of_languages(self) -> list[RunConfig]:
+        """A configuration for each language, whose name and stages are those of all its dates; else `config` alone."""
+        partitions = self.config.schedule.partitions
+        if partitions is None or self.file is None:
+            return [self.config]
+        return [self.of(key_of(language, _ANY_DATE)) for language in partitions.languages]
+
     def add_dates(self, instance: dagster.DagsterInstance, dates: Sequence[str]) -> None:
         """Add dates of dumps to the partitions; those that they have stay."""
         assert self.dates and self.dates.name

@@ -4,6 +4,7 @@ import dagster
 
 from cloze.infra.planner import Run
 from cloze.infra.promote import HeldBack, promote
+from cloze.infra.workflow.alerts import report_held_back
 from cloze.infra.workflow.launched_run import StartedStages
 from cloze.infra.workflow.names import asset_key, identifier
 from cloze.infra.workflow.partitions import ConfiguredRun, partition_of
@@ -36,12 +37,14 @@ def promoted_asset(configured: ConfiguredRun) -> list[dagster.AssetSpec]:
 
 
 def promote_run(context: dagster.AssetExecutionContext, run_name: str, run: Run) -> None:
-    """Promote the model of a finished run, and tell Dagster, also if it is held back. Raises UserError."""
+    """Promote the model of a finished run, and tell Dagster, also if it is held back: that is reported as well, as its
+    run is a success. Raises UserError."""
     key = asset_key(run_name, PROMOTED)
     try:
         event = promote(run, why=f"Dagster run {context.run.run_id}: all checks passed", automatic=True)
     except HeldBack as reason:
         context.log.warning(str(reason))
+        report_held_back(context, run_name, run.config.schedule, str(reason))
         context.log_event(
             dagster.AssetObservation(key, metadata={"held back": str(reason)}, partition=partition_of(context))
         )

@@ -43,6 +43,11 @@ def unfinished_run(instance: dagster.DagsterInstance, config: "RunConfig") -> da
     return next(iter(instance.get_runs(filters, limit=1, ascending=True)), None)
 
 
+def job_of(run: dagster.DagsterRun) -> str:
+    """The job to which a run belongs, also a run of stages selected in the asset graph, which does not name it."""
+    return identifier(min(run.asset_selection).path[0]) if run.asset_selection else run.job_name
+
+
 class RootQueue(QueuedRunCoordinator):
     """Dagster's queue. It gives a run of any origin the tags of its job: stages that are selected in the asset graph
     are launched as a job of Dagster's own, without them."""
@@ -59,5 +64,5 @@ def _job_tags(context: SubmitRunContext) -> dict[str, str]:
         return {}
     location = origin.repository_origin.code_location_origin.location_name
     repository = context.workspace.get_code_location(location).get_repository(origin.repository_origin.repository_name)
-    job = identifier(min(run.asset_selection).path[0]) if run.asset_selection else run.job_name
+    job = job_of(run)
     return dict(repository.get_full_job(job).run_tags) if repository.has_job(job) else {}

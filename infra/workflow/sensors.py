@@ -1,4 +1,7 @@
-"""New files of the user's -> runs that Dagster's sensors request. The sensors are off until they are switched on."""
+"""The user's files -> runs that Dagster's sensors and a tick of the schedule request, once the files are whole.
+
+The sensors are off until they are switched on.
+"""
 
 import json
 from collections.abc import Iterator
@@ -44,6 +47,22 @@ def newest_dumps(
         yield dagster.RunRequest(partition_key=key_of(dump.language, dump.date))
     if not dumps:
         yield dagster.SkipReason("no dump is finished")
+
+
+def whole_files(configured: ConfiguredRun) -> Iterator[dagster.RunRequest | dagster.SkipReason]:
+    """What a tick of the schedule requests of a run without partitions: a run, unless its files are being written."""
+    seconds = configured.config.schedule.watch_seconds
+    try:
+        found = new_files.stamps(Run(configured.config))
+    except (UserError, OSError):  # the run ends with that line, which is reported; or its cluster can read the files
+        yield dagster.RunRequest()
+        return
+    if folder := new_files.unfinished_folder(found):
+        yield dagster.SkipReason(f"{folder}: is not whole yet")
+    elif file := new_files.just_changed(found, seconds):
+        yield dagster.SkipReason(f"{file}: was changed less than {seconds} s ago (schedule.watch_seconds)")
+    else:
+        yield dagster.RunRequest()
 
 
 def _new_dumps(

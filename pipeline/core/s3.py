@@ -128,9 +128,11 @@ def sizes(folder: str, page: int = 1000) -> dict[str, int]:
     return {name: int(entry["Size"]) for name, entry in _objects(folder, page)}
 
 
-def stamps(folder: str) -> dict[str, str]:
-    """Returns relative path -> size and ETag, which change with the content, of all objects below a folder."""
-    return {name: f"{entry['Size']} {entry['ETag']}" for name, entry in _objects(folder)}
+def infos(folder: str) -> dict[str, ObjectInfo]:
+    """Returns relative path -> what a listing tells of all objects below a folder: no SHA-256."""
+    return {
+        name: ObjectInfo(int(entry["Size"]), entry["ETag"], entry["LastModified"]) for name, entry in _objects(folder)
+    }
 
 
 def _objects(folder: str, page: int = 1000) -> Iterator[tuple[str, dict[str, Any]]]:

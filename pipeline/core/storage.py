@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -265,24 +265,32 @@ def find_files(pattern: str) -> list[Location]:
     return files
 
 
-def file_stamps(pattern: str) -> dict[str, str]:
-    """The files of a path or glob, by URI -> what changes with the content: the size and the time of the last change,
-    on S3 the ETag. Raises as `find_files`.
+class FileStamp(NamedTuple):
+    """What changes with a file's content, and when it last changed, in seconds since the epoch."""
+
+    version: str
+    changed: float
+
+
+def file_stamps(pattern: str) -> dict[str, FileStamp]:
+    """The files of a path or glob, by URI -> their stamps: of the size and the time of the last change, on S3 of the
+    ETag. Raises as `find_files`.
     """
     files = find_files(pattern)
     if len(files) > 1 and pattern.startswith("s3://"):
         folder = _folder_of_glob(pattern)
-        stamps = s3.stamps(folder.path)
-        return {file.uri: stamps.get(file.uri[len(folder.uri) + 1 :], "") for file in files}
-    return {file.uri: _stamp(file) for file in files}
+        infos = s3.infos(folder.path)
+        return {file.uri: _object_stamp(infos.get(file.uri[len(folder.uri) + 1 :])) for file in files}
+    return {file.uri: _object_stamp(file.object_info()) if file.is_s3 else _stamp(file) for file in files}
 
 
-def _stamp(file: Location) -> str:
-    if file.is_s3:
-        found = file.object_info()
-        return f"{found.size} {found.etag}"
+def _object_stamp(found: s3.ObjectInfo | None) -> FileStamp:
+    return FileStamp(f"{found.size} {found.etag}", found.modified.timestamp()) if found else FileStamp("", 0.0)
+
+
+def _stamp(file: Location) -> FileStamp:
     info = file.info()
-    return f"{info.size} {info.mtime_ns}"
+    return FileStamp(f"{info.size} {info.mtime_ns}", (info.mtime_ns or 0) / 1e9)
 
 
 def _stable_listing(list_files: Callable[[str, int], list[Location]], pattern: str) -> list[Location]:

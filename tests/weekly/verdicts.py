@@ -89,8 +89,8 @@ def _history(folder: Path) -> Iterator[Verdict]:
     with dagster.DagsterInstance.get() as instance:
         missing = [
             name
-            for name, artifact in StageHistory(run.root, NAME).outputs(run.unresolved_stages).items()
-            if not is_known(instance, asset_key(NAME, name), artifact.fingerprint)
+            for name, finished in StageHistory(run.root, NAME).outputs(run.unresolved_stages).items()
+            if not is_known(instance, asset_key(NAME, name), finished.artifact.fingerprint)
         ]
     yield Verdict("the history has every stage's last output", not missing, ", ".join(missing) or "all there")
 

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from cloze.infra.cli import main
 from cloze.infra.fetch import download
+from cloze.infra.fetch.http import CONTACT
 from cloze.pipeline.core.lease_files import Owner, lease_file
 from cloze.pipeline.core.retries import SETTING
 from cloze.pipeline.core.storage import Location
@@ -73,6 +75,19 @@ def test_the_newest_finished_dump_is_downloaded_with_two_connections_and_a_user_
     asked = len(server.ranges)
     assert fetch(server, folder) == 0
     assert len(server.ranges) == asked
+
+
+def test_the_user_agent_has_the_contact_of_the_environment(
+    server: DumpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(CONTACT, "mailto:ann@example.org")
+    assert fetch(server, tmp_path) == 0
+    [agent] = server.agents
+    assert re.fullmatch(r"cloze/[\d.]+\S* \(mailto:ann@example\.org\) python-requests/\S+", agent)
+    monkeypatch.setenv(CONTACT, "Ann\r\nHost: b")
+    assert fetch(server, tmp_path) == 2
+    line = "cloze: CLOZE_CONTACT is 'Ann\\r\\nHost: b'; give an e-mail address or a URL\n"
+    assert capsys.readouterr().err.endswith(line)
 
 
 @pytest.mark.parametrize("folder", ["local", "s3"], indirect=True)
@@ -147,6 +162,30 @@ def test_a_file_to_which_another_process_has_written_as_well_is_downloaded_again
 
     assert fetch_one(server, tmp_path, written) == 0
     assert (place / "one.xml.bz2").read_bytes() == FILES[INDEX]
+
+
+@pytest.mark.parametrize("folder", ["local", "s3"], indirect=True)
+def test_a_file_that_is_there_is_kept_if_its_digest_is_the_published_one(server: DumpServer, folder: str) -> None:
+    place = Location(f"{folder}/xywiki/20260201")
+    (place / PAGES).write_bytes(FILES[PAGES])
+    (place / INDEX).write_bytes(bytes(len(FILES[INDEX])))  # its size without its content
+    assert fetch(server, folder) == 0
+    assert is_whole(place)
+    assert {path.split("/")[-1] for path, _, _ in server.ranges} == {INDEX}
+
+
+def test_a_file_is_on_the_disk_before_it_appears(
+    server: DumpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, synced, fsync = tmp_path / "xywiki/20260201", list[tuple[int, bool]](), os.fsync
+
+    def record(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((os.fstat(descriptor).st_size, (place / PAGES).exists()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    assert fetch(server, tmp_path) == 0
+    assert (len(FILES[PAGES]), False) in synced
 
 
 @pytest.mark.slow

@@ -84,7 +84,9 @@ def test_a_model_that_got_worse_stops_the_run_and_is_not_promoted(local: Weekly)
     first = promoted(local, 3.0)
     for _ in range(2):
         worse = local.run(loss=3.2)
-        with pytest.raises(ChecksFailed, match=r"pretrain: held-out loss 3.2000, 3.0000 of the promoted model: 6.67 %"):
+        with pytest.raises(
+            ChecksFailed, match=r"pretrain: held-out loss 3.2000, 3.0000 of the best promoted model: 6.67 %"
+        ):
             execute(worse)
         with pytest.raises(ChecksFailed):
             worse.execute("finetune-authors")
@@ -99,11 +101,30 @@ def test_a_model_that_got_worse_stops_the_run_and_is_not_promoted(local: Weekly)
     assert promote(accepted).digest == digest(accepted)
 
 
+def test_a_model_that_gets_a_little_worse_every_week_is_compared_with_the_best(local: Weekly) -> None:
+    for loss in (3.1, 3.0, 3.05):
+        promoted(local, loss)
+    with pytest.raises(ChecksFailed, match=r"held-out loss 3.1000, 3.0000 of the best promoted model: 3.33 % higher"):
+        execute(local.run(loss=3.1))  # 1.6 % higher than the last
+    roll_back(promoted(local, 2.0).root, "weekly")
+    execute(accepted := local.run("checks.max_loss_increase=0.04", loss=3.1))
+    promote(accepted)
+    promoted(local, 3.15)  # a person has promoted 3.1, with which begins what is compared
+
+
+def test_scores_that_fall_a_little_every_week_are_compared_with_the_best(local: Weekly) -> None:
+    for loss, score in ((3.0, 0.9), (2.9, 0.88)):
+        execute(run := local.run(loss=loss, score=score))
+        promote(run)
+    with pytest.raises(ChecksFailed, match=r"accuracy 0.860 .*, 0.900 \(0.880 to 0.920\) of the best promoted model"):
+        execute(local.run(loss=2.8, score=0.86))  # within the intervals of the last
+
+
 def test_a_run_is_compared_with_what_it_replaces_also_under_another_name(local: Weekly) -> None:
     execute(first := local.run(loss=3.0))
     promote(first, "prod")
     execute(worse := local.run(loss=9.0))  # nothing is promoted as weekly
-    with pytest.raises(ChecksFailed, match=r"held-out loss 9.0000, 3.0000 of the promoted model"):
+    with pytest.raises(ChecksFailed, match=r"held-out loss 9.0000, 3.0000 of the best promoted model"):
         promote(worse, "prod")
 
 

@@ -34,7 +34,7 @@ class ToyPretrain(Config):
 
 
 def write_vocab(config: Config, inputs: Mapping[str, Any], out: Output) -> Manifest:
-    return out.finish([out.commit("vocab", {"vocab.txt": b"[PAD]\na\n"})], identity(config), {})
+    return out.finish([out.commit("vocab", {"vocab.txt": b"[PAD]\na\n"}, counts={"tokens": 1})], identity(config), {})
 
 
 def pretrain(config: ToyPretrain, inputs: Mapping[str, Any], out: Output) -> Manifest:

@@ -1,5 +1,6 @@
 """The toy run, with an empty Dagster home."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -35,4 +36,5 @@ def own_dagster(empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def make(own_dagster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     """Creates the toy run; Dagster's home is empty."""
     (tmp_path / "source.txt").write_text("what letters reads")
+    os.utime(tmp_path / "source.txt", (1e9, 1e9))  # long ago: a tick takes it
     return lambda **configs: toy.toy_run(monkeypatch, tmp_path / "root", tmp_path / "source.txt", **configs)

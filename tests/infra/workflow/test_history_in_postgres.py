@@ -65,6 +65,7 @@ def test_the_command_line_and_dagster_share_a_history_in_postgres(
     settings = home() / "dagster.yaml"
     settings.write_text(settings.read_text() + _STORAGE.format(port=postgres))
     (tmp_path / "source.txt").write_text("what letters reads")
+    os.utime(tmp_path / "source.txt", (1e9, 1e9))  # long ago: a tick takes it
     run = toy_run(monkeypatch, tmp_path / "root", tmp_path / "source.txt")
     ended = {name: value.replace('"started":"', '"started":"1') for name, value in process_tag("1" * 32).items()}
     with open_history() as instance:

@@ -149,3 +149,41 @@ def test_the_command_line_tells_the_same_history_of_its_partition(
         assert instance.get_materialized_partitions(key) == {"20261101|la", "20261101|sco"}
         [tags, _] = [run.tags for run in instance.get_runs()]
     assert tags["dagster/partition/language"] == "sco"
+
+
+def test_what_other_machines_have_finished_of_each_language_is_reported_with_its_date(
+    own_dagster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source.txt").write_text("text")
+    toy.toy_run(monkeypatch, tmp_path / "root", tmp_path / "source.txt")
+    file, text = tmp_path / "toy.yaml", QUICKSTART.read_text().replace("name: quickstart", "name: toy-{language}", 1)
+    text = text.replace("root: runs ", f"root: {tmp_path}/root ")
+    file.write_text(f"{text}\nschedule:\n  partitions: {{languages: [la, sco], dumps: dumps}}\n")
+
+    def finish(language: str, date: str) -> None:
+        """As `cloze submit` does: without Dagster."""
+        run = Run(named_runs.read(str(file), [f"partition.language={language}", f"partition.date={date}"]))
+        for stage in run.stages:
+            run.execute(stage)
+
+    def look() -> str | None:
+        with open_history() as instance, dagster.build_sensor_context(instance) as context:
+            return (
+                definitions(read_run(str(file))).resolve_sensor_def("toy_outputs").evaluate_tick(context).skip_message
+            )
+
+    def known() -> set[str]:
+        with open_history() as instance:
+            assert set(instance.get_dynamic_partitions("toy_dates")) == {"20261101", "20261201"} - missing
+            return instance.get_materialized_partitions(dagster.AssetKey(["toy", "words"]))
+
+    missing = {"20261201"}
+    finish("la", "20261101")
+    finish("sco", "20261101")
+    assert look() == "Reported: letters, words, pages, letters, words, pages."
+    assert known() == {"20261101|la", "20261101|sco"}
+    assert look() == "All outputs are known."
+    missing = set()
+    finish("la", "20261201")  # the same output, as the toy run reads no dump
+    assert look() == "Reported: letters, words, pages."
+    assert known() == {"20261101|la", "20261101|sco", "20261201|la"}

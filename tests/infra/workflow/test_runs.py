@@ -1,3 +1,4 @@
+import logging
 import os
 import shutil
 import signal
@@ -11,6 +12,8 @@ from typing import Any
 import dagster
 import pytest
 import yaml
+from dagster._core.launcher.base import WorkerStatus
+from dagster._daemon.monitoring.run_monitoring import monitor_canceling_run
 
 from cloze.infra.planner import Run
 from cloze.infra.schedule_config import ScheduleConfig
@@ -53,6 +56,7 @@ def instance(empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Creates the toy run."""
     (tmp_path / "source.txt").write_text("what letters reads")
+    os.utime(tmp_path / "source.txt", (1e9, 1e9))  # long ago: a tick takes it
     return lambda **configs: toy.toy_run(monkeypatch, tmp_path / "root", tmp_path / "source.txt", **configs)
 
 
@@ -116,6 +120,29 @@ def test_a_tick_is_skipped_while_a_run_of_its_root_is_not_finished(
         run = added(instance, status, **root_tag(config))
         assert tick().run_requests == [] and f"Run {run.run_id} of {config.root} is not finished" in tick().skip_message
         instance.delete_run(run.run_id)
+
+
+def test_a_run_of_a_machine_that_no_longer_exists_is_named_at_a_tick_and_can_be_terminated(
+    make: Make, instance: dagster.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make().config
+    schedule = definitions(ConfiguredRun(config)).resolve_schedule_def("toy_schedule")
+    here = this_process()
+    there = {name: value.replace(here.host, "another") for name, value in process_tag("0" * 32).items()}
+    run = added(instance, STATUS.STARTED, **root_tag(config), **there)
+    assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING  # for all that is known
+    skipped = schedule.evaluate_tick(dagster.build_schedule_context(instance))
+    assert skipped.skip_message == (
+        f"Run {run.run_id} of {config.root} is not finished: process {here.pid} on another."
+    )
+    assert not instance.run_coordinator.cancel_run(run.run_id)  # its process cannot be told
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 61)  # what the daemon does a minute later
+    [record] = instance.get_run_records()
+    monitor_canceling_run(instance, record, logging.getLogger())
+    ended = instance.get_run_by_id(run.run_id)
+    assert ended and ended.status == STATUS.CANCELED
+    assert len(schedule.evaluate_tick(dagster.build_schedule_context(instance)).run_requests or ()) == 1
 
 
 def test_a_process_is_known_by_its_run_boot_and_start(instance: dagster.DagsterInstance) -> None:
