@@ -7,6 +7,7 @@ those that expire.
 
 import base64
 import hashlib
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -73,6 +74,7 @@ class _Client:
 
 
 _client = _Client()
+_with_digests: set[str] = set()  # buckets where an ETag was the MD5 of the content
 _without_digests: set[str] = set()  # buckets whose ETags are not MD5s
 
 
@@ -358,21 +360,28 @@ def _read_in_parts(path: str, info: ObjectInfo, part: int) -> bytes:
 def _verified(path: str, info: ObjectInfo, data: bytes | None) -> bytes:
     """Returns `data`, the content of an object, or reads it; read again if it does not match the ETag.
 
-    With some encryptions and on some stores the ETag is no digest: there, two reads in different ranges agree.
+    With some encryptions and on some stores the ETag is no digest: there, two successive reads in different ranges
+    agree. The ranges alternate, so that what changes a byte of each answer never changes the same ones twice.
     """
     bucket, _ = _split(path)
     before: bytes | None = None
+    other = min(info.size // 3 + 1, _PART // 2)
+    parts = itertools.cycle([_PART, other] if data is None else [other, _PART])
 
     def call(_: Any) -> bytes:
         nonlocal data, before
-        current = (
-            data if data is not None else _read_in_parts(path, info, _PART if before is None else info.size // 3 + 1)
-        )
+        current = _read_in_parts(path, info, next(parts)) if data is None else data
         data = None
-        if bucket in _without_digests or _matches(current, info.etag):
+        if bucket in _without_digests:
+            return current
+        is_digest = _matches(current, info.etag)
+        if is_digest:
+            _with_digests.add(bucket)
+        if is_digest is not False:
             return current
         if current == before:
-            _without_digests.add(bucket)
+            if bucket not in _with_digests:
+                _without_digests.add(bucket)
             return current
         before = current
         raise s3_errors.CutBody("its bytes do not match its ETag")
@@ -380,12 +389,12 @@ def _verified(path: str, info: ObjectInfo, data: bytes | None) -> bytes:
     return request("reading", path, call)
 
 
-def _matches(data: bytes, etag: str) -> bool:
-    """Returns whether the ETag is the MD5 of the data, or cannot be, as with parts of an unknown size."""
+def _matches(data: bytes, etag: str) -> bool | None:
+    """Returns whether the ETag is the MD5 of the data; None if it cannot be, as with parts of an unknown size."""
     digest, _, parts = etag.strip('"').partition("-")
-    if parts:
-        return int(parts) != -(-len(data) // _PART) or etag.strip('"') == _etag_of_parts(memoryview(data))
-    return len(digest) != 32 or digest == _md5(data).hexdigest()
+    if len(digest) != 32 or (parts and int(parts) != -(-len(data) // _PART)):
+        return None
+    return etag.strip('"') == (_etag_of_parts(memoryview(data)) if parts else _md5(data).hexdigest())
 
 
 def _has_no_digest(found: dict[str, Any]) -> bool:

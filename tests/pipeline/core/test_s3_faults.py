@@ -123,6 +123,49 @@ def test_changed_bytes_are_never_returned_however_often(file: Location, proxy: P
     assert file.read_bytes() == CONTENT and fault.hits == 4
 
 
+@pytest.fixture
+def unknown_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not known yet whether the ETags of the bucket are digests."""
+    monkeypatch.setattr(s3, "_with_digests", set())
+    monkeypatch.setattr(s3, "_without_digests", set())
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 100_000])
+@pytest.mark.parametrize("end_first", [False, True])
+def test_bytes_that_change_in_each_answer_are_never_returned(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, unknown_digests: None, end_first: bool, size: int
+) -> None:
+    """On Amazon ranges have no checksum. The same byte of each answer changes."""
+    file.write_bytes(CONTENT[:size])
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    monkeypatch.setattr(s3, "_client", s3._Client())
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "0.6")
+    proxy.faults.append(fault := Fault("flipped", times=float("inf"), path="file.bin"))
+    with pytest.raises(StorageError, match="the answer was cut or changed on the way"), file.open(end_first) as opened:
+        opened.read()
+    assert fault.hits > 4 and not s3._without_digests
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_content_is_still_compared_in_a_bucket_where_an_etag_was_its_digest(
+    file: Location, unknown_digests: None, known: bool
+) -> None:
+    """The ETag of one object is no digest, because of its encryption."""
+    if known:
+        assert file.read_bytes() == CONTENT
+
+    def encrypted(parsed: dict[str, Any], **_: object) -> None:
+        parsed["ETag"] = f'"{"0" * 32}"'
+
+    for operation in ("GetObject", "HeadObject"):
+        s3._client.get().meta.events.register(f"after-call.s3.{operation}", encrypted)
+    s3._client.get().meta.events.register(
+        "before-parameter-build.s3.GetObject", lambda params, **_: params.pop("IfMatch", 0)
+    )
+    assert file.read_bytes() == CONTENT
+    assert bool(s3._without_digests) != known
+
+
 @pytest.mark.parametrize("error", [SSLError("decryption failed or bad record mac"), DecodeError("not gzip")])
 def test_an_error_of_the_connection_while_a_body_is_read_costs_only_time(
     file: Location, monkeypatch: pytest.MonkeyPatch, error: Exception
