@@ -20,6 +20,7 @@ from cloze.pipeline.core.conditional_writes import Unsupported, replace
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.lease_files import Held, LeaseFile, Owner, WorkDone, lease_file
 from cloze.pipeline.core.processes import has_ended, this_process
+from cloze.pipeline.core.retries import not_repeated_after
 from cloze.pipeline.core.signals import Ending, interrupt_with
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import run_periodically
@@ -103,18 +104,29 @@ def hold_lease(artifact: Location, on_wait: Callable[[Owner], None]) -> Iterator
     if owner is None:
         yield None
         return
+    failed = threading.Event()
+    with not_repeated_after(failed):  # S3 may be the reason, and has been given all the time that is allowed
+        try:
+            if _is_supported(file, artifact, owner):
+                lease = Lease(artifact, owner.token)
+                found = list[LeaseLost]()
+                heartbeats = run_periodically(_heartbeats(file, lease, owner, found, failed), _HEARTBEAT)
+                with _lost_lease_first(lease, found), _set_on_error(failed), heartbeats, _set_on_error(failed):
+                    yield lease
+            else:
+                yield None
+        finally:
+            with suppress(OSError):
+                file.release(owner)
+
+
+@contextmanager
+def _set_on_error(event: threading.Event) -> Iterator[None]:
     try:
-        if _is_supported(file, artifact, owner):
-            lease = Lease(artifact, owner.token)
-            found = list[LeaseLost]()
-            heartbeats = run_periodically(_heartbeats(file, lease, owner, found), _HEARTBEAT)
-            with _lost_lease_first(lease, found), heartbeats:
-                yield lease
-        else:
-            yield None
-    finally:
-        with suppress(OSError):
-            file.release(owner)
+        yield
+    except BaseException:
+        event.set()
+        raise
 
 
 @contextmanager
@@ -184,9 +196,11 @@ class _Watch:
         return self._silence > _TIMEOUT or has_ended(held.owner.process)
 
 
-def _heartbeats(file: LeaseFile, lease: Lease, owner: Owner, found: list[LeaseLost]) -> Callable[[], bool]:
-    """Returns a function that sends a heartbeat. If another run has taken over, it interrupts the main thread, and adds
-    the error to `found`.
+def _heartbeats(
+    file: LeaseFile, lease: Lease, owner: Owner, found: list[LeaseLost], failed: threading.Event
+) -> Callable[[], bool]:
+    """Returns a function that sends a heartbeat. If another run has taken over, it adds the error to `found`, and
+    interrupts the main thread, unless the work has failed, which releases the lease.
     """
     interruptible = threading.current_thread() is threading.main_thread()
     count = 0
@@ -194,16 +208,18 @@ def _heartbeats(file: LeaseFile, lease: Lease, owner: Owner, found: list[LeaseLo
     def send() -> bool:
         nonlocal count
         count += 1
-        if file.renew(owner.model_copy(update={"heartbeat": count, "progress": lease.progress})):
-            return True
         try:
-            lease.check()
+            with not_repeated_after(failed):
+                if not file.renew(owner.model_copy(update={"heartbeat": count, "progress": lease.progress})):
+                    lease.check()
         except LeaseLost as lost:
             found.append(lost)
-            if interruptible:  # hold_lease turns this KeyboardInterrupt into LeaseLost
+            if interruptible and not failed.is_set():  # hold_lease turns this KeyboardInterrupt into LeaseLost
                 interrupt_with(Ending(f"cloze: {lost}", 2), signal.SIGINT)
             return False
-        return True  # the other has withdrawn its claim, or the lease was renewed without an answer
+        return (
+            True  # if it was not renewed, the other has withdrawn its claim, or the lease was renewed without an answer
+        )
 
     return send
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from cloze.pipeline.core import conditional_writes, leases, processes, s3
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import StorageError, UserError
 from cloze.pipeline.core.lease_files import Held, Owner, WorkDone, lease_file
 from cloze.pipeline.core.leases import ArtifactInUse, LeaseLost, hold_lease, owner_of, refuse_to_wait
 from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.processes import Process, has_ended, this_process
+from cloze.pipeline.core.signals import clear_own_ending, own_ending
 from cloze.pipeline.core.storage import Location
 from tests.s3_proxy import Fault, Proxy
 
@@ -212,6 +213,44 @@ def test_a_lost_lease_is_named_though_s3_fails_after_the_interrupt(
             time.sleep(20)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_work_that_fails_as_s3_does_ends_without_further_waits_for_s3(
+    s3_bucket: str, proxy: Proxy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "2")
+    artifact, failed = Location(f"{s3_bucket}/failing-{time.monotonic_ns()}"), list[float]()
+    with pytest.raises(StorageError, match=r"a: writing failed for \d s"), no_wait(artifact):
+        proxy.faults.append(Fault("503", times=float("inf")))
+        try:
+            (artifact / "a").write_bytes(b"")
+        finally:
+            failed.append(time.monotonic())
+    assert time.monotonic() - failed[0] < 1.5
+
+
+def test_a_heartbeat_that_is_late_after_an_interrupt_finds_no_lost_lease(
+    artifact: Location, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C does not wait for it."""
+    kind, beats, released = type(lease_file(artifact)), threading.Event(), threading.Event()
+    real = kind.renew
+
+    def renew(file: Any, owner: Owner) -> bool:
+        beats.set()
+        released.wait(20)
+        return real(file, owner)
+
+    monkeypatch.setattr(kind, "renew", renew)
+    clear_own_ending()
+    main = threading.main_thread().ident
+    with pytest.raises(KeyboardInterrupt), no_wait(artifact):
+        assert main and beats.wait(20)
+        threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
+        raise KeyboardInterrupt
+    released.set()
+    time.sleep(0.5)
+    assert own_ending() is None and artifact.files() == []
 
 
 def test_a_claim_that_is_withdrawn_interrupts_nothing(
