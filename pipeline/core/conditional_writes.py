@@ -18,6 +18,7 @@ from cloze.pipeline.core.storage import Location
 Result = TypeVar("Result")
 
 _REFUSED = (404, 412)
+_NO_ETAG = f'"{0:032x}"'
 _UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -120,11 +121,20 @@ def honours_conditions(file: Location, data: bytes) -> bool:
 
     The condition of a deletion is not tried.
     """
-    missing, etag = Location(f"{file}-{uuid.uuid4().hex}"), f'"{0:032x}"'
-    if _put_if(missing, data, IfMatch=etag):
+    if not refuses_to_replace_nothing(file, data):
+        return False
+    return not _put_if(file, data, IfNoneMatch="*") and not _put_if(file, data, IfMatch=_NO_ETAG)
+
+
+def refuses_to_replace_nothing(file: Location, data: bytes) -> bool:
+    """Returns whether the store refuses to replace an object that does not exist, next to this one. It answers, at
+    least, a write.
+    """
+    missing = Location(f"{file}-{uuid.uuid4().hex}")
+    if _put_if(missing, data, IfMatch=_NO_ETAG):
         missing.delete()
         return False
-    return not _put_if(file, data, IfNoneMatch="*") and not _put_if(file, data, IfMatch=etag)
+    return True
 
 
 def _put_if(file: Location, data: bytes, **condition: str) -> str | None:

@@ -93,6 +93,15 @@ def not_repeated_after(event: threading.Event) -> Iterator[None]:
         _ended.reset(before)
 
 
+@contextmanager
+def not_repeated() -> Iterator[None]:
+    """While inside the block, this thread repeats no request."""
+    at_once = threading.Event()
+    at_once.set()
+    with not_repeated_after(at_once):
+        yield
+
+
 def _is_ended(seconds: float) -> bool:
     """Wait; returns early, and True, when no further attempt is to be made."""
     events = [interrupted, *filter(None, [_ended.get()])]

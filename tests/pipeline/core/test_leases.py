@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cloze.pipeline.core import conditional_writes, leases, processes, s3
+from cloze.pipeline.core import conditional_writes, leases, processes, retries, s3
 from cloze.pipeline.core.errors import StorageError, UserError
-from cloze.pipeline.core.lease_files import Held, Owner, WorkDone, lease_file
+from cloze.pipeline.core.lease_files import Held, Owner, S3LeaseFile, WorkDone, lease_file
 from cloze.pipeline.core.leases import ArtifactInUse, LeaseLost, hold_lease, owner_of, refuse_to_wait
 from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.processes import Process, has_ended, this_process
@@ -128,6 +128,77 @@ def test_an_owner_without_heartbeats_is_replaced_and_one_with_heartbeats_is_not(
         lease.check()
     waiting.join(10)
     assert artifact.files() == []
+
+
+@pytest.fixture
+def claims(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tokens of the claims on S3 that are made."""
+    tokens, real = list[str](), S3LeaseFile.claim
+
+    def claim(file: S3LeaseFile, owner: Owner, over: Held | None) -> bool:
+        tokens.append(owner.token)
+        return real(file, owner, over)
+
+    monkeypatch.setattr(S3LeaseFile, "claim", claim)
+    return tokens
+
+
+def test_an_owner_is_not_replaced_while_s3_answers_no_writes(
+    s3_bucket: str,
+    proxy: Proxy,
+    impatient: None,
+    short_s3_waits: None,
+    claims: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither its heartbeats nor the other's claim have an effect: the first to repeat its request would win."""
+    monkeypatch.setenv(retries.SETTING, "20")
+    monkeypatch.setattr(retries, "_LONGEST_DELAY", 0.1)
+    artifact, seen = Location(f"{s3_bucket}/storm-{time.monotonic_ns()}"), list[Owner]()
+    with no_wait(artifact) as lease:
+        assert lease
+        waiting = threading.Thread(target=enter, args=(artifact, seen))
+        waiting.start()
+        wait_until(lambda: bool(seen))
+        proxy.faults.append(Fault("503", times=float("inf"), methods="PUT"))
+        time.sleep(2.5)
+        assert claims == [lease.token]
+        proxy.faults.clear()
+        time.sleep(1)
+        lease.check()
+    waiting.join(10)
+    assert len(claims) == 2 and artifact.files() == []
+
+
+def test_a_claim_without_an_answer_is_made_again_after_as_long_a_silence(
+    s3_bucket: str, proxy: Proxy, impatient: None, claims: list[str]
+) -> None:
+    artifact = Location(f"{s3_bucket}/silent-{time.monotonic_ns()}")
+    claimed(artifact)
+    proxy.faults.append(fault := Fault("503", path="lease.json", methods="PUT", after=1))  # the first asks for answers
+    started = time.monotonic()
+    with hold_lease(artifact, lambda _: None) as lease:
+        assert (
+            lease
+            and fault.hits == 1
+            and claims == ["77-1", lease.token, lease.token]
+            and time.monotonic() - started > 1.0
+        )
+
+
+def test_heartbeats_are_sent_while_the_store_is_probed(
+    s3_bucket: str, proxy: Proxy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_supported", {})
+    artifact = Location(f"{s3_bucket}/probed-{time.monotonic_ns()}")
+    proxy.faults.append(Fault("503", times=float("inf"), path="lease.json-", methods="PUT"))
+    waiting = threading.Thread(target=enter, args=(artifact, []))
+    waiting.start()
+    wait_until(lambda: bool((held := lease_file(artifact).read()) and held.owner.heartbeat > 2))
+    assert not leases._supported
+    proxy.faults.clear()
+    waiting.join(20)
+    assert leases._supported == {s3_bucket: True} and artifact.files() == []
 
 
 def test_a_run_that_was_suspended_itself_does_not_count_that_time(artifact: Location) -> None:
