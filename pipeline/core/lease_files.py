@@ -10,6 +10,7 @@ its owner's only if it has the owner's token. Clocks are not compared, only chan
 
 import os
 import re
+import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from cloze.pipeline.core.storage import Location
 
 _FILE = re.compile(r"lease-(\d+)\.json")
 _PROGRESS = "lease-progress.json"
+_SETTLE_SECONDS = 0.2  # a store that compares and writes in two steps may let two claims succeed: the later one is kept
 
 
 class WorkDone(Config, strict=False):
@@ -82,8 +84,8 @@ class S3LeaseFile:
             etag = conditional_writes.put(self._file, _json(owner), over and over.version)
         if etag is None:
             return False
-        self._etag = etag
-        return True
+        time.sleep(_SETTLE_SECONDS)
+        return self._is_own(owner)
 
     def await_writes(self) -> None:
         """Return when S3 answers a write. Raises StorageError."""

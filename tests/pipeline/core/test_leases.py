@@ -430,6 +430,21 @@ def test_an_owner_that_wakes_up_leaves_the_lease_of_a_later_one_alone(artifact: 
     assert held and held.owner.token == "c"
 
 
+def test_a_claim_that_is_overwritten_by_another_at_once_is_refused(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a store that compares and writes in two steps, both have succeeded."""
+    artifact, real = Location(f"{s3_bucket}/both-{time.monotonic_ns()}"), conditional_writes.put
+
+    def put(file: Location, data: bytes, etag: str | None) -> str | None:
+        written = real(file, data, etag)
+        file.write_bytes(Owner(token="other", attempt=1).model_dump_json().encode())
+        return written
+
+    monkeypatch.setattr(conditional_writes, "put", put)
+    assert not lease_file(artifact).claim(Owner(token="own", attempt=1), None)
+
+
 def test_a_claim_is_refused_after_a_heartbeat(artifact: Location) -> None:
     file, owner = lease_file(artifact), Owner(token="a", attempt=1, process=ELSEWHERE)
     assert file.claim(owner, None)
