@@ -36,11 +36,10 @@ class Version(NamedTuple):
 def create(file: Location, data: bytes, confirm: Callable[[], object] = lambda: None) -> bool:
     """Write a file atomically if it does not exist. Returns whether it did: of several writers, one gets True.
 
-    `confirm` is called directly before the file becomes visible, and may raise.
+    `confirm` is called directly before the file becomes visible, on S3 before each request, and may raise.
     """
     if file.is_s3:
-        confirm()
-        return put(file, data, None) is not None
+        return put(file, data, None, confirm) is not None
     with file.temporary(data) as (temporary, path):
         confirm()
         try:
@@ -62,12 +61,10 @@ def replace(file: Location, data: bytes, confirm: Callable[[], object]) -> bool:
     On a disk, an existing file is replaced even if it changes between `confirm` and the renaming that follows.
     """
     if file.is_s3:
-        confirm()
-        if put(file, data, None):  # most files are new: a request less
+        if put(file, data, None, confirm):  # most files are new: a request less
             return True
         before = read(file)
-        confirm()
-        return put(file, data, before and before.etag) is not None
+        return put(file, data, before and before.etag, confirm) is not None
     if file.is_file():
         file.write_bytes(data, confirm)
         return True
@@ -84,11 +81,14 @@ def read(file: Location) -> Version | None:
     return _send("reading", file, call)
 
 
-def put(file: Location, data: bytes, etag: str | None) -> str | None:
-    """Create an object on S3, or replace the one with that ETag. Returns the new ETag; None if another was faster."""
+def put(file: Location, data: bytes, etag: str | None, confirm: Callable[[], object] = lambda: None) -> str | None:
+    """Create an object on S3, or replace the one with that ETag. Returns the new ETag; None if another was faster.
+
+    `confirm` is called directly before each request that writes, and may raise.
+    """
     failure = None
     try:
-        if written := _put_if(file, data, IfMatch=etag) if etag else _put_if(file, data, IfNoneMatch="*"):
+        if written := _put_if(file, data, confirm, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"})):
             return written
     except Unsupported:
         raise
@@ -137,11 +137,14 @@ def refuses_to_replace_nothing(file: Location, data: bytes) -> bool:
     return True
 
 
-def _put_if(file: Location, data: bytes, **condition: str) -> str | None:
+def _put_if(file: Location, data: bytes, confirm: Callable[[], object] = lambda: None, **condition: str) -> str | None:
     """Send one conditional request. Returns the object's ETag; None if it was refused."""
-    return _send(
-        "writing", file, lambda client: str(client.put_object(**_address(file), Body=data, **condition)["ETag"])
-    )
+
+    def call(client: Any) -> str:
+        confirm()
+        return str(client.put_object(**_address(file), Body=data, **condition)["ETag"])
+
+    return _send("writing", file, call)
 
 
 def _send(operation: str, file: Location, call: Callable[[Any], Result]) -> Result | None:

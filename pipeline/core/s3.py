@@ -196,12 +196,20 @@ def delete_all(folder: str, names: Sequence[str]) -> None:
         request("deleting", folder, call)
 
 
-def put(path: str, data: bytes | memoryview) -> None:
-    """Write an object as a whole: readers see the previous one or this one."""
+def put(path: str, data: bytes | memoryview, confirm: Callable[[], object] = lambda: None) -> None:
+    """Write an object as a whole: readers see the previous one or this one.
+
+    `confirm` may raise; it is called directly before each request that makes the object visible, also a repeated one.
+    """
     bucket, key = _split(path)
     if len(data) <= _PART:
         body = bytes(data)
-        request("writing", path, lambda client: client.put_object(Bucket=bucket, Key=key, Body=body))
+
+        def put_whole(client: Any) -> None:
+            confirm()
+            client.put_object(Bucket=bucket, Key=key, Body=body)
+
+        request("writing", path, put_whole)
         return
     name = {"Bucket": bucket, "Key": key}
     view = memoryview(data)
@@ -222,7 +230,7 @@ def put(path: str, data: bytes | memoryview) -> None:
             return found["ContentLength"] == len(view) and _parts_of(found) == count
         return bool(found["ETag"].strip('"') == _etag_of_parts(view))
 
-    _write_in_parts(path, count, put_part, is_ours)
+    _write_in_parts(path, count, put_part, is_ours, confirm)
 
 
 def join(paths: Sequence[str], to: str) -> None:
@@ -247,17 +255,23 @@ def join(paths: Sequence[str], to: str) -> None:
 
 
 def _write_in_parts(
-    path: str, count: int, write_part: Callable[[str, int], dict[str, Any]], is_ours: Callable[[dict[str, Any]], bool]
+    path: str,
+    count: int,
+    write_part: Callable[[str, int], dict[str, Any]],
+    is_ours: Callable[[dict[str, Any]], bool],
+    confirm: Callable[[], object] = lambda: None,
 ) -> None:
     """Write an object by a multipart upload. `write_part`: (upload id, number from 1) -> the entry of its list.
 
-    `is_ours`: whether the object that HEAD describes so is the one that this upload has completed.
+    `is_ours`: whether the object that HEAD describes so is the one that this upload has completed. `confirm`: see
+    `put`.
     """
     bucket, key = _split(path)
     name = {"Bucket": bucket, "Key": key}
     upload = request("writing", path, lambda client: client.create_multipart_upload(**name)["UploadId"])
 
     def complete(client: Any) -> None:
+        confirm()
         try:
             client.complete_multipart_upload(**name, UploadId=upload, MultipartUpload={"Parts": parts})
         except client.exceptions.NoSuchUpload as error:  # the answer to an earlier attempt was lost

@@ -12,6 +12,7 @@ from urllib3.exceptions import DecodeError, SSLError
 from urllib3.response import HTTPResponse
 
 from cloze.pipeline.core import retries, s3
+from cloze.pipeline.core.conditional_writes import replace
 from cloze.pipeline.core.errors import StorageError, UserError
 from cloze.pipeline.core.signals import interrupted
 from cloze.pipeline.core.storage import Location
@@ -69,6 +70,30 @@ def test_a_write_whose_answer_is_lost_has_been_written(
     content = os.urandom(11 << 20) if operation == "parts" else b"other"
     file.write_bytes(content)
     assert fault.hits == 1 and file.read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["file", "large file", "record"])
+def test_each_request_that_makes_a_file_visible_is_confirmed(
+    file: Location, proxy: Proxy, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run may take over while a request is repeated, or while parts are uploaded."""
+    monkeypatch.setattr(s3, "_PART", 5 << 20)
+    new, confirmed = Location(f"{file}-new"), list[list[str]]()
+    data = os.urandom(11 << 20 if kind == "large file" else 9)
+
+    def confirm() -> None:
+        confirmed.append([method for method, path in proxy.requests if "bin-new" in path])
+        if len(confirmed) == 2:
+            raise UserError("another run has taken over")
+
+    methods = "POST" if kind == "large file" else "PUT"
+    proxy.faults.append(fault := Fault("503", path="uploadId" if methods == "POST" else "bin-new", methods=methods))
+    proxy.requests.clear()
+    with pytest.raises(UserError, match="taken over"):
+        replace(new, data, confirm) if kind == "record" else new.write_bytes(data, confirm)
+    assert fault.hits == 1 and not new.exists()
+    sent = ["POST", "PUT", "PUT", "PUT"] if kind == "large file" else []
+    assert confirmed == [sent, [*sent, methods]]
 
 
 @pytest.mark.parametrize("size", [11 << 20, (11 << 20) + 1])
