@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from cloze.pipeline.core import s3
+from cloze.pipeline.core.s3_errors import CutBody
 from cloze.pipeline.core.storage import Location
 
 Result = TypeVar("Result")
@@ -72,11 +73,22 @@ def replace(file: Location, data: bytes, confirm: Callable[[], object]) -> bool:
 
 
 def read(file: Location) -> Version | None:
-    """Returns an object on S3; None if there is none."""
+    """Returns an object on S3; None if there is none. It is read again if it does not match its ETag.
+
+    Where the ETag is no digest, two reads agree.
+    """
+    bucket, before = file.path.partition("/")[0], None
 
     def call(client: Any) -> Version:
+        nonlocal before
         answer = client.get_object(**_address(file))
-        return Version(answer["Body"].read(), answer["ETag"])
+        version = Version(s3.checked_length(answer["Body"].read(), answer["ContentLength"]), answer["ETag"])
+        if s3.is_content(bucket, *version) is not False or s3.has_no_digest(answer):
+            return version
+        if version == before and not s3.has_digests(bucket):
+            return version
+        before = version
+        raise CutBody("its bytes do not match its ETag")
 
     return _send("reading", file, call)
 

@@ -226,7 +226,7 @@ def put(path: str, data: bytes | memoryview, confirm: Callable[[], object] = lam
     count = -(-len(view) // _PART)
 
     def is_ours(found: dict[str, Any]) -> bool:
-        if _has_no_digest(found):
+        if has_no_digest(found):
             return found["ContentLength"] == len(view) and _parts_of(found) == count
         return bool(found["ETag"].strip('"') == _etag_of_parts(view))
 
@@ -304,7 +304,7 @@ def read(path: str) -> bytes:
         if info.size > _PART:  # its parts are read in parallel
             answer["Body"].close()
             return info, None
-        return info, _checked_length(answer["Body"].read(), info.size)
+        return info, checked_length(answer["Body"].read(), info.size)
 
     info, data = request("reading", path, call)
     return _verified(path, info, data)
@@ -335,7 +335,7 @@ def read_end(path: str, length: int) -> tuple[ObjectInfo, bytes]:
             return _info(client.head_object(Bucket=bucket, Key=key)), b""
         size = int(answer.get("ContentRange", "/0").rpartition("/")[2])
         info = _info(answer)._replace(size=size)
-        return info, _checked_length(answer["Body"].read(), min(length, size))
+        return info, checked_length(answer["Body"].read(), min(length, size))
 
     info, data = request("reading", path, call)
     return info, _verified(path, info, data) if info.size <= length else data
@@ -361,7 +361,7 @@ def read_checked_range(path: str, start: int, end: int, is_correct: Callable[[by
 def _get_range(client: Any, path: str, start: int, end: int, **conditions: str) -> bytes:
     bucket, key = _split(path)
     answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **conditions)
-    return _checked_length(answer["Body"].read(), end - start)
+    return checked_length(answer["Body"].read(), end - start)
 
 
 def _read_in_parts(path: str, info: ObjectInfo, part: int) -> bytes:
@@ -386,12 +386,7 @@ def _verified(path: str, info: ObjectInfo, data: bytes | None) -> bytes:
         nonlocal data, before
         current = _read_in_parts(path, info, next(parts)) if data is None else data
         data = None
-        if bucket in _without_digests:
-            return current
-        is_digest = _matches(current, info.etag)
-        if is_digest:
-            _with_digests.add(bucket)
-        if is_digest is not False:
+        if is_content(bucket, current, info.etag) is not False:
             return current
         if current == before:
             if bucket not in _with_digests:
@@ -403,6 +398,19 @@ def _verified(path: str, info: ObjectInfo, data: bytes | None) -> bytes:
     return request("reading", path, call)
 
 
+def is_content(bucket: str, data: bytes, etag: str) -> bool | None:
+    """Returns whether `data` is the content of the object with this ETag; None if the ETag does not say so."""
+    matches = None if bucket in _without_digests else _matches(data, etag)
+    if matches:
+        _with_digests.add(bucket)
+    return matches
+
+
+def has_digests(bucket: str) -> bool:
+    """Returns whether an ETag in this bucket was the MD5 of the content that this process has read."""
+    return bucket in _with_digests
+
+
 def _matches(data: bytes, etag: str) -> bool | None:
     """Returns whether the ETag is the MD5 of the data; None if it cannot be, as with parts of an unknown size."""
     digest, _, parts = etag.strip('"').partition("-")
@@ -411,7 +419,7 @@ def _matches(data: bytes, etag: str) -> bool | None:
     return etag.strip('"') == (_etag_of_parts(memoryview(data)) if parts else _md5(data).hexdigest())
 
 
-def _has_no_digest(found: dict[str, Any]) -> bool:
+def has_no_digest(found: dict[str, Any]) -> bool:
     """Returns whether an object's ETag says nothing of its content, because of its encryption."""
     return str(found.get("ServerSideEncryption")).startswith("aws:kms") or "SSECustomerAlgorithm" in found
 
@@ -431,7 +439,7 @@ def _md5(data: bytes | memoryview) -> Any:
     return hashlib.md5(data, usedforsecurity=False)
 
 
-def _checked_length(data: bytes, length: int) -> bytes:
+def checked_length(data: bytes, length: int) -> bytes:
     if len(data) != length:
         raise s3_errors.CutBody(f"{len(data)} of {length} bytes")
     return data
