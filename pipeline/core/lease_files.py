@@ -25,6 +25,7 @@ from cloze.pipeline.core.storage import Location
 
 _FILE = re.compile(r"lease-(\d+)\.json")
 _PROGRESS = "lease-progress.json"
+_LISTED_SECONDS = 0.05  # after which a file is asked for again that a folder lists: on NFS for up to a minute too long
 _SETTLE_SECONDS = 0.2  # a store that compares and writes in two steps may let two claims succeed: the later one is kept
 
 
@@ -136,6 +137,7 @@ class DiskLeaseFile:
         while numbers := self._numbers():
             if held := self._held(numbers[-1]):  # otherwise it was just released or taken over: read again
                 return held
+            time.sleep(_LISTED_SECONDS)
         return None
 
     def claim(self, owner: Owner, over: Held | None) -> bool:

@@ -475,6 +475,20 @@ def test_a_run_that_is_suspended_while_it_takes_over_leaves_the_lease_of_a_later
     assert held and held.owner.token == "last" and lease_file(artifact).renew(last)
 
 
+def test_a_file_that_a_cached_listing_still_names_is_asked_for_with_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, listings = time.monotonic() + 0.5, list[float]()
+
+    def listdir(_: Path) -> list[str]:
+        listings.append(time.monotonic())
+        return ["lease-1.json"] if listings[-1] < end else []
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert lease_file(Location(str(tmp_path))).read() is None
+    assert 2 < len(listings) < 20
+
+
 def test_a_damaged_lease_is_taken_over_after_the_usual_time(artifact: Location, impatient: None) -> None:
     claimed(artifact)
     artifact.files()[0].write_text("")
