@@ -30,7 +30,7 @@ _POLL = 0.5  # seconds after which a wait notices that it is to end
 
 _jitter = random.SystemRandom()  # never the state that training seeds
 _listeners: list[Callable[[str], object]] = []
-_answered = threading.Event()  # whether any server has answered in this process
+_answered = threading.Event()  # whether any server has answered in this process, or in the one that has started it
 _ended: ContextVar[threading.Event | None] = ContextVar("_ended", default=None)  # of this thread's work
 
 
@@ -111,6 +111,11 @@ def _is_ended(seconds: float) -> bool:
             return False
         interrupted.wait(min(left, _POLL))
     return True
+
+
+def expect_answers() -> None:
+    """The server has answered another process of this run: its address is right."""
+    _answered.set()
 
 
 def _notify(note: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib3.response import HTTPResponse
 from cloze.pipeline.core import retries, s3
 from cloze.pipeline.core.conditional_writes import replace
 from cloze.pipeline.core.errors import StorageError, UserError
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.signals import interrupted
 from cloze.pipeline.core.storage import Location
 from tests.conftest import free_port
@@ -309,13 +311,30 @@ def test_missing_objects_and_buckets_are_named_at_once(file: Location, proxy: Pr
         Location("s3://no-such-bucket/a").exists()
 
 
-def test_a_server_that_never_answers_is_given_up_soon(monkeypatch: pytest.MonkeyPatch, s3_bucket: str) -> None:
+@pytest.fixture
+def closed(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Location:
+    """A folder on a server that cannot be reached, and has never answered."""
     monkeypatch.setattr(s3, "_client", s3._Client())
     monkeypatch.setattr(retries, "_answered", threading.Event())
     monkeypatch.setattr(retries, "_FIRST_CONTACT_SECONDS", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    return Location(s3_bucket) / "toy" / "0123"
+
+
+def test_a_server_that_never_answers_is_given_up_soon(closed: Location) -> None:
     with pytest.raises(StorageError, match=r"S3 cannot be reached .*; check AWS_ENDPOINT_URL"):
-        Location(f"{s3_bucket}/a").read_bytes()
+        (closed / "a").read_bytes()
+
+
+def test_a_worker_that_starts_while_the_server_cannot_be_reached_waits_as_its_driver_does(
+    closed: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(retries.SETTING, "2")
+    out: Output = pickle.loads(pickle.dumps(Output(closed, "toy", 1, "0123")))
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=r"S3 cannot be reached"):
+        out.write_file("a", b"")
+    assert time.monotonic() - started > 1.9
 
 
 def test_an_interrupt_ends_the_waiting(file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
