@@ -13,11 +13,13 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from cloze.pipeline.core import s3
+from cloze.pipeline.core.s3_errors import CutBody
 from cloze.pipeline.core.storage import Location
 
 Result = TypeVar("Result")
 
 _REFUSED = (404, 412)
+_NO_ETAG = f'"{0:032x}"'
 _UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -35,11 +37,10 @@ class Version(NamedTuple):
 def create(file: Location, data: bytes, confirm: Callable[[], object] = lambda: None) -> bool:
     """Write a file atomically if it does not exist. Returns whether it did: of several writers, one gets True.
 
-    `confirm` is called directly before the file becomes visible, and may raise.
+    `confirm` is called directly before the file becomes visible, on S3 before each request, and may raise.
     """
     if file.is_s3:
-        confirm()
-        return put(file, data, None) is not None
+        return put(file, data, None, confirm) is not None
     with file.temporary(data) as (temporary, path):
         confirm()
         try:
@@ -61,12 +62,10 @@ def replace(file: Location, data: bytes, confirm: Callable[[], object]) -> bool:
     On a disk, an existing file is replaced even if it changes between `confirm` and the renaming that follows.
     """
     if file.is_s3:
-        confirm()
-        if put(file, data, None):  # most files are new: a request less
+        if put(file, data, None, confirm):  # most files are new: a request less
             return True
         before = read(file)
-        confirm()
-        return put(file, data, before and before.etag) is not None
+        return put(file, data, before and before.etag, confirm) is not None
     if file.is_file():
         file.write_bytes(data, confirm)
         return True
@@ -74,20 +73,34 @@ def replace(file: Location, data: bytes, confirm: Callable[[], object]) -> bool:
 
 
 def read(file: Location) -> Version | None:
-    """Returns an object on S3; None if there is none."""
+    """Returns an object on S3; None if there is none. It is read again if it does not match its ETag.
+
+    Where the ETag is no digest, two reads agree.
+    """
+    bucket, before = file.path.partition("/")[0], None
 
     def call(client: Any) -> Version:
+        nonlocal before
         answer = client.get_object(**_address(file))
-        return Version(answer["Body"].read(), answer["ETag"])
+        version = Version(s3.checked_length(answer["Body"].read(), answer["ContentLength"]), answer["ETag"])
+        if s3.is_content(bucket, *version) is not False or s3.has_no_digest(answer):
+            return version
+        if version == before and not s3.has_digests(bucket):
+            return version
+        before = version
+        raise CutBody("its bytes do not match its ETag")
 
     return _send("reading", file, call)
 
 
-def put(file: Location, data: bytes, etag: str | None) -> str | None:
-    """Create an object on S3, or replace the one with that ETag. Returns the new ETag; None if another was faster."""
+def put(file: Location, data: bytes, etag: str | None, confirm: Callable[[], object] = lambda: None) -> str | None:
+    """Create an object on S3, or replace the one with that ETag. Returns the new ETag; None if another was faster.
+
+    `confirm` is called directly before each request that writes, and may raise.
+    """
     failure = None
     try:
-        if written := _put_if(file, data, IfMatch=etag) if etag else _put_if(file, data, IfNoneMatch="*"):
+        if written := _put_if(file, data, confirm, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"})):
             return written
     except Unsupported:
         raise
@@ -120,18 +133,30 @@ def honours_conditions(file: Location, data: bytes) -> bool:
 
     The condition of a deletion is not tried.
     """
-    missing, etag = Location(f"{file}-{uuid.uuid4().hex}"), f'"{0:032x}"'
-    if _put_if(missing, data, IfMatch=etag):
+    if not refuses_to_replace_nothing(file, data):
+        return False
+    return not _put_if(file, data, IfNoneMatch="*") and not _put_if(file, data, IfMatch=_NO_ETAG)
+
+
+def refuses_to_replace_nothing(file: Location, data: bytes) -> bool:
+    """Returns whether the store refuses to replace an object that does not exist, next to this one. It answers, at
+    least, a write.
+    """
+    missing = Location(f"{file}-{uuid.uuid4().hex}")
+    if _put_if(missing, data, IfMatch=_NO_ETAG):
         missing.delete()
         return False
-    return not _put_if(file, data, IfNoneMatch="*") and not _put_if(file, data, IfMatch=etag)
+    return True
 
 
-def _put_if(file: Location, data: bytes, **condition: str) -> str | None:
+def _put_if(file: Location, data: bytes, confirm: Callable[[], object] = lambda: None, **condition: str) -> str | None:
     """Send one conditional request. Returns the object's ETag; None if it was refused."""
-    return _send(
-        "writing", file, lambda client: str(client.put_object(**_address(file), Body=data, **condition)["ETag"])
-    )
+
+    def call(client: Any) -> str:
+        confirm()
+        return str(client.put_object(**_address(file), Body=data, **condition)["ETag"])
+
+    return _send("writing", file, call)
 
 
 def _send(operation: str, file: Location, call: Callable[[Any], Result]) -> Result | None:

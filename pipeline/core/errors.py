@@ -15,3 +15,7 @@ class DamagedFile(UserError):
 
 class StorageError(OSError):
     """An operation on S3 failed: one line with the key, the operation, the service's code and the fix."""
+
+
+class TemporaryStorageError(StorageError):
+    """A later attempt may succeed."""

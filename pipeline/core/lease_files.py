@@ -10,7 +10,8 @@ its owner's only if it has the owner's token. Clocks are not compared, only chan
 
 import os
 import re
-from contextlib import suppress
+import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,13 @@ from pydantic import ValidationError
 from cloze.pipeline.core import conditional_writes
 from cloze.pipeline.core.config import Config
 from cloze.pipeline.core.processes import Process
+from cloze.pipeline.core.retries import not_repeated
 from cloze.pipeline.core.storage import Location
 
 _FILE = re.compile(r"lease-(\d+)\.json")
 _PROGRESS = "lease-progress.json"
+_LISTED_SECONDS = 0.05  # after which a file is asked for again that a folder lists: on NFS for up to a minute too long
+_SETTLE_SECONDS = 0.2  # a store that compares and writes in two steps may let two claims succeed: the later one is kept
 
 
 class WorkDone(Config, strict=False):
@@ -72,13 +76,21 @@ class S3LeaseFile:
         return current and Held(_owner(current.data), current.etag)
 
     def claim(self, owner: Owner, over: Held | None) -> bool:
-        """Become the owner, if there still is none, or `over`. Raises Unsupported."""
-        data = _json(owner)
-        etag = conditional_writes.put(self._file, data, over and over.version)
+        """Become the owner, if there still is none, or `over`. Raises Unsupported.
+
+        Raises TemporaryStorageError when S3 does not answer the first request of a takeover: a later one would compete
+        with the next heartbeat of an owner that had no answers either.
+        """
+        with not_repeated() if over else nullcontext():
+            etag = conditional_writes.put(self._file, _json(owner), over and over.version)
         if etag is None:
             return False
-        self._etag = etag
-        return True
+        time.sleep(_SETTLE_SECONDS)
+        return self._is_own(owner)
+
+    def await_writes(self) -> None:
+        """Return when S3 answers a write. Raises StorageError."""
+        conditional_writes.refuses_to_replace_nothing(self._file, b"")
 
     def check_support(self, owner: Owner) -> None:
         """Raises Unsupported if the store ignores the conditions of the requests, with which `owner` was written."""
@@ -125,6 +137,7 @@ class DiskLeaseFile:
         while numbers := self._numbers():
             if held := self._held(numbers[-1]):  # otherwise it was just released or taken over: read again
                 return held
+            time.sleep(_LISTED_SECONDS)
         return None
 
     def claim(self, owner: Owner, over: Held | None) -> bool:
@@ -144,6 +157,9 @@ class DiskLeaseFile:
         for held in records[:-1]:
             self._delete(held.owner)
         return True
+
+    def await_writes(self) -> None:
+        """A disk answers, or fails."""
 
     def check_support(self, owner: Owner) -> None:
         """A disk that has no hard links says so in `claim`."""

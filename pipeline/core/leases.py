@@ -11,15 +11,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cloze.pipeline.core.conditional_writes import Unsupported, replace
-from cloze.pipeline.core.errors import UserError
+from cloze.pipeline.core.errors import TemporaryStorageError, UserError
 from cloze.pipeline.core.lease_files import Held, LeaseFile, Owner, WorkDone, lease_file
 from cloze.pipeline.core.processes import has_ended, this_process
+from cloze.pipeline.core.retries import not_repeated_after
 from cloze.pipeline.core.signals import Ending, interrupt_with
 from cloze.pipeline.core.storage import Location
 from cloze.pipeline.core.threads import run_periodically
@@ -87,7 +88,7 @@ def refuse_to_wait(artifact: Location) -> Callable[[Owner], None]:
 
 def wait_until_free(artifact: Location, on_wait: Callable[[Owner], None]) -> None:
     """Wait until no run works on an artifact. `on_wait`: see `hold_lease`."""
-    _wait(lease_file(artifact), on_wait)
+    _wait(lease_file(artifact), on_wait, _Watch())
 
 
 @contextmanager
@@ -103,18 +104,38 @@ def hold_lease(artifact: Location, on_wait: Callable[[Owner], None]) -> Iterator
     if owner is None:
         yield None
         return
+    failed = threading.Event()
+    with not_repeated_after(failed):  # S3 may be the reason, and has been given all the time that is allowed
+        try:
+            with ExitStack() as work:
+                lease = Lease(artifact, owner.token)
+                work.enter_context(_at_work(file, lease, owner, failed))
+                if _is_supported(file, artifact, owner):
+                    yield lease
+                else:
+                    work.close()
+                    yield None
+        finally:
+            with suppress(OSError):
+                file.release(owner)
+
+
+@contextmanager
+def _at_work(file: LeaseFile, lease: Lease, owner: Owner, failed: threading.Event) -> Iterator[None]:
+    """Sends heartbeats while inside the block. `failed` is set when the block raises, or is interrupted at its end."""
+    found = list[LeaseLost]()
+    heartbeats = run_periodically(_heartbeats(file, lease, owner, found, failed), _HEARTBEAT)
+    with _lost_lease_first(lease, found), _set_on_error(failed), heartbeats, _set_on_error(failed):
+        yield
+
+
+@contextmanager
+def _set_on_error(event: threading.Event) -> Iterator[None]:
     try:
-        if _is_supported(file, artifact, owner):
-            lease = Lease(artifact, owner.token)
-            found = list[LeaseLost]()
-            heartbeats = run_periodically(_heartbeats(file, lease, owner, found), _HEARTBEAT)
-            with _lost_lease_first(lease, found), heartbeats:
-                yield lease
-        else:
-            yield None
-    finally:
-        with suppress(OSError):
-            file.release(owner)
+        yield
+    except BaseException:
+        event.set()
+        raise
 
 
 @contextmanager
@@ -143,20 +164,21 @@ def _wait_and_claim(artifact: Location, file: LeaseFile, on_wait: Callable[[Owne
     """Returns this run as the owner; None if the store has no conditional writes."""
     new = Owner(token=uuid.uuid4().hex, process=this_process(), since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
     while True:
-        held = _wait(file, on_wait)
-        owner = new.model_copy(update={"attempt": held.owner.attempt + 1 if held else 1})
         try:
+            held = _wait(file, on_wait, _Watch(is_to_claim=True))
+            owner = new.model_copy(update={"attempt": held.owner.attempt + 1 if held else 1})
             if file.claim(owner, held):
                 return owner
         except Unsupported:
             _report_unsupported(artifact)
             return None
+        except TemporaryStorageError:  # the owner may have had no answers either
+            file.await_writes()
         time.sleep(_POLL / 10)  # another run was faster
 
 
-def _wait(file: LeaseFile, on_wait: Callable[[Owner], None]) -> Held | None:
+def _wait(file: LeaseFile, on_wait: Callable[[Owner], None], watch: "_Watch") -> Held | None:
     """Wait until there is no owner, or one that counts as killed, which is returned."""
-    watch = _Watch()
     while (held := watch.read(file)) and not watch.counts_as_killed(held):
         on_wait(held.owner)
         time.sleep(_POLL)
@@ -164,11 +186,16 @@ def _wait(file: LeaseFile, on_wait: Callable[[Owner], None]) -> Held | None:
 
 
 class _Watch:
-    """Watches another run's lease, by the clock of this process alone."""
+    """Watches another run's lease, by the clock of this process alone.
 
-    def __init__(self) -> None:
+    Before a claim, half of the silence comes after an answer of the store to a write: without answers, the owner could
+    not send heartbeats either.
+    """
+
+    def __init__(self, is_to_claim: bool = False) -> None:
         self._version, self._answered = "", time.monotonic()
         self._silence = 0.0  # seconds for which the version has not changed
+        self._is_to_claim, self._writes_answered = is_to_claim, False
 
     def read(self, file: LeaseFile) -> Held | None:
         asked = time.monotonic()
@@ -177,6 +204,10 @@ class _Watch:
             self._silence += min(asked - self._answered, _MAX_GAP)
         else:
             self._version, self._silence = held.version if held else "", 0.0
+            self._writes_answered = False
+        if self._is_to_claim and not self._writes_answered and self._silence > _TIMEOUT / 2:
+            file.await_writes()
+            self._silence, self._writes_answered = _TIMEOUT / 2, True
         self._answered = time.monotonic()
         return held
 
@@ -184,9 +215,11 @@ class _Watch:
         return self._silence > _TIMEOUT or has_ended(held.owner.process)
 
 
-def _heartbeats(file: LeaseFile, lease: Lease, owner: Owner, found: list[LeaseLost]) -> Callable[[], bool]:
-    """Returns a function that sends a heartbeat. If another run has taken over, it interrupts the main thread, and adds
-    the error to `found`.
+def _heartbeats(
+    file: LeaseFile, lease: Lease, owner: Owner, found: list[LeaseLost], failed: threading.Event
+) -> Callable[[], bool]:
+    """Returns a function that sends a heartbeat. If another run has taken over, it adds the error to `found`, and
+    interrupts the main thread, unless the work has failed, which releases the lease.
     """
     interruptible = threading.current_thread() is threading.main_thread()
     count = 0
@@ -194,16 +227,18 @@ def _heartbeats(file: LeaseFile, lease: Lease, owner: Owner, found: list[LeaseLo
     def send() -> bool:
         nonlocal count
         count += 1
-        if file.renew(owner.model_copy(update={"heartbeat": count, "progress": lease.progress})):
-            return True
         try:
-            lease.check()
+            with not_repeated_after(failed):
+                if not file.renew(owner.model_copy(update={"heartbeat": count, "progress": lease.progress})):
+                    lease.check()
         except LeaseLost as lost:
             found.append(lost)
-            if interruptible:  # hold_lease turns this KeyboardInterrupt into LeaseLost
+            if interruptible and not failed.is_set():  # hold_lease turns this KeyboardInterrupt into LeaseLost
                 interrupt_with(Ending(f"cloze: {lost}", 2), signal.SIGINT)
             return False
-        return True  # the other has withdrawn its claim, or the lease was renewed without an answer
+        return (
+            True  # if it was not renewed, the other has withdrawn its claim, or the lease was renewed without an answer
+        )
 
     return send
 

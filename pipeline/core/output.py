@@ -16,6 +16,7 @@ from cloze.pipeline.core.cpu_time import StageClock
 from cloze.pipeline.core.errors import DamagedFile, UserError
 from cloze.pipeline.core.lease_files import WorkDone, is_lease_file
 from cloze.pipeline.core.leases import Lease
+from cloze.pipeline.core.retries import expect_answers
 from cloze.pipeline.core.software_versions import git_commit, package_versions
 from cloze.pipeline.core.storage import FILES_PER_REQUEST, Location
 from cloze.pipeline.core.threads import map_in_threads, prefetch, run_periodically
@@ -46,6 +47,11 @@ class Output:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "reporter": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.location.is_s3:  # the driver has read and written there
+            expect_answers()
 
     @property
     def root(self) -> Location:

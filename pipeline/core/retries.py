@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import NamedTuple, TypeVar
 
 from cloze.pipeline.core.errors import UserError
@@ -25,10 +26,12 @@ _DEFAULT_SECONDS = 300.0
 _FIRST_CONTACT_SECONDS = 30.0  # for a server that has never answered: its address is probably wrong
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 20.0
 _NOTE_SECONDS = 2.0  # shorter waits are not reported
+_POLL = 0.5  # seconds after which a wait notices that it is to end
 
 _jitter = random.SystemRandom()  # never the state that training seeds
 _listeners: list[Callable[[str], object]] = []
-_answered = threading.Event()  # whether any server has answered in this process
+_answered = threading.Event()  # whether any server has answered in this process, or in the one that has started it
+_ended: ContextVar[threading.Event | None] = ContextVar("_ended", default=None)  # of this thread's work
 
 
 class Failure(NamedTuple):
@@ -54,7 +57,7 @@ def retrying(attempt: Callable[[], Result], classify: Callable[[Exception, float
     """Call `attempt` until it succeeds; raise the error of a failure that is permanent or lasts too long.
 
     `classify(error, seconds)` describes the failure of an attempt; `seconds` have passed since the first one. After an
-    interrupt no further attempt is made, so that the process ends soon.
+    interrupt, or the event of `not_repeated_after`, no further attempt is made.
     """
     patience, started, delay = retry_seconds(), 0.0, _FIRST_DELAY
     while True:
@@ -68,16 +71,51 @@ def retrying(attempt: Callable[[], Result], classify: Callable[[Exception, float
                 _answered.set()
             limit = patience if _answered.is_set() else min(patience, _FIRST_CONTACT_SECONDS)
             wait = min(_jitter.uniform(0, delay), limit - (now - started))
-            if not failure.is_temporary or wait <= 0 or interrupted.is_set():
+            if not failure.is_temporary or wait <= 0 or _is_ended(0):
                 raise failure.error from error
             if now - started > _NOTE_SECONDS:
                 _notify(f"{failure.cause}, retrying for {now - started:.0f} s (up to {limit:.0f} s)")
-            if interrupted.wait(wait):
+            if _is_ended(wait):
                 raise failure.error from error
             delay = min(2 * delay, _LONGEST_DELAY)
         else:
             _answered.set()
             return result
+
+
+@contextmanager
+def not_repeated_after(event: threading.Event) -> Iterator[None]:
+    """While inside the block, this thread repeats no request once the event is set: its work has ended."""
+    before = _ended.set(event)
+    try:
+        yield
+    finally:
+        _ended.reset(before)
+
+
+@contextmanager
+def not_repeated() -> Iterator[None]:
+    """While inside the block, this thread repeats no request."""
+    at_once = threading.Event()
+    at_once.set()
+    with not_repeated_after(at_once):
+        yield
+
+
+def _is_ended(seconds: float) -> bool:
+    """Wait; returns early, and True, when no further attempt is to be made."""
+    events = [interrupted, *filter(None, [_ended.get()])]
+    end = time.monotonic() + seconds
+    while not any(event.is_set() for event in events):
+        if (left := end - time.monotonic()) <= 0:
+            return False
+        interrupted.wait(min(left, _POLL))
+    return True
+
+
+def expect_answers() -> None:
+    """The server has answered another process of this run: its address is right."""
+    _answered.set()
 
 
 def _notify(note: str) -> None:

@@ -7,6 +7,7 @@ those that expire.
 
 import base64
 import hashlib
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -73,6 +74,7 @@ class _Client:
 
 
 _client = _Client()
+_with_digests: set[str] = set()  # buckets where an ETag was the MD5 of the content
 _without_digests: set[str] = set()  # buckets whose ETags are not MD5s
 
 
@@ -196,12 +198,20 @@ def delete_all(folder: str, names: Sequence[str]) -> None:
         request("deleting", folder, call)
 
 
-def put(path: str, data: bytes | memoryview) -> None:
-    """Write an object as a whole: readers see the previous one or this one."""
+def put(path: str, data: bytes | memoryview, confirm: Callable[[], object] = lambda: None) -> None:
+    """Write an object as a whole: readers see the previous one or this one.
+
+    `confirm` may raise; it is called directly before each request that makes the object visible, also a repeated one.
+    """
     bucket, key = _split(path)
     if len(data) <= _PART:
         body = bytes(data)
-        request("writing", path, lambda client: client.put_object(Bucket=bucket, Key=key, Body=body))
+
+        def put_whole(client: Any) -> None:
+            confirm()
+            client.put_object(Bucket=bucket, Key=key, Body=body)
+
+        request("writing", path, put_whole)
         return
     name = {"Bucket": bucket, "Key": key}
     view = memoryview(data)
@@ -218,11 +228,11 @@ def put(path: str, data: bytes | memoryview) -> None:
     count = -(-len(view) // _PART)
 
     def is_ours(found: dict[str, Any]) -> bool:
-        if _has_no_digest(found):
+        if has_no_digest(found):
             return found["ContentLength"] == len(view) and _parts_of(found) == count
         return bool(found["ETag"].strip('"') == _etag_of_parts(view))
 
-    _write_in_parts(path, count, put_part, is_ours)
+    _write_in_parts(path, count, put_part, is_ours, confirm)
 
 
 def join(paths: Sequence[str], to: str) -> None:
@@ -247,17 +257,23 @@ def join(paths: Sequence[str], to: str) -> None:
 
 
 def _write_in_parts(
-    path: str, count: int, write_part: Callable[[str, int], dict[str, Any]], is_ours: Callable[[dict[str, Any]], bool]
+    path: str,
+    count: int,
+    write_part: Callable[[str, int], dict[str, Any]],
+    is_ours: Callable[[dict[str, Any]], bool],
+    confirm: Callable[[], object] = lambda: None,
 ) -> None:
     """Write an object by a multipart upload. `write_part`: (upload id, number from 1) -> the entry of its list.
 
-    `is_ours`: whether the object that HEAD describes so is the one that this upload has completed.
+    `is_ours`: whether the object that HEAD describes so is the one that this upload has completed. `confirm`: see
+    `put`.
     """
     bucket, key = _split(path)
     name = {"Bucket": bucket, "Key": key}
     upload = request("writing", path, lambda client: client.create_multipart_upload(**name)["UploadId"])
 
     def complete(client: Any) -> None:
+        confirm()
         try:
             client.complete_multipart_upload(**name, UploadId=upload, MultipartUpload={"Parts": parts})
         except client.exceptions.NoSuchUpload as error:  # the answer to an earlier attempt was lost
@@ -290,7 +306,7 @@ def read(path: str) -> bytes:
         if info.size > _PART:  # its parts are read in parallel
             answer["Body"].close()
             return info, None
-        return info, _checked_length(answer["Body"].read(), info.size)
+        return info, checked_length(answer["Body"].read(), info.size)
 
     info, data = request("reading", path, call)
     return _verified(path, info, data)
@@ -321,7 +337,7 @@ def read_end(path: str, length: int) -> tuple[ObjectInfo, bytes]:
             return _info(client.head_object(Bucket=bucket, Key=key)), b""
         size = int(answer.get("ContentRange", "/0").rpartition("/")[2])
         info = _info(answer)._replace(size=size)
-        return info, _checked_length(answer["Body"].read(), min(length, size))
+        return info, checked_length(answer["Body"].read(), min(length, size))
 
     info, data = request("reading", path, call)
     return info, _verified(path, info, data) if info.size <= length else data
@@ -347,7 +363,7 @@ def read_checked_range(path: str, start: int, end: int, is_correct: Callable[[by
 def _get_range(client: Any, path: str, start: int, end: int, **conditions: str) -> bytes:
     bucket, key = _split(path)
     answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **conditions)
-    return _checked_length(answer["Body"].read(), end - start)
+    return checked_length(answer["Body"].read(), end - start)
 
 
 def _read_in_parts(path: str, info: ObjectInfo, part: int) -> bytes:
@@ -360,21 +376,23 @@ def _read_in_parts(path: str, info: ObjectInfo, part: int) -> bytes:
 def _verified(path: str, info: ObjectInfo, data: bytes | None) -> bytes:
     """Returns `data`, the content of an object, or reads it; read again if it does not match the ETag.
 
-    With some encryptions and on some stores the ETag is no digest: there, two reads in different ranges agree.
+    With some encryptions and on some stores the ETag is no digest: there, two successive reads in different ranges
+    agree. The ranges alternate, so that what changes a byte of each answer never changes the same ones twice.
     """
     bucket, _ = _split(path)
     before: bytes | None = None
+    other = min(info.size // 3 + 1, _PART // 2)
+    parts = itertools.cycle([_PART, other] if data is None else [other, _PART])
 
     def call(_: Any) -> bytes:
         nonlocal data, before
-        current = (
-            data if data is not None else _read_in_parts(path, info, _PART if before is None else info.size // 3 + 1)
-        )
+        current = _read_in_parts(path, info, next(parts)) if data is None else data
         data = None
-        if bucket in _without_digests or _matches(current, info.etag):
+        if is_content(bucket, current, info.etag) is not False:
             return current
         if current == before:
-            _without_digests.add(bucket)
+            if bucket not in _with_digests:
+                _without_digests.add(bucket)
             return current
         before = current
         raise s3_errors.CutBody("its bytes do not match its ETag")
@@ -382,15 +400,28 @@ def _verified(path: str, info: ObjectInfo, data: bytes | None) -> bytes:
     return request("reading", path, call)
 
 
-def _matches(data: bytes, etag: str) -> bool:
-    """Returns whether the ETag is the MD5 of the data, or cannot be, as with parts of an unknown size."""
+def is_content(bucket: str, data: bytes, etag: str) -> bool | None:
+    """Returns whether `data` is the content of the object with this ETag; None if the ETag does not say so."""
+    matches = None if bucket in _without_digests else _matches(data, etag)
+    if matches:
+        _with_digests.add(bucket)
+    return matches
+
+
+def has_digests(bucket: str) -> bool:
+    """Returns whether an ETag in this bucket was the MD5 of the content that this process has read."""
+    return bucket in _with_digests
+
+
+def _matches(data: bytes, etag: str) -> bool | None:
+    """Returns whether the ETag is the MD5 of the data; None if it cannot be, as with parts of an unknown size."""
     digest, _, parts = etag.strip('"').partition("-")
-    if parts:
-        return int(parts) != -(-len(data) // _PART) or etag.strip('"') == _etag_of_parts(memoryview(data))
-    return len(digest) != 32 or digest == _md5(data).hexdigest()
+    if len(digest) != 32 or (parts and int(parts) != -(-len(data) // _PART)):
+        return None
+    return etag.strip('"') == (_etag_of_parts(memoryview(data)) if parts else _md5(data).hexdigest())
 
 
-def _has_no_digest(found: dict[str, Any]) -> bool:
+def has_no_digest(found: dict[str, Any]) -> bool:
     """Returns whether an object's ETag says nothing of its content, because of its encryption."""
     return str(found.get("ServerSideEncryption")).startswith("aws:kms") or "SSECustomerAlgorithm" in found
 
@@ -410,7 +441,7 @@ def _md5(data: bytes | memoryview) -> Any:
     return hashlib.md5(data, usedforsecurity=False)
 
 
-def _checked_length(data: bytes, length: int) -> bytes:
+def checked_length(data: bytes, length: int) -> bytes:
     if len(data) != length:
         raise s3_errors.CutBody(f"{len(data)} of {length} bytes")
     return data

@@ -3,7 +3,7 @@
 import errno
 from typing import Any
 
-from cloze.pipeline.core.errors import StorageError
+from cloze.pipeline.core.errors import StorageError, TemporaryStorageError
 from cloze.pipeline.core.retries import SETTING, TEMPORARY_STATUSES, Failure
 
 _THROTTLING = {
@@ -58,7 +58,7 @@ def failure(error: Exception, seconds: float, operation: str, uri: str, *, renew
 
     def temporary(cause: str, detail: str = "", fix: str = later, *, unreachable: bool = False) -> Failure:
         text = f"{uri}: {operation} failed{long}: {cause}{f' ({detail})' if detail else ''}; {fix}"
-        return Failure(StorageError(text), cause, True, unreachable)
+        return Failure(TemporaryStorageError(text), cause, True, unreachable)
 
     def permanent(cause: str, fix: str) -> Failure:
         return Failure(StorageError(f"{uri}: {operation} failed: {cause}; {fix}"), cause, False)

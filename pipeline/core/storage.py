@@ -149,12 +149,11 @@ class Location:
     def write_bytes(self, data: bytes | memoryview | pa.Buffer, confirm: Callable[[], object] = lambda: None) -> None:
         """Write the file atomically: under a temporary name until it is complete (S3 shows complete objects only).
 
-        `confirm` may raise; it is called directly before the renaming that makes the file visible, on S3 before the
-        request.
+        `confirm` may raise; it is called directly before the renaming that makes the file visible, on S3 before each
+        request that does.
         """
         if self.is_s3:
-            confirm()
-            s3.put(self.path, memoryview(data))
+            s3.put(self.path, memoryview(data), confirm)
             return
         with self.temporary(data) as (temporary, path):
             confirm()

@@ -126,6 +126,39 @@ def test_an_s3_that_does_not_answer_is_an_os_error(file: Location, monkeypatch: 
         create(file, b"one")
 
 
+@pytest.mark.parametrize("times", [1, float("inf")])
+def test_bytes_that_are_changed_on_the_way_are_no_version(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, times: float
+) -> None:
+    """A store without checksums: an unknown owner of a lease would be replaced."""
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    monkeypatch.setattr(s3, "_client", s3._Client())
+    monkeypatch.setenv(SETTING, "3")
+    etag = put(file, b"one", None)
+    assert read(file) == (b"one", etag)
+    proxy.faults.append(fault := Fault("flipped", times=times))
+    if times == 1:
+        assert read(file) == (b"one", etag) and fault.hits == 1
+    else:
+        with pytest.raises(
+            OSError, match=r"the answer was cut or changed on the way \(its bytes do not match its ETag"
+        ):
+            read(file)
+
+
+def test_an_encrypted_version_is_read_once_and_another_without_a_digest_twice(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_with_digests", set())
+    put(file, b"one", None)
+    changes = {"ServerSideEncryption": "aws:kms", "ETag": f'"{0:032x}"'}
+    s3._client.get().meta.events.register("after-call.s3.GetObject", lambda parsed, **_: parsed.update(changes))
+    proxy.requests.clear()
+    assert read(file) == (b"one", changes["ETag"]) and len(proxy.requests) == 1
+    del changes["ServerSideEncryption"]
+    assert read(file) == (b"one", changes["ETag"]) and len(proxy.requests) == 3
+
+
 def test_of_several_writers_one_creates_a_file(folder: str) -> None:
     file, created, start = Location(folder) / "a", list[str](), threading.Barrier(4)
 

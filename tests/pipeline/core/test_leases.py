@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from cloze.pipeline.core import conditional_writes, leases, processes, s3
+from cloze.pipeline.core import conditional_writes, leases, processes
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.lease_files import Held, Owner, WorkDone, lease_file
 from cloze.pipeline.core.leases import ArtifactInUse, LeaseLost, hold_lease, owner_of, refuse_to_wait
 from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.processes import Process, has_ended, this_process
+from cloze.pipeline.core.signals import clear_own_ending, own_ending
 from cloze.pipeline.core.storage import Location
-from tests.s3_proxy import Fault, Proxy
 
 ELSEWHERE = Process(host="another", pid=77, machine="another", started="1")
 
@@ -197,21 +197,28 @@ def test_a_heartbeat_that_finds_another_owner_interrupts_the_work(artifact: Loca
         time.sleep(20)
 
 
-def test_a_lost_lease_is_named_though_s3_fails_after_the_interrupt(
-    s3_bucket: str, proxy: Proxy, impatient: None, monkeypatch: pytest.MonkeyPatch
+def test_a_heartbeat_that_is_late_after_an_interrupt_finds_no_lost_lease(
+    artifact: Location, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        proxy.faults.append(Fault("503", times=float("inf")))
-        raise KeyboardInterrupt
+    """A second Ctrl-C does not wait for it."""
+    kind, beats, released = type(lease_file(artifact)), threading.Event(), threading.Event()
+    real = kind.renew
 
-    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "0")
-    artifact, before = Location(f"{s3_bucket}/lost-{time.monotonic_ns()}"), signal.signal(signal.SIGINT, fail)
-    try:
-        with pytest.raises(LeaseLost, match="process 77 on another took over"), no_wait(artifact):
-            claimed(artifact, over=lease_file(artifact).read())
-            time.sleep(20)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def renew(file: Any, owner: Owner) -> bool:
+        beats.set()
+        released.wait(20)
+        return real(file, owner)
+
+    monkeypatch.setattr(kind, "renew", renew)
+    clear_own_ending()
+    main = threading.main_thread().ident
+    with pytest.raises(KeyboardInterrupt), no_wait(artifact):
+        assert main and beats.wait(20)
+        threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
+        raise KeyboardInterrupt
+    released.set()
+    time.sleep(0.5)
+    assert own_ending() is None and artifact.files() == []
 
 
 def test_a_claim_that_is_withdrawn_interrupts_nothing(
@@ -350,6 +357,20 @@ def test_a_run_that_is_suspended_while_it_takes_over_leaves_the_lease_of_a_later
     assert held and held.owner.token == "last" and lease_file(artifact).renew(last)
 
 
+def test_a_file_that_a_cached_listing_still_names_is_asked_for_with_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, listings = time.monotonic() + 0.5, list[float]()
+
+    def listdir(_: Path) -> list[str]:
+        listings.append(time.monotonic())
+        return ["lease-1.json"] if listings[-1] < end else []
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert lease_file(Location(str(tmp_path))).read() is None
+    assert 2 < len(listings) < 20
+
+
 def test_a_damaged_lease_is_taken_over_after_the_usual_time(artifact: Location, impatient: None) -> None:
     claimed(artifact)
     artifact.files()[0].write_text("")
@@ -372,47 +393,3 @@ def test_a_disk_without_hard_links_is_reported_once_and_work_goes_on(
             assert lease is None
     message = f"warning: {tmp_path} has no hard links: two runs at once are not kept apart\n"
     assert capsys.readouterr().err == message and list(tmp_path.rglob("*.json")) == []
-
-
-@pytest.mark.parametrize(
-    "ignored", ["If-None-Match", "If-Match", "both", "If-Match without an object", "not implemented"]
-)
-def test_a_store_without_conditional_writes_is_reported_once_and_work_goes_on(
-    s3_bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ignored: str
-) -> None:
-    from botocore.exceptions import ClientError
-
-    client = s3._client._create()
-    real = client.put_object
-
-    def put_object(**request: object) -> object:
-        if ignored == "not implemented":
-            answer = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
-            raise ClientError(answer, "PutObject")  # pyright: ignore[reportArgumentType]
-        if ignored == "If-Match without an object" and Location(f"{s3_bucket}/{request['Key']}").exists():
-            return real(**request)
-        kept = {"If-None-Match": ["IfMatch"], "If-Match": ["IfNoneMatch"]}.get(ignored, [])
-        return real(**{key: value for key, value in request.items() if key[:2] != "If" or key in kept})
-
-    monkeypatch.setattr(client, "put_object", put_object)
-    monkeypatch.setattr(s3._client, "_client", client)
-    monkeypatch.setattr(leases, "_supported", {})
-    folder = Location(s3_bucket) / f"ignoring-{time.monotonic_ns()}"
-    for name in ("a", "b"):
-        with no_wait(folder / name) as lease:
-            assert lease is None
-    message = f"warning: {s3_bucket} ignores conditional writes: two runs at once are not kept apart\n"
-    assert capsys.readouterr().err == message and folder.files() == []
-
-
-def test_the_probe_of_a_store_is_made_once(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    probes: list[Location] = []
-    real = conditional_writes.honours_conditions
-    monkeypatch.setattr(
-        conditional_writes, "honours_conditions", lambda file, data: probes.append(file) or real(file, data)
-    )
-    monkeypatch.setattr(leases, "_supported", {})
-    for name in ("a", "b"):
-        with no_wait(Location(s3_bucket) / f"probed-{time.monotonic_ns()}" / name) as lease:
-            assert lease
-    assert len(probes) == 1

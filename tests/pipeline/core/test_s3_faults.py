@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,9 @@ from urllib3.exceptions import DecodeError, SSLError
 from urllib3.response import HTTPResponse
 
 from cloze.pipeline.core import retries, s3
+from cloze.pipeline.core.conditional_writes import replace
 from cloze.pipeline.core.errors import StorageError, UserError
+from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.signals import interrupted
 from cloze.pipeline.core.storage import Location
 from tests.conftest import free_port
@@ -71,6 +74,30 @@ def test_a_write_whose_answer_is_lost_has_been_written(
     assert fault.hits == 1 and file.read_bytes() == content
 
 
+@pytest.mark.parametrize("kind", ["file", "large file", "record"])
+def test_each_request_that_makes_a_file_visible_is_confirmed(
+    file: Location, proxy: Proxy, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run may take over while a request is repeated, or while parts are uploaded."""
+    monkeypatch.setattr(s3, "_PART", 5 << 20)
+    new, confirmed = Location(f"{file}-new"), list[list[str]]()
+    data = os.urandom(11 << 20 if kind == "large file" else 9)
+
+    def confirm() -> None:
+        confirmed.append([method for method, path in proxy.requests if "bin-new" in path])
+        if len(confirmed) == 2:
+            raise UserError("another run has taken over")
+
+    methods = "POST" if kind == "large file" else "PUT"
+    proxy.faults.append(fault := Fault("503", path="uploadId" if methods == "POST" else "bin-new", methods=methods))
+    proxy.requests.clear()
+    with pytest.raises(UserError, match="taken over"):
+        replace(new, data, confirm) if kind == "record" else new.write_bytes(data, confirm)
+    assert fault.hits == 1 and not new.exists()
+    sent = ["POST", "PUT", "PUT", "PUT"] if kind == "large file" else []
+    assert confirmed == [sent, [*sent, methods]]
+
+
 @pytest.mark.parametrize("size", [11 << 20, (11 << 20) + 1])
 def test_an_encrypted_object_whose_answer_is_lost_has_been_written(
     file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, size: int
@@ -121,6 +148,49 @@ def test_each_request_of_a_large_object_is_repeated(
 def test_changed_bytes_are_never_returned_however_often(file: Location, proxy: Proxy) -> None:
     proxy.faults.append(fault := Fault("flipped", times=4, path="file.bin"))
     assert file.read_bytes() == CONTENT and fault.hits == 4
+
+
+@pytest.fixture
+def unknown_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not known yet whether the ETags of the bucket are digests."""
+    monkeypatch.setattr(s3, "_with_digests", set())
+    monkeypatch.setattr(s3, "_without_digests", set())
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 100_000])
+@pytest.mark.parametrize("end_first", [False, True])
+def test_bytes_that_change_in_each_answer_are_never_returned(
+    file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, unknown_digests: None, end_first: bool, size: int
+) -> None:
+    """On Amazon ranges have no checksum. The same byte of each answer changes."""
+    file.write_bytes(CONTENT[:size])
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    monkeypatch.setattr(s3, "_client", s3._Client())
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "1")
+    proxy.faults.append(fault := Fault("flipped", times=float("inf"), path="file.bin"))
+    with pytest.raises(StorageError, match="the answer was cut or changed on the way"), file.open(end_first) as opened:
+        opened.read()
+    assert fault.hits > 1 and not s3._without_digests
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_content_is_still_compared_in_a_bucket_where_an_etag_was_its_digest(
+    file: Location, unknown_digests: None, known: bool
+) -> None:
+    """The ETag of one object is no digest, because of its encryption."""
+    if known:
+        assert file.read_bytes() == CONTENT
+
+    def encrypted(parsed: dict[str, Any], **_: object) -> None:
+        parsed["ETag"] = f'"{"0" * 32}"'
+
+    for operation in ("GetObject", "HeadObject"):
+        s3._client.get().meta.events.register(f"after-call.s3.{operation}", encrypted)
+    s3._client.get().meta.events.register(
+        "before-parameter-build.s3.GetObject", lambda params, **_: params.pop("IfMatch", 0)
+    )
+    assert file.read_bytes() == CONTENT
+    assert bool(s3._without_digests) != known
 
 
 @pytest.mark.parametrize("error", [SSLError("decryption failed or bad record mac"), DecodeError("not gzip")])
@@ -241,13 +311,30 @@ def test_missing_objects_and_buckets_are_named_at_once(file: Location, proxy: Pr
         Location("s3://no-such-bucket/a").exists()
 
 
-def test_a_server_that_never_answers_is_given_up_soon(monkeypatch: pytest.MonkeyPatch, s3_bucket: str) -> None:
+@pytest.fixture
+def closed(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Location:
+    """A folder on a server that cannot be reached, and has never answered."""
     monkeypatch.setattr(s3, "_client", s3._Client())
     monkeypatch.setattr(retries, "_answered", threading.Event())
     monkeypatch.setattr(retries, "_FIRST_CONTACT_SECONDS", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    return Location(s3_bucket) / "toy" / "0123"
+
+
+def test_a_server_that_never_answers_is_given_up_soon(closed: Location) -> None:
     with pytest.raises(StorageError, match=r"S3 cannot be reached .*; check AWS_ENDPOINT_URL"):
-        Location(f"{s3_bucket}/a").read_bytes()
+        (closed / "a").read_bytes()
+
+
+def test_a_worker_that_starts_while_the_server_cannot_be_reached_waits_as_its_driver_does(
+    closed: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(retries.SETTING, "2")
+    out: Output = pickle.loads(pickle.dumps(Output(closed, "toy", 1, "0123")))
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=r"S3 cannot be reached"):
+        out.write_file("a", b"")
+    assert time.monotonic() - started > 1.9
 
 
 def test_an_interrupt_ends_the_waiting(file: Location, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
