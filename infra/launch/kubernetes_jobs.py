@@ -21,7 +21,16 @@ from pathlib import Path
 
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
-from cloze.infra.launch.jobs import LOST_SECONDS, JobInfo, JobRequest, JobState, Unreachable, digest_of, unknown_job
+from cloze.infra.launch.jobs import (
+    LOST_SECONDS,
+    JobInfo,
+    JobRequest,
+    JobState,
+    Unreachable,
+    digest_of,
+    submission_time,
+    unknown_job,
+)
 from cloze.infra.launch.kubernetes_api import AlreadyExists, Json, KubernetesApi, NotFound
 from cloze.infra.launch.pod_problems import pod_problem
 from cloze.infra.launch.rayjob import DIGEST, ROOT, RUN, SUBMITTER, TTL, Submission, as_yaml, job_name, rayjob
@@ -101,7 +110,7 @@ class KubernetesJobs:
         attempts = (job_name(submission.run, submission.digest, attempt) for attempt in itertools.count(1))
         name = next(attempt for attempt in attempts if attempt not in names)
         try:
-            self._api.create(rayjob(name, submission, self._cluster))
+            self._api.create(rayjob(name, replace(submission, submitted=submission_time()), self._cluster))
         except AlreadyExists:  # submitted twice at the same moment
             return name, False
         return name, True

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloze.infra.job_record import JOB
+from cloze.infra.job_record import JOB, JOB_SUBMITTED
 from cloze.infra.launch import versions
 from cloze.infra.launch.cluster_config import DEFAULT_PYTHON, ENTRYPOINT_KEYS, ClusterConfig
 from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
@@ -31,6 +31,7 @@ from cloze.infra.launch.jobs import (
     digest_of,
     last_line,
     now,
+    submission_time,
     unknown_job,
 )
 from cloze.infra.launch.supervisor import arguments
@@ -127,7 +128,8 @@ class RayJobs:
             if not is_checked:
                 self._check_versions(environment)
                 is_checked = True
-            runtime = {**environment, "env_vars": {**variables, JOB: job}, "working_dir": str(folder)}
+            of_job = {**variables, JOB: job, JOB_SUBMITTED: submission_time()}
+            runtime = {**environment, "env_vars": of_job, "working_dir": str(folder)}
             if _submit_job(self._client, job, runtime_env=runtime, **options):
                 return job, True
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cloze.infra.job_record import JOB, JOB_SUBMITTED
 from cloze.infra.launch.cluster_config import ClusterConfig, NodeType
 from cloze.infra.launch.kubernetes_config import HeadConfig, KubernetesConfig, Toleration
 
@@ -47,6 +48,7 @@ class Submission:
     entrypoint: str
     env_vars: dict[str, str]
     runtime_env: dict[str, Any]  # its working_dir is the s3:// path of the archive
+    submitted: str = ""  # when: JOB_SUBMITTED
 
 
 def job_name(run: str, digest: str, attempt: int) -> str:
@@ -135,7 +137,8 @@ def _ray_cluster(name: str, submission: Submission, cluster: ClusterConfig, labe
     env_vars = {
         "HOME": _HOME,
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(_DRAIN_SECONDS),
-        "CLOZE_JOB": name,
+        JOB: name,
+        JOB_SUBMITTED: submission.submitted,
         **submission.env_vars,
         "RAY_JOB_STOP_WAIT_TIME_S": str(_DRAIN_SECONDS),  # a pod ends earlier than a job may elsewhere
     }

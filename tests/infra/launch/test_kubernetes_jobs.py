@@ -92,6 +92,20 @@ def test_submitted_again_it_attaches_until_the_job_has_ended_or_is_being_stopped
     assert jobs.submit(prepared) == (f"{JOB[:-1]}3", True)
 
 
+def test_the_pods_of_all_attempts_know_when_the_job_was_submitted(api: ApiServer, prepared: JobRequest) -> None:
+    def submitted(job: str) -> str:
+        cluster = api.get("rayjobs", job)["spec"]["rayClusterSpec"]
+        [container] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+        return {one["name"]: one["value"] for one in container["env"]}["CLOZE_JOB_SUBMITTED"]
+
+    jobs = backend()
+    first, _ = jobs.submit(prepared)
+    time_of_first = submitted(first)
+    jobs.stop(first)
+    second, _ = jobs.submit(prepared)
+    assert time_of_first and submitted(second) > time_of_first
+
+
 def test_of_two_submissions_at_the_same_moment_one_attaches(api: ApiServer, prepared: JobRequest) -> None:
     first, second = backend(), backend()
     lists, both = [], threading.Barrier(2)
