@@ -1,5 +1,5 @@
 """The job that a run belongs to: CLOZE_JOB in its environment -> <root>/runs/<name>.job.json, which `cloze status`
-shows, and <root>/jobs/<id>.json, by which a later attempt of the job knows of the first.
+shows, and <root>/jobs/<id>.json, by which a later attempt of the job knows of the first, and others know how it ended.
 """
 
 import os
@@ -66,30 +66,55 @@ def recorded_job(run: Run, exit_status: Callable[[BaseException], int]) -> Itera
         yield None
         return
     of_run, of_job = _file(run), job_file(run.root, job)
-    submitted, before = os.environ.get(JOB_SUBMITTED, ""), read_record(of_job)
-    first_started = before.first_started if before and submitted and before.submitted == submitted else None
-    record = JobRecord(
-        id=job,
-        cluster=os.environ.get(JOB_CLUSTER, ""),
-        started=_now(),
-        process=this_process(),
-        submitted=submitted,
-        first_started=first_started or datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    before = _earlier_attempt(of_job)
+    record = _new_record(job, before)
     for file in (of_job, of_run):
         file.write_text(record.model_dump_json())
     status = 0
     try:
-        yield first_started
+        yield before.first_started if before else None
     except BaseException as error:
         status = exit_status(error)
         raise
     finally:
         with suppress(OSError, UserError):  # the end of the run is more important than its record
-            ended = record.model_copy(update={"ended": _now(), "exit_status": status}).model_dump_json()
+            ended = _ended(record, status).model_dump_json()
             of_job.write_text(ended)
             if (last := read_job(run)) is None or last.id == job:  # no other job of this run has started since
                 of_run.write_text(ended)
+
+
+def record_end(root: str, exit_status: int) -> bool:
+    """Record how the job of this process has ended. Returns False if the store does not take it."""
+    job = os.environ[JOB]
+    file = job_file(Location(root), job)
+    try:
+        file.write_text(_ended(_earlier_attempt(file) or _new_record(job, None), exit_status).model_dump_json())
+    except (OSError, UserError):
+        return False
+    return True
+
+
+def _earlier_attempt(file: Location) -> JobRecord | None:
+    """What the attempts of this process's job have recorded so far; None if that is of another job of the same id."""
+    record, submitted = read_record(file), os.environ.get(JOB_SUBMITTED)
+    return record if record and submitted and record.submitted == submitted else None
+
+
+def _new_record(job: str, before: JobRecord | None) -> JobRecord:
+    """The record of an attempt that starts now, after the attempt `before`."""
+    return JobRecord(
+        id=job,
+        cluster=os.environ.get(JOB_CLUSTER, ""),
+        started=_now(),
+        process=this_process(),
+        submitted=os.environ.get(JOB_SUBMITTED, ""),
+        first_started=before.first_started if before else datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _ended(record: JobRecord, exit_status: int) -> JobRecord:
+    return record.model_copy(update={"ended": _now(), "exit_status": exit_status})
 
 
 def read_job(run: Run) -> JobRecord | None:

@@ -88,7 +88,7 @@ class ClusterConfig(Config):
     failed; the same command continues. On Kubernetes each attempt has this time, and 100 seconds to save."""
     retries: int = Field(default=0, ge=0)
     """How often a job starts the run again after a bug, a hardware fault or a kill; never after an error that only the
-    user can fix, or after a stop. On Kubernetes after each failure, except at its deadline."""
+    user can fix, or after a stop. On Kubernetes each attempt has a new Ray cluster."""
     ttl_seconds: int | None = Field(default=None, ge=0)
     """Jobs that have ended longer ago are removed from the list. Unset: they are kept."""
     runtime_env: dict[str, Any] = Field(default={})

@@ -1,7 +1,7 @@
 """A run -> a RayJob on Kubernetes: submit it, list, follow and stop such jobs.
 
 `stop` deletes the RayJob: KubeRay sends the run SIGTERM, and the Ray cluster ends when the run has saved. A stopped job
-is therefore not in the list; the run's own files stay under its root.
+is therefore not in the list; the run's own files stay under its root, with the record of how the job ended.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cloze.infra.job_record import job_file, read_record
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
 from cloze.infra.launch.jobs import (
@@ -33,7 +34,19 @@ from cloze.infra.launch.jobs import (
 )
 from cloze.infra.launch.kubernetes_api import AlreadyExists, Json, KubernetesApi, NotFound
 from cloze.infra.launch.pod_problems import pod_problem
-from cloze.infra.launch.rayjob import DIGEST, ROOT, RUN, SUBMITTER, TTL, Submission, as_yaml, job_name, rayjob
+from cloze.infra.launch.rayjob import (
+    DIGEST,
+    ROOT,
+    RUN,
+    SUBMITTED,
+    SUBMITTER,
+    TTL,
+    Submission,
+    as_yaml,
+    job_name,
+    rayjob,
+)
+from cloze.infra.launch.supervisor import FINAL, arguments
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.software_versions import GIT_COMMIT
 from cloze.pipeline.core.storage import Location
@@ -53,7 +66,6 @@ def render(request: JobRequest, cluster: ClusterConfig) -> str:
 def prepare(request: JobRequest, cluster: ClusterConfig) -> tuple[Submission, bytes]:
     """A run as it is submitted, and the archive of its files."""
     assert cluster.kubernetes
-    entrypoint = shlex.join([cluster.interpreter, "-m", "cloze.infra.cli", "run", CONFIG, *request.options])
     runtime_env = job_environment(cluster)
     # Set in the pods: Ray itself needs some to read the archive, and KubeRay's shell would expand a $ in the others.
     env_vars = runtime_env.pop("env_vars")
@@ -63,6 +75,8 @@ def prepare(request: JobRequest, cluster: ClusterConfig) -> tuple[Submission, by
         stage_files(Path(folder), request.config, cluster, request.until)
         root = json.loads((Path(folder) / CONFIG).read_text())["root"]
         archive, files_digest = _archive(Path(folder))
+    run = [cluster.interpreter, "-m", "cloze.infra.cli", "run", CONFIG, *request.options]
+    entrypoint = shlex.join([cluster.interpreter, *arguments(root=root), *run])
     # Without the commit, which also changes with a file that is not sent.
     sent_variables = {name: value for name, value in env_vars.items() if name != GIT_COMMIT}
     described = cluster.model_dump(mode="json", exclude={"kubernetes": {"context"}})  # this machine's name for it
@@ -117,18 +131,17 @@ class KubernetesJobs:
 
     def jobs(self) -> list[JobInfo]:
         jobs = sorted(self._api.rayjobs(DIGEST), key=lambda job: job["metadata"]["creationTimestamp"], reverse=True)
-        return [self._info(job, "") for job in jobs if not _is_expired(job)]
+        return [self._listed(job) for job in jobs if not _is_expired(job)]
 
     def info(self, job: str) -> JobInfo:
-        """As the job is, or, if it has been deleted since this object read it, as it was last; stopped if it ran."""
+        """As the job is, or, if it has been deleted since this object read it, as it has ended."""
         try:
             found = self._get(job)
         except UnknownJob:
             if job not in self._seen:
                 raise
-            last = self._info(self._seen[job], "")
-            return last if last.state.is_terminal else replace(last, state=JobState.STOPPED, reason="was stopped")
-        return self._info(found, self._problem(found))
+            return self._vanished(self._seen[job])
+        return self._recorded(found, self._info(found, self._problem(found)))
 
     def logs(self, job: str, *, follow: bool) -> Iterator[str]:
         """The log of each attempt's submitter, which follows the log of the Ray job. Reports why a job is pending."""
@@ -170,6 +183,31 @@ class KubernetesJobs:
             names = [known["metadata"]["name"] for known in self._api.rayjobs(DIGEST)]
             place = f"the namespace {self._config.namespace} of {self._cluster.name} (a stopped one is deleted)"
             raise UnknownJob(str(unknown_job(job, names, place))) from None
+
+    def _listed(self, job: Json) -> JobInfo:
+        """The job in a list: of a root that cannot be read here, as KubeRay has it."""
+        try:
+            return self._recorded(job, self._info(job, ""))
+        except (OSError, UserError):
+            return self._info(job, "")
+
+    def _recorded(self, job: Json, info: JobInfo) -> JobInfo:
+        """KubeRay takes an end that it is not to repeat for a success: the job has recorded which one it was."""
+        if info.state is JobState.SUCCEEDED and (status := _recorded_status(job)) and status in FINAL:
+            return replace(info, state=JobState.FAILED, reason=_ended_with(status), exit_status=status)
+        return info
+
+    def _vanished(self, job: Json) -> JobInfo:
+        """A job that no longer exists, as it was last or has recorded since; stopped if it had not ended."""
+        last = self._recorded(job, self._info(job, ""))
+        if last.state.is_terminal:
+            return last
+        status = _recorded_status(job)
+        if status == 0:
+            return replace(last, state=JobState.SUCCEEDED, reason="", exit_status=0)
+        if status == 2 or (status == 1 and not _is_deleted(job)):
+            return replace(last, state=JobState.FAILED, reason=_ended_with(status), exit_status=status)
+        return replace(last, state=JobState.STOPPED, reason="was stopped")
 
     def _delete_expired(self, jobs: list[Json]) -> None:
         """Delete those that ended longer ago than the ttl_seconds with which they were submitted."""
@@ -282,8 +320,20 @@ def _failure(status: Json, cluster: ClusterConfig) -> str:
             seconds = cluster.kubernetes.pending_deadline_seconds
             return f"its Ray cluster was not ready within kubernetes.pending_deadline_seconds ({seconds})"
         case "AppFailed" if code := re.search(r"exit code (-?\d+)", message):
-            return f"cloze run ended with status {code[1]}; its log says why"
+            return _ended_with(int(code[1]))
     return ": ".join(filter(None, (status.get("reason"), message))) or "its reason is not known"
+
+
+def _ended_with(exit_status: int) -> str:
+    return f"cloze run ended with status {exit_status}; its log says why"
+
+
+def _recorded_status(job: Json) -> int | None:
+    """The exit status of the run's last attempt, as recorded under the root; None if it has recorded none."""
+    annotations, name = job["metadata"].get("annotations", {}), job["metadata"]["name"]
+    submitted = annotations.get(SUBMITTED)
+    record = read_record(job_file(Location(annotations[ROOT]), name)) if submitted else None
+    return record.exit_status if record and record.submitted == submitted else None
 
 
 def _exit_status(status: Json, state: JobState) -> int | None:

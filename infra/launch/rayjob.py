@@ -18,6 +18,7 @@ Json = dict[str, Any]
 
 RUN = "cloze/run"  # label and annotation: the run's name
 ROOT = "cloze/root"  # annotation
+SUBMITTED = "cloze/submitted"  # annotation: JOB_SUBMITTED of its pods
 TTL = "cloze/ttl-seconds"  # annotation: from the job's end to its deletion
 DIGEST = "cloze/digest"  # label: of what is submitted; equal for all attempts
 SUBMITTER = "ray-job-submitter"  # the container that prints the job's log, by the name that KubeRay gives it
@@ -84,7 +85,12 @@ def rayjob(name: str, submission: Submission, cluster: ClusterConfig) -> Json:
             "name": name,
             "namespace": kubernetes.namespace,
             "labels": labels | ({QUEUE: kubernetes.queue} if kubernetes.queue else {}),
-            "annotations": {RUN: submission.run, ROOT: submission.root, **_ttl(cluster)},
+            "annotations": {
+                RUN: submission.run,
+                ROOT: submission.root,
+                SUBMITTED: submission.submitted,
+                **_ttl(cluster),
+            },
         },
         "spec": spec,
     }

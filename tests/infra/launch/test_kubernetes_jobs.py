@@ -1,5 +1,8 @@
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, Unreachable
 from cloze.infra.launch.kubernetes_jobs import KubernetesJobs
 from cloze.infra.launch.pod_problems import pod_problem
 from cloze.infra.launch.rayjob import Submission
+from cloze.infra.launch.supervisor import arguments
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
@@ -56,7 +60,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> JobRequest:
     """A run whose archive is on this machine's disk: these tests need no S3."""
     submission = Submission(
         run="quickstart",
-        root="s3://bucket/runs",
+        root=f"{tmp_path}/runs",
         digest="0123456789ab",
         entrypoint="python -m cloze.infra.cli run run.yaml",
         env_vars={},
@@ -73,7 +77,7 @@ def test_a_submitted_run_is_a_rayjob_and_its_archive_is_stored_first(
     assert jobs.submit(prepared) == (JOB, True)
     assert (tmp_path / "job.zip").read_bytes() == b"zip"
     [info] = jobs.jobs()
-    assert (info.id, info.run, info.root, info.state) == (JOB, "quickstart", "s3://bucket/runs", JobState.PENDING)
+    assert (info.id, info.run, info.root, info.state) == (JOB, "quickstart", f"{tmp_path}/runs", JobState.PENDING)
     assert info.submitted and info.submitted.utcoffset() is not None
     assert jobs.info(JOB).reason == "KubeRay has not started it yet; its operator must be running"
 
@@ -464,6 +468,74 @@ def test_a_job_that_is_deleted_right_after_its_end_has_succeeded(api: ApiServer,
     api.end_log("submitter-1")
     following.end()
     assert (jobs.info(JOB).state, jobs.info(JOB).exit_status) == (JobState.SUCCEEDED, 0)
+
+
+def supervised(api: ApiServer, script: str, root: str) -> int:
+    """The exit status of the job's entrypoint, which runs the script in place of `cloze run`, in the head's pod."""
+    cluster = api.get("rayjobs", JOB)["spec"]["rayClusterSpec"]
+    [container] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    variables = {one["name"]: one["value"] for one in container["env"]}
+    command = [sys.executable, *arguments(root=root), "sh", "-c", script]
+    env = {**os.environ, **variables, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, env=env, capture_output=True, check=False).returncode
+
+
+@pytest.mark.parametrize(
+    ("ends", "reported"),
+    [("exit 2", 0), ("exit 130", 0), ("kill -TERM $$", 0), ("exit 1", 1), ("kill -KILL $$", 137), ("exit 0", 0)],
+)
+def test_an_end_that_may_not_be_repeated_is_a_success_for_kuberay_and_a_failure_for_cloze(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path, ends: str, reported: int
+) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    assert supervised(api, ends, f"{tmp_path}/runs") == reported
+    if reported:
+        return
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    status = {"exit 2": 2, "exit 130": 130, "kill -TERM $$": 143, "exit 0": 0}[ends]
+    reason = f"cloze run ended with status {status}; its log says why" if status else ""
+    state = JobState.FAILED if status else JobState.SUCCEEDED
+    for info in (jobs.info(JOB), *jobs.jobs()):
+        assert (info.state, info.exit_status, info.reason) == (state, status, reason)
+    assert commands._exit_status(commands._wait(jobs, JOB)) == status
+
+
+def test_an_end_that_cannot_be_recorded_is_reported_to_kuberay(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path
+) -> None:
+    backend().submit(prepared)
+    (tmp_path / "file").write_text("")
+    assert supervised(api, "exit 2", f"{tmp_path}/file") == 2
+
+
+def test_the_record_of_an_earlier_job_of_the_same_name_is_not_that_of_the_job(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path
+) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    supervised(api, "exit 2", f"{tmp_path}/runs")
+    jobs.stop(JOB)
+    api.remove("rayjobs", JOB)
+    assert jobs.submit(prepared) == (JOB, True)
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert jobs.info(JOB).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("ends", "state", "status"),
+    [("exit 0", JobState.SUCCEEDED, 0), ("exit 2", JobState.FAILED, 2), ("exit 143", JobState.STOPPED, None)],
+)
+def test_a_job_that_ended_and_was_deleted_unseen_is_as_it_has_recorded(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path, ends: str, state: JobState, status: int | None
+) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    running(api)
+    assert jobs.info(JOB).state is JobState.RUNNING
+    supervised(api, ends, f"{tmp_path}/runs")
+    api.remove("rayjobs", JOB)
+    assert (jobs.info(JOB).state, jobs.info(JOB).exit_status) == (state, status)
 
 
 def test_stopping_a_job_that_has_ended_does_nothing(api: ApiServer, prepared: JobRequest) -> None:

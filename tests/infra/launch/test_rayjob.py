@@ -297,7 +297,8 @@ def test_the_archive_has_the_configuration_the_local_files_and_on_request_the_co
         assert any(name.startswith("job/sources/") for name in names)
         assert ("job/cloze/infra/cli.py" in names) == (code == "upload")
         assert ("CLOZE_GIT_COMMIT" in submission.env_vars) == (code == "upload")
-        assert submission.entrypoint == "python -m cloze.infra.cli run run.yaml --until vocab"
+        supervisor = "python -m cloze.infra.launch.supervisor --root s3://bucket/runs --"
+        assert submission.entrypoint == f"{supervisor} python -m cloze.infra.cli run run.yaml --until vocab"
         assert submission.runtime_env["working_dir"] == f"s3://bucket/runs/jobs/quickstart-{submission.digest}.zip"
 
 
