@@ -110,6 +110,11 @@ class ClusterConfig(Config):
             raise ValueError(f"runtime_env.{taken[0]}: Cloze sends the code and the run's files itself; remove it")
         if self.pip and "pip" in self.runtime_env:
             raise ValueError("pip and runtime_env.pip name packages twice; remove one of them")
+        variables = self.runtime_env.get("env_vars", {})
+        if not isinstance(variables, dict):
+            raise ValueError("runtime_env.env_vars: give a mapping of names to texts, or remove it")
+        if wrong := [name for name, value in variables.items() if not isinstance(value, str)]:
+            raise ValueError(f"runtime_env.env_vars.{wrong[0]}: {variables[wrong[0]]} is not text; quote it")
         return self
 
     @model_validator(mode="after")

@@ -154,6 +154,8 @@ def test_rays_own_keys_are_passed_through_and_its_variables_merged() -> None:
         ),
         ("address: http://a:1\npip: [six]\nruntime_env: {pip: [six]}\n", "pip and runtime_env.pip name packages twice"),
         ("address: http://a:1\npython: p\nruntime_env: {uv: [six]}\n", "python selects an environment and uv creates"),
+        ("address: http://a:1\nruntime_env: {env_vars: {THREADS: 4}}\n", "env_vars.THREADS: 4 is not text; quote it"),
+        ("address: http://a:1\nruntime_env: {env_vars: null}\n", "runtime_env.env_vars: give a mapping of names to"),
         ("entrypoint_num_cpus: 1\n", "entrypoint_num_cpus requires a Ray cluster; give its address"),
     ],
 )
@@ -161,6 +163,22 @@ def test_keys_that_contradict_each_other_are_an_error(lines: str, message: str) 
     Path("cluster.yaml").write_text(f"name: a\n{lines}")
     with pytest.raises(UserError, match=message):
         load(ClusterConfig, "cluster.yaml")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"pip": 3}, r"runtime_env\['pip'\] must be of type str or List\[str\], got <class 'int'>; correct"),
+        ({"pip": ["six"], "uv": ["six"]}, r"cannot be specified at the same time\. specified pip field: .*; correct"),
+        ({"pip": "none.txt"}, r"none\.txt.*; correct runtime_env in the cluster's file$"),
+    ],
+)
+def test_a_runtime_environment_that_ray_refuses_is_an_error_of_one_line(
+    environment: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"^runtime_env: .*{message}") as error:
+        job_folder.job_environment(REMOTE.model_copy(update={"runtime_env": environment}))
+    assert "\n" not in str(error.value)
 
 
 def test_vocabularies_and_a_splitter_are_uploaded_when_their_stages_are_run() -> None:
