@@ -369,6 +369,51 @@ def test_a_cluster_that_does_not_answer_is_told_from_what_is_no_ray_cluster(monk
         assert re.match(rf"c\.yaml: lost the cluster at {address} \(.*{cause}.*\); the same command", str(error))
 
 
+@contextmanager
+def restarting_dashboard(answers: list[tuple[int, str]]) -> Iterator[str]:
+    """The address of a cluster with one job, which answers in turn, the last answer again and again, when asked about
+    it; it has no connection that follows the log."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = 200, '{"ray_version": "2.60.0"}'
+            if self.path.endswith("/logs"):
+                body = '{"logs": "all of the log\\n"}'
+            elif self.path.endswith("/tail"):
+                status = 404
+            elif self.path != "/api/version":
+                status, body = answers.pop(0) if len(answers) > 1 else answers[0]
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def test_a_log_is_followed_over_a_restart_of_the_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_jobs, "_RETRY_SECONDS", 0.01)
+    runs, done = (
+        (200, json.dumps({"type": "SUBMISSION", "status": status, "entrypoint": "e"}))
+        for status in ("RUNNING", "SUCCEEDED")
+    )
+    starts = (500, "Traceback (most recent call last):\n  File ...\nRpcError: the head has not started")
+    with restarting_dashboard([runs, starts, (503, ""), runs, starts, done]) as address:
+        assert "".join(connected(address).logs("job", follow=True)) == "all of the log\n"
+    monkeypatch.setattr(ray_jobs, "LOST_SECONDS", 0.1)
+    with restarting_dashboard([runs, starts]) as address, pytest.raises(Unreachable) as error:
+        list(connected(address).logs("job", follow=True))
+    assert "(RpcError: the head has not started" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_a_job_that_a_signal_has_killed_has_the_exit_status_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.dashboard.modules.job.pydantic_models import JobType
     from ray.job_submission import JobDetails, JobStatus
