@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from cloze.infra.launch.kubernetes_config import KubernetesConfig, Toleration
 from cloze.pipeline.core.config import Config
 
-_KUEUE_GROUPS = 7  # of workers, that Kueue admits in one job
+_KUEUE_GROUPS = 6  # of workers: Kueue admits jobs of 8 sets of pods, and the head and the submitter are one each
 DEFAULT_PYTHON = "python"  # on the PATH with which Ray was started, or in the environment that `pip` creates
 ENTRYPOINT_KEYS = ("entrypoint_num_cpus", "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources")
 _ENVIRONMENTS = ("pip", "uv", "conda", "image_uri", "container", "py_executable")  # keys of a runtime environment
@@ -149,8 +149,10 @@ class ClusterConfig(Config):
         if not self.node_types:
             raise ValueError("node_types: kubernetes creates these machines; add one type at least")
         names = [kind.name for kind in self.node_types]
-        if "head" in names or len(set(names)) < len(names):
-            raise ValueError(f"node_types: {', '.join(names)}: give each type another name, and none the name head")
+        reserved = {"head", "submitter"} if self.kubernetes.queue else {"head"}
+        if reserved & set(names) or len(set(names)) < len(names):
+            none = " or ".join(sorted(reserved))
+            raise ValueError(f"node_types: {', '.join(names)}: give each type another name, and none the name {none}")
         if self.kubernetes.queue and len(names) > _KUEUE_GROUPS:
             raise ValueError(f"node_types: Kueue admits jobs with at most {_KUEUE_GROUPS} types; remove some")
         scaling = [kind.name for kind in self.node_types if kind.min_nodes < kind.max_nodes]

@@ -120,8 +120,11 @@ def test_what_kuberay_refuses_is_noticed(message: str) -> None:
     [
         lambda job: job["spec"].update(shutdownAfterJobFinishes=False),
         lambda job: job["spec"]["rayClusterSpec"].update(enableInTreeAutoscaling=True),
-        lambda job: job["spec"]["rayClusterSpec"].update(workerGroupSpecs=[group(job)] * 8),
+        lambda job: job["spec"]["rayClusterSpec"].update(
+            workerGroupSpecs=[{**group(job), "groupName": f"cpu-{number}"} for number in range(7)]
+        ),
         lambda job: group(job).update(groupName="head"),
+        lambda job: group(job).update(groupName="submitter"),
     ],
 )
 def test_what_kueue_refuses_is_noticed(change: Callable[[dict[str, Any]], object]) -> None:
@@ -243,6 +246,16 @@ def parsed(text: str) -> ClusterConfig:
     return parse(ClusterConfig, f"name: k\n{text}".encode(), "c.yaml")
 
 
+def queued(*names: str) -> str:
+    kinds = ", ".join(f"{{name: {name}, cpus: 4, memory_gb: 16, min_nodes: 1}}" for name in names)
+    return f"node_types: [{kinds}]\nkubernetes: {{image: 'c:1', queue: team}}\n"
+
+
+def test_as_many_types_of_machines_as_kueue_admits_are_accepted() -> None:
+    job = rayjob("a-1", SUBMISSION, parsed(queued(*(f"cpu-{number}" for number in range(6)))))
+    assert kueue_refusals(job) == []
+
+
 TYPES = "node_types: [{name: cpu, cpus: 4, memory_gb: 16, max_nodes: 2}]\n"
 
 
@@ -258,6 +271,8 @@ TYPES = "node_types: [{name: cpu, cpus: 4, memory_gb: 16, max_nodes: 2}]\n"
         (f"{TYPES}kubernetes: {{image: 'c:1'}}\nentrypoint_num_cpus: 2\n", "the driver has the whole head"),
         (f"{TYPES}kubernetes: {{image: 'c:1', queue: team}}\n", "set min_nodes of cpu to its max_nodes"),
         (f"{TYPES.replace('cpu,', 'head,')}kubernetes: {{image: 'c:1'}}\n", "none the name head"),
+        (queued("cpu", "submitter"), "none the name head or submitter"),
+        (queued(*(f"cpu-{number}" for number in range(7))), "Kueue admits jobs with at most 6 types"),
     ],
 )
 def test_a_wrong_cluster_file_is_an_error_of_one_line(text: str, message: str) -> None:
