@@ -216,9 +216,15 @@ class KubernetesJobs:
                 self._api.delete(job["metadata"]["name"])
 
     def _problem(self, job: Json) -> str:
-        """Why the job's pods do not start, or how they were lost; "" if nothing is known."""
-        if _state(job).is_terminal:
+        """Why the job's pods do not start, or how they were lost; "" if nothing is known, or may be read."""
+        try:
+            return "" if _state(job).is_terminal else self._shown_problem(job)
+        except Unreachable:
+            raise
+        except UserError:  # without these permissions the job itself can be followed
             return ""
+
+    def _shown_problem(self, job: Json) -> str:
         name, cluster = job["metadata"]["name"], job.get("status", {}).get("rayClusterName")
         pods = [*(self._api.pods(f"ray.io/cluster={cluster}") if cluster else []), *self._api.pods(f"job-name={name}")]
         if problem := next(filter(None, map(pod_problem, reversed(pods))), ""):

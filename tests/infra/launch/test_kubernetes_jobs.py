@@ -271,6 +271,20 @@ def test_a_pending_job_names_the_problem_of_its_pods_or_the_last_warning(api: Ap
     assert jobs.info(JOB).reason == "pod ray-1-gpu has no machine: Unschedulable: 0/3 nodes are available"
 
 
+def test_a_pending_job_is_followed_also_by_who_may_not_read_events(api: ApiServer, prepared: JobRequest) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    api.forbidden = {("list", "events")}
+    assert jobs.info(JOB).reason == "KubeRay has not started it yet; its operator must be running"
+    following = follow(jobs)
+    while not any("watch=" in one for one in api.requests):
+        time.sleep(0.02)
+    running(api)
+    api.print("submitter-1", "done")
+    succeed(api)
+    assert (following.end(), following.error) == ("done\n", None)
+
+
 # Logs
 
 
