@@ -88,7 +88,8 @@ def prepare(request: JobRequest, cluster: ClusterConfig) -> tuple[Submission, by
 def _archive(folder: Path) -> tuple[bytes, str]:
     """A zip file of the folder, below one folder, which Ray removes; and the digest of its files."""
     digest, buffer = hashlib.sha256(), io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    # Not strict: the times of some files are before 1980, with which the format begins.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = file.relative_to(folder)
             digest.update(f"\n{name} ".encode() + hashlib.sha256(file.read_bytes()).digest())

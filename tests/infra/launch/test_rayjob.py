@@ -1,7 +1,10 @@
 import copy
 import itertools
+import os
 import re
+import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import yaml
 
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.jobs import JobRequest
-from cloze.infra.launch.kubernetes_jobs import prepare, render
+from cloze.infra.launch.kubernetes_jobs import _archive, prepare, render
 from cloze.infra.launch.rayjob import Submission, as_yaml, job_name, rayjob
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load, parse
@@ -302,9 +305,6 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_archive_has_the_configuration_the_local_files_and_on_request_the_code(tmp_path: Path) -> None:
-    import zipfile
-    from io import BytesIO
-
     for code in ("image", "upload"):
         submission, archive = prepare(request(until="vocab"), cluster(f"kubernetes.code={code}"))
         names = zipfile.ZipFile(BytesIO(archive)).namelist()
@@ -315,6 +315,13 @@ def test_the_archive_has_the_configuration_the_local_files_and_on_request_the_co
         supervisor = "python -m cloze.infra.launch.supervisor --root s3://bucket/runs --"
         assert submission.entrypoint == f"{supervisor} python -m cloze.infra.cli run run.yaml --until vocab"
         assert submission.runtime_env["working_dir"] == f"s3://bucket/runs/jobs/quickstart-{submission.digest}.zip"
+
+
+def test_a_file_with_a_time_before_1980_can_be_sent(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("name: a")
+    os.utime(tmp_path / "run.yaml", (0, 0))
+    archive, _ = _archive(tmp_path)
+    assert zipfile.ZipFile(BytesIO(archive)).read("job/run.yaml") == b"name: a"
 
 
 def test_the_digest_is_that_of_the_run_its_files_and_its_cluster() -> None:
