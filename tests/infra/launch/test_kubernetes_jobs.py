@@ -427,6 +427,19 @@ def test_waiting_for_a_job_outlasts_an_api_server_that_is_away_for_a_while(
         commands._wait(jobs, JOB)
 
 
+def test_waiting_asks_less_often_while_a_job_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = list[float]()
+
+    def info(_jobs: KubernetesJobs, job: str) -> JobInfo:
+        return JobInfo(job, "r", "s3://b", JobState.RUNNING if sum(pauses) < 600 else JobState.SUCCEEDED)
+
+    monkeypatch.setattr(KubernetesJobs, "__init__", lambda _: None)
+    monkeypatch.setattr(KubernetesJobs, "info", info)
+    monkeypatch.setattr(commands.time, "sleep", pauses.append)
+    assert commands._wait(KubernetesJobs(), JOB).state is JobState.SUCCEEDED  # pyright: ignore[reportCallIssue]
+    assert (pauses[0], max(pauses)) == (1, 10) and len(pauses) < 80
+
+
 # The end
 
 
