@@ -1,6 +1,8 @@
 import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +22,7 @@ from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, Unreachable
 from cloze.infra.launch.kubernetes_jobs import KubernetesJobs
 from cloze.infra.launch.pod_problems import pod_problem
 from cloze.infra.launch.rayjob import Submission
-from cloze.infra.launch.supervisor import arguments
+from cloze.infra.launch.supervisor import arguments, supervise
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
@@ -497,14 +499,23 @@ def test_a_job_that_is_deleted_right_after_its_end_has_succeeded(api: ApiServer,
     assert (jobs.info(JOB).state, jobs.info(JOB).exit_status) == (JobState.SUCCEEDED, 0)
 
 
-def supervised(api: ApiServer, script: str, root: str) -> int:
-    """The exit status of the job's entrypoint, which runs the script in place of `cloze run`, in the head's pod."""
+def head_variables(api: ApiServer) -> dict[str, str]:
     cluster = api.get("rayjobs", JOB)["spec"]["rayClusterSpec"]
     [container] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
-    variables = {one["name"]: one["value"] for one in container["env"]}
-    command = [sys.executable, *arguments(root=root), "sh", "-c", script]
-    env = {**os.environ, **variables, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(command, env=env, capture_output=True, check=False).returncode
+    return {one["name"]: one["value"] for one in container["env"]}
+
+
+def supervised(api: ApiServer, script: str, root: str) -> int:
+    """The exit status of the job's supervisor in the head's pod, where the script runs in place of `cloze run`."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in head_variables(api).items():
+            patch.setenv(name, value)
+        try:
+            return supervise(["sh", "-c", script], None, math.inf, 0, root)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -533,7 +544,10 @@ def test_an_end_that_cannot_be_recorded_is_reported_to_kuberay(
 ) -> None:
     backend().submit(prepared)
     (tmp_path / "file").write_text("")
-    assert supervised(api, "exit 2", f"{tmp_path}/file") == 2
+    for root, status in ((tmp_path / "file", 2), (tmp_path / "runs", 0)):
+        command = [sys.executable, *arguments(root=str(root)), "sh", "-c", "exit 2"]
+        env = {**os.environ, **head_variables(api), "PYTHONPATH": str(REPOSITORY)}
+        assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == status
 
 
 def test_the_record_of_an_earlier_job_of_the_same_name_is_not_that_of_the_job(
@@ -563,6 +577,27 @@ def test_a_job_that_ended_and_was_deleted_unseen_is_as_it_has_recorded(
     supervised(api, ends, f"{tmp_path}/runs")
     api.remove("rayjobs", JOB)
     assert (jobs.info(JOB).state, jobs.info(JOB).exit_status) == (state, status)
+
+
+@pytest.mark.parametrize(
+    ("ends", "exit_status"), [("exit 0", 0), ("exit 2", 2), ("exit 143", 130), ("kill -KILL $$", None)]
+)
+def test_who_waits_for_a_job_that_was_deleted_earlier_gets_its_end_where_the_clusters_file_names_the_root(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path, ends: str, exit_status: int | None
+) -> None:
+    backend().submit(prepared)
+    supervised(api, ends, f"{tmp_path}/runs")
+    api.remove("rayjobs", JOB)
+    later = backend(f"overrides=[root={tmp_path}/runs]")
+    if exit_status is None:  # it has recorded nothing
+        with pytest.raises(UserError, match=f"^{JOB}: is not a job of the namespace"):
+            later.info(JOB)
+    else:
+        info = commands._wait(later, JOB)
+        assert (commands._exit_status(info), info.run, info.root) == (exit_status, "quickstart", f"{tmp_path}/runs")
+        assert info.submitted and info.submitted.utcoffset() is not None
+    with pytest.raises(UserError, match=f"^{JOB}: is not a job of the namespace"):
+        backend().info(JOB)
 
 
 def test_stopping_a_job_that_has_ended_does_nothing(api: ApiServer, prepared: JobRequest) -> None:
