@@ -544,10 +544,15 @@ def test_an_end_that_cannot_be_recorded_is_reported_to_kuberay(
 ) -> None:
     backend().submit(prepared)
     (tmp_path / "file").write_text("")
-    for root, status in ((tmp_path / "file", 2), (tmp_path / "runs", 0)):
-        command = [sys.executable, *arguments(root=str(root)), "sh", "-c", "exit 2"]
-        env = {**os.environ, **head_variables(api), "PYTHONPATH": str(REPOSITORY)}
-        assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == status
+    assert supervised(api, "exit 2", f"{tmp_path}/file") == 2
+
+
+def test_the_supervisor_of_the_entrypoint_records_the_end(api: ApiServer, prepared: JobRequest, tmp_path: Path) -> None:
+    backend().submit(prepared)
+    command = [sys.executable, *arguments(root=f"{tmp_path}/runs"), "sh", "-c", "exit 2"]
+    env = {**os.environ, **head_variables(api), "PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == 0
+    assert json.loads((tmp_path / f"runs/jobs/{JOB}.json").read_text())["exit_status"] == 2
 
 
 def test_the_record_of_an_earlier_job_of_the_same_name_is_not_that_of_the_job(
