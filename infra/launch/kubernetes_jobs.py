@@ -55,7 +55,8 @@ def render(request: JobRequest, cluster: ClusterConfig) -> str:
     """The YAML of the RayJob that `submit` creates first; sends nothing."""
     submission, _ = prepare(request, cluster)
     upload = f"# Before it creates this object, cloze submit writes {submission.runtime_env['working_dir']}\n"
-    return upload + as_yaml(rayjob(job_name(submission.run, submission.digest, 1), submission, cluster))
+    name, submission = job_name(submission.run, submission.digest, 1), replace(submission, submitted=submission_time())
+    return upload + as_yaml(rayjob(name, submission, cluster))
 
 
 def prepare(request: JobRequest, cluster: ClusterConfig) -> tuple[Submission, bytes]:

@@ -37,6 +37,8 @@ def recorded_info(job: Json, cluster: ClusterConfig, problem: str = "") -> JobIn
     """The same, but a success for KubeRay, which is not to repeat the run, is what the run has recorded."""
     info = job_info(job, cluster, problem)
     if info.state is JobState.SUCCEEDED and (status := _recorded_status(job)) and status in FINAL:
+        if is_deleted(job):
+            return _at_end(info, status)
         return replace(info, state=JobState.FAILED, reason=_ended_with(status), exit_status=status)
     return info
 

@@ -539,6 +539,18 @@ def test_an_end_that_may_not_be_repeated_is_a_success_for_kuberay_and_a_failure_
     assert commands._exit_status(commands._wait(jobs, JOB)) == status
 
 
+def test_a_stopped_job_that_ray_takes_for_a_success_was_stopped(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path
+) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    running(api)
+    jobs.stop(JOB)
+    supervised(api, "exit 143", f"{tmp_path}/runs")
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert jobs.info(JOB).state is JobState.STOPPED
+
+
 def test_an_end_that_cannot_be_recorded_is_reported_to_kuberay(
     api: ApiServer, prepared: JobRequest, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -342,7 +343,9 @@ def test_render_prints_what_is_submitted_and_a_local_root_is_refused() -> None:
     text = render(request(), cluster())
     assert text.startswith("# Before it creates this object, cloze submit writes s3://bucket/runs/jobs/quickstart-")
     submission, _ = prepare(request(), cluster())
-    assert yaml.safe_load(text) == rayjob(job_name("quickstart", submission.digest, 1), submission, cluster())
+    name, printed = job_name("quickstart", submission.digest, 1), yaml.safe_load(text)
+    submitted = printed["metadata"]["annotations"]["cloze/submitted"]
+    assert submitted and printed == rayjob(name, replace(submission, submitted=submitted), cluster())
     with pytest.raises(
         UserError, match="root: runs is a folder of this machine, which the cluster kubernetes cannot"
     ) as error:
