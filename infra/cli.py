@@ -105,14 +105,15 @@ def _materialize(options: argparse.Namespace, run: "Run") -> int:
     from cloze.infra.job_record import is_job, recorded_job
 
     until, force, wait = options.until, options.force or [], not options.no_wait
-    estimate_start(run, until, force)
-    with recorded_job(run, _exit_status):
+    with recorded_job(run, _exit_status) as first_attempt:
         if is_job():  # where it runs needs no Dagster
-            from cloze.infra.execution import run_stages
+            from cloze.infra.execution import run_stages, still_forced
 
-            return run_stages(run, until, force, wait=wait)
+            estimate_start(run, until, still_forced(run, force, first_attempt))
+            return run_stages(run, until, force, wait=wait, first_attempt=first_attempt)
         from cloze.infra.workflow.command import materialize
 
+        estimate_start(run, until, force)
         return materialize(run, " ".join(["cloze", *sys.argv[1:]]), until=until, force=force, wait=wait)
 
 

@@ -84,6 +84,18 @@ def require_passed_checks(run: Run, stage: Stage) -> None:
         raise
 
 
+def still_forced(run: Run, force: Sequence[str], first_attempt: str | None) -> list[str]:
+    """Those of the stages to force that no earlier attempt has begun to run again.
+
+    `first_attempt` is when the first of several attempts started (UTC, as in manifests). What it has cleared and not
+    finished is continued.
+    """
+    if first_attempt is None:
+        return list(force)
+    finished = {name: artifact.manifest.finished for name in force if (artifact := run.artifact(name))}
+    return [name for name in force if name in finished and finished[name] < first_attempt]
+
+
 @contextmanager
 def started_run(run: Run, until: str | None, force: Sequence[str]) -> Iterator[list[Stage]]:
     """The stages to execute inside the block, of a run that can start; prints its results after it.
@@ -99,11 +111,22 @@ def started_run(run: Run, until: str | None, force: Sequence[str]) -> Iterator[l
         print(line)
 
 
-def run_stages(run: Run, until: str | None = None, force: Sequence[str] = (), *, wait: bool = True) -> int:
-    """Run the stages up to `until`. Returns 0; raises the exception of the stage that failed."""
+def run_stages(
+    run: Run,
+    until: str | None = None,
+    force: Sequence[str] = (),
+    *,
+    wait: bool = True,
+    first_attempt: str | None = None,
+) -> int:
+    """Run the stages up to `until`. Returns 0; raises the exception of the stage that failed.
+
+    A job that starts again names the time of its `first_attempt`: see `still_forced`.
+    """
     with started_run(run, until, force) as stages, active_run(run.config) as active:
         for stage in stages:
-            execute_stage(active, stage, force=stage.name in force, wait=wait)
+            forced = [name for name in force if name == stage.name]  # looked up when its inputs are finished
+            execute_stage(active, stage, force=bool(still_forced(active.run, forced, first_attempt)), wait=wait)
             require_passed_checks(active.run, stage)
         active.run.remember_passed()
     return 0

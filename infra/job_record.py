@@ -1,5 +1,5 @@
 """The job that a run belongs to: CLOZE_JOB in its environment -> <root>/runs/<name>.job.json, which `cloze status`
-shows.
+shows, and <root>/jobs/<id>.json, by which a later attempt of the job knows of the first, and others know how it ended.
 """
 
 import os
@@ -20,6 +20,8 @@ from cloze.pipeline.core.storage import Location
 JOB = "CLOZE_JOB"
 #: Environment variable with the name of the cluster that runs it.
 JOB_CLUSTER = "CLOZE_JOB_CLUSTER"
+#: Environment variable with the time of the job's submission, the same in all its attempts.
+JOB_SUBMITTED = "CLOZE_JOB_SUBMITTED"
 
 
 class JobRecord(Config):
@@ -31,6 +33,10 @@ class JobRecord(Config):
     ended: str | None = None
     exit_status: int | None = None
     process: Process = Process()
+    submitted: str = ""
+    """JOB_SUBMITTED: tells the job from an earlier one of the same id, which its backend has forgotten."""
+    first_started: str = ""
+    """When its first attempt started, by the clock of its machine, as times are in manifests."""
 
     def __str__(self) -> str:
         if self.ended:
@@ -40,8 +46,8 @@ class JobRecord(Config):
         return f"{self.id} on {self.cluster}, running since {self.started}"
 
     def plain(self) -> dict[str, Any]:
-        """The record as plain JSON, without its process."""
-        return self.model_dump(exclude={"process"})
+        """The record of the last attempt as plain JSON, without its process."""
+        return self.model_dump(exclude={"process", "submitted", "first_started"})
 
 
 def is_job() -> bool:
@@ -50,33 +56,81 @@ def is_job() -> bool:
 
 
 @contextmanager
-def recorded_job(run: Run, exit_status: Callable[[BaseException], int]) -> Iterator[None]:
+def recorded_job(run: Run, exit_status: Callable[[BaseException], int]) -> Iterator[str | None]:
     """Record the job of this process, if it has one, at the begin and the end of the block.
 
-    `exit_status` maps the exception that ends the block to the exit status of the command.
+    `exit_status` maps the exception that ends the block to the exit status of the command. Yields the time at which the
+    job's first attempt started, as times are in manifests, if this is a later one.
     """
     if not (job := os.environ.get(JOB)):
-        yield
+        yield None
         return
-    file = _file(run)
-    record = JobRecord(id=job, cluster=os.environ.get(JOB_CLUSTER, ""), started=_now(), process=this_process())
-    file.write_text(record.model_dump_json())
+    of_run, of_job = _file(run), job_file(run.root, job)
+    before = _earlier_attempt(of_job)
+    record = _new_record(job, before)
+    for file in (of_job, of_run):
+        file.write_text(record.model_dump_json())
     status = 0
     try:
-        yield
+        yield before.first_started if before else None
     except BaseException as error:
         status = exit_status(error)
         raise
     finally:
         with suppress(OSError, UserError):  # the end of the run is more important than its record
+            ended = _ended(record, status).model_dump_json()
+            of_job.write_text(ended)
             if (last := read_job(run)) is None or last.id == job:  # no other job of this run has started since
-                file.write_text(record.model_copy(update={"ended": _now(), "exit_status": status}).model_dump_json())
+                of_run.write_text(ended)
+
+
+def record_end(root: str, exit_status: int) -> bool:
+    """Record how the job of this process has ended. Returns False if the store does not take it."""
+    job = os.environ[JOB]
+    file = job_file(Location(root), job)
+    try:
+        file.write_text(_ended(_earlier_attempt(file) or _new_record(job, None), exit_status).model_dump_json())
+    except (OSError, UserError):
+        return False
+    return True
+
+
+def _earlier_attempt(file: Location) -> JobRecord | None:
+    """What the attempts of this process's job have recorded so far; None if that is of another job of the same id."""
+    record, submitted = read_record(file), os.environ.get(JOB_SUBMITTED)
+    return record if record and submitted and record.submitted == submitted else None
+
+
+def _new_record(job: str, before: JobRecord | None) -> JobRecord:
+    """The record of an attempt that starts now, after the attempt `before`."""
+    return JobRecord(
+        id=job,
+        cluster=os.environ.get(JOB_CLUSTER, ""),
+        started=_now(),
+        process=this_process(),
+        submitted=os.environ.get(JOB_SUBMITTED, ""),
+        first_started=before.first_started if before else datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _ended(record: JobRecord, exit_status: int) -> JobRecord:
+    return record.model_copy(update={"ended": _now(), "exit_status": exit_status})
 
 
 def read_job(run: Run) -> JobRecord | None:
     """The record of the last job of a run; None if there was none."""
+    return read_record(_file(run))
+
+
+def job_file(root: Location, job: str) -> Location:
+    """The record of a job: of its last attempt."""
+    return root / "jobs" / f"{job}.json"
+
+
+def read_record(file: Location) -> JobRecord | None:
+    """A record; None if there is none, or it cannot be understood."""
     with suppress(FileNotFoundError, NotADirectoryError, ValidationError):
-        return JobRecord.model_validate_json(_file(run).read_bytes())
+        return JobRecord.model_validate_json(file.read_bytes())
     return None
 
 

@@ -7,6 +7,11 @@ from cloze.infra.launch.kubernetes_api import KubernetesApi
 from cloze.infra.launch.kubernetes_config import KubernetesConfig
 from cloze.pipeline.core.errors import UserError
 
+_NEEDED = (
+    *(("get", "rayjobs"), ("watch", "rayjobs"), ("create", "rayjobs"), ("delete", "rayjobs")),
+    *(("list", "pods"), ("get", "pods/log"), ("list", "events")),
+)
+
 
 def kubernetes_checks(config: KubernetesConfig, cluster_path: str) -> Iterator[Check]:
     """Raises nothing: what the API server refuses is a check that fails."""
@@ -16,7 +21,7 @@ def kubernetes_checks(config: KubernetesConfig, cluster_path: str) -> Iterator[C
         yield ok(
             "KubeRay", f"the namespace {config.namespace} has {len(jobs)} RayJobs, which these credentials may list"
         )
-        for verb, resource in (("create", "rayjobs"), ("delete", "rayjobs"), ("list", "pods"), ("get", "pods/log")):
+        for verb, resource in _NEEDED:
             yield _permission(api, verb, resource)
         for name in (*config.env_secrets, *config.image_pull_secrets):
             yield _object(f"secret {name}", api.has_secret(name), config.namespace)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from cloze.infra.launch.kubernetes_config import KubernetesConfig, Toleration
 from cloze.pipeline.core.config import Config
 
-_KUEUE_GROUPS = 7  # of workers, that Kueue admits in one job
+_KUEUE_GROUPS = 6  # of workers: Kueue admits jobs of 8 sets of pods, and the head and the submitter are one each
 DEFAULT_PYTHON = "python"  # on the PATH with which Ray was started, or in the environment that `pip` creates
 ENTRYPOINT_KEYS = ("entrypoint_num_cpus", "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources")
 _ENVIRONMENTS = ("pip", "uv", "conda", "image_uri", "container", "py_executable")  # keys of a runtime environment
@@ -88,7 +88,7 @@ class ClusterConfig(Config):
     failed; the same command continues. On Kubernetes each attempt has this time, and 100 seconds to save."""
     retries: int = Field(default=0, ge=0)
     """How often a job starts the run again after a bug, a hardware fault or a kill; never after an error that only the
-    user can fix, or after a stop. On Kubernetes after each failure, except at its deadline."""
+    user can fix, or after a stop. On Kubernetes each attempt has a new Ray cluster."""
     ttl_seconds: int | None = Field(default=None, ge=0)
     """Jobs that have ended longer ago are removed from the list. Unset: they are kept."""
     runtime_env: dict[str, Any] = Field(default={})
@@ -110,6 +110,11 @@ class ClusterConfig(Config):
             raise ValueError(f"runtime_env.{taken[0]}: Cloze sends the code and the run's files itself; remove it")
         if self.pip and "pip" in self.runtime_env:
             raise ValueError("pip and runtime_env.pip name packages twice; remove one of them")
+        variables = self.runtime_env.get("env_vars", {})
+        if not isinstance(variables, dict):
+            raise ValueError("runtime_env.env_vars: give a mapping of names to texts, or remove it")
+        if wrong := [name for name, value in variables.items() if not isinstance(value, str)]:
+            raise ValueError(f"runtime_env.env_vars.{wrong[0]}: {variables[wrong[0]]} is not text; quote it")
         return self
 
     @model_validator(mode="after")
@@ -144,8 +149,10 @@ class ClusterConfig(Config):
         if not self.node_types:
             raise ValueError("node_types: kubernetes creates these machines; add one type at least")
         names = [kind.name for kind in self.node_types]
-        if "head" in names or len(set(names)) < len(names):
-            raise ValueError(f"node_types: {', '.join(names)}: give each type another name, and none the name head")
+        reserved = {"head", "submitter"} if self.kubernetes.queue else {"head"}
+        if reserved & set(names) or len(set(names)) < len(names):
+            none = " or ".join(sorted(reserved))
+            raise ValueError(f"node_types: {', '.join(names)}: give each type another name, and none the name {none}")
         if self.kubernetes.queue and len(names) > _KUEUE_GROUPS:
             raise ValueError(f"node_types: Kueue admits jobs with at most {_KUEUE_GROUPS} types; remove some")
         scaling = [kind.name for kind in self.node_types if kind.min_nodes < kind.max_nodes]

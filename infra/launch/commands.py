@@ -16,7 +16,8 @@ from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.signals import interrupting_signal
 
-_POLL = 1.0  # seconds
+_POLL = 1.0  # seconds, at first
+_LONGEST_POLL = 10.0  # as Kubernetes answers with five requests
 _TAIL_CHARACTERS = 2000
 
 
@@ -138,7 +139,7 @@ def _exit_status(info: JobInfo) -> int:
 
 def _wait(backend: Backend, job: str) -> JobInfo:
     """The job when it has ended. Raises Unreachable after two minutes without an answer."""
-    answered = time.monotonic()
+    answered, pause = time.monotonic(), _POLL
     while True:
         try:
             info, answered = backend.info(job), time.monotonic()
@@ -147,7 +148,8 @@ def _wait(backend: Backend, job: str) -> JobInfo:
         except Unreachable:
             if time.monotonic() - answered > LOST_SECONDS:
                 raise
-        time.sleep(_POLL)
+        time.sleep(pause)
+        pause = min(pause * 1.2, _LONGEST_POLL)
 
 
 def _request(options: argparse.Namespace, cluster: ClusterConfig | None) -> JobRequest:

@@ -132,7 +132,7 @@ class _Uploads:
 
 
 def job_environment(cluster: ClusterConfig) -> dict[str, Any]:
-    """The job's runtime environment, without its working directory."""
+    """The job's runtime environment, without its working directory. Raises UserError for one that Ray refuses."""
     env_vars = {
         GIT_COMMIT: git_commit(),
         named_runs.SUBMITTED_CONFIG: _SUBMITTED,
@@ -153,4 +153,18 @@ def job_environment(cluster: ClusterConfig) -> dict[str, Any]:
             env_vars[HEAD_PRICE] = str(of_head)
     env_vars |= cluster.runtime_env.get("env_vars", {}) | cluster.env_vars
     pip = {"pip": list(cluster.pip)} if cluster.pip else {}
-    return {**cluster.runtime_env, "env_vars": env_vars, **pip}
+    environment = {**cluster.runtime_env, "env_vars": env_vars, **pip}
+    if cluster.runtime_env:
+        _check(environment)
+    return environment
+
+
+def _check(environment: dict[str, Any]) -> None:
+    from ray.runtime_env import RuntimeEnv
+
+    try:
+        RuntimeEnv(**environment)
+    except (TypeError, ValueError, OSError) as error:
+        raise UserError(
+            f"runtime_env: {' '.join(str(error).split())[:300]}; correct runtime_env in the cluster's file"
+        ) from error

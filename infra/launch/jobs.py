@@ -114,6 +114,11 @@ def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
+def submission_time() -> str:
+    """The time in UTC as the JOB_SUBMITTED of a job, which no other submission of the run has."""
+    return datetime.now(UTC).isoformat()
+
+
 def job_id(run: str, digest: str, attempt: int) -> str:
     return f"{run}-{digest[:12]}-{attempt}"
 

@@ -1,14 +1,13 @@
 """A run -> a RayJob on Kubernetes: submit it, list, follow and stop such jobs.
 
 `stop` deletes the RayJob: KubeRay sends the run SIGTERM, and the Ray cluster ends when the run has saved. A stopped job
-is therefore not in the list; the run's own files stay under its root.
+is therefore not in the list; the run's own files stay under its root, with the record of how the job ended.
 """
 
 import hashlib
 import io
 import itertools
 import json
-import re
 import shlex
 import sys
 import tempfile
@@ -16,15 +15,33 @@ import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
-from cloze.infra.launch.jobs import LOST_SECONDS, JobInfo, JobRequest, JobState, Unreachable, digest_of, unknown_job
+from cloze.infra.launch.jobs import (
+    LOST_SECONDS,
+    JobInfo,
+    JobRequest,
+    JobState,
+    Unreachable,
+    digest_of,
+    submission_time,
+    unknown_job,
+)
 from cloze.infra.launch.kubernetes_api import AlreadyExists, Json, KubernetesApi, NotFound
 from cloze.infra.launch.pod_problems import pod_problem
-from cloze.infra.launch.rayjob import DIGEST, ROOT, RUN, SUBMITTER, TTL, Submission, as_yaml, job_name, rayjob
+from cloze.infra.launch.rayjob import DIGEST, SUBMITTER, Submission, as_yaml, job_name, rayjob
+from cloze.infra.launch.rayjob_status import (
+    forgotten_info,
+    is_deleted,
+    is_expired,
+    job_info,
+    job_state,
+    recorded_info,
+    vanished_info,
+)
+from cloze.infra.launch.supervisor import arguments
 from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.software_versions import GIT_COMMIT
 from cloze.pipeline.core.storage import Location
@@ -38,13 +55,13 @@ def render(request: JobRequest, cluster: ClusterConfig) -> str:
     """The YAML of the RayJob that `submit` creates first; sends nothing."""
     submission, _ = prepare(request, cluster)
     upload = f"# Before it creates this object, cloze submit writes {submission.runtime_env['working_dir']}\n"
-    return upload + as_yaml(rayjob(job_name(submission.run, submission.digest, 1), submission, cluster))
+    name, submission = job_name(submission.run, submission.digest, 1), replace(submission, submitted=submission_time())
+    return upload + as_yaml(rayjob(name, submission, cluster))
 
 
 def prepare(request: JobRequest, cluster: ClusterConfig) -> tuple[Submission, bytes]:
     """A run as it is submitted, and the archive of its files."""
     assert cluster.kubernetes
-    entrypoint = shlex.join([cluster.interpreter, "-m", "cloze.infra.cli", "run", CONFIG, *request.options])
     runtime_env = job_environment(cluster)
     # Set in the pods: Ray itself needs some to read the archive, and KubeRay's shell would expand a $ in the others.
     env_vars = runtime_env.pop("env_vars")
@@ -54,6 +71,8 @@ def prepare(request: JobRequest, cluster: ClusterConfig) -> tuple[Submission, by
         stage_files(Path(folder), request.config, cluster, request.until)
         root = json.loads((Path(folder) / CONFIG).read_text())["root"]
         archive, files_digest = _archive(Path(folder))
+    run = [cluster.interpreter, "-m", "cloze.infra.cli", "run", CONFIG, *request.options]
+    entrypoint = shlex.join([cluster.interpreter, *arguments(root=root), *run])
     # Without the commit, which also changes with a file that is not sent.
     sent_variables = {name: value for name, value in env_vars.items() if name != GIT_COMMIT}
     described = cluster.model_dump(mode="json", exclude={"kubernetes": {"context"}})  # this machine's name for it
@@ -65,7 +84,8 @@ def prepare(request: JobRequest, cluster: ClusterConfig) -> tuple[Submission, by
 def _archive(folder: Path) -> tuple[bytes, str]:
     """A zip file of the folder, below one folder, which Ray removes; and the digest of its files."""
     digest, buffer = hashlib.sha256(), io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    # Not strict: the times of some files are before 1980, with which the format begins.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = file.relative_to(folder)
             digest.update(f"\n{name} ".encode() + hashlib.sha256(file.read_bytes()).digest())
@@ -92,7 +112,7 @@ class KubernetesJobs:
         known = self._api.rayjobs(DIGEST)
         self._delete_expired(known)
         existing = [job for job in known if job["metadata"]["labels"][DIGEST] == submission.digest]
-        if running := [job for job in existing if not _state(job).is_terminal and not _is_deleted(job)]:
+        if running := [job for job in existing if not job_state(job).is_terminal and not is_deleted(job)]:
             return running[0]["metadata"]["name"], False
         place = Location(submission.runtime_env["working_dir"])
         if not place.exists():
@@ -101,25 +121,29 @@ class KubernetesJobs:
         attempts = (job_name(submission.run, submission.digest, attempt) for attempt in itertools.count(1))
         name = next(attempt for attempt in attempts if attempt not in names)
         try:
-            self._api.create(rayjob(name, submission, self._cluster))
+            self._api.create(rayjob(name, replace(submission, submitted=submission_time()), self._cluster))
         except AlreadyExists:  # submitted twice at the same moment
             return name, False
         return name, True
 
     def jobs(self) -> list[JobInfo]:
         jobs = sorted(self._api.rayjobs(DIGEST), key=lambda job: job["metadata"]["creationTimestamp"], reverse=True)
-        return [self._info(job, "") for job in jobs if not _is_expired(job)]
+        return [self._listed(job) for job in jobs if not is_expired(job)]
 
     def info(self, job: str) -> JobInfo:
-        """As the job is, or, if it has been deleted since this object read it, as it was last; stopped if it ran."""
+        """As the job is, or, if it has been deleted, as it has ended.
+
+        That is known of one that this object has read before, and where the cluster's file names the root.
+        """
         try:
             found = self._get(job)
         except UnknownJob:
-            if job not in self._seen:
-                raise
-            last = self._info(self._seen[job], "")
-            return last if last.state.is_terminal else replace(last, state=JobState.STOPPED, reason="was stopped")
-        return self._info(found, self._problem(found))
+            if job in self._seen:
+                return vanished_info(self._seen[job], self._cluster)
+            if info := forgotten_info(job, self._cluster):
+                return info
+            raise
+        return recorded_info(found, self._cluster, self._problem(found))
 
     def logs(self, job: str, *, follow: bool) -> Iterator[str]:
         """The log of each attempt's submitter, which follows the log of the Ray job. Reports why a job is pending."""
@@ -127,11 +151,11 @@ class KubernetesJobs:
         lost_since: float | None = None
         while True:
             try:
-                ended = _state(current).is_terminal  # before the log is read, so that none of it is missing
+                ended = job_state(current).is_terminal  # before the log is read, so that none of it is missing
                 yield from log.lines(job, follow=follow and not ended)
                 if ended or not follow:
                     return
-                info = self._info(current, self._problem(current))
+                info = job_info(current, self._cluster, self._problem(current))
                 if info.state is JobState.PENDING and info.reason != reason:
                     reason = info.reason
                     print(f"cloze: {job} is pending: {reason}", file=sys.stderr, flush=True)
@@ -150,7 +174,7 @@ class KubernetesJobs:
 
     def stop(self, job: str) -> None:
         current = self._get(job)
-        if not _state(current).is_terminal and not _is_deleted(current):
+        if not job_state(current).is_terminal and not is_deleted(current):
             self._api.delete(job)
 
     def _get(self, job: str) -> Json:
@@ -162,53 +186,35 @@ class KubernetesJobs:
             place = f"the namespace {self._config.namespace} of {self._cluster.name} (a stopped one is deleted)"
             raise UnknownJob(str(unknown_job(job, names, place))) from None
 
+    def _listed(self, job: Json) -> JobInfo:
+        """The job in a list: of a root that cannot be read here, as KubeRay has it."""
+        try:
+            return recorded_info(job, self._cluster)
+        except (OSError, UserError):
+            return job_info(job, self._cluster)
+
     def _delete_expired(self, jobs: list[Json]) -> None:
         """Delete those that ended longer ago than the ttl_seconds with which they were submitted."""
         for job in jobs:
-            if _is_expired(job) and not _is_deleted(job):
+            if is_expired(job) and not is_deleted(job):
                 self._api.delete(job["metadata"]["name"])
 
     def _problem(self, job: Json) -> str:
-        """Why the job's pods do not start, or how they were lost; "" if nothing is known."""
-        if _state(job).is_terminal:
+        """Why the job's pods do not start, or how they were lost; "" if nothing is known, or may be read."""
+        try:
+            return "" if job_state(job).is_terminal else self._shown_problem(job)
+        except Unreachable:
+            raise
+        except UserError:  # without these permissions the job itself can be followed
             return ""
+
+    def _shown_problem(self, job: Json) -> str:
         name, cluster = job["metadata"]["name"], job.get("status", {}).get("rayClusterName")
         pods = [*(self._api.pods(f"ray.io/cluster={cluster}") if cluster else []), *self._api.pods(f"job-name={name}")]
         if problem := next(filter(None, map(pod_problem, reversed(pods))), ""):
             return problem
         warnings = [message for one in (name, cluster) if one for message in self._api.warnings(one)]
         return " ".join(warnings[-1].split())[:300] if warnings else ""
-
-    def _info(self, job: Json, problem: str) -> JobInfo:
-        metadata, status, state = job["metadata"], job.get("status", {}), _state(job)
-        ray_times = status.get("rayJobInfo") or {}
-        return JobInfo(
-            id=metadata["name"],
-            run=metadata.get("annotations", {}).get(RUN, ""),
-            root=metadata.get("annotations", {}).get(ROOT, ""),
-            state=state,
-            reason=self._reason(job, state, problem),
-            submitted=_time(metadata["creationTimestamp"]),
-            started=_time(ray_times.get("startTime")),
-            ended=_time(status.get("endTime")) if state.is_terminal else None,
-            exit_status=_exit_status(status, state),
-        )
-
-    def _reason(self, job: Json, state: JobState, problem: str) -> str:
-        status = job.get("status", {})
-        if state is JobState.FAILED:
-            return _failure(status, self._cluster)
-        if _is_deleted(job):
-            return "is being stopped: it saves, then its cluster ends"
-        if job["spec"].get("suspend"):
-            return f"waits until the queue {self._config.queue} admits it"
-        if status.get("jobDeploymentStatus") == "Retrying":
-            return f"attempt {status.get('failed')} of {self._cluster.retries + 1} has failed; a new cluster is created"
-        if problem or state is not JobState.PENDING:
-            return problem
-        if not status.get("jobDeploymentStatus"):
-            return "KubeRay has not started it yet; its operator must be running"
-        return "waits until its Ray cluster is ready"
 
 
 class _Log:
@@ -231,60 +237,3 @@ class _Log:
                         yield f"{text}\n"
             except NotFound:  # has not started, or no longer exists
                 continue
-
-
-def _state(job: Json) -> JobState:
-    status = job.get("status", {})
-    ray = status.get("jobStatus", "")
-    match status.get("jobDeploymentStatus", ""):
-        case "Complete" if ray == "STOPPED" and _is_deleted(job):
-            return JobState.STOPPED
-        case "Complete":
-            return JobState.SUCCEEDED if ray == "SUCCEEDED" else JobState.FAILED
-        case "Failed" | "ValidationFailed":
-            return JobState.FAILED
-        case "Running" if ray in ("RUNNING", "SUCCEEDED", "FAILED", "STOPPED"):
-            return JobState.RUNNING
-    return JobState.PENDING
-
-
-def _is_deleted(job: Json) -> bool:
-    return "deletionTimestamp" in job["metadata"]
-
-
-def _is_expired(job: Json) -> bool:
-    ttl = job["metadata"].get("annotations", {}).get(TTL)
-    ended = _time(job.get("status", {}).get("endTime"))
-    if ttl is None or ended is None or not _state(job).is_terminal:
-        return False
-    return (datetime.now(UTC) - ended).total_seconds() > int(ttl)
-
-
-def _failure(status: Json, cluster: ClusterConfig) -> str:
-    """Why KubeRay has given the job up."""
-    assert cluster.kubernetes
-    if status.get("jobStatus") == "STOPPED" and status.get("jobDeploymentStatus") == "Complete":
-        return "was stopped inside its cluster, as its head does before it ends; the same command continues"
-    message = " ".join(status.get("message", "").split())[:300]
-    match status.get("reason", ""):
-        case "DeadlineExceeded":
-            return f"has taken longer than deadline_seconds ({cluster.deadline_seconds})"
-        case "PreRunningDeadlineExceeded":
-            seconds = cluster.kubernetes.pending_deadline_seconds
-            return f"its Ray cluster was not ready within kubernetes.pending_deadline_seconds ({seconds})"
-        case "AppFailed" if code := re.search(r"exit code (-?\d+)", message):
-            return f"cloze run ended with status {code[1]}; its log says why"
-    return ": ".join(filter(None, (status.get("reason"), message))) or "its reason is not known"
-
-
-def _exit_status(status: Json, state: JobState) -> int | None:
-    if state is JobState.SUCCEEDED:
-        return 0
-    code = re.search(r"exit code (-?\d+)", status.get("message", ""))
-    if state is not JobState.FAILED or not code:
-        return None
-    return int(code[1]) if int(code[1]) > 0 else 1
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None

@@ -20,7 +20,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from cloze.infra import named_runs
-from cloze.infra.job_record import JOB, JOB_CLUSTER
+from cloze.infra.job_record import JOB, JOB_CLUSTER, JOB_SUBMITTED
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.job_folder import CONFIG, check_input_files
 from cloze.infra.launch.jobs import (
@@ -31,6 +31,7 @@ from cloze.infra.launch.jobs import (
     digest_of,
     last_line,
     now,
+    submission_time,
     unknown_job,
 )
 from cloze.infra.launch.supervisor import END_FILE, PROCESS_FILE, STOP_SECONDS, arguments
@@ -179,6 +180,7 @@ class LocalJobs:
             "PYTHONUNBUFFERED": "1",  # the log shows a line when it is written
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
             JOB: job,
+            JOB_SUBMITTED: submission_time(),
             JOB_CLUSTER: cluster.name,
             **cluster.env_vars,
         }

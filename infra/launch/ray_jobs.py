@@ -12,17 +12,18 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cloze.infra.job_record import JOB
+from cloze.infra.job_record import JOB, JOB_SUBMITTED
 from cloze.infra.launch import versions
 from cloze.infra.launch.cluster_config import DEFAULT_PYTHON, ENTRYPOINT_KEYS, ClusterConfig
 from cloze.infra.launch.job_folder import CONFIG, job_environment, stage_files
 from cloze.infra.launch.jobs import (
+    LOST_SECONDS,
     JobInfo,
     JobRequest,
     JobState,
@@ -31,6 +32,7 @@ from cloze.infra.launch.jobs import (
     digest_of,
     last_line,
     now,
+    submission_time,
     unknown_job,
 )
 from cloze.infra.launch.supervisor import arguments
@@ -45,9 +47,12 @@ _PROBE_TIMEOUT = 60.0  # seconds until a node has reported its versions
 _NO_AGENT = "No available agent"  # not started yet, or its port is another Ray's: each `ray.init` takes 52365
 _EXISTS = "already exists"
 _NOT_EXECUTABLE = (126, 127)  # a shell's exit status for a command that it may not run, or does not find
-_NO_ANSWER = "(Request failed with status code )?50[234]"  # of a proxy before the cluster
+_NO_ANSWER = "(Request failed with status code )?50[0234]"  # of a proxy before the cluster, or a head that starts
+_RETRY_SECONDS = 1  # until a cluster that has not answered is asked again
 _RUN, _ROOT = "cloze_run", "cloze_root"  # keys of a job's metadata in Ray
 _FIX = "set python in the cluster's file to the interpreter of an environment with Cloze, or start Ray in one"
+
+Answer = TypeVar("Answer")
 
 
 class RayJobs:
@@ -89,14 +94,13 @@ class RayJobs:
 
     def logs(self, job: str, *, follow: bool) -> Iterator[str]:
         details = self._details(job)
-        with self._connected():
-            position = 0  # in characters
-            while follow and not details.status.is_terminal():
-                for text in self._tail(job, position):
-                    position += len(text)
-                    yield text
-                details = self._details(job)
-            yield self._client.get_job_logs(job)[position:]
+        position = 0  # in characters
+        while follow and not details.status.is_terminal():
+            for text in self._tail(job, position):
+                position += len(text)
+                yield text
+            details = self._patiently(self._details, job)
+        yield self._patiently(self._client.get_job_logs, job)[position:]
 
     def stop(self, job: str) -> None:
         if not self._details(job).status.is_terminal():
@@ -127,7 +131,8 @@ class RayJobs:
             if not is_checked:
                 self._check_versions(environment)
                 is_checked = True
-            runtime = {**environment, "env_vars": {**variables, JOB: job}, "working_dir": str(folder)}
+            of_job = {**variables, JOB: job, JOB_SUBMITTED: submission_time()}
+            runtime = {**environment, "env_vars": of_job, "working_dir": str(folder)}
             if _submit_job(self._client, job, runtime_env=runtime, **options):
                 return job, True
 
@@ -220,7 +225,7 @@ class RayJobs:
                         yield new
                     position -= len(text)
             except (OSError, RuntimeError, ClientError):
-                time.sleep(1)  # what is missing follows when the connection is back
+                time.sleep(_RETRY_SECONDS)  # what is missing follows when the connection is back
 
     def _all_jobs(self) -> list[JobInfo]:
         """The jobs that run Cloze."""
@@ -251,6 +256,18 @@ class RayJobs:
         if python == DEFAULT_PYTHON and "ray.exceptions." in message:  # raised in a worker
             python = "the Python that Ray was started with"
         return f"{python} has no module {missing[1]} on the cluster {self._cluster.name}; {_FIX}"
+
+    def _patiently(self, read: Callable[[str], Answer], job: str) -> Answer:
+        """What the cluster says about a job. Raises Unreachable after two minutes without an answer."""
+        deadline = time.monotonic() + LOST_SECONDS
+        while True:
+            try:
+                with self._connected():
+                    return read(job)
+            except Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_RETRY_SECONDS)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -327,8 +344,8 @@ def _time(milliseconds: int | None) -> datetime | None:
 
 
 def _cause(error: BaseException) -> str:
-    """The last part of a connection error's message, such as Connection refused."""
-    return str(error).rpartition("] ")[2].rstrip("'\")> ") or type(error).__name__
+    """The last part of an error's message, such as Connection refused, or of a traceback in it."""
+    return last_line(str(error)).rpartition("] ")[2].rstrip("'\")> ") or type(error).__name__
 
 
 def _log(line: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cloze.infra.job_record import JOB, JOB_SUBMITTED
 from cloze.infra.launch.cluster_config import ClusterConfig, NodeType
 from cloze.infra.launch.kubernetes_config import HeadConfig, KubernetesConfig, Toleration
 
@@ -17,6 +18,7 @@ Json = dict[str, Any]
 
 RUN = "cloze/run"  # label and annotation: the run's name
 ROOT = "cloze/root"  # annotation
+SUBMITTED = "cloze/submitted"  # annotation: JOB_SUBMITTED of its pods
 TTL = "cloze/ttl-seconds"  # annotation: from the job's end to its deletion
 DIGEST = "cloze/digest"  # label: of what is submitted; equal for all attempts
 SUBMITTER = "ray-job-submitter"  # the container that prints the job's log, by the name that KubeRay gives it
@@ -47,6 +49,7 @@ class Submission:
     entrypoint: str
     env_vars: dict[str, str]
     runtime_env: dict[str, Any]  # its working_dir is the s3:// path of the archive
+    submitted: str = ""  # when: JOB_SUBMITTED
 
 
 def job_name(run: str, digest: str, attempt: int) -> str:
@@ -82,7 +85,12 @@ def rayjob(name: str, submission: Submission, cluster: ClusterConfig) -> Json:
             "name": name,
             "namespace": kubernetes.namespace,
             "labels": labels | ({QUEUE: kubernetes.queue} if kubernetes.queue else {}),
-            "annotations": {RUN: submission.run, ROOT: submission.root, **_ttl(cluster)},
+            "annotations": {
+                RUN: submission.run,
+                ROOT: submission.root,
+                SUBMITTED: submission.submitted,
+                **_ttl(cluster),
+            },
         },
         "spec": spec,
     }
@@ -135,7 +143,8 @@ def _ray_cluster(name: str, submission: Submission, cluster: ClusterConfig, labe
     env_vars = {
         "HOME": _HOME,
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(_DRAIN_SECONDS),
-        "CLOZE_JOB": name,
+        JOB: name,
+        JOB_SUBMITTED: submission.submitted,
         **submission.env_vars,
         "RAY_JOB_STOP_WAIT_TIME_S": str(_DRAIN_SECONDS),  # a pod ends earlier than a job may elsewhere
     }

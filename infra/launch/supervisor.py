@@ -1,9 +1,11 @@
 """The process of a job: it starts `cloze run`, passes on a stop, ends it at a deadline and starts it again.
 
-    python -m cloze.infra.launch.supervisor [--folder DIR] [--deadline-seconds N] [--retries N] -- COMMAND ...
+    python -m cloze.infra.launch.supervisor [--folder DIR] [--deadline-seconds N] [--retries N] [--root ROOT] -- COMMAND
 
 A job of this machine has a folder, which receives process.json at the start and end.json at the end. On a Ray cluster
-Ray records the job, and itself sends SIGTERM to all its processes when the job is stopped.
+Ray records the job, and itself sends SIGTERM to all its processes when the job is stopped. On Kubernetes KubeRay starts
+it again after every exit status but 0: an end that may not be repeated is recorded under the root (job_record.py), and
+the exit status is then 0.
 """
 
 import argparse
@@ -26,6 +28,7 @@ PROCESS_FILE = "process.json"  # of the supervisor: pipeline/core/processes.py
 END_FILE = "end.json"  # exit_status, stopped, started and ended of each attempt
 
 STOP_SECONDS = 300  # from SIGTERM, at which a run saves, to SIGKILL
+FINAL = (0, 2, 130, 143)  # exit statuses of `cloze run` after which another attempt would end the same way
 _POLL = 0.2
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -72,11 +75,15 @@ class _Job:
 
     def may_retry(self, status: int) -> bool:
         """Whether another attempt may succeed: after a bug, a hardware fault or a kill, not after a user's error."""
-        return not self.stopped and not self.expired and status not in (0, 2, 130, 143)
+        return not self.stopped and not self.expired and status not in FINAL
 
 
-def supervise(command: Sequence[str], folder: Path | None, deadline_seconds: float, retries: int) -> int:
-    """Run the command until it succeeds or may not be repeated. Returns the last exit status."""
+def supervise(
+    command: Sequence[str], folder: Path | None, deadline_seconds: float, retries: int, root: str | None
+) -> int:
+    """Run the command until it succeeds or may not be repeated. Returns the last exit status; with a root, 0 if no
+    attempt is to follow.
+    """
     job = _Job(command, deadline_seconds, forward=folder is not None)
     if folder:
         from cloze.pipeline.core.processes import this_process  # a job on Ray does not need it
@@ -95,15 +102,22 @@ def supervise(command: Sequence[str], folder: Path | None, deadline_seconds: flo
         _log(f"the job's deadline of {deadline_seconds:g} seconds is over; the same command continues")
     if folder:
         _write(folder / END_FILE, json.dumps({"exit_status": status, "stopped": job.stopped, "attempts": attempts}))
+    if root and status in FINAL:
+        from cloze.infra.job_record import record_end
+
+        return 0 if record_end(root, status) else status
     return status
 
 
-def arguments(folder: Path | None, deadline_seconds: float | None, retries: int) -> list[str]:
+def arguments(
+    folder: Path | None = None, deadline_seconds: float | None = None, retries: int = 0, root: str | None = None
+) -> list[str]:
     """The arguments of Python that supervise the command after them."""
     options = ["-m", "cloze.infra.launch.supervisor"]
     options += ["--folder", str(folder)] if folder else []
     options += ["--deadline-seconds", str(deadline_seconds)] if deadline_seconds else []
     options += ["--retries", str(retries)] if retries else []
+    options += ["--root", root] if root else []
     return [*options, "--"]
 
 
@@ -143,9 +157,10 @@ def main() -> int:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--deadline-seconds", type=float, default=math.inf)
     parser.add_argument("--retries", type=int, default=0)
+    parser.add_argument("--root")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
-    return supervise(options.command, options.folder, options.deadline_seconds, options.retries)
+    return supervise(options.command, options.folder, options.deadline_seconds, options.retries, options.root)
 
 
 if __name__ == "__main__":

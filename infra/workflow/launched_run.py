@@ -13,7 +13,7 @@ import dagster
 
 from cloze.infra import named_runs
 from cloze.infra.estimate.record import estimate_start
-from cloze.infra.execution import ActiveRun, ExecutedStage, active_run, execute_stage, started_run
+from cloze.infra.execution import ActiveRun, ExecutedStage, active_run, execute_stage, started_run, still_forced
 from cloze.infra.explain import explain, with_causes
 from cloze.infra.interrupts import ends_soon_when_interrupted
 from cloze.infra.launch.following import JobFailed
@@ -30,7 +30,6 @@ from cloze.infra.workflow.run_settings import RunSettings
 from cloze.pipeline.core.errors import StorageError, UserError
 from cloze.pipeline.core.signals import own_ending
 
-_NEVER = "9999"
 _SECONDS_TO_EXIT = 15  # in which Dagster writes the run's last events
 _STOPPED = "cloze: stopped; what is finished is kept"
 
@@ -45,28 +44,20 @@ class StartedStages(NamedTuple):
 
 @dataclass(frozen=True)
 class StagesToRun:
-    """A run that is being executed, and its stages to execute now. `force` names those to run again if they were
-    finished before the time `finished_before`."""
+    """A run that is being executed, and its stages to execute now. `force` names those to run again, unless they were
+    since `first_attempt`."""
 
     active: ActiveRun
     stages: Sequence[Stage]
     force: Sequence[str]
-    finished_before: str = _NEVER
+    first_attempt: str | None = None
 
     def executed(self, *, wait: bool) -> Iterator[ExecutedStage]:
         """Execute the stages, one after the other."""
         for stage in self.stages:
             forced = [name for name in self.force if name == stage.name]  # looked up when its inputs are finished
-            force = bool(_still_forced(self.active.run, forced, self.finished_before))
+            force = bool(still_forced(self.active.run, forced, self.first_attempt))
             yield execute_stage(self.active, stage, force=force, wait=wait)
-
-
-def _still_forced(run: Run, force: Sequence[str], finished_before: str) -> list[str]:
-    """Those of the stages to force that an earlier attempt has not run again."""
-    if finished_before == _NEVER:
-        return list(force)
-    finished = {name: artifact.manifest.finished for name in force if (artifact := run.artifact(name))}
-    return [name for name in force if name in finished and finished[name] < finished_before]
 
 
 @contextmanager
@@ -100,7 +91,7 @@ def launched_run(
         if cluster:
             chosen = [stage for stage in run.until(until) if stage.name in selected]
             request = JobRequest(run.config, until, tuple(force))
-            after_its_end = replace(request, force=tuple(_still_forced(run, force, _first_attempt(context))))
+            after_its_end = replace(request, force=tuple(still_forced(run, force, _first_attempt(context))))
             names = [stage.name for stage in chosen]
             job = ClusterJob(context, cluster, request)
             with closing(job.stages(after_its_end, names)) as executed:
@@ -168,9 +159,9 @@ def _last(run: Run, until: str | None, selected: Collection[str]) -> str | None:
     return None if last[0] == list(run.stages)[-1] else last[0]
 
 
-def _first_attempt(context: dagster.AssetExecutionContext) -> str:
-    """When the first attempt of a run that is retried was created (UTC, as in manifests); later than all for others."""
+def _first_attempt(context: dagster.AssetExecutionContext) -> str | None:
+    """When the first attempt of a run that is retried was created (UTC, as in manifests); None for others."""
     if "dagster/retry_number" not in context.run.tags:
-        return _NEVER
+        return None
     record = context.instance.get_run_record_by_id(context.run.root_run_id or context.run.run_id)
-    return record.create_timestamp.astimezone(UTC).isoformat(timespec="seconds") if record else _NEVER
+    return record.create_timestamp.astimezone(UTC).isoformat(timespec="seconds") if record else None

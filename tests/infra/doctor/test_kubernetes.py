@@ -29,10 +29,13 @@ def test_what_the_pods_refer_to_must_exist(server: ApiServer) -> None:
         server.create(kind, {"metadata": {"name": name}})
     assert states() == {
         "KubeRay": "ok",
+        "get rayjobs": "ok",
+        "watch rayjobs": "ok",
         "create rayjobs": "ok",
         "delete rayjobs": "ok",
         "list pods": "ok",
         "get pods/log": "ok",
+        "list events": "ok",
         "secret s3": "missing",
         "secret hub": "ok",
         "service account runs": "ok",
@@ -40,10 +43,11 @@ def test_what_the_pods_refer_to_must_exist(server: ApiServer) -> None:
 
 
 def test_each_permission_that_jobs_need_is_checked(server: ApiServer) -> None:
-    server.forbidden = {("delete", "rayjobs"), ("get", "pods/log"), ("get", "secrets")}
+    needed = {("watch", "rayjobs"), ("delete", "rayjobs"), ("get", "pods/log"), ("list", "events")}
+    server.forbidden = {*needed, ("get", "secrets")}
     server.create("serviceaccounts", {"metadata": {"name": "runs"}})
     found = states()
-    assert {check for check, state in found.items() if state == "missing"} == {"delete rayjobs", "get pods/log"}
+    assert {check for check, state in found.items() if state == "missing"} == {" ".join(one) for one in needed}
     assert found["secret s3"] == found["secret hub"] == "warning"  # they may exist
 
 

@@ -52,12 +52,13 @@ def kueue_refusals(rayjob: Json) -> list[str]:
     if "kueue.x-k8s.io/queue-name" not in rayjob["metadata"].get("labels", {}):
         return []
     spec, cluster = rayjob["spec"], rayjob["spec"]["rayClusterSpec"]
-    groups = [group["groupName"] for group in cluster["workerGroupSpecs"]]
+    pod_sets = ["head", *(group["groupName"] for group in cluster["workerGroupSpecs"])]
+    pod_sets += ["submitter"] if spec["submissionMode"] == "K8sJobMode" else []
     checks = {
         "a kueue managed job should delete the cluster after finishing": not spec.get("shutdownAfterJobFinishes"),
         "a kueue managed job should not use autoscaling": cluster.get("enableInTreeAutoscaling"),
-        "a kueue managed job has at most 7 worker groups": len(groups) > 7,
-        "head is reserved for the head group": "head" in groups,
+        "a Workload has at most 8 pod sets": len(pod_sets) > 8,
+        "the names of pod sets differ": len(set(pod_sets)) < len(pod_sets),
     }
     return [message for message, refused in checks.items() if refused]
 

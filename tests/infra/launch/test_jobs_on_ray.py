@@ -110,7 +110,8 @@ def test_beside_an_expired_attempt_the_running_one_is_attached(head: str) -> Non
 @pytest.mark.campaign
 def test_a_job_starts_again_after_a_bug_and_ends_at_its_deadline(head: str) -> None:
     bug = '[ -e "$FOLDER/again" ] || { touch "$FOLDER/again"; exit 1; }\n'
-    write_cluster(head, bug + SAVES, "deadline_seconds: 10", "retries: 1")
+    notes_time = 'echo "$CLOZE_JOB_SUBMITTED" >> "$FOLDER/submitted"\n'
+    write_cluster(head, notes_time + bug + SAVES, "deadline_seconds: 10", "retries: 1")
     out, err = ended(cloze("submit", str(QUICKSTART)), 143)
     assert out.splitlines()[-4:] == [
         "cloze: the run ended with exit status 1; attempt 2 of 2 starts",
@@ -118,6 +119,8 @@ def test_a_job_starts_again_after_a_bug_and_ends_at_its_deadline(head: str) -> N
         "cloze: the job's deadline of 10 seconds is reached; the run saves and ends",
         "cloze: the job's deadline of 10 seconds is over; the same command continues",
     ]
+    first, second = Path("submitted").read_text().splitlines()
+    assert first == second != ""
     job = err.split()[-1]
     [info] = [one for one in listed() if one["id"] == job]
     assert (info["state"], info["exit_status"]) == ("failed", 143)

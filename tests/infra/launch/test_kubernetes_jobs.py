@@ -1,5 +1,10 @@
 import json
+import math
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +22,7 @@ from cloze.infra.launch.jobs import JobInfo, JobRequest, JobState, Unreachable
 from cloze.infra.launch.kubernetes_jobs import KubernetesJobs
 from cloze.infra.launch.pod_problems import pod_problem
 from cloze.infra.launch.rayjob import Submission
+from cloze.infra.launch.supervisor import arguments, supervise
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load
 from cloze.pipeline.core.errors import UserError
@@ -56,7 +62,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> JobRequest:
     """A run whose archive is on this machine's disk: these tests need no S3."""
     submission = Submission(
         run="quickstart",
-        root="s3://bucket/runs",
+        root=f"{tmp_path}/runs",
         digest="0123456789ab",
         entrypoint="python -m cloze.infra.cli run run.yaml",
         env_vars={},
@@ -73,7 +79,7 @@ def test_a_submitted_run_is_a_rayjob_and_its_archive_is_stored_first(
     assert jobs.submit(prepared) == (JOB, True)
     assert (tmp_path / "job.zip").read_bytes() == b"zip"
     [info] = jobs.jobs()
-    assert (info.id, info.run, info.root, info.state) == (JOB, "quickstart", "s3://bucket/runs", JobState.PENDING)
+    assert (info.id, info.run, info.root, info.state) == (JOB, "quickstart", f"{tmp_path}/runs", JobState.PENDING)
     assert info.submitted and info.submitted.utcoffset() is not None
     assert jobs.info(JOB).reason == "KubeRay has not started it yet; its operator must be running"
 
@@ -90,6 +96,20 @@ def test_submitted_again_it_attaches_until_the_job_has_ended_or_is_being_stopped
     assert jobs.submit(prepared) == (f"{JOB[:-1]}2", True)
     api.set_status(f"{JOB[:-1]}2", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
     assert jobs.submit(prepared) == (f"{JOB[:-1]}3", True)
+
+
+def test_the_pods_of_all_attempts_know_when_the_job_was_submitted(api: ApiServer, prepared: JobRequest) -> None:
+    def submitted(job: str) -> str:
+        cluster = api.get("rayjobs", job)["spec"]["rayClusterSpec"]
+        [container] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+        return {one["name"]: one["value"] for one in container["env"]}["CLOZE_JOB_SUBMITTED"]
+
+    jobs = backend()
+    first, _ = jobs.submit(prepared)
+    time_of_first = submitted(first)
+    jobs.stop(first)
+    second, _ = jobs.submit(prepared)
+    assert time_of_first and submitted(second) > time_of_first
 
 
 def test_of_two_submissions_at_the_same_moment_one_attaches(api: ApiServer, prepared: JobRequest) -> None:
@@ -253,6 +273,20 @@ def test_a_pending_job_names_the_problem_of_its_pods_or_the_last_warning(api: Ap
     assert jobs.info(JOB).reason == "pod ray-1-gpu has no machine: Unschedulable: 0/3 nodes are available"
 
 
+def test_a_pending_job_is_followed_also_by_who_may_not_read_events(api: ApiServer, prepared: JobRequest) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    api.forbidden = {("list", "events")}
+    assert jobs.info(JOB).reason == "KubeRay has not started it yet; its operator must be running"
+    following = follow(jobs)
+    while not any("watch=" in one for one in api.requests):
+        time.sleep(0.02)
+    running(api)
+    api.print("submitter-1", "done")
+    succeed(api)
+    assert (following.end(), following.error) == ("done\n", None)
+
+
 # Logs
 
 
@@ -395,6 +429,19 @@ def test_waiting_for_a_job_outlasts_an_api_server_that_is_away_for_a_while(
         commands._wait(jobs, JOB)
 
 
+def test_waiting_asks_less_often_while_a_job_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = list[float]()
+
+    def info(_jobs: KubernetesJobs, job: str) -> JobInfo:
+        return JobInfo(job, "r", "s3://b", JobState.RUNNING if sum(pauses) < 600 else JobState.SUCCEEDED)
+
+    monkeypatch.setattr(KubernetesJobs, "__init__", lambda _: None)
+    monkeypatch.setattr(KubernetesJobs, "info", info)
+    monkeypatch.setattr(commands.time, "sleep", pauses.append)
+    assert commands._wait(KubernetesJobs(), JOB).state is JobState.SUCCEEDED  # pyright: ignore[reportCallIssue]
+    assert (pauses[0], max(pauses)) == (1, 10) and len(pauses) < 80
+
+
 # The end
 
 
@@ -450,6 +497,124 @@ def test_a_job_that_is_deleted_right_after_its_end_has_succeeded(api: ApiServer,
     api.end_log("submitter-1")
     following.end()
     assert (jobs.info(JOB).state, jobs.info(JOB).exit_status) == (JobState.SUCCEEDED, 0)
+
+
+def head_variables(api: ApiServer) -> dict[str, str]:
+    cluster = api.get("rayjobs", JOB)["spec"]["rayClusterSpec"]
+    [container] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    return {one["name"]: one["value"] for one in container["env"]}
+
+
+def supervised(api: ApiServer, script: str, root: str) -> int:
+    """The exit status of the job's supervisor in the head's pod, where the script runs in place of `cloze run`."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in head_variables(api).items():
+            patch.setenv(name, value)
+        try:
+            return supervise(["sh", "-c", script], None, math.inf, 0, root)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("ends", "reported"),
+    [("exit 2", 0), ("exit 130", 0), ("kill -TERM $$", 0), ("exit 1", 1), ("kill -KILL $$", 137), ("exit 0", 0)],
+)
+def test_an_end_that_may_not_be_repeated_is_a_success_for_kuberay_and_a_failure_for_cloze(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path, ends: str, reported: int
+) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    assert supervised(api, ends, f"{tmp_path}/runs") == reported
+    if reported:
+        return
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    status = {"exit 2": 2, "exit 130": 130, "kill -TERM $$": 143, "exit 0": 0}[ends]
+    reason = f"cloze run ended with status {status}; its log says why" if status else ""
+    state = JobState.FAILED if status else JobState.SUCCEEDED
+    for info in (jobs.info(JOB), *jobs.jobs()):
+        assert (info.state, info.exit_status, info.reason) == (state, status, reason)
+    assert commands._exit_status(commands._wait(jobs, JOB)) == status
+
+
+def test_a_stopped_job_that_ray_takes_for_a_success_was_stopped(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path
+) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    running(api)
+    jobs.stop(JOB)
+    supervised(api, "exit 143", f"{tmp_path}/runs")
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert jobs.info(JOB).state is JobState.STOPPED
+
+
+def test_an_end_that_cannot_be_recorded_is_reported_to_kuberay(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path
+) -> None:
+    backend().submit(prepared)
+    (tmp_path / "file").write_text("")
+    assert supervised(api, "exit 2", f"{tmp_path}/file") == 2
+
+
+def test_the_supervisor_of_the_entrypoint_records_the_end(api: ApiServer, prepared: JobRequest, tmp_path: Path) -> None:
+    backend().submit(prepared)
+    command = [sys.executable, *arguments(root=f"{tmp_path}/runs"), "sh", "-c", "exit 2"]
+    env = {**os.environ, **head_variables(api), "PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == 0
+    assert json.loads((tmp_path / f"runs/jobs/{JOB}.json").read_text())["exit_status"] == 2
+
+
+def test_the_record_of_an_earlier_job_of_the_same_name_is_not_that_of_the_job(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path
+) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    supervised(api, "exit 2", f"{tmp_path}/runs")
+    jobs.stop(JOB)
+    api.remove("rayjobs", JOB)
+    assert jobs.submit(prepared) == (JOB, True)
+    api.set_status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert jobs.info(JOB).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("ends", "state", "status"),
+    [("exit 0", JobState.SUCCEEDED, 0), ("exit 2", JobState.FAILED, 2), ("exit 143", JobState.STOPPED, None)],
+)
+def test_a_job_that_ended_and_was_deleted_unseen_is_as_it_has_recorded(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path, ends: str, state: JobState, status: int | None
+) -> None:
+    jobs = backend()
+    jobs.submit(prepared)
+    running(api)
+    assert jobs.info(JOB).state is JobState.RUNNING
+    supervised(api, ends, f"{tmp_path}/runs")
+    api.remove("rayjobs", JOB)
+    assert (jobs.info(JOB).state, jobs.info(JOB).exit_status) == (state, status)
+
+
+@pytest.mark.parametrize(
+    ("ends", "exit_status"), [("exit 0", 0), ("exit 2", 2), ("exit 143", 130), ("kill -KILL $$", None)]
+)
+def test_who_waits_for_a_job_that_was_deleted_earlier_gets_its_end_where_the_clusters_file_names_the_root(
+    api: ApiServer, prepared: JobRequest, tmp_path: Path, ends: str, exit_status: int | None
+) -> None:
+    backend().submit(prepared)
+    supervised(api, ends, f"{tmp_path}/runs")
+    api.remove("rayjobs", JOB)
+    later = backend(f"overrides=[root={tmp_path}/runs]")
+    if exit_status is None:  # it has recorded nothing
+        with pytest.raises(UserError, match=f"^{JOB}: is not a job of the namespace"):
+            later.info(JOB)
+    else:
+        info = commands._wait(later, JOB)
+        assert (commands._exit_status(info), info.run, info.root) == (exit_status, "quickstart", f"{tmp_path}/runs")
+        assert info.submitted and info.submitted.utcoffset() is not None
+    with pytest.raises(UserError, match=f"^{JOB}: is not a job of the namespace"):
+        backend().info(JOB)
 
 
 def test_stopping_a_job_that_has_ended_does_nothing(api: ApiServer, prepared: JobRequest) -> None:

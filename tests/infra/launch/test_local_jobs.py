@@ -92,6 +92,17 @@ def test_a_job_runs_with_its_configuration_and_knows_its_id(jobs_of: Jobs) -> No
     assert load(RunConfig, config).pretrain == request("pretrain.seed=7").config.pretrain
 
 
+def test_all_attempts_of_a_job_know_when_it_was_submitted_and_another_job_was_at_another_time(jobs_of: Jobs) -> None:
+    jobs, times = jobs_of("echo $CLOZE_JOB_SUBMITTED >> times; exit 1", retries=1), []
+    for _ in range(2):
+        job, _ = jobs.submit(request())
+        ended(jobs, job)
+        times.append(Path("times").read_text().split())
+        Path("times").unlink()
+    assert [len(set(one)) for one in times] == [1, 1] and [len(one) for one in times] == [2, 2]
+    assert times[0] != times[1]
+
+
 def test_of_two_submissions_at_once_one_attaches(jobs_of: Jobs) -> None:
     jobs = jobs_of(SAVES)
     with ThreadPoolExecutor(2) as pool:

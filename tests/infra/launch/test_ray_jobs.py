@@ -159,6 +159,8 @@ def test_rays_own_keys_are_passed_through_and_its_variables_merged() -> None:
         ),
         ("address: http://a:1\npip: [six]\nruntime_env: {pip: [six]}\n", "pip and runtime_env.pip name packages twice"),
         ("address: http://a:1\npython: p\nruntime_env: {uv: [six]}\n", "python selects an environment and uv creates"),
+        ("address: http://a:1\nruntime_env: {env_vars: {THREADS: 4}}\n", "env_vars.THREADS: 4 is not text; quote it"),
+        ("address: http://a:1\nruntime_env: {env_vars: null}\n", "runtime_env.env_vars: give a mapping of names to"),
         ("entrypoint_num_cpus: 1\n", "entrypoint_num_cpus requires a Ray cluster; give its address"),
     ],
 )
@@ -166,6 +168,22 @@ def test_keys_that_contradict_each_other_are_an_error(lines: str, message: str) 
     Path("cluster.yaml").write_text(f"name: a\n{lines}")
     with pytest.raises(UserError, match=message):
         load(ClusterConfig, "cluster.yaml")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"pip": 3}, r"runtime_env\['pip'\] must be of type str or List\[str\], got <class 'int'>; correct"),
+        ({"pip": ["six"], "uv": ["six"]}, r"cannot be specified at the same time\. specified pip field: .*; correct"),
+        ({"pip": "none.txt"}, r"none\.txt.*; correct runtime_env in the cluster's file$"),
+    ],
+)
+def test_a_runtime_environment_that_ray_refuses_is_an_error_of_one_line(
+    environment: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"^runtime_env: .*{message}") as error:
+        job_folder.job_environment(REMOTE.model_copy(update={"runtime_env": environment}))
+    assert "\n" not in str(error.value)
 
 
 def test_vocabularies_and_a_splitter_are_uploaded_when_their_stages_are_run() -> None:
@@ -354,6 +372,51 @@ def test_a_cluster_that_does_not_answer_is_told_from_what_is_no_ray_cluster(monk
     for error, cause in ((proxy_answers, "503"), (error_of(jobs.info, "job"), "Connection refused")):
         assert type(error) is Unreachable
         assert re.match(rf"c\.yaml: lost the cluster at {address} \(.*{cause}.*\); the same command", str(error))
+
+
+@contextmanager
+def restarting_dashboard(answers: list[tuple[int, str]]) -> Iterator[str]:
+    """The address of a cluster with one job, which answers in turn, the last answer again and again, when asked about
+    it; it has no connection that follows the log."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = 200, '{"ray_version": "2.60.0"}'
+            if self.path.endswith("/logs"):
+                body = '{"logs": "all of the log\\n"}'
+            elif self.path.endswith("/tail"):
+                status = 404
+            elif self.path != "/api/version":
+                status, body = answers.pop(0) if len(answers) > 1 else answers[0]
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def test_a_log_is_followed_over_a_restart_of_the_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_jobs, "_RETRY_SECONDS", 0.01)
+    runs, done = (
+        (200, json.dumps({"type": "SUBMISSION", "status": status, "entrypoint": "e"}))
+        for status in ("RUNNING", "SUCCEEDED")
+    )
+    starts = (500, "Traceback (most recent call last):\n  File ...\nRpcError: the head has not started")
+    with restarting_dashboard([runs, starts, (503, ""), runs, starts, done]) as address:
+        assert "".join(connected(address).logs("job", follow=True)) == "all of the log\n"
+    monkeypatch.setattr(ray_jobs, "LOST_SECONDS", 0.1)
+    with restarting_dashboard([runs, starts]) as address, pytest.raises(Unreachable) as error:
+        list(connected(address).logs("job", follow=True))
+    assert "(RpcError: the head has not started" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_job_that_a_signal_has_killed_has_the_exit_status_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

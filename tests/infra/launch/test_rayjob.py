@@ -1,7 +1,11 @@
 import copy
 import itertools
+import os
 import re
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import yaml
 
 from cloze.infra.launch.cluster_config import ClusterConfig
 from cloze.infra.launch.jobs import JobRequest
-from cloze.infra.launch.kubernetes_jobs import prepare, render
+from cloze.infra.launch.kubernetes_jobs import _archive, prepare, render
 from cloze.infra.launch.rayjob import Submission, as_yaml, job_name, rayjob
 from cloze.infra.run_config import RunConfig
 from cloze.pipeline.core.config import load, parse
@@ -120,8 +124,11 @@ def test_what_kuberay_refuses_is_noticed(message: str) -> None:
     [
         lambda job: job["spec"].update(shutdownAfterJobFinishes=False),
         lambda job: job["spec"]["rayClusterSpec"].update(enableInTreeAutoscaling=True),
-        lambda job: job["spec"]["rayClusterSpec"].update(workerGroupSpecs=[group(job)] * 8),
+        lambda job: job["spec"]["rayClusterSpec"].update(
+            workerGroupSpecs=[{**group(job), "groupName": f"cpu-{number}"} for number in range(7)]
+        ),
         lambda job: group(job).update(groupName="head"),
+        lambda job: group(job).update(groupName="submitter"),
     ],
 )
 def test_what_kueue_refuses_is_noticed(change: Callable[[dict[str, Any]], object]) -> None:
@@ -243,6 +250,16 @@ def parsed(text: str) -> ClusterConfig:
     return parse(ClusterConfig, f"name: k\n{text}".encode(), "c.yaml")
 
 
+def queued(*names: str) -> str:
+    kinds = ", ".join(f"{{name: {name}, cpus: 4, memory_gb: 16, min_nodes: 1}}" for name in names)
+    return f"node_types: [{kinds}]\nkubernetes: {{image: 'c:1', queue: team}}\n"
+
+
+def test_as_many_types_of_machines_as_kueue_admits_are_accepted() -> None:
+    job = rayjob("a-1", SUBMISSION, parsed(queued(*(f"cpu-{number}" for number in range(6)))))
+    assert kueue_refusals(job) == []
+
+
 TYPES = "node_types: [{name: cpu, cpus: 4, memory_gb: 16, max_nodes: 2}]\n"
 
 
@@ -258,6 +275,8 @@ TYPES = "node_types: [{name: cpu, cpus: 4, memory_gb: 16, max_nodes: 2}]\n"
         (f"{TYPES}kubernetes: {{image: 'c:1'}}\nentrypoint_num_cpus: 2\n", "the driver has the whole head"),
         (f"{TYPES}kubernetes: {{image: 'c:1', queue: team}}\n", "set min_nodes of cpu to its max_nodes"),
         (f"{TYPES.replace('cpu,', 'head,')}kubernetes: {{image: 'c:1'}}\n", "none the name head"),
+        (queued("cpu", "submitter"), "none the name head or submitter"),
+        (queued(*(f"cpu-{number}" for number in range(7))), "Kueue admits jobs with at most 6 types"),
     ],
 )
 def test_a_wrong_cluster_file_is_an_error_of_one_line(text: str, message: str) -> None:
@@ -287,9 +306,6 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_archive_has_the_configuration_the_local_files_and_on_request_the_code(tmp_path: Path) -> None:
-    import zipfile
-    from io import BytesIO
-
     for code in ("image", "upload"):
         submission, archive = prepare(request(until="vocab"), cluster(f"kubernetes.code={code}"))
         names = zipfile.ZipFile(BytesIO(archive)).namelist()
@@ -297,8 +313,16 @@ def test_the_archive_has_the_configuration_the_local_files_and_on_request_the_co
         assert any(name.startswith("job/sources/") for name in names)
         assert ("job/cloze/infra/cli.py" in names) == (code == "upload")
         assert ("CLOZE_GIT_COMMIT" in submission.env_vars) == (code == "upload")
-        assert submission.entrypoint == "python -m cloze.infra.cli run run.yaml --until vocab"
+        supervisor = "python -m cloze.infra.launch.supervisor --root s3://bucket/runs --"
+        assert submission.entrypoint == f"{supervisor} python -m cloze.infra.cli run run.yaml --until vocab"
         assert submission.runtime_env["working_dir"] == f"s3://bucket/runs/jobs/quickstart-{submission.digest}.zip"
+
+
+def test_a_file_with_a_time_before_1980_can_be_sent(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("name: a")
+    os.utime(tmp_path / "run.yaml", (0, 0))
+    archive, _ = _archive(tmp_path)
+    assert zipfile.ZipFile(BytesIO(archive)).read("job/run.yaml") == b"name: a"
 
 
 def test_the_digest_is_that_of_the_run_its_files_and_its_cluster() -> None:
@@ -319,7 +343,9 @@ def test_render_prints_what_is_submitted_and_a_local_root_is_refused() -> None:
     text = render(request(), cluster())
     assert text.startswith("# Before it creates this object, cloze submit writes s3://bucket/runs/jobs/quickstart-")
     submission, _ = prepare(request(), cluster())
-    assert yaml.safe_load(text) == rayjob(job_name("quickstart", submission.digest, 1), submission, cluster())
+    name, printed = job_name("quickstart", submission.digest, 1), yaml.safe_load(text)
+    submitted = printed["metadata"]["annotations"]["cloze/submitted"]
+    assert submitted and printed == rayjob(name, replace(submission, submitted=submitted), cluster())
     with pytest.raises(
         UserError, match="root: runs is a folder of this machine, which the cluster kubernetes cannot"
     ) as error:
