@@ -122,7 +122,7 @@ def test_all_checks_pass_from_packed_wheels_in_an_environment_like_the_bare_mach
 ) -> None:
     dry = f"--device cpu --tiny --parts {','.join(map(str, parts))} --minutes 1:9,2:9,3:9"
     command = ["make", "gpu", f"GPU_PYTHON={bare_environment()}", f"OUT={tmp_path}", f"ARGS={dry}"]
-    hidden = {"PYTHONPATH", "VIRTUAL_ENV", "DS_ACCELERATOR"}
+    hidden = {"PYTHONPATH", "VIRTUAL_ENV", "DS_ACCELERATOR", "MAKELEVEL", "MAKEFLAGS"}  # make prints more inside make
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     kit = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     printed = kit.stdout
