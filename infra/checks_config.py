@@ -9,8 +9,8 @@ class ChecksConfig(Config):
     """Limits for the output of a finished stage. A run stops at a stage that exceeds one, with exit status 2.
 
     null switches a check off. "The last run" is the last run of this name that passed all its checks: outputs are
-    compared with it while the settings are the same. Losses and scores are compared with the best
-    promoted model.
+    compared with it while the settings are the same. Losses and scores are compared with the best promoted
+    model.
     """
 
     max_decrease: float | None = Field(default=0.1, ge=0, le=1)

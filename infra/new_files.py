@@ -34,9 +34,9 @@ def unfinished_folder(found: Mapping[str, FileStamp]) -> Location | None:
 
 
 def just_changed(found: Mapping[str, FileStamp], seconds: float) -> Location | None:
-    """The file that was changed last, if that is less than so many seconds ago."""
-    uri = max(found, key=lambda uri: found[uri].changed, default="")
-    return Location(uri) if uri and abs(time.time() - found[uri].changed) < seconds else None
+    """A file that was changed less than so many seconds ago."""
+    now = time.time()
+    return next((Location(uri) for uri, stamp in found.items() if abs(now - stamp.changed) < seconds), None)
 
 
 def _patterns(run: Run) -> Iterator[str]:

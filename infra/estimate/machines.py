@@ -33,9 +33,9 @@ class Machines(NamedTuple):
 
     def data_nodes(self) -> tuple[list[int], int]:
         """How many machines of each kind a data stage uses, and the CPUs."""
-        left = sum(self.kinds[number].cpus * self.kinds[number].max_nodes for number in self.without_gpus)
+        most = sum(self.kinds[number].cpus * self.kinds[number].max_nodes for number in self.without_gpus)
         always = sum(self.kinds[number].cpus * self.kinds[number].min_nodes for number in self.without_gpus)
-        cpus = left if self.max_cpus is None else max(always, min(left, self.max_cpus))
+        cpus = most if self.max_cpus is None else max(always, min(most, self.max_cpus))
         return self._nodes_for(cpus, {number: self.kinds[number].cpus for number in self.without_gpus}), cpus
 
     def training_nodes(self, placement: Placement) -> list[int]:

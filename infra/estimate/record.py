@@ -30,7 +30,8 @@ def estimate_start(run: Run, until: str | None, force: Sequence[str]) -> None:
         if found is None:
             continue
         stored.pop(one.stage.name, None)
-        is_new = one.action == "run" and one.output and found.seconds is not None
+        is_known = found.seconds is not None or found.disk_bytes is not None
+        is_new = one.action == "run" and one.output and is_known
         if is_new and one.output:
             seconds = None if belongs_to_cluster() else found.seconds
             stored[one.stage.name] = {**found.plain, "seconds": seconds, "fingerprint": one.output.fingerprint}

@@ -128,7 +128,7 @@ class KubernetesJobs:
 
     def jobs(self) -> list[JobInfo]:
         jobs = sorted(self._api.rayjobs(DIGEST), key=lambda job: job["metadata"]["creationTimestamp"], reverse=True)
-        return [self._listed(job) for job in jobs if not is_expired(job)]
+        return [self._read(job) for job in jobs if not is_expired(job)]
 
     def info(self, job: str) -> JobInfo:
         """As the job is, or, if it has been deleted, as it has ended.
@@ -143,7 +143,7 @@ class KubernetesJobs:
             if info := forgotten_info(job, self._cluster):
                 return info
             raise
-        return recorded_info(found, self._cluster, self._problem(found))
+        return self._read(found, self._problem(found))
 
     def logs(self, job: str, *, follow: bool) -> Iterator[str]:
         """The log of each attempt's submitter, which follows the log of the Ray job. Reports why a job is pending."""
@@ -186,12 +186,12 @@ class KubernetesJobs:
             place = f"the namespace {self._config.namespace} of {self._cluster.name} (a stopped one is deleted)"
             raise UnknownJob(str(unknown_job(job, names, place))) from None
 
-    def _listed(self, job: Json) -> JobInfo:
-        """The job in a list: of a root that cannot be read here, as KubeRay has it."""
+    def _read(self, job: Json, problem: str = "") -> JobInfo:
+        """The job as it is; as KubeRay has it, if its root cannot be read here."""
         try:
-            return recorded_info(job, self._cluster)
+            return recorded_info(job, self._cluster, problem)
         except (OSError, UserError):
-            return job_info(job, self._cluster)
+            return job_info(job, self._cluster, problem)
 
     def _delete_expired(self, jobs: list[Json]) -> None:
         """Delete those that ended longer ago than the ttl_seconds with which they were submitted."""

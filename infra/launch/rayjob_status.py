@@ -53,10 +53,10 @@ def vanished_info(job: Json, cluster: ClusterConfig) -> JobInfo:
 
 
 def forgotten_info(job: str, cluster: ClusterConfig) -> JobInfo | None:
-    """A job that no longer exists, as recorded under the root that the cluster's file names; None without a record."""
+    """A job that no longer exists, as recorded under the root that the cluster's file names; None if its end is not."""
     roots = [value for key, _, value in (override.partition("=") for override in cluster.overrides) if key == "root"]
     record = read_record(job_file(Location(roots[-1]), job)) if roots else None
-    if record is None:
+    if record is None or record.ended is None:
         return None
     info = JobInfo(job, job.rsplit("-", 2)[0], roots[-1], JobState.RUNNING, submitted=_time(record.submitted))
     return _at_end(info, record.exit_status)

@@ -54,10 +54,11 @@ def whole_files(configured: ConfiguredRun) -> Iterator[dagster.RunRequest | dags
     seconds = configured.config.schedule.watch_seconds
     try:
         found = new_files.stamps(Run(configured.config))
+        folder = new_files.unfinished_folder(found)
     except (UserError, OSError):  # the run ends with that line, which is reported; or its cluster can read the files
         yield dagster.RunRequest()
         return
-    if folder := new_files.unfinished_folder(found):
+    if folder:
         yield dagster.SkipReason(f"{folder}: is not whole yet")
     elif file := new_files.just_changed(found, seconds):
         yield dagster.SkipReason(f"{file}: was changed less than {seconds} s ago (schedule.watch_seconds)")

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from cloze.pipeline.core import conditional_writes
 from cloze.pipeline.core.config import Config
+from cloze.pipeline.core.errors import TemporaryStorageError
 from cloze.pipeline.core.processes import Process
 from cloze.pipeline.core.retries import not_repeated
 from cloze.pipeline.core.storage import Location
@@ -78,15 +79,24 @@ class S3LeaseFile:
     def claim(self, owner: Owner, over: Held | None) -> bool:
         """Become the owner, if there still is none, or `over`. Raises Unsupported.
 
-        Raises TemporaryStorageError when S3 does not answer the first request of a takeover: a later one would compete
-        with the next heartbeat of an owner that had no answers either.
+        A takeover is one request: a later one would compete with the next heartbeat of an owner that had no answers
+        either. If it has no answer, it has failed unless it took effect.
         """
-        with not_repeated() if over else nullcontext():
-            etag = conditional_writes.put(self._file, _json(owner), over and over.version)
-        if etag is None:
-            return False
-        time.sleep(_SETTLE_SECONDS)
-        return self._is_own(owner)
+        try:
+            with not_repeated() if over else nullcontext():
+                if conditional_writes.put(self._file, _json(owner), over and over.version) is None:
+                    return False
+        except TemporaryStorageError:
+            if over is None:
+                raise
+            self.await_writes()
+        try:
+            time.sleep(_SETTLE_SECONDS)
+            return self._is_own(owner)
+        except BaseException:
+            with suppress(OSError):
+                self.release(owner)
+            raise
 
     def await_writes(self) -> None:
         """Return when S3 answers a write. Raises StorageError."""

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cloze.pipeline.core.conditional_writes import Unsupported, replace
-from cloze.pipeline.core.errors import TemporaryStorageError, UserError
+from cloze.pipeline.core.errors import UserError
 from cloze.pipeline.core.lease_files import Held, LeaseFile, Owner, WorkDone, lease_file
 from cloze.pipeline.core.processes import has_ended, this_process
 from cloze.pipeline.core.retries import not_repeated_after
@@ -172,8 +172,6 @@ def _wait_and_claim(artifact: Location, file: LeaseFile, on_wait: Callable[[Owne
         except Unsupported:
             _report_unsupported(artifact)
             return None
-        except TemporaryStorageError:  # the owner may have had no answers either
-            file.await_writes()
         time.sleep(_POLL / 10)  # another run was faster
 
 
@@ -230,15 +228,13 @@ def _heartbeats(
         try:
             with not_repeated_after(failed):
                 if not file.renew(owner.model_copy(update={"heartbeat": count, "progress": lease.progress})):
-                    lease.check()
+                    lease.check()  # passes if the other has withdrawn its claim, or the renewal had no answer
         except LeaseLost as lost:
             found.append(lost)
             if interruptible and not failed.is_set():  # hold_lease turns this KeyboardInterrupt into LeaseLost
                 interrupt_with(Ending(f"cloze: {lost}", 2), signal.SIGINT)
             return False
-        return (
-            True  # if it was not renewed, the other has withdrawn its claim, or the lease was renewed without an answer
-        )
+        return True
 
     return send
 

@@ -143,7 +143,7 @@ def test_the_card_lists_sources_settings_and_metrics(run):
     assert table["enwiki"] == ["wikipedia", "en", "CC BY-SA 4.0", "3", "9", "1"]
     assert table["novels"] == ["books", "unknown", "public domain in the USA", "1", "3", "0"]
     assert "[CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/). Files: enwiki|excerpt.xml.bz2." in card
-    assert table["pretrain.phases.1.steps"] == ["40"]
+    assert table["pretrain.phases.1.steps"] == ["100"]
     assert table["pretrain.optimizer.learning_rate"] == ["0.002"]
     assert table["examples.masked_lm_prob"] == ["0.15"]
     assert "pretrain.micro_batch_size" not in table  # it does not change the result

@@ -278,8 +278,9 @@ def test_a_pending_job_is_followed_also_by_who_may_not_read_events(api: ApiServe
     jobs.submit(prepared)
     api.forbidden = {("list", "events")}
     assert jobs.info(JOB).reason == "KubeRay has not started it yet; its operator must be running"
-    following = follow(jobs)
+    following, deadline = follow(jobs), time.monotonic() + 60
     while not any("watch=" in one for one in api.requests):
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     running(api)
     api.print("submitter-1", "done")
@@ -336,8 +337,9 @@ def test_a_log_is_followed_from_pending_to_the_end(
 ) -> None:
     jobs = backend()
     jobs.submit(prepared)
-    following = follow(jobs)
+    following, deadline = follow(jobs), time.monotonic() + 60
     while not any("watch=" in one for one in api.requests):
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     running(api)
     api.print("submitter-1", "extract  done", "dedup  dönë")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cloze.pipeline.core import conditional_writes, leases, processes
+from cloze.pipeline.core import conditional_writes, lease_files, leases, processes
 from cloze.pipeline.core.errors import UserError
-from cloze.pipeline.core.lease_files import Held, Owner, WorkDone, lease_file
+from cloze.pipeline.core.lease_files import DiskLeaseFile, Held, Owner, WorkDone, lease_file
 from cloze.pipeline.core.leases import ArtifactInUse, LeaseLost, hold_lease, owner_of, refuse_to_wait
 from cloze.pipeline.core.output import Output
 from cloze.pipeline.core.processes import Process, has_ended, this_process
@@ -33,6 +33,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "_TIMEOUT", 0.5)
     monkeypatch.setattr(leases, "_HEARTBEAT", 0.1)
     monkeypatch.setattr(leases, "_POLL", 0.05)
+    monkeypatch.setattr(lease_files, "_SETTLE_SECONDS", 0.02)
 
 
 def claimed(artifact: Location, process: Process = ELSEWHERE, over: Held | None = None) -> Owner:
@@ -201,6 +202,7 @@ def test_a_heartbeat_that_is_late_after_an_interrupt_finds_no_lost_lease(
     artifact: Location, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second Ctrl-C does not wait for it."""
+    threads = threading.active_count()
     kind, beats, released = type(lease_file(artifact)), threading.Event(), threading.Event()
     real = kind.renew
 
@@ -217,7 +219,7 @@ def test_a_heartbeat_that_is_late_after_an_interrupt_finds_no_lost_lease(
         threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
         raise KeyboardInterrupt
     released.set()
-    time.sleep(0.5)
+    wait_until(lambda: threading.active_count() <= threads)
     assert own_ending() is None and artifact.files() == []
 
 
@@ -360,15 +362,11 @@ def test_a_run_that_is_suspended_while_it_takes_over_leaves_the_lease_of_a_later
 def test_a_file_that_a_cached_listing_still_names_is_asked_for_with_pauses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    end, listings = time.monotonic() + 0.5, list[float]()
-
-    def listdir(_: Path) -> list[str]:
-        listings.append(time.monotonic())
-        return ["lease-1.json"] if listings[-1] < end else []
-
-    monkeypatch.setattr(os, "listdir", listdir)
+    listings = iter([["lease-1.json"]] * 4)
+    monkeypatch.setattr(DiskLeaseFile, "_numbers", lambda _: [1] if next(listings, None) else [])
+    started = time.monotonic()
     assert lease_file(Location(str(tmp_path))).read() is None
-    assert 2 < len(listings) < 20
+    assert time.monotonic() - started > 4 * 0.04
 
 
 def test_a_damaged_lease_is_taken_over_after_the_usual_time(artifact: Location, impatient: None) -> None:

@@ -38,8 +38,9 @@ def test_an_owner_is_not_replaced_while_s3_answers_no_writes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither its heartbeats nor the other's claim have an effect: the first to repeat its request would win."""
-    monkeypatch.setenv(retries.SETTING, "20")
+    monkeypatch.setenv(retries.SETTING, "60")
     monkeypatch.setattr(retries, "_LONGEST_DELAY", 0.1)
+    monkeypatch.setattr(leases, "_TIMEOUT", 3.0)
     artifact, seen = Location(f"{s3_bucket}/storm-{time.monotonic_ns()}"), list[Owner]()
     with no_wait(artifact) as lease:
         assert lease
@@ -47,12 +48,12 @@ def test_an_owner_is_not_replaced_while_s3_answers_no_writes(
         waiting.start()
         wait_until(lambda: bool(seen))
         proxy.faults.append(Fault("503", times=float("inf"), methods="PUT"))
-        time.sleep(2.5)
+        time.sleep(5)
         assert claims == [lease.token]
         proxy.faults.clear()
         time.sleep(1)
         lease.check()
-    waiting.join(10)
+    waiting.join(60)
     assert len(claims) == 2 and artifact.files() == []
 
 
@@ -76,6 +77,7 @@ def test_heartbeats_are_sent_while_the_store_is_probed(
     s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "_supported", {})
+    monkeypatch.setattr(retries, "_LONGEST_DELAY", 0.1)
     artifact = Location(f"{s3_bucket}/probed-{time.monotonic_ns()}")
     proxy.faults.append(Fault("503", times=float("inf"), path="lease.json-", methods="PUT"))
     waiting = threading.Thread(target=enter, args=(artifact, []))
@@ -107,7 +109,7 @@ def test_a_lost_lease_is_named_though_s3_fails_after_the_interrupt(
 def test_work_that_fails_as_s3_does_ends_without_further_waits_for_s3(
     s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "2")
+    monkeypatch.setenv("CLOZE_S3_RETRY_SECONDS", "4")
     artifact, failed = Location(f"{s3_bucket}/failing-{time.monotonic_ns()}"), list[float]()
     with pytest.raises(StorageError, match=r"a: writing failed for \d s"), no_wait(artifact):
         proxy.faults.append(Fault("503", times=float("inf")))
@@ -115,7 +117,7 @@ def test_work_that_fails_as_s3_does_ends_without_further_waits_for_s3(
             (artifact / "a").write_bytes(b"")
         finally:
             failed.append(time.monotonic())
-    assert time.monotonic() - failed[0] < 1.5
+    assert time.monotonic() - failed[0] < 3.5, "less than one more patience"
 
 
 def test_a_claim_that_is_overwritten_by_another_at_once_is_refused(

@@ -39,8 +39,10 @@ class Regression:
         with warnings.catch_warnings(record=True) as found:  # the report says so
             warnings.simplefilter("always", ConvergenceWarning)
             model.fit(vectors, targets)
-        failed = any(issubclass(warning.category, ConvergenceWarning) for warning in found)
-        return cls(model, labels, label_count, converged=not failed)
+        others = [warning for warning in found if not issubclass(warning.category, ConvergenceWarning)]
+        for warning in others:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return cls(model, labels, label_count, converged=len(others) == len(found))
 
     def probabilities(self, vectors: Vectors, row_lengths: Ints | None = None) -> Probabilities:
         """[units, dimension] -> [units, labels]; 0 for a label that train does not have. Rows mean nothing to it."""
