@@ -3,7 +3,7 @@
 A loss or gradient norm that is not finite is bad. After the warmup, so is a value far above those of the last hundred
 steps: more than `factor` robust standard deviations above their median. A robust standard deviation is 1.4826 times the
 median absolute deviation, which equals the standard deviation for a Gaussian and is not affected by outliers. Losses of
-random batches scatter like a Gaussian: in the quickstart's 640 steps none is three deviations above the median, while
+random batches scatter like a Gaussian: in 640 steps of a quickstart none is three deviations above the median, while
 the loss jumps by many times that when training diverges.
 
 Gradient norms vary by factors, so their logarithms are compared. Clipping makes most large gradients harmless, so a
