@@ -178,10 +178,10 @@ def stopped(kit: Kit) -> Figures:
 
 
 def after(folder: Path, steps: int, act: Callable[[], None]) -> None:
-    """Call `act` in a thread once a training in the folder has begun so many steps; not after a minute."""
+    """Call `act` in a thread once a training in the folder has begun so many steps; not after five minutes."""
 
     def wait() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             with suppress(OSError):
                 if len((folder / "batches.jsonl").read_text().splitlines()) > steps:
