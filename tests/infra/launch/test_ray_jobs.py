@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -321,26 +321,38 @@ def test_an_unreachable_cluster_is_an_error_of_one_line() -> None:
     )
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers without a line on stderr."""
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 @contextmanager
-def answering(status: int, body: bytes) -> Iterator[str]:
-    """The address of a server that answers so to a request for Ray's version, and to others with status 503."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status if self.path == "/api/version" else 503)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+def serving(handler: type[Handler]) -> Iterator[str]:
+    """The address of a server with this handler."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
+
+
+def answering(status: int, body: bytes) -> AbstractContextManager[str]:
+    """The address of a server that answers so to a request for Ray's version, and to others with status 503."""
+
+    class Version(Handler):
+        def do_GET(self) -> None:
+            self.answer(status if self.path == "/api/version" else 503, body)
+
+    return serving(Version)
 
 
 def connected(address: str) -> ray_jobs.RayJobs:
@@ -374,12 +386,11 @@ def test_a_cluster_that_does_not_answer_is_told_from_what_is_no_ray_cluster(monk
         assert re.match(rf"c\.yaml: lost the cluster at {address} \(.*{cause}.*\); the same command", str(error))
 
 
-@contextmanager
-def restarting_dashboard(answers: list[tuple[int, str]]) -> Iterator[str]:
+def restarting_dashboard(answers: list[tuple[int, str]]) -> AbstractContextManager[str]:
     """The address of a cluster with one job, which answers in turn, the last answer again and again, when asked about
     it; it has no connection that follows the log."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Dashboard(Handler):
         def do_GET(self) -> None:
             status, body = 200, '{"ray_version": "2.60.0"}'
             if self.path.endswith("/logs"):
@@ -388,20 +399,9 @@ def restarting_dashboard(answers: list[tuple[int, str]]) -> Iterator[str]:
                 status = 404
             elif self.path != "/api/version":
                 status, body = answers.pop(0) if len(answers) > 1 else answers[0]
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
+            self.answer(status, body.encode())
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
+    return serving(Dashboard)
 
 
 def test_a_log_is_followed_over_a_restart_of_the_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,8 +235,12 @@ def test_a_claim_that_is_withdrawn_interrupts_nothing(
         return len(beats) > 1
 
     monkeypatch.setattr(kind, "renew", renew)
-    with no_wait(artifact):
+    clear_own_ending()
+    with no_wait(artifact) as lease:
         wait_until(lambda: len(beats) > 2)
+        assert lease
+        lease.check()
+    assert own_ending() is None and artifact.files() == []
 
 
 def test_a_record_that_another_run_writes_between_check_and_write_is_not_replaced(
